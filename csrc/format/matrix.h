@@ -1,0 +1,48 @@
+// MatrixView: a borrowed, read-only compressed weight w[n,k] in any canonical format.
+#pragma once
+
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace tamis {
+
+enum class Format : uint8_t { bitmap = 0, csr = 1, nm = 2, block = 3 };
+
+constexpr const char* name_of(Format f) {
+  switch (f) {
+    case Format::bitmap: return "bitmap";
+    case Format::csr: return "csr";
+    case Format::nm: return "nm";
+    case Format::block: return "block";
+  }
+  return "?";
+}
+
+// Plain struct of pointers into caller-owned arrays of exactly the stated lengths: nothing may be
+// read outside them (files are mapped, so there is no padding to rely on). Each format's header
+// says which fields it uses; the others are null or zero. All arrays are aligned to their element.
+struct MatrixView {
+  Format format = Format::bitmap;
+  int64_t rows = 0;  // n, output features
+  int64_t cols = 0;  // k, input features
+
+  DType dtype = DType::f32;      // of values
+  const void* values = nullptr;  // [nnz], kept values; explicit zeros are allowed
+  int64_t nnz = 0;               // stored values (block: including zeros inside blocks)
+
+  const uint64_t* mask = nullptr;        // bitmap, nm: [rows, words(cols)]; bit j of word w = column 64w+j
+  const int64_t* row_offsets = nullptr;  // bitmap, csr: [rows+1]; block: [rows/block_rows+1], in blocks
+  const int32_t* col_indices = nullptr;  // csr: [nnz] ascending in a row; block: [blocks], block column
+
+  int32_t keep = 0, of = 0;                  // nm: `keep` kept of every `of` consecutive columns
+  int32_t block_rows = 0, block_cols = 0;    // block: r x c
+
+  const float* scales = nullptr;  // i8 only: [rows, groups(cols)], w = scale * code
+  int64_t group_size = 0;         // i8 only: columns that share a scale; cols = one scale per row
+};
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t mask_words(int64_t cols) { return ceil_div(cols, 64); }
+
+}  // namespace tamis

@@ -1,0 +1,62 @@
+// spmm: y[m,n] = sum_k x[m,k] * w[n,k] + bias[n], w compressed.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/isa.h"
+#include "base/status.h"
+#include "format/matrix.h"
+
+namespace tamis {
+
+// x: [m, k] row-major, x_stride elements between rows; y: [m, n], y_stride likewise.
+// x, y and bias share x_dtype (f32, f16 or bf16); products accumulate in f32.
+// Exactly k elements of each x row are read. y must not overlap x.
+struct SpmmArgs {
+  MatrixView w;
+  DType x_dtype = DType::f32;
+  int64_t m = 0;
+  const void* x = nullptr;
+  int64_t x_stride = 0;
+  const void* bias = nullptr;  // [n] or null
+  void* y = nullptr;
+  int64_t y_stride = 0;
+};
+
+// Computes output rows [row_begin, row_end) of w for all m tokens. Bounds are multiples of the
+// row's tile_n, except row_end == rows.
+using SpmmKernel = void (*)(const SpmmArgs&, int64_t row_begin, int64_t row_end);
+
+// One line of kernels.def.
+struct SpmmRow {
+  const char* name;  // spmm_<format>_<w dtype>_<x dtype>_<isa>
+  Format format;
+  DType w_dtype, x_dtype;
+  IsaBits isa;       // all of these must be present
+  int32_t tile_m;    // tokens per pass over the weights
+  int32_t tile_n;    // rows per step; work is split at multiples of it
+  SpmmKernel run;
+};
+
+// What the choice depends on.
+struct SpmmDesc {
+  Format format;
+  DType w_dtype, x_dtype;
+  int64_t m, n, k, nnz;
+  int32_t block_rows = 1, block_cols = 1;
+};
+
+// All kernels, best first within a format and dtype.
+std::span<const SpmmRow> spmm_kernels();
+
+// First row that fits; null if none. Pure: the AVX-512 choice can be asked for on any host.
+const SpmmRow* choose_spmm(const SpmmDesc& desc, IsaBits isa);
+
+// Checks the arguments, chooses for this host and runs on the pool. Allocates nothing.
+Status spmm(const SpmmArgs& args);
+
+// Double-accumulating reference, no dispatch: y (f64) [m, n].
+Status spmm_reference(const SpmmArgs& args, double* y);
+
+}  // namespace tamis
