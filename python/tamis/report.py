@@ -1,12 +1,13 @@
-"""What was done to each layer and what it brought: one Report for every call, as text, JSON or HTML."""
+"""What was done to each layer and what it brought: one Report for every call."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -76,7 +77,7 @@ class Variant:
 
 @dataclass
 class Report:
-    """Layers, totals and host of one call.
+    """Layers, totals and host of one call; `str(report)` is the table that `print` writes.
 
     Attributes:
         title: One line saying what was done.
@@ -84,6 +85,7 @@ class Report:
         metrics: Totals by name; a name ending in `_ms`, `_s` or `_bytes` carries its unit.
         host: Versions, instruction set, threads, seed.
         variants: Whole models compared with each other, the reference first.
+        parts: One report per variant, where a call made several.
     """
 
     title: str
@@ -91,3 +93,124 @@ class Report:
     metrics: dict[str, float | int | str] = field(default_factory=dict)
     host: dict[str, str] = field(default_factory=dict)
     variants: list[Variant] = field(default_factory=list)
+    parts: list[Report] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of all layers listed."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the same layers stored dense."""
+        return sum(layer.dense_nbytes for layer in self.layers)
+
+    def print(self, file: TextIO | None = None, *, full: bool = False) -> None:
+        """Writes the table; layers alike but for their index share a row unless `full`."""
+        print(self.text(full=full), file=file or sys.stdout)  # noqa: T201
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, full: bool = False) -> str:
+        """The table as text: title, variants, layers, totals, host."""
+        from tamis.report_text import text
+
+        return text(self, full=full)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `to_json` writes them."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Writes the report as JSON.
+
+        Raises:
+            TamisFileError: The file cannot be written.
+        """
+        _write(Path(path), json.dumps(self.to_dict(), indent=1) + "\n", "Report.to_json")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Report:
+        """The report that `to_dict` turned into plain values.
+
+        Raises:
+            TamisValueError: The values are not a report of this schema version.
+        """
+        version = data.get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise TamisValueError(
+                f"Report.from_dict: schema_version: got {version}, wanted {SCHEMA_VERSION}; "
+                "read it with the tamis that wrote it."
+            )
+        try:
+            return cls(
+                title=data["title"],
+                layers=[
+                    LayerReport(**{**layer, "shape": tuple(layer["shape"])})
+                    for layer in data.get("layers", [])
+                ],
+                metrics=dict(data.get("metrics", {})),
+                host=dict(data.get("host", {})),
+                variants=[Variant(**variant) for variant in data.get("variants", [])],
+                parts=[cls.from_dict(part) for part in data.get("parts", [])],
+            )
+        except (KeyError, TypeError) as error:
+            raise TamisValueError(
+                f"Report.from_dict: data: got {error}, wanted the fields of a tamis report; "
+                "pass what Report.to_json wrote."
+            ) from error
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes one self-contained page: comparison, charts as inline SVG, tables.
+
+        Raises:
+            TamisFileError: The file cannot be written.
+        """
+        from tamis.report_html import page
+
+        _write(Path(path), page(self), "Report.to_html")
+
+
+def host_facts(**extra: object) -> dict[str, str]:
+    """What a figure depends on: versions, CPU, instruction set, threads, plus `extra` (seed=0)."""
+    facts = {"tamis": _version("tamis"), "python": platform.python_version()}
+    for package in ("numpy", "torch", "transformers"):
+        if package in sys.modules:
+            facts[package] = _version(package)
+    facts["cpu"] = _cpu_name()
+    try:
+        from tamis import _C
+
+        facts["isa"] = str(_C.isa()["active"])
+        facts["threads"] = str(_C.num_threads())
+    except ImportError:
+        facts["isa"] = "none (the compiled part is missing)"
+    return facts | {key: str(value) for key, value in extra.items()}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1) if found else platform.machine()
+
+
+def _write(path: Path, text: str, caller: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise TamisFileError(
+            f"{caller}: path: got {path} ({error.strerror}), wanted a file that can be written; "
+            "choose another folder."
+        ) from error
