@@ -1,0 +1,90 @@
+"""tamis: weight sparsity as memory and time, on the machine in front of you.
+
+Importing this package imports neither torch nor NumPy; every public name is loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tamis import nn
+    from tamis.errors import (
+        TamisError,
+        TamisFileError,
+        TamisTypeError,
+        TamisUnsupported,
+        TamisValueError,
+    )
+    from tamis.info import info, kernels
+    from tamis.io import convert, export, load, save
+    from tamis.layout import Layout
+    from tamis.report import LayerReport, Report
+    from tamis.rewrite import dense_, explain, optimize_, sparsify_
+    from tamis.tensor.compress import compress
+    from tamis.tensor.matrix import SparseMatrix
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LayerReport": "report",
+    "Layout": "layout",
+    "Report": "report",
+    "SparseMatrix": "tensor.matrix",
+    "TamisError": "errors",
+    "TamisFileError": "errors",
+    "TamisTypeError": "errors",
+    "TamisUnsupported": "errors",
+    "TamisValueError": "errors",
+    "compress": "tensor.compress",
+    "convert": "io",
+    "dense_": "rewrite",
+    "explain": "rewrite",
+    "export": "io",
+    "info": "info",
+    "kernels": "info",
+    "load": "io",
+    "optimize_": "rewrite",
+    "save": "io",
+    "sparsify_": "rewrite",
+}
+_MODULES = ("hf", "method", "nn")
+
+__all__ = [
+    "LayerReport",
+    "Layout",
+    "Report",
+    "SparseMatrix",
+    "TamisError",
+    "TamisFileError",
+    "TamisTypeError",
+    "TamisUnsupported",
+    "TamisValueError",
+    "compress",
+    "convert",
+    "dense_",
+    "explain",
+    "export",
+    "info",
+    "kernels",
+    "load",
+    "nn",
+    "optimize_",
+    "save",
+    "sparsify_",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"tamis.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'tamis' has no attribute {name!r}")
+    value = getattr(import_module(f"tamis.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -1,0 +1,26 @@
+"""What tamis raises: each class also is the builtin that people catch.
+
+A message is one sentence: ``function: argument: got X, wanted Y; fix.``
+"""
+
+from __future__ import annotations
+
+
+class TamisError(RuntimeError):
+    """Anything tamis raises on purpose."""
+
+
+class TamisValueError(TamisError, ValueError):
+    """A shape, range or value that the caller can correct."""
+
+
+class TamisTypeError(TamisError, TypeError):
+    """A type, dtype or device that the caller can correct."""
+
+
+class TamisUnsupported(TamisError, NotImplementedError):
+    """The request is sound, but nothing here computes it; the message lists what exists."""
+
+
+class TamisFileError(TamisError, OSError):
+    """A file that is missing, unreadable, damaged or from another version."""

@@ -1,0 +1,1 @@
+"""One file per operator: checks, torch registration, fake version, autograd."""

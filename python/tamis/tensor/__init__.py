@@ -1,0 +1,1 @@
+"""One handle over the compressed formats, NumPy or torch inside."""
