@@ -11,6 +11,19 @@ from tamis.report import LayerReport, Report, Variant
 
 T = TypeVar("T")
 
+_FACTS: list[tuple[str, Callable[[LayerReport], str]]] = [
+    ("layer", lambda a: a.name),
+    ("shape", lambda a: f"{a.shape[0]} x {a.shape[1]}"),
+    ("sparsity", lambda a: percent(a.sparsity)),
+    ("format", lambda a: a.format),
+    ("MB", lambda a: f"{a.nbytes / 1e6:.2f}"),
+    ("of dense", lambda a: percent(a.nbytes / a.dense_nbytes) if a.dense_nbytes else ""),
+    ("ms predicted", lambda a: _plain(a.predicted_ms)),
+    ("measured", lambda a: _plain(a.measured_ms)),
+    ("dense", lambda a: _plain(a.dense_ms)),
+    ("memory limit", lambda a: percent(a.memory_limit)),
+]
+
 
 def text(report: Report, *, full: bool = False) -> str:
     """The report as text: title, variants, layers, totals, parts, host."""
@@ -18,10 +31,10 @@ def text(report: Report, *, full: bool = False) -> str:
     if report.variants:
         blocks.append(table(variant_rows(report.variants)))
     if report.layers:
-        blocks.append(table(layer_rows(report.layers if full else collapse(report.layers))))
+        blocks.append(table(layer_rows(report.layers)) if full else _brief(report.layers))
         blocks.append(totals(report))
     if report.metrics:
-        blocks.append("\n".join(f"{key}: {number(v)}" for key, v in report.metrics.items()))
+        blocks.append("\n".join(f"{label(k)}: {number(v)}" for k, v in report.metrics.items()))
     blocks += [text(part, full=full) for part in report.parts]
     if report.host:
         blocks.append(", ".join(f"{key} {value}" for key, value in report.host.items()))
@@ -69,20 +82,22 @@ def _merge(group: list[LayerReport]) -> LayerReport:
 def layer_rows(layers: Sequence[LayerReport]) -> list[list[str]]:
     """Header and cells of the layer table; a column that no layer fills is left out."""
     columns: list[tuple[str, Callable[[LayerReport], str]]] = [
-        ("layer", lambda a: a.name),
-        ("shape", lambda a: f"{a.shape[0]} x {a.shape[1]}"),
-        ("sparsity", lambda a: percent(a.sparsity)),
-        ("format", lambda a: a.format),
-        ("bytes", lambda a: megabytes(a.nbytes)),
-        ("of dense", lambda a: percent(a.nbytes / a.dense_nbytes) if a.dense_nbytes else ""),
+        *_FACTS,
         ("kernel", lambda a: a.kernel),
-        ("predicted", lambda a: milliseconds(a.predicted_ms)),
-        ("measured", lambda a: milliseconds(a.measured_ms)),
-        ("dense", lambda a: milliseconds(a.dense_ms)),
-        ("memory limit", lambda a: percent(a.memory_limit)),
         ("reason", lambda a: a.reason),
     ]
     return _rows(columns, layers)
+
+
+def _brief(layers: Sequence[LayerReport]) -> str:
+    """The collapsed table for a terminal: kernels and reasons, which are long, stand below it."""
+    merged = collapse(layers)
+    notes = {(a.kernel, a.reason): "" for a in merged if a.kernel or a.reason}
+    for i, key in enumerate(notes):
+        notes[key] = f"({i + 1})"
+    rows = _rows([*_FACTS, ("note", lambda a: notes.get((a.kernel, a.reason), ""))], merged)
+    below = [f"{mark} {': '.join(filter(None, key))}" for key, mark in notes.items()]
+    return "\n".join([table(rows), *below])
 
 
 def variant_rows(variants: Sequence[Variant]) -> list[list[str]]:
@@ -137,10 +152,19 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(rows[0]), "  ".join("-" * w for w in widths), *map(line, rows[1:])])
 
 
+def label(key: str) -> str:
+    """A metric's name as words."""
+    return key.replace("_", " ")
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
 def megabytes(nbytes: int | None) -> str:
     """`269.1 MB` (10^6 bytes), `12.3 kB` below 100 kB; empty for None."""
-    if nbytes is None:
-        return ""
+    if not nbytes:
+        return "" if nbytes is None else "0"
     return f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.1f} kB"
 
 
@@ -151,7 +175,9 @@ def percent(share: float | None) -> str:
 
 def milliseconds(value: float | None) -> str:
     """`0.123 ms`, three digits after the point below 10; empty for None."""
-    return "" if value is None else f"{value:.3f} ms" if value < 10 else f"{value:.1f} ms"
+    if not value:
+        return "" if value is None else "0"
+    return f"{_plain(value)} ms"
 
 
 def number(value: float | int | str) -> str:
