@@ -24,8 +24,8 @@ struct SpmmArgs {
   int64_t y_stride = 0;
 };
 
-// Computes output rows [row_begin, row_end) of w for all m tokens. Bounds are multiples of the
-// row's tile_n, except row_end == rows.
+// Computes output rows [row_begin, row_end) of w for all m tokens. Bounds are multiples of
+// row_step(), except row_end == rows.
 using SpmmKernel = void (*)(const SpmmArgs&, int64_t row_begin, int64_t row_end);
 
 // One line of kernels.def.
@@ -33,9 +33,9 @@ struct SpmmRow {
   const char* name;  // spmm_<format>_<w dtype>_<x dtype>_<isa>
   Format format;
   DType w_dtype, x_dtype;
-  IsaBits isa;       // all of these must be present
-  int32_t tile_m;    // tokens per pass over the weights
-  int32_t tile_n;    // rows per step; work is split at multiples of it
+  IsaBits isa;     // all of these must be present
+  int32_t tile_m;  // tokens that share one expansion of the weights
+  int32_t tile_n;  // rows in flight
   SpmmKernel run;
 };
 
@@ -47,11 +47,22 @@ struct SpmmDesc {
   int32_t block_rows = 1, block_cols = 1;
 };
 
+SpmmDesc describe(const SpmmArgs& args);
+
+// Rows per unit of work: the kernel's tile, or the height of a block.
+constexpr int64_t row_step(const SpmmRow& row, const MatrixView& w) {
+  return w.format == Format::block ? w.block_rows : row.tile_n;
+}
+
 // All kernels, best first within a format and dtype.
 std::span<const SpmmRow> spmm_kernels();
 
 // First row that fits; null if none. Pure: the AVX-512 choice can be asked for on any host.
 const SpmmRow* choose_spmm(const SpmmDesc& desc, IsaBits isa);
+
+// Tokens above which unpacking w to dense and calling a dense product is expected to be faster than
+// the chosen kernel; INT64_MAX if never. From the per-ISA constants in dense_above.cc.
+int64_t spmm_dense_above(const SpmmDesc& desc, IsaBits isa);
 
 // Checks the arguments, chooses for this host and runs on the pool. Allocates nothing.
 Status spmm(const SpmmArgs& args);

@@ -1,0 +1,11 @@
+// Declares every kernel of kernels.def.
+#pragma once
+
+#include "ops/spmm/spmm.h"
+
+namespace tamis {
+#define TAMIS_SPMM(format, w, x, isa, tile_m, tile_n) \
+  void spmm_##format##_##w##_##x##_##isa(const SpmmArgs&, int64_t row_begin, int64_t row_end);
+#include "ops/spmm/kernels.def"
+#undef TAMIS_SPMM
+}  // namespace tamis

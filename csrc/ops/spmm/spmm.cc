@@ -1,0 +1,132 @@
+// spmm: choice of a kernel and its run on the threads of this process.
+#include "ops/spmm/spmm.h"
+
+#include <algorithm>
+
+#include "base/parallel.h"
+#include "ops/spmm/check.h"
+#include "ops/spmm/kernels.h"
+
+namespace tamis {
+namespace {
+
+constexpr SpmmRow kKernels[] = {
+#define TAMIS_SPMM(format, w, x, level, tile_m, tile_n) \
+  {"spmm_" #format "_" #w "_" #x "_" #level,            \
+   Format::format,                                      \
+   DType::w,                                            \
+   DType::x,                                            \
+   isa::level,                                          \
+   tile_m,                                              \
+   tile_n,                                              \
+   &spmm_##format##_##w##_##x##_##level},
+#include "ops/spmm/kernels.def"
+#undef TAMIS_SPMM
+};
+
+// Bytes of w that are worth a second thread; see bench/RESULTS.md, fork cost.
+constexpr int64_t kBytesPerThread = 32 * 1024;
+
+int64_t row_bytes(const MatrixView& w) {
+  switch (w.format) {
+    case Format::bitmap:
+      return mask_words(w.cols) * 8 + 8;
+    case Format::nm:
+      return mask_words(w.cols) * 8 + w.cols / w.of * w.keep * size_of(w.dtype);
+    case Format::csr:
+      return 8;
+    case Format::block:
+      return 0;
+  }
+  return 0;
+}
+
+// Stored bytes of rows [0, row); monotone in row.
+int64_t bytes_before(const MatrixView& w, int64_t row) {
+  int64_t values = 0;
+  if (w.format == Format::bitmap) values = w.row_offsets[row] * size_of(w.dtype);
+  if (w.format == Format::csr) values = w.row_offsets[row] * (size_of(w.dtype) + 4);
+  if (w.format == Format::block) {
+    const int64_t area = int64_t{w.block_rows} * w.block_cols;
+    values = w.row_offsets[row / w.block_rows] * (area * size_of(w.dtype) + 4);
+  }
+  return row * row_bytes(w) + values;
+}
+
+// First row, at a multiple of `step`, with at least part/parts of all bytes before it.
+int64_t split(const MatrixView& w, int64_t step, int part, int parts) {
+  if (part == 0) return 0;
+  if (part == parts) return w.rows;
+  const double goal = static_cast<double>(bytes_before(w, w.rows)) * part / parts;
+  int64_t low = 0, high = ceil_div(w.rows, step);
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (static_cast<double>(bytes_before(w, std::min(middle * step, w.rows))) < goal) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return std::min(low * step, w.rows);
+}
+
+}  // namespace
+
+std::span<const SpmmRow> spmm_kernels() {
+  return kKernels;
+}
+
+SpmmDesc describe(const SpmmArgs& a) {
+  return {.format = a.w.format,
+          .w_dtype = a.w.dtype,
+          .x_dtype = a.x_dtype,
+          .m = a.m,
+          .n = a.w.rows,
+          .k = a.w.cols,
+          .nnz = a.w.nnz,
+          .block_rows = a.w.block_rows,
+          .block_cols = a.w.block_cols};
+}
+
+const SpmmRow* choose_spmm(const SpmmDesc& desc, IsaBits isa) {
+  for (const SpmmRow& row : kKernels) {
+    if (row.format == desc.format && row.w_dtype == desc.w_dtype && row.x_dtype == desc.x_dtype &&
+        (row.isa & isa) == row.isa) {
+      return &row;
+    }
+  }
+  return nullptr;
+}
+
+Status spmm(const SpmmArgs& a) {
+  TAMIS_RETURN_IF_ERROR(check_spmm(a));
+  if (isa_request_error()) {
+    return error(Code::no_kernel,
+                 "spmm: TAMIS_ISA: got '%.40s', wanted scalar, avx2, avx512, avx512vbmi2 or "
+                 "avx512bf16",
+                 isa_request_error());
+  }
+  const SpmmRow* row = choose_spmm(describe(a), active_isa());
+  if (!row) {
+    return error(Code::no_kernel, "spmm: no %s kernel takes %s weights and %s activations",
+                 name_of(a.w.format), name_of(a.w.dtype), name_of(a.x_dtype));
+  }
+  if (a.m == 0 || a.w.rows == 0) return {};
+
+  const int64_t step = row_step(*row, a.w);
+  const int64_t work = bytes_before(a.w, a.w.rows) * a.m;
+  const int64_t useful = std::min(work / kBytesPerThread, ceil_div(a.w.rows, step));
+  const int threads = static_cast<int>(std::min<int64_t>(num_threads(), useful));
+  if (threads <= 1) {
+    row->run(a, 0, a.w.rows);
+    return {};
+  }
+  parallel(threads, [&](int thread, int count) {
+    const int64_t begin = split(a.w, step, thread, count);
+    const int64_t end = split(a.w, step, thread + 1, count);
+    if (begin < end) row->run(a, begin, end);
+  });
+  return {};
+}
+
+}  // namespace tamis
