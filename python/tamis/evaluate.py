@@ -65,6 +65,22 @@ def perplexity(
     return math.exp(total / count) if total / count < 700 else math.inf
 
 
+def token_windows(tokenizer: Any, text: str, *, length: int, count: int) -> list[list[int]]:
+    """The first `count` windows of `length` token ids, non-overlapping, for calibration.
+
+    Raises:
+        TamisValueError: The text has less than one window.
+    """
+    ids = _token_ids(tokenizer, text, length * count).tolist()
+    windows = [ids[i * length : (i + 1) * length] for i in range(min(count, len(ids) // length))]
+    if not windows:
+        raise TamisValueError(
+            f"token_windows: text: got {len(ids)} tokens, wanted at least {length}; "
+            "pass a longer text or a smaller length."
+        )
+    return windows
+
+
 @dataclass(frozen=True)
 class DecodeSpeed:
     """Greedy decoding of one sequence: median time a token, and what came out."""

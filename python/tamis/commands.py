@@ -1,0 +1,238 @@
+"""What each command of the command line does; `cli` has read and checked the arguments."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tamis.errors import TamisFileError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from tamis.report import Report
+
+
+def info(a: Namespace) -> None:
+    """Host, threads, backends and kernels."""
+    import tamis
+
+    facts, kernels = tamis.info(), tamis.kernels()
+    if a.json:
+        _print_json({**facts, "kernels": kernels})
+        return
+    for key, value in facts.items():
+        print(f"{key}: {value}")
+    ours = [k for k in kernels if k["runs_here"]]
+    print(f"kernels: {len(ours)} of {len(kernels)} run here")
+    for kernel in kernels:
+        print(f"  {'*' if kernel['runs_here'] else ' '} {kernel['name']}")
+
+
+def demo(a: Namespace) -> None:
+    """The whole path on a packaged model."""
+    from tamis.demo import Settings, demo
+
+    _quiet()
+    settings = Settings(
+        model=a.model,
+        out=Path(a.out),
+        calibration=a.data,
+        text=a.text,
+        samples=a.samples,
+        max_length=a.max_length,
+        window=a.window,
+        windows=a.windows,
+        threads=a.threads,
+        new_tokens=a.tokens,
+        prompt=a.prompt,
+    )
+    _show(demo(settings), a)
+
+
+def prune(a: Namespace) -> None:
+    """Prunes a model and saves it compressed."""
+    import tamis
+    from tamis.corpus import default_text
+    from tamis.evaluate import token_windows
+    from tamis.source import find_model, open_model
+
+    find_model(a.model)  # the cheap refusals first
+    _check_out(a.out, a.force)
+    source, text = default_text("calibrate", a.data)
+    _quiet()
+    opened = open_model(a.model, dtype=a.dtype)
+    report = tamis.sparsify_(
+        opened.model,
+        a.method,
+        sparsity=a.sparsity,
+        pattern=a.pattern,
+        data=token_windows(opened.tokenizer, text, length=a.max_length, count=a.samples),
+        targets=a.targets,
+        ignore=tuple(a.ignore),
+        format=a.format,
+        allocate=a.allocate,
+        max_length=a.max_length,
+        seed=a.seed,
+    )
+    report.metrics["calibrated_on"] = source
+    tamis.save(opened.model, a.out, overwrite=a.force)
+    opened.tokenizer.save_pretrained(a.out)
+    _show(report, a)
+
+
+def bench(a: Namespace) -> None:
+    """Decode speed of models that take turns; the first named is the reference."""
+    from tamis.evaluate import decode_speed
+    from tamis.report import Report, Variant, host_facts
+    from tamis.source import open_model
+
+    _quiet()
+    names = [*([a.dense] if a.dense else []), *a.models]
+    opened = {name: open_model(name, dtype=a.dtype) for name in names}
+    first = opened[names[0]]
+    ids = first.tokenizer(a.prompt)["input_ids"]
+    with _Bar("decode") as step:
+        speeds = decode_speed(
+            {name: each.model for name, each in opened.items()},
+            ids,
+            new_tokens=a.tokens,
+            threads=a.threads,
+            progress=step,
+        )
+    slowest = speeds[names[0]].seconds_per_token
+    variants = [
+        Variant(
+            name=name,
+            tokens_per_s=speed.tokens_per_s,
+            speed=slowest / speed.seconds_per_token,
+            nbytes=_weight_bytes(opened[name].path),
+        )
+        for name, speed in speeds.items()
+    ]
+    _show(
+        Report(
+            f"Greedy decoding, one sequence, {a.tokens} tokens each, taking turns",
+            variants=variants,
+            host=host_facts(decode_threads=a.threads),
+        ),
+        a,
+    )
+
+
+def eval(a: Namespace) -> None:
+    """Perplexity, and with a prompt a text and the peak memory."""
+    from tamis.corpus import default_text
+    from tamis.evaluate import generate_text, peak_rss, perplexity
+    from tamis.report import Report, host_facts
+    from tamis.source import find_model, open_model
+
+    find_model(a.model)
+    source, text = default_text("evaluate", a.text)
+    _quiet()
+    opened = open_model(a.model, dtype=a.dtype)
+    metrics: dict[str, float | int | str] = {}
+    if a.generate:
+        metrics["text"] = generate_text(opened.model, opened.tokenizer, a.generate, a.tokens)
+        metrics["peak_rss_bytes"] = peak_rss()  # before the wide products of the perplexity
+    if a.windows:
+        with _Bar("perplexity") as step:
+            metrics["perplexity"] = perplexity(
+                opened.model,
+                opened.tokenizer,
+                text,
+                window=a.window,
+                windows=a.windows,
+                progress=step,
+            )
+        metrics["perplexity_text"] = f"{source}, {a.windows} windows of {a.window} tokens"
+    _show(Report(f"Evaluation of {a.model}", metrics=metrics, host=host_facts()), a)
+
+
+def explain(a: Namespace) -> None:
+    """Per layer: what it is, what it costs and why."""
+    import tamis
+    from tamis.source import open_model
+
+    _quiet()
+    _show(tamis.explain(open_model(a.model, dtype=a.dtype).model), a)
+
+
+def convert(a: Namespace) -> None:
+    """A tamis folder to dense, or a legacy sparse folder to tamis."""
+    import tamis
+    from tamis.source import find_model, is_compressed, open_model
+
+    path = find_model(a.source)
+    _quiet()
+    if is_compressed(path):
+        opened = open_model(a.source)
+        tamis.export(opened.model, a.out, format="dense")
+        opened.tokenizer.save_pretrained(a.out)
+    else:
+        tamis.convert(path, a.out)
+    print(f"wrote {a.out}")
+
+
+def _show(report: Report, a: Namespace) -> None:
+    """Writes the report where asked: a file by its ending, JSON or a table on stdout."""
+    if getattr(a, "report", None):
+        write = report.to_json if a.report.endswith(".json") else report.to_html
+        write(a.report)
+    if a.json:
+        _print_json(report.to_dict())
+    else:
+        report.print(full=a.full)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1, default=str))
+
+
+def _check_out(out: str, force: bool) -> None:
+    path = Path(out)
+    if path.exists() and not path.is_dir():
+        raise TamisFileError(f"prune: --out: got the file {out}, wanted a folder; name another.")
+    if path.is_dir() and any(path.iterdir()) and not force:
+        raise TamisFileError(
+            f"prune: --out: got {out}, which is not empty, wanted a new folder; "
+            "name another or pass --force."
+        )
+
+
+def _weight_bytes(path: Path) -> int:
+    files = [path] if path.is_file() else path.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)
+
+
+def _quiet() -> None:
+    """Keeps transformers' bars and advice out of our output; this process is ours."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        from transformers.utils import logging as transformers_logging
+    except ImportError:
+        return
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+class _Bar:
+    """A tqdm bar as a callback (done, total); off when stderr is not a terminal."""
+
+    def __init__(self, title: str) -> None:
+        from tqdm.auto import tqdm
+
+        self.bar: Any = tqdm(desc=title, disable=None, leave=False)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
