@@ -39,6 +39,7 @@ struct PackSizes {
   int64_t values = 0, mask = 0, row_offsets = 0, col_indices = 0, scales = 0;
 };
 
+// Extents are at most 2^31 - 1. w and keep must not change between the two calls.
 // nm: fails if a group of `of` columns does not keep exactly `keep`, or cols % of != 0 (with a null
 // keep mask a group with fewer nonzeros is filled up with its lowest-indexed zeros, more is an
 // error). block: fails if rows % r or cols % c; stores every block with at least one kept weight.
@@ -51,12 +52,15 @@ Status unpack(const MatrixView& a, void* out, int64_t out_stride);
 // keep[rows*cols], 1 where a value is stored (block: where its block is stored).
 Status unpack_keep(const MatrixView& a, uint8_t* keep);
 
-// Everything a kernel relies on: popcounts, monotone offsets, index ranges, sizes. `sizes` are the
-// element counts the caller really has. Run once when arrays come from outside.
+// Everything a kernel relies on: popcounts, monotone offsets, index ranges, finite scales, sizes.
+// `sizes` are the element counts the caller really has. Run once when arrays come from outside: it
+// reads nothing beyond them, whatever the fields say. check_sizes is the part that reads no array.
+Status check_sizes(const MatrixView& a, const PackSizes& sizes);
 Status check(const MatrixView& a, const PackSizes& sizes);
 
 // NVIDIA 2:4 metadata: two 2-bit column ids per group of four, id order ascending, eight groups per
-// u32, least significant first, groups in row-major order. Writes the mask words of an nm 2:4 matrix.
+// u32, least significant first, groups in row-major order. Writes the mask words of an nm 2:4
+// matrix.
 Status import_nvidia_24(const uint32_t* meta, int64_t rows, int64_t cols, uint64_t* mask);
 
 }  // namespace tamis

@@ -11,10 +11,14 @@ enum class Format : uint8_t { bitmap = 0, csr = 1, nm = 2, block = 3 };
 
 constexpr const char* name_of(Format f) {
   switch (f) {
-    case Format::bitmap: return "bitmap";
-    case Format::csr: return "csr";
-    case Format::nm: return "nm";
-    case Format::block: return "block";
+    case Format::bitmap:
+      return "bitmap";
+    case Format::csr:
+      return "csr";
+    case Format::nm:
+      return "nm";
+    case Format::block:
+      return "block";
   }
   return "?";
 }
@@ -31,18 +35,25 @@ struct MatrixView {
   const void* values = nullptr;  // [nnz], kept values; explicit zeros are allowed
   int64_t nnz = 0;               // stored values (block: including zeros inside blocks)
 
-  const uint64_t* mask = nullptr;        // bitmap, nm: [rows, words(cols)]; bit j of word w = column 64w+j
-  const int64_t* row_offsets = nullptr;  // bitmap, csr: [rows+1]; block: [rows/block_rows+1], in blocks
-  const int32_t* col_indices = nullptr;  // csr: [nnz] ascending in a row; block: [blocks], block column
+  // bitmap, nm: [rows, words(cols)]; bit j of word w = column 64w+j
+  const uint64_t* mask = nullptr;
+  // bitmap, csr: [rows+1], in values; block: [rows/block_rows+1], in blocks
+  const int64_t* row_offsets = nullptr;
+  // csr: [nnz], ascending in a row; block: [blocks], block column
+  const int32_t* col_indices = nullptr;
 
-  int32_t keep = 0, of = 0;                  // nm: `keep` kept of every `of` consecutive columns
-  int32_t block_rows = 0, block_cols = 0;    // block: r x c
+  int32_t keep = 0, of = 0;                // nm: `keep` kept of every `of` consecutive columns
+  int32_t block_rows = 0, block_cols = 0;  // block: r x c
 
   const float* scales = nullptr;  // i8 only: [rows, groups(cols)], w = scale * code
   int64_t group_size = 0;         // i8 only: columns that share a scale; cols = one scale per row
 };
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t mask_words(int64_t cols) { return ceil_div(cols, 64); }
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+constexpr int64_t mask_words(int64_t cols) {
+  return ceil_div(cols, 64);
+}
 
 }  // namespace tamis

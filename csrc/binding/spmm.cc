@@ -1,0 +1,87 @@
+// spmm over raw addresses, so that a call costs little beside the kernel.
+#include "ops/spmm/spmm.h"
+
+#include <string>
+
+#include "binding/array.h"
+#include "binding/matrix.h"
+#include "binding/spmm.h"
+
+namespace tamis::binding {
+namespace {
+
+const void* address(uintptr_t p) {
+  return reinterpret_cast<const void*>(p);
+}
+
+void run(const Matrix& w, uintptr_t x, int x_dtype, int64_t m, int64_t x_stride, uintptr_t bias,
+         uintptr_t y, int64_t y_stride) {
+  if (x_dtype < 0 || x_dtype > static_cast<int>(DType::bf16)) {
+    throw py::type_error("spmm: x_dtype: got " + std::to_string(x_dtype) +
+                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
+  }
+  const SpmmArgs args{.w = w.view(),
+                      .x_dtype = static_cast<DType>(x_dtype),
+                      .m = m,
+                      .x = address(x),
+                      .x_stride = x_stride,
+                      .bias = address(bias),
+                      .y = reinterpret_cast<void*>(y),
+                      .y_stride = y_stride};
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = spmm(args);
+  }
+  raise_if_error(status);
+}
+
+py::list kernel_rows() {
+  py::list rows;
+  for (const SpmmRow& row : spmm_kernels()) {
+    py::dict entry;
+    entry["name"] = row.name;
+    entry["op"] = "spmm";
+    entry["format"] = name_of(row.format);
+    entry["w_dtype"] = name_of(row.w_dtype);
+    entry["x_dtype"] = name_of(row.x_dtype);
+    entry["isa"] = isa_name(row.isa);
+    entry["tile_m"] = row.tile_m;
+    entry["tile_n"] = row.tile_n;
+    entry["runs_here"] = (row.isa & active_isa()) == row.isa;
+    rows.append(entry);
+  }
+  return rows;
+}
+
+std::string choose(const std::string& format, const std::string& w_dtype,
+                   const std::string& x_dtype, int64_t m, int64_t n, int64_t k, int64_t nnz,
+                   const std::string& isa) {
+  const SpmmDesc desc{.format = format_from("choose", format),
+                      .w_dtype = dtype_from("choose", "w_dtype", w_dtype),
+                      .x_dtype = dtype_from("choose", "x_dtype", x_dtype),
+                      .m = m,
+                      .n = n,
+                      .k = k,
+                      .nnz = nnz};
+  const SpmmRow* row = choose_spmm(desc, isa_from("choose", isa));
+  if (row == nullptr) {
+    raise_if_error(error(Code::no_kernel,
+                         "choose: no %s kernel for %s takes %s weights and %s activations",
+                         format.c_str(), isa.c_str(), w_dtype.c_str(), x_dtype.c_str()));
+  }
+  return row->name;
+}
+
+}  // namespace
+
+void bind_spmm(py::module_& m) {
+  using namespace py::literals;
+  m.def("spmm", &run, "matrix"_a, "x_ptr"_a, "x_dtype"_a, "m"_a, "x_stride"_a, "bias_ptr"_a,
+        "y_ptr"_a, "y_stride"_a);
+  m.def("kernels", &kernel_rows);
+  m.def("choose", &choose, "format"_a, "w_dtype"_a, "x_dtype"_a, "m"_a, "n"_a, "k"_a, "nnz"_a,
+        "isa"_a);
+}
+
+}  // namespace tamis::binding

@@ -1,0 +1,68 @@
+// Scales of i8 values.
+#include <cmath>
+#include <limits>
+
+#include "format/rows.h"
+#include "format/values.h"
+
+namespace tamis {
+namespace {
+
+// Largest magnitude among the kept weights of columns [begin, end). Magnitudes of floats order
+// like their bit patterns, with NaN above Inf, so an integer maximum loses neither.
+template <class T>
+T max_magnitude(const KeptRows<T>& kept, int64_t row, int64_t begin, int64_t end) {
+  constexpr T kSign = static_cast<T>(T{1} << (8 * sizeof(T) - 1));
+  const T* w = kept.w + row * kept.stride;
+  T best = 0;
+  if (kept.keep == nullptr) {
+    for (int64_t j = begin; j < end; ++j) best = std::max(best, static_cast<T>(w[j] & ~kSign));
+  } else {
+    const uint8_t* keep = kept.keep + row * kept.cols;
+    for (int64_t j = begin; j < end; ++j) {
+      best = std::max(best, keep[j] != 0 ? static_cast<T>(w[j] & ~kSign) : T{0});
+    }
+  }
+  return best;
+}
+
+float scale_of(float absmax) {
+  const float scale = absmax / 127.0f;
+  // Among denormals the quotient may lose all its bits; the next one up still covers absmax.
+  if (scale * 127.0f < absmax && scale < std::numeric_limits<float>::min()) {
+    return std::nextafter(scale, std::numeric_limits<float>::max());
+  }
+  return scale;
+}
+
+}  // namespace
+
+Status write_scales(const DenseView& w, int64_t group_size, float* scales) {
+  const int64_t group = group_columns(w.cols, group_size);
+  const int64_t groups = scale_groups(w.cols, group_size);
+  FirstFailure failure;
+  with_kept(w, [&]<class T>(const KeptRows<T>& kept) {
+    for_rows(w.rows, w.cols, [&](int64_t row_begin, int64_t row_end) {
+      for (int64_t r = row_begin; r < row_end; ++r) {
+        for (int64_t g = 0; g < groups; ++g) {
+          const T bits = max_magnitude(kept, r, g * group, std::min(w.cols, (g + 1) * group));
+          float absmax;
+          if constexpr (sizeof(T) == 4) {
+            absmax = f32_from_bits(bits);
+          } else {
+            absmax = w.dtype == DType::f16 ? f32_from_f16(bits) : f32_from_bf16(bits);
+          }
+          if (!std::isfinite(absmax)) return failure.report(r);
+          scales[r * groups + g] = scale_of(absmax);
+        }
+      }
+    });
+  });
+  if (!failure.any()) return {};
+  return error(Code::invalid_argument,
+               "pack: w: got Inf or NaN among the kept weights of row %lld, wanted finite weights "
+               "for i8 values",
+               static_cast<long long>(failure.position()));
+}
+
+}  // namespace tamis

@@ -1,0 +1,115 @@
+"""The C++ core: formats, spmm and machine facts over NumPy buffers and raw addresses.
+
+Errors are ValueError (shapes, ranges, contradicting arrays), TypeError (dtypes) and
+NotImplementedError (no kernel), each one sentence naming function, argument, got and wanted.
+"""
+
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+class KernelRow(TypedDict):
+    """One row of kernels.def."""
+
+    name: str
+    op: str
+    format: str
+    w_dtype: str
+    x_dtype: str
+    isa: str
+    tile_m: int
+    tile_n: int
+    runs_here: bool
+
+class Matrix:
+    """A checked, borrowed view of a compressed matrix; keeps its arrays alive."""
+
+    def __init__(
+        self,
+        format: str,
+        arrays: dict[str, Array],
+        rows: int,
+        cols: int,
+        dtype: str,
+        *,
+        keep: int = 0,
+        of: int = 0,
+        block_rows: int = 0,
+        block_cols: int = 0,
+        group_size: int = 0,
+        check: bool = True,
+    ) -> None:
+        """Check sizes always, and contents unless `check` is false (arrays made by `pack`)."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def nnz(self) -> int: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    def unpack(self) -> Array:
+        """Dense [rows, cols] of the values' dtype (bf16: uint16 bit patterns; i8: float32)."""
+
+    def unpack_keep(self) -> NDArray[np.bool_]:
+        """True where a value is stored, [rows, cols]; block: where its block is stored."""
+
+    def kernel(self, m: int, x_dtype: str) -> str:
+        """Name of the spmm kernel that dispatch runs here for m tokens."""
+
+def isa() -> dict[str, str]:
+    """Highest ISA level of this `host`, and the `active` one after TAMIS_ISA."""
+
+def num_threads() -> int: ...
+def set_num_threads(n: int) -> None:
+    """Use n threads per call; n <= 0 returns to TAMIS_NUM_THREADS or the OpenMP default."""
+
+def pack(
+    format: str,
+    w: Array,
+    w_dtype: str,
+    keep: NDArray[np.bool_] | None,
+    dtype: str,
+    *,
+    keep_n: int = 0,
+    of: int = 0,
+    block_rows: int = 0,
+    block_cols: int = 0,
+    group_size: int = 0,
+) -> dict[str, Array]:
+    """Arrays of w [rows, cols] where `keep` is true; None keeps every weight but +0 and -0."""
+
+def spmm(
+    matrix: Matrix,
+    x_ptr: int,
+    x_dtype: int,
+    m: int,
+    x_stride: int,
+    bias_ptr: int,
+    y_ptr: int,
+    y_stride: int,
+) -> None:
+    """y[m, rows] = x[m, cols] @ w.T + bias at raw addresses; strides in elements.
+
+    x, bias (0 = none) and y share x_dtype: 0 f32, 1 f16, 2 bf16. Releases the GIL.
+    """
+
+def kernels() -> list[KernelRow]:
+    """Every kernel, best first within a format and dtype pair."""
+
+def choose(
+    format: str, w_dtype: str, x_dtype: str, m: int, n: int, k: int, nnz: int, isa: str
+) -> str:
+    """Name of the kernel that a machine of that ISA level would run."""
+
+def import_nvidia_24(meta: NDArray[np.uint32], rows: int, cols: int) -> NDArray[np.int64]:
+    """Mask words of an nm 2:4 matrix from NVIDIA's 2-bit column ids, unreordered."""
+
+def stream_read(threads: int, bytes: int) -> float:
+    """Measured GB/s of plain reads over a buffer of that size."""
