@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tamis import nn
+    from tamis._info import info, kernels
     from tamis.errors import (
         TamisError,
         TamisFileError,
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
         TamisUnsupported,
         TamisValueError,
     )
-    from tamis.info import info, kernels
     from tamis.io import convert, export, load, save
     from tamis.layout import Layout
     from tamis.report import LayerReport, Report
@@ -42,8 +42,8 @@ _HOME = {
     "dense_": "rewrite",
     "explain": "rewrite",
     "export": "io",
-    "info": "info",
-    "kernels": "info",
+    "info": "_info",
+    "kernels": "_info",
     "load": "io",
     "optimize_": "rewrite",
     "save": "io",

@@ -1,16 +1,129 @@
-"""SparseLinear: nn.Linear whose weight is stored compressed."""
+"""SparseLinear: nn.Linear whose weight is stored compressed and multiplied as stored."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
+from tamis.ops.spmm import DTYPE_NAME, INDEX_DTYPE, TORCH_DTYPE, Rest, linear, unpack
+from tamis.tensor.compress import compress
 from tamis.tensor.matrix import SparseMatrix
+
+__all__ = ["SparseLinear", "SparseWeight"]
+
+_REST = ("mask", "row_offsets", "col_indices", "scales")
+
+
+class SparseWeight:
+    """What ``SparseLinear.weight`` returns: enough of a tensor for code that only asks about it.
+
+    Attributes:
+        dtype: dtype of the dense weight; for int8 values the layer's float dtype.
+        device: Where the arrays lie.
+        shape: [out_features, in_features].
+    """
+
+    def __init__(self, layer: SparseLinear) -> None:
+        self._layer = layer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the dense weight, always floating point."""
+        return self._layer.float_dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arrays lie."""
+        return self._layer.weight_values.device
+
+    @property
+    def shape(self) -> torch.Size:
+        """[out_features, in_features]."""
+        return torch.Size((self._layer.out_features, self._layer.in_features))
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the kept values are trained."""
+        return self._layer.weight_values.requires_grad
+
+    @property
+    def ndim(self) -> int:
+        """Two."""
+        return 2
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the arrays lie on a CUDA device."""
+        return self.device.type == "cuda"
+
+    @property
+    def is_meta(self) -> bool:
+        """Whether the arrays have no memory yet."""
+        return self.device.type == "meta"
+
+    @property
+    def data(self) -> SparseWeight:
+        """This handle; the values themselves are ``SparseLinear.weight_values``."""
+        return self
+
+    def size(self, dim: int | None = None) -> Any:
+        """Shape, or one extent of it."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        """Two."""
+        return 2
+
+    def numel(self) -> int:
+        """Weights of the dense matrix, zeros included."""
+        return self.shape.numel()
+
+    def to_dense(self) -> Tensor:
+        """Dense weight [out_features, in_features] in ``dtype``; differentiable."""
+        layer = self._layer
+        return unpack(layer.layout.token, layer.weight_values, layer.rest()).to(self.dtype)
+
+    def __repr__(self) -> str:
+        return (
+            f"SparseWeight({self._layer.layout.label}, shape={list(self.shape)}, "
+            f"dtype={self.dtype}, device={self.device})"
+        )
 
 
 class SparseLinear(nn.Module):
-    """y = x @ w.T + bias, w compressed."""
+    """y [..., out] = x [..., in] @ w.T + bias, w compressed; a drop-in for nn.Linear.
+
+    The constructor makes an empty layer to load into: memory is there, contents are not, and a
+    forward refuses them until a state is loaded. ``from_linear`` and ``from_matrix`` fill it.
+
+    State: ``weight_values`` (a Parameter; a buffer if int8), the index arrays of the format as
+    buffers ``weight_mask``, ``weight_row_offsets``, ``weight_col_indices``, ``weight_scales``, and
+    ``bias``. Training updates the kept values alone, so pruned weights stay zero under any
+    optimizer. ``.to(dtype)`` converts values and bias, never indices or scales.
+
+    x may be float32, float16 or bfloat16 whatever the weight's dtype; y has x's dtype. On other
+    devices than the CPU a forward expands the weight and multiplies densely.
+
+    Args:
+        layout: Format, shape and value dtype.
+        nnz: Stored values (block: zeros in blocks included).
+        bias: Whether there is one.
+        device: Of all arrays; "meta" for none yet.
+        dtype: Of values and bias instead of the layout's; of the bias alone if values are int8.
+
+    Raises:
+        TamisTypeError: ``dtype`` is not float32, float16 or bfloat16.
+        TamisValueError: No matrix of this layout stores ``nnz`` values.
+    """
+
+    weight_values: Tensor
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -21,28 +134,203 @@ class SparseLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        raise NotImplementedError
+        if dtype is not None and layout.dtype != "i8":
+            layout = replace(layout, dtype=_float_name(dtype))
+        self._set_layout(layout, dtype)
+        self.in_features, self.out_features = layout.cols, layout.rows
+        shapes = layout.array_shapes(nnz)
+        values = torch.zeros(shapes["values"], dtype=TORCH_DTYPE[layout.dtype], device=device)
+        if layout.dtype == "i8":
+            self.register_buffer("weight_values", values)
+        else:
+            self.weight_values = nn.Parameter(values)
+        for name in _REST:
+            made = None
+            if name in shapes:
+                made = torch.zeros(shapes[name], dtype=INDEX_DTYPE[name], device=device)
+            self.register_buffer(f"weight_{name}", made)
+        rows = (layout.rows,)
+        self.bias = (
+            nn.Parameter(torch.zeros(rows, dtype=self.float_dtype, device=device)) if bias else None
+        )
 
     @classmethod
     def from_linear(
         cls,
         linear: nn.Linear,
         *,
-        keep: torch.Tensor | None = None,
+        keep: Tensor | None = None,
         format: str = "auto",
         dtype: str | None = None,
         n_m: tuple[int, int] | None = None,
         block: tuple[int, int] | None = None,
         group_size: int = 0,
     ) -> SparseLinear:
-        """SparseLinear with the weights of ``linear`` where ``keep`` is true."""
-        raise NotImplementedError
+        """SparseLinear with the weights of ``linear`` where ``keep`` is true; see ``compress``.
+
+        ``format="auto"`` takes the smallest format even where that is not smaller than dense:
+        compare ``layer.nbytes`` with ``layer.layout.dense_nbytes``. The bias is shared, and every
+        parameter requires gradients where its source does.
+
+        Raises:
+            TamisTypeError: ``linear`` has no 2-D float weight, or an option has an unfit type.
+            TamisValueError: The weight has a NaN or does not satisfy the pattern.
+        """
+        weight = getattr(linear, "weight", None)
+        if not isinstance(weight, Tensor):
+            raise TamisTypeError(
+                f"SparseLinear.from_linear: linear: got {type(linear).__name__}, wanted nn.Linear."
+            )
+        a = compress(
+            weight,
+            format,
+            keep,
+            dtype,
+            (2, 4) if n_m is None else n_m,
+            (16, 16) if block is None else block,
+            group_size,
+        )
+        layer = cls.from_matrix(a, linear.bias)
+        layer.weight_values.requires_grad_(weight.requires_grad and a.dtype != "i8")
+        if a.dtype == "i8":
+            layer._set_layout(a.layout, weight.dtype)
+        return layer.train(linear.training)
 
     @classmethod
-    def from_matrix(cls, a: SparseMatrix, bias: torch.Tensor | None = None) -> SparseLinear:
-        """SparseLinear that shares the arrays of ``a``."""
-        raise NotImplementedError
+    def from_matrix(cls, a: SparseMatrix, bias: Tensor | None = None) -> SparseLinear:
+        """SparseLinear that shares the arrays of ``a``, and ``bias``.
+
+        Raises:
+            TamisTypeError: ``bias`` is not float32, float16 or bfloat16.
+            TamisValueError: ``bias`` does not have one element per row.
+        """
+        if bias is not None and bias.shape != (a.shape[0],):
+            raise TamisValueError(
+                f"SparseLinear.from_matrix: bias: got shape {list(bias.shape)}, wanted "
+                f"[{a.shape[0]}]."
+            )
+        a = a.to_tensors()
+        layer = cls(a.layout, a.nnz, bias is not None, "meta")
+        if a.dtype == "i8":
+            layer._set_layout(a.layout, torch.float32 if bias is None else bias.dtype)
+            layer.weight_values = a.arrays["values"]
+        else:
+            layer.weight_values = _parameter(a.arrays["values"])
+        for name in _REST:
+            setattr(layer, f"weight_{name}", a.arrays.get(name))
+        if bias is not None:
+            layer.bias = _parameter(bias)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Product y [..., out_features] in x's dtype."""
+        buffers = self._buffers
+        parameters = self._parameters
+        values = parameters.get("weight_values")
+        rest = (
+            buffers["weight_mask"],
+            buffers["weight_row_offsets"],
+            buffers["weight_col_indices"],
+            buffers["weight_scales"],
+        )
+        return linear(
+            x,
+            self._token,
+            self.weight_values if values is None else values,
+            rest,
+            parameters["bias"],
+        )
+
+    @property
+    def layout(self) -> Layout:
+        """What the arrays mean."""
+        return self._layout
+
+    @property
+    def float_dtype(self) -> torch.dtype:
+        """Dtype of the dense weight: that of the values, or of the bias where they are int8."""
+        return self._float_dtype
+
+    @property
+    def weight(self) -> SparseWeight:
+        """Handle with dtype, device, shape and to_dense(); not a tensor."""
+        return SparseWeight(self)
+
+    @property
+    def matrix(self) -> SparseMatrix:
+        """SparseMatrix on this layer's arrays."""
+        names = zip(_REST, self.rest(), strict=True)
+        arrays = {name: array for name, array in names if array is not None}
+        return SparseMatrix(self.layout, {"values": self.weight_values, **arrays})
+
+    @property
+    def nnz(self) -> int:
+        """Stored values."""
+        return self.weight_values.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the compressed weight, without the bias."""
+        return self.layout.nbytes(self.nnz)
+
+    def rest(self) -> Rest:
+        """The arrays after ``weight_values``, None where the format has none."""
+        mask, row_offsets, col_indices, scales = (self._buffers[f"weight_{n}"] for n in _REST)
+        return mask, row_offsets, col_indices, scales
 
     def to_linear(self) -> nn.Linear:
-        """nn.Linear with the dense weight."""
-        raise NotImplementedError
+        """nn.Linear with the dense weight in ``float_dtype``; the bias is shared."""
+        linear = nn.Linear(self.in_features, self.out_features, False, device="meta")
+        with torch.no_grad():
+            linear.weight = nn.Parameter(self.weight.to_dense(), self.weight.requires_grad)
+        linear.bias = self.bias  # type: ignore[assignment]
+        return linear.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Shape, format, sparsity and bytes."""
+        sparsity = 1.0 - self.nnz / (self.in_features * self.out_features)
+        saved = self.nbytes / self.layout.dense_nbytes
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, {self.layout.label}, sparsity={sparsity:.1%}, "
+            f"nbytes={self.nbytes:,} = {saved:.0%} of dense"
+        )
+
+    def _set_layout(self, layout: Layout, float_dtype: torch.dtype | None = None) -> None:
+        self._layout = layout
+        self._token = layout.token
+        if layout.dtype != "i8":
+            self._float_dtype = TORCH_DTYPE[layout.dtype]
+        else:
+            self._float_dtype = float_dtype or torch.get_default_dtype()
+            _float_name(self._float_dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
+        """``nn.Module._apply`` that keeps scales in float32 and the layout in step."""
+        float_dtype = fn(torch.empty(0, dtype=self._float_dtype)).dtype
+        name = _float_name(float_dtype)
+        scales = self._buffers["weight_scales"]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved = self._buffers["weight_scales"]
+        if scales is not None and moved is not None and moved.dtype != scales.dtype:
+            self._buffers["weight_scales"] = scales.to(moved.device)
+        layout = self._layout
+        self._set_layout(
+            layout if layout.dtype == "i8" else replace(layout, dtype=name), float_dtype
+        )
+        return self
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    if isinstance(tensor, nn.Parameter):
+        return tensor
+    return nn.Parameter(tensor, tensor.requires_grad)
+
+
+def _float_name(dtype: torch.dtype) -> str:
+    if dtype not in DTYPE_NAME or dtype == torch.int8:
+        raise TamisTypeError(
+            f"SparseLinear: dtype: got {dtype}, wanted torch.float32, float16 or bfloat16; nothing "
+            "was changed."
+        )
+    return DTYPE_NAME[dtype]

@@ -1,0 +1,58 @@
+"""info() and kernels(): what this build is, what this host runs, and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import tamis
+from tamis import _C
+
+ENVIRONMENT = {
+    "TAMIS_ISA": "narrows the instruction set: scalar, avx2, avx512, avx512vbmi2, avx512bf16",
+    "TAMIS_CUDA": "0 keeps the CUDA library unloaded",
+    "TAMIS_NUM_THREADS": "threads of a call, if tamis and torch are not told otherwise",
+    "TAMIS_LOG": "level of the logger named tamis",
+}
+
+
+class Info(dict[str, Any]):
+    """A dict that prints as a table."""
+
+    def __str__(self) -> str:
+        width = max(map(len, self))
+        lines = []
+        for name, value in self.items():
+            parts = value.items() if isinstance(value, dict) else [("", value)]
+            text = [f"{key}: {part}" if key else str(part) for key, part in parts]
+            lines += [f"{name:<{width}}  {text[0]}"]
+            lines += [f"{'':<{width}}  {line}" for line in text[1:]]
+        return "\n".join(lines)
+
+
+def info() -> Info:
+    """Version, instruction sets, threads, backends, build and environment of this process."""
+    isa = _C.isa()
+    rows = _C.kernels()
+    return Info(
+        version=tamis.__version__,
+        python=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        isa={"host": isa["host"], "active": isa["active"]},
+        threads=_C.num_threads(),
+        kernels=f"{sum(bool(row['runs_here']) for row in rows)} of {len(rows)} run on this host",
+        backends={"cpu": f"on, {isa['active']}", "cuda": "off, no CUDA kernels in this build"},
+        build=_C.__file__,
+        environment={
+            name: os.environ.get(name, f"unset ({ENVIRONMENT[name]})") for name in ENVIRONMENT
+        },
+    )
+
+
+def kernels() -> list[dict[str, Any]]:
+    """Every kernel of this build, best first within an op, format and dtype.
+
+    Each has name, op, format, w_dtype, x_dtype, isa, tile_m (tokens per pass), tile_n (rows per
+    step) and runs_here.
+    """
+    return [dict(row) for row in _C.kernels()]
