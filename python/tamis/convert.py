@@ -1,0 +1,220 @@
+"""convert: one checkpoint folder into another, shard by shard, never the whole dense model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tamis import legacy, stored, writing
+from tamis.atomic import replaced_folder
+from tamis.checkpoint import Checkpoint, file_error, read_json
+from tamis.errors import TamisValueError
+from tamis.layout import FORMATS, Layout
+from tamis.tensor.compress import compress
+from tamis.tensor.matrix import SparseMatrix
+
+_CALLER = "convert"
+_CHOICES = ("auto", "dense", *FORMATS)
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+# Keys of config.json that say how weights are stored.
+_STORAGE_KEYS = ("quantization_config", "sparsity_config", "compression_config")
+_CONFIGS = ("generation_config.json",)
+
+Weight = torch.Tensor | SparseMatrix
+
+
+def convert(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    format: str = "auto",
+    overwrite: bool = False,
+) -> None:
+    """Rewrites the transformers checkpoint ``src`` as ``dst``, one shard in memory at a time.
+
+    Reads tamis checkpoints, stock dense ones (zeros in their linear layers become sparsity; the
+    output layer stays dense) and the orphaned "sparse-bitmask" and "sparse-24-bitmask" files of
+    compressed-tensors.
+
+    Args:
+        src: Folder with config.json and safetensors.
+        dst: Folder to make; the tokenizer is copied along.
+        format: "auto" keeps compressed weights as they are and stores each dense linear layer in
+            the smallest format, dense included. "dense" makes a stock checkpoint that loads
+            without tamis. "bitmap", "csr", "nm" (2:4) or "block" (16x16) force that one.
+        overwrite: Replace a model that is already there.
+
+    Raises:
+        TamisValueError: ``format`` is not one of these, or a weight does not fit it.
+        TamisFileError: A file is missing or damaged, or ``dst`` cannot be written.
+        TamisUnsupported: ``src`` is quantized in a way that tamis does not read.
+    """
+    if format not in _CHOICES:
+        raise TamisValueError(
+            f"convert: format: got {format!r}, wanted one of {', '.join(_CHOICES)}."
+        )
+    source = _Source.open(Path(src))
+    with replaced_folder(dst, overwrite=overwrite, caller=_CALLER) as folder:
+        layouts: dict[str, Layout] = {}
+        weight_map: dict[str, str] = {}
+        size = 0
+        for file in source.checkpoint.files:
+            tensors: dict[str, torch.Tensor] = {}
+            for name, weight in source.weights(file):
+                tensors |= _encode(name, weight, format, source.linears, layouts)
+            size += sum(t.numel() * t.element_size() for t in tensors.values())
+            weight_map |= dict.fromkeys(tensors, file.name)
+            writing.write_shard(folder / file.name, tensors, marked=format != "dense")
+        if len(source.checkpoint.files) > 1:
+            writing.write_index(folder, weight_map, size)
+        _write_rest(source, folder, layouts, format)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A checkpoint to read: its weights in whatever form it stores them."""
+
+    folder: Path
+    config: dict[str, Any]
+    checkpoint: Checkpoint
+    layouts: dict[str, Layout]  # compressed modules of a tamis checkpoint
+    linears: frozenset[str]  # modules that may be stored compressed
+
+    @classmethod
+    def open(cls, folder: Path) -> _Source:
+        checkpoint = Checkpoint.open(folder, _CALLER)
+        config = read_json(folder / "config.json", _CALLER)
+        stored_as = config.get("quantization_config") or {}
+        layouts: dict[str, Layout] = {}
+        if stored_as.get("quant_method") == "tamis":
+            where = f"{folder / 'config.json'}: quantization_config"
+            stored.check_version(stored_as, where, _CALLER)
+            layouts = stored.layouts_from_json(stored_as.get("modules"), where, _CALLER)
+        else:
+            legacy.check_config(config, checkpoint)
+        return cls(folder, config, checkpoint, layouts, _linears(folder) | layouts.keys())
+
+    def weights(self, file: Path) -> Iterator[tuple[str, Weight]]:
+        """State-dict name and value of every weight whose values lie in ``file``."""
+        ours = {
+            f"{module}.weight_{array}"
+            for module, layout in self.layouts.items()
+            for array in layout.array_names
+        }
+        for name, entry in self.checkpoint.entries.items():
+            if entry.file != file:
+                continue
+            if name in ours:
+                module = name.removesuffix(".weight_values")
+                if module != name:
+                    layout = self.layouts[module]
+                    yield f"{module}.weight", stored.read_matrix(self.checkpoint, module, layout)
+            elif legacy.is_values(name, self.checkpoint):
+                yield legacy.read(name, self.checkpoint)
+            elif not legacy.is_companion(name, self.checkpoint):
+                yield name, stored.tensor(self.checkpoint, name)
+
+
+def _linears(folder: Path) -> frozenset[str]:
+    """Names of the linear layers, the output layer left out, from an empty copy of the model."""
+    model = empty_model(folder, _CALLER)
+    output = model.get_output_embeddings()
+    return frozenset(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not output
+    )
+
+
+def model_class(config: Mapping[str, Any], folder: Path, caller: str) -> Any:
+    """Class of transformers that config.json names.
+
+    Raises:
+        TamisFileError: It names none that is installed.
+    """
+    import transformers
+
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    cls = getattr(transformers, name, None) if isinstance(name, str) else None
+    if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
+        return cls
+    raise file_error(
+        caller, f"{folder / 'config.json'}: architectures", repr(names),
+        f"a model class of transformers {transformers.__version__}",
+        "for a class of your own, import tamis.hf and call its from_pretrained.",
+    )  # fmt: skip
+
+
+def empty_model(folder: Path, caller: str) -> Any:
+    """The model of config.json on the meta device.
+
+    Raises:
+        TamisFileError: config.json is damaged or names no class of transformers.
+    """
+    import transformers
+
+    cls = model_class(read_json(folder / "config.json", caller), folder, caller)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, TypeError, KeyError, AttributeError) as err:
+        raise file_error(
+            caller, str(folder / "config.json"), f"what transformers refuses ({err})",
+            "a model configuration", "copy or save it again.",
+        ) from err  # fmt: skip
+    vars(config).pop("quantization_config", None)
+    with torch.device("meta"):
+        return cls(config)
+
+
+def _encode(
+    name: str,
+    weight: Weight,
+    format: str,
+    linears: frozenset[str],
+    layouts: dict[str, Layout],
+) -> dict[str, torch.Tensor]:
+    """Tensors that store one weight in the wanted format; adds its layout to ``layouts``."""
+    module = name.removesuffix(".weight")
+    compressible = module != name and module in linears
+    made = _compressed(name, weight, format) if compressible and format != "dense" else None
+    if made is None:
+        dense = weight.to_dense() if isinstance(weight, SparseMatrix) else weight
+        return {name: dense}
+    layouts[module] = made.layout
+    return {f"{module}.weight_{key}": array for key, array in made.arrays.items()}
+
+
+def _compressed(name: str, weight: Weight, format: str) -> SparseMatrix | None:
+    """The weight in ``format``; None where dense is as small."""
+    if isinstance(weight, SparseMatrix):
+        if format in ("auto", weight.layout.format):
+            return weight
+        return compress(weight.to_dense(), format)
+    if weight.dtype not in _FLOATS:
+        return None
+    try:
+        made = compress(weight, format)
+    except TamisValueError as err:
+        raise TamisValueError(f"convert: {name}: {err}") from err
+    return None if format == "auto" and made.nbytes >= made.dense_nbytes else made
+
+
+def _write_rest(source: _Source, folder: Path, layouts: dict[str, Layout], format: str) -> None:
+    config = {key: value for key, value in source.config.items() if key not in _STORAGE_KEYS}
+    if layouts:
+        config["quantization_config"] = {"quant_method": "tamis", **stored.to_json(layouts)}
+    writing.write_json(folder / "config.json", config)
+    for name in _CONFIGS:
+        if (source.folder / name).is_file():
+            writing.write_json(folder / name, read_json(source.folder / name, _CALLER))
+    writing.copy_tokenizer(folder, [source.folder])
+    title = str((config.get("architectures") or ["Model"])[0])
+    writing.write_readme(folder, title, "sparse" if layouts else "dense", title)
+    if format != "dense":
+        writing.write_manifest(folder, _CALLER, **stored.to_json({}))

@@ -1,0 +1,354 @@
+"""Transformers plugin: after ``import tamis.hf``, from_pretrained reads tamis checkpoints.
+
+Importing this module registers a quantization config and a quantizer named "tamis" with
+transformers. Nothing else in tamis has an effect on import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from tamis import stored
+from tamis.checkpoint import MANIFEST, MARKER, Checkpoint
+from tamis.errors import TamisFileError, TamisUnsupported
+from tamis.layout import Layout
+from tamis.nn import SparseLinear
+
+_CALLER = "from_pretrained"
+
+
+@register_quantization_config("tamis")
+class TamisConfig(QuantizationConfigMixin):
+    """What config.json says about a sparse model, or how to sparsify a dense one as it loads.
+
+    Args:
+        method: For a dense checkpoint: a method that needs no data ("magnitude", "random").
+        sparsity: Fraction of the weights to drop.
+        pattern: "unstructured", "2:4", "block:16x16".
+        targets: Names or "re:" patterns of the layers to sparsify; default all linear layers.
+        ignore: The same, to leave alone.
+        format: "auto" or the name of a storage format.
+        modules: Layout of each sparse module by name; read from config.json, not set by users.
+        format_version: Version of the file format that ``modules`` is in.
+        tamis_version: The tamis that wrote the file.
+        quant_method: "tamis".
+
+    Raises:
+        TamisFileError: The configuration is damaged or from a newer tamis.
+    """
+
+    def __init__(  # noqa: PLR0913 (the keys of config.json are its signature)
+        self,
+        method: str = "magnitude",
+        *,
+        sparsity: float = 0.5,
+        pattern: str = "unstructured",
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] = ("lm_head",),
+        format: str = "auto",
+        modules: Mapping[str, Any] | None = None,
+        format_version: int = stored.FORMAT_VERSION,
+        tamis_version: str | None = None,
+        quant_method: str = "tamis",
+    ) -> None:
+        where = "config.json: quantization_config"
+        given = {"format_version": format_version, "tamis_version": tamis_version}
+        stored.check_version(given, where, _CALLER)
+        self.quant_method: Any = quant_method
+        self.layouts: dict[str, Layout] | None = None
+        if modules is not None:
+            self.layouts = stored.layouts_from_json(modules, where, _CALLER)
+        self.recipe: dict[str, Any] = {
+            "method": method,
+            "sparsity": sparsity,
+            "pattern": pattern,
+            "targets": None if targets is None else list(targets),
+            "ignore": list(ignore),
+            "format": format,
+        }
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Config from config.json's dict.
+
+        Raises:
+            TamisFileError: A key is unknown.
+        """
+        stored.check_version(config_dict, "config.json: quantization_config", _CALLER)
+        known = {"quant_method", "format_version", "tamis_version", "modules"}
+        unknown = sorted(map(str, config_dict.keys() - known))
+        if unknown or "modules" not in config_dict:
+            raise TamisFileError(
+                f"{_CALLER}: config.json: quantization_config: got the keys {sorted(config_dict)}, "
+                f"wanted {sorted(known)}; the file is damaged, copy or save it again."
+            )
+        config = cls(**config_dict)
+        return (config, kwargs) if return_unused_kwargs else config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The dict that config.json holds."""
+        if self.layouts is None:
+            return {"quant_method": "tamis", **self.recipe}
+        return {"quant_method": "tamis", **stored.to_json(self.layouts)}
+
+
+@register_quantizer("tamis")
+class TamisQuantizer(HfQuantizer):
+    """Puts SparseLinear modules in place before the weights load, and checks them after."""
+
+    requires_calibration = False
+    quantization_config: TamisConfig
+    marked = False  # whether tamis.json will describe the files that are being saved
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses what cannot work before anything is loaded.
+
+        Raises:
+            TamisFileError: config.json lists no modules.
+            TamisUnsupported: The method needs data, or modules go to disk.
+        """
+        places = kwargs.get("device_map")
+        if isinstance(places, dict) and "disk" in places.values():
+            raise TamisUnsupported(
+                f"{_CALLER}: device_map: got 'disk', wanted devices; sparse layers cannot be "
+                "offloaded to disk."
+            )
+        if not self.pre_quantized:
+            _check_data_free(self.quantization_config.recipe["method"])
+
+    def _process_model_before_weight_loading(
+        self,
+        model: PreTrainedModel,
+        checkpoint_files: Iterable[str] | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> PreTrainedModel:
+        if self.pre_quantized:
+            files = [str(file) for file in checkpoint_files or ()]
+            _check_safetensors(files)
+            _swap(model, self.quantization_config.layouts or {}, Checkpoint(files, _CALLER), dtype)
+        return model
+
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **kwargs: Any
+    ) -> PreTrainedModel:
+        if self.pre_quantized:
+            _check_loaded(model)
+        else:
+            from tamis.rewrite import sparsify_
+
+            sparsify_(model, **self.quantization_config.recipe)
+            self.quantization_config.layouts = stored.layouts_of(model)
+        return model
+
+    def get_state_dict_and_metadata(
+        self, model: PreTrainedModel
+    ) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        """Called by save_pretrained first: brings the configuration up to date with the model."""
+        self.quantization_config.layouts = stored.layouts_of(model)
+        model.config.quantization_config = self.quantization_config
+        if isinstance(model.get_output_embeddings(), SparseLinear):
+            model.config.tie_word_embeddings = False
+        return None, {MARKER: MANIFEST} if self.marked else {}
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> Any:
+        from tamis.rewrite import dense_
+
+        return dense_(model).to(dtype)
+
+    def is_serializable(self) -> bool:
+        """Sparse layers save as they are."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Kept values are parameters."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Training the kept values themselves, no adapter needed."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """The operators trace."""
+        return True
+
+
+def attach(model: PreTrainedModel) -> None:
+    """Makes ``model.save_pretrained`` write a tamis checkpoint; undone by ``detach``."""
+    config = TamisConfig(modules={})
+    config.layouts = stored.layouts_of(model)
+    vars(model)["hf_quantizer"] = TamisQuantizer(config, pre_quantized=True)
+    model.config.quantization_config = config
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Makes ``model.save_pretrained`` write a stock checkpoint again, once no layer is sparse."""
+    for owner, name in (
+        (model, "hf_quantizer"),
+        (model, "quantization_method"),
+        (model.config, "quantization_config"),
+    ):
+        if name in vars(owner):
+            delattr(owner, name)
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config.__dict__.pop("_is_quantized", None)
+    vars(model)["is_quantized"] = False
+
+
+def _check_data_free(method: str) -> None:
+    from tamis import method as methods
+
+    needs = methods.load(method).needs
+    if needs:
+        raise TamisUnsupported(
+            f"{_CALLER}: quantization_config.method: got {method!r}, which needs calibration data, "
+            "wanted 'magnitude' or 'random'; load the dense model and call "
+            f"tamis.sparsify_(model, {method!r}, data=..., tokenizer=...)."
+        )
+
+
+def _check_safetensors(files: list[str]) -> None:
+    other = [file for file in files if not file.endswith(".safetensors")]
+    if other or not files:
+        raise TamisFileError(
+            f"{_CALLER}: weights: got {other or 'no files'}, wanted .safetensors files; tamis "
+            "never reads pickles, save the model again with tamis.save."
+        )
+
+
+def _swap(
+    model: PreTrainedModel,
+    layouts: Mapping[str, Layout],
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+) -> None:
+    """Replaces linear layers by empty SparseLinear modules of the stored sizes."""
+    names = _resolve(model, layouts)
+    stored_as = _stored_names(model, checkpoint, list(names))
+    for name, layout in names.items():
+        nnz = stored.check_stored(checkpoint, stored_as.get(name, name), layout)
+        linear = _linear(model, name, layout)
+        sparse = SparseLinear(layout, nnz, linear.bias is not None, "meta", dtype)
+        model.set_submodule(name, sparse)
+    _check_shapes(model, checkpoint)
+
+
+def _resolve(model: PreTrainedModel, layouts: Mapping[str, Layout]) -> dict[str, Layout]:
+    """Layouts by module name of this class: a base model's names gain or lose its prefix."""
+    prefix = f"{model.base_model_prefix}."
+    modules = dict(model.named_modules())
+    found = {}
+    for name, layout in layouts.items():
+        options = (name, prefix + name, name.removeprefix(prefix))
+        match = next((option for option in options if option in modules), None)
+        if match is not None:
+            found[match] = layout
+        elif type(model).__name__ in (model.config.architectures or []):
+            raise TamisFileError(
+                f"{_CALLER}: config.json: modules: got {name!r}, wanted a module of "
+                f"{type(model).__name__}; the file is damaged or from another model."
+            )
+    return found
+
+
+def _stored_names(
+    model: PreTrainedModel, checkpoint: Checkpoint, names: list[str]
+) -> dict[str, str]:
+    """Prefix in the files of each module; transformers renames tensors of some architectures."""
+    wanted = {f"{name}.weight_values": name for name in names}
+    if all(key in checkpoint for key in wanted):
+        return {}
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+    except ImportError:
+        return {}
+    renamings = [r for r in get_model_conversion_mapping(model) if isinstance(r, WeightRenaming)]
+    out = {}
+    for key in checkpoint.entries:
+        if key.endswith(".weight_values"):
+            target, _ = rename_source_key(key, renamings, [], model.base_model_prefix, wanted)
+            if target in wanted:
+                out[wanted[target]] = key.removesuffix(".weight_values")
+    return out
+
+
+def _linear(model: PreTrainedModel, name: str, layout: Layout) -> nn.Linear:
+    module = model.get_submodule(name)
+    if not isinstance(module, nn.Linear):
+        raise TamisFileError(
+            f"{_CALLER}: config.json: {name}: got a {type(module).__name__} in the model, wanted "
+            "nn.Linear; the file is damaged or from another model."
+        )
+    if (module.out_features, module.in_features) != (layout.rows, layout.cols):
+        raise TamisFileError(
+            f"{_CALLER}: config.json: {name}: got a layout of [{layout.rows}, {layout.cols}], "
+            f"wanted [{module.out_features}, {module.in_features}] as in the model; the file is "
+            "damaged or from another model."
+        )
+    return module
+
+
+def _check_shapes(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    for name, tensor in model.state_dict().items():
+        entry = checkpoint.entries.get(name)
+        if entry is not None and entry.shape != tuple(tensor.shape):
+            raise checkpoint.error(
+                f"{entry.file.name}: {name}",
+                f"shape {list(entry.shape)}",
+                f"{list(tensor.shape)} as in {type(model).__name__}",
+                "config.json and the weights are not of one model, copy the whole folder again.",
+            )
+
+
+def _check_loaded(model: PreTrainedModel) -> None:
+    """Refuses random weights, then checks every compressed weight before its first use."""
+    if type(model).__name__ in (model.config.architectures or []):
+        _check_complete(model)
+    for name, module in model.named_modules():
+        if not isinstance(module, SparseLinear):
+            continue
+        missing = [
+            key for key, value in module.state_dict(keep_vars=True).items() if not _is_loaded(value)
+        ]
+        if missing:
+            raise _missing(f"{name}.{missing[0]}")
+        if module.layout.dtype != "i8":
+            module.to(module.weight_values.dtype)  # transformers keeps some layers in float32
+        stored.check_arrays(module.layout, module.matrix.arrays, name, _CALLER)
+
+
+def _check_complete(model: PreTrainedModel) -> None:
+    ignored = model._keys_to_ignore_on_load_missing or ()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not _is_loaded(value) and not any(pattern in name for pattern in ignored):
+            raise _missing(name)
+
+
+def _is_loaded(value: Any) -> bool:
+    """Transformers sets this flag on tensors that came from the files (or are tied to one)."""
+    return getattr(value, "_is_hf_initialized", False) is True
+
+
+def _missing(name: str) -> TamisFileError:
+    return TamisFileError(
+        f"{_CALLER}: weights: got no tensor {name}, wanted every weight of the model; the files "
+        "are incomplete, copy or save them again."
+    )
+
+
+__all__ = ["TamisConfig", "TamisQuantizer", "attach", "detach"]

@@ -1,0 +1,343 @@
+"""save, load, export: a sparse model as a folder of safetensors, and back, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tamis import checkpoint as files
+from tamis import stored, writing
+from tamis.atomic import replaced_folder
+from tamis.checkpoint import MANIFEST, MARKER, Checkpoint, read_json
+from tamis.convert import convert, model_class
+from tamis.errors import TamisFileError, TamisTypeError, TamisUnsupported, TamisValueError
+from tamis.nn import SparseLinear
+from tamis.ops.spmm import TORCH_DTYPE
+from tamis.restore import load_module
+
+if TYPE_CHECKING:
+    from tamis.report import Report
+
+__all__ = ["convert", "export", "load", "save"]
+
+Folder = str | os.PathLike[str]
+
+
+def save(
+    model: nn.Module,
+    dir: Folder,
+    *,
+    max_shard_size: int | str = "5GB",
+    overwrite: bool = False,
+    tokenizer: Any = None,
+    report: Report | None = None,
+) -> None:
+    """Writes ``model`` to the folder ``dir``; ``load`` reads it back bit for bit.
+
+    A transformers model becomes an ordinary Hugging Face folder (config.json, safetensors) that
+    from_pretrained reads after ``import tamis.hf``; any other module becomes model.safetensors and
+    tamis.json. The folder is written aside and renamed, so a failure leaves the disk as it was.
+
+    Args:
+        model: The model, with or without SparseLinear layers; left unchanged.
+        dir: The folder to make.
+        max_shard_size: Largest size of one weights file, in bytes or as "500MB".
+        overwrite: Replace a model that is already there, the whole folder at once.
+        tokenizer: Saved beside the model; by default the tokenizer files of the folder that the
+            model was loaded from are copied.
+        report: Saved as report.json.
+
+    Raises:
+        TamisTypeError: An argument has the wrong type.
+        TamisValueError: ``max_shard_size`` is not a size.
+        TamisFileError: The folder exists or cannot be written, or the disk is full.
+        TamisUnsupported: The model holds what this format cannot.
+    """
+    _check_model(model, "save")
+    size = writing.parse_size(max_shard_size)
+    _check_materialized(model, "save")
+    sources = _sources(model, dir)
+    with replaced_folder(dir, overwrite=overwrite, caller="save") as folder:
+        writing.write_extras(folder, tokenizer, report, sources)
+        if _is_transformers(model):
+            _save_pretrained(model, folder, size)
+        else:
+            _save_module(model, folder, size)
+
+
+def load(
+    dir: Folder,
+    *,
+    model: nn.Module | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    verify: bool = True,
+) -> Any:
+    """The model in the folder ``dir``, in evaluation mode.
+
+    Args:
+        dir: A folder that ``save``, ``convert`` or save_pretrained wrote.
+        model: Module to fill, for folders that hold no transformers model; its linear layers
+            become SparseLinear where the file says so. Unchanged if anything is wrong.
+        dtype: Element type of floating-point weights; by default as stored.
+        device: Where the weights go; by default the CPU.
+        verify: Compare the checksums that ``save`` stored; structure is always checked.
+
+    Raises:
+        TamisFileError: A file is missing, damaged, or from a newer tamis.
+        TamisTypeError: An argument has the wrong type.
+        TamisValueError: ``model`` is needed, or does not fit the files.
+    """
+    kind = _torch_dtype(dtype)
+    if model is not None:
+        _check_model(model, "load")
+    folder = Path(dir)
+    checkpoint = Checkpoint.open(folder)
+    manifest = _manifest(folder, checkpoint)
+    config = _config(folder)
+    if verify and manifest is not None:
+        files.verify(checkpoint, folder, manifest)
+    if model is None:
+        if config is None:
+            raise TamisValueError(
+                f"load: model: got None, but {folder} holds no transformers model, wanted the "
+                "module to fill; pass model=."
+            )
+        model = _from_pretrained(folder, config, kind)
+    else:
+        source = config.get("quantization_config", {}) if config is not None else manifest or {}
+        load_module(model, checkpoint, source, kind)
+    return model.to(device).eval() if device is not None else model.eval()
+
+
+def export(
+    model: nn.Module,
+    dir: Folder,
+    format: str = "dense",
+    *,
+    max_shard_size: int | str = "5GB",
+    overwrite: bool = False,
+    tokenizer: Any = None,
+) -> None:
+    """Writes a stock dense checkpoint, with the zeros in place, that loads without tamis.
+
+    Args:
+        model: The model; left unchanged.
+        dir: The folder to make.
+        format: "dense".
+        max_shard_size: Largest size of one weights file, in bytes or as "500MB".
+        overwrite: Replace a model that is already there, the whole folder at once.
+        tokenizer: Saved beside the model, as in ``save``.
+
+    Raises:
+        TamisTypeError: An argument has the wrong type.
+        TamisValueError: ``max_shard_size`` is not a size.
+        TamisFileError: The folder exists or cannot be written, or the disk is full.
+        TamisUnsupported: ``format`` is another one.
+    """
+    if format != "dense":
+        raise TamisUnsupported(f"export: format: got {format!r}, wanted 'dense', all there is.")
+    _check_model(model, "export")
+    size = writing.parse_size(max_shard_size)
+    _check_materialized(model, "export")
+    sources = _sources(model, dir)
+    with replaced_folder(dir, overwrite=overwrite, caller="export") as folder:
+        writing.write_extras(folder, tokenizer, None, sources)
+        state = _dense_state(model)
+        title = type(model).__name__
+        if _is_transformers(model):
+            with _plain_config(model):
+                model.save_pretrained(folder, state_dict=state, max_shard_size=size)  # type: ignore[operator]
+            writing.write_readme(folder, title, "dense", title)
+        else:
+            tensors, _ = writing.separate(state)
+            writing.write_shards(folder, tensors, size, marked=False)
+
+
+# Checks of arguments and files
+
+
+def _check_model(model: Any, caller: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise TamisTypeError(
+            f"{caller}: model: got {type(model).__name__}, wanted a torch.nn.Module."
+        )
+
+
+def _check_materialized(model: nn.Module, caller: str) -> None:
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_meta:
+            raise TamisValueError(
+                f"{caller}: model: got {name} on the meta device, wanted weights in memory; load "
+                "the model without offloading."
+            )
+
+
+def _torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None:
+        return None
+    found = TORCH_DTYPE.get(dtype, getattr(torch, dtype, None)) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TamisTypeError(
+            f"load: dtype: got {dtype!r}, wanted torch.float32, torch.float16 or torch.bfloat16."
+        )
+    return found
+
+
+def _manifest(folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """tamis.json, unless save_pretrained has rewritten the weights since it was made."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    if any(MARKER not in metadata for metadata in checkpoint.metadata.values()):
+        return None
+    manifest = read_json(folder / MANIFEST, "load")
+    stored.check_version(manifest, str(folder / MANIFEST), "load")
+    return manifest
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    """config.json, its format version checked before transformers sees it."""
+    if not (folder / "config.json").is_file():
+        return None
+    config = read_json(folder / "config.json", "load")
+    ours = config.get("quantization_config")
+    if ours is not None and not isinstance(ours, dict):
+        raise files.file_error(
+            "load", f"{folder / 'config.json'}: quantization_config", type(ours).__name__,
+            "a JSON object", "the file is damaged, copy or save it again.",
+        )  # fmt: skip
+    return config
+
+
+# Transformers models
+
+
+def _is_transformers(model: nn.Module) -> bool:
+    """Whether this is a PreTrainedModel, without importing transformers for other models."""
+    return any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__) and (
+        hasattr(model, "save_pretrained")
+    )
+
+
+def _sources(model: nn.Module, dir: Folder) -> list[Path]:
+    """Folders that may hold the model's tokenizer: where it came from, and where it goes."""
+    origin = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+    return [Path(path) for path in (origin, dir) if str(path) and Path(path).is_dir()]
+
+
+def _save_pretrained(model: Any, folder: Path, size: int) -> None:
+    sparse = any(isinstance(module, SparseLinear) for module in model.modules())
+    title = type(model).__name__
+    with _plugin(model) if sparse else _plain_config(model):
+        model.save_pretrained(folder, max_shard_size=size)
+    writing.write_readme(folder, title, "sparse" if sparse else "dense", title)
+    if sparse:
+        writing.write_manifest(folder, "save", **stored.to_json({}))
+
+
+@contextlib.contextmanager
+def _plugin(model: Any) -> Iterator[None]:
+    """The quantizer attached while save_pretrained runs."""
+    from tamis import hf
+
+    _refuse_other_quantizers(model)
+    with _kept(model):
+        hf.attach(model)
+        model.hf_quantizer.marked = True
+        yield
+
+
+@contextlib.contextmanager
+def _plain_config(model: Any) -> Iterator[None]:
+    """No quantizer and no quantization_config while save_pretrained runs."""
+    _refuse_other_quantizers(model)
+    with _kept(model):
+        for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+            if name in vars(owner):
+                delattr(owner, name)
+        if isinstance(model.get_output_embeddings(), SparseLinear):
+            model.config.tie_word_embeddings = False
+        yield
+
+
+@contextlib.contextmanager
+def _kept(model: Any) -> Iterator[None]:
+    """Puts back what save_pretrained and the plugin set on the model and its configuration."""
+    names = ("quantization_config", "tie_word_embeddings", "architectures", "dtype")
+    config = {name: vars(model.config)[name] for name in names if name in vars(model.config)}
+    quantizer = vars(model).get("hf_quantizer")
+    marked = vars(quantizer).get("marked") if quantizer is not None else None
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(model.config).pop(name, None)
+        vars(model.config).update(config)
+        vars(model).pop("hf_quantizer", None)
+        if quantizer is not None:
+            model.hf_quantizer = quantizer
+            if marked is not None:
+                quantizer.marked = marked
+
+
+def _refuse_other_quantizers(model: Any) -> None:
+    """Another quantizer's tensors are not ours to save.
+
+    A GGUF file leaves its quantizer on a model that it dequantized completely: that one is stale.
+    """
+    quantizer = vars(model).get("hf_quantizer")
+    config = getattr(quantizer, "quantization_config", None)
+    method = getattr(config, "quant_method", None)
+    method = getattr(method, "value", method)
+    if method in (None, "tamis"):
+        return
+    packed = [
+        name
+        for name, value in model.named_parameters()
+        if not value.is_floating_point() or "Gguf" in type(value).__name__
+    ]
+    if method == "gguf" and not packed:
+        return
+    raise TamisUnsupported(
+        f"save: model: got weights quantized by {method!r}, wanted floating-point weights; load "
+        "the model without quantization (GGUF: quantization_config=GgufConfig(dequantize=True))."
+    )
+
+
+def _from_pretrained(folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Any:
+    import tamis.hf as _plugin_registered  # noqa: F401
+
+    cls = model_class(config, folder, "load")
+    try:
+        return cls.from_pretrained(folder, dtype=dtype or "auto", local_files_only=True)
+    except TamisFileError as err:
+        raise TamisFileError(str(err).replace("from_pretrained:", "load:", 1)) from err
+
+
+# Any model
+
+
+def _save_module(model: nn.Module, folder: Path, size: int) -> None:
+    tensors, aliases = writing.separate(model.state_dict())
+    writing.write_shards(folder, tensors, size, marked=True)
+    data = stored.to_json(stored.layouts_of(model))
+    writing.write_manifest(folder, "save", aliases=aliases, **data)
+    writing.write_readme(folder, type(model).__name__, "module")
+
+
+def _dense_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """state_dict with one dense weight in place of each module's companion tensors."""
+    state = model.state_dict()
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear):
+            for array in module.layout.array_names:
+                del state[f"{name}.weight_{array}"]
+            linear = module.to_linear()
+            state[f"{name}.weight"] = linear.weight.detach()
+    return state
