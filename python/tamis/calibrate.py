@@ -1,0 +1,428 @@
+"""Calibration: runs data through a model block by block and collects what each linear sees.
+
+Peak memory is one block's statistics plus the activations of all samples at one block boundary:
+the inputs of block b are replaced in place by its outputs, which are the inputs of block b + 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
+from tamis.model import family_of
+from tamis.recipe import Stats
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tamis.model.family import Family
+
+STATISTICS = frozenset({"x_sq", "hessian"})
+
+Visit = Callable[[dict[str, Stats]], "dict[str, Tensor]"]
+"""Prunes linears given their statistics; returns the new weights [n, k] by linear name."""
+
+
+@dataclass
+class Sample:
+    """One forward pass: the model's keyword inputs, and which tokens are real ([b, s] or None)."""
+
+    inputs: dict[str, Any]
+    real: Tensor | None = None
+
+
+def samples(
+    data: Iterable[Any], model: nn.Module, tokenizer: Any = None, max_length: int = 512
+) -> list[Sample]:
+    """Model inputs of every item of `data`.
+
+    Text is cut to `max_length` tokens. Token ids longer than that are refused, not cut. Dicts are
+    passed to the model as they are, except `labels`; their `attention_mask` says which tokens
+    count.
+
+    Args:
+        data: Strings, lists or tensors of token ids ([s] or [b, s]), dicts of model inputs, or,
+            for a model that is not Hugging Face's, float tensors.
+        model: Says the device and the longest sequence.
+        tokenizer: Needed for strings.
+        max_length: Tokens per sequence.
+
+    Raises:
+        TamisValueError: No data, an empty item, a sequence too long, or text without tokenizer.
+        TamisTypeError: An item, or data itself, is none of the kinds above.
+    """
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if not isinstance(max_length, int) or max_length < 1 or max_length > (limit or max_length):
+        raise TamisValueError(
+            f"calibrate: max_length: got {max_length!r}, wanted 1 to {limit or 'any length'} "
+            "(the model's positions); pass a smaller max_length."
+        )
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
+        raise TamisTypeError(
+            f"calibrate: data: got one {type(data).__name__}, wanted an iterable of strings, "
+            "token-id lists or dicts; wrap it in a list."
+        )
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    items = [_sample(item, i, tokenizer, max_length, device) for i, item in enumerate(data)]
+    if not items:
+        raise TamisValueError(
+            "calibrate: data: got no samples, wanted at least one; pass a few texts like those "
+            "the model will see."
+        )
+    return items
+
+
+def _sample(item: Any, index: int, tokenizer: Any, max_length: int, device: Any) -> Sample:
+    where = f"calibrate: data[{index}]"
+    if isinstance(item, str):
+        if tokenizer is None:
+            raise TamisValueError(
+                f"{where}: got text without tokenizer, wanted both; pass tokenizer=."
+            )
+        encoded = tokenizer(item, truncation=True, max_length=max_length, return_tensors="pt")
+        return _from_inputs({"input_ids": encoded["input_ids"].long()}, where, max_length, device)
+    if isinstance(item, Mapping):
+        inputs = {key: _tensor(item[key], where) for key in item if key != "labels"}
+        return _from_inputs(inputs, where, max_length, device)
+    ids = _tensor(item, where)
+    if ids.is_floating_point():
+        return Sample({"": ids.to(device)})
+    return _from_inputs({"input_ids": ids}, where, max_length, device)
+
+
+def _from_inputs(inputs: dict[str, Any], where: str, max_length: int, device: Any) -> Sample:
+    for key in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
+        if key in inputs and inputs[key].dim() == 1:
+            inputs[key] = inputs[key].unsqueeze(0)
+    ids, real = inputs.get("input_ids"), inputs.get("attention_mask")
+    if ids is not None and ids.numel() == 0:
+        raise TamisValueError(f"{where}: got no tokens, wanted at least one; drop empty items.")
+    if ids is not None and ids.shape[-1] > max_length:
+        raise TamisValueError(
+            f"{where}: got {ids.shape[-1]} tokens, wanted at most max_length={max_length}; "
+            "cut the sequence or raise max_length."
+        )
+    if real is not None and real.dim() == 2 and not bool(real.any()):
+        raise TamisValueError(
+            f"{where}: attention_mask: got all zeros, wanted real tokens; drop empty items."
+        )
+    moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    if real is None or real.dim() != 2 or bool(real.all()):
+        return Sample(moved)
+    return Sample(moved, real.to(device).bool())
+
+
+def _tensor(value: Any, where: str) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TamisTypeError(
+            f"{where}: got {type(value).__name__}, wanted a string, token ids or a dict of model "
+            "inputs; convert it first."
+        ) from error
+
+
+# Statistics of the inputs of linears
+
+
+@dataclass
+class _Sums:
+    """Running sums over real tokens, kept in f64."""
+
+    tokens: int = 0
+    x_sq: Tensor | None = None
+    hessian: Tensor | None = None
+
+    def add(self, x: Tensor, needs: frozenset[str]) -> None:
+        """Adds the tokens x [t, k]; products in f32 (or better) per call, sums in f64."""
+        if x.dtype not in (torch.float32, torch.float64):
+            x = x.float()
+        self.tokens += x.shape[0]
+        if "hessian" in needs:
+            part = (x.t() @ x).double()
+            self.hessian = part if self.hessian is None else self.hessian.add_(part)
+        elif "x_sq" in needs:
+            part = x.square().sum(0, dtype=torch.float64)
+            self.x_sq = part if self.x_sq is None else self.x_sq.add_(part)
+
+    def stats(self, name: str) -> Stats:
+        """The means.
+
+        Raises:
+            TamisValueError: No token was seen, or some input was not finite.
+        """
+        if self.tokens == 0:
+            raise TamisValueError(
+                f"calibrate: {name}: got no tokens, wanted some; pass more data or ignore the layer."
+            )
+        hessian = None if self.hessian is None else self.hessian / self.tokens
+        x_sq = None if self.x_sq is None else self.x_sq / self.tokens
+        x_sq = hessian.diagonal().clone() if hessian is not None else x_sq
+        if x_sq is not None and not bool(x_sq.isfinite().all()):
+            raise TamisValueError(
+                f"calibrate: {name}: got inputs that are NaN or infinite, wanted finite ones; "
+                "check the data and the model's dtype."
+            )
+        return Stats(self.tokens, x_sq, hessian)
+
+
+@dataclass
+class Collector:
+    """Hooks on linears; those that read the very same tensor share one set of sums."""
+
+    linears: Mapping[str, nn.Module]
+    needs: frozenset[str]
+    real: Tensor | None = None  # of the sample that runs
+    _sums: dict[str, _Sums] = field(default_factory=dict)
+    _leader: dict[str, str] = field(default_factory=dict)
+    _inputs: list[tuple[Tensor, str]] = field(default_factory=list)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Collects inside the block; hooks are removed whatever happens."""
+        handles = [
+            linear.register_forward_pre_hook(self._hook(name))
+            for name, linear in self.linears.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._inputs.clear()
+
+    def begin(self, real: Tensor | None) -> None:
+        """Starts a sample whose real tokens are `real` [b, s] (None: all)."""
+        self.real = real
+        self._inputs.clear()
+
+    def stats(self) -> dict[str, Stats]:
+        """Statistics by linear; sharing linears get the same object."""
+        made = {leader: sums.stats(leader) for leader, sums in self._sums.items()}
+        return {
+            name: made[self._leader[name]] if name in self._leader else _Sums().stats(name)
+            for name in self.linears
+        }
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def collect(module: nn.Module, args: tuple[Any, ...]) -> None:
+            x: Tensor = args[0]
+            if name not in self._leader:
+                same = (leader for seen, leader in self._inputs if seen is x)
+                self._leader[name] = next(same, name)
+                self._inputs.append((x, self._leader[name]))
+            if self._leader[name] == name:
+                sums = self._sums.setdefault(name, _Sums())
+                sums.add(self._tokens(x, name), self.needs)
+
+        return collect
+
+    def _tokens(self, x: Tensor, name: str) -> Tensor:
+        """Real tokens of x [..., k] as [t, k]."""
+        flat = x.detach().reshape(-1, x.shape[-1])
+        if self.real is None:
+            return flat
+        if flat.shape[0] != self.real.numel():
+            raise TamisUnsupported(
+                f"calibrate: {name}: got {flat.shape[0]} tokens under an attention mask of "
+                f"{self.real.numel()}, wanted as many; calibrate without padding."
+            )
+        return flat[self.real.reshape(-1)]
+
+
+# Running block by block
+
+
+@dataclass
+class _Call:
+    """How the model calls one block for one sample; hidden states are put in anew each time."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    hidden: str  # keyword of the hidden states, "" if they come first
+
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """The block's output hidden states."""
+        kwargs = {**self.kwargs, self.hidden: hidden} if self.hidden else self.kwargs
+        out = block(*self.args, **kwargs) if self.hidden else block(hidden, *self.args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+
+class _Recorded(Exception):
+    """Ends the recording pass once the last block was reached."""
+
+
+def run_blocks(
+    model: nn.Module,
+    data: list[Sample],
+    linears: Mapping[str, nn.Linear],
+    needs: frozenset[str],
+    visit: Visit,
+    sequential: bool = True,
+) -> None:
+    """Collects statistics of `linears` and hands them to `visit`, block after block.
+
+    sequential: the weights that `visit` returns are put in place while the block runs again, so
+    that later blocks see what the pruned ones produce; otherwise the model runs once, unpruned.
+    The model's weights, hooks and training mode are as before when this returns or raises.
+
+    Linears outside the family's blocks, or all of a model of no known family, are collected in one
+    pass of the whole model (after the blocks, unpruned).
+
+    Raises:
+        TamisValueError: A linear saw no token or inputs that are not finite.
+        TamisUnsupported: A padded sample reaches a linear in another shape.
+    """
+    family = family_of(model)
+    with _evaluating(model), torch.no_grad():
+        inside: set[str] = set()
+        if family is not None:
+            blocks = family.find_blocks(model)
+            groups = {b: _within(linears, b) for b in blocks}
+            inside = {name for group in groups.values() for name in group}
+            if inside:
+                _stream(model, family, data, groups, needs, visit, sequential)
+        rest = {name: linear for name, linear in linears.items() if name not in inside}
+        if rest:
+            _whole(model, data, rest, needs, visit)
+
+
+def _within(linears: Mapping[str, nn.Linear], block: str) -> dict[str, nn.Linear]:
+    return {name: linear for name, linear in linears.items() if name.startswith(block + ".")}
+
+
+def _stream(
+    model: nn.Module,
+    family: Family,
+    data: list[Sample],
+    groups: dict[str, dict[str, nn.Linear]],
+    needs: frozenset[str],
+    visit: Visit,
+    sequential: bool,
+) -> None:
+    blocks = family.find_blocks(model)
+    hidden, calls = _record(model, family, blocks, data)
+    last = max(i for i, name in enumerate(blocks) if groups[name])
+    for index, (name, block) in enumerate(blocks.items()):
+        if index > last:
+            break
+        again = sequential and bool(groups[name]) and index < last
+        collector = Collector(groups[name], needs)
+        with collector.watching():
+            for i, sample in enumerate(data):
+                collector.begin(sample.real)
+                out = calls[i][index].run(block, hidden[i])
+                if not again:
+                    hidden[i] = out
+        weights = visit(collector.stats()) if groups[name] else {}
+        del collector
+        if again:
+            with _replaced(groups[name], weights):
+                for i in range(len(data)):
+                    hidden[i] = calls[i][index].run(block, hidden[i])
+
+
+def _whole(
+    model: nn.Module,
+    data: list[Sample],
+    linears: dict[str, nn.Linear],
+    needs: frozenset[str],
+    visit: Visit,
+) -> None:
+    collector = Collector(linears, needs)
+    with collector.watching():
+        for sample in data:
+            collector.begin(sample.real)
+            call_model(model, sample)
+    visit(collector.stats())
+
+
+def call_model(model: nn.Module, sample: Sample) -> Any:
+    """Runs the model on one sample, without KV cache."""
+    inputs = dict(sample.inputs)
+    positional = [inputs.pop("")] if "" in inputs else []
+    if not positional and "use_cache" in inspect.signature(model.forward).parameters:
+        inputs["use_cache"] = False
+    return model(*positional, **inputs)
+
+
+def _record(
+    model: nn.Module, family: Family, blocks: dict[str, nn.Module], data: list[Sample]
+) -> tuple[list[Tensor], list[list[_Call]]]:
+    """Inputs of the first block, and how each block is called, per sample.
+
+    While recording, every block only notes its arguments and passes its hidden states on, so that
+    each block gets the masks and position embeddings the model makes for it, at no cost.
+    """
+    hidden: list[Tensor] = []
+    calls: list[list[_Call]] = []
+    final = next(reversed(blocks.values()))
+
+    def recorder(block: nn.Module) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            key = family.hidden if family.hidden in kwargs else ""
+            states = kwargs.pop(key) if key else args[0]
+            if not calls[-1]:
+                hidden.append(states)
+            calls[-1].append(_Call(args if key else args[1:], kwargs, key))
+            if block is final:
+                raise _Recorded
+            return states
+
+        return record
+
+    with _forwards({block: recorder(block) for block in blocks.values()}):
+        for sample in data:
+            calls.append([])
+            with suppress(_Recorded):
+                call_model(model, sample)
+    return hidden, calls
+
+
+@contextmanager
+def _forwards(instead: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Gives modules another forward, on the instance: their class is not touched."""
+    own = {module: module.__dict__.get("forward") for module in instead}
+    try:
+        for module, forward in instead.items():
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module, forward in own.items():
+            if forward is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = forward
+
+
+@contextmanager
+def _replaced(linears: Mapping[str, nn.Linear], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Puts `weights` in place of the linears' own, for as long as the context lasts."""
+    originals = {name: linears[name].weight.data for name in weights}
+    try:
+        for name, weight in weights.items():
+            linears[name].weight.data = weight
+        yield
+    finally:
+        for name, weight in originals.items():
+            linears[name].weight.data = weight
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's own mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,38 @@
+"""Family: the few facts about an architecture that pruning block by block needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models built of the same kind of block.
+
+    A block is called as the model itself calls it: with its hidden states first (or named
+    `hidden`), and the masks and position embeddings that the model made for it.
+
+    Attributes:
+        name: Of the family.
+        blocks: Class names of the repeated blocks; found by name, so that nothing is imported.
+        linears: Last parts of the names of the linears in a block that may be pruned.
+        head: Last parts of the names of output layers, left dense with the embeddings.
+        hidden: Keyword of the hidden states, if they are not the first positional argument.
+    """
+
+    name: str
+    blocks: tuple[str, ...]
+    linears: tuple[str, ...]
+    head: tuple[str, ...] = ("lm_head",)
+    hidden: str = "hidden_states"
+
+    def find_blocks(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Blocks by module path, in the order they run."""
+        return {n: m for n, m in model.named_modules() if type(m).__name__ in self.blocks}
+
+
+GATED_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -1,0 +1,5 @@
+"""Qwen 2, 2.5 and 3 (dense)."""
+
+from tamis.model.family import GATED_MLP, Family
+
+FAMILY = Family(name="qwen", blocks=("Qwen2DecoderLayer", "Qwen3DecoderLayer"), linears=GATED_MLP)

@@ -1,0 +1,1 @@
+"""The maths of every decision a method takes, one slot per file."""

@@ -1,0 +1,86 @@
+"""Repairs: new values for the kept weights that make up for the dropped ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from tamis.policy import score as scores
+from tamis.policy import solve
+from tamis.recipe import Goal, count_dropped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tamis.recipe import LinearContext, PruneRecipe
+
+TILE = 128  # columns whose updates are batched; the comparison group of "tile" recipes
+
+
+def obs_sweep(
+    ctx: LinearContext, recipe: PruneRecipe, goal: Goal, keep: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Drops columns left to right, spreading each error over the later columns (SparseGPT).
+
+    weight [n, k] f32 and keep [n, k] bool. Per column j, with u the upper Cholesky factor of the
+    inverse Hessian: e = (w_j - q_j) / u_jj, then w_:,j: -= e u_j,j: (Frantar & Alistarh 2023,
+    algorithm 1). Columns beyond the tile of 128 are updated once per tile.
+
+    With keep None the mask is chosen on the way from the updated weights: the smallest w² / u_jj²
+    of each [n, 128] tile (counts add up to floor(sparsity * n * k) over the layer), or per row
+    whenever a group of M columns begins (N:M). Dead inputs lose their weights.
+    """
+    factor, dead = solve.inverse_factor(ctx.stats, ctx.name, recipe.damping)
+    u = factor.to(torch.float32)
+    rows = ctx.weight.t().contiguous()  # [k, n]: a column of the weight is contiguous
+    rows[dead] = 0
+    k, n = rows.shape
+    chosen = torch.empty_like(rows, dtype=torch.bool)
+    width = max(goal.pattern.unit, TILE // goal.pattern.unit * goal.pattern.unit)
+    for begin in range(0, k, width):
+        end = min(begin + width, k)
+        tile, tile_u = rows[begin:end], u[begin:end, begin:end]
+        if keep is not None:
+            chosen[begin:end] = keep[:, begin:end].t()
+        elif goal.pattern.kind != "nm":
+            share = _share(goal, n, begin, end)
+            chosen[begin:end] = _choose(recipe, share, tile, tile_u.diagonal())
+        on_the_way = recipe if keep is None and goal.pattern.kind == "nm" else None
+        errors = _sweep_tile(tile, tile_u, chosen[begin:end], goal, on_the_way)
+        rows[end:].addmm_(u[begin:end, end:].t(), errors, alpha=-1)
+    return rows.t().contiguous(), chosen.t().contiguous()
+
+
+def _sweep_tile(
+    tile: Tensor, u: Tensor, chosen: Tensor, goal: Goal, recipe: PruneRecipe | None
+) -> Tensor:
+    """Sweeps tile [j, n] in place and returns its scaled errors [j, n].
+
+    With a recipe, fills `chosen` [j, n] group by group (N:M) before each group is swept.
+    """
+    errors = torch.empty_like(tile)
+    diagonal = u.diagonal()
+    for j in range(tile.shape[0]):
+        of = goal.pattern.of
+        if recipe is not None and j % of == 0:
+            chosen[j : j + of] = _choose(recipe, goal, tile[j : j + of], diagonal[j : j + of])
+        torch.mul(tile[j], chosen[j].logical_not() / u[j, j], out=errors[j])
+        tile[j].mul_(chosen[j])
+        tile[j + 1 :].addr_(u[j, j + 1 :], errors[j], alpha=-1)
+    return errors
+
+
+def _choose(recipe: PruneRecipe, goal: Goal, tile: Tensor, diagonal: Tensor) -> Tensor:
+    """Which weights stay, [j, n], of those in tile [j, n] with the factor's diagonal [j]."""
+    score = scores.obs_columns(tile.t(), diagonal)
+    return recipe.select(score, goal, "tile").t()
+
+
+def _share(goal: Goal, n: int, begin: int, end: int) -> Goal:
+    """The tile's share of the layer's dropped units, so that the layer's total is exact."""
+    per_column = n // goal.pattern.rows
+    scale = goal.pattern.cols
+    before = count_dropped(goal.sparsity, begin // scale * per_column)
+    upto = count_dropped(goal.sparsity, end // scale * per_column)
+    return Goal(goal.pattern, (upto - before) / ((end - begin) // scale * per_column))

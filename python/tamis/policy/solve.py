@@ -1,0 +1,61 @@
+"""Linear algebra shared by scores and repairs, in f64."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from tamis.errors import TamisValueError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tamis.recipe import Stats
+
+LEAF = 256  # below this a library triangular solve beats further halving
+
+
+def inverse_factor(stats: Stats, name: str, damping: float = 0.01) -> tuple[Tensor, Tensor]:
+    """Upper u [k, k] f64 with uᵀu = (H + damping * mean(diag H) I)⁻¹, and dead [k] bool.
+
+    Dead inputs were never nonzero: their diagonal becomes 1 and their weights must be dropped.
+    With p the reversal of indices and l lᵀ = p H p, u = p l⁻¹ p: no inverse is ever formed.
+
+    Raises:
+        TamisValueError: No Hessian was collected, or it stays singular.
+    """
+    key = f"inverse_factor:{damping}"
+    if key not in stats.cache:
+        if stats.hessian is None:
+            raise TamisValueError(
+                f"solve.inverse_factor: {name}: got no 'hessian' statistics, wanted them; "
+                "add 'hessian' to needs."
+            )
+        hessian = stats.hessian.to(torch.float64, copy=True)
+        diagonal = hessian.diagonal()
+        stats.cache["dead"] = diagonal == 0
+        diagonal[stats.cache["dead"]] = 1.0
+        diagonal += damping * diagonal.mean()
+        lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
+        if failed:
+            raise TamisValueError(
+                f"solve.inverse_factor: {name}: got a Hessian that is not positive definite, "
+                "wanted one with finite, varied inputs; pass more calibration data."
+            )
+        stats.cache[key] = invert_lower(lower).flip(0, 1)
+    return stats.cache[key], stats.cache["dead"]
+
+
+def invert_lower(lower: Tensor) -> Tensor:
+    """Inverse of a lower triangular matrix [k, k], by halves: [[a, 0], [c, b]]."""
+    k = lower.shape[0]
+    if k <= LEAF:
+        identity = torch.eye(k, dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, identity, upper=False)
+    half = k // 2
+    out = torch.zeros_like(lower)
+    out[:half, :half] = invert_lower(lower[:half, :half])
+    out[half:, half:] = invert_lower(lower[half:, half:])
+    out[half:, :half] = -(out[half:, half:] @ lower[half:, :half]) @ out[:half, :half]
+    return out

@@ -1,0 +1,129 @@
+"""What a pruning method is made of: its inputs, its decisions and the values that join them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEEP = "tamis_keep"
+"""Name of the buffer with the mask [n, k] of a pruned layer that stays nn.Linear."""
+
+Group = Literal["row", "layer", "global", "tile"]
+"""Which weights compete with each other: an output row, the layer, all layers, or 128 columns."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What calibration saw at the input of one linear, averaged over its real tokens.
+
+    Linears that read the same input share one Stats, hence one factorisation.
+
+    Attributes:
+        tokens: Real (not padded) tokens seen.
+        x_sq: Mean square of each input feature, [k] f64.
+        hessian: Mean of x xᵀ, [k, k] f64.
+        cache: Derived values by name, filled by the policies that compute them.
+    """
+
+    tokens: int = 0
+    x_sq: Tensor | None = None
+    hessian: Tensor | None = None
+    cache: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class LinearContext:
+    """One linear as the policies see it.
+
+    Attributes:
+        name: Module path; seeds what is random.
+        weight: [n, k] f32.
+        stats: The statistics that the recipe declared in `needs`.
+        seed: The caller's seed.
+    """
+
+    name: str
+    weight: Tensor
+    stats: Stats = field(default_factory=Stats)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which sets of kept weights are allowed.
+
+    Attributes:
+        kind: "unstructured", "nm" (`keep` kept of every `of` consecutive inputs) or "block".
+        keep: Weights kept of each group (nm).
+        of: Group length in inputs (nm).
+        rows: Block height in output features (block).
+        cols: Block width in input features (block).
+    """
+
+    kind: Literal["unstructured", "nm", "block"] = "unstructured"
+    keep: int = 0
+    of: int = 0
+    rows: int = 1
+    cols: int = 1
+
+    @property
+    def unit(self) -> int:
+        """Consecutive inputs that are decided together."""
+        return self.of if self.kind == "nm" else self.cols
+
+    def __str__(self) -> str:
+        if self.kind == "nm":
+            return f"{self.keep}:{self.of}"
+        return f"block:{self.rows}x{self.cols}" if self.kind == "block" else self.kind
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How much of one linear may stay: the pattern and the fraction of zeros."""
+
+    pattern: Pattern
+    sparsity: float
+
+
+Score = Callable[[LinearContext], "Tensor"]
+"""Importance of each weight, [n, k]; larger is kept."""
+
+Select = Callable[["Tensor", Goal, Group], "Tensor"]
+"""(score [n, k], goal, group) -> keep [n, k] bool."""
+
+Repair = Callable[["LinearContext", "PruneRecipe", Goal, "Tensor | None"], "tuple[Tensor, Tensor]"]
+"""(context, recipe, goal, keep or None to choose it on the way) -> weight [n, k], keep [n, k]."""
+
+Allocate = Callable[[dict[str, tuple[int, int]], float], dict[str, float]]
+"""(shape [n, k] by name, sparsity over all) -> sparsity by name."""
+
+
+@dataclass(frozen=True)
+class PruneRecipe:
+    """A published way to prune a linear, as data.
+
+    Attributes:
+        score: Importance of each weight.
+        select: Turns scores into kept weights.
+        group: Which weights compete; "tile" leaves the choice to `repair`, tile by tile.
+        repair: Changes the kept weights to make up for the dropped ones.
+        needs: Statistics that calibration must collect: "x_sq", "hessian".
+        damping: Added to the Hessian's diagonal, as a fraction of its mean.
+    """
+
+    score: Score
+    select: Select
+    group: Group = "row"
+    repair: Repair | None = None
+    needs: frozenset[str] = frozenset()
+    damping: float = 0.01
+
+
+def count_dropped(sparsity: float, count: int) -> int:
+    """Weights to drop of `count`: floor(sparsity * count), immune to binary rounding of e.g. 0.29."""
+    return min(count, math.floor(round(sparsity * count, 6)))

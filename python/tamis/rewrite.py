@@ -1,0 +1,518 @@
+"""Rewrites a model in place: prunes its linears and stores them compressed, or undoes it.
+
+Nothing changes until everything has succeeded: new layers are built beside the old ones (whose
+weights return after each block's second run) and swapped in at the end, so an exception at any
+point leaves the model as it was. The price is memory for the compressed layers beside the dense
+ones; a second dense copy exists only with format="dense".
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tamis import calibrate, method
+from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
+from tamis.model import family_of
+from tamis.nn import SparseLinear
+from tamis.optimize import (
+    FORMATS,
+    compressed,
+    describe,
+    explain,
+    holding_layouts,
+    optimize_,
+    swap,
+)
+from tamis.policy import allocate as allocation
+from tamis.policy import select
+from tamis.recipe import KEEP, Goal, LinearContext, Pattern, PruneRecipe, Stats, count_dropped
+from tamis.report import LayerReport, Report, host_facts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from tamis.layout import Layout
+
+__all__ = ["dense_", "explain", "optimize_", "sparsify_"]
+
+DEFAULT_IGNORE = ("lm_head",)
+
+
+def sparsify_(  # noqa: PLR0913
+    model: nn.Module,
+    method: str | PruneRecipe,
+    *,
+    sparsity: float = 0.5,
+    pattern: str = "unstructured",
+    data: Iterable[Any] | None = None,
+    tokenizer: Any = None,
+    targets: Sequence[str] | None = None,
+    ignore: Sequence[str] = DEFAULT_IGNORE,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    format: str = "auto",
+    allocate: str | Mapping[str, float] = "uniform",
+    sequential: bool = True,
+    max_length: int = 512,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Report:
+    """Prunes the model's linears in place and stores them compressed; returns a Report.
+
+    Args:
+        model: Any torch model; of a known family (Llama, Qwen, Gemma, Mistral, OPT, BERT, ViT) the
+            linears in its blocks are pruned, of others all but the output layer.
+        method: Name of a method (`tamis.method.names()`) or a PruneRecipe.
+        sparsity: Fraction of zeros, 0 <= sparsity < 1. An N:M pattern fixes its own.
+        pattern: "unstructured", "N:M" (N kept of every M consecutive inputs) or "block:RxC".
+        data: Calibration samples, for methods that need them: strings, token ids or dicts of model
+            inputs. Text is cut to `max_length` tokens; longer token ids are refused.
+        tokenizer: For strings.
+        targets: Layers to prune: exact names, "re:" and a pattern matched from the start of the
+            name, or the class name "Linear".
+        ignore: Layers to leave alone, spelled the same way.
+        filter_fn: Called with (module, name); false leaves the layer alone.
+        format: "auto" takes the smallest that holds the mask, dense included; "dense" keeps masked
+            nn.Linear; "bitmap", "csr", "nm", "block" force one.
+        allocate: Sparsity per layer: "uniform", "erk", or a dict of names or "re:" patterns.
+        sequential: Later blocks see the outputs of pruned earlier ones (two passes per block).
+        max_length: Tokens per calibration sequence.
+        seed: Of random methods.
+        progress: Shows a bar; None shows it on a terminal.
+
+    Raises:
+        TamisValueError: A name, range, shape, weight or sample that cannot be used.
+        TamisTypeError: Data of the wrong kind.
+        TamisUnsupported: A combination that no policy computes.
+    """
+    begin = time.perf_counter()
+    recipe = method if isinstance(method, PruneRecipe) else _load(method)
+    label = method if isinstance(method, str) else "recipe"
+    shape = parse_pattern(pattern)
+    linears = find_linears(model, targets, ignore, filter_fn)
+    job = _Job(recipe, shape, _allocate(linears, shape, sparsity, allocate, recipe), format, seed)
+    _check(linears, job)
+    samples = _samples(label, recipe, data, model, tokenizer, max_length)
+    with _bar(len(linears), label, progress) as tick:
+        job.tick = tick
+        if recipe.group == "global" and shape.kind != "nm":
+            _prune_globally(model, linears, samples, job)
+        elif recipe.needs:
+            run = calibrate.run_blocks
+            run(model, samples, linears, recipe.needs, job.visitor(linears), sequential)
+        else:
+            for name, linear in linears.items():
+                job.prune(name, linear, Stats())
+    rows = [job.pending[name].row for name in linears]
+    _commit(model, linears, job)
+    kept = sum(item.nnz for item in job.pending.values())
+    size = sum(linear.weight.numel() for linear in linears.values())
+    facts: dict[str, float | int | str] = {
+        "sparsity": 1 - kept / size,
+        "linear_bytes": sum(row.nbytes for row in rows),
+        "dense_linear_bytes": sum(row.dense_nbytes for row in rows),
+        "calibration_tokens": job.tokens,
+        "prune_s": time.perf_counter() - begin,
+    }
+    return Report(f"{label} {1 - kept / size:.0%} {shape}", rows, facts, host_facts(seed=seed))
+
+
+def dense_(model: nn.Module) -> nn.Module:
+    """Turns every SparseLinear back into nn.Linear, in place; zeros stay zeros.
+
+    Raises:
+        TamisTypeError: model is not a module.
+    """
+    _check_model("dense_", model)
+    sparse = {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear)}
+    swap(model, {name: (module, module.to_linear()) for name, module in sparse.items()})
+    return model
+
+
+# What to prune
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Pattern of "unstructured", "N:M" or "block:RxC".
+
+    Raises:
+        TamisValueError: The text is none of these, or its numbers are out of range.
+    """
+    if text == "unstructured":
+        return Pattern()
+    if found := re.fullmatch(r"(\d+):(\d+)", str(text)):
+        keep, of = int(found[1]), int(found[2])
+        if 1 <= keep <= of <= 32:
+            return Pattern("nm", keep=keep, of=of)
+    elif found := re.fullmatch(r"block:(\d+)x(\d+)", str(text)):
+        rows, cols = int(found[1]), int(found[2])
+        if rows >= 1 and cols >= 1:
+            return Pattern("block", rows=rows, cols=cols)
+    raise TamisValueError(
+        f"sparsify_: pattern: got {text!r}, wanted 'unstructured', 'N:M' with 1 <= N <= M <= 32 "
+        "(N weights kept of M) or 'block:RxC'; for example '2:4' or 'block:16x16'."
+    )
+
+
+def find_linears(
+    model: nn.Module,
+    targets: Sequence[str] | None = None,
+    ignore: Sequence[str] = DEFAULT_IGNORE,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+) -> dict[str, nn.Linear]:
+    """The nn.Linear modules that may be pruned, by name in model order.
+
+    Output layers and weights shared with another module are left alone unless a target names them
+    exactly.
+
+    Raises:
+        TamisTypeError: model is not a module, or targets or ignore is one string.
+        TamisValueError: A target or ignore matches nothing, or nothing is left.
+    """
+    _check_model("sparsify_", model)
+    linears = {n: m for n, m in model.named_modules() if type(m) is nn.Linear}
+    _check_names("targets", targets, linears)
+    _check_names("ignore", () if tuple(ignore) == DEFAULT_IGNORE else ignore, linears)
+    kept_dense = _kept_dense(model, linears, by_family=targets is None)
+    wanted = targets if targets is not None else ("Linear",)
+    found = {
+        name: linear
+        for name, linear in linears.items()
+        if any(_names(key, name) for key in wanted)
+        and (name in wanted or name not in kept_dense)
+        and not any(_names(key, name) for key in ignore)
+        and (filter_fn is None or filter_fn(linear, name))
+    }
+    if not found:
+        have = any(isinstance(module, SparseLinear) for module in model.modules())
+        fix = "call dense_ first: its linears are sparse already" if have else "widen targets"
+        raise TamisValueError(
+            f"sparsify_: targets: got no layer to prune among {len(linears)} nn.Linear, wanted at "
+            f"least one; {fix}."
+        )
+    return found
+
+
+def _kept_dense(model: nn.Module, linears: Mapping[str, nn.Module], by_family: bool) -> set[str]:
+    """Linears left alone by default: tied, output layers, and those outside a family's blocks."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    dense = {name for name, linear in linears.items() if owners[id(linear.weight)] > 1}
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if callable(find_head) else None
+    dense |= {name for name, linear in linears.items() if linear is head}
+    family = family_of(model)
+    if family is not None:
+        dense |= {name for name in linears if name.rpartition(".")[2] in family.head}
+    if family is not None and by_family:
+        blocks = tuple(f"{name}." for name in family.find_blocks(model))
+        dense |= {
+            name
+            for name in linears
+            if not (name.startswith(blocks) and name.rpartition(".")[2] in family.linears)
+        }
+    return dense
+
+
+def _names(key: str, name: str) -> bool:
+    return key == "Linear" or allocation.matches(key, name)
+
+
+def _check_names(argument: str, keys: Sequence[str] | None, names: Iterable[str]) -> None:
+    if isinstance(keys, str):
+        raise TamisTypeError(
+            f"sparsify_: {argument}: got the string {keys!r}, wanted a list of names; "
+            f"pass [{keys!r}]."
+        )
+    names = list(names)
+    for key in keys or ():
+        if not any(_names(key, name) for name in names):
+            raise TamisValueError(
+                f"sparsify_: {argument}: got {key!r}, wanted a name that some nn.Linear has, such "
+                f"as {names[0] if names else 'none'!r}; correct it or prefix a pattern with 're:'."
+            )
+
+
+def _check_model(function: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TamisTypeError(
+            f"{function}: model: got {type(model).__name__}, wanted a torch.nn.Module; "
+            "load it first."
+        )
+
+
+def _load(name: object) -> PruneRecipe:
+    if not isinstance(name, str):
+        raise TamisTypeError(
+            f"sparsify_: method: got {type(name).__name__}, wanted a method's name or a "
+            "PruneRecipe; see tamis.method.names()."
+        )
+    return method.load(name)
+
+
+def _samples(
+    label: str,
+    recipe: PruneRecipe,
+    data: Iterable[Any] | None,
+    model: nn.Module,
+    tokenizer: Any,
+    max_length: int,
+) -> list[calibrate.Sample]:
+    if not recipe.needs:
+        return []
+    if data is None:
+        raise TamisValueError(
+            f"sparsify_: data: got None, wanted calibration samples, which {label!r} needs; pass "
+            "data=texts and tokenizer=, or use 'magnitude'."
+        )
+    return calibrate.samples(data, model, tokenizer, max_length)
+
+
+def _allocate(
+    linears: Mapping[str, nn.Linear],
+    pattern: Pattern,
+    sparsity: float,
+    how: str | Mapping[str, float],
+    recipe: PruneRecipe,
+) -> dict[str, float]:
+    """Sparsity by layer."""
+    if (
+        isinstance(sparsity, bool)
+        or not isinstance(sparsity, (int, float))
+        or not 0 <= sparsity < 1
+    ):
+        raise TamisValueError(
+            f"sparsify_: sparsity: got {sparsity!r}, wanted 0 <= sparsity < 1; it is the fraction "
+            "of zeros."
+        )
+    shapes = {n: (m.out_features, m.in_features) for n, m in linears.items()}
+    if how != "uniform" and (pattern.kind == "nm" or recipe.group == "global"):
+        fixed = f"the pattern {pattern}" if pattern.kind == "nm" else "a global group"
+        raise TamisValueError(
+            f"sparsify_: allocate: got {how!r} with {fixed}, wanted 'uniform'; {fixed} decides "
+            "every layer's sparsity itself."
+        )
+    if pattern.kind == "nm":
+        own = 1 - pattern.keep / pattern.of
+        if sparsity not in (0.5, own):  # 0.5 is the default
+            raise TamisValueError(
+                f"sparsify_: sparsity: got {sparsity} with pattern '{pattern}', wanted {own:g}; "
+                "leave sparsity out or change N:M."
+            )
+        return allocation.uniform(shapes, own)
+    if isinstance(how, Mapping):
+        return allocation.given(shapes, sparsity, how)
+    known = {"uniform": allocation.uniform, "erk": allocation.erk}
+    if how not in known:
+        raise TamisValueError(
+            f"sparsify_: allocate: got {how!r}, wanted 'uniform', 'erk' or a dict of sparsities by "
+            "layer name; correct it."
+        )
+    return known[how](shapes, sparsity)
+
+
+def _check(linears: Mapping[str, nn.Linear], job: _Job) -> None:
+    """Refuses what would fail later: formats, statistics, shapes and weights."""
+    recipe, pattern = job.recipe, job.pattern
+    if job.format not in ("auto", "dense", *FORMATS):
+        raise TamisValueError(
+            f"sparsify_: format: got {job.format!r}, wanted 'auto', 'dense' or one of "
+            f"{', '.join(FORMATS)}; correct it."
+        )
+    if job.format in ("nm", "block") and pattern.kind != job.format:
+        raise TamisValueError(
+            f"sparsify_: format: got {job.format!r} with pattern '{pattern}', wanted a format that "
+            "holds it; use 'auto'."
+        )
+    unknown = recipe.needs - calibrate.STATISTICS
+    if unknown:
+        raise TamisUnsupported(
+            f"sparsify_: method: got needs {sorted(unknown)}, wanted some of "
+            f"{sorted(calibrate.STATISTICS)}; only these are collected."
+        )
+    if recipe.group == "global" and (recipe.repair or "hessian" in recipe.needs):
+        raise TamisUnsupported(
+            "sparsify_: method: got a global group with a repair or Hessian, wanted scores that "
+            "are known before anything is pruned; use a row or layer group."
+        )
+    for name, linear in linears.items():
+        _check_layer(name, linear, pattern)
+
+
+def _check_layer(name: str, linear: nn.Linear, pattern: Pattern) -> None:
+    n, k = linear.weight.shape
+    if k % pattern.unit if pattern.unit else False:
+        raise TamisValueError(
+            f"sparsify_: pattern: got '{pattern}' for {name} with {k} inputs, wanted a multiple of "
+            f"{pattern.unit}; use another pattern or ignore=[{name!r}]."
+        )
+    if n % pattern.rows:
+        raise TamisValueError(
+            f"sparsify_: pattern: got '{pattern}' for {name} with {n} outputs, wanted a multiple "
+            f"of {pattern.rows}; use another pattern or ignore=[{name!r}]."
+        )
+    if linear.weight.is_meta or not linear.weight.is_floating_point():
+        raise TamisTypeError(
+            f"sparsify_: {name}: got a weight on {linear.weight.device.type} of "
+            f"{linear.weight.dtype}, wanted floating-point values; load the model's weights first."
+        )
+    if not bool(linear.weight.isfinite().all()):
+        raise TamisValueError(
+            f"sparsify_: {name}: got weights that are NaN or infinite, wanted finite ones; repair "
+            f"the checkpoint or ignore=[{name!r}]."
+        )
+
+
+# Pruning
+
+
+@dataclass
+class _Pending:
+    """A pruned layer that waits for the others."""
+
+    row: LayerReport
+    nnz: int
+    module: SparseLinear | None  # None: the nn.Linear stays, with this weight and mask
+    weight: Tensor | None = None
+    keep: Tensor | None = None
+
+
+@dataclass
+class _Job:
+    """Everything one call of sparsify_ decided, and the layers done so far."""
+
+    recipe: PruneRecipe
+    pattern: Pattern
+    sparsity: dict[str, float]
+    format: str
+    seed: int
+    tick: Callable[[], None] = lambda: None
+    tokens: int = 0
+    pending: dict[str, _Pending] = field(default_factory=dict)
+
+    def visitor(self, linears: Mapping[str, nn.Linear]) -> calibrate.Visit:
+        """Prunes the linears whose statistics are ready; hands back their weights."""
+
+        def visit(stats: dict[str, Stats]) -> dict[str, Tensor]:
+            self.tokens = max(self.tokens, *(item.tokens for item in stats.values()))
+            return {name: self.prune(name, linears[name], stats[name]) for name in stats}
+
+        return visit
+
+    def prune(self, name: str, linear: nn.Linear, stats: Stats) -> Tensor:
+        """The pruned weight [n, k] in the linear's dtype; the layer joins `pending`."""
+        weight, recipe = linear.weight.detach(), self.recipe
+        goal = Goal(self.pattern, self.sparsity[name])
+        context = LinearContext(name, weight.float(), stats, self.seed)
+        if goal.pattern.kind != "nm" and count_dropped(goal.sparsity, weight.numel()) == 0:
+            return self.finish(name, linear, weight, torch.ones_like(weight, dtype=torch.bool))
+        keep = None
+        if recipe.group != "tile":
+            keep = recipe.select(recipe.score(context), goal, recipe.group)
+        if recipe.repair is None:
+            if keep is None:
+                raise TamisValueError(
+                    "sparsify_: method: got group 'tile' without repair, wanted a repair that "
+                    "chooses the weights; set repair or another group."
+                )
+            return self.finish(name, linear, weight, keep)
+        repaired, keep = recipe.repair(context, recipe, goal, keep)
+        return self.finish(name, linear, repaired.to(weight.dtype), keep)
+
+    def finish(self, name: str, linear: nn.Linear, weight: Tensor, keep: Tensor) -> Tensor:
+        """Masks the weight [n, k] and builds the layer that will take its place."""
+        weight = torch.where(keep, weight, torch.zeros((), dtype=weight.dtype))
+        self.pending[name] = _build(name, linear, weight, keep, self)
+        self.tick()
+        return weight
+
+
+def _prune_globally(
+    model: nn.Module, linears: dict[str, nn.Linear], samples: list[calibrate.Sample], job: _Job
+) -> None:
+    """All layers' weights compete; statistics, if needed, come from the unpruned model."""
+    stats: dict[str, Stats] = dict.fromkeys(linears, Stats())
+    if job.recipe.needs:
+
+        def visit(seen: dict[str, Stats]) -> dict[str, Tensor]:
+            stats.update(seen)
+            return {}
+
+        calibrate.run_blocks(model, samples, linears, job.recipe.needs, visit, sequential=False)
+        job.tokens = max(item.tokens for item in stats.values())
+
+    def score(name: str) -> Tensor:
+        weight = linears[name].weight.detach().float()
+        values = job.recipe.score(LinearContext(name, weight, stats[name], job.seed))
+        return select.block_scores(values, job.pattern)
+
+    bound = select.global_threshold(
+        lambda: (score(name) for name in linears), next(iter(job.sparsity.values()))
+    )
+    for name, linear in linears.items():
+        keep = select.expand_blocks(bound(score(name)), job.pattern)
+        job.finish(name, linear, linear.weight.detach(), keep)
+
+
+def _build(name: str, linear: nn.Linear, weight: Tensor, keep: Tensor, job: _Job) -> _Pending:
+    """The layer in the smallest format that holds its mask, or in the one asked for."""
+    nnz = int(keep.sum())
+    layout, reason = _choose(name, linear, nnz, keep, job)
+    if layout is None:
+        row = describe(name, linear, reason=reason, sparsity=1 - nnz / keep.numel())
+        return _Pending(row, nnz, None, weight, keep)
+    module = compressed(linear, weight, keep, layout)
+    return _Pending(describe(name, module, reason=reason), nnz, module)
+
+
+def _choose(
+    name: str, linear: nn.Linear, nnz: int, keep: Tensor, job: _Job
+) -> tuple[Layout | None, str]:
+    """The layout to store the layer in (None: dense), and why."""
+    if job.format == "dense":
+        return None, "format='dense' was asked for"
+    layouts = holding_layouts(linear.weight, keep, job.pattern)
+    if not layouts:
+        return None, f"no sparse format holds {linear.weight.dtype}"
+    if job.format != "auto":
+        return layouts[job.format][0], f"format={job.format!r} was asked for"
+    layout, nbytes = min(layouts.values(), key=lambda item: item[1])
+    dense = linear.weight.numel() * linear.weight.element_size()
+    if nbytes >= dense:
+        return None, f"{layout.label} would take {nbytes / dense:.2f} of the dense bytes"
+    return layout, f"smallest format that holds the mask, {nbytes / dense:.2f} of the dense bytes"
+
+
+def _commit(model: nn.Module, linears: Mapping[str, nn.Linear], job: _Job) -> None:
+    """Puts all pruned layers in place: the only step that changes the model."""
+    sparse = {n: (linears[n], item.module) for n, item in job.pending.items() if item.module}
+    swap(model, sparse)
+    for name, item in job.pending.items():
+        if item.module is None and item.weight is not None:
+            linears[name].weight.data = item.weight
+            if item.nnz < item.weight.numel():
+                linears[name].register_buffer(KEEP, item.keep, persistent=False)
+
+
+@contextmanager
+def _bar(total: int, label: str, progress: bool | None) -> Iterator[Callable[[], None]]:
+    """A progress bar over layers; yields what advances it."""
+    if progress is False or (progress is None and not sys.stderr.isatty()):
+        yield lambda: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, unit="layer") as bar:
+        yield lambda: bar.update() and None
