@@ -1,6 +1,8 @@
 // block: pack, unpack, check.
 #include "format/block.h"
 
+#include <type_traits>
+
 #include "format/checks.h"
 #include "format/rows.h"
 #include "format/values.h"
@@ -14,13 +16,16 @@ struct Shape {
   int64_t size() const { return rows * cols; }
 };
 
+// Of a stored value: bit patterns of floats, where -0 has a sign bit, or codes.
+template <class Stored>
+bool is_zero(Stored v) {
+  return std::is_signed_v<Stored> ? v == 0 : static_cast<Stored>(v << 1) == 0;
+}
+
 template <class T>
 bool any_kept(const KeptRows<T>& kept, int64_t row, int64_t col, Shape block) {
   for (int64_t i = 0; i < block.rows; ++i) {
-    for (int64_t j = 0; j < block.cols; j += 64) {
-      const int n = word_columns(block.cols, j / 64);
-      if (kept.word(row + i, col + j, n) != 0) return true;
-    }
+    if (kept.any(row + i, col, block.cols)) return true;
   }
   return false;
 }
@@ -29,16 +34,19 @@ bool any_kept(const KeptRows<T>& kept, int64_t row, int64_t col, Shape block) {
 template <class Source>
 void write_block(const Source& source, int64_t row, int64_t col, Shape block,
                  typename Source::Stored* out) {
-  typename Source::Stored scratch[64];
+  using Stored = typename Source::Stored;
+  Stored scratch[64];
   for (int64_t i = 0; i < block.rows; ++i) {
     for (int64_t j = 0; j < block.cols; j += 64) {
       const int n = word_columns(block.cols, j / 64);
-      const uint64_t word = source.kept.word(row + i, col + j, n);
-      const auto* values = source.chunk(row + i, col + j, n, scratch);
-      for (int b = 0; b < n; ++b) {
-        const bool stored = ((word >> b) & 1) != 0;
-        *out++ = stored ? values[b] : typename Source::Stored{0};
+      const Stored* values = source.chunk(row + i, col + j, n, scratch);
+      if (const uint8_t* keep = source.kept.keep) {
+        keep += (row + i) * source.kept.cols + col + j;
+        for (int b = 0; b < n; ++b) out[b] = keep[b] != 0 ? values[b] : Stored{0};
+      } else {  // what is not kept is +0 or -0
+        for (int b = 0; b < n; ++b) out[b] = is_zero(values[b]) ? Stored{0} : values[b];
       }
+      out += n;
     }
   }
 }

@@ -1,6 +1,7 @@
 // Scales of i8 values.
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "format/rows.h"
 #include "format/values.h"
@@ -9,21 +10,26 @@ namespace tamis {
 namespace {
 
 // Largest magnitude among the kept weights of columns [begin, end). Magnitudes of floats order
-// like their bit patterns, with NaN above Inf, so an integer maximum loses neither.
+// like their bit patterns, with NaN above Inf, so an integer maximum loses neither. Signed, as
+// baseline SIMD has no unsigned maximum.
 template <class T>
 T max_magnitude(const KeptRows<T>& kept, int64_t row, int64_t begin, int64_t end) {
-  constexpr T kSign = static_cast<T>(T{1} << (8 * sizeof(T) - 1));
+  using Signed = std::make_signed_t<T>;
+  constexpr auto kMagnitude = std::numeric_limits<Signed>::max();
   const T* w = kept.w + row * kept.stride;
-  T best = 0;
+  Signed best = 0;
   if (kept.keep == nullptr) {
-    for (int64_t j = begin; j < end; ++j) best = std::max(best, static_cast<T>(w[j] & ~kSign));
+    for (int64_t j = begin; j < end; ++j) {
+      best = std::max(best, static_cast<Signed>(w[j] & kMagnitude));
+    }
   } else {
     const uint8_t* keep = kept.keep + row * kept.cols;
     for (int64_t j = begin; j < end; ++j) {
-      best = std::max(best, keep[j] != 0 ? static_cast<T>(w[j] & ~kSign) : T{0});
+      const auto magnitude = static_cast<Signed>(w[j] & kMagnitude);
+      best = std::max(best, keep[j] != 0 ? magnitude : Signed{0});
     }
   }
-  return best;
+  return static_cast<T>(best);
 }
 
 float scale_of(float absmax) {

@@ -45,15 +45,20 @@ struct QuantizeValues {
   // Codes of weights that are not kept are arbitrary, and never stored.
   const int8_t* chunk(int64_t row, int64_t col, int n, int8_t* scratch) const {
     const T* source = kept.w + row * kept.stride + col;
-    for (int j = 0; j < n;) {
-      const int64_t g = (col + j) / group;
+    const float* row_scales = scales + row * groups;
+    for (int begin = 0; begin < n;) {
+      const int64_t g = (col + begin) / group;
       const int end = static_cast<int>(std::min<int64_t>(n, (g + 1) * group - col));
-      const float scale = scales[row * groups + g];
       // 0 / 0 would be NaN; with the divisor 1 the codes of an all-zero group are 0.
-      const float divisor = scale == 0.0f ? 1.0f : scale;
-      for (; j < end; ++j) scratch[j] = code(ToF32(source[j]) / divisor);
+      const float divisor = row_scales[g] == 0.0f ? 1.0f : row_scales[g];
+      encode(source + begin, end - begin, divisor, scratch + begin);
+      begin = end;
     }
     return scratch;
+  }
+
+  static void encode(const T* __restrict source, int n, float divisor, int8_t* __restrict codes) {
+    for (int j = 0; j < n; ++j) codes[j] = code(ToF32(source[j]) / divisor);
   }
 
   static int8_t code(float steps) {
@@ -96,7 +101,7 @@ int compact_word(const Source& source, int64_t row, int64_t col, int n, uint64_t
   unsigned count = 0;
   const auto compact = [&](int columns) {
     for (int j = 0; j < columns; ++j) {
-      staged[count & 63] = values[j];
+      staged[count] = values[j];  // count <= j
       count += (word >> j) & 1;
     }
   };

@@ -57,6 +57,19 @@ struct KeptRows {
     n == 64 ? nonzero(64) : nonzero(n);
     return pack_bytes(bytes);
   }
+
+  // Whether any of columns [col, col + n) is kept; n any length.
+  bool any(int64_t row, int64_t col, int64_t n) const {
+    T seen = 0;
+    if (keep != nullptr) {
+      const uint8_t* k = keep + row * cols + col;
+      for (int64_t j = 0; j < n; ++j) seen |= k[j];
+    } else {
+      const T* source = w + row * stride + col;
+      for (int64_t j = 0; j < n; ++j) seen |= static_cast<T>(source[j] << 1);
+    }
+    return seen != 0;
+  }
 };
 
 // Calls fn(KeptRows<T>) with the element type of w.
