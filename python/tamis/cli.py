@@ -109,7 +109,14 @@ def _prune(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--pattern", type=_pattern, default="unstructured", help="unstructured, N:M or block:RxC"
     )
-    sub.add_argument("--format", default="auto", help="auto, dense, bitmap, csr, nm or block")
+    sub.add_argument(
+        "--format", default="auto", choices=["auto", "dense", "bitmap", "csr", "nm", "block"]
+    )
+    sub.add_argument(
+        "--optimize",
+        choices=["latency", "bytes"],
+        help="then measure formats, dense included, and keep each layer's best",
+    )
     sub.add_argument("--allocate", default="uniform", choices=["uniform", "erk"])
     sub.add_argument("--targets", nargs="+", metavar="NAME", help="layers to prune, re: for regex")
     sub.add_argument("--ignore", nargs="*", default=["lm_head"], metavar="NAME", help="leave alone")
@@ -140,13 +147,22 @@ def _eval(sub: argparse.ArgumentParser) -> None:
 
 def _explain(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL")
+    sub.add_argument("--predict", action="store_true", help="times from bytes, none measured")
+    sub.add_argument("--threads", type=_positive, default=1, help="threads while measuring")
     _dtype(sub)
     _reporting(sub)
 
 
 def _convert(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("source", metavar="SRC", help="folder saved by tamis, or in a legacy format")
-    sub.add_argument("out", metavar="DST", help="new folder: dense from tamis, tamis from legacy")
+    sub.add_argument("source", metavar="SRC", help="model folder: tamis, dense or legacy sparse")
+    sub.add_argument("out", metavar="DST", help="folder to make")
+    sub.add_argument(
+        "--format",
+        default="auto",
+        choices=["auto", "dense", "bitmap", "csr"],
+        help="auto: compressed where smaller; dense: loads without tamis",
+    )
+    sub.add_argument("--force", action="store_true", help="replace what is in DST")
 
 
 def _evaluation(sub: argparse.ArgumentParser) -> None:
@@ -184,7 +200,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "bench": ("Measure decode speed, models taking turns.", _bench),
     "eval": ("Measure perplexity, offline.", _eval),
     "explain": ("Show per layer what it costs, what runs and why.", _explain),
-    "convert": ("Turn a tamis folder dense, or a legacy sparse folder into tamis.", _convert),
+    "convert": ("Rewrite a model folder: compressed, dense, or out of a legacy format.", _convert),
 }
 
 

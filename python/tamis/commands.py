@@ -18,17 +18,32 @@ if TYPE_CHECKING:
 def info(a: Namespace) -> None:
     """Host, threads, backends and kernels."""
     import tamis
+    from tamis.report_text import table
 
     facts, kernels = tamis.info(), tamis.kernels()
     if a.json:
         _print_json({**facts, "kernels": kernels})
         return
     for key, value in facts.items():
-        print(f"{key}: {value}")
-    ours = [k for k in kernels if k["runs_here"]]
-    print(f"kernels: {len(ours)} of {len(kernels)} run here")
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for name, what in value.items():
+                print(f"  {name}: {what}")
+        else:
+            print(f"{key}: {value}")
+    print(table(_kernel_rows(kernels)))
+
+
+def _kernel_rows(kernels: list[dict[str, Any]]) -> list[list[str]]:
+    """One row for each operator, format and weight type: the instruction sets of its kernels."""
+    levels: dict[tuple[str, str, str], list[str]] = {}
     for kernel in kernels:
-        print(f"  {'*' if kernel['runs_here'] else ' '} {kernel['name']}")
+        row = levels.setdefault((kernel["op"], kernel["format"], kernel["w_dtype"]), [])
+        isa = kernel["isa"] if kernel["runs_here"] else f"({kernel['isa']})"
+        if isa not in row:
+            row.append(isa)
+    head = ["op", "format", "weights", "kernels for (in brackets: not on this machine)"]
+    return [head, *([*key, " ".join(row)] for key, row in levels.items())]
 
 
 def demo(a: Namespace) -> None:
@@ -57,10 +72,11 @@ def prune(a: Namespace) -> None:
     import tamis
     from tamis.corpus import default_text
     from tamis.evaluate import token_windows
+    from tamis.report import Report
     from tamis.source import find_model, open_model
 
     find_model(a.model)  # the cheap refusals first
-    _check_out(a.out, a.force)
+    _check_out(a.out, force=a.force)
     source, text = default_text("calibrate", a.data)
     _quiet()
     opened = open_model(a.model, dtype=a.dtype)
@@ -78,9 +94,11 @@ def prune(a: Namespace) -> None:
         seed=a.seed,
     )
     report.metrics["calibrated_on"] = source
-    tamis.save(opened.model, a.out, overwrite=a.force)
-    opened.tokenizer.save_pretrained(a.out)
-    _show(report, a)
+    parts = [report]
+    if a.optimize:
+        parts.append(tamis.optimize_(opened.model, a.optimize))
+    tamis.save(opened.model, a.out, overwrite=a.force, tokenizer=opened.tokenizer, report=parts[-1])
+    _show(report if len(parts) == 1 else Report(f"{a.model}, pruned", parts=parts), a)
 
 
 def bench(a: Namespace) -> None:
@@ -154,25 +172,25 @@ def eval(a: Namespace) -> None:
 def explain(a: Namespace) -> None:
     """Per layer: what it is, what it costs and why."""
     import tamis
-    from tamis.source import open_model
+    from tamis.evaluate import threads_set
+    from tamis.source import find_model, open_model
 
+    find_model(a.model)
     _quiet()
-    _show(tamis.explain(open_model(a.model, dtype=a.dtype).model), a)
+    model = open_model(a.model, dtype=a.dtype).model
+    with threads_set(a.threads):
+        report = tamis.explain(model, measure=not a.predict)
+    report.title = f"{a.model}: linear layers, one token, {a.threads} thread(s)"
+    _show(report, a)
 
 
 def convert(a: Namespace) -> None:
-    """A tamis folder to dense, or a legacy sparse folder to tamis."""
+    """A model folder into another storage."""
     import tamis
-    from tamis.source import find_model, is_compressed, open_model
+    from tamis.source import find_model
 
-    path = find_model(a.source)
     _quiet()
-    if is_compressed(path):
-        opened = open_model(a.source)
-        tamis.export(opened.model, a.out, format="dense")
-        opened.tokenizer.save_pretrained(a.out)
-    else:
-        tamis.convert(path, a.out)
+    tamis.convert(find_model(a.source), a.out, format=a.format, overwrite=a.force)
     print(f"wrote {a.out}")
 
 
@@ -191,14 +209,21 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
-def _check_out(out: str, force: bool) -> None:
+def _check_out(out: str, *, force: bool) -> None:
+    """Refuses, before minutes of work, a folder that saving would refuse after them."""
     path = Path(out)
-    if path.exists() and not path.is_dir():
-        raise TamisFileError(f"prune: --out: got the file {out}, wanted a folder; name another.")
-    if path.is_dir() and any(path.iterdir()) and not force:
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise TamisFileError(
+            f"prune: --out: got {out}, where {there} is no folder that can be written, wanted one; "
+            "name another."
+        )
+    if there != path or not any(path.iterdir()):
+        return
+    if not force or not (path / "config.json").is_file():
         raise TamisFileError(
             f"prune: --out: got {out}, which is not empty, wanted a new folder; "
-            "name another or pass --force."
+            "name another, or pass --force if it holds a model to replace."
         )
 
 

@@ -166,8 +166,7 @@ def _prune(
         data=windows,
         max_length=settings.max_length,
     )
-    tamis.save(opened.model, folder, overwrite=True)
-    opened.tokenizer.save_pretrained(folder)
+    tamis.save(opened.model, folder, overwrite=True, tokenizer=opened.tokenizer, report=report)
     report.title = f"{run.name}: what was done to each layer"
     return report
 

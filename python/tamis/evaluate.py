@@ -127,7 +127,7 @@ def decode_speed(
         )
     rounds = math.ceil(new_tokens / burst)
     done = 0
-    with _threads(threads):
+    with threads_set(threads):
         runs = {name: _Decoder(model, prompt) for name, model in models.items()}
         for turn in range(rounds):
             order = list(runs.values())
@@ -221,8 +221,8 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Sets torch's and tamis's thread count for a while."""
+def threads_set(count: int | None) -> Iterator[None]:
+    """Sets torch's and tamis's thread count for a while; None leaves them."""
     import torch
 
     from tamis import _C

@@ -174,7 +174,9 @@ class Report:
 
 def host_facts(**extra: object) -> dict[str, str]:
     """What a figure depends on: versions, CPU, instruction set, threads, plus `extra` (seed=0)."""
-    facts = {"tamis": _version("tamis"), "python": platform.python_version()}
+    import tamis
+
+    facts = {"tamis": tamis.__version__, "python": platform.python_version()}
     for package in ("numpy", "torch", "transformers"):
         if package in sys.modules:
             facts[package] = _version(package)

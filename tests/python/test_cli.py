@@ -1,0 +1,293 @@
+"""The command line on a tiny random model: what it prints, writes and refuses, and its exit status."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import tamis  # noqa: E402
+from tamis import cli, demo, evaluate, source  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-block Llama with random weights and a tokenizer of single bytes, saved dense."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=257,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=256,
+        bos_token_id=256,
+    )
+    folder = tmp_path_factory.mktemp("tiny") / "dense"
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pruned(tiny: Path) -> Path:
+    out = tiny.parent / "pruned"
+    assert cli.main(["prune", str(tiny), "--out", str(out), *SMALL, "--dtype", "f32"]) == 0
+    return out
+
+
+SMALL = ["--samples", "2", "--max-length", "64"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = cli.main(list(arguments))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_prune_saves_what_it_reports(tiny, tmp_path, capsys):
+    out, page = tmp_path / "out", tmp_path / "r.html"
+    status, text, _ = run(
+        capsys, "prune", str(tiny), "--out", str(out), "--pattern", "2:4", "--method", "sparsegpt",
+        "--report", str(page), "--json", *SMALL,
+    )  # fmt: skip
+    assert status == 0
+    report = json.loads(text)
+    assert len(report["layers"]) == 14
+    model = tamis.load(out)
+    sparse = {n: m for n, m in model.named_modules() if isinstance(m, tamis.nn.SparseLinear)}
+    assert set(sparse) == {layer["name"] for layer in report["layers"]}
+    for layer in report["layers"]:
+        weight = sparse[layer["name"]].weight.to_dense()
+        assert layer["shape"] == list(weight.shape)
+        groups = (weight != 0).reshape(-1, 4).sum(1)
+        assert int(groups.max()) == 2
+        assert layer["sparsity"] == pytest.approx(0.5)
+    assert "<svg" in page.read_text()
+    assert (out / "tokenizer.json").is_file()
+
+
+def test_prune_refuses_a_folder_in_use_before_any_work(tiny, tmp_path, capsys):
+    (tmp_path / "note.txt").write_text("mine")
+    status, out, err = run(capsys, "prune", str(tiny), "--out", str(tmp_path), *SMALL)
+    assert (status, out) == (1, "")
+    assert "--force" in err
+    assert err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_force_replaces_a_model_and_nothing_else(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "note.txt").write_text("mine")
+    again = ["prune", str(tiny), "--out", str(out), "--force", "--method", "magnitude", *SMALL]
+    assert run(capsys, *again)[0] == 1
+    assert (out / "note.txt").read_text() == "mine"
+    (out / "config.json").write_text("{}")
+    assert run(capsys, *again)[0] == 0
+    assert not (out / "note.txt").exists()
+    assert tamis.load(out) is not None
+
+
+def test_optimize_adds_the_measured_report(tiny, tmp_path, capsys):
+    status, out, _ = run(
+        capsys, "prune", str(tiny), "--out", str(tmp_path / "out"), "--method", "magnitude",
+        "--optimize", "bytes", "--json", *SMALL,
+    )  # fmt: skip
+    assert status == 0
+    first, second = json.loads(out)["parts"]
+    assert len(first["layers"]) == 14
+    assert second["metrics"]["linear_bytes"] <= first["metrics"]["linear_bytes"]
+
+
+def test_eval_equals_the_library(pruned, tmp_path, capsys):
+    text = tmp_path / "t.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog; " * 20)
+    status, out, _ = run(
+        capsys, "eval", str(pruned), "--text", str(text), "--window", "32", "--windows", "3",
+        "--generate", "the", "--tokens", "4", "--json",
+    )  # fmt: skip
+    assert status == 0
+    metrics = json.loads(out)["metrics"]
+    opened = source.open_model(str(pruned))
+    ids = opened.tokenizer(text.read_text())["input_ids"][: 3 * 32]
+    want = reference_perplexity(opened.model, ids, 32)
+    assert metrics["perplexity"] == pytest.approx(want, rel=1e-6)
+    assert 1e7 < metrics["peak_rss_bytes"] < 1e11
+    assert len(metrics["text"]) <= 4
+
+
+def reference_perplexity(model, ids, window):
+    """exp of the mean over predicted tokens, in float64, one window at a time."""
+    losses = []
+    for start in range(0, len(ids) - window + 1, window):
+        row = torch.tensor([ids[start : start + window]])
+        with torch.no_grad():
+            logits = model(row).logits[0].double()
+        logp = logits - torch.logsumexp(logits, -1, keepdim=True)
+        losses += [-logp[t, row[0, t + 1]].item() for t in range(window - 1)]
+    return float(torch.tensor(losses, dtype=torch.float64).mean().exp())
+
+
+def test_explain_lists_every_linear(pruned, capsys):
+    status, out, _ = run(capsys, "explain", str(pruned), "--json")
+    assert status == 0
+    layers = {layer["name"]: layer for layer in json.loads(out)["layers"]}
+    assert set(layers) >= {f"model.layers.{i}.mlp.up_proj" for i in (0, 1)} | {"lm_head"}
+    up = layers["model.layers.0.mlp.up_proj"]
+    assert up["format"] == "bitmap f32"
+    assert up["nbytes"] < up["dense_nbytes"]
+    assert up["kernel"].startswith("spmm_bitmap_f32_f32_")
+    assert up["measured_ms"] > 0
+    assert up["dense_ms"] > 0
+    assert up["memory_limit"] > 0
+
+
+def test_bench_takes_the_first_as_reference(tiny, pruned, capsys):
+    status, out, _ = run(
+        capsys, "bench", str(pruned), "--dense", str(tiny), "--tokens", "8", "--prompt", "the",
+        "--json",
+    )  # fmt: skip
+    assert status == 0
+    dense, sparse = json.loads(out)["variants"]
+    assert (dense["name"], dense["speed"]) == (str(tiny), 1.0)
+    assert sparse["speed"] == pytest.approx(sparse["tokens_per_s"] / dense["tokens_per_s"])
+
+
+def test_convert_makes_a_stock_dense_folder(pruned, tmp_path, capsys):
+    status, _, _ = run(capsys, "convert", str(pruned), str(tmp_path / "d"), "--format", "dense")
+    assert status == 0
+    dense = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "d")
+    want = tamis.load(pruned).get_submodule("model.layers.1.mlp.down_proj").weight.to_dense()
+    assert torch.equal(dense.get_submodule("model.layers.1.mlp.down_proj").weight, want)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prune", "x", "--out", "y", "--sparsity", "1.0"],
+        ["prune", "x", "--out", "y", "--sparsity", "-0.1"],
+        ["prune", "x", "--out", "y", "--pattern", "2-4"],
+        ["prune", "x", "--out", "y", "--method", "nosuch"],
+        ["prune", "x"],
+        ["bench", "x", "--tokens", "0"],
+        ["frobnicate"],
+        [],
+    ],
+)
+def test_wrong_usage_is_status_2(arguments, capsys):
+    try:
+        status = cli.main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    assert status == 2
+    assert out == ""
+    assert "usage: tamis" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prune", "nowhere", "--out", "y"], ["nowhere", "smollm2"]),
+        (["eval", "nowhere"], ["nowhere"]),
+        (["explain", "."], ["config.json"]),
+        (["eval", "{tiny}", "--text", "nowhere.txt"], ["nowhere.txt"]),
+        (["prune", "{tiny}", "--out", "y", "--targets", "nosuch", *SMALL], ["targets", "nosuch"]),
+        (["prune", "{tiny}", "--out", "y", "--data", "{short}", *SMALL], ["tokens", "64"]),
+        (["eval", "{tiny}", "--text", "{short}"], ["window", "512"]),
+        (["convert", "{tiny}", "{short}"], ["folder"]),
+    ],
+)
+def test_failures_are_status_1_and_one_sentence(arguments, words, tiny, tmp_path, capsys):
+    short = tmp_path / "short.txt"
+    short.write_text("few words")
+    arguments = [a.format(tiny=tiny, short=short) for a in arguments]
+    if "y" in arguments:
+        arguments[arguments.index("y")] = str(tmp_path / "y")
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (1, "")
+    assert err.startswith("tamis: ")
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+    assert not (tmp_path / "y").exists()
+
+
+def test_log_level_debug_shows_the_traceback():
+    run_ = subprocess.run(
+        [sys.executable, "-m", "tamis", "eval", "nowhere"],
+        env={**os.environ, "TAMIS_LOG": "debug"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run_.returncode == 1
+    assert "Traceback" in run_.stderr
+
+
+def test_help_and_refusals_import_nothing_heavy():
+    code = (
+        "import sys; from tamis import cli\n"
+        "try: cli.main(['prune', '--help'])\n"
+        "except SystemExit: pass\n"
+        "cli.main(['prune', 'nowhere', '--out', 'y'])\n"
+        "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    run_ = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run_.stdout.splitlines()[-1] == "[]"
+
+
+def test_info_lists_every_kernel_level(capsys):
+    status, out, _ = run(capsys, "info", "--json")
+    assert status == 0
+    names = {kernel["name"] for kernel in json.loads(out)["kernels"]}
+    assert names == {kernel["name"] for kernel in tamis.kernels()}
+    status, out, _ = run(capsys, "info")
+    assert status == 0
+    assert "bitmap" in out
+    assert "scalar" in out
+
+
+def test_decode_speed_writes_what_generate_writes(tiny):
+    opened = source.open_model(str(tiny), dtype="f32")
+    ids = opened.tokenizer("some words")["input_ids"]
+    both = evaluate.decode_speed({"a": opened.model, "b": opened.model}, ids, new_tokens=6, burst=3)
+    want = opened.model.generate(
+        torch.tensor([ids]), max_new_tokens=9, do_sample=False, eos_token_id=None, pad_token_id=256
+    )[0, len(ids) :]
+    assert both["a"].ids == both["b"].ids == tuple(want.tolist())
+    assert both["a"].tokens_per_s > 0
+
+
+def test_demo_compares_dense_with_each_run(tiny, tmp_path):
+    lines: list[str] = []
+    settings = demo.Settings(
+        model=str(tiny), out=tmp_path / "out", samples=2, max_length=64, window=32, windows=2,
+        new_tokens=4, log=lines.append,
+    )  # fmt: skip
+    runs = (demo.Run("magnitude 50 %", "magnitude", 0.5, "unstructured"),)
+    report = demo.demo(settings, runs)
+    dense, sparse = report.variants
+    assert (dense.name, sparse.name) == ("dense", "magnitude 50 %")
+    assert dense.speed == 1.0
+    assert sparse.linear_nbytes < dense.linear_nbytes
+    assert sparse.peak_rss > 0
+    assert dense.perplexity > 1
+    assert len(report.parts[0].layers) == 14
+    assert "magnitude 50 %" in (tmp_path / "out" / "report.html").read_text()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["variants"][1]["text"]
+    assert sum("done in" in line for line in lines) == 5
