@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
-from tamis.ops.spmm import DTYPE_NAME, INDEX_DTYPE, TORCH_DTYPE, Rest, linear, unpack
+from tamis.ops.spmm import linear, unpack
+from tamis.ops.tensors import DTYPE_NAME, INDEX_DTYPE, REST, TORCH_DTYPE, Rest
 from tamis.tensor.compress import compress
 from tamis.tensor.matrix import SparseMatrix
 
 __all__ = ["SparseLinear", "SparseWeight"]
-
-_REST = ("mask", "row_offsets", "col_indices", "scales")
 
 
 class SparseWeight:
@@ -144,7 +143,7 @@ class SparseLinear(nn.Module):
             self.register_buffer("weight_values", values)
         else:
             self.weight_values = nn.Parameter(values)
-        for name in _REST:
+        for name in REST:
             made = None
             if name in shapes:
                 made = torch.zeros(shapes[name], dtype=INDEX_DTYPE[name], device=device)
@@ -216,7 +215,7 @@ class SparseLinear(nn.Module):
             layer.weight_values = a.arrays["values"]
         else:
             layer.weight_values = _parameter(a.arrays["values"])
-        for name in _REST:
+        for name in REST:
             setattr(layer, f"weight_{name}", a.arrays.get(name))
         if bias is not None:
             layer.bias = _parameter(bias)
@@ -259,7 +258,7 @@ class SparseLinear(nn.Module):
     @property
     def matrix(self) -> SparseMatrix:
         """SparseMatrix on this layer's arrays."""
-        names = zip(_REST, self.rest(), strict=True)
+        names = zip(REST, self.rest(), strict=True)
         arrays = {name: array for name, array in names if array is not None}
         return SparseMatrix(self.layout, {"values": self.weight_values, **arrays})
 
@@ -275,7 +274,7 @@ class SparseLinear(nn.Module):
 
     def rest(self) -> Rest:
         """The arrays after ``weight_values``, None where the format has none."""
-        mask, row_offsets, col_indices, scales = (self._buffers[f"weight_{n}"] for n in _REST)
+        mask, row_offsets, col_indices, scales = (self._buffers[f"weight_{n}"] for n in REST)
         return mask, row_offsets, col_indices, scales
 
     def to_linear(self) -> nn.Linear:

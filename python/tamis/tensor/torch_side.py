@@ -14,7 +14,8 @@ from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
 from tamis.ops.dense import keep_of
 from tamis.ops.handle import make_matrix
-from tamis.ops.spmm import INDEX_DTYPE, TORCH_DTYPE, Rest, as_numpy, spmm, unpack
+from tamis.ops.spmm import spmm, unpack
+from tamis.ops.tensors import INDEX_DTYPE, TORCH_DTYPE, Rest, as_numpy
 
 if TYPE_CHECKING:
     from tamis.tensor.matrix import SparseMatrix

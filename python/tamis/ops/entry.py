@@ -1,0 +1,177 @@
+"""Checked handles on torch tensors: made once, found again by every call, run by both doors."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tamis import _C
+from tamis.errors import TamisValueError
+from tamis.layout import Layout
+from tamis.ops.handle import CODE, compute_dtype, dense_limit, make_matrix
+from tamis.ops.tensors import REST, TORCH_DTYPE, Rest, as_numpy, from_numpy
+
+_NO_KERNEL = (0, -1)
+
+
+class Entry:
+    """A checked matrix, what it was made of, and how each x dtype is computed."""
+
+    __slots__ = (
+        "bias",
+        "bias_dtype",
+        "bias_pointer",
+        "cols",
+        "computed",
+        "direct",
+        "first",
+        "first_version",
+        "layout",
+        "matrix",
+        "owner",
+        "pointer",
+        "rows",
+        "scales",
+        "second",
+        "second_version",
+        "token",
+    )
+
+    def __init__(self, token: str, values: Tensor, rest: Rest) -> None:
+        layout = Layout.from_token(token)
+        arrays = {n: as_numpy(t) for n, t in zip(REST, rest, strict=True) if t is not None}
+        self.matrix: _C.Matrix = make_matrix(layout, {"values": as_numpy(values), **arrays})
+        self.token, self.layout = token, layout
+        self.rows, self.cols = layout.rows, layout.cols
+        self.pointer = values.data_ptr()
+        mask, self.first, self.second, self.scales = rest
+        if mask is not None:
+            self.first, self.second = mask, self.first
+        self.first_version = _version_of(self.first)
+        self.second_version = _version_of(self.second)
+        # The last bias that was found to fit, so that its shape is not looked at again.
+        self.bias: Tensor | None = None
+        self.bias_pointer = 0
+        self.bias_dtype: torch.dtype | None = None
+        # Dtype that x of a dtype is computed in, None where no kernel fits; and, where that is x's
+        # own, the kernel's code for it and the most tokens it should get.
+        self.computed: dict[torch.dtype, torch.dtype | None] = {}
+        self.direct: dict[torch.dtype, tuple[int, int]] = {}
+        for name, code in CODE.items():
+            found = compute_dtype(self.matrix, name)
+            self.computed[TORCH_DTYPE[name]] = None if found is None else TORCH_DTYPE[found]
+            if found == name:
+                self.direct[TORCH_DTYPE[name]] = code, dense_limit(self.matrix, name)
+        self.owner = weakref.ref(values, _forgetter(id(values)))
+
+    def fits(self, token: str, values: Tensor, rest: Rest) -> bool:
+        """Whether it was made of these tensors, and they lie where they lay and as they were."""
+        mask, first, second, scales = rest
+        if mask is not None:
+            first, second = mask, first
+        return (
+            self.pointer == values.data_ptr()
+            and self.first is first
+            and self.second is second
+            and self.scales is scales
+            and (first is None or self.first_version == first._version)
+            and (second is None or self.second_version == second._version)
+            and self.token == token
+        )
+
+    def run_direct(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """The kernel; None where x needs converting, expanding, refusing or seeing through."""
+        dtype = x.dtype
+        *lead, cols = x.shape or (0,)
+        code, limit = self.direct.get(dtype, _NO_KERNEL)
+        m = x.numel() // cols if cols == self.cols else -1
+        if not 0 <= m <= limit:
+            return None
+        if not x.is_contiguous():
+            x = x.contiguous()
+        try:
+            pointer = x.data_ptr()
+            bias_pointer = 0 if bias is None else bias.data_ptr()
+        except RuntimeError:  # the tensors of vmap and functorch have no memory of their own
+            return None
+        if bias is not None and not (
+            self.bias is bias and self.bias_pointer == bias_pointer and self.bias_dtype is dtype
+        ):
+            return None
+        y = x.new_empty((*lead, self.rows))
+        _C.spmm(self.matrix, pointer, code, m, cols, bias_pointer, y.data_ptr(), self.rows)
+        return y
+
+    def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Product y [..., rows] of checked CPU tensors: by kernel, in float32, or densely."""
+        bias = fit_bias(bias, x, self.layout)
+        if bias is not None:
+            bias = bias.contiguous()
+            self.bias, self.bias_pointer, self.bias_dtype = bias, bias.data_ptr(), bias.dtype
+        y = self.run_direct(x, bias)
+        if y is not None:
+            return y
+        computed = self.computed[x.dtype]
+        if computed is None or computed is x.dtype:  # no kernel, or too many tokens for one
+            return functional.linear(x, self.unpack().to(x.dtype), bias)
+        return self.run(x.to(computed), bias).to(x.dtype)
+
+    def unpack(self) -> Tensor:
+        """Dense w [rows, cols] in the values' dtype; float32 if that is int8."""
+        return from_numpy(self.matrix.unpack(), self.layout.dtype)
+
+
+# One entry per living ``values`` tensor, by id; it leaves with the tensor.
+entries: dict[int, Entry] = {}
+
+
+def entry_of(token: str, values: Tensor, rest: Rest) -> Entry:
+    """Entry for these tensors: the last one, unless memory moved or the structure was written.
+
+    Writing ``values`` or ``scales`` in place needs no new one: it borrows their memory, and any
+    number is sound there. A written structure is checked again before a kernel sees it; that of
+    inference tensors, whose writes nobody counts, on every call.
+    """
+    found = entries.get(id(values))
+    if found is not None and found.fits(token, values, rest):
+        return found
+    entry = Entry(token, values, rest)
+    if entry.first_version >= 0 and entry.second_version >= 0:
+        entries[id(values)] = entry
+    return entry
+
+
+def fit_bias(bias: Tensor | None, x: Tensor, layout: Layout) -> Tensor | None:
+    """``bias`` in x's dtype.
+
+    Raises:
+        TamisValueError: It does not have one element per row.
+    """
+    if bias is None:
+        return None
+    if bias.shape != (layout.rows,):
+        raise TamisValueError(
+            f"spmm: bias: got shape {list(bias.shape)}, wanted [{layout.rows}] for a weight of "
+            f"shape [{layout.rows}, {layout.cols}]."
+        )
+    return bias.to(x.dtype)
+
+
+def _version_of(tensor: Tensor | None) -> int:
+    """Count of writes to a tensor; -1 if nobody counts."""
+    if tensor is None:
+        return 0
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _forgetter(key: int) -> Callable[[weakref.ref[Tensor]], None]:
+    def forget(owner: weakref.ref[Tensor]) -> None:
+        found = entries.get(key)
+        if found is not None and found.owner is owner:
+            del entries[key]
+
+    return forget

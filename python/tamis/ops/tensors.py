@@ -1,0 +1,38 @@
+"""Torch names of the core's element types, and tensors as the arrays that the core borrows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TORCH_DTYPE = {
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "i8": torch.int8,
+}
+DTYPE_NAME = {dtype: name for name, dtype in TORCH_DTYPE.items()}
+INDEX_DTYPE = {
+    "mask": torch.int64,
+    "row_offsets": torch.int64,
+    "col_indices": torch.int32,
+    "scales": torch.float32,
+}
+
+# The arrays after ``values``, in the operators' order: mask, row_offsets, col_indices, scales.
+REST = ("mask", "row_offsets", "col_indices", "scales")
+Rest = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def as_numpy(tensor: Tensor) -> Any:
+    """CPU tensor as an array on the same memory; bf16 as its bits in uint16."""
+    tensor = tensor.detach()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def from_numpy(array: Any, dtype: str) -> Tensor:
+    """Tensor on the memory of ``array``, whose uint16 are bits if ``dtype`` is "bf16"."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if dtype == "bf16" else tensor
