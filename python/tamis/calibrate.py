@@ -253,7 +253,8 @@ class _Call:
         """The block's output hidden states."""
         kwargs = {**self.kwargs, self.hidden: hidden} if self.hidden else self.kwargs
         out = block(*self.args, **kwargs) if self.hidden else block(hidden, *self.args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        states: Tensor = out[0] if isinstance(out, tuple) else out
+        return states
 
 
 class _Recorded(Exception):
@@ -390,7 +391,7 @@ def _record(
 @contextmanager
 def _forwards(instead: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Gives modules another forward, on the instance: their class is not touched."""
-    own = {module: module.__dict__.get("forward") for module in instead}
+    own: dict[nn.Module, Any] = {module: module.__dict__.get("forward") for module in instead}
     try:
         for module, forward in instead.items():
             module.__dict__["forward"] = forward

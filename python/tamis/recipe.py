@@ -7,6 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
+from tamis.errors import TamisValueError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -122,6 +126,27 @@ class PruneRecipe:
     repair: Repair | None = None
     needs: frozenset[str] = frozenset()
     damping: float = 0.01
+
+
+def apply(recipe: PruneRecipe, ctx: LinearContext, goal: Goal) -> tuple[Tensor, Tensor]:
+    """Weight [n, k] f32, repaired but not masked, and keep [n, k] bool of one linear.
+
+    Raises:
+        TamisValueError: The recipe leaves the choice to a repair that it does not have.
+    """
+    if goal.pattern.kind != "nm" and count_dropped(goal.sparsity, ctx.weight.numel()) == 0:
+        return ctx.weight, torch.ones_like(ctx.weight, dtype=torch.bool)
+    keep = None
+    if recipe.group != "tile":
+        keep = recipe.select(recipe.score(ctx), goal, recipe.group)
+    if recipe.repair is not None:
+        return recipe.repair(ctx, recipe, goal, keep)
+    if keep is None:
+        raise TamisValueError(
+            "recipe.apply: recipe: got group 'tile' without repair, wanted a repair that chooses "
+            "the weights; set repair or another group."
+        )
+    return ctx.weight, keep
 
 
 def count_dropped(sparsity: float, count: int) -> int:

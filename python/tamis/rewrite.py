@@ -25,6 +25,7 @@ from tamis.model import family_of
 from tamis.nn import SparseLinear
 from tamis.optimize import (
     FORMATS,
+    as_linear,
     compressed,
     describe,
     explain,
@@ -34,7 +35,7 @@ from tamis.optimize import (
 )
 from tamis.policy import allocate as allocation
 from tamis.policy import select
-from tamis.recipe import KEEP, Goal, LinearContext, Pattern, PruneRecipe, Stats, count_dropped
+from tamis.recipe import KEEP, Goal, LinearContext, Pattern, PruneRecipe, Stats, apply
 from tamis.report import LayerReport, Report, host_facts
 
 if TYPE_CHECKING:
@@ -128,14 +129,14 @@ def sparsify_(  # noqa: PLR0913
 
 
 def dense_(model: nn.Module) -> nn.Module:
-    """Turns every SparseLinear back into nn.Linear, in place; zeros stay zeros.
+    """Turns every SparseLinear back into nn.Linear, in place; zeros and masks stay.
 
     Raises:
         TamisTypeError: model is not a module.
     """
     _check_model("dense_", model)
     sparse = {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear)}
-    swap(model, {name: (module, module.to_linear()) for name, module in sparse.items()})
+    swap(model, {name: (module, as_linear(module)) for name, module in sparse.items()})
     return model
 
 
@@ -413,23 +414,13 @@ class _Job:
 
     def prune(self, name: str, linear: nn.Linear, stats: Stats) -> Tensor:
         """The pruned weight [n, k] in the linear's dtype; the layer joins `pending`."""
-        weight, recipe = linear.weight.detach(), self.recipe
-        goal = Goal(self.pattern, self.sparsity[name])
+        weight = linear.weight.detach()
         context = LinearContext(name, weight.float(), stats, self.seed)
-        if goal.pattern.kind != "nm" and count_dropped(goal.sparsity, weight.numel()) == 0:
-            return self.finish(name, linear, weight, torch.ones_like(weight, dtype=torch.bool))
-        keep = None
-        if recipe.group != "tile":
-            keep = recipe.select(recipe.score(context), goal, recipe.group)
-        if recipe.repair is None:
-            if keep is None:
-                raise TamisValueError(
-                    "sparsify_: method: got group 'tile' without repair, wanted a repair that "
-                    "chooses the weights; set repair or another group."
-                )
-            return self.finish(name, linear, weight, keep)
-        repaired, keep = recipe.repair(context, recipe, goal, keep)
-        return self.finish(name, linear, repaired.to(weight.dtype), keep)
+        goal = Goal(self.pattern, self.sparsity[name])
+        repaired, keep = apply(self.recipe, context, goal)
+        if self.recipe.repair is not None:
+            weight = repaired.to(weight.dtype)
+        return self.finish(name, linear, weight, keep)
 
     def finish(self, name: str, linear: nn.Linear, weight: Tensor, keep: Tensor) -> Tensor:
         """Masks the weight [n, k] and builds the layer that will take its place."""

@@ -23,7 +23,7 @@ def obs_sweep(
 ) -> tuple[Tensor, Tensor]:
     """Drops columns left to right, spreading each error over the later columns (SparseGPT).
 
-    weight [n, k] f32 and keep [n, k] bool. Per column j, with u the upper Cholesky factor of the
+    weight [n, k] and keep [n, k] bool, swept in the weight's dtype. Per column j, with u the upper Cholesky factor of the
     inverse Hessian: e = (w_j - q_j) / u_jj, then w_:,j: -= e u_j,j: (Frantar & Alistarh 2023,
     algorithm 1). Columns beyond the tile of 128 are updated once per tile.
 
@@ -32,7 +32,7 @@ def obs_sweep(
     whenever a group of M columns begins (N:M). Dead inputs lose their weights.
     """
     factor, dead = solve.inverse_factor(ctx.stats, ctx.name, recipe.damping)
-    u = factor.to(torch.float32)
+    u = factor.to(ctx.weight)
     rows = ctx.weight.t().contiguous()  # [k, n]: a column of the weight is contiguous
     rows[dead] = 0
     k, n = rows.shape

@@ -23,7 +23,8 @@ def magnitude(ctx: LinearContext) -> Tensor:
 
 def random(ctx: LinearContext) -> Tensor:
     """Uniform numbers, [n, k], that depend on the seed and the layer's name only."""
-    generator = torch.Generator().manual_seed((ctx.seed << 32) ^ crc32(ctx.name.encode()))
+    # the generator reads 32 bits of its seed only, so seed and name are hashed together
+    generator = torch.Generator().manual_seed(crc32(f"{ctx.seed} {ctx.name}".encode()))
     return torch.rand(ctx.weight.shape, generator=generator).to(ctx.weight.device)
 
 

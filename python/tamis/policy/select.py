@@ -29,14 +29,14 @@ def keep_largest(score: Tensor, goal: Goal, group: Group) -> Tensor:
     Raises:
         TamisUnsupported: The group spans more than one layer.
     """
-    if group not in ("row", "layer", "tile"):
+    pattern = goal.pattern
+    if pattern.kind == "nm":
+        return keep_of_every(score, pattern.keep, pattern.of)
+    if group == "global":
         raise TamisUnsupported(
             f"select.keep_largest: group: got {group!r}, wanted 'row' or 'layer'; "
             "use global_threshold across layers."
         )
-    pattern = goal.pattern
-    if pattern.kind == "nm":
-        return keep_of_every(score, pattern.keep, pattern.of)
     if pattern.kind == "block":
         blocks = block_scores(score, pattern)
         keep = drop_smallest(blocks.reshape(1, -1), count_dropped(goal.sparsity, blocks.numel()))

@@ -52,7 +52,8 @@ def invert_lower(lower: Tensor) -> Tensor:
     k = lower.shape[0]
     if k <= LEAF:
         identity = torch.eye(k, dtype=lower.dtype, device=lower.device)
-        return torch.linalg.solve_triangular(lower, identity, upper=False)
+        leaf: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+        return leaf
     half = k // 2
     out = torch.zeros_like(lower)
     out[:half, :half] = invert_lower(lower[:half, :half])

@@ -2,8 +2,9 @@
 
 Paper: Frantar, Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot",
     2023 (arXiv:2301.00774), algorithm 1.
-Differs: the Hessian is averaged per token (damping is relative, so nothing changes) and factored in
-    f64; the tiles' counts add up to the exact count of the layer; masks stay explicit.
+Differs: the Hessian is a mean per token, not 2/sequences times the sum (damping is relative, so this
+    only shows in the weight of a dead input's unit diagonal); it is factored in f64; the tiles'
+    counts add up to the exact count of the layer; masks stay explicit.
 """
 
 from tamis.policy import repair, score, select
