@@ -148,10 +148,8 @@ class SparseLinear(nn.Module):
             if name in shapes:
                 made = torch.zeros(shapes[name], dtype=INDEX_DTYPE[name], device=device)
             self.register_buffer(f"weight_{name}", made)
-        rows = (layout.rows,)
-        self.bias = (
-            nn.Parameter(torch.zeros(rows, dtype=self.float_dtype, device=device)) if bias else None
-        )
+        made = torch.zeros(layout.rows, dtype=self.float_dtype, device=device) if bias else None
+        self.register_parameter("bias", None if made is None else nn.Parameter(made))
 
     @classmethod
     def from_linear(
