@@ -77,7 +77,8 @@ def sparsify_(  # noqa: PLR0913
         sparsity: Fraction of zeros, 0 <= sparsity < 1. An N:M pattern fixes its own.
         pattern: "unstructured", "N:M" (N kept of every M consecutive inputs) or "block:RxC".
         data: Calibration samples, for methods that need them: strings, token ids or dicts of model
-            inputs. Text is cut to `max_length` tokens; longer token ids are refused.
+            inputs. Text is cut to `max_length` tokens (or the model's positions); longer token ids
+            are refused.
         tokenizer: For strings.
         targets: Layers to prune: exact names, "re:" and a pattern matched from the start of the
             name, or the class name "Linear".
