@@ -29,6 +29,12 @@ from tamis.ops.tensors import DTYPE_NAME, TORCH_DTYPE, Rest
 
 __all__ = ["TORCH_DTYPE", "Compressed", "linear", "spmm", "unpack"]
 
+# Export traces with a mode on the stack, so Dynamo alone is asked after.
+_is_dynamo = torch.compiler.is_dynamo_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_count_modes = torch._C._len_torch_dispatch_stack
+_is_tracing = torch._C._is_tracing
+
 
 class Compressed(Protocol):
     """Whatever carries a layout and its arrays as tensors, such as a SparseMatrix."""
@@ -58,12 +64,12 @@ def linear(x: Tensor, layout: str, values: Tensor, rest: Rest, bias: Tensor | No
     line on that way costs each layer of each token. All else, errors included, is the operator's.
     """
     if (
-        not torch.compiler.is_compiling()
+        not _is_dynamo()
         and type(x) is Tensor
         and x.is_cpu
-        and not (torch.is_grad_enabled() and _needs_grad(x, values, bias))
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._is_tracing()
+        and not (_is_grad_enabled() and _needs_grad(x, values, bias))
+        and not _count_modes()
+        and not _is_tracing()
     ):
         entry = entries.get(id(values))
         if entry is not None and entry.fits(layout, values, rest):
