@@ -18,6 +18,7 @@ from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import FORMATS, Layout
 from tamis.nn import SparseLinear
 from tamis.policy import select
+from tamis.policy.allocate import matches
 from tamis.recipe import KEEP, Pattern
 from tamis.report import LayerReport, Report, host_facts
 
@@ -58,16 +59,16 @@ def optimize_(  # noqa: PLR0913
         objective: "latency" or "bytes".
         tokens: Rows of the input when timing, 1 for decoding.
         min_gain: Fraction of the dense time (bytes) to gain before a layer leaves dense.
-        ignore: Names of layers to leave as they are.
+        ignore: Layers to leave as they are: exact names, or "re:" and a pattern.
         seed: Of the inputs.
         progress: Called with each layer's name.
 
     Raises:
-        TamisValueError: objective, tokens or min_gain is out of range.
+        TamisValueError: objective, tokens or min_gain is out of range, or ignore matches nothing.
         TamisTypeError: model is not a module.
     """
     _check(model, objective, tokens, min_gain)
-    layers = {name: m for name, m in linear_layers(model).items() if name not in ignore}
+    layers = _not_ignored(linear_layers(model), ignore)
     bench = _Bench(tokens, seed, sum(_dense_bytes(layer) for layer in layers.values()))
     rows: list[LayerReport] = []
     winners: dict[str, tuple[nn.Module, nn.Module]] = {}
@@ -142,6 +143,16 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every nn.Linear and SparseLinear by name, in model order."""
     return {n: m for n, m in model.named_modules() if type(m) in (nn.Linear, SparseLinear)}
+
+
+def _not_ignored(layers: Mapping[str, nn.Module], ignore: Sequence[str]) -> dict[str, nn.Module]:
+    for key in ignore:
+        if not any(matches(key, name) for name in layers):
+            raise TamisValueError(
+                f"optimize_: ignore: got {key!r}, wanted the name of a linear layer, such as "
+                f"{next(iter(layers), 'none')!r}; correct it or prefix a pattern with 're:'."
+            )
+    return {n: m for n, m in layers.items() if not any(matches(key, n) for key in ignore)}
 
 
 def mask_of(linear: nn.Linear) -> Tensor:
