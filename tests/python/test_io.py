@@ -376,6 +376,17 @@ def saved(tmp_path_factory):
     }
 
 
+def attempt(call):
+    """What the call returns, or None if it fails with one of our sentences."""
+    try:
+        return call()
+    except tamis.TamisError as err:
+        sentence = str(err)
+    assert sentence
+    assert "\n" not in sentence
+    return None
+
+
 def restore(folder, files):
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -405,12 +416,10 @@ def test_flips_and_cuts_are_errors_or_change_nothing(saved, data, which):
         content = content[:at]
     (folder / name).write_bytes(bytes(content))
     try:
-        loaded = tamis.load(folder, model=skeleton())
-    except tamis.TamisError as err:
-        assert "\n" not in str(err)
-    else:
-        assert same_state(loaded, wanted)
-        assert torch.equal(logits(loaded), logits(wanted))
+        loaded = attempt(lambda: tamis.load(folder, model=skeleton()))
+        if loaded is not None:
+            assert same_state(loaded, wanted)
+            assert torch.equal(logits(loaded), logits(wanted))
     finally:
         restore(folder, files)
 
@@ -429,9 +438,7 @@ def test_unverified_flips_never_crash(saved, data):
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     (folder / "model.safetensors").write_bytes(bytes(content))
     try:
-        logits(tamis.load(folder, model=skeleton(), verify=False))
-    except tamis.TamisError as err:
-        assert "\n" not in str(err)
+        attempt(lambda: logits(tamis.load(folder, model=skeleton(), verify=False)))
     finally:
         restore(folder, files)
 
