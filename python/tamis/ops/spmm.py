@@ -5,9 +5,9 @@ fake versions and gradients, each written with the other two, so compile, export
 nothing but operators. ``linear`` is the door for layers: it calls the kernel directly when nobody
 records the call, which saves most of the dispatcher's time.
 
-Dtypes: x is float32, float16 or bfloat16, y has x's dtype, products accumulate in float32. A pair
-of dtypes without a kernel is computed in float32; a weight without a float32 kernel either, or more
-tokens than ``Matrix.dense_above`` says, is expanded and multiplied densely: never slower than that.
+Dtypes: x is float32, float16 or bfloat16, y has x's dtype, products accumulate in float32. Where
+only float32 has a vector kernel for the weight, x is converted to it and y back. A weight without a
+kernel, or more tokens than ``Matrix.dense_above`` says, is expanded and multiplied densely.
 Other devices than the CPU always expand; they have no kernels yet.
 """
 
