@@ -32,6 +32,7 @@ from tamis.optimize import (
     holding_layouts,
     optimize_,
     swap,
+    tied,
 )
 from tamis.policy import allocate as allocation
 from tamis.policy import select
@@ -207,11 +208,8 @@ def find_linears(
 
 def _kept_dense(model: nn.Module, linears: Mapping[str, nn.Module], by_family: bool) -> set[str]:
     """Linears left alone by default: tied, output layers, and those outside a family's blocks."""
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    dense = {name for name, linear in linears.items() if owners[id(linear.weight)] > 1}
+    shared = tied(model)
+    dense = {name for name, linear in linears.items() if linear in shared}
     find_head = getattr(model, "get_output_embeddings", None)
     head = find_head() if callable(find_head) else None
     dense |= {name for name, linear in linears.items() if linear is head}

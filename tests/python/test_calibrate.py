@@ -229,3 +229,17 @@ def test_mask_that_does_not_fit_the_tokens_gets_a_sentence():
     samples = calibrate.samples(data, model)
     with pytest.raises(TamisUnsupported, match="without padding"):
         calibrate.run_blocks(model, samples, {"linear": model.linear}, NEEDS, lambda s: {})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_cache_is_kept(family):
+    """A cache filled in the first run of a block would double its keys in the second."""
+    from tamis.model import family_of
+
+    model, known = tiny(family), family_of(tiny(family))
+    samples = calibrate.samples(inputs(family), model)
+    with torch.no_grad():
+        _, calls = calibrate._record(model, known, known.find_blocks(model), samples)
+    assert [len(per_block) for per_block in calls] == [3, 3, 3]
+    for call in (call for per_block in calls for call in per_block):
+        assert call.kwargs.get("past_key_values") is None

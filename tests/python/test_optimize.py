@@ -73,7 +73,7 @@ def test_never_slower_than_dense(monkeypatch):
     """The choice follows the clock: the cheapest wins, dense where it is, others by min_gain."""
     costs = {"dense": 2.0, "bitmap": 3.0, "csr": 4.0}
     monkeypatch.setattr(optimize._Bench, "times", lambda self, layer, candidates: dict(costs))
-    model = pruned(0.5, "bitmap")
+    model = pruned(0.8, "bitmap")
     report = optimize_(model)
     assert not any(isinstance(module, SparseLinear) for module in model.modules())
     assert all("no format is faster" in row.reason for row in report.layers if row.sparsity)
@@ -88,7 +88,7 @@ def test_never_slower_than_dense(monkeypatch):
 
 
 def test_wrong_candidates_are_out():
-    model = pruned(0.5)
+    model = pruned(0.8)
     up = model.model.layers[0].mlp.up_proj
     candidates = optimize._candidates(up)
     with torch.no_grad():
@@ -104,6 +104,15 @@ def test_layers_without_zeros_stay():
     report = optimize_(model)
     assert kinds(model) == before
     assert all("no zeros" in row.reason for row in report.layers)
+
+
+def test_tied_layers_stay():
+    model = tiny("opt")
+    with torch.no_grad():
+        model.lm_head.weight[:, ::2] = 0
+    report = optimize_(model, "bytes")
+    assert model.lm_head.weight is model.model.decoder.embed_tokens.weight
+    assert "shared with another module" in report.layers[-1].reason
 
 
 def test_ignored_layers_stay():
