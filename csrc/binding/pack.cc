@@ -52,7 +52,7 @@ py::dict pack_arrays(const DenseView& w, const PackSpec& spec) {
     out.col_indices = static_cast<int32_t*>(add("col_indices", kInt32, {sizes.col_indices}));
   }
   if (spec.dtype == DType::i8) {
-    const int64_t groups = w.rows == 0 ? 0 : sizes.scales / w.rows;
+    const int64_t groups = scale_groups(w.cols, spec.group_size);
     out.scales = static_cast<float*>(add("scales", kFloat32, {w.rows, groups}));
   }
   {

@@ -56,4 +56,12 @@ constexpr int64_t mask_words(int64_t cols) {
   return ceil_div(cols, 64);
 }
 
+// i8: columns that share a scale (group_size 0 = the whole row), and such groups in a row.
+constexpr int64_t group_columns(int64_t cols, int64_t group_size) {
+  return group_size == 0 ? cols : group_size;
+}
+constexpr int64_t scale_groups(int64_t cols, int64_t group_size) {
+  return cols == 0 ? 0 : ceil_div(cols, group_columns(cols, group_size));
+}
+
 }  // namespace tamis

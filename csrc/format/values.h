@@ -12,14 +12,6 @@
 
 namespace tamis {
 
-// i8 only: columns that share a scale, and how many such groups a row has.
-constexpr int64_t group_columns(int64_t cols, int64_t group_size) {
-  return group_size == 0 ? cols : group_size;
-}
-constexpr int64_t scale_groups(int64_t cols, int64_t group_size) {
-  return cols == 0 ? 0 : ceil_div(cols, group_columns(cols, group_size));
-}
-
 // Fills scales [rows, scale_groups]: absmax of the kept weights of a group / 127, or 0 when they
 // are all zero. Fails on a kept Inf or NaN.
 Status write_scales(const DenseView& w, int64_t group_size, float* scales);

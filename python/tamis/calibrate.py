@@ -42,7 +42,8 @@ def samples(
 ) -> list[Sample]:
     """Model inputs of every item of `data`.
 
-    Text is cut to `max_length` tokens. Token ids longer than that are refused, not cut. Dicts are
+    Text is cut to `max_length` tokens, or the model's positions if fewer. Token ids longer than
+    that are refused, not cut. Dicts are
     passed to the model as they are, except `labels`; their `attention_mask` says which tokens
     count.
 
@@ -57,19 +58,20 @@ def samples(
         TamisValueError: No data, an empty item, a sequence too long, or text without tokenizer.
         TamisTypeError: An item, or data itself, is none of the kinds above.
     """
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if not isinstance(max_length, int) or max_length < 1 or max_length > (limit or max_length):
+    if not isinstance(max_length, int) or max_length < 1:
         raise TamisValueError(
-            f"calibrate: max_length: got {max_length!r}, wanted 1 to {limit or 'any length'} "
-            "(the model's positions); pass a smaller max_length."
+            f"calibrate: max_length: got {max_length!r}, wanted at least 1; it counts the tokens "
+            "of a sequence."
         )
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    length = min(max_length, positions) if isinstance(positions, int) else max_length
     if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise TamisTypeError(
             f"calibrate: data: got one {type(data).__name__}, wanted an iterable of strings, "
             "token-id lists or dicts; wrap it in a list."
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    items = [_sample(item, i, tokenizer, max_length, device) for i, item in enumerate(data)]
+    items = [_sample(item, i, tokenizer, length, device) for i, item in enumerate(data)]
     if not items:
         raise TamisValueError(
             "calibrate: data: got no samples, wanted at least one; pass a few texts like those "
@@ -78,35 +80,35 @@ def samples(
     return items
 
 
-def _sample(item: Any, index: int, tokenizer: Any, max_length: int, device: Any) -> Sample:
+def _sample(item: Any, index: int, tokenizer: Any, length: int, device: Any) -> Sample:
     where = f"calibrate: data[{index}]"
     if isinstance(item, str):
         if tokenizer is None:
             raise TamisValueError(
                 f"{where}: got text without tokenizer, wanted both; pass tokenizer=."
             )
-        encoded = tokenizer(item, truncation=True, max_length=max_length, return_tensors="pt")
-        return _from_inputs({"input_ids": encoded["input_ids"].long()}, where, max_length, device)
+        encoded = tokenizer(item, truncation=True, max_length=length, return_tensors="pt")
+        return _from_inputs({"input_ids": encoded["input_ids"].long()}, where, length, device)
     if isinstance(item, Mapping):
         inputs = {key: _tensor(item[key], where) for key in item if key != "labels"}
-        return _from_inputs(inputs, where, max_length, device)
+        return _from_inputs(inputs, where, length, device)
     ids = _tensor(item, where)
-    if ids.is_floating_point():
+    if ids.is_floating_point() and ids.numel():  # an empty list of ids becomes a float tensor
         return Sample({"": ids.to(device)})
-    return _from_inputs({"input_ids": ids}, where, max_length, device)
+    return _from_inputs({"input_ids": ids}, where, length, device)
 
 
-def _from_inputs(inputs: dict[str, Any], where: str, max_length: int, device: Any) -> Sample:
+def _from_inputs(inputs: dict[str, Any], where: str, length: int, device: Any) -> Sample:
     for key in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
         if key in inputs and inputs[key].dim() == 1:
             inputs[key] = inputs[key].unsqueeze(0)
     ids, real = inputs.get("input_ids"), inputs.get("attention_mask")
     if ids is not None and ids.numel() == 0:
         raise TamisValueError(f"{where}: got no tokens, wanted at least one; drop empty items.")
-    if ids is not None and ids.shape[-1] > max_length:
+    if ids is not None and ids.shape[-1] > length:
         raise TamisValueError(
-            f"{where}: got {ids.shape[-1]} tokens, wanted at most max_length={max_length}; "
-            "cut the sequence or raise max_length."
+            f"{where}: got {ids.shape[-1]} tokens, wanted at most {length} (the smaller of "
+            "max_length and the model's positions); cut the sequence or raise max_length."
         )
     if real is not None and real.dim() == 2 and not bool(real.any()):
         raise TamisValueError(

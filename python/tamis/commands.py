@@ -186,11 +186,11 @@ def explain(a: Namespace) -> None:
 
 def convert(a: Namespace) -> None:
     """A model folder into another storage."""
-    import tamis
+    from tamis.io import convert as rewrite
     from tamis.source import find_model
 
     _quiet()
-    tamis.convert(find_model(a.source), a.out, format=a.format, overwrite=a.force)
+    rewrite(find_model(a.source), a.out, format=a.format, overwrite=a.force)
     print(f"wrote {a.out}")
 
 

@@ -130,13 +130,12 @@ class TamisQuantizer(HfQuantizer):
         self,
         model: PreTrainedModel,
         checkpoint_files: Iterable[str] | None = None,
-        dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> PreTrainedModel:
         if self.pre_quantized:
             files = [str(file) for file in checkpoint_files or ()]
             _check_safetensors(files)
-            _swap(model, self.quantization_config.layouts or {}, Checkpoint(files, _CALLER), dtype)
+            _swap(model, self.quantization_config.layouts or {}, Checkpoint(files, _CALLER))
         return model
 
     def _process_model_after_weight_loading(
@@ -234,7 +233,6 @@ def _swap(
     model: PreTrainedModel,
     layouts: Mapping[str, Layout],
     checkpoint: Checkpoint,
-    dtype: torch.dtype | None,
 ) -> None:
     """Replaces linear layers by empty SparseLinear modules of the stored sizes."""
     names = _resolve(model, layouts)
@@ -242,7 +240,7 @@ def _swap(
     for name, layout in names.items():
         nnz = stored.check_stored(checkpoint, stored_as.get(name, name), layout)
         linear = _linear(model, name, layout)
-        sparse = SparseLinear(layout, nnz, linear.bias is not None, "meta", dtype)
+        sparse = SparseLinear(layout, nnz, linear.bias is not None, "meta", linear.weight.dtype)
         model.set_submodule(name, sparse)
     _check_shapes(model, checkpoint)
 
@@ -329,7 +327,14 @@ def _check_loaded(model: PreTrainedModel) -> None:
             raise _missing(f"{name}.{missing[0]}")
         if module.layout.dtype != "i8":
             module.to(module.weight_values.dtype)  # transformers keeps some layers in float32
-        stored.check_arrays(module.layout, module.matrix.arrays, name, _CALLER)
+        arrays = {name: array.cpu() for name, array in _arrays(module).items()}
+        stored.checked_matrix(module.layout, arrays, name, _CALLER)
+
+
+def _arrays(module: SparseLinear) -> dict[str, torch.Tensor]:
+    names = ("values", *stored.COMPANIONS)
+    named = {name: getattr(module, f"weight_{name}") for name in names}
+    return {name: array.detach() for name, array in named.items() if array is not None}
 
 
 def _check_complete(model: PreTrainedModel) -> None:

@@ -16,7 +16,13 @@ from tamis import stored, writing
 from tamis.atomic import replaced_folder
 from tamis.checkpoint import MANIFEST, MARKER, Checkpoint, read_json
 from tamis.convert import convert, model_class
-from tamis.errors import TamisFileError, TamisTypeError, TamisUnsupported, TamisValueError
+from tamis.errors import (
+    TamisError,
+    TamisFileError,
+    TamisTypeError,
+    TamisUnsupported,
+    TamisValueError,
+)
 from tamis.nn import SparseLinear
 from tamis.ops.spmm import TORCH_DTYPE
 from tamis.restore import load_module
@@ -318,6 +324,17 @@ def _from_pretrained(folder: Path, config: Mapping[str, Any], dtype: torch.dtype
         return cls.from_pretrained(folder, dtype=dtype or "auto", local_files_only=True)
     except TamisFileError as err:
         raise TamisFileError(str(err).replace("from_pretrained:", "load:", 1)) from err
+    except TamisError:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError) as err:
+        raise files.file_error(
+            "load", str(folder), f"what transformers refuses ({_first_line(err)})",
+            f"a checkpoint of {cls.__name__}", "copy or save the folder again.",
+        ) from err  # fmt: skip
+
+
+def _first_line(err: Exception) -> str:
+    return str(err).strip().partition("\n")[0].rstrip(".")
 
 
 # Any model

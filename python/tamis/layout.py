@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from tamis.errors import TamisTypeError, TamisValueError
@@ -52,6 +52,8 @@ class Layout:
     of: int = 0
     block: tuple[int, int] = (0, 0)
     group_size: int = 0
+    # One string that names this layout in operator graphs; ``from_token`` reads it.
+    token: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_names(self)
@@ -63,6 +65,7 @@ class Layout:
                 f"Layout: group_size: got {self.group_size} with dtype {self.dtype}, wanted 0; "
                 "only i8 has scales."
             )
+        object.__setattr__(self, "token", json.dumps(self.to_json(), separators=(",", ":")))
 
     @property
     def array_names(self) -> tuple[str, ...]:
@@ -153,11 +156,6 @@ class Layout:
         fields["block"] = tuple(block) if isinstance(block, list) else block
         return cls(**fields)
 
-    @property
-    def token(self) -> str:
-        """One string that names this layout in operator graphs; ``from_token`` reads it."""
-        return _token(self)
-
     @classmethod
     def from_token(cls, token: str) -> Layout:
         """Layout from ``token``; repeated calls return one object.
@@ -243,11 +241,6 @@ def _check_block(a: Layout) -> None:
             f"Layout: block: got {r}x{c} for shape [{a.rows}, {a.cols}], wanted a block that "
             'divides both; pass another block or format="bitmap".'
         )
-
-
-@lru_cache(maxsize=4096)
-def _token(layout: Layout) -> str:
-    return json.dumps(layout.to_json(), separators=(",", ":"))
 
 
 @lru_cache(maxsize=4096)

@@ -80,10 +80,8 @@ def read(name: str, checkpoint: Checkpoint) -> tuple[str, SparseMatrix | torch.T
     shape = _shape(prefix, checkpoint)
     rows, cols = (1, shape[0]) if len(shape) == 1 else shape
     layout, arrays = _arrays(prefix, checkpoint, rows, cols, _DTYPES[dtype])
-    stored.check_arrays(
-        layout, arrays, f"{checkpoint.entries[name].file.name}: {prefix}", "convert"
-    )
-    matrix = SparseMatrix(layout, arrays)
+    where = f"{checkpoint.entries[name].file.name}: {prefix}"
+    matrix = stored.checked_matrix(layout, arrays, where, "convert")
     return weight, matrix.to_dense().reshape(shape) if len(shape) == 1 else matrix
 
 

@@ -18,13 +18,14 @@ from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import FORMATS, Layout
 from tamis.nn import SparseLinear
 from tamis.policy import select
+from tamis.policy.allocate import matches
 from tamis.recipe import KEEP, Pattern
 from tamis.report import LayerReport, Report, host_facts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FORMATS", "describe", "explain", "holding_layouts", "optimize_", "swap"]
+__all__ = ["FORMATS", "describe", "explain", "holding_layouts", "optimize_", "swap", "tied"]
 
 DTYPE_NAMES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 GROUPS = ((2, 4), (1, 4), (4, 8), (2, 8), (1, 8))  # N:M looked for in a mask
@@ -58,25 +59,27 @@ def optimize_(  # noqa: PLR0913
         objective: "latency" or "bytes".
         tokens: Rows of the input when timing, 1 for decoding.
         min_gain: Fraction of the dense time (bytes) to gain before a layer leaves dense.
-        ignore: Names of layers to leave as they are.
+        ignore: Layers to leave as they are: exact names, or "re:" and a pattern.
         seed: Of the inputs.
         progress: Called with each layer's name.
 
     Raises:
-        TamisValueError: objective, tokens or min_gain is out of range.
+        TamisValueError: objective, tokens or min_gain is out of range, or ignore matches nothing.
         TamisTypeError: model is not a module.
     """
     _check(model, objective, tokens, min_gain)
-    layers = {name: m for name, m in linear_layers(model).items() if name not in ignore}
+    layers = _not_ignored(linear_layers(model), ignore)
+    shared = tied(model)
     bench = _Bench(tokens, seed, sum(_dense_bytes(layer) for layer in layers.values()))
     rows: list[LayerReport] = []
     winners: dict[str, tuple[nn.Module, nn.Module]] = {}
     for name, layer in layers.items():
         if progress:
             progress(name)
-        candidates = _candidates(layer)
+        candidates = {"dense": layer} if layer in shared else _candidates(layer)
         if len(candidates) == 1:
-            rows.append(describe(name, layer, reason=_no_choice(layer)))
+            reason = "its weight is shared with another module" if layer in shared else ""
+            rows.append(describe(name, layer, reason=reason or _no_choice(layer)))
             continue
         costs = bench.times(layer, candidates) if objective == "latency" else _sizes(candidates)
         best = _best(costs, min_gain)
@@ -142,6 +145,25 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every nn.Linear and SparseLinear by name, in model order."""
     return {n: m for n, m in model.named_modules() if type(m) in (nn.Linear, SparseLinear)}
+
+
+def tied(model: nn.Module) -> set[nn.Module]:
+    """Modules with a parameter that another module has too."""
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(module)
+    return {module for several in owners.values() if len(several) > 1 for module in several}
+
+
+def _not_ignored(layers: Mapping[str, nn.Module], ignore: Sequence[str]) -> dict[str, nn.Module]:
+    for key in ignore:
+        if not any(matches(key, name) for name in layers):
+            raise TamisValueError(
+                f"optimize_: ignore: got {key!r}, wanted the name of a linear layer, such as "
+                f"{next(iter(layers), 'none')!r}; correct it or prefix a pattern with 're:'."
+            )
+    return {n: m for n, m in layers.items() if not any(matches(key, n) for key in ignore)}
 
 
 def mask_of(linear: nn.Linear) -> Tensor:
@@ -220,8 +242,8 @@ def _candidates(layer: nn.Module) -> dict[str, nn.Module]:
     keep = mask_of(linear)
     if bool(keep.all()):
         return candidates
-    for name, (layout, _) in holding_layouts(linear.weight, keep).items():
-        if name not in candidates:
+    for name, (layout, nbytes) in holding_layouts(linear.weight, keep).items():
+        if name not in candidates and nbytes < _dense_bytes(linear):
             candidates[name] = compressed(linear, linear.weight.detach(), keep, layout)
     return candidates
 
@@ -320,9 +342,8 @@ def _timed(row: LayerReport, own_ms: float, dense_ms: float) -> LayerReport:
 def _no_choice(layer: nn.Module) -> str:
     if isinstance(layer, SparseLinear):
         return f"stored as {layer.layout.label}"
-    if bool(mask_of(as_linear(layer)).all()):
-        return "dense: no zeros to leave out"
-    return "masked, stored dense"
+    zeros = 1 - float(mask_of(as_linear(layer)).float().mean())
+    return f"stored dense with {zeros:.1%} zeros" if zeros else "dense: no zeros to leave out"
 
 
 def _format_of(layer: nn.Module) -> str:

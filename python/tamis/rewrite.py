@@ -32,6 +32,7 @@ from tamis.optimize import (
     holding_layouts,
     optimize_,
     swap,
+    tied,
 )
 from tamis.policy import allocate as allocation
 from tamis.policy import select
@@ -77,7 +78,8 @@ def sparsify_(  # noqa: PLR0913
         sparsity: Fraction of zeros, 0 <= sparsity < 1. An N:M pattern fixes its own.
         pattern: "unstructured", "N:M" (N kept of every M consecutive inputs) or "block:RxC".
         data: Calibration samples, for methods that need them: strings, token ids or dicts of model
-            inputs. Text is cut to `max_length` tokens; longer token ids are refused.
+            inputs. Text is cut to `max_length` tokens (or the model's positions); longer token ids
+            are refused.
         tokenizer: For strings.
         targets: Layers to prune: exact names, "re:" and a pattern matched from the start of the
             name, or the class name "Linear".
@@ -206,11 +208,8 @@ def find_linears(
 
 def _kept_dense(model: nn.Module, linears: Mapping[str, nn.Module], by_family: bool) -> set[str]:
     """Linears left alone by default: tied, output layers, and those outside a family's blocks."""
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    dense = {name for name, linear in linears.items() if owners[id(linear.weight)] > 1}
+    shared = tied(model)
+    dense = {name for name, linear in linears.items() if linear in shared}
     find_head = getattr(model, "get_output_embeddings", None)
     head = find_head() if callable(find_head) else None
     dense |= {name for name, linear in linears.items() if linear is head}

@@ -14,7 +14,6 @@ from tamis.checkpoint import Checkpoint, file_error
 from tamis.errors import TamisError, TamisFileError
 from tamis.layout import Layout
 from tamis.nn import SparseLinear
-from tamis.ops.handle import make_matrix
 from tamis.tensor.matrix import SparseMatrix
 
 FORMAT_VERSION = 1
@@ -151,25 +150,21 @@ def read_matrix(checkpoint: Checkpoint, prefix: str, layout: Layout) -> SparseMa
     check_stored(checkpoint, prefix, layout)
     names = {array: f"{prefix}.weight_{array}" for array in layout.array_names}
     arrays = {array: tensor(checkpoint, name) for array, name in names.items()}
-    check_arrays(layout, arrays, prefix, checkpoint.caller)
-    return SparseMatrix(layout, arrays)
+    return checked_matrix(layout, arrays, prefix, checkpoint.caller)
 
 
-def check_arrays(
+def checked_matrix(
     layout: Layout, arrays: Mapping[str, torch.Tensor], where: str, caller: str
-) -> None:
-    """Everything a kernel relies on: popcounts, monotone offsets, index ranges.
+) -> SparseMatrix:
+    """SparseMatrix of arrays from a file, once they hold all that a kernel relies on.
 
     Raises:
-        TamisFileError: An array contradicts another.
+        TamisFileError: An array contradicts another: popcounts, offsets, index ranges.
     """
-    bits = {}
-    for name, array in arrays.items():
-        array = array.detach().cpu()
-        bits[name] = (array.view(torch.uint16) if array.dtype == torch.bfloat16 else array).numpy()
     try:
-        make_matrix(layout, bits)
-    except (TamisError, ValueError, TypeError) as err:
+        return SparseMatrix(layout, arrays)
+    except TamisError as err:
+        text = str(err).rstrip(".")
         raise TamisFileError(
-            f"{caller}: {where}: {err}; the file is damaged, copy or save it again."
+            f"{caller}: {where}: {text}; the file is damaged, copy or save it again."
         ) from err

@@ -121,15 +121,21 @@ def check_arrays(layout: Layout, arrays: Mapping[str, Array]) -> None:
 def compute_dtype(matrix: _C.Matrix, x_dtype: str) -> str | None:
     """Dtype a product with ``x_dtype`` inputs is computed in; None where no kernel fits.
 
-    The input's own dtype if a kernel has it, else f32, to which every other dtype widens exactly.
+    The input's own, unless only f32 has a vector kernel: every other dtype widens to it exactly.
     """
-    for candidate in (x_dtype, "f32"):
-        try:
-            if matrix.kernel(1, candidate):
-                return candidate
-        except NotImplementedError:
-            continue
-    return None
+    own, wide = _kernel(matrix, x_dtype), _kernel(matrix, "f32")
+    if own and not own.endswith("_scalar"):
+        return x_dtype
+    if wide and not (own and wide.endswith("_scalar")):
+        return "f32"
+    return x_dtype if own else None
+
+
+def _kernel(matrix: _C.Matrix, x_dtype: str) -> str:
+    try:
+        return matrix.kernel(1, x_dtype)
+    except NotImplementedError:
+        return ""
 
 
 def dense_limit(matrix: _C.Matrix, x_dtype: str) -> int:

@@ -5,9 +5,9 @@ fake versions and gradients, each written with the other two, so compile, export
 nothing but operators. ``linear`` is the door for layers: it calls the kernel directly when nobody
 records the call, which saves most of the dispatcher's time.
 
-Dtypes: x is float32, float16 or bfloat16, y has x's dtype, products accumulate in float32. A pair
-of dtypes without a kernel is computed in float32; a weight without a float32 kernel either, or more
-tokens than ``Matrix.dense_above`` says, is expanded and multiplied densely: never slower than that.
+Dtypes: x is float32, float16 or bfloat16, y has x's dtype, products accumulate in float32. Where
+only float32 has a vector kernel for the weight, x is converted to it and y back. A weight without a
+kernel, or more tokens than ``Matrix.dense_above`` says, is expanded and multiplied densely.
 Other devices than the CPU always expand; they have no kernels yet.
 """
 
@@ -28,6 +28,12 @@ from tamis.ops.entry import entries, entry_of, fit_bias
 from tamis.ops.tensors import DTYPE_NAME, TORCH_DTYPE, Rest
 
 __all__ = ["TORCH_DTYPE", "Compressed", "linear", "spmm", "unpack"]
+
+# Export traces with a mode on the stack, so Dynamo alone is asked after.
+_is_dynamo = torch.compiler.is_dynamo_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_count_modes = torch._C._len_torch_dispatch_stack
+_is_tracing = torch._C._is_tracing
 
 
 class Compressed(Protocol):
@@ -58,12 +64,12 @@ def linear(x: Tensor, layout: str, values: Tensor, rest: Rest, bias: Tensor | No
     line on that way costs each layer of each token. All else, errors included, is the operator's.
     """
     if (
-        not torch.compiler.is_compiling()
+        not _is_dynamo()
         and type(x) is Tensor
         and x.is_cpu
-        and not (torch.is_grad_enabled() and _needs_grad(x, values, bias))
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._is_tracing()
+        and not (_is_grad_enabled() and _needs_grad(x, values, bias))
+        and not _count_modes()
+        and not _is_tracing()
     ):
         entry = entries.get(id(values))
         if entry is not None and entry.fits(layout, values, rest):

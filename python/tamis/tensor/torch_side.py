@@ -121,10 +121,14 @@ def to_torch(a: SparseMatrix, layout: str) -> Tensor:
 def _to_csr(a: SparseMatrix) -> Tensor:
     if a.layout.format == "csr" and a.layout.dtype != "i8":
         offsets, columns = a.arrays["row_offsets"], a.arrays["col_indices"].long()
-        return torch.sparse_csr_tensor(offsets, columns, a.arrays["values"].clone(), a.shape)
+        return torch.sparse_csr_tensor(
+            offsets, columns, a.arrays["values"].clone(), a.shape, check_invariants=True
+        )
     dense, kept = to_dense(a), keep(a)
     offsets = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
-    return torch.sparse_csr_tensor(offsets, kept.nonzero()[:, 1], dense[kept], a.shape)
+    return torch.sparse_csr_tensor(
+        offsets, kept.nonzero()[:, 1], dense[kept], a.shape, check_invariants=True
+    )
 
 
 def _to_bsr(a: SparseMatrix) -> Tensor:
@@ -133,4 +137,6 @@ def _to_bsr(a: SparseMatrix) -> Tensor:
     blocks = to_dense(a).view(a.shape[0] // r, r, a.shape[1] // c, c).transpose(1, 2)
     block_row = torch.arange(offsets.numel() - 1, device=offsets.device)
     block_row = block_row.repeat_interleave(offsets.diff())
-    return torch.sparse_bsr_tensor(offsets, columns, blocks[block_row, columns], a.shape)
+    return torch.sparse_bsr_tensor(
+        offsets, columns, blocks[block_row, columns], a.shape, check_invariants=True
+    )

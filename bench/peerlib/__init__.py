@@ -1,0 +1,1 @@
+"""Parts of bench/peers.py: cases, candidates, worker processes, tables."""

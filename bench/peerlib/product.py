@@ -1,0 +1,82 @@
+"""The product of one candidate: copies of a weight, an input, a call that is timed."""
+
+import time
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+ROUND_S = 2e-3  # wanted length of one timing; short calls repeat until then
+
+
+class Product(ABC):
+    """y [m,n] = x [m,k] @ w.T for weights that take turns, so that none is in cache.
+
+    Attributes:
+        nbytes: Read per call, of the weight as it is stored; 0 where the engine does not tell.
+        copies: Equal weights in memory.
+        layers: Products per call.
+        flush: The copies fit in cache: evict them before each call.
+    """
+
+    nbytes: int = 0
+    copies: int = 1
+    layers: int = 1
+    flush: bool = False
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._calls = 1
+        self._warm = False
+
+    @abstractmethod
+    def bind(self, x: Array, threads: int) -> None:
+        """Takes the next input and number of threads."""
+
+    @abstractmethod
+    def call(self, i: int) -> Any:
+        """Multiplies by copy i; the result is whatever the library returns."""
+
+    @abstractmethod
+    def output(self) -> Array:
+        """Result of a call as y [m,n] f32, of copy 0."""
+
+    def warm(self) -> None:
+        """Calls every copy once: some libraries prepare a weight on its first use."""
+        for i in range(1 if self._warm else self.copies):
+            self.call(i)
+        self._warm, self._calls = True, 1
+
+    def time(self) -> float:
+        """Seconds per product."""
+        if self.flush:
+            _flush()
+        calls, copies, i, call = self._calls, self.copies, self._next, self.call
+        start = time.perf_counter()
+        for _ in range(calls):
+            call(i)
+            i += 1
+            if i == copies:
+                i = 0
+        seconds = time.perf_counter() - start
+        self._next = i
+        if not self.flush:
+            self._calls = max(1, min(1000, round(ROUND_S * calls / seconds)))
+        return seconds / calls / self.layers
+
+
+def copies_for(nbytes: int, cold_bytes: int) -> int:
+    """Copies of a weight that together exceed every cache."""
+    return max(2, -(-cold_bytes // max(nbytes, 1)))
+
+
+_evict: Array | None = None
+
+
+def _flush() -> None:
+    global _evict
+    if _evict is None:
+        _evict = np.ones(320 << 17, dtype=np.int64)  # 320 MiB
+    _evict.sum()

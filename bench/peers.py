@@ -1,0 +1,171 @@
+"""Times tamis beside every CPU peer that this machine has: one run, taking turns, medians.
+
+    python bench/peers.py --setup      # once: the peers' own environments, wheels from PyPI
+    python bench/peers.py --quick      # few shapes, minutes
+    python bench/peers.py --json out/peers.json --plots out
+    python bench/peers.py --shapes llama3-qo 2048x1024 --densities 0.5 --batch 1 16 --threads 1
+
+Every candidate multiplies copies of its weight that together exceed the caches (--cold-mb), so a
+call reads its weight from memory. onnxruntime and DeepSparse, which hold weights inside a model, get
+a model of several layers, evicted before each call. A candidate's result is compared with the dense
+product first; a wrong one is marked and not timed. Rounds of all candidates take turns; the median
+of 7 counts (of 3, where a candidate is over 4 times slower than the best). The stream-read limit is
+measured in the same rounds. A peer that is absent costs one line. Peers get the layout they like
+best: x [k,m] for w @ x products, int32 indices, prepacked weights.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from peerlib.cases import BATCHES, CANDIDATES, DENSITIES, PEERS, PIXELS, SHAPES
+from peerlib.compare import Comparison, Plan, Row
+from peerlib.process import Absent, Worker, default_folder, set_up
+from peerlib.table import loss_lines, notes, tables
+
+QUICK: dict[str, Any] = {
+    "shapes": ["smollm2-up", "llama3-kv"],
+    "densities": [0.5, 0.2],
+    "batch": [1, 8, 64],
+}
+
+
+def main() -> int:
+    """Runs the command line."""
+    args = _arguments()
+    if args.setup:
+        set_up(args.environments)
+        return 0
+    if args.read:
+        host, rows = read(args.read)
+    else:
+        host, rows = measure(args)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        data = {"host": host, "rows": [row.as_dict() for row in rows]}
+        args.json.write_text(json.dumps(data, indent=1))
+    report(host, rows)
+    if args.plots:
+        from plot import draw
+
+        for path in draw(rows, args.plots):
+            print(path)
+    return 0
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[str, str], list[Row]]:
+    """Facts about the host, and every row."""
+    host = host_facts()
+    host["command"] = "bench/peers.py " + " ".join(sys.argv[1:])
+    chosen = [c for c in CANDIDATES if c.peer in args.peers]
+    workers = _start(dict.fromkeys(["main", *(c.worker for c in chosen)]), args, host)
+    present = [c for c in chosen if c.worker in workers]
+    rows: list[Row] = []
+    start = time.monotonic()
+
+    def say(what: str) -> None:
+        if not args.quiet:
+            print(f"\r{time.monotonic() - start:6.0f} s  {what:70}", end="", file=sys.stderr)
+
+    for name in args.shapes:
+        n, k = _size(name)
+        batches = args.batch or PIXELS.get(name, BATCHES)
+        plan = Plan(batches, args.threads, present, args.cold_mb << 20, args.seed)
+        for density in args.densities:
+            rows += Comparison(workers, plan, (name, n, k), density).run(say)
+    say(f"done, {len(rows)} results\n")
+    for worker in workers.values():
+        worker.close()
+    return host, rows
+
+
+def _start(
+    kinds: Iterable[str], args: argparse.Namespace, host: dict[str, str]
+) -> dict[str, Worker]:
+    """Every worker that this machine can run; their versions go to ``host``."""
+    workers: dict[str, Worker] = {}
+    for kind in kinds:
+        try:
+            workers[kind] = Worker(kind, args.environments, Path(args.log))
+            host.update(workers[kind].ask("hello"))
+        except Absent as err:
+            if kind == "main":
+                raise SystemExit(f"tamis and torch: {err}") from err
+            print(f"{kind}: left out: {err}")
+    return workers
+
+
+def report(host: dict[str, str], rows: list[Row]) -> None:
+    """Prints everything."""
+    print(" · ".join(f"{name} {value}" for name, value in host.items()), end="\n\n")
+    print(tables(rows), end="\n\n")
+    print(*notes(rows), sep="\n")
+    lines = loss_lines(rows)
+    print(f"tamis more than 3 % slower than the best dense peer of its dtype: {len(lines)} points")
+    print(*lines, sep="\n")
+
+
+def read(path: Path) -> tuple[dict[str, str], list[Row]]:
+    """What --json wrote."""
+    data = json.loads(path.read_text())
+    names = {field.name for field in fields(Row)}
+    return data["host"], [
+        Row(**{name: value for name, value in row.items() if name in names}) for row in data["rows"]
+    ]
+
+
+def host_facts() -> dict[str, str]:
+    """CPU and versions."""
+    facts = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version()}
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else ():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "cpu family", "model"):
+            facts.setdefault("cpu " + key.strip().removeprefix("cpu "), value.strip())
+    return facts
+
+
+def _size(name: str) -> tuple[int, int]:
+    if name in SHAPES:
+        return SHAPES[name]
+    n, _, k = name.partition("x")
+    if n.isdigit() and k.isdigit():
+        return int(n), int(k)
+    raise SystemExit(f"--shapes: got {name}, wanted NxK or one of {', '.join(SHAPES)}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--setup", action="store_true", help="make the peers' environments and stop")
+    add("--quick", action="store_true", help="two shapes, two densities, three batches")
+    add("--shapes", nargs="+", help=f"NxK or of {', '.join(SHAPES)}")
+    add("--densities", nargs="+", type=float)
+    add("--batch", nargs="+", type=int, help="rows of x; default 1 to 256, pixels for MobileNet")
+    add("--threads", nargs="+", type=int, default=[1, 2])
+    add("--peers", nargs="+", default=PEERS, choices=PEERS)
+    add("--json", type=Path, help="write the results")
+    add("--read", type=Path, help="show what --json wrote instead of measuring")
+    add("--plots", type=Path, help="folder for PNG files")
+    add("--cold-mb", type=int, default=320, help="copies of a weight together exceed this")
+    add("--environments", type=Path, default=default_folder(), help="folder of --setup")
+    add("--log", type=Path, default="/dev/null", help="file for what the peers print")
+    add("--seed", type=int, default=0)
+    add("--quiet", action="store_true", help="no progress line")
+    args = parser.parse_args()
+    defaults: dict[str, Any] = QUICK if args.quick else {}
+    args.shapes = args.shapes or defaults.get("shapes", list(SHAPES))
+    args.densities = args.densities or defaults.get("densities", DENSITIES)
+    args.batch = args.batch or defaults.get("batch")
+    return args
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,11 @@
+// Blocks on AVX2.
+#include "base/simd/avx2.h"
+#include "ops/spmm/block-inl.h"
+#include "ops/spmm/kernels.h"
+
+namespace tamis {
+
+TAMIS_BLOCK_KERNEL(f32, float, f32, float, avx2)
+TAMIS_BLOCK_KERNEL(bf16, BF16, bf16, BF16, avx2)
+
+}  // namespace tamis

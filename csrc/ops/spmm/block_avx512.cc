@@ -1,0 +1,11 @@
+// Blocks on AVX-512.
+#include "base/simd/avx512.h"
+#include "ops/spmm/block-inl.h"
+#include "ops/spmm/kernels.h"
+
+namespace tamis {
+
+TAMIS_BLOCK_KERNEL(f32, float, f32, float, avx512)
+TAMIS_BLOCK_KERNEL(bf16, BF16, bf16, BF16, avx512)
+
+}  // namespace tamis

@@ -1,0 +1,109 @@
+// The kernel that each ISA level gets, asked for on any host: choose_spmm is a pure function.
+#include <gtest/gtest.h>
+
+#include <set>
+#include <string>
+
+#include "ops/spmm/spmm.h"
+
+namespace tamis::test {
+namespace {
+
+struct Want {
+  Format format;
+  DType w, x;
+  const char* isa;
+  const char* kernel;
+};
+
+constexpr Want kWanted[] = {
+    {Format::bitmap, DType::bf16, DType::bf16, "avx512bf16", "spmm_bitmap_bf16_bf16_avx512bf16"},
+    {Format::bitmap, DType::bf16, DType::bf16, "avx512vbmi2", "spmm_bitmap_bf16_bf16_avx512vbmi2"},
+    {Format::bitmap, DType::bf16, DType::bf16, "avx512", "spmm_bitmap_bf16_bf16_avx512"},
+    {Format::bitmap, DType::bf16, DType::bf16, "avx2", "spmm_bitmap_bf16_bf16_avx2"},
+    {Format::bitmap, DType::bf16, DType::bf16, "scalar", "spmm_bitmap_bf16_bf16_scalar"},
+    {Format::bitmap, DType::f32, DType::f32, "avx512bf16", "spmm_bitmap_f32_f32_avx512"},
+    {Format::bitmap, DType::f32, DType::f32, "avx512", "spmm_bitmap_f32_f32_avx512"},
+    {Format::bitmap, DType::f32, DType::f32, "avx2", "spmm_bitmap_f32_f32_avx2"},
+    {Format::bitmap, DType::f32, DType::f32, "scalar", "spmm_bitmap_f32_f32_scalar"},
+    {Format::bitmap, DType::bf16, DType::f32, "avx512bf16", "spmm_bitmap_bf16_f32_avx512"},
+    {Format::bitmap, DType::bf16, DType::f32, "avx2", "spmm_bitmap_bf16_f32_avx2"},
+    {Format::bitmap, DType::f16, DType::f16, "avx512bf16", "spmm_bitmap_f16_f16_avx512"},
+    {Format::bitmap, DType::f16, DType::f16, "avx2", "spmm_bitmap_f16_f16_avx2"},
+    {Format::bitmap, DType::i8, DType::bf16, "avx512bf16", "spmm_bitmap_i8_bf16_scalar"},
+    {Format::bitmap, DType::f32, DType::bf16, "avx512bf16", "spmm_bitmap_f32_bf16_scalar"},
+    {Format::nm, DType::bf16, DType::bf16, "avx512bf16", "spmm_nm_bf16_bf16_avx512bf16"},
+    {Format::nm, DType::f32, DType::f32, "avx512", "spmm_nm_f32_f32_avx512"},
+    {Format::nm, DType::f32, DType::f32, "avx2", "spmm_nm_f32_f32_avx2"},
+    {Format::csr, DType::bf16, DType::bf16, "avx512bf16", "spmm_csr_bf16_bf16_avx512"},
+    {Format::csr, DType::f32, DType::f32, "avx512bf16", "spmm_csr_f32_f32_avx512"},
+    {Format::csr, DType::f32, DType::f32, "avx2", "spmm_csr_f32_f32_avx2"},
+    {Format::csr, DType::f16, DType::f16, "avx2", "spmm_csr_f16_f16_scalar"},
+    {Format::block, DType::f32, DType::f32, "avx512bf16", "spmm_block_f32_f32_avx512"},
+    {Format::block, DType::f32, DType::f32, "avx2", "spmm_block_f32_f32_avx2"},
+    {Format::block, DType::bf16, DType::bf16, "avx2", "spmm_block_bf16_bf16_avx2"},
+};
+
+SpmmDesc desc_of(Format format, DType w, DType x) {
+  return {.format = format, .w_dtype = w, .x_dtype = x, .m = 1, .n = 64, .k = 64, .nnz = 2048};
+}
+
+TEST(ChooseSpmm, PicksTheExpectedKernel) {
+  for (const Want& want : kWanted) {
+    IsaBits bits = 0;
+    ASSERT_TRUE(isa_from_name(want.isa, &bits)) << want.isa;
+    const SpmmRow* row = choose_spmm(desc_of(want.format, want.w, want.x), bits);
+    ASSERT_NE(row, nullptr) << want.kernel;
+    EXPECT_STREQ(row->name, want.kernel) << "on " << want.isa;
+  }
+}
+
+TEST(ChooseSpmm, EveryFormatAndDtypeHasAKernelEverywhere) {
+  for (const Format format : {Format::bitmap, Format::csr, Format::nm, Format::block}) {
+    for (const DType w : {DType::f32, DType::f16, DType::bf16, DType::i8}) {
+      for (const DType x : {DType::f32, DType::f16, DType::bf16}) {
+        const SpmmRow* row = choose_spmm(desc_of(format, w, x), isa::kScalar);
+        ASSERT_NE(row, nullptr) << name_of(format) << " " << name_of(w) << " " << name_of(x);
+        EXPECT_EQ(row->isa, isa::kScalar);
+      }
+    }
+  }
+}
+
+TEST(ChooseSpmm, NeverPicksWhatTheHostLacks) {
+  for (IsaBits bits = 0; bits < 16; ++bits) {
+    for (const SpmmRow& row : spmm_kernels()) {
+      const SpmmRow* got = choose_spmm(desc_of(row.format, row.w_dtype, row.x_dtype), bits);
+      ASSERT_NE(got, nullptr);
+      EXPECT_EQ(got->isa & ~bits, 0u) << got->name << " on bits " << bits;
+    }
+  }
+}
+
+TEST(ChooseSpmm, NamesAreUniqueAndSayWhatTheyAre) {
+  std::set<std::string> names;
+  for (const SpmmRow& row : spmm_kernels()) {
+    EXPECT_TRUE(names.insert(row.name).second) << row.name;
+    const std::string want = std::string("spmm_") + name_of(row.format) + "_" +
+                             name_of(row.w_dtype) + "_" + name_of(row.x_dtype) + "_" +
+                             isa_name(row.isa);
+    EXPECT_EQ(row.name, want);
+    EXPECT_GE(row.tile_m, 1);
+    EXPECT_GE(row.tile_n, 1);
+  }
+}
+
+TEST(Isa, NamesRoundTripAndUnknownNamesAreRefused) {
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512vbmi2", "avx512bf16"}) {
+    IsaBits bits = ~0u;
+    ASSERT_TRUE(isa_from_name(name, &bits));
+    EXPECT_STREQ(isa_name(bits), name);
+  }
+  IsaBits bits = 5;
+  EXPECT_FALSE(isa_from_name("avx-512", &bits));
+  EXPECT_EQ(bits, 5u);
+  EXPECT_EQ(active_isa() & ~host_isa(), 0u);
+}
+
+}  // namespace
+}  // namespace tamis::test

@@ -1,0 +1,51 @@
+// Memory whose last byte is followed by a page that cannot be touched: one byte too far faults.
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <span>
+
+namespace tamis::test {
+
+// `count` elements that end at an inaccessible page, and start after one when `front`. Alignment is
+// what the length leaves: arrays are only aligned to their element, as mapped files are.
+template <class T>
+class Guarded {
+ public:
+  explicit Guarded(size_t count, bool front = false) : count_(count) {
+    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t body = (count * sizeof(T) + page - 1) / page * page;
+    bytes_ = body + 2 * page;
+    base_ =
+        static_cast<uint8_t*>(mmap(nullptr, bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (base_ == MAP_FAILED) std::abort();
+    if (body > 0 && mprotect(base_ + page, body, PROT_READ | PROT_WRITE) != 0) std::abort();
+    data_ = front ? reinterpret_cast<T*>(base_ + page)
+                  : reinterpret_cast<T*>(base_ + page + body - count * sizeof(T));
+  }
+  explicit Guarded(std::span<const T> source, bool front = false) : Guarded(source.size(), front) {
+    if (!source.empty()) std::memcpy(data_, source.data(), source.size_bytes());
+  }
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+  ~Guarded() { munmap(base_, bytes_); }
+
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  size_t size() const { return count_; }
+  std::span<T> span() { return {data_, count_}; }
+  T& operator[](size_t i) { return data_[i]; }
+  const T& operator[](size_t i) const { return data_[i]; }
+
+ private:
+  size_t count_, bytes_;
+  uint8_t* base_;
+  T* data_;
+};
+
+}  // namespace tamis::test

@@ -1,0 +1,49 @@
+"""Float64 NumPy references that share no code with tamis, and random weights for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+Array = np.ndarray[Any, Any]
+
+TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+# Spacing of a dtype at 1.
+EPS = {"f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}
+
+
+def weight(rows: int, cols: int, pattern: str, sparsity: float, seed: int = 0) -> Array:
+    """float32 w [rows, cols] that ``pattern`` ("any", "2:4", "block:4x4") can store exactly."""
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((rows, cols)).astype(np.float32)
+    w[w == 0] = 1
+    if pattern == "2:4":
+        order = rng.random((rows, cols // 4, 4)).argsort(-1).argsort(-1)
+        w[(order >= 2).reshape(rows, cols)] = 0
+    elif pattern == "block:4x4":
+        blocks = rng.random((rows // 4, cols // 4)) < sparsity
+        w[np.kron(blocks, np.ones((4, 4))) > 0] = 0
+    else:
+        w[rng.random((rows, cols)) < sparsity] = 0
+    return w
+
+
+def rounded(w: Array, dtype: str) -> Array:
+    """``w`` rounded to ``dtype`` by torch, as float32."""
+    return torch.from_numpy(w).to(TORCH[dtype]).float().numpy()
+
+
+def product(x: Array, w: Array, bias: Array | None = None) -> Array:
+    """x @ w.T + bias in float64."""
+    y = x.astype(np.float64) @ w.astype(np.float64).T
+    return y if bias is None else y + bias.astype(np.float64)
+
+
+def bound(x: Array, w: Array, dtype: str, bias: Array | None = None) -> Array:
+    """Largest error a float32 accumulation and one rounding to ``dtype`` may leave, per output."""
+    size = np.abs(x.astype(np.float64)) @ np.abs(w.astype(np.float64)).T
+    if bias is not None:
+        size = size + np.abs(bias)
+    return (8 * EPS["f32"] + EPS[dtype]) * size + 1e-7

