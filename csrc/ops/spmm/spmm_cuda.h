@@ -13,6 +13,7 @@ namespace tamis {
 
 // What a plan needs to know of a device.
 struct CudaDevice {
+  int32_t index = 0;
   int32_t capability = 0;  // 90 for 9.0
   int32_t sms = 0;
   int32_t shared_per_sm = 0, shared_per_block = 0;  // bytes, the latter with the opt-in
@@ -28,8 +29,8 @@ struct SpmmCudaArgs {
   const void* bias = nullptr;  // [n] or null
   void* y = nullptr;
   int64_t y_stride = 0;
-  // As many bytes as the plan says, 16-byte aligned, zero before the first call that uses them. One
-  // call at a time: calls on several streams need a workspace each.
+  // As many bytes as the plan says, 16-byte aligned, zero before the first call. Calls of all shapes
+  // may take turns with one; calls that can overlap, as those on two streams, need one each.
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
 };
@@ -52,7 +53,8 @@ struct SpmmT16Plan {
 Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 
 // Launches one row's kernel on a stream (cudaStream_t).
-using SpmmCudaKernel = Status (*)(const SpmmCudaArgs&, const SpmmT16Plan&, void* stream);
+using SpmmCudaKernel = Status (*)(const SpmmCudaArgs&, const SpmmT16Plan&, const CudaDevice&,
+                                  void* stream);
 
 // One line of kernels_cuda.def.
 struct SpmmCudaRow {
@@ -68,8 +70,10 @@ std::span<const SpmmCudaRow> spmm_cuda_kernels();
 // First row that fits; null if none.
 const SpmmCudaRow* choose_spmm_cuda(DType dtype, int32_t capability);
 
-// Checks the arguments, plans and launches. Does not wait and allocates nothing.
-Status spmm_cuda(const SpmmCudaArgs& args, const CudaDevice& device, void* stream);
+// Checks the arguments and launches as planned for this m and device, which is current. Does not
+// wait and allocates nothing.
+Status spmm_cuda(const SpmmCudaArgs& args, const SpmmT16Plan& plan, const CudaDevice& device,
+                 void* stream);
 
 // Writes w densely, out [rows, cols], on the device.
 Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);

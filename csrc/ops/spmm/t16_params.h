@@ -20,8 +20,10 @@ inline constexpr int32_t kBarriersAt = 16;
 inline constexpr int32_t kXAt = kBarriersAt + 8 * kBlockWarps * kStages;
 static_assert(kXAt % 16 == 0, "x is copied in 16 bytes");
 
-// Kept apart from partial sums, so that each starts on its own 256 bytes.
-constexpr int64_t ticket_bytes(int64_t blocks_n) { return ceil_div(4 * blocks_n, 256) * 256; }
+// The workspace: a ticket per block of rows, then partial sums. The tickets' room does not depend on
+// the plan, so calls of all shapes may take turns with one workspace.
+inline constexpr int64_t kMaxTickets = 16384;
+inline constexpr int64_t kTicketBytes = 4 * kMaxTickets;
 
 struct SpmmT16Params {
   const uint8_t* records;
@@ -38,6 +40,9 @@ struct SpmmT16Params {
   int32_t x_pitch_bytes, stage_bytes;
   bool x_aligned;  // rows of x start at multiples of 16 bytes
 };
+
+// The plan with that layout: 1, 2, 4 or 8 warps of a block and 1 to column tiles blocks over k.
+SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32_t splits);
 
 SpmmT16Params spmm_t16_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
 

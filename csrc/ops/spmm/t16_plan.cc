@@ -17,74 +17,65 @@ constexpr double kBlockClocks = 1500;      // start of a block: x and the first 
 constexpr double kMeetingClocks = 2000;    // ticket, fence and first read of the last block
 constexpr int32_t kSmWarps = 24;           // at most 80 registers per thread
 
-struct Shape {
-  int64_t row_tiles, col_tiles;
-  double tile_bytes;
-  int64_t m;
-  int32_t token_tiles;
-};
-
-double clocks(const Shape& s, const SpmmT16Plan& p, const CudaDevice& device) {
+// Expected SM clocks of a call.
+double clocks(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevice& device) {
+  const int64_t col_tiles = t16::col_tiles(w.cols);
+  const double tile_bytes = static_cast<double>(w.record_bytes) /
+                            static_cast<double>(t16::row_tiles(w.rows) * col_tiles);
   const double per_sm = static_cast<double>(ceil_div(int64_t{p.blocks_n} * p.splits, device.sms));
   const double resident =
       std::min({per_sm, static_cast<double>(device.shared_per_sm / (p.shared_bytes + 1024)),
                 static_cast<double>(kSmWarps / kBlockWarps)});
   const double rounds = per_sm / resident;
-  const double tiles = static_cast<double>(ceil_div(s.col_tiles, int64_t{p.splits} * p.warps_k));
-  const double per_tile = std::max(kTileClocks + kTokenTileClocks * (s.token_tiles - 1),
-                                   s.tile_bytes / kDramBytesPerClock);
+  const double tiles = static_cast<double>(ceil_div(col_tiles, int64_t{p.splits} * p.warps_k));
+  const double per_tile = std::max(kTileClocks + kTokenTileClocks * (p.token_tiles - 1),
+                                   tile_bytes / kDramBytesPerClock);
   const double decode =
       std::max(per_sm * kBlockWarps * tiles * per_tile, rounds * tiles * kTileLatency);
-  const double x_bytes = 2.0 * static_cast<double>(s.m) * 64 * tiles * p.warps_k;
+  const double x_bytes = 2.0 * static_cast<double>(m) * 64 * tiles * p.warps_k;
   double all = decode + rounds * kBlockClocks + per_sm * x_bytes / kL2BytesPerClock;
   if (p.splits > 1) {
-    const double partial = 4.0 * 16 * 8 * s.token_tiles * p.warps_n;
+    const double partial = 4.0 * 16 * 8 * p.token_tiles * p.warps_n;
     all += kMeetingClocks + (per_sm + p.splits) * partial / kL2BytesPerClock;
   }
   return all;
 }
 
-SpmmT16Plan lay_out(const Shape& s, int64_t max_record_bytes, int32_t warps_k, int32_t splits) {
-  SpmmT16Plan p{.token_tiles = s.token_tiles,
+}  // namespace
+
+SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32_t splits) {
+  const int64_t row_tiles = t16::row_tiles(w.rows);
+  SpmmT16Plan p{.token_tiles = m <= 8 ? 1 : m <= 16 ? 2 : m <= 32 ? 4 : 8,
                 .warps_n = kBlockWarps / warps_k,
                 .warps_k = warps_k,
                 .splits = splits,
-                .stage_bytes = static_cast<int32_t>(max_record_bytes)};
-  p.blocks_n = static_cast<int32_t>(ceil_div(s.row_tiles, p.warps_n));
-  // 16 bytes more than a multiple of 128: token rows two apart start eight banks apart, so the 16
+                .stage_bytes = static_cast<int32_t>(w.max_record_bytes)};
+  p.blocks_n = static_cast<int32_t>(ceil_div(row_tiles, p.warps_n));
+  // 16 bytes more than a multiple of 128: neighbouring token rows start four banks apart, so the 16
   // byte loads of a quarter warp (two tokens, four lanes each) meet in no bank.
-  p.x_pitch_bytes = static_cast<int32_t>(128 * ceil_div(s.col_tiles, splits) + 16);
+  p.x_pitch_bytes = static_cast<int32_t>(128 * ceil_div(t16::col_tiles(w.cols), splits) + 16);
   const int64_t ring = int64_t{kBlockWarps} * kStages * p.stage_bytes;
-  const int64_t sums = int64_t{p.warps_n} * (warps_k - 1) * 4 * s.token_tiles * 32 * 4;
-  p.shared_bytes = kXAt + std::max(s.m * p.x_pitch_bytes + ring, sums);
-  if (splits > 1) {
-    p.workspace_bytes =
-        ticket_bytes(p.blocks_n) + int64_t{splits} * s.row_tiles * 4 * s.token_tiles * 32 * 4;
-  }
+  const int64_t accumulators = int64_t{4} * p.token_tiles * 32 * 4;  // bytes of a warp's
+  const int64_t sums = accumulators * p.warps_n * (warps_k - 1);
+  p.shared_bytes = kXAt + std::max(m * p.x_pitch_bytes + ring, sums);
+  if (splits > 1) p.workspace_bytes = kTicketBytes + accumulators * splits * row_tiles;
   return p;
 }
-
-}  // namespace
 
 Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
   if (m < 1 || m > kMaxTokens) {
     return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %lld on CUDA",
                  static_cast<long long>(m), static_cast<long long>(kMaxTokens));
   }
-  Shape s{.row_tiles = t16::row_tiles(w.rows),
-          .col_tiles = t16::col_tiles(w.cols),
-          .tile_bytes = 0,
-          .m = m,
-          .token_tiles = m <= 8 ? 1 : m <= 16 ? 2 : m <= 32 ? 4 : 8};
-  s.tile_bytes =
-      static_cast<double>(w.record_bytes) / static_cast<double>(s.row_tiles * s.col_tiles);
+  const int64_t col_tiles = t16::col_tiles(w.cols);
   double best = 0;
   *plan = {};
   for (const int32_t warps_k : {1, 2, 4, 8}) {
-    for (int32_t splits = 1; splits <= s.col_tiles; splits += splits < 64 ? 1 : splits / 8) {
-      const SpmmT16Plan candidate = lay_out(s, w.max_record_bytes, warps_k, splits);
+    for (int32_t splits = 1; splits <= col_tiles; splits += splits < 64 ? 1 : splits / 8) {
+      const SpmmT16Plan candidate = lay_out_spmm_t16(w, m, warps_k, splits);
       if (candidate.shared_bytes > device.shared_per_block) continue;
-      const double time = clocks(s, candidate, device);
+      if (splits > 1 && candidate.blocks_n > kMaxTickets) continue;
+      const double time = clocks(w, m, candidate, device);
       if (plan->splits == 0 || time < best) {
         *plan = candidate;
         best = time;
@@ -106,7 +97,7 @@ SpmmT16Params spmm_t16_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
           .bias = static_cast<const uint16_t*>(a.bias),
           .y = static_cast<uint16_t*>(a.y),
           .tickets = reinterpret_cast<uint32_t*>(workspace),
-          .partial = reinterpret_cast<float*>(workspace + ticket_bytes(plan.blocks_n)),
+          .partial = reinterpret_cast<float*>(workspace + kTicketBytes),
           .x_stride = a.x_stride,
           .y_stride = a.y_stride,
           .rows = static_cast<int32_t>(a.w.rows),

@@ -25,7 +25,7 @@ struct Faults {
 };
 
 struct Launch {
-  Dim3 grid, block;
+  Dim3 grid = {}, block = {};
   size_t shared_bytes = 0;
   uint64_t seed = 1;  // of the order in which warps and lanes run
   Faults faults = {};
