@@ -24,13 +24,7 @@ def info(a: Namespace) -> None:
     if a.json:
         _print_json({**facts, "kernels": kernels})
         return
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            print(f"{key}:")
-            for name, what in value.items():
-                print(f"  {name}: {what}")
-        else:
-            print(f"{key}: {value}")
+    print(facts)
     print(table(_kernel_rows(kernels)))
 
 
@@ -186,11 +180,11 @@ def explain(a: Namespace) -> None:
 
 def convert(a: Namespace) -> None:
     """A model folder into another storage."""
-    from tamis.io import convert as rewrite
+    import tamis
     from tamis.source import find_model
 
     quiet()
-    rewrite(find_model(a.source), a.out, format=a.format, overwrite=a.force)
+    tamis.convert(find_model(a.source), a.out, format=a.format, overwrite=a.force)
     print(f"wrote {a.out}")
 
 
