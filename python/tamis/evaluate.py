@@ -180,6 +180,23 @@ def generate_text(model: torch.nn.Module, tokenizer: Any, prompt: str, new_token
     return str(tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
+def linear_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all linear layers, dense or compressed, but for the output layer."""
+    import torch
+
+    from tamis.nn import SparseLinear
+
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if callable(find_head) else None
+    tensors = (
+        tensor
+        for module in model.modules()
+        if isinstance(module, (torch.nn.Linear, SparseLinear)) and module is not head
+        for tensor in (*module.parameters(), *module.buffers())
+    )
+    return sum(tensor.nbytes for tensor in tensors)
+
+
 def peak_rss() -> int:
     """Largest resident set of this process so far, in bytes.
 

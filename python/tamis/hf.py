@@ -185,6 +185,17 @@ class TamisQuantizer(HfQuantizer):
         return True
 
 
+def follow(model: PreTrainedModel) -> None:
+    """Attaches the plugin to a model that has sparse layers, detaches it from one without."""
+    quantizer = vars(model).get("hf_quantizer")
+    ours = isinstance(quantizer, TamisQuantizer)
+    if any(isinstance(module, SparseLinear) for module in model.modules()):
+        if quantizer is None or is_stale(model):
+            attach(model)
+    elif ours:
+        detach(model)
+
+
 def attach(model: PreTrainedModel) -> None:
     """Makes ``model.save_pretrained`` write a tamis checkpoint; undone by ``detach``."""
     config = TamisConfig(modules={})
@@ -195,17 +206,27 @@ def attach(model: PreTrainedModel) -> None:
 
 def detach(model: PreTrainedModel) -> None:
     """Makes ``model.save_pretrained`` write a stock checkpoint again, once no layer is sparse."""
-    for owner, name in (
-        (model, "hf_quantizer"),
-        (model, "quantization_method"),
-        (model.config, "quantization_config"),
-    ):
-        if name in vars(owner):
-            delattr(owner, name)
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        vars(model).pop(name, None)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            module.config.__dict__.pop("_is_quantized", None)
-    vars(model)["is_quantized"] = False
+            for name in ("quantization_config", "_is_quantized"):
+                vars(module.config).pop(name, None)
+
+
+def is_stale(model: PreTrainedModel) -> bool:
+    """Whether the quantizer is what a GGUF file left on a model that it dequantized completely."""
+    config = getattr(vars(model).get("hf_quantizer"), "quantization_config", None)
+    return method_of(config) == "gguf" and all(
+        value.is_floating_point() and "Gguf" not in type(value).__name__
+        for value in model.parameters()
+    )
+
+
+def method_of(config: Any) -> str | None:
+    """Name of the quantization method of a configuration object."""
+    method = getattr(config, "quant_method", None)
+    return None if method is None else str(getattr(method, "value", method))
 
 
 def _check_data_free(method: str) -> None:
@@ -356,4 +377,4 @@ def _missing(name: str) -> TamisFileError:
     )
 
 
-__all__ = ["TamisConfig", "TamisQuantizer", "attach", "detach"]
+__all__ = ["TamisConfig", "TamisQuantizer", "attach", "detach", "follow"]

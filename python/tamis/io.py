@@ -15,7 +15,7 @@ from tamis import checkpoint as files
 from tamis import stored, writing
 from tamis.atomic import replaced_folder
 from tamis.checkpoint import MANIFEST, MARKER, Checkpoint, read_json
-from tamis.convert import convert, model_class
+from tamis.conversion import convert, model_class
 from tamis.errors import (
     TamisError,
     TamisFileError,
@@ -71,7 +71,7 @@ def save(
     sources = _sources(model, dir)
     with replaced_folder(dir, overwrite=overwrite, caller="save") as folder:
         writing.write_extras(folder, tokenizer, report, sources)
-        if _is_transformers(model):
+        if stored.is_transformers(model):
             _save_pretrained(model, folder, size)
         else:
             _save_module(model, folder, size)
@@ -157,7 +157,7 @@ def export(
         writing.write_extras(folder, tokenizer, None, sources)
         state = _dense_state(model)
         title = type(model).__name__
-        if _is_transformers(model):
+        if stored.is_transformers(model):
             with _plain_config(model):
                 model.save_pretrained(folder, state_dict=state, max_shard_size=size)  # type: ignore[operator]
             writing.write_readme(folder, title, "dense", title)
@@ -224,13 +224,6 @@ def _config(folder: Path) -> dict[str, Any] | None:
 # Transformers models
 
 
-def _is_transformers(model: nn.Module) -> bool:
-    """Whether this is a PreTrainedModel, without importing transformers for other models."""
-    return any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__) and (
-        hasattr(model, "save_pretrained")
-    )
-
-
 def _sources(model: nn.Module, dir: Folder) -> list[Path]:
     """Folders that may hold the model's tokenizer: where it came from, and where it goes."""
     origin = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
@@ -293,22 +286,12 @@ def _kept(model: Any) -> Iterator[None]:
 
 
 def _refuse_other_quantizers(model: Any) -> None:
-    """Another quantizer's tensors are not ours to save.
+    """Another quantizer's tensors are not ours to save."""
+    from tamis import hf
 
-    A GGUF file leaves its quantizer on a model that it dequantized completely: that one is stale.
-    """
     quantizer = vars(model).get("hf_quantizer")
-    config = getattr(quantizer, "quantization_config", None)
-    method = getattr(config, "quant_method", None)
-    method = getattr(method, "value", method)
-    if method in (None, "tamis"):
-        return
-    packed = [
-        name
-        for name, value in model.named_parameters()
-        if not value.is_floating_point() or "Gguf" in type(value).__name__
-    ]
-    if method == "gguf" and not packed:
+    method = hf.method_of(getattr(quantizer, "quantization_config", None))
+    if method in (None, "tamis") or hf.is_stale(model):
         return
     raise TamisUnsupported(
         f"save: model: got weights quantized by {method!r}, wanted floating-point weights; load "

@@ -166,8 +166,8 @@ class SparseLinear(nn.Module):
         """SparseLinear with the weights of ``linear`` where ``keep`` is true; see ``compress``.
 
         ``format="auto"`` takes the smallest format even where that is not smaller than dense:
-        compare ``layer.nbytes`` with ``layer.layout.dense_nbytes``. The bias is shared, and every
-        parameter requires gradients where its source does.
+        compare ``layer.nbytes`` with ``layer.layout.dense_nbytes``. The bias is shared and keeps its
+        dtype even if ``dtype`` is another; gradients are required where the source requires them.
 
         Raises:
             TamisTypeError: ``linear`` has no 2-D float weight, or an option has an unfit type.

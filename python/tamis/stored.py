@@ -32,6 +32,24 @@ def layouts_of(model: torch.nn.Module) -> dict[str, Layout]:
     }
 
 
+def is_transformers(model: Any) -> bool:
+    """Whether this is a PreTrainedModel; transformers is not imported for other models."""
+    return hasattr(model, "save_pretrained") and any(
+        cls.__module__.startswith("transformers.") for cls in type(model).__mro__
+    )
+
+
+def follow(model: Any) -> None:
+    """Lets save_pretrained of a transformers model know which layers are sparse now.
+
+    Without it, save_pretrained would write tensors that from_pretrained replaces by random ones.
+    """
+    if is_transformers(model):
+        from tamis import hf
+
+        hf.follow(model)
+
+
 def to_json(layouts: Mapping[str, Layout]) -> dict[str, Any]:
     """Format version and layouts as the plain dict that config.json and tamis.json hold."""
     return {

@@ -1,3 +1,4 @@
+import copy
 import functools
 import json
 import subprocess
@@ -234,18 +235,27 @@ def test_save_leaves_the_model_as_it_was(tmp_path):
     )
 
 
-def test_attach_and_detach(tmp_path):
-    from tamis import hf
-
-    model = sparse()
-    hf.attach(model)
+def test_save_pretrained_follows_the_model_in_memory(tmp_path):
+    model = tiny()
+    names = set(vars(model))
+    tamis.sparsify_(model, "magnitude", sparsity=0.5)
     model.save_pretrained(tmp_path / "a")
     assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path / "a"))
+    copy.deepcopy(model).save_pretrained(tmp_path / "b")
+    assert same_state(model, tamis.load(tmp_path / "b"))
     tamis.dense_(model)
-    hf.detach(model)
+    assert set(vars(model)) == names
+    model.save_pretrained(tmp_path / "c")
+    assert "quantization_config" not in (tmp_path / "c" / "config.json").read_text()
+    assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path / "c"))
+
+
+def test_a_loaded_model_made_dense_saves_as_a_stock_checkpoint(tmp_path):
+    tamis.save(sparse(), tmp_path / "a")
+    model = tamis.dense_(tamis.load(tmp_path / "a"))
     model.save_pretrained(tmp_path / "b")
     assert "quantization_config" not in (tmp_path / "b" / "config.json").read_text()
-    assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path / "b"))
+    assert same_state(model.half(), AutoModelForCausalLM.from_pretrained(tmp_path / "b").half())
 
 
 def test_export_is_a_stock_checkpoint(tmp_path):

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import zlib
@@ -24,6 +25,12 @@ from tamis.nn import SparseLinear
 from tamis.report import Report
 
 UP = "model.layers.0.mlp.up_proj"
+
+
+def test_no_module_hides_a_public_function():
+    """Importing tamis.x sets the attribute x of the package; a function of that name would go."""
+    modules = {info.name for info in pkgutil.iter_modules(tamis.__path__)}
+    assert not modules & {name for name in tamis.__all__ if callable(getattr(tamis, name))}
 
 
 # Modules that are no transformers model

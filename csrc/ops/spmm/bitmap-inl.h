@@ -30,9 +30,9 @@ struct ExpandF32 {
   static constexpr int kMaxTokens = simd::kLanes == 16 ? 8 : 4;
   // Accumulators fill half of the registers; x is read once per that many rows.
   static constexpr int rows(int tokens) {
-    return simd::kLanes == 16 ? (tokens > 4 ? 2 : 4) : (tokens > 2 ? 2 : 4);
+    if (simd::kLanes == 16) return tokens == 1 ? 8 : tokens > 4 ? 2 : 4;
+    return tokens > 2 ? 2 : 4;
   }
-  static constexpr int kAheadBytes = 0;
 
   static TAMIS_INLINE Tokens load(const X* p) { return simd::load(p); }
   static TAMIS_INLINE Tokens load(const X* p, int n) { return simd::load(p, n); }
@@ -42,6 +42,12 @@ struct ExpandF32 {
   }
   static TAMIS_INLINE Sum dot(Sum sum, Weights w, Tokens x) { return simd::fma(w, x, sum); }
 };
+
+// Where to prefetch. A single row reads one stream; lines that are used once should not displace x.
+// Several rows are several streams, which no hardware prefetcher follows here; fetching the next
+// tile in storage order looks like one.
+inline constexpr int64_t kAheadBytes = 8192;
+inline constexpr int kNotTemporal = 0, kToL2 = 2;
 
 // R rows of w times M tokens.
 template <class Step, int R, int M>
@@ -56,6 +62,8 @@ struct Tile {
   const W* values[R];
   const X* x;
   int64_t x_stride;
+  const char* ahead;   // prefetched next: walks through the tile after this one, in storage order
+  int64_t word_bytes;  // by this much per word of columns
   typename Step::Sum sum[R][M][kChains];
 
   // Columns [s * kColumns, +kColumns) of the current word; kPartial: only the first n of them.
@@ -87,14 +95,12 @@ struct Tile {
     uint64_t bits[R];
     for (; columns >= 64; columns -= 64, ++mask, x += 64) {
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        bits[r] = mask[r * words];
-        if (Step::kAheadBytes) {
-          // One line per word and 2 bytes of width: what a word consumes at half density.
-          const auto* ahead = reinterpret_cast<const char*>(values[r]) + Step::kAheadBytes;
-          __builtin_prefetch(ahead);
-          if (sizeof(W) == 4) __builtin_prefetch(ahead + 64);
-        }
+      for (int r = 0; r < R; ++r) bits[r] = mask[r * words];
+      if (R == 1) {
+        __builtin_prefetch(reinterpret_cast<const char*>(values[0]) + kAheadBytes, 0, kNotTemporal);
+      } else {
+        for (int64_t b = 0; b < word_bytes; b += 64) __builtin_prefetch(ahead + b, 0, kToL2);
+        ahead += word_bytes;
       }
       if (kLast && values_end - values[0] < 64 + Step::kReadsPast) {
         for (int s = 0; s < kSteps; ++s) step<true, true>(s, bits);
@@ -136,6 +142,10 @@ TAMIS_INLINE void tile(const SpmmArgs& a, int64_t row, int64_t token) {
       for (auto& chain : tile.sum[r][t]) chain = simd::zero();
     }
   }
+  const auto* next = reinterpret_cast<const char*>(values + row_start(a.w, row + R));
+  const int64_t tile_bytes = next - reinterpret_cast<const char*>(tile.values[0]);
+  tile.ahead = next;
+  tile.word_bytes = tile_bytes / (a.w.cols / 64 + 1);
   tile.template run<kLast>(a.w.mask + row * mask_words(a.w.cols), a.w.cols, values + a.w.nnz);
 
   const auto* bias = static_cast<const X*>(a.bias);
@@ -176,7 +186,7 @@ void spmm_masked(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   if (a.m <= kMax) return kPass[a.m - 1](a, row_begin, row_end, 0);
 
   const int64_t row_bytes = a.w.cols * static_cast<int64_t>(sizeof(typename Step::W)) / 2 + 1;
-  const int64_t turn = row_bytes > kTurnBytes / 8 ? 4 : kTurnBytes / row_bytes / 4 * 4;
+  const int64_t turn = row_bytes > kTurnBytes / 8 ? 8 : kTurnBytes / row_bytes / 8 * 8;
   for (int64_t row = row_begin; row < row_end; row += turn) {
     const int64_t end = row + turn < row_end ? row + turn : row_end;
     for (int64_t token = 0, left = a.m; left > 0;) {

@@ -17,7 +17,6 @@ struct ExpandDot {
   static constexpr int kReadsPast = 0;
   static constexpr int kMaxTokens = 8;
   static constexpr int rows(int tokens) { return tokens == 1 ? 1 : tokens > 4 ? 2 : 4; }
-  static constexpr int kAheadBytes = 8192;
 
   static TAMIS_INLINE Tokens load(const X* p) { return _mm512_loadu_si512(p); }
   static TAMIS_INLINE Tokens load(const X* p, int n) {

@@ -21,7 +21,6 @@ struct ExpandSplit {
   static constexpr int kReadsPast = 0;
   static constexpr int kMaxTokens = 8;
   static constexpr int rows(int tokens) { return tokens > 4 ? 1 : tokens > 2 ? 2 : 4; }
-  static constexpr int kAheadBytes = 0;
 
   // A bf16 is the high half of its f32: shift the even ones up, mask the odd ones in place.
   static TAMIS_INLINE Split split(__m512i pairs) {

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tamis.recipe import LinearContext, PruneRecipe
 
 TILE = 128  # columns whose updates are batched; the comparison group of "tile" recipes
+LEAF = 16  # columns swept one by one; outer products this small run on one thread, without barriers
 
 
 def obs_sweep(
@@ -57,17 +58,25 @@ def _sweep_tile(
 ) -> Tensor:
     """Sweeps tile [j, n] in place and returns its scaled errors [j, n].
 
-    With a recipe, fills `chosen` [j, n] group by group (N:M) before each group is swept.
+    With a recipe, fills `chosen` [j, n] group by group (N:M) before each group is swept. Columns
+    beyond the leaf of 16 are updated once per leaf, by a product instead of 16 outer ones.
     """
-    errors = torch.empty_like(tile)
-    diagonal = u.diagonal()
-    for j in range(tile.shape[0]):
-        of = goal.pattern.of
-        if recipe is not None and j % of == 0:
-            chosen[j : j + of] = _choose(recipe, goal, tile[j : j + of], diagonal[j : j + of])
-        torch.mul(tile[j], chosen[j].logical_not() / u[j, j], out=errors[j])
-        tile[j].mul_(chosen[j])
-        tile[j + 1 :].addr_(u[j, j + 1 :], errors[j], alpha=-1)
+    errors, scale = torch.empty_like(tile), torch.empty_like(tile)
+    diagonal = u.diagonal().unsqueeze(1)
+    unit = goal.pattern.unit if recipe is not None else tile.shape[0]
+    width = max(unit, LEAF // unit * unit) if recipe is not None else LEAF
+    for begin in range(0, tile.shape[0], width):
+        end = min(begin + width, tile.shape[0])
+        for j in range(begin, end):
+            if j % unit == 0:
+                group = slice(j, j + unit)
+                if recipe is not None:
+                    chosen[group] = _choose(recipe, goal, tile[group], u.diagonal()[group])
+                scale[group] = chosen[group].logical_not() / diagonal[group]
+            torch.mul(tile[j], scale[j], out=errors[j])
+            tile[j + 1 : end].addr_(u[j, j + 1 : end], errors[j], alpha=-1)
+        tile[end:].addmm_(u[begin:end, end:].t(), errors[begin:end], alpha=-1)
+    tile.mul_(chosen)
     return errors
 
 
