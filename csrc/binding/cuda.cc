@@ -104,7 +104,9 @@ py::dict pack_t16(const Matrix& a) {
   return packed;
 }
 
-void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
+void* pointer(uintptr_t address) {
+  return reinterpret_cast<void*>(address);
+}
 
 // A t16 weight on a device, with a plan per number of tokens, made on first use.
 class CudaMatrix {
@@ -176,15 +178,17 @@ void bind_cuda(py::module_& m) {
            "records_ptr"_a, "record_bytes"_a, "max_record_bytes"_a, "offsets_ptr"_a, "rows"_a,
            "cols"_a, "dtype"_a, "device"_a)
       .def_property_readonly("kernel", &CudaMatrix::kernel)
-      .def("workspace", [](CudaMatrix& w, int64_t m) { return w.plan(m).workspace_bytes; }, "m"_a)
-      .def("plan",
-           [](CudaMatrix& w, int64_t m) {
-             const SpmmT16Plan& p = w.plan(m);
-             return py::dict("warps_k"_a = p.warps_k, "splits"_a = p.splits,
-                             "blocks"_a = int64_t{p.blocks_n} * p.splits,
-                             "shared_bytes"_a = p.shared_bytes);
-           },
-           "m"_a)
+      .def(
+          "workspace", [](CudaMatrix& w, int64_t m) { return w.plan(m).workspace_bytes; }, "m"_a)
+      .def(
+          "plan",
+          [](CudaMatrix& w, int64_t m) {
+            const SpmmT16Plan& p = w.plan(m);
+            return py::dict("warps_k"_a = p.warps_k, "splits"_a = p.splits,
+                            "blocks"_a = int64_t{p.blocks_n} * p.splits,
+                            "shared_bytes"_a = p.shared_bytes);
+          },
+          "m"_a)
       .def("spmm", &CudaMatrix::spmm, "m"_a, "x_ptr"_a, "x_stride"_a, "bias_ptr"_a, "y_ptr"_a,
            "y_stride"_a, "workspace_ptr"_a, "workspace_bytes"_a, "stream"_a)
       .def("unpack", &CudaMatrix::unpack, "out_ptr"_a, "out_stride"_a, "stream"_a);

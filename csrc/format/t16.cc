@@ -44,7 +44,9 @@ int64_t kept_in(const TileMask& tile) {
   return kept;
 }
 
-int64_t record_bytes(int64_t kept) { return ceil_div(kHeaderBytes + 2 * kept, kUnit) * kUnit; }
+int64_t record_bytes(int64_t kept) {
+  return ceil_div(kHeaderBytes + 2 * kept, kUnit) * kUnit;
+}
 
 // Index of the first stored value of each row of a row tile.
 void row_starts(const MatrixView& a, int64_t row_tile, int64_t (&next)[kTileRows]) {
@@ -128,9 +130,8 @@ Status pack(const MatrixView& a, uint32_t* offsets, void* records) {
   TAMIS_RETURN_IF_ERROR(check_source(a));
   const int64_t across = col_tiles(a.cols), tiles = row_tiles(a.rows) * across;
   offsets[0] = 0;
-  for_each_length(a, [&](int64_t tile, int64_t units) {
-    offsets[tile + 1] = static_cast<uint32_t>(units);
-  });
+  for_each_length(
+      a, [&](int64_t tile, int64_t units) { offsets[tile + 1] = static_cast<uint32_t>(units); });
   for (int64_t i = 0; i < tiles; ++i) offsets[i + 1] += offsets[i];
 
   const auto* values = static_cast<const uint16_t*>(a.values);

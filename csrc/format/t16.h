@@ -11,10 +11,10 @@
 // Lane l = 4g + t of a warp owns words[l] and 32 weights: of rows g and g + 8, columns 16t to
 // 16t + 15. Byte s of a word is step s, one m16n8k16 product: bits 0 to 3 are row g, columns
 // 16t + 4s to 16t + 4s + 3, bits 4 to 7 the same columns of row g + 8. A run is one nibble of all
-// lanes; runs are stored in the order step 0 low nibbles, step 0 high, step 1 low, ...; inside a run
-// values go by lane, inside a lane by column. starts[i] is where run i begins, in bytes from the
-// start of the record. So the 32 lanes' loads of one bit fall into 256 consecutive bytes at most,
-// about 128 at half density, and few of them meet in a bank of shared memory.
+// lanes; runs are stored in the order step 0 low nibbles, step 0 high, step 1 low, ...; inside a
+// run values go by lane, inside a lane by column. starts[i] is where run i begins, in bytes from
+// the start of the record. So the 32 lanes' loads of one bit fall into 256 consecutive bytes at
+// most, about 128 at half density, and few of them meet in a bank of shared memory.
 //
 // Rows and columns beyond the matrix have no bits. Explicit zeros are kept.
 // Bytes: 2 * kept + 144 per tile + 8 on average to align = 2 d + 0.148 per weight.
@@ -44,8 +44,12 @@ inline constexpr int64_t kHeaderBytes = kWordBytes + kStartBytes;
 inline constexpr int64_t kMaxRecordBytes = kHeaderBytes + 2 * kTileRows * kTileCols;
 inline constexpr int64_t kUnit = 16;  // of offsets
 
-constexpr int64_t row_tiles(int64_t rows) { return ceil_div(rows, kTileRows); }
-constexpr int64_t col_tiles(int64_t cols) { return ceil_div(cols, kTileCols); }
+constexpr int64_t row_tiles(int64_t rows) {
+  return ceil_div(rows, kTileRows);
+}
+constexpr int64_t col_tiles(int64_t cols) {
+  return ceil_div(cols, kTileCols);
+}
 
 struct Sizes {
   int64_t offsets = 0, record_bytes = 0, max_record_bytes = 0;

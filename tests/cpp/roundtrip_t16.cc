@@ -1,5 +1,5 @@
-// The law of t16: unpack(pack(bitmap or nm of w)) == w bit for bit, in exactly the stated bytes; and
-// its check notices a record that contradicts itself.
+// The law of t16: unpack(pack(bitmap or nm of w)) == w bit for bit, in exactly the stated bytes;
+// and its check notices a record that contradicts itself.
 #include <gtest/gtest.h>
 
 #include <string>
@@ -81,7 +81,8 @@ TEST(RoundTripT16, GoldenRecord) {
   w[9 * 64 + 21] = 0x0101;
   w[9 * 64 + 22] = 0x0202;
   w[1 * 64 + 16] = 0x0303;
-  const DenseView view{.data = w.data(), .dtype = DType::bf16, .rows = 16, .cols = 64, .stride = 64};
+  const DenseView view{
+      .data = w.data(), .dtype = DType::bf16, .rows = 16, .cols = 64, .stride = 64};
   Packed bitmap;
   ASSERT_TRUE(pack_guarded(view, {.format = Format::bitmap, .dtype = DType::bf16}, &bitmap).ok());
   const PackedT16 packed(bitmap.view);
@@ -104,8 +105,7 @@ TEST(RoundTripT16, RefusesWhatItCannotHold) {
   ASSERT_TRUE(pack_guarded(view, {.format = Format::csr}, &csr).ok());
   ASSERT_TRUE(pack_guarded(view, {.format = Format::bitmap}, &floats).ok());
   t16::Sizes sizes;
-  EXPECT_STREQ(t16::pack_sizes(csr.view, &sizes).text,
-               "t16: format: got csr, wanted bitmap or nm");
+  EXPECT_STREQ(t16::pack_sizes(csr.view, &sizes).text, "t16: format: got csr, wanted bitmap or nm");
   EXPECT_STREQ(t16::pack_sizes(floats.view, &sizes).text,
                "t16: dtype: got f32, wanted bf16 or f16");
 }

@@ -22,14 +22,26 @@ struct alignas(16) Word4 {  // loaded and stored whole
   uint32_t x, y, z, w;
 };
 
-TAMIS_DEVICE uint32_t thread_index() { return threadIdx.x; }
-TAMIS_DEVICE uint32_t block_index_x() { return blockIdx.x; }
-TAMIS_DEVICE uint32_t block_index_y() { return blockIdx.y; }
+TAMIS_DEVICE uint32_t thread_index() {
+  return threadIdx.x;
+}
+TAMIS_DEVICE uint32_t block_index_x() {
+  return blockIdx.x;
+}
+TAMIS_DEVICE uint32_t block_index_y() {
+  return blockIdx.y;
+}
 
-TAMIS_DEVICE void sync_warp() { __syncwarp(); }
-TAMIS_DEVICE void sync_block() { __syncthreads(); }
+TAMIS_DEVICE void sync_warp() {
+  __syncwarp();
+}
+TAMIS_DEVICE void sync_block() {
+  __syncthreads();
+}
 // Orders this thread's writes to global memory before its later ones, for every block.
-TAMIS_DEVICE void fence_device() { __threadfence(); }
+TAMIS_DEVICE void fence_device() {
+  __threadfence();
+}
 
 // ---- shared memory
 
@@ -54,7 +66,9 @@ TAMIS_DEVICE void copy_async16(uint32_t to, const void* from, uint32_t valid) {
                "r"(valid)
                : "memory");
 }
-TAMIS_DEVICE void commit_async() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+TAMIS_DEVICE void commit_async() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 // Until at most kGroupsLeft of this thread's newest groups are on their way.
 template <int kGroupsLeft>
 TAMIS_DEVICE void wait_async() {
@@ -109,7 +123,9 @@ template <class T>
 TAMIS_DEVICE T load_volatile(const T* from) {
   return __ldcg(from);
 }
-TAMIS_DEVICE uint32_t atomic_add(uint32_t* to, uint32_t value) { return atomicAdd(to, value); }
+TAMIS_DEVICE uint32_t atomic_add(uint32_t* to, uint32_t value) {
+  return atomicAdd(to, value);
+}
 
 // ---- bits and lanes
 
@@ -150,7 +166,9 @@ TAMIS_DEVICE void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, ui
 
 // ---- 16-bit floats and f32, rounded to nearest even
 
-TAMIS_DEVICE float bf16_to_f32(uint16_t h) { return __uint_as_float(uint32_t{h} << 16); }
+TAMIS_DEVICE float bf16_to_f32(uint16_t h) {
+  return __uint_as_float(uint32_t{h} << 16);
+}
 TAMIS_DEVICE float f16_to_f32(uint16_t h) {
   float f;
   asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));

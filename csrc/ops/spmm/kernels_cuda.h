@@ -4,7 +4,7 @@
 #include "ops/spmm/spmm_cuda.h"
 
 namespace tamis {
-#define TAMIS_SPMM_CUDA(w, x, capability, exact)                                        \
+#define TAMIS_SPMM_CUDA(w, x, capability, exact)                                      \
   Status spmm_t16_##w##_##x##_sm##capability(const SpmmCudaArgs&, const SpmmT16Plan&, \
                                              const CudaDevice&, void* stream);
 #include "ops/spmm/kernels_cuda.def"

@@ -7,7 +7,7 @@ namespace tamis {
 namespace {
 
 constexpr SpmmCudaRow kKernels[] = {
-#define TAMIS_SPMM_CUDA(w, x, capability, exact)                                            \
+#define TAMIS_SPMM_CUDA(w, x, capability, exact)                                   \
   {"spmm_t16_" #w "_" #x "_sm" #capability, DType::w, DType::x, capability, exact, \
    &spmm_t16_##w##_##x##_sm##capability},
 #include "ops/spmm/kernels_cuda.def"
@@ -30,17 +30,18 @@ Status check(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   }
   if (a.workspace_bytes < plan.workspace_bytes ||
       reinterpret_cast<uintptr_t>(a.workspace) % 16 != 0) {
-    return error(Code::invalid_argument,
-                 "spmm: workspace: got %lld bytes, wanted %lld at a multiple of 16",
-                 static_cast<long long>(a.workspace_bytes),
-                 static_cast<long long>(plan.workspace_bytes));
+    return error(
+        Code::invalid_argument, "spmm: workspace: got %lld bytes, wanted %lld at a multiple of 16",
+        static_cast<long long>(a.workspace_bytes), static_cast<long long>(plan.workspace_bytes));
   }
   return {};
 }
 
 }  // namespace
 
-std::span<const SpmmCudaRow> spmm_cuda_kernels() { return kKernels; }
+std::span<const SpmmCudaRow> spmm_cuda_kernels() {
+  return kKernels;
+}
 
 const SpmmCudaRow* choose_spmm_cuda(DType dtype, int32_t capability) {
   for (const SpmmCudaRow& row : kKernels) {
@@ -55,8 +56,8 @@ Status spmm_cuda(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevic
   TAMIS_RETURN_IF_ERROR(check(a, plan));
   const SpmmCudaRow* row = choose_spmm_cuda(a.w.dtype, device.capability);
   if (row == nullptr) {
-    return error(Code::no_kernel, "spmm: no kernel takes %s weights on sm_%d",
-                 name_of(a.w.dtype), device.capability);
+    return error(Code::no_kernel, "spmm: no kernel takes %s weights on sm_%d", name_of(a.w.dtype),
+                 device.capability);
   }
   return row->run(a, plan, device, stream);
 }

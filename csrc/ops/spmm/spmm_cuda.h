@@ -29,8 +29,8 @@ struct SpmmCudaArgs {
   const void* bias = nullptr;  // [n] or null
   void* y = nullptr;
   int64_t y_stride = 0;
-  // As many bytes as the plan says, 16-byte aligned, zero before the first call. Calls of all shapes
-  // may take turns with one; calls that can overlap, as those on two streams, need one each.
+  // As many bytes as the plan says, 16-byte aligned, zero before the first call. Calls of all
+  // shapes may take turns with one; calls that can overlap, as those on two streams, need one each.
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
 };

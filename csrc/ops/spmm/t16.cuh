@@ -15,15 +15,16 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "ops/spmm/t16_decode.cuh"
 #include "ops/spmm/t16_params.h"
 
 namespace tamis {
 
 template <DType kTypeOf, int kTokenTilesOf, bool kBulkOf>
 struct T16Config {
-  static constexpr DType kType = kTypeOf;              // of w, x, bias and y
-  static constexpr int kTokenTiles = kTokenTilesOf;    // of 8 tokens
-  static constexpr bool kBulk = kBulkOf;               // one bulk copy per record (sm_90), or cp.async
+  static constexpr DType kType = kTypeOf;            // of w, x, bias and y
+  static constexpr int kTokenTiles = kTokenTilesOf;  // of 8 tokens
+  static constexpr bool kBulk = kBulkOf;  // one bulk copy per record (sm_90), or cp.async
   static constexpr int kAccumulators = 4 * kTokenTiles;  // per lane
   static_assert(kType == DType::bf16 || kType == DType::f16, "tensor cores take 16-bit floats");
 };
@@ -45,65 +46,14 @@ TAMIS_DEVICE void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, u
   }
 }
 
-// ---- decoding
-
-// Where a lane's values of each run begin, in bytes, when the record begins at `record`. Nibble counts, times
-// the two bytes of a value, are summed over lanes in byte fields: the 31 lanes before a lane hold at
-// most 248, and a carry out of the inclusive sum leaves with this lane's own counts.
-TAMIS_DEVICE void first_values(uint32_t record, uint32_t word, const dev::Word4& starts,
-                               uint32_t (&at)[8]) {
-  uint32_t counts = word - (word >> 1 & 0x55555555u);
-  counts = (counts & 0x33333333u) + (counts >> 2 & 0x33333333u);
-  const uint32_t low = counts << 1 & 0x1e1e1e1eu, high = counts >> 3 & 0x1e1e1e1eu;
-  uint32_t low_sum = low, high_sum = high;
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    low_sum = dev::prefix_step(low_sum, distance);
-    high_sum = dev::prefix_step(high_sum, distance);
-  }
-  low_sum -= low;
-  high_sum -= high;
-  const uint32_t pairs[4] = {starts.x, starts.y, starts.z, starts.w};  // low run, high run of a step
-#pragma unroll
-  for (uint32_t step = 0; step < 4; ++step) {
-    at[2 * step] = record + (pairs[step] & 0xffffu) + dev::byte_permute(low_sum, 0, 0x4440u + step);
-    at[2 * step + 1] = record + (pairs[step] >> 16) + dev::byte_permute(high_sum, 0, 0x4440u + step);
-  }
-}
-
-// Two neighbouring weights; `at` moves past those that are kept.
-template <class Load>
-TAMIS_DEVICE uint32_t expand_pair(const Load& load, uint32_t bits, uint32_t& at) {
-  uint32_t pair = 0;
-  if (bits & 1u) {
-    pair = load(at);
-    at += 2;
-  }
-  if (bits & 2u) {
-    pair = dev::byte_permute(pair, load(at), 0x5410);
-    at += 2;
-  }
-  return pair;
-}
-
-// The A fragment of one step: {row g, row g + 8} x {columns 0 and 1, 2 and 3} of the lane's four.
-template <class Load>
-TAMIS_DEVICE void expand_step(const Load& load, uint32_t bits, uint32_t& low, uint32_t& high,
-                              uint32_t (&a)[4]) {
-  a[0] = expand_pair(load, bits, low);
-  a[1] = expand_pair(load, bits >> 4, high);
-  a[2] = expand_pair(load, bits >> 2, low);
-  a[3] = expand_pair(load, bits >> 6, high);
-}
-
 // ---- one warp's records on their way through shared memory
 
 template <bool kBulk>
 struct RecordRing {
   const uint8_t* records;
-  const uint32_t* offsets;    // of the record after the one to be requested next
-  int32_t left;               // records to be requested
-  uint32_t begin, end;        // the next one, in units
+  const uint32_t* offsets;  // of the record after the one to be requested next
+  int32_t left;             // records to be requested
+  uint32_t begin, end;      // the next one, in units
   uint32_t ring, stage_bytes, barriers;
   uint32_t lane;
   uint32_t stage = 0, parity = 0;  // of the record to be consumed next
@@ -130,7 +80,8 @@ struct RecordRing {
 
   TAMIS_DEVICE uint32_t stage_at(uint32_t s) const { return ring + s * stage_bytes; }
 
-  // Asks for the next record. The offset after it was loaded one record ago, so nobody waits for it.
+  // Asks for the next record. The offset after it was loaded one record ago, so nobody waits for
+  // it.
   TAMIS_DEVICE void request(uint32_t s) {
     if (left > 0 && (!kBulk || lane == 0)) {
       const uint32_t bytes = (end - begin) * static_cast<uint32_t>(t16::kUnit);
@@ -252,7 +203,8 @@ TAMIS_DEVICE void reduce_warps(int32_t warps_k, uint32_t warp, uint32_t lane,
   }
 }
 
-// Leaves this block's sums; true in the block that arrives last at its rows, with all of them added.
+// Leaves this block's sums; true in the block that arrives last at its rows, with all of them
+// added.
 template <class Config>
 TAMIS_DEVICE bool reduce_blocks(const SpmmT16Params& p, int32_t row_tile, bool owner,
                                 uint32_t thread, float (&c)[Config::kTokenTiles][4]) {
@@ -355,48 +307,6 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, 2) spmm_t16(const SpmmT16Pa
   const bool owner = part == 0 && row_tile < p.row_tiles;
   if (p.splits > 1 && !reduce_blocks<Config>(p, row_tile, owner, thread, c)) return;
   if (owner) write_y<Config>(p, row_tile, lane, c);
-}
-
-// ---- expand to dense, for products with many tokens
-
-// A warp writes one tile, each lane 16 columns of two rows. Grid [ceil(tiles / kBlockWarps)].
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, 2) expand_t16(const ExpandT16Params p) {
-  const uint32_t warp = dev::thread_index() / 32, lane = dev::thread_index() % 32;
-  const int64_t tile = int64_t{dev::block_index_x()} * kBlockWarps + warp;
-  if (tile >= int64_t{p.row_tiles} * p.col_tiles) return;
-  const uint8_t* record = p.records + dev::load_global(p.offsets + tile) * t16::kUnit;
-  const auto* words = reinterpret_cast<const uint32_t*>(record);
-  const uint32_t word = dev::load_global(words + lane);
-  const dev::Word4 starts{dev::load_global(words + 32), dev::load_global(words + 33),
-                          dev::load_global(words + 34), dev::load_global(words + 35)};
-  uint32_t at[8], a[4][4];
-  first_values(0, word, starts, at);
-  const auto load = [&](uint32_t i) {
-    return dev::load_global(reinterpret_cast<const uint16_t*>(record + i));
-  };
-#pragma unroll
-  for (int step = 0; step < 4; ++step) {
-    expand_step(load, word >> (8 * step), at[2 * step], at[2 * step + 1], a[step]);
-  }
-
-  const auto col = static_cast<int32_t>(tile % p.col_tiles * 64 + 16 * (lane % 4));
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const auto row = static_cast<int32_t>(tile / p.col_tiles * 16 + lane / 4 + 8 * half);
-    if (row >= p.rows) continue;
-    uint16_t* out = p.out + row * p.out_stride + col;
-    if (p.out_aligned && col + 16 <= p.cols) {
-      auto* wide = reinterpret_cast<dev::Word4*>(out);
-      wide[0] = {a[0][half], a[0][half + 2], a[1][half], a[1][half + 2]};
-      wide[1] = {a[2][half], a[2][half + 2], a[3][half], a[3][half + 2]};
-    } else {
-#pragma unroll
-      for (int j = 0; j < 16; ++j) {
-        const uint32_t pair = a[j / 4][half + (j % 4 / 2) * 2];
-        if (col + j < p.cols) out[j] = static_cast<uint16_t>(pair >> (16 * (j % 2)));
-      }
-    }
-  }
 }
 
 }  // namespace tamis

@@ -21,9 +21,9 @@ Status allow_shared_memory(Kernel* kernel, std::atomic<uint64_t>& allowed,
                            const CudaDevice& device) {
   const uint64_t bit = uint64_t{1} << (device.index % 64);
   if (allowed.load(std::memory_order_relaxed) & bit) return {};
-  TAMIS_RETURN_IF_ERROR(cuda_status(
-      "spmm", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   device.shared_per_block)));
+  TAMIS_RETURN_IF_ERROR(
+      cuda_status("spmm", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               device.shared_per_block)));
   allowed.fetch_or(bit, std::memory_order_relaxed);
   return {};
 }

@@ -7,8 +7,8 @@
 
 namespace tamis {
 
-// Records a warp has on their way. 16 warps per SM with 2 of 1.2 KB each in flight cover 3.35 TB/s *
-// 0.7 us / 132 = 18 KB per SM on an H100; the others absorb uneven progress.
+// Records a warp has on their way. 16 warps per SM with 2 of 1.2 KB each in flight cover 3.35 TB/s
+// * 0.7 us / 132 = 18 KB per SM on an H100; the others absorb uneven progress.
 inline constexpr int32_t kStages = 4;
 inline constexpr int32_t kBlockWarps = 8;
 inline constexpr int32_t kBlockThreads = 32 * kBlockWarps;
@@ -20,8 +20,8 @@ inline constexpr int32_t kBarriersAt = 16;
 inline constexpr int32_t kXAt = kBarriersAt + 8 * kBlockWarps * kStages;
 static_assert(kXAt % 16 == 0, "x is copied in 16 bytes");
 
-// The workspace: a ticket per block of rows, then partial sums. The tickets' room does not depend on
-// the plan, so calls of all shapes may take turns with one workspace.
+// The workspace: a ticket per block of rows, then partial sums. The tickets' room does not depend
+// on the plan, so calls of all shapes may take turns with one workspace.
 inline constexpr int64_t kMaxTickets = 16384;
 inline constexpr int64_t kTicketBytes = 4 * kMaxTickets;
 

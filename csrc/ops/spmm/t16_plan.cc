@@ -20,8 +20,8 @@ constexpr int32_t kSmWarps = 24;           // at most 80 registers per thread
 // Expected SM clocks of a call.
 double clocks(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevice& device) {
   const int64_t col_tiles = t16::col_tiles(w.cols);
-  const double tile_bytes = static_cast<double>(w.record_bytes) /
-                            static_cast<double>(t16::row_tiles(w.rows) * col_tiles);
+  const double tile_bytes =
+      static_cast<double>(w.record_bytes) / static_cast<double>(t16::row_tiles(w.rows) * col_tiles);
   const double per_sm = static_cast<double>(ceil_div(int64_t{p.blocks_n} * p.splits, device.sms));
   const double resident =
       std::min({per_sm, static_cast<double>(device.shared_per_sm / (p.shared_bytes + 1024)),
@@ -45,7 +45,10 @@ double clocks(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevic
 
 SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32_t splits) {
   const int64_t row_tiles = t16::row_tiles(w.rows);
-  SpmmT16Plan p{.token_tiles = m <= 8 ? 1 : m <= 16 ? 2 : m <= 32 ? 4 : 8,
+  SpmmT16Plan p{.token_tiles = m <= 8    ? 1
+                               : m <= 16 ? 2
+                               : m <= 32 ? 4
+                                         : 8,
                 .warps_n = kBlockWarps / warps_k,
                 .warps_k = warps_k,
                 .splits = splits,
@@ -83,13 +86,15 @@ Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, Spmm
     }
   }
   if (plan->splits > 0) return {};
-  return error(Code::no_kernel, "spmm: w: got %lld columns, which fit no layout in %d bytes of "
-               "shared memory", static_cast<long long>(w.cols), device.shared_per_block);
+  return error(Code::no_kernel,
+               "spmm: w: got %lld columns, which fit no layout in %d bytes of "
+               "shared memory",
+               static_cast<long long>(w.cols), device.shared_per_block);
 }
 
 SpmmT16Params spmm_t16_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
-  const bool aligned = reinterpret_cast<uintptr_t>(a.x) % 16 == 0 &&
-                       (a.m == 1 || a.x_stride % 8 == 0);
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && (a.m == 1 || a.x_stride % 8 == 0);
   auto* workspace = static_cast<uint8_t*>(a.workspace);
   return {.records = static_cast<const uint8_t*>(a.w.records),
           .offsets = a.w.offsets,

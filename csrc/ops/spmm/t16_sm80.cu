@@ -1,5 +1,6 @@
 // The t16 product and its expansion for sm_80 and, as PTX, everything later: records by cp.async.
 #include "ops/spmm/kernels_cuda.h"
+#include "ops/spmm/t16_expand.cuh"
 #include "ops/spmm/t16_launch.cuh"
 
 namespace tamis {

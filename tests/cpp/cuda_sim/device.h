@@ -18,11 +18,21 @@ struct alignas(16) Word4 {
   uint32_t x, y, z, w;
 };
 
-inline uint32_t thread_index() { return sim::thread_index().x; }
-inline uint32_t block_index_x() { return sim::block_index().x; }
-inline uint32_t block_index_y() { return sim::block_index().y; }
-inline void sync_warp() { sim::sync_warp(); }
-inline void sync_block() { sim::sync_block(); }
+inline uint32_t thread_index() {
+  return sim::thread_index().x;
+}
+inline uint32_t block_index_x() {
+  return sim::block_index().x;
+}
+inline uint32_t block_index_y() {
+  return sim::block_index().y;
+}
+inline void sync_warp() {
+  sim::sync_warp();
+}
+inline void sync_block() {
+  sim::sync_block();
+}
 inline void fence_device() {}
 inline void fence_barrier_init() {}
 
@@ -40,15 +50,23 @@ void store_shared(uint32_t at, T value) {
 inline void copy_async16(uint32_t to, const void* from, uint32_t valid) {
   sim::copy_async(to, from, 16, valid);
 }
-inline void commit_async() { sim::commit_async(); }
+inline void commit_async() {
+  sim::commit_async();
+}
 template <int kGroupsLeft>
 void wait_async() {
   sim::wait_async(kGroupsLeft);
 }
 
-inline void barrier_init(uint32_t at) { sim::barrier_init(at, 1); }
-inline void barrier_expect(uint32_t at, uint32_t bytes) { sim::barrier_expect(at, bytes); }
-inline void barrier_wait(uint32_t at, uint32_t parity) { sim::barrier_wait(at, parity); }
+inline void barrier_init(uint32_t at) {
+  sim::barrier_init(at, 1);
+}
+inline void barrier_expect(uint32_t at, uint32_t bytes) {
+  sim::barrier_expect(at, bytes);
+}
+inline void barrier_wait(uint32_t at, uint32_t parity) {
+  sim::barrier_wait(at, parity);
+}
 inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
   sim::bulk_copy(to, from, bytes, barrier);
 }
@@ -124,9 +142,17 @@ inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
   multiply<f32_from_f16>(c, a, b0, b1);
 }
 
-inline float bf16_to_f32(uint16_t h) { return f32_from_bf16(h); }
-inline float f16_to_f32(uint16_t h) { return f32_from_f16(h); }
-inline uint16_t f32_to_bf16(float f) { return bf16_from_f32(f); }
-inline uint16_t f32_to_f16(float f) { return f16_from_f32(f); }
+inline float bf16_to_f32(uint16_t h) {
+  return f32_from_bf16(h);
+}
+inline float f16_to_f32(uint16_t h) {
+  return f32_from_f16(h);
+}
+inline uint16_t f32_to_bf16(float f) {
+  return bf16_from_f32(f);
+}
+inline uint16_t f32_to_f16(float f) {
+  return f16_from_f32(f);
+}
 
 }  // namespace tamis::dev

@@ -14,12 +14,13 @@ namespace {
 
 TEST(Engine, RunsEveryThreadOfEveryBlock) {
   std::vector<int> seen(3 * 2 * 96);
-  EXPECT_EQ(sim::launch({.grid = {3, 2}, .block = {96}},
-                        [&] {
-                          ++seen[(dev::block_index_y() * 3 + dev::block_index_x()) * 96 +
-                                 dev::thread_index()];
-                        }),
-            "");
+  EXPECT_EQ(
+      sim::launch(
+          {.grid = {3, 2}, .block = {96}},
+          [&] {
+            ++seen[(dev::block_index_y() * 3 + dev::block_index_x()) * 96 + dev::thread_index()];
+          }),
+      "");
   EXPECT_EQ(seen, std::vector<int>(seen.size(), 1));
 }
 
@@ -59,11 +60,10 @@ TEST(Engine, MmaMultipliesFragments) {
                         [&] {
                           const int lane = static_cast<int>(dev::thread_index());
                           const int g = lane / 4, t = lane % 4;
-                          const uint32_t rows[4] = {
-                              pair(a[g][2 * t], a[g][2 * t + 1]),
-                              pair(a[g + 8][2 * t], a[g + 8][2 * t + 1]),
-                              pair(a[g][2 * t + 8], a[g][2 * t + 9]),
-                              pair(a[g + 8][2 * t + 8], a[g + 8][2 * t + 9])};
+                          const uint32_t rows[4] = {pair(a[g][2 * t], a[g][2 * t + 1]),
+                                                    pair(a[g + 8][2 * t], a[g + 8][2 * t + 1]),
+                                                    pair(a[g][2 * t + 8], a[g][2 * t + 9]),
+                                                    pair(a[g + 8][2 * t + 8], a[g + 8][2 * t + 9])};
                           for (int i = 0; i < 4; ++i) c[lane][i] = static_cast<float>(i);
                           dev::mma_bf16(c[lane], rows, pair(b[2 * t][g], b[2 * t + 1][g]),
                                         pair(b[2 * t + 8][g], b[2 * t + 9][g]));
@@ -72,7 +72,8 @@ TEST(Engine, MmaMultipliesFragments) {
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
       int sum = i;
-      for (int k = 0; k < 16; ++k) sum += a[lane / 4 + 8 * (i / 2)][k] * b[k][2 * (lane % 4) + i % 2];
+      for (int k = 0; k < 16; ++k)
+        sum += a[lane / 4 + 8 * (i / 2)][k] * b[k][2 * (lane % 4) + i % 2];
       ASSERT_EQ(c[lane][i], static_cast<float>(sum)) << lane << ", " << i;
     }
   }
@@ -113,7 +114,8 @@ TEST(Engine, Complains) {
             "deadlock: 32 threads wait");
   EXPECT_EQ(complaint([] { dev::load_shared<uint32_t>(256); }),
             "load: bytes 256 to 260 of 256 in shared memory");
-  EXPECT_EQ(complaint([] { dev::store_shared<uint32_t>(2, 0); }), "store: misaligned shared memory");
+  EXPECT_EQ(complaint([] { dev::store_shared<uint32_t>(2, 0); }),
+            "store: misaligned shared memory");
   EXPECT_EQ(complaint([] { dev::copy_async16(0, source + 2, 16); }), "cp.async: misaligned source");
   EXPECT_EQ(complaint([] { dev::copy_async16(0, source, 16); }),
             "a thread ends with copies it never committed");

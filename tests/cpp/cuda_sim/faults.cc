@@ -28,7 +28,9 @@ class Faults : public testing::TestWithParam<SimRow> {
   SpmmT16Plan plan_;
 };
 
-TEST_P(Faults, NoneIsRight) { EXPECT_EQ(noticed({}), 0); }
+TEST_P(Faults, NoneIsRight) {
+  EXPECT_EQ(noticed({}), 0);
+}
 
 TEST_P(Faults, MissingBarrier) {
   EXPECT_GT(noticed({.barrier = 0}), 0) << "after x was copied";

@@ -1,4 +1,5 @@
-// Eight instructions on x86-64, ucontext (which also saves signal masks, ten times slower) elsewhere.
+// Eight instructions on x86-64, ucontext (which also saves signal masks, ten times slower)
+// elsewhere.
 #include "cuda_sim/fiber.h"
 
 #include <cstdint>
@@ -43,8 +44,12 @@ void Fiber::reset(void (*entry)()) {
   for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
   inside_ = top;
 }
-void Fiber::enter() { tamis_sim_switch(&outside_, inside_); }
-void Fiber::leave() { tamis_sim_switch(&inside_, outside_); }
+void Fiber::enter() {
+  tamis_sim_switch(&outside_, inside_);
+}
+void Fiber::leave() {
+  tamis_sim_switch(&inside_, outside_);
+}
 
 #else
 
@@ -56,8 +61,12 @@ void Fiber::reset(void (*entry)()) {
   inside_.uc_link = nullptr;
   makecontext(&inside_, entry, 0);
 }
-void Fiber::enter() { swapcontext(&outside_, &inside_); }
-void Fiber::leave() { swapcontext(&inside_, &outside_); }
+void Fiber::enter() {
+  swapcontext(&outside_, &inside_);
+}
+void Fiber::leave() {
+  swapcontext(&inside_, &outside_);
+}
 
 #endif
 

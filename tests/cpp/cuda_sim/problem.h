@@ -15,6 +15,7 @@
 #include "guarded.h"
 #include "ops/spmm/spmm.h"
 #include "ops/spmm/t16.cuh"
+#include "ops/spmm/t16_expand.cuh"
 
 namespace tamis::test {
 
@@ -36,7 +37,7 @@ struct Problem {
   int64_t n = 0, k = 0, m = 0;
   double sparsity = 0;
   DType dtype = DType::bf16;
-  bool integers = false;       // small ones, whose sums are exact
+  bool integers = false;  // small ones, whose sums are exact
   bool bias = true;
   int64_t x_padding = 0, y_padding = 0;
   uint64_t seed = 1;
@@ -84,8 +85,9 @@ class Case {
         const double off = std::fabs(widened(got, p_.dtype) - wanted);
         const double allowed = eps * std::fabs(wanted) + 0x1p-23 * 32 * magnitude;
         if (p_.integers ? got != exact : !(off <= allowed)) {
-          return "y[" + std::to_string(t) + ", " + std::to_string(r) + "] = " +
-                 std::to_string(widened(got, p_.dtype)) + ", wanted " + std::to_string(wanted);
+          return "y[" + std::to_string(t) + ", " + std::to_string(r) +
+                 "] = " + std::to_string(widened(got, p_.dtype)) + ", wanted " +
+                 std::to_string(wanted);
         }
       }
       for (int64_t r = p_.n; r < p_.n + p_.y_padding && t + 1 < p_.m; ++r) {
@@ -138,18 +140,27 @@ class Case {
     std::vector<uint16_t> values(sizes.values + 1);  // never a null pointer
     std::vector<uint64_t> mask(sizes.mask);
     std::vector<int64_t> row_offsets(sizes.row_offsets);
-    must(pack(w, spec, {.values = values.data(), .mask = mask.data(),
-                        .row_offsets = row_offsets.data()}));
-    const MatrixView bitmap{.format = Format::bitmap, .rows = p_.n, .cols = p_.k, .dtype = p_.dtype,
-                            .values = values.data(), .nnz = sizes.values, .mask = mask.data(),
+    must(pack(w, spec,
+              {.values = values.data(), .mask = mask.data(), .row_offsets = row_offsets.data()}));
+    const MatrixView bitmap{.format = Format::bitmap,
+                            .rows = p_.n,
+                            .cols = p_.k,
+                            .dtype = p_.dtype,
+                            .values = values.data(),
+                            .nnz = sizes.values,
+                            .mask = mask.data(),
                             .row_offsets = row_offsets.data()};
     t16::Sizes packed;
     must(t16::pack_sizes(bitmap, &packed));
     records_ = std::make_unique<Guarded<Unit>>(packed.record_bytes / t16::kUnit);
     offsets_ = std::make_unique<Guarded<uint32_t>>(packed.offsets);
     must(t16::pack(bitmap, offsets_->data(), records_->data()));
-    t16_ = {.rows = p_.n, .cols = p_.k, .dtype = p_.dtype, .records = records_->data(),
-            .offsets = offsets_->data(), .record_bytes = packed.record_bytes,
+    t16_ = {.rows = p_.n,
+            .cols = p_.k,
+            .dtype = p_.dtype,
+            .records = records_->data(),
+            .offsets = offsets_->data(),
+            .record_bytes = packed.record_bytes,
             .max_record_bytes = packed.max_record_bytes};
     must(t16::check(t16_));
   }
@@ -196,7 +207,7 @@ std::string simulate(const sim::Launch& launch, const SpmmT16Params& p, int toke
 
 inline const std::vector<SimRow>& sim_rows() {
   static const std::vector<SimRow> rows = {
-#define TAMIS_SPMM_CUDA(w, x, capability, exact)                         \
+#define TAMIS_SPMM_CUDA(w, x, capability, exact) \
   {"spmm_t16_" #w "_" #x "_sm" #capability, DType::w, &simulate<DType::w, (capability >= 90)>},
 #include "ops/spmm/kernels_cuda.def"
 #undef TAMIS_SPMM_CUDA
@@ -208,18 +219,18 @@ inline const std::vector<SimRow>& sim_rows() {
 inline std::string run(const SimRow& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
                        sim::Faults faults = {}) {
   std::vector<uint64_t> workspace(static_cast<size_t>(ceil_div(plan.workspace_bytes, 8)), 0);
-  std::fill(workspace.begin() + (workspace.empty() ? 0 : kTicketBytes / 8),
-            workspace.end(), ~uint64_t{0});  // partial sums start as NaN
+  std::fill(workspace.begin() + (workspace.empty() ? 0 : kTicketBytes / 8), workspace.end(),
+            ~uint64_t{0});  // partial sums start as NaN
   SpmmCudaArgs args = c.args();
   args.workspace = workspace.data();
   args.workspace_bytes = plan.workspace_bytes;
   c.clear_y();
-  const sim::Launch launch{.grid = {static_cast<uint32_t>(plan.blocks_n),
-                                    static_cast<uint32_t>(plan.splits)},
-                           .block = {kBlockThreads},
-                           .shared_bytes = static_cast<size_t>(plan.shared_bytes),
-                           .seed = seed,
-                           .faults = faults};
+  const sim::Launch launch{
+      .grid = {static_cast<uint32_t>(plan.blocks_n), static_cast<uint32_t>(plan.splits)},
+      .block = {kBlockThreads},
+      .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+      .seed = seed,
+      .faults = faults};
   std::string wrong = row.run(launch, spmm_t16_params(args, plan), plan.token_tiles);
   if (!wrong.empty()) return wrong;
   for (int64_t i = 0; !workspace.empty() && i < plan.blocks_n; ++i) {

@@ -67,9 +67,13 @@ struct Block {
 
 Block g;
 
-Thread& me() { return g.threads[g.current]; }
+Thread& me() {
+  return g.threads[g.current];
+}
 
-void yield() { me().fiber.leave(); }
+void yield() {
+  me().fiber.leave();
+}
 
 void entry() {
   try {
@@ -200,10 +204,16 @@ std::string launch(const Launch& launch, const std::function<void()>& kernel) {
   return {};
 }
 
-void fail(const std::string& what) { throw std::runtime_error(what); }
+void fail(const std::string& what) {
+  throw std::runtime_error(what);
+}
 
-Dim3 thread_index() { return me().index; }
-Dim3 block_index() { return g.index; }
+Dim3 thread_index() {
+  return me().index;
+}
+Dim3 block_index() {
+  return g.index;
+}
 
 uint8_t* shared(uint32_t at, size_t bytes, size_t alignment, const char* what) {
   if (at + bytes > g.shared.size()) {
@@ -239,7 +249,9 @@ void copy_async(uint32_t to, const void* from, uint32_t bytes, uint32_t valid) {
   me().open.push_back({to, bytes, valid, from});
 }
 
-void commit_async() { me().groups.push_back(std::exchange(me().open, {})); }
+void commit_async() {
+  me().groups.push_back(std::exchange(me().open, {}));
+}
 
 void wait_async(int groups_left) {
   if (me().waits++ == g.launch.faults.wait) return;

@@ -36,8 +36,13 @@ TEST_P(SpmmT16, ShapesAndDensities) {
   for (const double sparsity : {0.0, 0.5, 0.9, 1.0}) {
     for (const auto& [n, k] : {std::pair{16, 64}, {17, 65}, {1, 8}, {50, 200}, {130, 321}}) {
       for (const bool integers : {false, true}) {
-        expect_right({.n = n, .k = k, .m = 3, .sparsity = sparsity, .integers = integers,
-                      .bias = integers, .seed = ++seed},
+        expect_right({.n = n,
+                      .k = k,
+                      .m = 3,
+                      .sparsity = sparsity,
+                      .integers = integers,
+                      .bias = integers,
+                      .seed = ++seed},
                      0, 0);
       }
     }
@@ -47,9 +52,16 @@ TEST_P(SpmmT16, ShapesAndDensities) {
 TEST_P(SpmmT16, Tokens) {
   uint64_t seed = 200;
   for (const int64_t m : {1, 2, 7, 8, 9, 16, 17, 32, 33, 64}) {
-    expect_right({.n = 40, .k = 192, .m = m, .sparsity = 0.6, .integers = true, .seed = ++seed}, 0, 0);
-    expect_right({.n = 40, .k = 136, .m = m, .sparsity = 0.6, .x_padding = 8, .y_padding = 3,
-                  .seed = ++seed}, 2, 1);
+    expect_right({.n = 40, .k = 192, .m = m, .sparsity = 0.6, .integers = true, .seed = ++seed}, 0,
+                 0);
+    expect_right({.n = 40,
+                  .k = 136,
+                  .m = m,
+                  .sparsity = 0.6,
+                  .x_padding = 8,
+                  .y_padding = 3,
+                  .seed = ++seed},
+                 2, 1);
   }
 }
 
@@ -67,7 +79,8 @@ TEST_P(SpmmT16, PartsOfK) {
 // More records per warp than the ring has stages, so that stages are used again.
 TEST_P(SpmmT16, LongRows) {
   expect_right({.n = 40, .k = 64 * 27, .m = 8, .sparsity = 0.5, .seed = 41}, 1, 1);
-  expect_right({.n = 40, .k = 64 * 27, .m = 2, .sparsity = 0.3, .integers = true, .seed = 42}, 2, 2);
+  expect_right({.n = 40, .k = 64 * 27, .m = 2, .sparsity = 0.3, .integers = true, .seed = 42}, 2,
+               2);
 }
 
 TEST_P(SpmmT16, TwoRunsAgreeInEveryBit) {
