@@ -115,8 +115,7 @@ def stream_read(threads: int, bytes: int) -> float:
     """Measured GB/s of plain reads over a buffer of that size."""
 
 def pack_t16(matrix: Matrix) -> dict[str, Any]:
-    """Bitmap or nm weights, f16 or bf16, in tiles for CUDA: `records`, `offsets` and
-    `max_record_bytes`."""
+    """Bitmap or nm weights in tiles for CUDA: `records`, `offsets` and `max_record_bytes`."""
 
 def cuda_load(path: str) -> str:
     """Open the CUDA library; why it cannot be used, empty if it can."""

@@ -1,5 +1,6 @@
 // Plan of the t16 product: warps, blocks and parts of k for a shape and a device.
 #include <algorithm>
+#include <cmath>
 
 #include "ops/spmm/t16_params.h"
 
@@ -14,6 +15,7 @@ constexpr double kTileLatency = 600;       // of one record through one warp
 constexpr double kDramBytesPerClock = 14;  // of one SM: 3.35 TB/s / 132 / 1.755 GHz
 constexpr double kL2BytesPerClock = 32;    // likewise
 constexpr double kBlockClocks = 1500;      // start of a block: x and the first record arrive
+constexpr double kNextBlockClocks = 500;   // likewise while other blocks of the SM go on
 constexpr double kMeetingClocks = 2000;    // ticket, fence and first read of the last block
 constexpr int32_t kSmWarps = 24;           // at most 80 registers per thread
 
@@ -27,13 +29,15 @@ double clocks(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevic
       std::min({per_sm, static_cast<double>(device.shared_per_sm / (p.shared_bytes + 1024)),
                 static_cast<double>(kSmWarps / kBlockWarps)});
   const double rounds = per_sm / resident;
-  const double tiles = static_cast<double>(ceil_div(col_tiles, int64_t{p.splits} * p.warps_k));
+  const double share = static_cast<double>(col_tiles) / (p.splits * p.warps_k);
+  const double tiles = per_sm > 1 ? share : std::ceil(share);  // long and short shares mix
   const double per_tile = std::max(kTileClocks + kTokenTileClocks * (p.token_tiles - 1),
                                    tile_bytes / kDramBytesPerClock);
   const double decode =
       std::max(per_sm * kBlockWarps * tiles * per_tile, rounds * tiles * kTileLatency);
   const double x_bytes = 2.0 * static_cast<double>(m) * 64 * tiles * p.warps_k;
-  double all = decode + rounds * kBlockClocks + per_sm * x_bytes / kL2BytesPerClock;
+  double all =
+      decode + kBlockClocks + (rounds - 1) * kNextBlockClocks + per_sm * x_bytes / kL2BytesPerClock;
   if (p.splits > 1) {
     const double partial = 4.0 * 16 * 8 * p.token_tiles * p.warps_n;
     all += kMeetingClocks + (per_sm + p.splits) * partial / kL2BytesPerClock;
