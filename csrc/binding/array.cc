@@ -1,7 +1,13 @@
 // Checks on the way from Python objects to pointers.
 #include "binding/array.h"
 
+#include <cstdint>
 #include <string>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "format/format.h"
+#include "format/matrix.h"
 
 namespace tamis::binding {
 namespace {

@@ -1,6 +1,12 @@
 // Matrix from a dict of arrays, and back to dense.
 #include "binding/matrix.h"
 
+#include <cstddef>
+#include <cstdint>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "format/format.h"
 #include "ops/spmm/spmm.h"
 
 namespace tamis::binding {
@@ -109,6 +115,11 @@ std::string Matrix::kernel(int64_t m, const std::string& x_dtype) const {
   return row->name;
 }
 
+int64_t Matrix::dense_above(const std::string& x_dtype) const {
+  const SpmmArgs args{.w = view_, .x_dtype = dtype_from("dense_above", "x_dtype", x_dtype), .m = 1};
+  return spmm_dense_above(describe(args), active_isa());
+}
+
 void bind_matrix(py::module_& m) {
   using namespace py::literals;
   py::class_<Matrix>(m, "Matrix", "A checked, borrowed view of a compressed matrix.")
@@ -126,6 +137,7 @@ void bind_matrix(py::module_& m) {
       .def_property_readonly("format", [](const Matrix& a) { return name_of(a.view().format); })
       .def_property_readonly("dtype", [](const Matrix& a) { return name_of(a.view().dtype); })
       .def("kernel", &Matrix::kernel, "m"_a, "x_dtype"_a)
+      .def("dense_above", &Matrix::dense_above, "x_dtype"_a)
       .def("unpack", &Matrix::unpack)
       .def("unpack_keep", &Matrix::unpack_keep);
 }

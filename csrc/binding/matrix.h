@@ -27,6 +27,8 @@ class Matrix {
   const MatrixView& view() const { return view_; }
   // Name of the spmm kernel that dispatch would run for m tokens.
   std::string kernel(int64_t m, const std::string& x_dtype) const;
+  // Tokens above which expanding the weight and multiplying densely is expected to be faster.
+  int64_t dense_above(const std::string& x_dtype) const;
   py::array unpack() const;
   py::array unpack_keep() const;
 

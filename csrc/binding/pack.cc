@@ -1,10 +1,14 @@
 // pack and import_nvidia_24 over NumPy arrays.
 #include "binding/pack.h"
 
+#include <cstdint>
 #include <string>
 
+#include "base/dtype.h"
+#include "base/status.h"
 #include "binding/array.h"
 #include "format/format.h"
+#include "format/matrix.h"
 
 namespace tamis::binding {
 namespace {

@@ -1,11 +1,14 @@
 // spmm over raw addresses, so that a call costs little beside the kernel.
-#include "ops/spmm/spmm.h"
+#include "binding/spmm.h"
 
+#include <cstdint>
 #include <string>
 
+#include "base/dtype.h"
+#include "base/status.h"
 #include "binding/array.h"
 #include "binding/matrix.h"
-#include "binding/spmm.h"
+#include "ops/spmm/spmm.h"
 
 namespace tamis::binding {
 namespace {

@@ -1,7 +1,13 @@
 // bitmap: pack, unpack, check.
 #include "format/bitmap.h"
 
+#include <cstdint>
+
+#include "base/numeric.h"
+#include "base/status.h"
 #include "format/checks.h"
+#include "format/format.h"
+#include "format/matrix.h"
 #include "format/rows.h"
 #include "format/values.h"
 #include "format/words.h"

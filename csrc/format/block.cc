@@ -1,9 +1,16 @@
 // block: pack, unpack, check.
 #include "format/block.h"
 
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <type_traits>
 
+#include "base/status.h"
 #include "format/checks.h"
+#include "format/format.h"
+#include "format/matrix.h"
 #include "format/rows.h"
 #include "format/values.h"
 #include "format/words.h"

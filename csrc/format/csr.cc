@@ -1,7 +1,14 @@
 // csr: pack, unpack, check.
 #include "format/csr.h"
 
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "base/status.h"
 #include "format/checks.h"
+#include "format/format.h"
+#include "format/matrix.h"
 #include "format/rows.h"
 #include "format/values.h"
 #include "format/words.h"

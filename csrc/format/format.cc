@@ -2,11 +2,15 @@
 #include "format/format.h"
 
 #include <cmath>
+#include <cstdint>
 
+#include "base/dtype.h"
+#include "base/status.h"
 #include "format/bitmap.h"
 #include "format/block.h"
 #include "format/checks.h"
 #include "format/csr.h"
+#include "format/matrix.h"
 #include "format/nm.h"
 #include "format/rows.h"
 #include "format/values.h"

@@ -1,7 +1,16 @@
 // nm: pack, unpack, check, and the import of NVIDIA's 2:4 metadata.
 #include "format/nm.h"
 
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "base/numeric.h"
+#include "base/status.h"
 #include "format/checks.h"
+#include "format/format.h"
+#include "format/matrix.h"
 #include "format/rows.h"
 #include "format/values.h"
 #include "format/words.h"

@@ -1,10 +1,17 @@
 // Scales of i8 values.
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <type_traits>
 
+#include "base/dtype.h"
+#include "base/status.h"
+#include "format/format.h"
+#include "format/matrix.h"
 #include "format/rows.h"
 #include "format/values.h"
+#include "format/words.h"
 
 namespace tamis {
 namespace {

@@ -62,6 +62,8 @@ class Matrix:
 
     def kernel(self, m: int, x_dtype: str) -> str:
         """Name of the spmm kernel that dispatch runs here for m tokens."""
+    def dense_above(self, x_dtype: str) -> int:
+        """Tokens above which expanding to dense and multiplying densely is expected faster."""
 
 def isa() -> dict[str, str]:
     """Highest ISA level of this `host`, and the `active` one after TAMIS_ISA."""

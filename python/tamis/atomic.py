@@ -142,6 +142,7 @@ def _sentence(err: BaseException, final: Path, caller: str) -> str | None:
     elif type(err).__name__ == "SafetensorError":
         found = re.search(r"\(os error (\d+)\)", reason)
         code = int(found.group(1)) if found else None
+        reason = os.strerror(code) if code is not None else reason
     if code is None:
         return None
     start = f"{caller}: dir: got '{reason}' while writing {final},"

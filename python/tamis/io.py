@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from torch import nn
 from tamis import checkpoint as files
 from tamis import stored, writing
 from tamis.atomic import replaced_folder
+from tamis.attached import plain_config, plugin
 from tamis.checkpoint import MANIFEST, MARKER, Checkpoint, read_json
 from tamis.conversion import convert, model_class
 from tamis.errors import (
@@ -158,7 +158,7 @@ def export(
         state = _dense_state(model)
         title = type(model).__name__
         if stored.is_transformers(model):
-            with _plain_config(model):
+            with plain_config(model):
                 model.save_pretrained(folder, state_dict=state, max_shard_size=size)  # type: ignore[operator]
             writing.write_readme(folder, title, "dense", title)
         else:
@@ -233,70 +233,11 @@ def _sources(model: nn.Module, dir: Folder) -> list[Path]:
 def _save_pretrained(model: Any, folder: Path, size: int) -> None:
     sparse = any(isinstance(module, SparseLinear) for module in model.modules())
     title = type(model).__name__
-    with _plugin(model) if sparse else _plain_config(model):
+    with plugin(model) if sparse else plain_config(model):
         model.save_pretrained(folder, max_shard_size=size)
     writing.write_readme(folder, title, "sparse" if sparse else "dense", title)
     if sparse:
         writing.write_manifest(folder, "save", **stored.to_json({}))
-
-
-@contextlib.contextmanager
-def _plugin(model: Any) -> Iterator[None]:
-    """The quantizer attached while save_pretrained runs."""
-    from tamis import hf
-
-    _refuse_other_quantizers(model)
-    with _kept(model):
-        hf.attach(model)
-        model.hf_quantizer.marked = True
-        yield
-
-
-@contextlib.contextmanager
-def _plain_config(model: Any) -> Iterator[None]:
-    """No quantizer and no quantization_config while save_pretrained runs."""
-    _refuse_other_quantizers(model)
-    with _kept(model):
-        for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
-            if name in vars(owner):
-                delattr(owner, name)
-        if isinstance(model.get_output_embeddings(), SparseLinear):
-            model.config.tie_word_embeddings = False
-        yield
-
-
-@contextlib.contextmanager
-def _kept(model: Any) -> Iterator[None]:
-    """Puts back what save_pretrained and the plugin set on the model and its configuration."""
-    names = ("quantization_config", "tie_word_embeddings", "architectures", "dtype")
-    config = {name: vars(model.config)[name] for name in names if name in vars(model.config)}
-    quantizer = vars(model).get("hf_quantizer")
-    marked = vars(quantizer).get("marked") if quantizer is not None else None
-    try:
-        yield
-    finally:
-        for name in names:
-            vars(model.config).pop(name, None)
-        vars(model.config).update(config)
-        vars(model).pop("hf_quantizer", None)
-        if quantizer is not None:
-            model.hf_quantizer = quantizer
-            if marked is not None:
-                quantizer.marked = marked
-
-
-def _refuse_other_quantizers(model: Any) -> None:
-    """Another quantizer's tensors are not ours to save."""
-    from tamis import hf
-
-    quantizer = vars(model).get("hf_quantizer")
-    method = hf.method_of(getattr(quantizer, "quantization_config", None))
-    if method in (None, "tamis") or hf.is_stale(model):
-        return
-    raise TamisUnsupported(
-        f"save: model: got weights quantized by {method!r}, wanted floating-point weights; load "
-        "the model without quantization (GGUF: quantization_config=GgufConfig(dequantize=True))."
-    )
 
 
 def _from_pretrained(folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Any:

@@ -166,6 +166,12 @@ def test_erk_formula_and_clipping():
     assert len(free) >= 2
     for name in free:
         assert ratio[name] == pytest.approx(ratio[free[0]], rel=0.02)
+    clipped = allocate.erk(SHAPES, 0.8)  # "small" is full; the others share what is left
+    total = sum(n * k for n, k in SHAPES.values())
+    rest = total - count_dropped(0.8, total) - 8 * 16
+    scale = rest / sum(n + k for name, (n, k) in SHAPES.items() if name != "small")
+    for name, (n, k) in list(SHAPES.items())[1:]:
+        assert (1 - clipped[name]) * n * k == pytest.approx(scale * (n + k), abs=1)
     low = allocate.erk(SHAPES, 0.2)
     assert low["small"] == 0  # would exceed density 1
 

@@ -133,6 +133,16 @@ def test_float64_becomes_float32_and_other_floats_stay() -> None:
     assert tamis.compress(torch.from_numpy(w).bfloat16()).dtype == "bf16"
 
 
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_casts_round_to_nearest_even(dtype: str) -> None:
+    low = np.arange(1 << 16, dtype=np.uint32)  # every pattern that bf16 drops, ties among them
+    bits = np.stack([low | high << 16 for high in (0x3F80, 0x3F81, 0xC12A, 0x0001, 0x3880)])
+    w = bits.astype(np.uint32).view(np.float32)
+    np.testing.assert_array_equal(
+        tamis.compress(w, dtype=dtype).to_dense().astype(np.float32), rounded(w, dtype)
+    )
+
+
 def test_non_contiguous_input_is_copied() -> None:
     w = make("bitmap", 30, 66)
     np.testing.assert_array_equal(tamis.compress(w.T).to_dense(), w.T)
@@ -206,6 +216,11 @@ def test_scipy_unsorted_and_duplicate_entries_are_summed() -> None:
     np.testing.assert_array_equal(tamis.compress(source, "csr").to_dense(), source.toarray())
     np.testing.assert_array_equal(tamis.compress(csr, "csr").to_dense(), csr.toarray())
     assert not csr.has_sorted_indices  # the source was not touched
+    twice = scipy.sparse.csr_array(
+        (values[:2], np.array([3, 3]), np.array([0, 2, 2])), shape=(2, 5)
+    )
+    np.testing.assert_array_equal(tamis.compress(twice).to_dense(), twice.toarray())
+    assert twice.nnz == 2
 
 
 def test_stored_zeros_of_a_sparse_source_stay() -> None:
@@ -230,6 +245,7 @@ def test_a_huge_sparse_source_is_never_made_dense() -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.parametrize("kind", ["strided", "csr", "bsr", "coo", "csc"])
 def test_torch_in(kind: str, dtype: str) -> None:
     w = torch.from_numpy(make("block")).to(TORCH[dtype])
