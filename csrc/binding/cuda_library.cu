@@ -16,6 +16,10 @@ Status failed(const char* what, cudaError_t result) {
 Status count(int32_t* devices) {
   int n = 0;
   if (const cudaError_t result = cudaGetDeviceCount(&n); result != cudaSuccess) {
+    int driver = 0;
+    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) {
+      return error(Code::no_kernel, "no NVIDIA driver");
+    }
     return failed("no device", result);
   }
   *devices = n;

@@ -1,9 +1,15 @@
 """The CUDA side: why it is off, what it takes, and on a device every product against float64."""
 
+import contextlib
+import ctypes
+import gc
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +85,140 @@ def test_pack_t16_refuses_other_formats() -> None:
     csr = _C.Matrix("csr", _C.pack("csr", w, "bf16", None, "bf16"), 2, 4, "bf16")
     with pytest.raises(ValueError, match="t16: format: got csr, wanted bitmap or nm"):
         _C.pack_t16(csr)
+
+
+# ---- the way to the kernels, with a device that is played by NumPy
+
+
+def decode(record: np.ndarray, tile: np.ndarray) -> None:
+    """Adds the weights of one record to a tile [16, 64] of bits, by the layout comment of t16.h."""
+    words, values = record[:128].view(np.uint32), record[144:].view(np.uint16)
+    at = 0
+    for run in range(8):
+        assert record[128:144].view(np.uint16)[run] == 144 + 2 * at
+        for lane, word in enumerate(words):
+            for bit in range(4):
+                if int(word) >> (4 * run + bit) & 1:
+                    row = lane // 4 + 8 * (run % 2)
+                    tile[row, 16 * (lane % 4) + 4 * (run // 2) + bit] = values[at]
+                    at += 1
+
+
+def at_address(address: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+
+class Played:
+    """CudaMatrix over host memory."""
+
+    kernel = "played"
+    made = 0
+
+    def __init__(
+        self, records: int, nbytes: int, longest: int, offsets: int, rows: int, cols: int, *_: Any
+    ) -> None:
+        Played.made += 1
+        down, across = -(-rows // 16), -(-cols // 64)
+        starts = 16 * at_address(offsets, (down * across + 1,), np.uint32).astype(np.int64)
+        dense = np.zeros((16 * down, 64 * across), np.uint16)
+        for tile, (begin, end) in enumerate(itertools.pairwise(starts)):
+            r, c = divmod(tile, across)
+            record = at_address(records, (nbytes,), np.uint8)[begin:end]
+            assert len(record) <= longest
+            decode(record, dense[16 * r : 16 * r + 16, 64 * c : 64 * c + 64])
+        self.bits = dense[:rows, :cols].copy()
+
+    def workspace(self, m: int) -> int:
+        return 1000 * m
+
+    def spmm(self, m: int, x: int, stride: int, bias: int, y: int, *rest: int) -> None:
+        y_stride, _, nbytes, _ = rest
+        assert nbytes >= self.workspace(m)
+        rows, cols = self.bits.shape
+        tokens = floats(at_address(x, ((m - 1) * stride + cols,), np.uint16))
+        tokens = torch.stack([tokens[i * stride : i * stride + cols] for i in range(m)])
+        out = tokens @ floats(self.bits).T
+        if bias:
+            out += floats(at_address(bias, (rows,), np.uint16))
+        assert y_stride == rows
+        at_address(y, (m, rows), np.uint16)[:] = out.bfloat16().view(torch.uint16).numpy()
+
+    def unpack(self, out: int, stride: int, _: int) -> None:
+        assert stride == self.bits.shape[1]
+        at_address(out, self.bits.shape, np.uint16)[:] = self.bits
+
+
+def floats(bits: np.ndarray) -> Tensor:
+    return torch.from_numpy(bits.copy()).view(torch.bfloat16).float()
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
+    monkeypatch.setattr(cuda, "why_off", lambda: "")
+    monkeypatch.setattr(cuda._C, "CudaMatrix", Played)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(cuda, "_packed", {})
+    monkeypatch.setattr(cuda, "_workspaces", {})
+    monkeypatch.setattr(Played, "made", 0)
+    return Played
+
+
+def call(x: Tensor, a: tamis.SparseMatrix, bias: Tensor | None = None) -> Tensor | None:
+    get = a.arrays.get
+    rest = (get("mask"), get("row_offsets"), get("col_indices"), get("scales"))
+    return cuda.spmm(x, a.arrays["values"], rest, bias, a.layout)
+
+
+@pytest.mark.parametrize("pattern", ["bitmap", "nm"])
+def test_calls_reach_the_kernel(played: type[Played], pattern: str) -> None:
+    w = torch.randn(40, 136, dtype=torch.bfloat16)
+    w[:, ::2] = 0
+    a = tamis.compress(w, format=pattern, **({"n_m": (2, 4)} if pattern == "nm" else {}))
+    bias = torch.randn(40, dtype=torch.bfloat16)
+    for m in (1, 5, 64, 65):
+        x = torch.randn(m, 136, dtype=torch.bfloat16)
+        y = call(x, a, bias)
+        assert y is not None
+        wanted = x.float() @ w.float().T + bias.float()
+        torch.testing.assert_close(y.float(), wanted, rtol=1e-2, atol=0.1)
+    wide = torch.randn(3, 2, 150, dtype=torch.bfloat16)
+    y = call(wide[..., 3:139], a)
+    assert y is not None
+    assert y.shape == (3, 2, 40)
+    torch.testing.assert_close(
+        y.float(), wide[..., 3:139].float() @ w.float().T, rtol=1e-2, atol=0.1
+    )
+    assert call(wide[:0, :, :136], a) is not None
+    assert played.made == 1
+
+
+def test_packs_again_only_after_a_write(played: type[Played]) -> None:
+    a = tamis.compress(torch.ones(16, 64, dtype=torch.bfloat16), format="bitmap")
+    x = torch.ones(1, 64, dtype=torch.bfloat16)
+    for factor, made in ((1, 1), (1, 1), (2, 2), (1, 2)):
+        if factor != 1:
+            a.arrays["values"].mul_(factor)
+        y = call(x, a)
+        assert y is not None
+        assert played.made == made
+    assert bool((y == 128).all())
+    key = id(a.arrays["values"])
+    assert key in cuda._packed
+    del a
+    gc.collect()
+    assert key not in cuda._packed
+
+
+@pytest.mark.usefixtures("played")
+def test_leaves_the_rest_to_plain_torch() -> None:
+    w = torch.randn(8, 64)
+    for dtype, x_dtype in ((torch.float32, torch.float32), (torch.bfloat16, torch.float16)):
+        a = tamis.compress(w.to(dtype), format="bitmap")
+        assert call(torch.ones(1, 64, dtype=x_dtype), a) is None
+    csr = tamis.compress(w.bfloat16(), format="csr")
+    assert call(torch.ones(1, 64, dtype=torch.bfloat16), csr) is None
 
 
 # ---- on a device
