@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,6 +231,8 @@ def quiet() -> None:
     """Keeps transformers' bars and advice out of our output; this process is ours."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # for bars that do not look themselves
     try:
         from transformers.utils import logging as transformers_logging
     except ImportError:

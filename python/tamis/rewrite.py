@@ -120,6 +120,8 @@ def sparsify_(  # noqa: PLR0913
     _commit(model, linears, job)
     kept = sum(item.nnz for item in job.pending.values())
     size = sum(linear.weight.numel() for linear in linears.values())
+    job.pending.clear()
+    calibrate.trim()
     facts: dict[str, float | int | str] = {
         "sparsity": 1 - kept / size,
         "linear_bytes": sum(row.nbytes for row in rows),

@@ -1,9 +1,14 @@
 // y[m,n] = sum_k x[m,k] * w[n,k].  w: bitmap or nm, i.e. a u64 mask word per 64 columns and the
-// kept values in column order; accumulates f32 in at least 4 chains per pass (FMA latency is 4
-// cycles). Tile: Step::rows(M) rows of w times M tokens; a weight is expanded once for all M
-// tokens. Needs: mask bits past k clear (format check).   Tail: k % 64 columns by masked loads of
-// x; values are never read past nnz: steps that load full vectors leave the last rows to their
-// exact form.
+// kept values in column order; accumulates f32 in at least 2 chains per pass (Zen 4: 2 cycles of
+// vpexpand and 1 of FMA per step, so 2 chains cover the FMA latency of 4). Tile: Step::rows(M) rows
+// of w times M tokens; a weight is expanded once for all M tokens. More than Step::kMaxTokens
+// tokens take turns over a few rows, whose weights stay in L1. Needs: mask bits past k clear
+// (format check); x finite where w is zero, else the sum may be NaN. Tail: k % 64 columns by masked
+// loads of x. Values are never read past nnz: AVX-512 expands from memory, which touches only what
+// it takes; AVX2 loads full vectors until the last word, then copies. Tried, 4096x4096 at 50 %,
+// cold, share of a plain read (bench/RESULTS.md): zero-masked vpexpand, up to 2x slower in cache
+// (false dependency); load then expand in registers, equal to the memory form; 2 or 4 rows with a
+// prefetch per row, 45 % (bf16) and 54 % (f32) against 85 % and 77 % as below.
 #pragma once
 
 #include "base/simd/element.h"
@@ -44,7 +49,7 @@ struct ExpandF32 {
 };
 
 // Where to prefetch. A single row reads one stream; lines that are used once should not displace x.
-// Several rows are several streams, which no hardware prefetcher follows here; fetching the next
+// Several rows are several streams, which no hardware prefetcher follows here; fetching a later
 // tile in storage order looks like one.
 inline constexpr int64_t kAheadBytes = 8192;
 inline constexpr int kNotTemporal = 0, kToL2 = 2;
@@ -62,7 +67,7 @@ struct Tile {
   const W* values[R];
   const X* x;
   int64_t x_stride;
-  const char* ahead;   // prefetched next: walks through the tile after this one, in storage order
+  const char* ahead;   // prefetched next: walks through the tile after next, in storage order
   int64_t word_bytes;  // by this much per word of columns
   typename Step::Sum sum[R][M][kChains];
 
@@ -144,8 +149,8 @@ TAMIS_INLINE void tile(const SpmmArgs& a, int64_t row, int64_t token) {
   }
   const auto* next = reinterpret_cast<const char*>(values + row_start(a.w, row + R));
   const int64_t tile_bytes = next - reinterpret_cast<const char*>(tile.values[0]);
-  tile.ahead = next;
-  tile.word_bytes = tile_bytes / (a.w.cols / 64 + 1);
+  tile.ahead = next + tile_bytes;
+  tile.word_bytes = tile_bytes / (a.w.cols < 64 ? 1 : a.w.cols / 64);
   tile.template run<kLast>(a.w.mask + row * mask_words(a.w.cols), a.w.cols, values + a.w.nnz);
 
   const auto* bias = static_cast<const X*>(a.bias);

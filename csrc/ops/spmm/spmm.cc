@@ -99,7 +99,6 @@ const SpmmRow* choose_spmm(const SpmmDesc& desc, IsaBits isa) {
 }
 
 Status spmm(const SpmmArgs& a) {
-  TAMIS_RETURN_IF_ERROR(check_spmm(a));
   if (isa_request_error()) {
     return error(Code::no_kernel,
                  "spmm: TAMIS_ISA: got '%.40s', wanted scalar, avx2, avx512, avx512vbmi2 or "
@@ -108,23 +107,28 @@ Status spmm(const SpmmArgs& a) {
   }
   const SpmmRow* row = choose_spmm(describe(a), active_isa());
   if (!row) {
+    TAMIS_RETURN_IF_ERROR(check_spmm(a));
     return error(Code::no_kernel, "spmm: no %s kernel takes %s weights and %s activations",
                  name_of(a.w.format), name_of(a.w.dtype), name_of(a.x_dtype));
   }
-  if (a.m == 0 || a.w.rows == 0) return {};
+  return spmm_with(*row, a);
+}
 
-  const int64_t step = row_step(*row, a.w);
+Status spmm_with(const SpmmRow& row, const SpmmArgs& a) {
+  TAMIS_RETURN_IF_ERROR(check_spmm(a));
+  if (a.m == 0 || a.w.rows == 0) return {};
+  const int64_t step = row_step(row, a.w);
   const int64_t work = bytes_before(a.w, a.w.rows) * a.m;
   const int64_t useful = std::min(work / kBytesPerThread, ceil_div(a.w.rows, step));
   const int threads = static_cast<int>(std::min<int64_t>(num_threads(), useful));
   if (threads <= 1) {
-    row->run(a, 0, a.w.rows);
+    row.run(a, 0, a.w.rows);
     return {};
   }
   parallel(threads, [&](int thread, int count) {
     const int64_t begin = split(a.w, step, thread, count);
     const int64_t end = split(a.w, step, thread + 1, count);
-    if (begin < end) row->run(a, begin, end);
+    if (begin < end) row.run(a, begin, end);
   });
   return {};
 }

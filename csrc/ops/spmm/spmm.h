@@ -67,6 +67,9 @@ int64_t spmm_dense_above(const SpmmDesc& desc, IsaBits isa);
 // Checks the arguments, chooses for this host and runs on the pool. Allocates nothing.
 Status spmm(const SpmmArgs& args);
 
+// The same with a given kernel, which this host must have: for benchmarks.
+Status spmm_with(const SpmmRow& row, const SpmmArgs& args);
+
 // Double-accumulating reference, no dispatch: y (f64) [m, n].
 Status spmm_reference(const SpmmArgs& args, double* y);
 

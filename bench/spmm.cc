@@ -1,0 +1,231 @@
+// Times every row of kernels.def on this host: GB/s of the stored bytes and their share of what a
+// plain read reaches.
+//
+//   bench_spmm --benchmark_filter='bf16_bf16.*4096x4096.*s50/m1/t1'
+//
+// Weights are cold: each call takes the next of enough copies to fill kColdBytes, so nothing comes
+// from a cache. A short one-threaded read after each call gives the limit in the same run, times
+// the threads; both are the 20th percentile, which ignores slices lost to other processes.
+#include "ops/spmm/spmm.h"
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/parallel.h"
+#include "format/format.h"
+
+namespace tamis {
+namespace {
+
+constexpr int64_t kColdBytes = 320 << 20;
+constexpr int64_t kStreamBytes = 256 << 20;
+
+struct Shape {
+  int64_t n, k;
+};
+// SmolLM2-135M, then Llama.
+constexpr Shape kShapes[] = {{192, 576},  {576, 576},   {1536, 576},
+                             {576, 1536}, {4096, 4096}, {11008, 4096}};
+constexpr int kSparsities[] = {50, 70, 90};
+constexpr int kTokens[] = {1, 4, 8};
+
+// One packed matrix; pointers move with the copy.
+struct Matrix {
+  std::vector<uint8_t> values;
+  std::vector<uint64_t> mask;
+  std::vector<int64_t> row_offsets;
+  std::vector<int32_t> col_indices;
+  std::vector<float> scales;
+  MatrixView view;
+
+  void point() {
+    view.values = values.data();
+    view.mask = mask.data();
+    view.row_offsets = row_offsets.data();
+    view.col_indices = col_indices.data();
+    view.scales = scales.data();
+  }
+  int64_t bytes() const {
+    return static_cast<int64_t>(values.size() + mask.size() * 8 + row_offsets.size() * 8 +
+                                col_indices.size() * 4 + scales.size() * 4);
+  }
+};
+
+PackSpec spec_of(const SpmmRow& row, int sparsity) {
+  PackSpec spec{.format = row.format, .dtype = row.w_dtype};
+  if (row.format == Format::nm) spec.keep = sparsity == 50 ? 16 : sparsity == 70 ? 10 : 3;
+  if (row.format == Format::nm) spec.of = 32;
+  if (row.format == Format::block) spec.block_rows = spec.block_cols = 16;
+  return spec;
+}
+
+// A random pattern of 16 rows, repeated: drawing all of them would take longer than measuring.
+Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
+  const PackSpec spec = spec_of(row, sparsity);
+  std::mt19937_64 random(1);
+  const auto size = static_cast<size_t>(shape.n * shape.k);
+  std::vector<uint8_t> keep(size);
+  for (int64_t i = 0; i < 16 * shape.k; ++i) {
+    keep[static_cast<size_t>(i)] = static_cast<int>(random() % 100) >= sparsity;
+  }
+  if (spec.format == Format::block) {  // whole blocks
+    for (int64_t i = 0; i < 16 * shape.k; ++i) {
+      keep[static_cast<size_t>(i)] = keep[static_cast<size_t>(i % shape.k / 16 * 16)];
+    }
+  }
+  if (spec.format == Format::nm) {
+    for (int64_t g = 0; g < 16 * shape.k; g += spec.of) {
+      for (int i = 0; i < spec.of; ++i) keep[static_cast<size_t>(g + i)] = i < spec.keep;
+      std::shuffle(&keep[static_cast<size_t>(g)], &keep[static_cast<size_t>(g)] + spec.of, random);
+    }
+  }
+  for (int64_t r = 16; r < shape.n; ++r) {
+    std::memcpy(&keep[static_cast<size_t>(r * shape.k)],
+                &keep[static_cast<size_t>(r % 16 * shape.k)], static_cast<size_t>(shape.k));
+  }
+  const DType source = spec.dtype == DType::i8 ? DType::f32 : spec.dtype;
+  std::vector<uint8_t> dense(size * static_cast<size_t>(size_of(source)), 0x3c);
+  const DenseView view{.data = dense.data(),
+                       .dtype = source,
+                       .rows = shape.n,
+                       .cols = shape.k,
+                       .stride = shape.k,
+                       .keep = keep.data()};
+  PackSizes sizes;
+  Matrix m;
+  if (!pack_sizes(view, spec, &sizes).ok()) std::abort();
+  m.values.resize(static_cast<size_t>(sizes.values * size_of(spec.dtype)));
+  m.mask.resize(static_cast<size_t>(sizes.mask));
+  m.row_offsets.resize(static_cast<size_t>(sizes.row_offsets));
+  m.col_indices.resize(static_cast<size_t>(sizes.col_indices));
+  m.scales.resize(static_cast<size_t>(sizes.scales));
+  m.point();
+  if (!pack(view, spec,
+            {.values = m.values.data(),
+             .mask = m.mask.data(),
+             .row_offsets = m.row_offsets.data(),
+             .col_indices = m.col_indices.data(),
+             .scales = m.scales.data()})
+           .ok()) {
+    std::abort();
+  }
+  m.view = {.format = spec.format,
+            .rows = shape.n,
+            .cols = shape.k,
+            .dtype = spec.dtype,
+            .nnz = sizes.values,
+            .keep = spec.keep,
+            .of = spec.of,
+            .block_rows = spec.block_rows,
+            .block_cols = spec.block_cols,
+            .group_size = shape.k};
+  m.point();
+  return m;
+}
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double low(std::vector<double>& seconds) {
+  const auto at = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 5);
+  std::nth_element(seconds.begin(), at, seconds.end());
+  return *at;
+}
+
+// Seconds per byte of a plain read on one thread, from the next 2 MiB of a large buffer.
+double read_some() {
+  constexpr int64_t kPart = 2 << 20;
+  static const std::vector<uint64_t> buffer(kStreamBytes / 8, 1);
+  static int64_t at = 0;
+  static volatile uint64_t sink;
+  const uint64_t* p = &buffer[static_cast<size_t>(at / 8)];
+  at = (at + kPart) % kStreamBytes;
+  uint64_t chain[8] = {};
+  const double start = now();
+  for (int64_t i = 0; i < kPart / 8; i += 8) {
+    for (int j = 0; j < 8; ++j) chain[j] ^= p[i + j];
+  }
+  const double seconds = now() - start;
+  for (const uint64_t c : chain) sink = sink ^ c;
+  return seconds / static_cast<double>(kPart);
+}
+
+void run(benchmark::State& state, const SpmmRow* row, Shape shape, int sparsity, int tokens,
+         int threads) {
+  std::vector<Matrix> copies;
+  copies.push_back(make_matrix(*row, shape, sparsity));
+  const int64_t bytes = copies[0].bytes();
+  while (static_cast<int64_t>(copies.size()) * bytes < kColdBytes) {
+    copies.push_back(copies[0]);
+    copies.back().point();
+  }
+  const std::unique_ptr<void, void (*)(void*)> x(
+      std::aligned_alloc(64, static_cast<size_t>(ceil_div(tokens * shape.k * 4, 64) * 64)),
+      std::free);
+  std::memset(x.get(), 0, static_cast<size_t>(tokens * shape.k * 4));
+  std::vector<float> y(static_cast<size_t>(tokens * shape.n));
+
+  set_num_threads(threads);
+  std::vector<double> seconds, per_byte;
+  size_t next = 0;
+  for (auto _ : state) {
+    const SpmmArgs args{.w = copies[next].view,
+                        .x_dtype = row->x_dtype,
+                        .m = tokens,
+                        .x = x.get(),
+                        .x_stride = shape.k,
+                        .y = y.data(),
+                        .y_stride = shape.n};
+    next = (next + 1) % copies.size();
+    const double start = now();
+    if (!spmm_with(*row, args).ok()) state.SkipWithError("spmm failed");
+    seconds.push_back(now() - start);
+    state.SetIterationTime(seconds.back());
+    per_byte.push_back(read_some());
+  }
+  set_num_threads(0);
+  const double rate = static_cast<double>(bytes) / low(seconds);
+  state.counters["GB/s"] = rate / 1e9;
+  state.counters["us"] = low(seconds) * 1e6;
+  state.counters["%read"] = 100 * rate * low(per_byte) / threads;
+}
+
+void register_all() {
+  for (const SpmmRow& row : spmm_kernels()) {
+    if ((row.isa & host_isa()) != row.isa) continue;
+    for (const Shape& shape : kShapes) {
+      for (const int sparsity : kSparsities) {
+        for (const int tokens : kTokens) {
+          for (const int threads : {1, 2}) {
+            const std::string name = std::string(row.name) + "/" + std::to_string(shape.n) + "x" +
+                                     std::to_string(shape.k) + "/s" + std::to_string(sparsity) +
+                                     "/m" + std::to_string(tokens) + "/t" + std::to_string(threads);
+            benchmark::RegisterBenchmark(name.c_str(), run, &row, shape, sparsity, tokens, threads)
+                ->UseManualTime()
+                ->Unit(benchmark::kMicrosecond);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tamis
+
+int main(int argc, char** argv) {
+  tamis::register_all();
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}
