@@ -25,9 +25,9 @@ double clocks(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevic
   const double tile_bytes =
       static_cast<double>(w.record_bytes) / static_cast<double>(t16::row_tiles(w.rows) * col_tiles);
   const double per_sm = static_cast<double>(ceil_div(int64_t{p.blocks_n} * p.splits, device.sms));
-  const double resident =
-      std::min({per_sm, static_cast<double>(device.shared_per_sm / (p.shared_bytes + 1024)),
-                static_cast<double>(kSmWarps / kBlockWarps)});
+  const int64_t fit =
+      std::min<int64_t>(device.shared_per_sm / (p.shared_bytes + 1024), kSmWarps / kBlockWarps);
+  const double resident = std::min(per_sm, static_cast<double>(fit));
   const double rounds = per_sm / resident;
   const double share = static_cast<double>(col_tiles) / (p.splits * p.warps_k);
   const double tiles = per_sm > 1 ? share : std::ceil(share);  // long and short shares mix
