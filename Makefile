@@ -33,13 +33,13 @@ test-python: build
 build: $(VENV)/.dev
 	@echo "== build"
 	$(VENV)/bin/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DTAMIS_TESTS=ON \
-	  -DTAMIS_BENCH=$(if $(filter bench,$(MAKECMDGOALS)),ON,OFF) \
+	  -DTAMIS_BENCH=$(if $(and $(filter bench,$(MAKECMDGOALS)),$(wildcard bench/CMakeLists.txt)),ON,OFF) \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja \
 	  -DPython_EXECUTABLE=$(abspath $(PY)) --log-level=WARNING
 	$(VENV)/bin/cmake --build $(BUILD)
 
 bench: build
-	$(if $(wildcard bench/kernels.cc),$(BUILD)/bench/tamis_bench)
+	for program in $(BUILD)/bench/bench_*; do [ ! -x $$program ] || $$program || exit 1; done
 	PYTHONPATH=python $(PY) bench/e2e.py $(TEXTS)
 
 CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu' '*.cuh')

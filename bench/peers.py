@@ -9,9 +9,11 @@ Every candidate multiplies copies of its weight that together exceed the caches 
 call reads its weight from memory. onnxruntime and DeepSparse, which hold weights inside a model, get
 a model of several layers, evicted before each call. A candidate's result is compared with the dense
 product first; a wrong one is marked and not timed. Rounds of all candidates take turns; the median
-of 7 counts (of 3, where a candidate is over 4 times slower than the best). The stream-read limit is
-measured in the same rounds. A peer that is absent costs one line. Peers get the layout they like
-best: x [k,m] for w @ x products, int32 indices, prepacked weights.
+of 7 counts (of 3, for a sparse candidate over 4 times slower than the best of its dtype). Plain
+stream reads are timed in the same rounds, and shares of their speed are per round. A peer that is
+absent costs one line. Peers get the layout they like best: x [k,m] for w @ x products, int32
+indices, prepacked weights. Two threads need a quiet machine: a parallel region waits for its last
+thread, so on a busy one it measures the scheduler.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,10 @@ def main() -> int:
     if args.setup:
         set_up(args.environments)
         return 0
-    if args.read:
-        host, rows = read(args.read)
-    else:
-        host, rows = measure(args)
+    host, rows = read(args.read) if args.read else measure(args)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        data = {"host": host, "rows": [row.as_dict() for row in rows]}
+        data = {"host": host, "rows": [asdict(row) for row in rows]}
         args.json.write_text(json.dumps(data, indent=1))
     report(host, rows)
     if args.plots:
@@ -152,7 +151,7 @@ def _arguments() -> argparse.Namespace:
     add("--threads", nargs="+", type=int, default=[1, 2])
     add("--peers", nargs="+", default=PEERS, choices=PEERS)
     add("--json", type=Path, help="write the results")
-    add("--read", type=Path, help="show what --json wrote instead of measuring")
+    add("--read", nargs="+", type=Path, help="show what --json wrote instead of measuring")
     add("--plots", type=Path, help="folder for PNG files")
     add("--cold-mb", type=int, default=320, help="copies of a weight together exceed this")
     add("--environments", type=Path, default=default_folder(), help="folder of --setup")

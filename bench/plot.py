@@ -17,6 +17,9 @@ from peerlib.table import is_dense  # noqa: E402
 
 COLORS = {
     "tamis": "#d62728",
+    "tamis csr": "#ff9f1c",
+    "tamis 2:4": "#e377c2",
+    "tamis block": "#7f0000",
     "torch": "#1f77b4",
     "torch csr": "#17becf",
     "torch bsr": "#7fc4d8",
@@ -47,7 +50,7 @@ def _times(rows: list[Row]) -> Figure:
     across = min(4, len(batches))
     down = -(-len(batches) // across)
     fig, panels = plt.subplots(
-        down, across, figsize=(1.5 + 3.6 * across, 1.2 + 3.2 * down), squeeze=False, sharex=True
+        down, across, figsize=(2.2 + 3.6 * across, 1.2 + 3.2 * down), squeeze=False, sharex=True
     )
     for panel, m in zip(panels.flat, batches, strict=False):
         _time_panel(panel, [row for row in rows if row.m == m])
@@ -66,8 +69,8 @@ def _times(rows: list[Row]) -> Figure:
     for panel in panels.flat:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    fig.legend(list(handles.values()), list(handles), loc="center right", fontsize=8, frameon=False)
-    fig.tight_layout(rect=(0, 0, 1 - 1.6 / fig.get_figwidth(), 1))
+    fig.legend(list(handles.values()), list(handles), loc="center right", fontsize=9, frameon=False)
+    fig.tight_layout(rect=(0, 0, 1 - 2.2 / fig.get_figwidth(), 1))
     return fig
 
 
@@ -106,7 +109,7 @@ def _limits(rows: list[Row]) -> Figure:
     for panel, shape in zip(panels[:, 0], shapes, strict=True):
         here = [row for row in rows if row.shape == shape and row.limit_share]
         m = min(row.m for row in here)
-        at = {(r.candidate, r.density): 100 * (r.limit_share or 0) for r in here if r.m == m}
+        at = {(r.candidate, r.density): 100 * r.limit_share for r in here if r.m == m}
         for i, density in enumerate(densities):
             panel.bar(
                 [x + (i - (len(densities) - 1) / 2) * width for x in range(len(names))],

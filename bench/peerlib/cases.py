@@ -91,6 +91,7 @@ def make_weight(shape: tuple[int, int], density: float, pattern: str, seed: int)
     rng = np.random.default_rng(seed)
     n, k = shape
     w = rng.standard_normal((n, k), dtype=np.float32)
+    w[w == 0] = 1  # it happens, and would be one kept weight less
     if pattern == "2:4":
         order = rng.random((n, k // 4, 4), dtype=np.float32).argsort(-1)
         w *= (order < 2).reshape(n, k)

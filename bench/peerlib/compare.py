@@ -4,9 +4,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,15 +13,16 @@ from peerlib.cases import BY_NAME, TOLERANCE, Array, Candidate, error, make_inpu
 from peerlib.process import Worker
 
 ROUNDS = 7
-# A candidate this many times slower than the best is settled after three rounds.
+# A candidate this many times slower than the best of its dtype is settled after three rounds; never
+# a dense one, which is what the others are measured against.
 HOPELESS, FEW_ROUNDS = 4.0, 3
-READ_BYTES = 512 << 20
+READ_BYTES = 320 << 20
 REST_S = 3e-3  # between two processes, until the first one's threads sleep
 
 
 @dataclass
 class Row:
-    """One candidate at one point; ms is 0 where it did not run, and note says why."""
+    """One candidate at one point; medians. ms is 0 where it did not run, and note says why."""
 
     shape: str
     n: int
@@ -38,19 +38,9 @@ class Row:
     rounds: int = 0
     nbytes: int = 0
     limit_gbs: float = 0.0
+    limit_share: float = 0.0  # bytes over time, of the read speed in the same round
     error: float = 0.0
     note: str = ""
-
-    @property
-    def limit_share(self) -> float | None:
-        """Share of the stream-read limit that reading the weight reaches."""
-        if not self.ms or not self.nbytes or not self.limit_gbs:
-            return None
-        return self.nbytes / (self.ms * 1e-3) / (self.limit_gbs * 1e9)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "limit_share": self.limit_share}
 
 
 @dataclass(frozen=True)
@@ -155,13 +145,11 @@ class Comparison:
         times: dict[str, list[float]] = {row.candidate: [] for row in rows}
         limits: list[float] = []
         for done in range(ROUNDS):
-            best = min((min(t) for t in times.values() if t), default=0.0)
-            if done < FEW_ROUNDS:
-                answer = self._workers["main"].ask("read", threads=threads, nbytes=READ_BYTES)
-                limits.append(answer.get("bytes_per_second", 0.0))
+            settled = _hopeless(times) if done >= FEW_ROUNDS else set()
+            answer = self._workers["main"].ask("read", threads=threads, nbytes=READ_BYTES)
+            limits.append(answer.get("bytes_per_second", 0.0))
             for row in rows:
-                found = times[row.candidate]
-                if row.note or done >= FEW_ROUNDS and min(found) > HOPELESS * best:
+                if row.note or row.candidate in settled:
                     continue
                 time.sleep(REST_S)
                 answer = self._workers[BY_NAME[row.candidate].worker].ask(
@@ -170,17 +158,32 @@ class Comparison:
                 if "failed" in answer:
                     row.note = answer["failed"]
                 else:
-                    found.append(answer["seconds"])
+                    times[row.candidate].append(answer["seconds"])
         for row in rows:
-            _settle(row, times[row.candidate])
+            _settle(row, times[row.candidate], limits)
         return statistics.median(limits)
 
 
-def _settle(row: Row, times: list[float]) -> None:
+def _hopeless(times: dict[str, list[float]]) -> set[str]:
+    best: dict[str, float] = {}
+    for name, found in times.items():
+        dtype = BY_NAME[name].dtype
+        best[dtype] = min([best.get(dtype, float("inf")), *found])
+    return {
+        name
+        for name, found in times.items()
+        if found and not BY_NAME[name].dense and min(found) > HOPELESS * best[BY_NAME[name].dtype]
+    }
+
+
+def _settle(row: Row, times: list[float], limits: list[float]) -> None:
     if row.note:
         return
     row.ms, row.best_ms = statistics.median(times) * 1e3, min(times) * 1e3
     row.rounds = len(times)
+    # Round by round, because on a shared machine the memory's speed drifts.
+    shares = [row.nbytes / t / read for t, read in zip(times, limits, strict=False) if read]
+    row.limit_share = statistics.median(shares) if shares else 0.0
     low, _, high = statistics.quantiles(times, n=4)
     row.spread = (high - low) / statistics.median(times)
 

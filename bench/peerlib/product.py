@@ -29,7 +29,6 @@ class Product(ABC):
     def __init__(self) -> None:
         self._next = 0
         self._calls = 1
-        self._warm = False
 
     @abstractmethod
     def bind(self, x: Array, threads: int) -> None:
@@ -43,11 +42,15 @@ class Product(ABC):
     def output(self) -> Array:
         """Result of a call as y [m,n] f32, of copy 0."""
 
-    def warm(self) -> None:
-        """Calls every copy once: some libraries prepare a weight on its first use."""
-        for i in range(1 if self._warm else self.copies):
+    def prepare(self, k: int) -> None:
+        """Multiplies every copy by one row: some libraries prepare a weight on its first use."""
+        self.bind(np.zeros((1, k), dtype=np.float32), 1)
+        for i in range(self.copies):
             self.call(i)
-        self._warm, self._calls = True, 1
+
+    def reset(self) -> None:
+        """Forgets how many calls fill a timing; a new input takes a new time."""
+        self._calls = 1
 
     def time(self) -> float:
         """Seconds per product."""

@@ -15,7 +15,7 @@ import numpy as np
 from peerlib.onnx_file import write_layers
 from peerlib.product import Array, Product
 
-LAYERS_BYTES = 32 << 20  # of dense f32 weights per model
+LAYERS_BYTES = 16 << 20  # of dense f32 weights per model
 MAX_LAYERS = 32
 
 
@@ -32,6 +32,9 @@ class InEngine(Product):
         self._w = w
         self._run: Any = None
         self._x: Any = None
+
+    def prepare(self, k: int) -> None:
+        """Nothing: a session is made for each input."""
 
     def call(self, i: int) -> Any:
         return self._run(self._x)
@@ -76,7 +79,6 @@ class InDeepSparse(InEngine):
         write_layers(self._path, self._w, x.shape[0], self.layers)
         engine = deepsparse.Engine(str(self._path), batch_size=x.shape[0], num_cores=threads)
         self._x, self._run = [np.ascontiguousarray(x)], engine.run
-        self._warm = False
 
 
 def make(name: str, w: Array, cold_bytes: int) -> Product:

@@ -56,15 +56,18 @@ class Server:
 
     def do_load(self, name: str, weight: str, cold_bytes: int) -> dict[str, Any]:
         """Copies of a weight for one candidate."""
-        self._products[name] = self._home.make(name, np.load(weight), cold_bytes)
-        return {"nbytes": self._products[name].nbytes}
+        w = np.load(weight)
+        product: Product = self._home.make(name, w, cold_bytes)
+        product.prepare(w.shape[1])
+        self._products[name] = product
+        return {"nbytes": product.nbytes}
 
     def do_bind(self, name: str, x: str, threads: int, y: str) -> dict[str, Any]:
         """Input and threads of one candidate; its output is saved to y."""
         product = self._products[name]
         product.bind(np.load(x), threads)
         np.save(y, product.output())
-        product.warm()
+        product.reset()
         return {}
 
     def do_time(self, name: str) -> dict[str, Any]:
