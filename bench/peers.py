@@ -21,7 +21,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -110,13 +110,17 @@ def report(host: dict[str, str], rows: list[Row]) -> None:
     print(*lines, sep="\n")
 
 
-def read(path: Path) -> tuple[dict[str, str], list[Row]]:
-    """What --json wrote."""
-    data = json.loads(path.read_text())
+def read(paths: Sequence[Path]) -> tuple[dict[str, str], list[Row]]:
+    """What --json wrote, one run or more; the facts of the last."""
+    host: dict[str, str] = {}
+    rows: list[Row] = []
     names = {field.name for field in fields(Row)}
-    return data["host"], [
-        Row(**{name: value for name, value in row.items() if name in names}) for row in data["rows"]
-    ]
+    for path in paths:
+        data = json.loads(path.read_text())
+        host.update(data["host"])
+        for row in data["rows"]:
+            rows.append(Row(**{name: value for name, value in row.items() if name in names}))
+    return host, rows
 
 
 def host_facts() -> dict[str, str]:

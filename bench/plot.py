@@ -119,13 +119,13 @@ def _limits(rows: list[Row]) -> Figure:
                 label=f"density {density:g}",
             )
         panel.axhline(100, color="black", linewidth=0.8)
-        panel.set_ylabel("% of limit")
+        panel.set_ylabel("% of plain read")
         panel.set_title(f"{shape} [{here[0].n}, {here[0].k}], m = {m}", fontsize=10)
         panel.grid(axis="y", alpha=0.3, linewidth=0.5)
     panels[-1, 0].set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
     panels[0, 0].legend(fontsize=8, ncols=len(densities), loc="upper right")
     fig.suptitle(
-        f"Bytes of the stored weight over the time, in % of stream-read, {rows[0].threads} thread(s)"
+        f"Stored bytes over time, in % of a plain read of memory, {rows[0].threads} thread(s)"
     )
     fig.tight_layout()
     return fig

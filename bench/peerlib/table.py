@@ -62,10 +62,10 @@ def _table(rows: list[Row]) -> str:
     limit = max(row.limit_gbs for row in rows)
     title = (
         f"{first.shape} {first.n}x{first.k}, density {first.density:g}, {first.threads} thread(s), "
-        f"stream-read limit {limit:.1f} GB/s; ms per product, * = fastest, % of limit at "
+        f"plain read {limit:.1f} GB/s; ms per product, * = fastest, % of the plain read at "
         f"m = {batches[0]}"
     )
-    head = f"{'':18}" + "".join(f"{'m=' + str(m):>11}" for m in batches) + f"{'MB':>9}{'limit':>8}"
+    head = f"{'':18}" + "".join(f"{'m=' + str(m):>11}" for m in batches) + f"{'MB':>9}{'read':>8}"
     cells = {(row.candidate, row.m): row for row in rows}
     best = {m: min((r.ms for r in rows if r.m == m and r.ms), default=0.0) for m in batches}
     lines = [title, head]
