@@ -10,6 +10,7 @@
 #include "base/isa.h"
 #include "base/parallel.h"
 #include "base/stream.h"
+#include "binding/cuda.h"
 #include "binding/matrix.h"
 #include "binding/pack.h"
 #include "binding/spmm.h"
@@ -54,4 +55,5 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   binding::bind_pack(m);
   binding::bind_matrix(m);
   binding::bind_spmm(m);
+  binding::bind_cuda(m);
 }

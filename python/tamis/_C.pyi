@@ -115,3 +115,56 @@ def import_nvidia_24(meta: NDArray[np.uint32], rows: int, cols: int) -> NDArray[
 
 def stream_read(threads: int, bytes: int) -> float:
     """Measured GB/s of plain reads over a buffer of that size."""
+
+def pack_t16(matrix: Matrix) -> dict[str, Any]:
+    """Bitmap or nm weights in tiles for CUDA: `records`, `offsets` and `max_record_bytes`."""
+
+def cuda_load(path: str) -> str:
+    """Open the CUDA library; why it cannot be used, empty if it can."""
+
+def cuda_devices() -> list[dict[str, Any]]:
+    """`name`, `capability` (90 for 9.0) and `sms` of each device."""
+
+def cuda_kernels(capability: int) -> list[KernelRow]:
+    """Every CUDA kernel, best first; `runs_here` is the choice for that capability."""
+
+class CudaMatrix:
+    """A packed weight on a device, with a plan per number of tokens. Borrows all memory."""
+
+    def __init__(
+        self,
+        records_ptr: int,
+        record_bytes: int,
+        max_record_bytes: int,
+        offsets_ptr: int,
+        rows: int,
+        cols: int,
+        dtype: str,
+        device: int,
+    ) -> None: ...
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel that runs on this device, empty if none."""
+
+    def workspace(self, m: int) -> int:
+        """Bytes a product with m tokens needs, zero before its first use."""
+
+    def plan(self, m: int) -> dict[str, int]:
+        """How a product with m tokens is laid out over the device."""
+
+    def spmm(
+        self,
+        m: int,
+        x_ptr: int,
+        x_stride: int,
+        bias_ptr: int,
+        y_ptr: int,
+        y_stride: int,
+        workspace_ptr: int,
+        workspace_bytes: int,
+        stream: int,
+    ) -> None:
+        """y[m, rows] = x[m, cols] @ w.T + bias on a stream, all in the weight's dtype."""
+
+    def unpack(self, out_ptr: int, out_stride: int, stream: int) -> None:
+        """Dense [rows, cols] on a stream."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import tamis
 from tamis import _C
+from tamis.ops import cuda
 
 ENVIRONMENT = {
     "TAMIS_ISA": "narrows the instruction set: scalar, avx2, avx512, avx512vbmi2, avx512bf16",
@@ -34,14 +35,14 @@ class Info(dict[str, Any]):
 def info() -> Info:
     """Version, instruction sets, threads, backends, build and environment of this process."""
     isa = _C.isa()
-    rows = _C.kernels()
+    rows = kernels()
     return Info(
         version=tamis.__version__,
         python=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         isa={"host": isa["host"], "active": isa["active"]},
         threads=_C.num_threads(),
         kernels=f"{sum(bool(row['runs_here']) for row in rows)} of {len(rows)} run on this host",
-        backends={"cpu": f"on, {isa['active']}", "cuda": "off, no CUDA kernels in this build"},
+        backends={"cpu": f"on, {isa['active']}", "cuda": cuda.status()},
         build=_C.__file__,
         environment={
             name: os.environ.get(name, f"unset ({ENVIRONMENT[name]})") for name in ENVIRONMENT
@@ -55,4 +56,4 @@ def kernels() -> list[dict[str, Any]]:
     Each has name, op, format, w_dtype, x_dtype, isa, tile_m (tokens per pass), tile_n (rows per
     step) and runs_here.
     """
-    return [dict(row) for row in _C.kernels()]
+    return [dict(row) for row in (*_C.kernels(), *cuda.kernel_rows())]

@@ -173,7 +173,7 @@ def spmm_numpy(matrix: _C.Matrix, x: Array) -> Array:
     x = np.ascontiguousarray(x, dtype=NUMPY_VALUES[name])
     y = np.empty((x.shape[0], matrix.rows), dtype=x.dtype)
     if len(x) > dense_limit(matrix, name) and name == matrix.dtype == "f32":
-        return x @ matrix.unpack().T
+        return (x @ matrix.unpack().T).astype(given, copy=False)
     if len(x):
         _C.spmm(
             matrix, x.ctypes.data, CODE[name], len(x), matrix.cols, 0, y.ctypes.data, matrix.rows

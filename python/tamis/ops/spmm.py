@@ -8,7 +8,7 @@ records the call, which saves most of the dispatcher's time.
 Dtypes: x is float32, float16 or bfloat16, y has x's dtype, products accumulate in float32. Where
 only float32 has a vector kernel for the weight, x is converted to it and y back. A weight without a
 kernel, or more tokens than ``Matrix.dense_above`` says, is expanded and multiplied densely.
-Other devices than the CPU always expand; they have no kernels yet.
+CUDA has kernels of its own (``tamis.ops.cuda``); other devices, and pairs without a kernel, expand.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
+from tamis.ops import cuda
 from tamis.ops.dense import gather_dense, unpack_dense
 from tamis.ops.entry import entries, entry_of, fit_bias
 from tamis.ops.tensors import DTYPE_NAME, TORCH_DTYPE, Rest
@@ -114,7 +115,7 @@ def _check_x(x: Tensor, values: Tensor, layout: Layout) -> None:
         )
 
 
-# The operators. CPU runs the core; every other device runs plain torch.
+# The operators. CPU and CUDA run the core; every other device runs plain torch.
 
 _lib: Any = torch.library.Library("tamis", "DEF")  # type: ignore[no-untyped-call]
 _REST = "Tensor? mask, Tensor? row_offsets, Tensor? col_indices"
@@ -140,6 +141,15 @@ def _spmm_any(x: Tensor, values: Tensor, *rest_bias_layout: Any) -> Tensor:
     _check_x(x, values, layout)
     dense = unpack_dense(values, layout, *rest)
     return functional.linear(x, dense.to(x.dtype), fit_bias(bias, x, layout))
+
+
+def _spmm_cuda(x: Tensor, values: Tensor, *rest_bias_layout: Any) -> Tensor:
+    *rest, bias, token = rest_bias_layout
+    layout = Layout.from_token(token)
+    _check_x(x, values, layout)
+    bias = fit_bias(bias, x, layout)
+    y = cuda.spmm(x, values, (rest[0], rest[1], rest[2], rest[3]), bias, layout)
+    return _spmm_any(x, values, *rest_bias_layout) if y is None else y
 
 
 def _spmm_fake(x: Tensor, values: Tensor, *rest_bias_layout: Any) -> Tensor:
@@ -182,6 +192,7 @@ def _gather_fake(dense: Tensor, *structure_nnz_layout: Any) -> Tensor:
 
 
 _lib.impl("spmm", _spmm_cpu, "CPU")
+_lib.impl("spmm", _spmm_cuda, "CUDA")
 _lib.impl("spmm", _spmm_any, "CompositeExplicitAutograd")
 _lib.impl("unpack", _unpack_cpu, "CPU")
 _lib.impl("unpack", _unpack_any, "CompositeExplicitAutograd")

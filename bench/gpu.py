@@ -1,0 +1,297 @@
+"""spmm on a CUDA device: build, conformance, sanitizer, copy rate, and times against torch.
+
+    python bench/gpu.py [--out gpu.json] [--sections spmm ...] [--minutes 9]
+
+Sections that the JSON file already holds are skipped, unless named. Times are CUDA events round a
+graph of calls, one per copy of the weights; the copies together exceed the L2 cache several times.
+The dense side is the faster of two cuBLAS calls, timed in turns with ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build"
+SHAPES = {  # Llama-3-8B: rows, columns
+    "q, o": (4096, 4096),
+    "k, v": (1024, 4096),
+    "gate, up": (14336, 4096),
+    "down": (4096, 14336),
+}
+TOKENS = (1, 4, 8, 16, 32, 64)
+DENSITIES = (0.5, 0.3, 0.2)
+ROTATED_BYTES = 250 << 20  # five times the L2 of an H100
+REPEATS = 15
+
+
+def run(*command: str, limit: float = 300) -> str:
+    """Output of a command, also when it fails; the code stands in the first line."""
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"rc timeout\nstopped after {limit:.0f} s"
+    return f"rc {done.returncode}\n{done.stdout[-6000:]}{done.stderr[-6000:]}"
+
+
+def build() -> dict[str, Any]:
+    configured = run(
+        "cmake", "-S", ".", "-B", str(BUILD), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+        "-DTAMIS_CUDA=ON", f"-DPython_EXECUTABLE={sys.executable}",
+    )  # fmt: skip
+    built = run("cmake", "--build", str(BUILD), "--target", "_C", "tamis_cuda")
+    if not built.startswith("rc 0"):
+        raise SystemExit(f"gpu: build failed\n{configured}\n{built}")
+    return {"ok": True}
+
+
+def conformance() -> dict[str, Any]:
+    said = run(
+        sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider",
+        "tests/python/test_cuda.py",
+    )  # fmt: skip
+    print(said[-1500:])
+    return {"ok": said.startswith("rc 0"), "output": said[-3000:]}
+
+
+SMALL = """
+import torch, tamis
+from tamis.ops.spmm import spmm
+torch.manual_seed(1)
+for n, k in ((50, 200), (130, 1100)):
+    w = torch.randn(n, k, dtype=torch.bfloat16)
+    w[torch.rand(n, k) < 0.5] = 0
+    a = tamis.compress(w, format="bitmap")
+    a = tamis.SparseMatrix(a.layout, {name: t.cuda() for name, t in a.arrays.items()})
+    for m in (1, 9, 33, 70):
+        y = spmm(torch.randn(m, k, dtype=torch.bfloat16, device="cuda"), a)
+torch.cuda.synchronize()
+print("finished")
+"""
+
+
+def sanitizer() -> dict[str, Any]:
+    found = {}
+    for tool in ("memcheck", "racecheck", "synccheck"):
+        said = run(
+            "compute-sanitizer", "--tool", tool, "--kernel-name", "kernel_substring=t16",
+            sys.executable, "-c", SMALL, limit=60,
+        )  # fmt: skip
+        summary = [line for line in said.splitlines() if "SUMMARY" in line]
+        found[tool] = summary[-1].strip("= ") if summary else said[-500:]
+        print(f"  {tool}: {found[tool]}")
+    return found
+
+
+def copy_rate() -> dict[str, Any]:
+    """GB/s of a device-to-device copy, bytes read plus bytes written."""
+    import torch
+
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_(0, 255)
+    target = torch.empty_like(source)
+    seconds = timed(lambda: target.copy_(source), 1)
+    return {"gb_per_s": 2 * source.numel() / seconds / 1e9, "device": torch.cuda.get_device_name()}
+
+
+def timed(calls: Callable[[], object], count: int) -> float:
+    """Median seconds of one of the ``count`` calls that ``calls`` makes, from graph replays."""
+    return timed_in_turns({"": calls}, count)[""]
+
+
+def timed_in_turns(sides: dict[str, Callable[[], object]], count: int) -> dict[str, float]:
+    import torch
+
+    graphs = {}
+    stream = torch.cuda.Stream()
+    for name, calls in sides.items():
+        with torch.cuda.stream(stream):
+            calls()
+        torch.cuda.synchronize()
+        graphs[name] = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graphs[name], stream=stream):
+            calls()
+        graphs[name].replay()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(REPEATS):
+        for name, graph in graphs.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times[name].append(begin.elapsed_time(end) / 1e3 / count)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+class Sparse:
+    """Copies of one packed weight, and a workspace."""
+
+    def __init__(self, w: Any) -> None:
+        import torch
+
+        import tamis
+        from tamis import _C
+        from tamis.ops.handle import make_matrix
+        from tamis.ops.tensors import as_numpy
+
+        a = tamis.compress(w.cpu(), format="bitmap")
+        tiles = _C.pack_t16(
+            make_matrix(a.layout, {name: as_numpy(t) for name, t in a.arrays.items()})
+        )
+        self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).cuda()
+        records = torch.from_numpy(tiles["records"]).cuda()
+        self.nbytes = records.numel() + 4 * self.offsets.numel()
+        self.records = [records] + [records.clone() for _ in range(copies_of(self.nbytes) - 1)]
+        self.matrices = [
+            _C.CudaMatrix(r.data_ptr(), r.numel(), tiles["max_record_bytes"],
+                          self.offsets.data_ptr(), *w.shape, "bf16", 0)
+            for r in self.records
+        ]  # fmt: skip
+        self.workspace = torch.zeros(64 << 20, dtype=torch.uint8, device="cuda")
+
+    def calls(self, x: Any, y: Any, count: int) -> None:
+        import torch
+
+        stream = torch.cuda.current_stream().cuda_stream
+        for i in range(count):
+            self.matrices[i % len(self.matrices)].spmm(
+                len(x), x.data_ptr(), x.shape[1], 0, y.data_ptr(), y.shape[1],
+                self.workspace.data_ptr(), self.workspace.numel(), stream,
+            )  # fmt: skip
+
+
+def copies_of(nbytes: int) -> int:
+    return max(2, -(-ROTATED_BYTES // nbytes))
+
+
+def one_case(sparse: Sparse, w: Any, weights: list[Any], m: int) -> dict[str, Any]:
+    """Times and error of one weight with m tokens; ``weights`` are the dense copies."""
+    import torch
+
+    count = max(len(weights), len(sparse.matrices))
+    x = torch.randn(m, w.shape[1], dtype=torch.bfloat16, device="cuda")
+    y, y_dense = (x.new_empty(m, len(w)) for _ in range(2))
+    y_turned = x.new_empty(len(w), m)
+
+    def linear() -> None:
+        for i in range(count):
+            torch.mm(x, weights[i % len(weights)].t(), out=y_dense)
+
+    def turned() -> None:
+        for i in range(count):
+            torch.mm(weights[i % len(weights)], x.t(), out=y_turned)
+
+    times = timed_in_turns(
+        {"ours": lambda: sparse.calls(x, y, count), "linear": linear, "turned": turned}, count
+    )
+    wanted = x.float() @ w.float().t()
+    error = ((y.float() - wanted).norm() / wanted.norm().clamp_min(1e-30)).item()
+    best = min(times["linear"], times["turned"])
+    return {
+        "tokens": m,
+        "us": 1e6 * times["ours"],
+        "dense_us": 1e6 * best,
+        "speedup": best / times["ours"],
+        "bytes": sparse.nbytes + 2 * x.numel() + 2 * y.numel(),
+        "error": error,
+        "plan": sparse.matrices[0].plan(m),
+    }
+
+
+def one_shape(name: str, rate: float) -> list[dict[str, Any]]:
+    import torch
+
+    rows, cols = SHAPES[name]
+    found = []
+    dense = torch.randn(rows, cols, dtype=torch.bfloat16, device="cuda")
+    weights = [dense] + [dense.clone() for _ in range(copies_of(2 * rows * cols) - 1)]
+    for density in DENSITIES:
+        w = dense * (torch.rand_like(dense, dtype=torch.float32) < density)
+        sparse = Sparse(w)
+        for m in TOKENS:
+            row = {"shape": name, "density": density, **one_case(sparse, w, weights, m)}
+            row["of_copy_rate"] = row["bytes"] / row["us"] * 1e-3 / rate
+            found.append(row)
+    return found
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    print(
+        f"{'shape':9} {'d':>4} {'m':>3} {'us':>8} {'dense':>8} {'speedup':>7} {'of copy':>7}  plan"
+    )
+    for r in rows:
+        plan = r["plan"]
+        print(
+            f"{r['shape']:9} {r['density']:4} {r['tokens']:3} {r['us']:8.2f} {r['dense_us']:8.2f} "
+            f"{r['speedup']:7.2f} {r['of_copy_rate']:7.0%}  {plan['warps_k']} warps x "
+            f"{plan['splits']} over k, {plan['blocks']} blocks"
+            + ("" if r["error"] < 1e-2 else f"  WRONG by {r['error']:.1e}")
+        )
+
+
+def run_sections(args: argparse.Namespace) -> dict[str, Any]:
+    end = time.monotonic() + 60 * args.minutes
+    done: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    sections: dict[str, Callable[[], Any]] = {
+        "build": build,
+        "conformance": conformance,
+        "copy": copy_rate,
+        "sanitizer": sanitizer,
+    }
+    for shape in SHAPES:
+        sections[f"spmm {shape}"] = lambda shape=shape: one_shape(shape, done["copy"]["gb_per_s"])
+    for name, section in sections.items():
+        named = name in args.sections or name.split()[0] in args.sections
+        if not named and (args.sections or name in done):
+            continue
+        if time.monotonic() > end - 30:
+            print(f"LEFT {name}: no time; run again with the same --out")
+            continue
+        print(f"== {name}", flush=True)
+        start = time.monotonic()
+        done[name] = section()
+        args.out.write_text(json.dumps(done, indent=1))
+        print(f"   {time.monotonic() - start:.0f} s", flush=True)
+    return done
+
+
+def why_not() -> str:
+    try:
+        import torch
+    except ImportError:
+        return "torch is not installed"
+    return "" if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--sections", nargs="*", default=[])
+    parser.add_argument("--minutes", type=float, default=9)
+    args = parser.parse_args()
+    if reason := why_not():
+        print(f"SKIP gpu: {reason}")
+        return 0
+    sys.path.insert(0, str(ROOT / "python"))
+    os.environ["PYTHONPATH"] = str(ROOT / "python")
+    done = run_sections(args)
+    if "copy" in done:
+        print(f"{done['copy']['device']}: copies {done['copy']['gb_per_s']:.0f} GB/s")
+    print_rows([row for name in done if name.startswith("spmm") for row in done[name]])
+    failed = not done.get("conformance", {"ok": True})["ok"]
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+// The CUDA library, opened by path on request, and products with weights that lie on a device. The
+// device pointers come from torch as integers; nothing here allocates, copies or waits.
+#include "binding/cuda.h"
+
+#include <dlfcn.h>
+
+#include <array>
+#include <atomic>
+#include <string>
+
+#include "binding/array.h"
+#include "binding/cuda_abi.h"
+#include "binding/matrix.h"
+
+namespace tamis::binding {
+namespace {
+
+std::atomic<const CudaLibrary*> loaded{nullptr};
+
+// Why the library at `path` cannot be used, empty if it can.
+std::string load(const std::string& path) {
+  if (loaded.load() != nullptr) return {};
+  void* file = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (file == nullptr) return dlerror();
+  using Table = const CudaLibrary* (*)();
+  const auto table = reinterpret_cast<Table>(dlsym(file, kCudaSymbol));
+  if (table == nullptr) return path + " has no symbol " + kCudaSymbol;
+  const CudaLibrary* library = table();
+  if (library->abi != kCudaAbi) {
+    return path + " has ABI " + std::to_string(library->abi) + ", wanted " +
+           std::to_string(kCudaAbi) + "; install both files from one build";
+  }
+  int32_t devices = 0;
+  if (const Status status = library->count(&devices); !status.ok()) return status.text;
+  if (devices == 0) return "no device";
+  loaded.store(library);
+  return {};
+}
+
+const CudaLibrary& library() {
+  const CudaLibrary* found = loaded.load(std::memory_order_relaxed);
+  if (found == nullptr) {
+    raise_if_error(error(Code::no_kernel, "cuda: the library is not loaded; call cuda_load"));
+  }
+  return *found;
+}
+
+py::list devices() {
+  py::list all;
+  int32_t count = 0;
+  raise_if_error(library().count(&count));
+  for (int32_t i = 0; i < count; ++i) {
+    CudaDevice facts;
+    char name[256];
+    raise_if_error(library().describe(i, &facts, name, sizeof name));
+    py::dict entry;
+    entry["name"] = name;
+    entry["capability"] = facts.capability;
+    entry["sms"] = facts.sms;
+    all.append(entry);
+  }
+  return all;
+}
+
+py::list kernels(int32_t capability) {
+  py::list rows;
+  for (const SpmmCudaRow& row : library().spmm_kernels()) {
+    py::dict entry;
+    entry["name"] = row.name;
+    entry["op"] = "spmm";
+    entry["format"] = "t16";
+    entry["w_dtype"] = name_of(row.w_dtype);
+    entry["x_dtype"] = name_of(row.x_dtype);
+    entry["isa"] = "sm" + std::to_string(row.capability);
+    entry["tile_m"] = kMaxTokens;
+    entry["tile_n"] = t16::kTileRows;
+    entry["runs_here"] = library().choose_spmm(row.w_dtype, capability) == &row;
+    rows.append(entry);
+  }
+  return rows;
+}
+
+py::dict pack_t16(const Matrix& a) {
+  t16::Sizes sizes;
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = t16::pack_sizes(a.view(), &sizes);
+  }
+  raise_if_error(status);
+  py::array records = new_array({"uint8", "u", 1}, {sizes.record_bytes});
+  py::array offsets = new_array(kUint32, {sizes.offsets});
+  {
+    void* to = records.mutable_data();
+    auto* starts = static_cast<uint32_t*>(offsets.mutable_data());
+    const py::gil_scoped_release release;
+    status = t16::pack(a.view(), starts, to);
+  }
+  raise_if_error(status);
+  py::dict packed;
+  packed["records"] = records;
+  packed["offsets"] = offsets;
+  packed["max_record_bytes"] = sizes.max_record_bytes;
+  return packed;
+}
+
+void* pointer(uintptr_t address) {
+  return reinterpret_cast<void*>(address);
+}
+
+// A t16 weight on a device, with a plan per number of tokens, made on first use.
+class CudaMatrix {
+ public:
+  CudaMatrix(uintptr_t records, int64_t record_bytes, int64_t max_record_bytes, uintptr_t offsets,
+             int64_t rows, int64_t cols, const std::string& dtype, int32_t device)
+      : w_{.rows = rows,
+           .cols = cols,
+           .dtype = dtype_from("CudaMatrix", "dtype", dtype),
+           .records = pointer(records),
+           .offsets = reinterpret_cast<const uint32_t*>(offsets),
+           .record_bytes = record_bytes,
+           .max_record_bytes = max_record_bytes} {
+    char name[256];
+    raise_if_error(library().describe(device, &device_, name, sizeof name));
+  }
+
+  const SpmmT16Plan& plan(int64_t m) {
+    if (m < 1 || m > kMaxTokens) {
+      raise_if_error(error(Code::invalid_argument, "CudaMatrix: m: got %lld, wanted 1 to %lld",
+                           static_cast<long long>(m), static_cast<long long>(kMaxTokens)));
+    }
+    SpmmT16Plan& found = plans_[static_cast<size_t>(m)];
+    if (found.splits == 0) raise_if_error(plan_spmm_t16(w_, m, device_, &found));
+    return found;
+  }
+
+  // Name of the kernel; empty if none takes these weights on this device.
+  std::string kernel() const {
+    const SpmmCudaRow* row = library().choose_spmm(w_.dtype, device_.capability);
+    return row == nullptr ? "" : row->name;
+  }
+
+  void spmm(int64_t m, uintptr_t x, int64_t x_stride, uintptr_t bias, uintptr_t y, int64_t y_stride,
+            uintptr_t workspace, int64_t workspace_bytes, uintptr_t stream) {
+    const SpmmCudaArgs args{.w = w_,
+                            .m = m,
+                            .x = pointer(x),
+                            .x_stride = x_stride,
+                            .bias = pointer(bias),
+                            .y = pointer(y),
+                            .y_stride = y_stride,
+                            .workspace = pointer(workspace),
+                            .workspace_bytes = workspace_bytes};
+    raise_if_error(library().spmm(args, plan(m), device_, pointer(stream)));
+  }
+
+  void unpack(uintptr_t out, int64_t out_stride, uintptr_t stream) const {
+    raise_if_error(library().expand_t16(w_, pointer(out), out_stride, pointer(stream)));
+  }
+
+ private:
+  T16View w_;
+  CudaDevice device_;
+  std::array<SpmmT16Plan, kMaxTokens + 1> plans_ = {};
+};
+
+}  // namespace
+
+void bind_cuda(py::module_& m) {
+  using namespace py::literals;
+  m.def("cuda_load", &load, "path"_a);
+  m.def("cuda_devices", &devices);
+  m.def("cuda_kernels", &kernels, "capability"_a);
+  m.def("pack_t16", &pack_t16, "matrix"_a);
+  py::class_<CudaMatrix>(m, "CudaMatrix", "A packed weight on a device, with its plans.")
+      .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, const std::string&,
+                    int32_t>(),
+           "records_ptr"_a, "record_bytes"_a, "max_record_bytes"_a, "offsets_ptr"_a, "rows"_a,
+           "cols"_a, "dtype"_a, "device"_a)
+      .def_property_readonly("kernel", &CudaMatrix::kernel)
+      .def(
+          "workspace", [](CudaMatrix& w, int64_t m) { return w.plan(m).workspace_bytes; }, "m"_a)
+      .def(
+          "plan",
+          [](CudaMatrix& w, int64_t m) {
+            const SpmmT16Plan& p = w.plan(m);
+            return py::dict("warps_k"_a = p.warps_k, "splits"_a = p.splits,
+                            "blocks"_a = int64_t{p.blocks_n} * p.splits,
+                            "shared_bytes"_a = p.shared_bytes);
+          },
+          "m"_a)
+      .def("spmm", &CudaMatrix::spmm, "m"_a, "x_ptr"_a, "x_stride"_a, "bias_ptr"_a, "y_ptr"_a,
+           "y_stride"_a, "workspace_ptr"_a, "workspace_bytes"_a, "stream"_a)
+      .def("unpack", &CudaMatrix::unpack, "out_ptr"_a, "out_stride"_a, "stream"_a);
+}
+
+}  // namespace tamis::binding

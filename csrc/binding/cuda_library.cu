@@ -1,0 +1,67 @@
+// The table of tamis_cuda. The CUDA runtime is linked statically and touches nothing before a call.
+#include <cuda_runtime.h>
+
+#include <cstdio>
+
+#include "binding/cuda_abi.h"
+
+namespace tamis {
+namespace {
+
+Status failed(const char* what, cudaError_t result) {
+  (void)cudaGetLastError();  // forget it
+  return error(Code::no_kernel, "%s: %s", what, cudaGetErrorString(result));
+}
+
+Status count(int32_t* devices) {
+  int n = 0;
+  if (const cudaError_t result = cudaGetDeviceCount(&n); result != cudaSuccess) {
+    int driver = 0;
+    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) {
+      return error(Code::no_kernel, "no NVIDIA driver");
+    }
+    return failed("no device", result);
+  }
+  *devices = n;
+  return {};
+}
+
+Status describe(int32_t device, CudaDevice* facts, char* text, int64_t size) {
+  int major = 0, minor = 0;
+  *facts = {.index = device};
+  const struct {
+    cudaDeviceAttr attribute;
+    int* value;
+  } wanted[] = {{cudaDevAttrComputeCapabilityMajor, &major},
+                {cudaDevAttrComputeCapabilityMinor, &minor},
+                {cudaDevAttrMultiProcessorCount, &facts->sms},
+                {cudaDevAttrMaxSharedMemoryPerMultiprocessor, &facts->shared_per_sm},
+                {cudaDevAttrMaxSharedMemoryPerBlockOptin, &facts->shared_per_block}};
+  for (const auto& [attribute, value] : wanted) {
+    const cudaError_t result = cudaDeviceGetAttribute(value, attribute, device);
+    if (result != cudaSuccess) return failed("device attribute", result);
+  }
+  facts->capability = 10 * major + minor;
+  cudaDeviceProp properties;
+  if (const cudaError_t result = cudaGetDeviceProperties(&properties, device);
+      result != cudaSuccess) {
+    return failed("device properties", result);
+  }
+  std::snprintf(text, static_cast<size_t>(size), "%s", properties.name);
+  return {};
+}
+
+constexpr CudaLibrary kLibrary{.abi = kCudaAbi,
+                               .count = &count,
+                               .describe = &describe,
+                               .spmm_kernels = &spmm_cuda_kernels,
+                               .choose_spmm = &choose_spmm_cuda,
+                               .spmm = &spmm_cuda,
+                               .expand_t16 = &expand_t16_cuda};
+
+}  // namespace
+}  // namespace tamis
+
+extern "C" __attribute__((visibility("default"))) const tamis::CudaLibrary* tamis_cuda_library() {
+  return &tamis::kLibrary;
+}

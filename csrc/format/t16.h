@@ -1,0 +1,72 @@
+// t16: 16-bit weights in tiles of 16 x 64, one contiguous record each, in the order in which the
+// lanes of a warp feed tensor cores. A packed form for CUDA: derived from bitmap or nm at load,
+// never serialized.
+//
+//   offsets  [tiles + 1]   u32, in units of 16 bytes: tile i owns records[16 * offsets[i],
+//                          16 * offsets[i + 1]); tile i = row tile i / col_tiles, column tile
+//                          i % col_tiles
+//   records  [bytes]       per tile: words [32] u32, starts [8] u16, values [kept] u16, zeros up to
+//                          the next multiple of 16 bytes
+//
+// Lane l = 4g + t of a warp owns words[l] and 32 weights: of rows g and g + 8, columns 16t to
+// 16t + 15. Byte s of a word is step s, one m16n8k16 product: bits 0 to 3 are row g, columns
+// 16t + 4s to 16t + 4s + 3, bits 4 to 7 the same columns of row g + 8. A run is one nibble of all
+// lanes; runs are stored in the order step 0 low nibbles, step 0 high, step 1 low, ...; inside a
+// run values go by lane, inside a lane by column. starts[i] is where run i begins, in bytes from
+// the start of the record. So the 32 lanes' loads of one bit fall into 256 consecutive bytes at
+// most, about 128 at half density, and few of them meet in a bank of shared memory.
+//
+// Rows and columns beyond the matrix have no bits. Explicit zeros are kept.
+// Bytes: 2 * kept + 144 per tile + 8 on average to align = 2 d + 0.148 per weight.
+#pragma once
+
+#include <cstdint>
+
+#include "base/status.h"
+#include "format/matrix.h"
+
+namespace tamis {
+
+struct T16View {
+  int64_t rows = 0, cols = 0;
+  DType dtype = DType::bf16;  // or f16
+  const void* records = nullptr;
+  const uint32_t* offsets = nullptr;
+  int64_t record_bytes = 0;      // all of them
+  int64_t max_record_bytes = 0;  // of the longest: what a kernel's buffer must hold
+};
+
+namespace t16 {
+
+inline constexpr int64_t kTileRows = 16, kTileCols = 64;
+inline constexpr int64_t kWordBytes = 128, kStartBytes = 16;
+inline constexpr int64_t kHeaderBytes = kWordBytes + kStartBytes;
+inline constexpr int64_t kMaxRecordBytes = kHeaderBytes + 2 * kTileRows * kTileCols;
+inline constexpr int64_t kUnit = 16;  // of offsets
+
+constexpr int64_t row_tiles(int64_t rows) {
+  return ceil_div(rows, kTileRows);
+}
+constexpr int64_t col_tiles(int64_t cols) {
+  return ceil_div(cols, kTileCols);
+}
+
+struct Sizes {
+  int64_t offsets = 0, record_bytes = 0, max_record_bytes = 0;
+};
+
+// `a`: bitmap or nm, f16 or bf16, already checked. Fails on other formats and dtypes, and when the
+// records pass the 64 GiB that offsets can say.
+Status pack_sizes(const MatrixView& a, Sizes* sizes);
+
+// Writes offsets[sizes.offsets] and records[sizes.record_bytes], padding included.
+Status pack(const MatrixView& a, uint32_t* offsets, void* records);
+
+// Writes all rows * cols elements of `out`, zeros included: the inverse of pack.
+Status unpack(const T16View& a, uint16_t* out, int64_t out_stride);
+
+// Everything a kernel relies on: offsets rise, and every record is as long as its bits say.
+Status check(const T16View& a);
+
+}  // namespace t16
+}  // namespace tamis

@@ -1,0 +1,65 @@
+// spmm on CUDA: the list of kernels, the choice, the checks of a call.
+#include "ops/spmm/spmm_cuda.h"
+
+#include "ops/spmm/kernels_cuda.h"
+
+namespace tamis {
+namespace {
+
+constexpr SpmmCudaRow kKernels[] = {
+#define TAMIS_SPMM_CUDA(w, x, capability, exact)                                   \
+  {"spmm_t16_" #w "_" #x "_sm" #capability, DType::w, DType::x, capability, exact, \
+   &spmm_t16_##w##_##x##_sm##capability},
+#include "ops/spmm/kernels_cuda.def"
+#undef TAMIS_SPMM_CUDA
+};
+
+Status check(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+  if (plan.splits < 1 || a.m > 8 * plan.token_tiles || a.m < 1) {
+    return error(Code::invalid_argument, "spmm: plan: got one for up to %d tokens, wanted %lld",
+                 8 * plan.token_tiles, static_cast<long long>(a.m));
+  }
+  if (a.m > 1 && (a.x_stride < a.w.cols || a.y_stride < a.w.rows)) {
+    return error(Code::invalid_argument,
+                 "spmm: x_stride, y_stride: got %lld and %lld, wanted at least %lld and %lld",
+                 static_cast<long long>(a.x_stride), static_cast<long long>(a.y_stride),
+                 static_cast<long long>(a.w.cols), static_cast<long long>(a.w.rows));
+  }
+  if (a.x == nullptr || a.y == nullptr || a.w.records == nullptr || a.w.offsets == nullptr) {
+    return error(Code::invalid_argument, "spmm: x, y, w: got null, wanted arrays on the device");
+  }
+  if (a.workspace_bytes < plan.workspace_bytes ||
+      reinterpret_cast<uintptr_t>(a.workspace) % 16 != 0) {
+    return error(
+        Code::invalid_argument, "spmm: workspace: got %lld bytes, wanted %lld at a multiple of 16",
+        static_cast<long long>(a.workspace_bytes), static_cast<long long>(plan.workspace_bytes));
+  }
+  return {};
+}
+
+}  // namespace
+
+std::span<const SpmmCudaRow> spmm_cuda_kernels() {
+  return kKernels;
+}
+
+const SpmmCudaRow* choose_spmm_cuda(DType dtype, int32_t capability) {
+  for (const SpmmCudaRow& row : kKernels) {
+    const bool runs = row.exact ? capability == row.capability : capability >= row.capability;
+    if (row.w_dtype == dtype && runs) return &row;
+  }
+  return nullptr;
+}
+
+Status spmm_cuda(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+                 void* stream) {
+  TAMIS_RETURN_IF_ERROR(check(a, plan));
+  const SpmmCudaRow* row = choose_spmm_cuda(a.w.dtype, device.capability);
+  if (row == nullptr) {
+    return error(Code::no_kernel, "spmm: no kernel takes %s weights on sm_%d", name_of(a.w.dtype),
+                 device.capability);
+  }
+  return row->run(a, plan, device, stream);
+}
+
+}  // namespace tamis

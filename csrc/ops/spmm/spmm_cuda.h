@@ -1,0 +1,81 @@
+// spmm on CUDA: the same formula over packed weights, as rows of kernels_cuda.def. Host side only;
+// nothing here needs the CUDA toolkit.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "format/t16.h"
+
+namespace tamis {
+
+// What a plan needs to know of a device.
+struct CudaDevice {
+  int32_t index = 0;
+  int32_t capability = 0;  // 90 for 9.0
+  int32_t sms = 0;
+  int32_t shared_per_sm = 0, shared_per_block = 0;  // bytes, the latter with the opt-in
+};
+
+// x, bias and y have w's dtype and lie on the device, as everything does that w points to. y must
+// not overlap x. Strides in elements.
+struct SpmmCudaArgs {
+  T16View w;
+  int64_t m = 0;  // 1 to kMaxTokens
+  const void* x = nullptr;
+  int64_t x_stride = 0;
+  const void* bias = nullptr;  // [n] or null
+  void* y = nullptr;
+  int64_t y_stride = 0;
+  // As many bytes as the plan says, 16-byte aligned, zero before the first call. Calls of all
+  // shapes may take turns with one; calls that can overlap, as those on two streams, need one each.
+  void* workspace = nullptr;
+  int64_t workspace_bytes = 0;
+};
+
+inline constexpr int64_t kMaxTokens = 64;
+
+// How one call is laid out over the device; see plan_spmm_t16.
+struct SpmmT16Plan {
+  int32_t token_tiles = 0;           // products of 8 tokens per A fragment: 1, 2, 4 or 8
+  int32_t warps_n = 0, warps_k = 0;  // of a block: over row tiles, and over its part of k
+  int32_t blocks_n = 0;              // over row tiles
+  int32_t splits = 0;                // blocks over k; each leaves a partial sum if more than one
+  int32_t x_pitch_bytes = 0;         // between token rows of x in shared memory
+  int32_t stage_bytes = 0;           // one record of the ring
+  int64_t shared_bytes = 0;          // of a block
+  int64_t workspace_bytes = 0;
+};
+
+// Pure: which layout is expected to take least time. Fails when none fits the device.
+Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
+
+// Launches one row's kernel on a stream (cudaStream_t).
+using SpmmCudaKernel = Status (*)(const SpmmCudaArgs&, const SpmmT16Plan&, const CudaDevice&,
+                                  void* stream);
+
+// One line of kernels_cuda.def.
+struct SpmmCudaRow {
+  const char* name;  // spmm_t16_<w dtype>_<x dtype>_sm<capability>
+  DType w_dtype, x_dtype;
+  int32_t capability;  // least that runs it
+  bool exact;          // machine code for that capability alone, without PTX for later ones
+  SpmmCudaKernel run;
+};
+
+std::span<const SpmmCudaRow> spmm_cuda_kernels();
+
+// First row that fits; null if none.
+const SpmmCudaRow* choose_spmm_cuda(DType dtype, int32_t capability);
+
+// Checks the arguments and launches as planned for this m and device, which is current. Does not
+// wait and allocates nothing.
+Status spmm_cuda(const SpmmCudaArgs& args, const SpmmT16Plan& plan, const CudaDevice& device,
+                 void* stream);
+
+// Writes w densely, out [rows, cols], on the device.
+Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
+
+}  // namespace tamis

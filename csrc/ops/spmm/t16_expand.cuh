@@ -1,0 +1,50 @@
+// t16 to dense on the device, for products with many tokens.
+#pragma once
+
+#include "base/cuda/dev.h"
+#include "ops/spmm/t16_decode.cuh"
+#include "ops/spmm/t16_params.h"
+
+namespace tamis {
+
+// A warp writes one tile, each lane 16 columns of two rows. Grid [ceil(tiles / kBlockWarps)].
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, 2) expand_t16(const ExpandT16Params p) {
+  const uint32_t warp = dev::thread_index() / 32, lane = dev::thread_index() % 32;
+  const int64_t tile = int64_t{dev::block_index_x()} * kBlockWarps + warp;
+  if (tile >= int64_t{p.row_tiles} * p.col_tiles) return;
+  const uint8_t* record = p.records + dev::load_global(p.offsets + tile) * t16::kUnit;
+  const auto* words = reinterpret_cast<const uint32_t*>(record);
+  const uint32_t word = dev::load_global(words + lane);
+  const dev::Word4 starts{dev::load_global(words + 32), dev::load_global(words + 33),
+                          dev::load_global(words + 34), dev::load_global(words + 35)};
+  uint32_t at[8], a[4][4];
+  first_values(0, word, starts, at);
+  const auto load = [&](uint32_t i) {
+    return dev::load_global(reinterpret_cast<const uint16_t*>(record + i));
+  };
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    expand_step(load, word >> (8 * step), at[2 * step], at[2 * step + 1], a[step]);
+  }
+
+  const auto col = static_cast<int32_t>(tile % p.col_tiles * 64 + 16 * (lane % 4));
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const auto row = static_cast<int32_t>(tile / p.col_tiles * 16 + lane / 4 + 8 * half);
+    if (row >= p.rows) continue;
+    uint16_t* out = p.out + row * p.out_stride + col;
+    if (p.out_aligned && col + 16 <= p.cols) {
+      auto* wide = reinterpret_cast<dev::Word4*>(out);
+      wide[0] = {a[0][half], a[0][half + 2], a[1][half], a[1][half + 2]};
+      wide[1] = {a[2][half], a[2][half + 2], a[3][half], a[3][half + 2]};
+    } else {
+#pragma unroll
+      for (int j = 0; j < 16; ++j) {
+        const uint32_t pair = a[j / 4][half + (j % 4 / 2) * 2];
+        if (col + j < p.cols) out[j] = static_cast<uint16_t>(pair >> (16 * (j % 2)));
+      }
+    }
+  }
+}
+
+}  // namespace tamis

@@ -1,0 +1,61 @@
+// What the t16 kernels get, and the shared memory they and the plan agree on.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/spmm/spmm_cuda.h"
+
+namespace tamis {
+
+// Records a warp has on their way. 16 warps per SM with 2 of 1.2 KB each in flight cover 3.35 TB/s
+// * 0.7 us / 132 = 18 KB per SM on an H100; the others absorb uneven progress.
+inline constexpr int32_t kStages = 4;
+inline constexpr int32_t kBlockWarps = 8;
+inline constexpr int32_t kBlockThreads = 32 * kBlockWarps;
+
+// Shared memory of a block: the flag of the last block, one mbarrier per warp and stage, x
+// [m, x_pitch], the rings [kBlockWarps, kStages, stage]. Warps that split k add up over x.
+inline constexpr int32_t kFlagAt = 0;
+inline constexpr int32_t kBarriersAt = 16;
+inline constexpr int32_t kXAt = kBarriersAt + 8 * kBlockWarps * kStages;
+static_assert(kXAt % 16 == 0, "x is copied in 16 bytes");
+
+// The workspace: a ticket per block of rows, then partial sums. The tickets' room does not depend
+// on the plan, so calls of all shapes may take turns with one workspace.
+inline constexpr int64_t kMaxTickets = 16384;
+inline constexpr int64_t kTicketBytes = 4 * kMaxTickets;
+
+struct SpmmT16Params {
+  const uint8_t* records;
+  const uint32_t* offsets;
+  const uint16_t* x;
+  const uint16_t* bias;
+  uint16_t* y;
+  uint32_t* tickets;  // [blocks_n]
+  float* partial;     // [splits, row tiles, accumulators, 32]
+  int64_t x_stride, y_stride;
+  int32_t rows, cols, m;
+  int32_t row_tiles, col_tiles;
+  int32_t warps_k, splits;
+  int32_t x_pitch_bytes, stage_bytes;
+  bool x_aligned;  // rows of x start at multiples of 16 bytes
+};
+
+// The plan with that layout: 1, 2, 4 or 8 warps of a block and 1 to column tiles blocks over k.
+SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32_t splits);
+
+SpmmT16Params spmm_t16_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+
+struct ExpandT16Params {
+  const uint8_t* records;
+  const uint32_t* offsets;
+  uint16_t* out;
+  int64_t out_stride;
+  int32_t rows, cols;
+  int32_t row_tiles, col_tiles;
+  bool out_aligned;  // rows of out start at multiples of 16 bytes
+};
+
+ExpandT16Params expand_t16_params(const T16View& w, void* out, int64_t out_stride);
+
+}  // namespace tamis

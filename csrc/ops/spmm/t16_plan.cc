@@ -1,0 +1,136 @@
+// Plan of the t16 product: warps, blocks and parts of k for a shape and a device.
+#include <algorithm>
+#include <cmath>
+
+#include "ops/spmm/t16_params.h"
+
+namespace tamis {
+namespace {
+
+// In SM clocks, from instruction counts and public rates (bench/RESULTS.md); they only have to rank
+// layouts.
+constexpr double kTileClocks = 60;         // decoding and multiplying one record, 8 tokens
+constexpr double kTokenTileClocks = 8;     // each further 8 tokens: their loads from shared memory
+constexpr double kTileLatency = 600;       // of one record through one warp
+constexpr double kDramBytesPerClock = 14;  // of one SM: 3.35 TB/s / 132 / 1.755 GHz
+constexpr double kL2BytesPerClock = 32;    // likewise
+constexpr double kBlockClocks = 1500;      // start of a block: x and the first record arrive
+constexpr double kNextBlockClocks = 500;   // likewise while other blocks of the SM go on
+constexpr double kMeetingClocks = 2000;    // ticket, fence and first read of the last block
+constexpr int32_t kSmWarps = 24;           // at most 80 registers per thread
+
+// Expected SM clocks of a call.
+double clocks(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevice& device) {
+  const int64_t col_tiles = t16::col_tiles(w.cols);
+  const double tile_bytes =
+      static_cast<double>(w.record_bytes) / static_cast<double>(t16::row_tiles(w.rows) * col_tiles);
+  const double per_sm = static_cast<double>(ceil_div(int64_t{p.blocks_n} * p.splits, device.sms));
+  const int64_t fit =
+      std::min<int64_t>(device.shared_per_sm / (p.shared_bytes + 1024), kSmWarps / kBlockWarps);
+  const double resident = std::min(per_sm, static_cast<double>(fit));
+  const double rounds = per_sm / resident;
+  const double share = static_cast<double>(col_tiles) / (p.splits * p.warps_k);
+  const double tiles = per_sm > 1 ? share : std::ceil(share);  // long and short shares mix
+  const double per_tile = std::max(kTileClocks + kTokenTileClocks * (p.token_tiles - 1),
+                                   tile_bytes / kDramBytesPerClock);
+  const double decode =
+      std::max(per_sm * kBlockWarps * tiles * per_tile, rounds * tiles * kTileLatency);
+  const double x_bytes = 2.0 * static_cast<double>(m) * 64 * tiles * p.warps_k;
+  double all =
+      decode + kBlockClocks + (rounds - 1) * kNextBlockClocks + per_sm * x_bytes / kL2BytesPerClock;
+  if (p.splits > 1) {
+    const double partial = 4.0 * 16 * 8 * p.token_tiles * p.warps_n;
+    all += kMeetingClocks + (per_sm + p.splits) * partial / kL2BytesPerClock;
+  }
+  return all;
+}
+
+}  // namespace
+
+SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32_t splits) {
+  const int64_t row_tiles = t16::row_tiles(w.rows);
+  SpmmT16Plan p{.token_tiles = m <= 8    ? 1
+                               : m <= 16 ? 2
+                               : m <= 32 ? 4
+                                         : 8,
+                .warps_n = kBlockWarps / warps_k,
+                .warps_k = warps_k,
+                .splits = splits,
+                .stage_bytes = static_cast<int32_t>(w.max_record_bytes)};
+  p.blocks_n = static_cast<int32_t>(ceil_div(row_tiles, p.warps_n));
+  // 16 bytes more than a multiple of 128: neighbouring token rows start four banks apart, so the 16
+  // byte loads of a quarter warp (two tokens, four lanes each) meet in no bank.
+  p.x_pitch_bytes = static_cast<int32_t>(128 * ceil_div(t16::col_tiles(w.cols), splits) + 16);
+  const int64_t ring = int64_t{kBlockWarps} * kStages * p.stage_bytes;
+  const int64_t accumulators = int64_t{4} * p.token_tiles * 32 * 4;  // bytes of a warp's
+  const int64_t sums = accumulators * p.warps_n * (warps_k - 1);
+  p.shared_bytes = kXAt + std::max(m * p.x_pitch_bytes + ring, sums);
+  if (splits > 1) p.workspace_bytes = kTicketBytes + accumulators * splits * row_tiles;
+  return p;
+}
+
+Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+  if (m < 1 || m > kMaxTokens) {
+    return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %lld on CUDA",
+                 static_cast<long long>(m), static_cast<long long>(kMaxTokens));
+  }
+  const int64_t col_tiles = t16::col_tiles(w.cols);
+  double best = 0;
+  *plan = {};
+  for (const int32_t warps_k : {1, 2, 4, 8}) {
+    for (int32_t splits = 1; splits <= col_tiles; splits += splits < 64 ? 1 : splits / 8) {
+      const SpmmT16Plan candidate = lay_out_spmm_t16(w, m, warps_k, splits);
+      if (candidate.shared_bytes > device.shared_per_block) continue;
+      if (splits > 1 && candidate.blocks_n > kMaxTickets) continue;
+      const double time = clocks(w, m, candidate, device);
+      if (plan->splits == 0 || time < best) {
+        *plan = candidate;
+        best = time;
+      }
+    }
+  }
+  if (plan->splits > 0) return {};
+  return error(Code::no_kernel,
+               "spmm: w: got %lld columns, which fit no layout in %d bytes of "
+               "shared memory",
+               static_cast<long long>(w.cols), device.shared_per_block);
+}
+
+SpmmT16Params spmm_t16_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && (a.m == 1 || a.x_stride % 8 == 0);
+  auto* workspace = static_cast<uint8_t*>(a.workspace);
+  return {.records = static_cast<const uint8_t*>(a.w.records),
+          .offsets = a.w.offsets,
+          .x = static_cast<const uint16_t*>(a.x),
+          .bias = static_cast<const uint16_t*>(a.bias),
+          .y = static_cast<uint16_t*>(a.y),
+          .tickets = reinterpret_cast<uint32_t*>(workspace),
+          .partial = reinterpret_cast<float*>(workspace + kTicketBytes),
+          .x_stride = a.x_stride,
+          .y_stride = a.y_stride,
+          .rows = static_cast<int32_t>(a.w.rows),
+          .cols = static_cast<int32_t>(a.w.cols),
+          .m = static_cast<int32_t>(a.m),
+          .row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows)),
+          .col_tiles = static_cast<int32_t>(t16::col_tiles(a.w.cols)),
+          .warps_k = plan.warps_k,
+          .splits = plan.splits,
+          .x_pitch_bytes = plan.x_pitch_bytes,
+          .stage_bytes = plan.stage_bytes,
+          .x_aligned = aligned};
+}
+
+ExpandT16Params expand_t16_params(const T16View& w, void* out, int64_t out_stride) {
+  return {.records = static_cast<const uint8_t*>(w.records),
+          .offsets = w.offsets,
+          .out = static_cast<uint16_t*>(out),
+          .out_stride = out_stride,
+          .rows = static_cast<int32_t>(w.rows),
+          .cols = static_cast<int32_t>(w.cols),
+          .row_tiles = static_cast<int32_t>(t16::row_tiles(w.rows)),
+          .col_tiles = static_cast<int32_t>(t16::col_tiles(w.cols)),
+          .out_aligned = reinterpret_cast<uintptr_t>(out) % 16 == 0 && out_stride % 8 == 0};
+}
+
+}  // namespace tamis

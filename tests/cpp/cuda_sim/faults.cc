@@ -1,0 +1,71 @@
+// Bugs put in on purpose: each must be noticed, or the conformance test proves nothing. Blocks run
+// one after another here, so a missing fence or barrier between blocks is for the card to show.
+#include <gtest/gtest.h>
+
+#include "cuda_sim/problem.h"
+
+namespace tamis::test {
+namespace {
+
+class Faults : public testing::TestWithParam<SimRow> {
+ protected:
+  // Six records per warp over four stages; x is shared by eight warps.
+  Faults()
+      : case_({.n = 150, .k = 64 * 12, .m = 6, .sparsity = 0.4, .dtype = GetParam().dtype}),
+        plan_(lay_out_spmm_t16(case_.t16(), 6, 2, 1)) {}
+
+  // How many of eight orders of the warps notice.
+  int noticed(sim::Faults faults) { return noticed(faults, plan_); }
+  int noticed(sim::Faults faults, const SpmmT16Plan& plan) {
+    int count = 0;
+    for (uint64_t seed = 1; seed <= 8; ++seed) {
+      count += run(GetParam(), case_, plan, seed, faults).empty() ? 0 : 1;
+    }
+    return count;
+  }
+
+  Case case_;
+  SpmmT16Plan plan_;
+};
+
+TEST_P(Faults, NoneIsRight) {
+  EXPECT_EQ(noticed({}), 0);
+}
+
+TEST_P(Faults, MissingBarrier) {
+  EXPECT_GT(noticed({.barrier = 0}), 0) << "after x was copied";
+  EXPECT_GT(noticed({.barrier = 1}), 0) << "before sums overwrite x";
+  EXPECT_GT(noticed({.barrier = 2}), 0) << "before sums are read";
+}
+
+TEST_P(Faults, MissingWait) {
+  for (const int wait : {0, 1, 2, 4, 6}) {
+    EXPECT_EQ(noticed({.wait = wait}), 8) << "wait " << wait;
+  }
+}
+
+// The buffer keeps what it held: nothing at first, an older record later.
+TEST_P(Faults, StaleBuffer) {
+  for (const int copy : {0, 40, 200}) {
+    EXPECT_EQ(noticed({.copy = copy}), 8) << "copy " << copy;
+  }
+}
+
+TEST_P(Faults, RecordLongerThanItsStage) {
+  SpmmT16Plan small = plan_;
+  small.stage_bytes -= 128;
+  small.shared_bytes -= 128 * kBlockWarps * kStages;
+  EXPECT_EQ(noticed({}, small), 8);
+}
+
+TEST_P(Faults, SharedMemoryTooSmall) {
+  SpmmT16Plan small = plan_;
+  small.shared_bytes -= plan_.stage_bytes / 2;
+  EXPECT_EQ(noticed({}, small), 8);
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, Faults, testing::ValuesIn(sim_rows()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace tamis::test

@@ -1,0 +1,242 @@
+// A random product, its weights packed as t16 in guarded memory, its answer in double, and how to
+// run a CUDA row on the simulator.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/numeric.h"
+#include "format/format.h"
+#include "format/t16.h"
+#include "guarded.h"
+#include "ops/spmm/spmm.h"
+#include "ops/spmm/t16.cuh"
+#include "ops/spmm/t16_expand.cuh"
+
+namespace tamis::test {
+
+inline float widened(uint16_t bits, DType dtype) {
+  return dtype == DType::bf16 ? f32_from_bf16(bits) : f32_from_f16(bits);
+}
+inline uint16_t narrowed(float value, DType dtype) {
+  return dtype == DType::bf16 ? bf16_from_f32(value) : f16_from_f32(value);
+}
+
+inline constexpr CudaDevice kH100{
+    .capability = 90, .sms = 132, .shared_per_sm = 233472, .shared_per_block = 232448};
+inline constexpr CudaDevice kA100{
+    .capability = 80, .sms = 108, .shared_per_sm = 167936, .shared_per_block = 166912};
+inline constexpr CudaDevice kL40{
+    .capability = 89, .sms = 142, .shared_per_sm = 102400, .shared_per_block = 101376};
+
+struct Problem {
+  int64_t n = 0, k = 0, m = 0;
+  double sparsity = 0;
+  DType dtype = DType::bf16;
+  bool integers = false;  // small ones, whose sums are exact
+  bool bias = true;
+  int64_t x_padding = 0, y_padding = 0;
+  uint64_t seed = 1;
+};
+
+// Owns every array of a call.
+class Case {
+ public:
+  explicit Case(const Problem& problem) : p_(problem), random_(problem.seed) {
+    make_weights();
+    make_vectors();
+    pack_weights();
+  }
+
+  const Problem& problem() const { return p_; }
+  const T16View& t16() const { return t16_; }
+  SpmmCudaArgs args() {
+    return {.w = t16_,
+            .m = p_.m,
+            .x = x_->data(),
+            .x_stride = p_.k + p_.x_padding,
+            .bias = p_.bias ? bias_->data() : nullptr,
+            .y = y_->data(),
+            .y_stride = p_.n + p_.y_padding};
+  }
+  void clear_y() { std::fill(y_->span().begin(), y_->span().end(), kUnwritten); }
+  const Guarded<uint16_t>& y() const { return *y_; }
+  const std::vector<uint16_t>& dense() const { return dense_; }
+
+  // What differs from the answer; empty if nothing.
+  std::string compare() const {
+    const double eps = p_.dtype == DType::bf16 ? 0x1p-8 : 0x1p-11;  // half a unit in the last place
+    for (int64_t t = 0; t < p_.m; ++t) {
+      for (int64_t r = 0; r < p_.n; ++r) {
+        double wanted = 0, magnitude = 0;
+        for (int64_t c = 0; c < p_.k; ++c) {
+          const double product = double{widened(dense_[r * p_.k + c], p_.dtype)} *
+                                 widened((*x_)[t * (p_.k + p_.x_padding) + c], p_.dtype);
+          wanted += product;
+          magnitude += std::fabs(product);
+        }
+        if (p_.bias) wanted += widened((*bias_)[r], p_.dtype);
+        const uint16_t got = (*y_)[t * (p_.n + p_.y_padding) + r];
+        const uint16_t exact = narrowed(static_cast<float>(wanted), p_.dtype);
+        const double off = std::fabs(widened(got, p_.dtype) - wanted);
+        const double allowed = eps * std::fabs(wanted) + 0x1p-23 * 32 * magnitude;
+        if (p_.integers ? got != exact : !(off <= allowed)) {
+          return "y[" + std::to_string(t) + ", " + std::to_string(r) +
+                 "] = " + std::to_string(widened(got, p_.dtype)) + ", wanted " +
+                 std::to_string(wanted);
+        }
+      }
+      for (int64_t r = p_.n; r < p_.n + p_.y_padding && t + 1 < p_.m; ++r) {
+        if ((*y_)[t * (p_.n + p_.y_padding) + r] != kUnwritten) return "padding of y was written";
+      }
+    }
+    return {};
+  }
+
+ private:
+  static constexpr uint16_t kUnwritten = 0x7fff;  // NaN in both
+
+  uint16_t number() {
+    if (p_.integers) {
+      const auto small = static_cast<float>(static_cast<int>(random_() % 7) - 3);
+      return narrowed(small == 0 ? 1.0f : small, p_.dtype);
+    }
+    return narrowed(std::normal_distribution<float>()(random_), p_.dtype);
+  }
+
+  void make_weights() {
+    dense_.assign(p_.n * p_.k, 0);
+    std::uniform_real_distribution<double> uniform;
+    for (uint16_t& w : dense_) {
+      if (uniform(random_) >= p_.sparsity) w = number();
+    }
+  }
+
+  void make_vectors() {
+    const auto length = [&](int64_t width, int64_t padding) {
+      return static_cast<size_t>((p_.m - 1) * (width + padding) + width);
+    };
+    x_ = std::make_unique<Guarded<uint16_t>>(length(p_.k, p_.x_padding));
+    y_ = std::make_unique<Guarded<uint16_t>>(length(p_.n, p_.y_padding));
+    bias_ = std::make_unique<Guarded<uint16_t>>(p_.n);
+    std::fill(x_->span().begin(), x_->span().end(), uint16_t{0x7fff});
+    for (int64_t t = 0; t < p_.m; ++t) {
+      for (int64_t c = 0; c < p_.k; ++c) (*x_)[t * (p_.k + p_.x_padding) + c] = number();
+    }
+    for (uint16_t& b : bias_->span()) b = number();
+    clear_y();
+  }
+
+  void pack_weights() {
+    const DenseView w{
+        .data = dense_.data(), .dtype = p_.dtype, .rows = p_.n, .cols = p_.k, .stride = p_.k};
+    const PackSpec spec{.format = Format::bitmap, .dtype = p_.dtype};
+    PackSizes sizes;
+    must(pack_sizes(w, spec, &sizes));
+    std::vector<uint16_t> values(sizes.values + 1);  // never a null pointer
+    std::vector<uint64_t> mask(sizes.mask);
+    std::vector<int64_t> row_offsets(sizes.row_offsets);
+    must(pack(w, spec,
+              {.values = values.data(), .mask = mask.data(), .row_offsets = row_offsets.data()}));
+    const MatrixView bitmap{.format = Format::bitmap,
+                            .rows = p_.n,
+                            .cols = p_.k,
+                            .dtype = p_.dtype,
+                            .values = values.data(),
+                            .nnz = sizes.values,
+                            .mask = mask.data(),
+                            .row_offsets = row_offsets.data()};
+    t16::Sizes packed;
+    must(t16::pack_sizes(bitmap, &packed));
+    records_ = std::make_unique<Guarded<Unit>>(packed.record_bytes / t16::kUnit);
+    offsets_ = std::make_unique<Guarded<uint32_t>>(packed.offsets);
+    must(t16::pack(bitmap, offsets_->data(), records_->data()));
+    t16_ = {.rows = p_.n,
+            .cols = p_.k,
+            .dtype = p_.dtype,
+            .records = records_->data(),
+            .offsets = offsets_->data(),
+            .record_bytes = packed.record_bytes,
+            .max_record_bytes = packed.max_record_bytes};
+    must(t16::check(t16_));
+  }
+
+  static void must(const Status& status) {
+    if (!status.ok()) throw std::runtime_error(status.text);
+  }
+
+  struct alignas(16) Unit {
+    uint8_t bytes[t16::kUnit];
+  };
+  Problem p_;
+  std::mt19937_64 random_;
+  std::vector<uint16_t> dense_;
+  std::unique_ptr<Guarded<uint16_t>> x_, y_, bias_;
+  std::unique_ptr<Guarded<Unit>> records_;
+  std::unique_ptr<Guarded<uint32_t>> offsets_;
+  T16View t16_;
+};
+
+// One line of kernels_cuda.def on the simulator.
+struct SimRow {
+  const char* name;
+  DType dtype;
+  std::string (*run)(const sim::Launch&, const SpmmT16Params&, int token_tiles);
+};
+
+template <DType kType, bool kBulk>
+std::string simulate(const sim::Launch& launch, const SpmmT16Params& p, int token_tiles) {
+  const auto run = [&]<int kTokenTiles>(std::integral_constant<int, kTokenTiles>) {
+    return sim::launch(launch, [&] { spmm_t16<T16Config<kType, kTokenTiles, kBulk>>(p); });
+  };
+  switch (token_tiles) {
+    case 1:
+      return run(std::integral_constant<int, 1>());
+    case 2:
+      return run(std::integral_constant<int, 2>());
+    case 4:
+      return run(std::integral_constant<int, 4>());
+    default:
+      return run(std::integral_constant<int, 8>());
+  }
+}
+
+inline const std::vector<SimRow>& sim_rows() {
+  static const std::vector<SimRow> rows = {
+#define TAMIS_SPMM_CUDA(w, x, capability, exact) \
+  {"spmm_t16_" #w "_" #x "_sm" #capability, DType::w, &simulate<DType::w, (capability >= 90)>},
+#include "ops/spmm/kernels_cuda.def"
+#undef TAMIS_SPMM_CUDA
+  };
+  return rows;
+}
+
+// Runs a row with that plan; the simulator's complaint, or what is wrong with y or the workspace.
+inline std::string run(const SimRow& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
+                       sim::Faults faults = {}) {
+  std::vector<uint64_t> workspace(static_cast<size_t>(ceil_div(plan.workspace_bytes, 8)), 0);
+  std::fill(workspace.begin() + (workspace.empty() ? 0 : kTicketBytes / 8), workspace.end(),
+            ~uint64_t{0});  // partial sums start as NaN
+  SpmmCudaArgs args = c.args();
+  args.workspace = workspace.data();
+  args.workspace_bytes = plan.workspace_bytes;
+  c.clear_y();
+  const sim::Launch launch{
+      .grid = {static_cast<uint32_t>(plan.blocks_n), static_cast<uint32_t>(plan.splits)},
+      .block = {kBlockThreads},
+      .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+      .seed = seed,
+      .faults = faults};
+  std::string wrong = row.run(launch, spmm_t16_params(args, plan), plan.token_tiles);
+  if (!wrong.empty()) return wrong;
+  for (int64_t i = 0; !workspace.empty() && i < plan.blocks_n; ++i) {
+    if (reinterpret_cast<uint32_t*>(workspace.data())[i] != 0) return "a ticket is not zero again";
+  }
+  return c.compare();
+}
+
+}  // namespace tamis::test

@@ -1,0 +1,306 @@
+// The engine: scheduling of fibers, collectives, asynchronous copies.
+#include "cuda_sim/sim.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <random>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "cuda_sim/fiber.h"
+
+namespace tamis::sim {
+namespace {
+
+constexpr uint32_t kLanes = 32;
+constexpr uint8_t kPoison = 0xff;  // all ones: NaN in bf16, f16 and f32
+
+struct Copy {
+  uint32_t to, bytes, valid;
+  const void* from;
+};
+
+struct Thread {
+  Fiber fiber;
+  bool done = false;
+  Dim3 index;
+  uint32_t lane = 0, warp = 0;
+  int barriers = 0, waits = 0;  // met so far
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> groups;
+};
+
+// Deposits alternate between two sets, so one meeting of the warp per exchange is enough.
+struct Warp {
+  uint32_t arrived = 0, lanes = 0;
+  uint64_t meetings = 0;
+  std::array<uint64_t, kLanes> exchanges = {};
+  alignas(16) uint8_t slots[2][kLanes][kSlotBytes];
+};
+
+struct Barrier {
+  uint32_t arrivals = 0, missing = 0;
+  int64_t expected = 0;
+  uint32_t phase = 0;
+  std::vector<Copy> copies;
+};
+
+struct Block {
+  Launch launch;
+  const std::function<void()>* kernel = nullptr;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::vector<uint8_t> shared;
+  std::map<uint32_t, Barrier> barriers;
+  Dim3 index;
+  size_t current = 0;
+  uint32_t arrived = 0;
+  uint64_t meetings = 0, progress = 0;
+  int copies = 0;
+  std::mt19937_64 random;
+  std::string error;
+};
+
+Block g;
+
+Thread& me() {
+  return g.threads[g.current];
+}
+
+void yield() {
+  me().fiber.leave();
+}
+
+void entry() {
+  try {
+    (*g.kernel)();
+  } catch (const std::exception& stop) {
+    if (g.error.empty()) g.error = stop.what();
+  }
+  me().done = true;
+  ++g.progress;
+  yield();
+}
+
+void start_block() {
+  std::fill(g.shared.begin(), g.shared.end(), kPoison);
+  g.barriers.clear();
+  g.arrived = 0;
+  g.copies = 0;
+  for (Warp& warp : g.warps) warp = {};
+  const Dim3 size = g.launch.block;
+  for (uint32_t i = 0; i < g.threads.size(); ++i) {
+    Thread& thread = g.threads[i];
+    thread.done = false;
+    thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
+    thread.lane = i % kLanes;
+    thread.warp = i / kLanes;
+    thread.barriers = thread.waits = 0;
+    thread.open.clear();
+    thread.groups.clear();
+    thread.fiber.reset(&entry);
+    ++g.warps[thread.warp].lanes;
+  }
+}
+
+// Every lane of the warp, from a random one on, until it leaves. Returns how many are not done.
+uint32_t step_warp(size_t warp) {
+  uint32_t left = 0;
+  const uint64_t first = g.random();
+  for (uint32_t i = 0; i < g.warps[warp].lanes; ++i) {
+    g.current = warp * kLanes + (first + i) % g.warps[warp].lanes;
+    if (me().done) continue;
+    me().fiber.enter();
+    if (!g.error.empty()) return 0;
+    left += me().done ? 0 : 1;
+  }
+  return left;
+}
+
+void run_block() {
+  start_block();
+  std::vector<size_t> order(g.warps.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  for (uint32_t left = 1; left > 0;) {
+    const uint64_t before = g.progress;
+    left = 0;
+    std::shuffle(order.begin(), order.end(), g.random);
+    for (const size_t warp : order) {
+      // A warp runs ahead until it is stuck, now and then it is stopped earlier.
+      uint32_t waiting;
+      uint64_t seen;
+      do {
+        seen = g.progress;
+        waiting = step_warp(warp);
+        if (!g.error.empty()) return;
+      } while (waiting > 0 && g.progress != seen && g.random() % 64 != 0);
+      left += waiting;
+    }
+    if (left > 0 && g.progress == before) {
+      g.error = "deadlock: " + std::to_string(left) + " threads wait";
+      return;
+    }
+  }
+  for (const Thread& thread : g.threads) {
+    if (!thread.open.empty()) g.error = "a thread ends with copies it never committed";
+  }
+}
+
+// One meeting of `count` threads.
+void meet(uint32_t& arrived, uint64_t& meetings, uint32_t count) {
+  const uint64_t now = meetings;
+  if (++arrived == count) {
+    arrived = 0;
+    ++meetings;
+    ++g.progress;
+  } else {
+    while (meetings == now) yield();
+  }
+}
+
+void poison(uint32_t to, uint32_t bytes, const char* what) {
+  std::memset(shared(to, bytes, 16, what), kPoison, bytes);
+}
+
+void perform(const Copy& copy) {
+  uint8_t* to = shared(copy.to, copy.bytes, 16, "asynchronous copy");
+  if (copy.valid > 0) std::memcpy(to, copy.from, copy.valid);
+  std::memset(to + copy.valid, 0, copy.bytes - copy.valid);
+}
+
+void check_source(const void* from, const char* what) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0) fail(std::string(what) + ": misaligned source");
+}
+
+Barrier& barrier(uint32_t at) {
+  const auto found = g.barriers.find(at);
+  if (found == g.barriers.end()) fail("mbarrier: used before barrier_init");
+  return found->second;
+}
+
+}  // namespace
+
+std::string launch(const Launch& launch, const std::function<void()>& kernel) {
+  const size_t count = size_t{launch.block.x} * launch.block.y * launch.block.z;
+  g.launch = launch;
+  g.kernel = &kernel;
+  g.threads.resize(count);
+  g.warps.resize((count + kLanes - 1) / kLanes);
+  g.shared.resize(launch.shared_bytes);
+  g.random.seed(launch.seed);
+  g.error.clear();
+  for (g.index.z = 0; g.index.z < launch.grid.z; ++g.index.z) {
+    for (g.index.y = 0; g.index.y < launch.grid.y; ++g.index.y) {
+      for (g.index.x = 0; g.index.x < launch.grid.x; ++g.index.x) {
+        run_block();
+        if (!g.error.empty()) return g.error;
+      }
+    }
+  }
+  return {};
+}
+
+void fail(const std::string& what) {
+  throw std::runtime_error(what);
+}
+
+Dim3 thread_index() {
+  return me().index;
+}
+Dim3 block_index() {
+  return g.index;
+}
+
+uint8_t* shared(uint32_t at, size_t bytes, size_t alignment, const char* what) {
+  if (at + bytes > g.shared.size()) {
+    fail(std::string(what) + ": bytes " + std::to_string(at) + " to " + std::to_string(at + bytes) +
+         " of " + std::to_string(g.shared.size()) + " in shared memory");
+  }
+  if (at % alignment != 0) fail(std::string(what) + ": misaligned shared memory");
+  return g.shared.data() + at;
+}
+
+void sync_block() {
+  if (me().barriers++ == g.launch.faults.barrier) return;
+  meet(g.arrived, g.meetings, static_cast<uint32_t>(g.threads.size()));
+}
+
+void sync_warp() {
+  Warp& warp = g.warps[me().warp];
+  meet(warp.arrived, warp.meetings, warp.lanes);
+}
+
+const uint8_t* exchange(const void* mine, size_t bytes) {
+  Warp& warp = g.warps[me().warp];
+  auto& slots = warp.slots[warp.exchanges[me().lane]++ % 2];
+  std::memcpy(slots[me().lane], mine, bytes);
+  sync_warp();
+  return slots[0];
+}
+
+void copy_async(uint32_t to, const void* from, uint32_t bytes, uint32_t valid) {
+  if (valid > 0) check_source(from, "cp.async");
+  if (g.copies++ == g.launch.faults.copy) return;
+  poison(to, bytes, "cp.async");
+  me().open.push_back({to, bytes, valid, from});
+}
+
+void commit_async() {
+  me().groups.push_back(std::exchange(me().open, {}));
+}
+
+void wait_async(int groups_left) {
+  if (me().waits++ == g.launch.faults.wait) return;
+  auto& groups = me().groups;
+  while (groups.size() > static_cast<size_t>(groups_left)) {
+    for (const Copy& copy : groups.front()) perform(copy);
+    groups.pop_front();
+  }
+}
+
+void barrier_init(uint32_t at, uint32_t arrivals) {
+  shared(at, 8, 8, "mbarrier");
+  g.barriers[at] = {.arrivals = arrivals, .missing = arrivals, .copies = {}};
+}
+
+void barrier_expect(uint32_t at, uint32_t bytes) {
+  Barrier& b = barrier(at);
+  if (b.missing == 0) fail("mbarrier: more arrivals than it was made for");
+  --b.missing;
+  b.expected += bytes;
+}
+
+void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t at) {
+  check_source(from, "bulk copy");
+  if (bytes % 16 != 0) fail("bulk copy: a size that is not a multiple of 16");
+  Barrier& b = barrier(at);
+  if (g.copies++ == g.launch.faults.copy) return;
+  poison(to, bytes, "bulk copy");
+  b.copies.push_back({to, bytes, bytes, from});
+}
+
+// Copies land when somebody first asks for them: no kernel may count on their being early.
+void barrier_wait(uint32_t at, uint32_t parity) {
+  Barrier& b = barrier(at);
+  if (me().waits++ == g.launch.faults.wait) return;
+  while (b.phase % 2 == parity) {
+    int64_t bytes = 0;
+    for (const Copy& copy : b.copies) bytes += copy.bytes;
+    if (b.missing > 0 || bytes != b.expected) {
+      yield();
+      continue;
+    }
+    for (const Copy& copy : b.copies) perform(copy);
+    b.copies.clear();
+    b.missing = b.arrivals;
+    b.expected = 0;
+    ++b.phase;
+    ++g.progress;
+  }
+}
+
+}  // namespace tamis::sim

@@ -1,0 +1,65 @@
+// Runs CUDA kernels on this CPU: one fiber per CUDA thread, blocks one after another.
+//
+// It is stricter than a GPU where a kernel could be right by luck: shared memory starts as NaN, an
+// asynchronous copy turns its destination into NaN until it is waited for, warps and lanes run in
+// random order and run ahead of each other, every access to shared memory is checked. It cannot see
+// timing, bank conflicts, races in global memory between blocks, or how tensor cores round.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace tamis::sim {
+
+struct Dim3 {
+  uint32_t x = 1, y = 1, z = 1;
+};
+
+// What a launch leaves out on purpose, to show that a test would notice; -1 is nothing.
+struct Faults {
+  int barrier = -1;  // this sync_block of every thread does nothing
+  int wait = -1;     // this wait for copies of every thread does nothing
+  int copy = -1;     // this asynchronous copy of the block never happens
+};
+
+struct Launch {
+  Dim3 grid = {}, block = {};
+  size_t shared_bytes = 0;
+  uint64_t seed = 1;  // of the order in which warps and lanes run
+  Faults faults = {};
+};
+
+// Calls `kernel` once per thread. Returns what went wrong, empty if nothing.
+std::string launch(const Launch& launch, const std::function<void()>& kernel);
+
+// What follows is for the device side, called from inside a kernel.
+
+[[noreturn]] void fail(const std::string& what);
+Dim3 thread_index();
+Dim3 block_index();
+
+// Shared memory at byte offset `at`, checked for bounds and alignment.
+uint8_t* shared(uint32_t at, size_t bytes, size_t alignment, const char* what);
+
+void sync_block();
+void sync_warp();
+
+// Deposits `bytes` <= kSlotBytes of this lane and returns lane 0's deposit once all 32 are there;
+// lane i's lies i * kSlotBytes further. Valid until the warp's next exchange.
+inline constexpr size_t kSlotBytes = 32;
+const uint8_t* exchange(const void* mine, size_t bytes);
+
+// cp.async: `valid` bytes from `from`, zeros up to `bytes`.
+void copy_async(uint32_t to, const void* from, uint32_t bytes, uint32_t valid);
+void commit_async();
+void wait_async(int groups_left);
+
+// mbarrier, and the bulk copies that report to one.
+void barrier_init(uint32_t at, uint32_t arrivals);
+void barrier_expect(uint32_t at, uint32_t bytes);
+void barrier_wait(uint32_t at, uint32_t parity);
+void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier);
+
+}  // namespace tamis::sim

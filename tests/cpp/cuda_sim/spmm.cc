@@ -1,0 +1,122 @@
+// Every row of kernels_cuda.def on the simulator against a double reference: real inputs within
+// rounding, small integers bit for bit, guard pages round every array, NaN in every padding.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "cuda_sim/problem.h"
+
+namespace tamis::test {
+namespace {
+
+std::string label(const Problem& p) {
+  return "n " + std::to_string(p.n) + ", k " + std::to_string(p.k) + ", m " + std::to_string(p.m) +
+         ", sparsity " + std::to_string(p.sparsity) + ", seed " + std::to_string(p.seed);
+}
+
+class SpmmT16 : public testing::TestWithParam<SimRow> {
+ protected:
+  void expect_right(Problem p, int32_t warps_k, int32_t splits) {
+    p.dtype = GetParam().dtype;
+    Case c(p);
+    SpmmT16Plan plan;
+    if (warps_k > 0) {
+      plan = lay_out_spmm_t16(c.t16(), p.m, warps_k, splits);
+    } else {
+      ASSERT_TRUE(plan_spmm_t16(c.t16(), p.m, kH100, &plan).ok());
+    }
+    EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
+        << label(p) << ", " << plan.warps_k << " warps and " << plan.splits << " blocks over k";
+  }
+};
+
+TEST_P(SpmmT16, ShapesAndDensities) {
+  uint64_t seed = 100;
+  for (const double sparsity : {0.0, 0.5, 0.9, 1.0}) {
+    for (const auto& [n, k] : {std::pair{16, 64}, {17, 65}, {1, 8}, {50, 200}, {130, 321}}) {
+      for (const bool integers : {false, true}) {
+        expect_right({.n = n,
+                      .k = k,
+                      .m = 3,
+                      .sparsity = sparsity,
+                      .integers = integers,
+                      .bias = integers,
+                      .seed = ++seed},
+                     0, 0);
+      }
+    }
+  }
+}
+
+TEST_P(SpmmT16, Tokens) {
+  uint64_t seed = 200;
+  for (const int64_t m : {1, 2, 7, 8, 9, 16, 17, 32, 33, 64}) {
+    expect_right({.n = 40, .k = 192, .m = m, .sparsity = 0.6, .integers = true, .seed = ++seed}, 0,
+                 0);
+    expect_right({.n = 40,
+                  .k = 136,
+                  .m = m,
+                  .sparsity = 0.6,
+                  .x_padding = 8,
+                  .y_padding = 3,
+                  .seed = ++seed},
+                 2, 1);
+  }
+}
+
+TEST_P(SpmmT16, PartsOfK) {
+  uint64_t seed = 300;
+  for (const int32_t warps_k : {1, 2, 4, 8}) {
+    for (const int32_t splits : {1, 2, 3, 7}) {
+      expect_right({.n = 150, .k = 450, .m = 5, .sparsity = 0.5, .x_padding = 1, .seed = ++seed},
+                   warps_k, splits);
+    }
+  }
+  expect_right({.n = 33, .k = 1100, .m = 20, .sparsity = 0.5, .seed = ++seed}, 4, 3);
+}
+
+// More records per warp than the ring has stages, so that stages are used again.
+TEST_P(SpmmT16, LongRows) {
+  expect_right({.n = 40, .k = 64 * 27, .m = 8, .sparsity = 0.5, .seed = 41}, 1, 1);
+  expect_right({.n = 40, .k = 64 * 27, .m = 2, .sparsity = 0.3, .integers = true, .seed = 42}, 2,
+               2);
+}
+
+TEST_P(SpmmT16, TwoRunsAgreeInEveryBit) {
+  Case c({.n = 100, .k = 640, .m = 9, .sparsity = 0.5, .dtype = GetParam().dtype, .seed = 51});
+  const SpmmT16Plan plan = lay_out_spmm_t16(c.t16(), 9, 4, 2);
+  ASSERT_EQ(run(GetParam(), c, plan, 1), "");
+  const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
+  ASSERT_EQ(run(GetParam(), c, plan, 2), "");
+  EXPECT_EQ(first, std::vector<uint16_t>(c.y().data(), c.y().data() + c.y().size()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, SpmmT16, testing::ValuesIn(sim_rows()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(ExpandT16, EqualsUnpack) {
+  uint64_t seed = 400;
+  for (const double sparsity : {0.0, 0.5, 0.95, 1.0}) {
+    for (const auto& [n, k] : {std::pair{16, 64}, {17, 65}, {3, 5}, {50, 200}, {40, 256}}) {
+      for (const int64_t padding : {0, 3}) {
+        Case c({.n = n, .k = k, .m = 1, .sparsity = sparsity, .seed = ++seed});
+        Guarded<uint16_t> out(static_cast<size_t>((n - 1) * (k + padding) + k));
+        std::fill(out.span().begin(), out.span().end(), uint16_t{0x7fff});
+        const ExpandT16Params p = expand_t16_params(c.t16(), out.data(), k + padding);
+        const auto blocks = static_cast<uint32_t>(ceil_div(p.row_tiles * p.col_tiles, kBlockWarps));
+        const sim::Launch launch{.grid = {blocks}, .block = {kBlockThreads}, .seed = seed};
+        ASSERT_EQ(sim::launch(launch, [&] { expand_t16(p); }), "");
+        for (int64_t r = 0; r < n; ++r) {
+          for (int64_t col = 0; col < k + (r + 1 < n ? padding : 0); ++col) {
+            ASSERT_EQ(out[r * (k + padding) + col], col < k ? c.dense()[r * k + col] : 0x7fff)
+                << r << ", " << col;
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tamis::test

@@ -1,0 +1,294 @@
+"""The CUDA side: why it is off, what it takes, and on a device every product against float64."""
+
+import contextlib
+import ctypes
+import gc
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import tamis
+from tamis import _C
+from tamis.ops import cuda
+
+needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
+SHAPES = [(16, 64), (1, 8), (17, 65), (50, 200), (130, 321), (1024, 4096), (4096, 1024)]
+
+
+def output_of(code: str, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+
+
+def test_info_says_why_cuda_is_off() -> None:
+    said = tamis.info()["backends"]["cuda"]
+    reason = cuda.why_off()
+    assert said == f"off, {reason}" if reason else said.startswith("on, ")
+    assert output_of("import tamis; print(tamis.info()['backends']['cuda'])", TAMIS_CUDA="0") == (
+        "off, TAMIS_CUDA=0"
+    )
+
+
+def test_importing_loads_no_cuda_library() -> None:
+    code = "import tamis.ops.cuda; print('libtamis_cuda' in open('/proc/self/maps').read())"
+    assert output_of(code) == "False"
+
+
+def test_a_file_that_is_no_library_is_a_reason(tmp_path: Path) -> None:
+    broken = tmp_path / "libtamis_cuda.so"
+    broken.write_bytes(b"not a library")
+    code = f"from tamis import _C; print(_C.cuda_load({str(broken)!r}))"
+    assert str(broken) in output_of(code)
+
+
+@pytest.mark.skipif(not cuda.why_off(), reason="CUDA is on")
+def test_without_cuda_nothing_is_listed_and_handles_refuse() -> None:
+    assert cuda.kernel_rows() == []
+    with pytest.raises(NotImplementedError, match="not loaded"):
+        _C.CudaMatrix(0, 0, 0, 0, 16, 64, "bf16", 0)
+
+
+def test_tiles_hold_every_value_once() -> None:
+    rng = np.random.default_rng(3)
+    w = rng.integers(1, 60000, (40, 200), dtype=np.uint16)
+    w[rng.random(w.shape) < 0.6] = 0
+    arrays = _C.pack("bitmap", w, "bf16", None, "bf16")
+    tiles = _C.pack_t16(_C.Matrix("bitmap", arrays, 40, 200, "bf16"))
+    offsets = tiles["offsets"].astype(np.int64) * 16
+    found = []
+    for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+        assert end - begin <= tiles["max_record_bytes"]
+        record = tiles["records"][begin:end]
+        kept = int(np.unpackbits(record[:128]).sum())
+        found += record[144 : 144 + 2 * kept].view(np.uint16).tolist()
+        assert not record[144 + 2 * kept :].any()
+    assert offsets[-1] == tiles["records"].size
+    assert sorted(found) == sorted(w[w != 0].tolist())
+
+
+def test_pack_t16_refuses_other_formats() -> None:
+    w = np.ones((2, 4), np.uint16)
+    csr = _C.Matrix("csr", _C.pack("csr", w, "bf16", None, "bf16"), 2, 4, "bf16")
+    with pytest.raises(ValueError, match="t16: format: got csr, wanted bitmap or nm"):
+        _C.pack_t16(csr)
+
+
+# ---- the way to the kernels, with a device that is played by NumPy
+
+
+def decode(record: np.ndarray, tile: np.ndarray) -> None:
+    """Adds the weights of one record to a tile [16, 64] of bits, by the layout comment of t16.h."""
+    words, values = record[:128].view(np.uint32), record[144:].view(np.uint16)
+    at = 0
+    for run in range(8):
+        assert record[128:144].view(np.uint16)[run] == 144 + 2 * at
+        for lane, word in enumerate(words):
+            for bit in range(4):
+                if int(word) >> (4 * run + bit) & 1:
+                    row = lane // 4 + 8 * (run % 2)
+                    tile[row, 16 * (lane % 4) + 4 * (run // 2) + bit] = values[at]
+                    at += 1
+
+
+def at_address(address: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+
+class Played:
+    """CudaMatrix over host memory."""
+
+    kernel = "played"
+    made = 0
+
+    def __init__(
+        self, records: int, nbytes: int, longest: int, offsets: int, rows: int, cols: int, *_: Any
+    ) -> None:
+        Played.made += 1
+        down, across = -(-rows // 16), -(-cols // 64)
+        starts = 16 * at_address(offsets, (down * across + 1,), np.uint32).astype(np.int64)
+        dense = np.zeros((16 * down, 64 * across), np.uint16)
+        for tile, (begin, end) in enumerate(itertools.pairwise(starts)):
+            r, c = divmod(tile, across)
+            record = at_address(records, (nbytes,), np.uint8)[begin:end]
+            assert len(record) <= longest
+            decode(record, dense[16 * r : 16 * r + 16, 64 * c : 64 * c + 64])
+        self.bits = dense[:rows, :cols].copy()
+
+    def workspace(self, m: int) -> int:
+        return 1000 * m
+
+    def spmm(self, m: int, x: int, stride: int, bias: int, y: int, *rest: int) -> None:
+        y_stride, _, nbytes, _ = rest
+        assert nbytes >= self.workspace(m)
+        rows, cols = self.bits.shape
+        tokens = floats(at_address(x, ((m - 1) * stride + cols,), np.uint16))
+        tokens = torch.stack([tokens[i * stride : i * stride + cols] for i in range(m)])
+        out = tokens @ floats(self.bits).T
+        if bias:
+            out += floats(at_address(bias, (rows,), np.uint16))
+        assert y_stride == rows
+        at_address(y, (m, rows), np.uint16)[:] = out.bfloat16().view(torch.uint16).numpy()
+
+    def unpack(self, out: int, stride: int, _: int) -> None:
+        assert stride == self.bits.shape[1]
+        at_address(out, self.bits.shape, np.uint16)[:] = self.bits
+
+
+def floats(bits: np.ndarray) -> Tensor:
+    return torch.from_numpy(bits.copy()).view(torch.bfloat16).float()
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
+    monkeypatch.setattr(cuda, "why_off", lambda: "")
+    monkeypatch.setattr(cuda._C, "CudaMatrix", Played)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(cuda, "_packed", {})
+    monkeypatch.setattr(cuda, "_workspaces", {})
+    monkeypatch.setattr(Played, "made", 0)
+    return Played
+
+
+def call(x: Tensor, a: tamis.SparseMatrix, bias: Tensor | None = None) -> Tensor | None:
+    get = a.arrays.get
+    rest = (get("mask"), get("row_offsets"), get("col_indices"), get("scales"))
+    return cuda.spmm(x, a.arrays["values"], rest, bias, a.layout)
+
+
+@pytest.mark.parametrize("pattern", ["bitmap", "nm"])
+def test_calls_reach_the_kernel(played: type[Played], pattern: str) -> None:
+    w = torch.randn(40, 136, dtype=torch.bfloat16)
+    w[:, ::2] = 0
+    a = tamis.compress(w, format=pattern, **({"n_m": (2, 4)} if pattern == "nm" else {}))
+    bias = torch.randn(40, dtype=torch.bfloat16)
+    for m in (1, 5, 64, 65):
+        x = torch.randn(m, 136, dtype=torch.bfloat16)
+        y = call(x, a, bias)
+        assert y is not None
+        wanted = x.float() @ w.float().T + bias.float()
+        torch.testing.assert_close(y.float(), wanted, rtol=1e-2, atol=0.1)
+    wide = torch.randn(3, 2, 150, dtype=torch.bfloat16)
+    y = call(wide[..., 3:139], a)
+    assert y is not None
+    assert y.shape == (3, 2, 40)
+    torch.testing.assert_close(
+        y.float(), wide[..., 3:139].float() @ w.float().T, rtol=1e-2, atol=0.1
+    )
+    assert call(wide[:0, :, :136], a) is not None
+    assert played.made == 1
+
+
+def test_packs_again_only_after_a_write(played: type[Played]) -> None:
+    a = tamis.compress(torch.ones(16, 64, dtype=torch.bfloat16), format="bitmap")
+    x = torch.ones(1, 64, dtype=torch.bfloat16)
+    for factor, made in ((1, 1), (1, 1), (2, 2), (1, 2)):
+        if factor != 1:
+            a.arrays["values"].mul_(factor)
+        y = call(x, a)
+        assert y is not None
+        assert played.made == made
+    assert bool((y == 128).all())
+    key = id(a.arrays["values"])
+    assert key in cuda._packed
+    del a
+    gc.collect()
+    assert key not in cuda._packed
+
+
+@pytest.mark.usefixtures("played")
+def test_leaves_the_rest_to_plain_torch() -> None:
+    w = torch.randn(8, 64)
+    for dtype, x_dtype in ((torch.float32, torch.float32), (torch.bfloat16, torch.float16)):
+        a = tamis.compress(w.to(dtype), format="bitmap")
+        assert call(torch.ones(1, 64, dtype=x_dtype), a) is None
+    csr = tamis.compress(w.bfloat16(), format="csr")
+    assert call(torch.ones(1, 64, dtype=torch.bfloat16), csr) is None
+
+
+# ---- on a device
+
+
+def make(n: int, k: int, density: float, dtype: torch.dtype) -> tuple[Tensor, tamis.SparseMatrix]:
+    """Dense weights on the device, and compressed."""
+    w = torch.randn(n, k, dtype=dtype)
+    w[torch.rand(n, k) >= density] = 0
+    a = tamis.compress(w, format="bitmap")
+    moved = {name: array.cuda() for name, array in a.arrays.items()}
+    return w.cuda(), tamis.SparseMatrix(a.layout, moved)
+
+
+def check(x: Tensor, w: Tensor, a: tamis.SparseMatrix, bias: Tensor | None) -> None:
+    y = tamis.ops.spmm.spmm(x, a, bias)
+    assert torch.equal(y, tamis.ops.spmm.spmm(x, a, bias)), "two runs differ"
+    wanted = x.double() @ w.double().T
+    scale = x.double().abs() @ w.double().abs().T
+    if bias is not None:
+        wanted += bias.double()
+    eps = 2.0**-8 if x.dtype == torch.bfloat16 else 2.0**-11
+    allowed = eps * wanted.abs() + 32 * 2.0**-23 * scale
+    assert bool(((y.double() - wanted).abs() <= allowed).all())
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("density", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products(shape: tuple[int, int], density: float, dtype: torch.dtype) -> None:
+    w, a = make(*shape, density, dtype)
+    bias = torch.randn(shape[0], dtype=dtype, device="cuda")
+    for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 200):
+        x = torch.randn(m, shape[1], dtype=dtype, device="cuda")
+        check(x, w, a, bias if m % 2 else None)
+
+
+@needs_device
+def test_strided_and_misaligned_inputs() -> None:
+    w, a = make(96, 200, 0.5, torch.bfloat16)
+    x = torch.randn(9, 211, dtype=torch.bfloat16, device="cuda")
+    for begin in (0, 1, 8):
+        check(x[:, begin : begin + 200], w, a, None)
+    check(x[:1, 3:203], w, a, None)
+
+
+@needs_device
+def test_written_values_are_seen() -> None:
+    w, a = make(64, 128, 0.5, torch.bfloat16)
+    x = torch.randn(2, 128, dtype=torch.bfloat16, device="cuda")
+    check(x, w, a, None)
+    a.arrays["values"].mul_(2)
+    check(x, 2 * w, a, None)
+
+
+@needs_device
+def test_replays_in_a_graph() -> None:
+    w, a = make(512, 512, 0.5, torch.bfloat16)
+    x = torch.randn(4, 512, dtype=torch.bfloat16, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        tamis.ops.spmm.spmm(x, a)  # packs and plans
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        y = tamis.ops.spmm.spmm(x, a)
+    for _ in range(3):
+        x.normal_()
+        graph.replay()
+        torch.cuda.synchronize()
+        check(x, w, a, None)
+        assert torch.equal(y, tamis.ops.spmm.spmm(x, a))
