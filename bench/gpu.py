@@ -142,9 +142,12 @@ class Sparse:
 
         import tamis
         from tamis import _C
+        from tamis.ops import cuda
         from tamis.ops.handle import make_matrix
         from tamis.ops.tensors import as_numpy
 
+        if reason := cuda.why_off():
+            raise SystemExit(f"gpu: {reason}")
         a = tamis.compress(w.cpu(), format="bitmap")
         tiles = _C.pack_t16(
             make_matrix(a.layout, {name: as_numpy(t) for name, t in a.arrays.items()})

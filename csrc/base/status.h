@@ -35,7 +35,7 @@ __attribute__((format(printf, 2, 3))) inline Status error(Code code, const char*
 
 }  // namespace tamis
 
-#define TAMIS_RETURN_IF_ERROR(expr)                      \
-  do {                                                   \
+#define TAMIS_RETURN_IF_ERROR(expr)                       \
+  do {                                                    \
     if (::tamis::Status s_ = (expr); !s_.ok()) return s_; \
   } while (false)

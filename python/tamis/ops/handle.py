@@ -140,8 +140,7 @@ def _kernel(matrix: _C.Matrix, x_dtype: str) -> str:
 
 def dense_limit(matrix: _C.Matrix, x_dtype: str) -> int:
     """Tokens above which expanding the weight and multiplying densely is predicted faster."""
-    above = getattr(matrix, "dense_above", None)
-    return 2**63 - 1 if above is None else int(above(x_dtype))
+    return matrix.dense_above(x_dtype)
 
 
 def spmm_numpy(matrix: _C.Matrix, x: Array) -> Array:
