@@ -236,14 +236,17 @@ def make(n: int, k: int, density: float, dtype: torch.dtype) -> tuple[Tensor, ta
 def check(x: Tensor, w: Tensor, a: tamis.SparseMatrix, bias: Tensor | None) -> None:
     y = tamis.ops.spmm.spmm(x, a, bias)
     assert torch.equal(y, tamis.ops.spmm.spmm(x, a, bias)), "two runs differ"
-    product = x.double() @ w.double().T
+    if len(x) > cuda.MAX_TOKENS:
+        # Expanded and given to torch, whose bf16 products round more than once (seen on an H100: with
+        # a bias and 321 columns, errors of 2.5 half units).
+        assert torch.equal(y, torch.nn.functional.linear(x, w, bias))
+        return
+    wanted = x.double() @ w.double().T
     scale = x.double().abs() @ w.double().abs().T
-    wanted = product if bias is None else product + bias.double()
+    if bias is not None:
+        wanted += bias.double()
     eps = 2.0**-8 if x.dtype == torch.bfloat16 else 2.0**-11
     allowed = eps * wanted.abs() + 32 * 2.0**-23 * scale
-    if bias is not None and len(x) > cuda.MAX_TOKENS:
-        # torch's dense product may round before it adds the bias (seen at 321 columns on an H100).
-        allowed += eps * product.abs()
     assert bool(((y.double() - wanted).abs() <= allowed).all())
 
 
