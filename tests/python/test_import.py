@@ -77,7 +77,7 @@ def test_every_public_name_resolves() -> None:
 def test_info_stays_a_function_whatever_is_imported() -> None:
     importlib.import_module("tamis._info")
     info = tamis.info()
-    assert info["backends"]["cuda"] == "off, no CUDA kernels in this build"
+    assert info["backends"]["cuda"].startswith(("on, ", "off, "))  # test_cuda knows which
     assert info["isa"]["active"] in str(info)
     assert info["threads"] >= 1
     for variable in ("TAMIS_ISA", "TAMIS_CUDA", "TAMIS_NUM_THREADS", "TAMIS_LOG"):
