@@ -8,6 +8,7 @@ from torch import nn
 from tamis import optimize
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.nn import SparseLinear
+from tamis.ops import entry
 from tamis.optimize import explain, holding_layouts, optimize_
 from tamis.recipe import KEEP, Pattern
 from tamis.rewrite import sparsify_
@@ -208,3 +209,26 @@ def test_models_that_are_none():
     for function in (optimize_, explain):
         with pytest.raises(TamisTypeError, match="model: got str"):
             function("model")
+
+
+def test_times_leave_out_the_first_call_of_a_copy(monkeypatch):
+    """A layer's first call checks its arrays and costs several times the product."""
+    timing, made_while_timing = [], []
+    seconds, make = optimize._seconds, entry.make_matrix
+
+    def timed(modules, x, at, calls):
+        timing.append(True)
+        try:
+            return seconds(modules, x, at, calls)
+        finally:
+            timing.pop()
+
+    def made(layout, arrays, **options):
+        made_while_timing.extend(timing)
+        return make(layout, arrays, **options)
+
+    monkeypatch.setattr(optimize, "_seconds", timed)
+    monkeypatch.setattr(entry, "make_matrix", made)
+    up = pruned(0.8, "bitmap").model.layers[0].mlp.up_proj
+    assert "bitmap" in optimize._Bench(1, 0, 1 << 16).times(up, optimize._candidates(up))
+    assert not made_while_timing
