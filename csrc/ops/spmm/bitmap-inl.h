@@ -12,7 +12,7 @@
 // Tried (Zen 4, 4096x4096, 50 %, cold, share of a plain read): zero-masked vpexpand, up to twice
 // the time in cache (false dependency); load, then expand a register, equal to the memory form;
 // 2 or 4 rows with one prefetch per row, 45 % (bf16) and 54 to 66 % (f32), where the code below
-// reaches 73 to 86 % and 72 to 80 %.
+// reaches 73 % and 72 %.
 #pragma once
 
 #include "base/simd/element.h"
