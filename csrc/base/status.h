@@ -13,6 +13,7 @@ enum class Code : uint8_t {
   unsupported_dtype,  // the formula exists, not for these dtypes
   no_kernel,          // no row of kernels.def fits this host
   corrupt,            // stored arrays contradict each other
+  out_of_memory,
 };
 
 // Plain value, no allocation: the sentence lives inside.

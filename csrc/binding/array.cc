@@ -2,6 +2,7 @@
 #include "binding/array.h"
 
 #include <cstdint>
+#include <new>
 #include <string>
 
 #include "base/dtype.h"
@@ -59,6 +60,8 @@ void raise_if_error(const Status& status) {
     case Code::no_kernel:
       PyErr_SetString(PyExc_NotImplementedError, status.text);
       throw py::error_already_set();
+    case Code::out_of_memory:
+      throw std::bad_alloc();
     case Code::invalid_argument:
     case Code::corrupt:
       break;

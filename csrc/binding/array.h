@@ -20,7 +20,7 @@ namespace tamis::binding {
 namespace py = pybind11;
 
 // Raises ValueError (invalid_argument, corrupt), TypeError (unsupported_dtype) or
-// NotImplementedError (no_kernel) with the Status's sentence.
+// NotImplementedError (no_kernel) with the Status's sentence, or MemoryError (out_of_memory).
 void raise_if_error(const Status& status);
 
 // Names to values; ValueError lists what exists.

@@ -236,11 +236,19 @@ void run(const Case& c) {
                       .bias = biased ? bias.bytes.data() : nullptr,
                       .y = y.bytes.data(),
                       .y_stride = y.stride};
+  std::vector<uint8_t> prepared;
+  SpmmArgs with_x = args;
+  if (c.row.x_form) {  // in two parts, as threads would
+    prepared.resize(static_cast<size_t>(c.row.x_form->bytes(args)) + 64, 0xff);
+    uint8_t* line = prepared.data() + (64 - reinterpret_cast<uintptr_t>(prepared.data()) % 64);
+    for (int part : {1, 0}) c.row.x_form->prepare(args, line, part, 2);
+    with_x.prepared = line;
+  }
   // In two calls where the rows allow it, as threads would.
   const int64_t step = row_step(c.row, p.packed.view);
   const int64_t middle = c.seed % 2 && c.n > step ? step : 0;
-  if (middle) c.row.run(args, 0, middle);
-  c.row.run(args, middle, c.n);
+  if (middle) c.row.run(with_x, 0, middle);
+  c.row.run(with_x, middle, c.n);
   compare(c, p, x, biased ? &bias : nullptr, y);
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/parallel.h"
+#include "base/scratch.h"
 #include "ops/spmm/check.h"
 #include "ops/spmm/kernels.h"
 
@@ -19,9 +20,23 @@ constexpr SpmmRow kKernels[] = {
    isa::level,                                          \
    tile_m,                                              \
    tile_n,                                              \
+   1,                                                   \
+   nullptr,                                             \
    &spmm_##format##_##w##_##x##_##level},
+#define TAMIS_SPMM_FORM(form, format, w, x, level, from_m, tile_m, tile_n) \
+  {"spmm_" #format "_" #w "_" #x "_" #level "_" #form,                     \
+   Format::format,                                                         \
+   DType::w,                                                               \
+   DType::x,                                                               \
+   isa::level,                                                             \
+   tile_m,                                                                 \
+   tile_n,                                                                 \
+   from_m,                                                                 \
+   &spmm_##form##_##x##_##level,                                           \
+   &spmm_##format##_##w##_##x##_##level##_##form},
 #include "ops/spmm/kernels.def"
 #undef TAMIS_SPMM
+#undef TAMIS_SPMM_FORM
 };
 
 // Bytes that are worth another thread: one core reads them in the 1.3 us that a fork takes.
@@ -91,7 +106,7 @@ SpmmDesc describe(const SpmmArgs& a) {
 const SpmmRow* choose_spmm(const SpmmDesc& desc, IsaBits isa) {
   for (const SpmmRow& row : kKernels) {
     if (row.format == desc.format && row.w_dtype == desc.w_dtype && row.x_dtype == desc.x_dtype &&
-        (row.isa & isa) == row.isa) {
+        (row.isa & isa) == row.isa && std::max<int64_t>(desc.m, 1) >= row.from_m) {
       return &row;
     }
   }
@@ -114,16 +129,27 @@ Status spmm(const SpmmArgs& a) {
   return spmm_with(*row, a);
 }
 
-Status spmm_with(const SpmmRow& row, const SpmmArgs& a) {
-  TAMIS_RETURN_IF_ERROR(check_spmm(a));
-  if (a.m == 0 || a.w.rows == 0) return {};
+Status spmm_with(const SpmmRow& row, const SpmmArgs& args) {
+  TAMIS_RETURN_IF_ERROR(check_spmm(args));
+  if (args.m == 0 || args.w.rows == 0) return {};
+  SpmmArgs a = args;
+  void* prepared = nullptr;
+  if (row.x_form) {
+    a.prepared = prepared = scratch(row.x_form->bytes(a));
+    if (!prepared) return error(Code::out_of_memory, "spmm: no memory for a copy of x");
+  }
   const int64_t step = row_step(row, a.w);
   const int64_t work = bytes_before(a.w, a.w.rows) * a.m;
   const int64_t useful = std::min(work / kBytesPerThread, ceil_div(a.w.rows, step));
   const int threads = static_cast<int>(std::min<int64_t>(num_threads(), useful));
   if (threads <= 1) {
+    if (prepared) row.x_form->prepare(a, prepared, 0, 1);
     row.run(a, 0, a.w.rows);
     return {};
+  }
+  if (prepared) {
+    parallel(threads,
+             [&](int thread, int count) { row.x_form->prepare(a, prepared, thread, count); });
   }
   parallel(threads, [&](int thread, int count) {
     const int64_t begin = split(a.w, step, thread, count);

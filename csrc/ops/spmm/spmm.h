@@ -22,20 +22,32 @@ struct SpmmArgs {
   const void* bias = nullptr;  // [n] or null
   void* y = nullptr;
   int64_t y_stride = 0;
+  // What the kernel's XForm made of x; spmm and spmm_with set it.
+  const void* prepared = nullptr;
 };
 
 // Computes output rows [row_begin, row_end) of w for all m tokens. Bounds are multiples of
 // row_step(), except row_end == rows.
 using SpmmKernel = void (*)(const SpmmArgs&, int64_t row_begin, int64_t row_end);
 
+// x rewritten once for a call, before any row is computed, because every row reads it: transposed,
+// quantized. All threads share the result.
+struct SpmmXForm {
+  int64_t (*bytes)(const SpmmArgs&);  // of the result, which starts on a cache line
+  // Part `part` of `parts` of the work; parts touch disjoint bytes and none reads another's.
+  void (*prepare)(const SpmmArgs&, void* prepared, int part, int parts);
+};
+
 // One line of kernels.def.
 struct SpmmRow {
-  const char* name;  // spmm_<format>_<w dtype>_<x dtype>_<isa>
+  const char* name;  // spmm_<format>_<w dtype>_<x dtype>_<isa>[_<x form>]
   Format format;
   DType w_dtype, x_dtype;
-  IsaBits isa;     // all of these must be present
-  int32_t tile_m;  // tokens that share one expansion of the weights
-  int32_t tile_n;  // rows in flight
+  IsaBits isa;              // all of these must be present
+  int32_t tile_m;           // tokens that share one expansion of the weights
+  int32_t tile_n;           // rows in flight
+  int64_t from_m;           // fewest tokens for which the choice takes it; it can run any number
+  const SpmmXForm* x_form;  // null: reads x as given
   SpmmKernel run;
 };
 
@@ -57,7 +69,8 @@ constexpr int64_t row_step(const SpmmRow& row, const MatrixView& w) {
 // All kernels, best first within a format and dtype.
 std::span<const SpmmRow> spmm_kernels();
 
-// First row that fits; null if none. Pure: the AVX-512 choice can be asked for on any host.
+// First row that fits, desc.m >= from_m included; null if none. Pure: the AVX-512 choice can be
+// asked for on any host.
 const SpmmRow* choose_spmm(const SpmmDesc& desc, IsaBits isa);
 
 // Tokens above which unpacking w to dense and calling a dense product is expected to be faster than
