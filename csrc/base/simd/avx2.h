@@ -32,6 +32,29 @@ TAMIS_INLINE float sum(F32 v) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
+// Lane i = sum of v[i], i < N of 1, 2, 4 or 8; what the other lanes hold is not said. Adds
+// transposed vectors: a third of the instructions of N separate sums.
+TAMIS_INLINE F32 sums(const F32 (&v)[1]) {
+  return _mm256_castps128_ps256(_mm_set_ss(sum(v[0])));
+}
+TAMIS_INLINE F32 add_halves(F32 v) {  // 8 lanes to 4, four apart
+  return _mm256_castps128_ps256(_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)));
+}
+TAMIS_INLINE F32 quad(F32 a, F32 b, F32 c, F32 d) {  // in each four lanes: a, b, c, d
+  return _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+}
+TAMIS_INLINE F32 sums(const F32 (&v)[2]) {
+  const F32 ab = _mm256_hadd_ps(v[0], v[1]);
+  return add_halves(_mm256_hadd_ps(ab, ab));
+}
+TAMIS_INLINE F32 sums(const F32 (&v)[4]) {
+  return add_halves(quad(v[0], v[1], v[2], v[3]));
+}
+TAMIS_INLINE F32 sums(const F32 (&v)[8]) {
+  const F32 low = quad(v[0], v[1], v[2], v[3]), high = quad(v[4], v[5], v[6], v[7]);
+  return add(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+}
+
 TAMIS_INLINE int popcount(uint64_t bits) {
   return static_cast<int>(_mm_popcnt_u64(bits));
 }
@@ -170,6 +193,18 @@ TAMIS_INLINE void store(float v, BF16* p) {
   const auto u = __builtin_bit_cast(uint32_t, v);
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   p->bits = static_cast<uint16_t>(v != v ? (u >> 16) | 0x40u : rounded);
+}
+
+// The first n lanes, n <= kLanes, and nothing past them.
+TAMIS_INLINE void store(F32 v, float* p, int n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane), v);
+}
+template <class T>
+TAMIS_INLINE void store(F32 v, T* p, int n) {
+  alignas(32) float lanes[kLanes];
+  _mm256_store_ps(lanes, v);
+  for (int i = 0; i < n; ++i) store(lanes[i], p + i);
 }
 
 }  // namespace

@@ -36,6 +36,39 @@ TAMIS_INLINE float sum(F32 v) {
   return _mm512_reduce_add_ps(v);
 }
 
+// Lane i = sum of v[i], i < N of 1, 2, 4 or 8; what the other lanes hold is not said. Adds
+// transposed vectors: a third of the instructions of N separate sums.
+TAMIS_INLINE F32 sums(const F32 (&v)[1]) {
+  return _mm512_castps128_ps512(_mm_set_ss(sum(v[0])));
+}
+TAMIS_INLINE F32 add_halves(F32 v) {  // 16 lanes to 4, four apart
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  return _mm512_castps128_ps512(
+      _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+TAMIS_INLINE F32 pair(F32 a, F32 b) {  // in each four lanes: a, b, a, b
+  return add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+}
+TAMIS_INLINE F32 quad(F32 a, F32 b, F32 c, F32 d) {  // in each four lanes: a, b, c, d
+  const __m512d ab = _mm512_castps_pd(pair(a, b)), cd = _mm512_castps_pd(pair(c, d));
+  return add(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+             _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+}
+TAMIS_INLINE F32 sums(const F32 (&v)[2]) {
+  const F32 ab = add_halves(pair(v[0], v[1]));
+  return add(ab, _mm512_permute_ps(ab, 0x4e));
+}
+TAMIS_INLINE F32 sums(const F32 (&v)[4]) {
+  return add_halves(quad(v[0], v[1], v[2], v[3]));
+}
+TAMIS_INLINE F32 sums(const F32 (&v)[8]) {
+  const F32 low = quad(v[0], v[1], v[2], v[3]), high = quad(v[4], v[5], v[6], v[7]);
+  const F32 halves =
+      add(_mm512_shuffle_f32x4(low, high, 0x44), _mm512_shuffle_f32x4(low, high, 0xee));
+  return add(_mm512_shuffle_f32x4(halves, halves, 0x08),
+             _mm512_shuffle_f32x4(halves, halves, 0x0d));
+}
+
 TAMIS_INLINE int popcount(uint64_t bits) {
   return static_cast<int>(_mm_popcnt_u64(bits));
 }
@@ -79,20 +112,15 @@ TAMIS_INLINE F32 load(const F16* p, int n) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p));
 }
 
-// The packed values at p to the lanes whose bit is set, zero elsewhere; reads popcount(bits)
-// elements and no more, so kExact makes no difference here. The memory form is as fast as a full
-// load and a register expand (measured on Zen 4), and faults are suppressed past the last value.
-inline constexpr int kReadsPast = 0;
+// The packed values at p to the lanes whose bit is set, zero elsewhere. Reads kLanes elements; with
+// kExact no more than popcount(bits), as masked loads do not fault on what they leave out.
+inline constexpr int kReadsPast = kLanes;
 
-template <bool kExact>
-TAMIS_INLINE F32 expand(uint32_t bits, const float* p) {
-  return _mm512_mask_expandloadu_ps(_mm512_castsi512_ps(opaque_zero()),
-                                    static_cast<__mmask16>(bits), p);
-}
 template <bool kExact, class T>
 TAMIS_INLINE F32 expand(uint32_t bits, const T* p) {
-  return _mm512_castsi512_ps(_mm512_mask_expand_epi32(
-      opaque_zero(), static_cast<__mmask16>(bits), _mm512_castps_si512(load(p, popcount(bits)))));
+  const F32 packed = kExact ? load(p, popcount(bits)) : load(p);
+  return _mm512_castsi512_ps(_mm512_mask_expand_epi32(opaque_zero(), static_cast<__mmask16>(bits),
+                                                      _mm512_castps_si512(packed)));
 }
 
 // x[indices[i]], kLanes of them; or the first n <= kLanes, zero after them.
@@ -131,6 +159,23 @@ TAMIS_INLINE void store(float v, BF16* p) {
   const auto u = __builtin_bit_cast(uint32_t, v);
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   p->bits = static_cast<uint16_t>(v != v ? (u >> 16) | 0x40u : rounded);
+}
+
+// The first n lanes, n <= kLanes, and nothing past them.
+TAMIS_INLINE void store(F32 v, float* p, int n) {
+  _mm512_mask_storeu_ps(p, first(n), v);
+}
+TAMIS_INLINE void store(F32 v, F16* p, int n) {
+  _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+TAMIS_INLINE void store(F32 v, BF16* p, int n) {
+  const __m512i u = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+  const __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
+  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  const __m512i rounded = _mm512_srli_epi32(_mm512_mask_mov_epi32(up, nan, quiet), 16);
+  _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtepi32_epi16(rounded));
 }
 
 }  // namespace

@@ -14,9 +14,9 @@ struct ExpandDot {
   using Tokens = __m512i;
   using Sum = __m512;
   static constexpr int kColumns = 32;
-  static constexpr int kReadsPast = 0;
+  static constexpr int kReadsPast = kColumns;
   static constexpr int kMaxTokens = 8;
-  static constexpr int rows(int tokens) { return tokens == 1 ? 1 : tokens > 4 ? 2 : 4; }
+  static constexpr int rows(int tokens) { return tokens <= 2 ? 8 : tokens <= 6 ? 4 : 2; }
 
   static TAMIS_INLINE Tokens load(const X* p) { return _mm512_loadu_si512(p); }
   static TAMIS_INLINE Tokens load(const X* p, int n) {
@@ -24,7 +24,8 @@ struct ExpandDot {
   }
   template <bool kExact>
   static TAMIS_INLINE Weights expand(uint64_t bits, const W* p) {
-    return _mm512_mask_expandloadu_epi16(simd::opaque_zero(), static_cast<__mmask32>(bits), p);
+    const __m512i packed = kExact ? load(p, simd::popcount(bits)) : _mm512_loadu_si512(p);
+    return _mm512_mask_expand_epi16(simd::opaque_zero(), static_cast<__mmask32>(bits), packed);
   }
   static TAMIS_INLINE Sum dot(Sum sum, Weights w, Tokens x) {
     return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);

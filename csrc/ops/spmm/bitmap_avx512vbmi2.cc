@@ -18,9 +18,9 @@ struct ExpandSplit {
   using Tokens = Split;
   using Sum = __m512;
   static constexpr int kColumns = 32;
-  static constexpr int kReadsPast = 0;
+  static constexpr int kReadsPast = kColumns;
   static constexpr int kMaxTokens = 8;
-  static constexpr int rows(int tokens) { return tokens > 4 ? 1 : tokens > 2 ? 2 : 4; }
+  static constexpr int rows(int tokens) { return tokens == 1 ? 8 : tokens <= 3 ? 4 : 2; }
 
   // A bf16 is the high half of its f32: shift the even ones up, mask the odd ones in place.
   static TAMIS_INLINE Split split(__m512i pairs) {
@@ -33,8 +33,12 @@ struct ExpandSplit {
   }
   template <bool kExact>
   static TAMIS_INLINE Weights expand(uint64_t bits, const W* p) {
+    const __m512i packed = kExact
+                               ? _mm512_maskz_loadu_epi16(
+                                     _bzhi_u32(~0u, static_cast<unsigned>(simd::popcount(bits))), p)
+                               : _mm512_loadu_si512(p);
     return split(
-        _mm512_mask_expandloadu_epi16(simd::opaque_zero(), static_cast<__mmask32>(bits), p));
+        _mm512_mask_expand_epi16(simd::opaque_zero(), static_cast<__mmask32>(bits), packed));
   }
   static TAMIS_INLINE Sum dot(Sum sum, Weights w, Tokens x) {
     return simd::fma(w.odd, x.odd, simd::fma(w.even, x.even, sum));
