@@ -41,12 +41,9 @@ struct ExpandF32 {
   using Sum = simd::F32;
   static constexpr int kColumns = simd::kLanes;
   static constexpr int kReadsPast = simd::kReadsPast;
-  static constexpr int kMaxTokens = simd::kLanes == 16 ? 8 : 4;
+  static constexpr int kMaxTokens = simd::kLanes == 16 ? 6 : 4;
   // Accumulators fill half of the registers.
-  static constexpr int rows(int tokens) {
-    if (simd::kLanes == 16) return tokens <= 2 ? 8 : tokens <= 6 ? 4 : 2;
-    return tokens <= 2 ? 4 : 2;
-  }
+  static constexpr int rows(int tokens) { return simd::kLanes == 16 || tokens == 2 ? 4 : 2; }
 
   static TAMIS_INLINE Tokens load(const X* p) { return simd::load(p); }
   static TAMIS_INLINE Tokens load(const X* p, int n) { return simd::load(p, n); }
@@ -217,11 +214,10 @@ template <class Step>
 void spmm_masked(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   using Pass = void (*)(const SpmmArgs&, int64_t, int64_t, int64_t);
   constexpr int kMax = Step::kMaxTokens;
-  static_assert(kMax == 4 || kMax == 8, "the table below has one entry per number of tokens");
-  static constexpr Pass kPass[] = {pass<Step, 1>,       pass<Step, 2>,       pass<Step, 3>,
-                                   pass<Step, 4>,       pass < Step,         kMax == 4 ? 4 : 5 >,
-                                   pass < Step,         kMax == 4 ? 4 : 6 >, pass < Step,
-                                   kMax == 4 ? 4 : 7 >, pass<Step, kMax>};
+  static_assert(kMax == 4 || kMax == 6, "the table below has one entry per number of tokens");
+  constexpr int k5 = kMax == 4 ? 4 : 5;
+  static constexpr Pass kPass[] = {pass<Step, 1>, pass<Step, 2>,  pass<Step, 3>,
+                                   pass<Step, 4>, pass<Step, k5>, pass<Step, kMax>};
   const auto* values = static_cast<const typename Step::W*>(a.w.values);
   const int64_t first = row_begin + rows_ahead(a.w, 8);
   const int64_t fetched = first < row_end ? first : row_end;
@@ -235,7 +231,7 @@ void spmm_masked(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; row += turn) {
     const int64_t end = row + turn < row_end ? row + turn : row_end;
     for (int64_t token = 0, left = a.m; left > 0;) {
-      const int64_t tokens = ceil_div(left, ceil_div(left, kMax));  // even passes: 9 = 5 + 4
+      const int64_t tokens = ceil_div(left, ceil_div(left, kMax));  // even passes: 8 = 4 + 4
       kPass[tokens - 1](a, row, end, token);
       token += tokens;
       left -= tokens;

@@ -15,8 +15,8 @@ struct ExpandDot {
   using Sum = __m512;
   static constexpr int kColumns = 32;
   static constexpr int kReadsPast = kColumns;
-  static constexpr int kMaxTokens = 8;
-  static constexpr int rows(int tokens) { return tokens <= 2 ? 8 : tokens <= 6 ? 4 : 2; }
+  static constexpr int kMaxTokens = 6;
+  static constexpr int rows(int) { return 4; }
 
   static TAMIS_INLINE Tokens load(const X* p) { return _mm512_loadu_si512(p); }
   static TAMIS_INLINE Tokens load(const X* p, int n) {

@@ -19,8 +19,8 @@ struct ExpandSplit {
   using Sum = __m512;
   static constexpr int kColumns = 32;
   static constexpr int kReadsPast = kColumns;
-  static constexpr int kMaxTokens = 8;
-  static constexpr int rows(int tokens) { return tokens == 1 ? 8 : tokens <= 3 ? 4 : 2; }
+  static constexpr int kMaxTokens = 4;
+  static constexpr int rows(int tokens) { return tokens <= 3 ? 4 : 2; }
 
   // A bf16 is the high half of its f32: shift the even ones up, mask the odd ones in place.
   static TAMIS_INLINE Split split(__m512i pairs) {
