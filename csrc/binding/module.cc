@@ -11,6 +11,7 @@
 #include "base/parallel.h"
 #include "base/stream.h"
 #include "binding/cuda.h"
+#include "binding/kv.h"
 #include "binding/matrix.h"
 #include "binding/pack.h"
 #include "binding/spmm.h"
@@ -56,4 +57,5 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   binding::bind_matrix(m);
   binding::bind_spmm(m);
   binding::bind_cuda(m);
+  binding::bind_kv(m);
 }

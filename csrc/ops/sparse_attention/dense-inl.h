@@ -1,0 +1,136 @@
+// Attention over dense keys and values [tokens, d] of f32, f16 or bf16.
+// Tile: 32 tokens. Scores: channels in lanes, a few tokens times all rows at once, then transposed
+// sums. Values: two vectors of channels times all rows, over the tile's tokens, which are in L1.
+// Needs: d a multiple of 16, rows of d contiguous elements.   Tail: repeats the last token, whose
+// copies do not count.
+//
+// Included after a lanes_<isa>.h. Unit: how 16-bit or f32 elements are multiplied.
+#pragma once
+
+#include "ops/sparse_attention/softmax-inl.h"
+
+namespace tamis {
+namespace {
+
+inline constexpr int kDenseTile = 32;
+
+// Products in f32: every dtype, every ISA.
+template <class T>
+struct FloatUnit {
+  using Element = T;
+  struct Query {
+    const float* q;
+    int64_t d;
+    TAMIS_INLINE Query(const float* source, int64_t /*rows*/, int64_t dim) : q(source), d(dim) {}
+  };
+
+  // p[r][t] = q[r] . rows[t] for kTokens tokens from t on.
+  template <int R>
+  static TAMIS_INLINE void scores(const Query& query, const T* const* rows, int64_t t, Tile* tile) {
+    lanes::F32 sum[R][lanes::kTokens];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int i = 0; i < lanes::kTokens; ++i) sum[r][i] = simd::zero();
+    }
+    for (int64_t c = 0; c < query.d; c += simd::kLanes) {
+      lanes::F32 key[lanes::kTokens];
+#pragma GCC unroll 4
+      for (int i = 0; i < lanes::kTokens; ++i) key[i] = simd::load(rows[t + i] + c);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const lanes::F32 q = simd::load(query.q + r * query.d + c);
+#pragma GCC unroll 4
+        for (int i = 0; i < lanes::kTokens; ++i) sum[r][i] = simd::fma(q, key[i], sum[r][i]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) lanes::store_sums(sum[r], tile->p[r] + t);
+  }
+
+  // weighted[r][c ...] += sum_t p[r][t] * rows[t][c ...] for all channels.
+  template <int R>
+  static TAMIS_INLINE void weigh(const T* const* rows, int64_t d, const Tile& tile,
+                                 AttentionState* s) {
+    int64_t c = 0;
+    for (; c + 2 * simd::kLanes <= d; c += 2 * simd::kLanes) weigh_at<R, 2>(rows, c, tile, s);
+    for (; c < d; c += simd::kLanes) weigh_at<R, 1>(rows, c, tile, s);
+  }
+
+  template <int R, int kVectors>
+  static TAMIS_INLINE void weigh_at(const T* const* rows, int64_t c, const Tile& tile,
+                                    AttentionState* s) {
+    lanes::F32 sum[R][kVectors];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        sum[r][v] = simd::load(s->weighted[r] + c + v * simd::kLanes);
+      }
+    }
+    for (int t = 0; t < kDenseTile; ++t) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const lanes::F32 value = simd::load(rows[t] + c + v * simd::kLanes);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          sum[r][v] = simd::fma(lanes::splat(tile.p[r][t]), value, sum[r][v]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        lanes::store(sum[r][v], s->weighted[r] + c + v * simd::kLanes);
+      }
+    }
+  }
+};
+
+// Where a tile's tokens are.
+template <class T>
+struct TileRows {
+  const T* keys[kDenseTile];
+  const T* values[kDenseTile];
+};
+
+template <class Unit, int R>
+void attend_dense(const AttentionPart& a, AttentionState* s) {
+  using T = typename Unit::Element;
+  const KvSegment& segment = *a.segment;
+  const auto* keys = static_cast<const T*>(a.keys);
+  const auto* values = static_cast<const T*>(a.values);
+  const typename Unit::Query query(a.q, R, a.head_dim);
+  start(s);
+  Tile tile;
+  TileRows<T> rows;
+  for (int64_t first = a.unit_begin; first < a.unit_end; first += kDenseTile) {
+    const int64_t last = a.unit_end - first - 1;
+    const auto token = [&](int64_t i) __attribute__((always_inline)) {
+      const int64_t unit = first + (i < last ? i : last);
+      return a.index ? int64_t{a.index[unit]} : unit;
+    };
+    for (int64_t i = 0; i < kDenseTile; ++i) {
+      rows.keys[i] = keys + token(i) * segment.key_token_stride;
+      rows.values[i] = values + token(i) * segment.value_token_stride;
+    }
+    for (int64_t t = 0; t < kDenseTile; t += lanes::kTokens) {
+      Unit::template scores<R>(query, rows.keys, t, &tile);
+    }
+    const bool whole = !a.index && !a.bias && last + 1 >= kDenseTile && first >= a.begin &&
+                       first + kDenseTile <= a.end;
+    softmax<R>(
+        a, kDenseTile, whole, &tile, s,
+        [&](int64_t i) { return i <= last ? token(i) : int64_t{-1}; }, [](int, float) {});
+    Unit::template weigh<R>(rows.values, a.head_dim, tile, s);
+  }
+}
+
+}  // namespace
+}  // namespace tamis
+
+#define TAMIS_DENSE_ATTENTION(storage, Unit, q, level)                                         \
+  void sparse_attention_##storage##_##q##_##level(const AttentionPart& a, AttentionState* s) { \
+    with_rows(a.rows, [&](auto rows) { attend_dense<Unit, decltype(rows)::kCount>(a, s); });   \
+  }

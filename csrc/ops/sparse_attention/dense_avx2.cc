@@ -1,0 +1,12 @@
+// Attention over dense keys and values on avx2.
+#include "ops/sparse_attention/dense-inl.h"
+#include "ops/sparse_attention/kernels.h"
+#include "ops/sparse_attention/lanes_avx2.h"
+
+namespace tamis {
+
+TAMIS_DENSE_ATTENTION(f32, FloatUnit<float>, f32, avx2)
+TAMIS_DENSE_ATTENTION(f16, FloatUnit<F16>, f32, avx2)
+TAMIS_DENSE_ATTENTION(bf16, FloatUnit<BF16>, f32, avx2)
+
+}  // namespace tamis
