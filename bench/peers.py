@@ -11,7 +11,8 @@ a model of several layers, evicted before each call. A candidate's result is com
 product first; a wrong one is marked and not timed. Rounds of all candidates take turns; the median
 of 7 counts (of 3, for a sparse candidate over 4 times slower than the best of its dtype). Plain
 stream reads are timed in the same rounds, and shares of their speed are per round. A peer that is
-absent costs one line. Peers get the layout they like best: x [k,m] for w @ x products, int32
+absent costs one line; ggml (llama.cpp) takes part where llama-cpp-python is installed beside torch.
+Peers get the layout they like best: x [k,m] for w @ x products, int32
 indices, prepacked weights. Two threads need a quiet machine: a parallel region waits for its last
 thread, so on a busy one it measures the scheduler.
 """

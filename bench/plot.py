@@ -27,8 +27,9 @@ COLORS = {
     "mkl": "#8c564b",
     "onnxruntime": "#2ca02c",
     "deepsparse": "#9467bd",
+    "ggml": "#4d4d4d",
 }
-STYLES = {"f32": "-", "bf16": "--", "i8": ":"}
+STYLES = {"f32": "-", "bf16": "--", "i8": ":", "i4": "-."}
 MARKERS = {"2:4": "D", "block": "s", "csr": "^", "bsr": "s"}
 
 

@@ -26,7 +26,7 @@ BATCHES = (1, 2, 4, 8, 16, 64, 256)
 BLOCK = 16
 
 # Largest |y - reference| over the largest |reference|; above it a candidate counts as wrong.
-TOLERANCE = {"f32": 1e-4, "bf16": 2e-2, "i8": 5e-2}
+TOLERANCE = {"f32": 1e-4, "bf16": 2e-2, "i8": 5e-2, "i4": 3e-1}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Candidate:
     Attributes:
         name: Unique; starts with the peer.
         worker: Process that runs it.
-        dtype: Of the weights it reads: "f32", "bf16" or "i8".
+        dtype: Of the weights it reads: "f32", "bf16", "i8" or "i4".
         pattern: Zeros it gets: "any", "block" (16x16) or "2:4".
         dense: Reads zeros like any other weight.
         max_density: Left out above it.
@@ -73,6 +73,8 @@ CANDIDATES = (
     Candidate("mkl csr f32", "mkl", max_density=0.5),
     Candidate("onnxruntime f32", "onnxruntime", dense=True),
     Candidate("deepsparse f32", "deepsparse"),
+    Candidate("ggml q8_0", "ggml", dtype="i8", dense=True),
+    Candidate("ggml q4_0", "ggml", dtype="i4", dense=True),
     Candidate("tamis f32", "main"),
     Candidate("tamis bf16", "main", dtype="bf16"),
     Candidate("tamis i8", "main", dtype="i8"),

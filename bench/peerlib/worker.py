@@ -23,12 +23,14 @@ HOMES = {
     "mkl": "products_mkl",
     "onnxruntime": "products_onnx",
     "deepsparse": "products_onnx",
+    "ggml": "products_ggml",
 }
 VERSIONS = {
     "main": ("torch", "scipy", "tamis"),
     "mkl": ("sparse_dot_mkl",),
     "onnxruntime": ("onnxruntime",),
     "deepsparse": ("deepsparse",),
+    "ggml": ("llama_cpp",),
 }
 
 
