@@ -30,7 +30,7 @@ constexpr Want kWanted[] = {
     {Format::bitmap, DType::bf16, DType::f32, "avx2", "spmm_bitmap_bf16_f32_avx2"},
     {Format::bitmap, DType::f16, DType::f16, "avx512bf16", "spmm_bitmap_f16_f16_avx512"},
     {Format::bitmap, DType::f16, DType::f16, "avx2", "spmm_bitmap_f16_f16_avx2"},
-    {Format::bitmap, DType::i8, DType::bf16, "avx512bf16", "spmm_bitmap_i8_bf16_scalar"},
+    {Format::bitmap, DType::i8, DType::bf16, "avx512bf16", "spmm_bitmap_i8_bf16_avx512vbmi2_codes"},
     {Format::bitmap, DType::f32, DType::bf16, "avx512bf16", "spmm_bitmap_f32_bf16_scalar"},
     {Format::nm, DType::bf16, DType::bf16, "avx512bf16", "spmm_nm_bf16_bf16_avx512bf16"},
     {Format::nm, DType::f32, DType::f32, "avx512", "spmm_nm_f32_f32_avx512"},

@@ -32,6 +32,12 @@ double tolerance(double magnitude) {
   return 8 * 0x1p-24 * magnitude;
 }
 
+// A form that quantizes x stores code = round(x / step), step = largest |x| of kStepColumns / 127.
+// So x errs by at most half a step, and a sum by half a step times sum |w|; the quotient is rounded
+// to f32 before it is rounded to a code, which moves the middle by 127 * 2^-23 of a step at most.
+// Integers up to 127 with a 127 among every kStepColumns have step 1: no error at all.
+constexpr double kHalfStep = 0.5 + 127 * 0x1p-23;
+
 double half_unit(DType type, double y) {
   const double a = std::abs(y);
   switch (type) {
@@ -186,24 +192,50 @@ struct Problem {
   DType dense_type = DType::f32;
 };
 
-void fill(Rows& rows, std::mt19937_64& random, bool integers) {
+bool quantizes(const SpmmRow& row) {
+  return row.x_form && row.x_form->quantizes;
+}
+
+// `steps`: what a form that quantizes x keeps exactly, in place of the integers from -4 to 4.
+void fill(Rows& rows, std::mt19937_64& random, bool integers, bool steps = false) {
   std::normal_distribution<float> normal;
+  const int limit = steps ? 127 : 4;
   for (int64_t r = 0; r < rows.count; ++r) {
     for (int64_t i = 0; i < rows.width; ++i) {
       rows.set(r, i,
-               integers ? static_cast<float>(static_cast<int>(random() % 9) - 4) : normal(random));
+               integers ? static_cast<float>(static_cast<int>(random() % (2 * limit + 1)) - limit)
+                        : normal(random));
+    }
+    for (int64_t i = 0; integers && steps && i < rows.width; i += kStepColumns) {
+      const int64_t n = std::min(kStepColumns, rows.width - i);
+      rows.set(r, i + static_cast<int64_t>(random() % static_cast<uint64_t>(n)),
+               random() % 2 ? 127.0f : -127.0f);
     }
   }
 }
 
+// The step of each column of a token, 0 where x is not quantized.
+std::vector<double> steps_of(const Case& c, const Rows& x, int64_t token) {
+  std::vector<double> steps(static_cast<size_t>(c.k));
+  for (int64_t i = 0; quantizes(c.row) && i < c.k; i += kStepColumns) {
+    const int64_t end = std::min(c.k, i + kStepColumns);
+    double largest = 0;
+    for (int64_t k = i; k < end; ++k) largest = std::max(largest, std::abs(x.at(token, k)));
+    std::fill(steps.begin() + i, steps.begin() + end, largest / 127);
+  }
+  return steps;
+}
+
 void compare(const Case& c, const Problem& p, const Rows& x, const Rows* bias, const Rows& y) {
   for (int64_t t = 0; t < c.m; ++t) {
+    const std::vector<double> steps = steps_of(c, x, t);
     for (int64_t n = 0; n < c.n; ++n) {
-      double sum = bias ? bias->at(0, n) : 0, magnitude = std::abs(sum);
+      double sum = bias ? bias->at(0, n) : 0, magnitude = std::abs(sum), lost = 0;
       for (int64_t k = 0; k < c.k; ++k) {
-        const double product = get(p.dense.data(), p.dense_type, n * c.k + k) * x.at(t, k);
-        sum += product;
-        magnitude += std::abs(product);
+        const double w = get(p.dense.data(), p.dense_type, n * c.k + k);
+        sum += w * x.at(t, k);
+        magnitude += std::abs(w * x.at(t, k));
+        lost += kHalfStep * std::abs(w) * steps[static_cast<size_t>(k)];
       }
       const double got = y.at(t, n);
       if (c.integers) {
@@ -211,7 +243,8 @@ void compare(const Case& c, const Problem& p, const Rows& x, const Rows* bias, c
         put(&rounded, y.type, 0, static_cast<float>(sum));
         ASSERT_EQ(got, get(&rounded, y.type, 0)) << c.text() << " token " << t << " row " << n;
       } else {
-        ASSERT_LE(std::abs(got - sum), tolerance(magnitude) + half_unit(y.type, sum))
+        ASSERT_LE(std::abs(got - sum),
+                  tolerance(magnitude + lost) + lost + half_unit(y.type, std::abs(sum) + lost))
             << c.text() << " token " << t << " row " << n << " got " << got << " wanted " << sum;
       }
     }
@@ -225,7 +258,7 @@ void run(const Case& c) {
   Rows x(c.row.x_dtype, c.m, c.k, padding, c.front);
   Rows bias(c.row.x_dtype, 1, c.n, 0, c.front);
   Rows y(c.row.x_dtype, c.m, c.n, padding, c.front);
-  fill(x, p.random, c.integers);
+  fill(x, p.random, c.integers, quantizes(c.row));
   fill(bias, p.random, c.integers);
   const bool biased = c.seed % 4 < 2;
   const SpmmArgs args{.w = p.packed.view,

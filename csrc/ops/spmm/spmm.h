@@ -30,12 +30,16 @@ struct SpmmArgs {
 // row_step(), except row_end == rows.
 using SpmmKernel = void (*)(const SpmmArgs&, int64_t row_begin, int64_t row_end);
 
+// Columns of x that share a step where a form quantizes: step = largest |x| among them / 127.
+inline constexpr int64_t kStepColumns = 256;
+
 // x rewritten once for a call, before any row is computed, because every row reads it: transposed,
 // quantized. All threads share the result.
 struct SpmmXForm {
   int64_t (*bytes)(const SpmmArgs&);  // of the result, which starts on a cache line
   // Part `part` of `parts` of the work; parts touch disjoint bytes and none reads another's.
   void (*prepare)(const SpmmArgs&, void* prepared, int part, int parts);
+  bool quantizes = false;  // x loses digits: to 8 bits, one step per kStepColumns columns
 };
 
 // One line of kernels.def.
