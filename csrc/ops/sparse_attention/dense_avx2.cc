@@ -1,7 +1,7 @@
 // Attention over dense keys and values on avx2.
+#include "base/simd/lanes_avx2.h"
 #include "ops/sparse_attention/dense-inl.h"
 #include "ops/sparse_attention/kernels.h"
-#include "ops/sparse_attention/lanes_avx2.h"
 
 namespace tamis {
 

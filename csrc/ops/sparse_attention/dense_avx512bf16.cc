@@ -1,8 +1,8 @@
 // Attention over dense bf16 keys and values for bf16 queries on AVX-512 BF16: products of pairs by
 // vdpbf16ps, the weights rounded to bf16. Values of two tokens are interleaved on the way.
+#include "base/simd/lanes_avx512.h"
 #include "ops/sparse_attention/dense-inl.h"
 #include "ops/sparse_attention/kernels.h"
-#include "ops/sparse_attention/lanes_avx512.h"
 
 namespace tamis {
 namespace {
@@ -38,23 +38,26 @@ struct Bf16Unit {
   };
 
   template <int R>
-  static TAMIS_INLINE void scores(const Query& query, const BF16* const* rows, int64_t t,
-                                  Tile* tile) {
-    simd::F32 sum[R][lanes::kTokens];
+  static TAMIS_INLINE void scores(const Query& query, const BF16* const* rows,
+                                  const BF16* const* next, int64_t t, Tile* tile) {
+    simd::F32 sum[R][kTokens];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-      for (int i = 0; i < lanes::kTokens; ++i) sum[r][i] = simd::zero();
+      for (int i = 0; i < kTokens; ++i) sum[r][i] = simd::zero();
     }
     for (int64_t c = 0; c < query.d; c += kPair) {
-      __m512i key[lanes::kTokens];
+      __m512i key[kTokens];
 #pragma GCC unroll 4
-      for (int i = 0; i < lanes::kTokens; ++i) key[i] = load_bf16(rows[t + i] + c, query.d - c);
+      for (int i = 0; i < kTokens; ++i) {
+        key[i] = load_bf16(rows[t + i] + c, query.d - c);
+        prefetch(next[t + i] + c);
+      }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const __m512i q = _mm512_loadu_si512(query.q[r] + c);
 #pragma GCC unroll 4
-        for (int i = 0; i < lanes::kTokens; ++i) sum[r][i] = multiply(q, key[i], sum[r][i]);
+        for (int i = 0; i < kTokens; ++i) sum[r][i] = multiply(q, key[i], sum[r][i]);
       }
     }
 #pragma GCC unroll 4
@@ -62,19 +65,19 @@ struct Bf16Unit {
   }
 
   template <int R>
-  static TAMIS_INLINE void weigh(const BF16* const* rows, int64_t d, const Tile& tile,
-                                 AttentionState* s) {
+  static TAMIS_INLINE void weigh(const BF16* const* rows, const BF16* const* next, int64_t d,
+                                 const Tile& tile, AttentionState* s) {
     alignas(64) uint16_t p[R][kDenseTile];
     for (int r = 0; r < R; ++r) {
       put_bf16(simd::load(tile.p[r]), p[r]);
-      put_bf16(simd::load(tile.p[r] + 16), p[r] + 16);
     }
-    for (int64_t c = 0; c < d; c += kPair) weigh_at<R>(rows, c, d - c, p, s);
+    for (int64_t c = 0; c < d; c += kPair) weigh_at<R>(rows, next, c, d - c, p, s);
   }
 
   template <int R>
-  static TAMIS_INLINE void weigh_at(const BF16* const* rows, int64_t c, int64_t left,
-                                    const uint16_t (&p)[R][kDenseTile], AttentionState* s) {
+  static TAMIS_INLINE void weigh_at(const BF16* const* rows, const BF16* const* next, int64_t c,
+                                    int64_t left, const uint16_t (&p)[R][kDenseTile],
+                                    AttentionState* s) {
     alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
                                                       37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
                                                       11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
@@ -87,6 +90,8 @@ struct Bf16Unit {
       sum[r][1] = left >= kPair ? simd::load(s->weighted[r] + c + 16) : simd::zero();
     }
     for (int t = 0; t < kDenseTile; t += 2) {
+      prefetch(next[t] + c);
+      prefetch(next[t + 1] + c);
       const __m512i even = load_bf16(rows[t] + c, left), odd = load_bf16(rows[t + 1] + c, left);
       const __m512i first = _mm512_permutex2var_epi16(even, low, odd);
       const __m512i second = _mm512_permutex2var_epi16(even, high, odd);

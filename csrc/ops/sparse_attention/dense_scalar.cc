@@ -1,7 +1,7 @@
 // Attention over dense keys and values on scalar.
+#include "base/simd/lanes_scalar.h"
 #include "ops/sparse_attention/dense-inl.h"
 #include "ops/sparse_attention/kernels.h"
-#include "ops/sparse_attention/lanes_scalar.h"
 
 namespace tamis {
 

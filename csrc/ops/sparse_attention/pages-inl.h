@@ -5,7 +5,8 @@
 // Tile: one page. Tokens (scores) or channels (values) in lanes, two vectors of them times all
 // rows, so 2R chains; the folded factors are broadcast from the stack.
 //
-// Included after a lanes_<isa>.h. Unit: how codes are multiplied; it may take them less `middle`.
+// Included after a base/simd/lanes_<isa>.h. Unit: how codes are multiplied; it may take them less
+// `middle`.
 #pragma once
 
 #include "ops/sparse_attention/softmax-inl.h"
@@ -36,22 +37,30 @@ struct PageScratch {
   alignas(64) typename Unit::Factor values[kMaxRows][kKvMaxHeadDim / kKvLanes][kKvMaxTokens];
   // sum_t p[t] * (min[t,g] + middle * scale[t,g]), tokens in lanes.
   alignas(64) float offset[kMaxRows][kKvMaxHeadDim / kKvLanes][simd::kLanes];
+  int64_t ahead = 0;  // bytes to the next record
 };
 
 TAMIS_INLINE const F16* halves(const uint8_t* record, int64_t offset) {
   return reinterpret_cast<const F16*>(record + offset);
 }
 
+TAMIS_INLINE const uint8_t* bytes_at(const F16* p) {
+  return reinterpret_cast<const uint8_t*>(p);
+}
+
 // sum[v][r] += codes of kVectors vectors of lanes at `words` times factors[r], over `length` codes.
 template <class Unit, int kBits, int R, int kVectors, class Factors>
-TAMIS_INLINE void products(const uint8_t* const (&words)[kVectors], int64_t length,
+TAMIS_INLINE void products(const uint8_t* const (&words)[kVectors], int64_t length, int64_t ahead,
                            const Factors& factors, lanes::F32 (&sum)[kVectors][R]) {
   constexpr int kPerWord = 32 / kBits;
   constexpr int64_t kRowBytes = 4 * kKvLanes;
   for (int64_t u = 0; u < length / kPerWord; ++u) {
     lanes::Words word[kVectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) word[v] = lanes::load_words(words[v] + u * kRowBytes);
+    for (int v = 0; v < kVectors; ++v) {
+      word[v] = lanes::load_words(words[v] + u * kRowBytes);
+      prefetch(words[v] + u * kRowBytes + ahead);
+    }
 #pragma GCC unroll 16
     for (int j = 0; j < kPerWord / Unit::kPer; ++j) {
 #pragma GCC unroll 2
@@ -87,7 +96,8 @@ TAMIS_INLINE void key_scores(const uint8_t* codes, int64_t d, int64_t token,
     for (int r = 0; r < R; ++r) sum[v][r] = lanes::splat(constant[r]);
   }
   products<Unit, kBits, R>(
-      words, d, [&](int, int r) __attribute__((always_inline)) { return scratch.keys[r]; }, sum);
+      words, d, scratch.ahead,
+      [&](int, int r) __attribute__((always_inline)) { return scratch.keys[r]; }, sum);
 #pragma GCC unroll 2
   for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 4
@@ -107,6 +117,8 @@ TAMIS_INLINE void page_scores(const AttentionPart& a, const uint8_t* record,
   const lanes::F32 middle = lanes::splat(Unit::template kMiddle<kBits>);
   for (int64_t c = 0; c < d; c += simd::kLanes) {
     const lanes::F32 step = simd::load(scale + c);
+    prefetch(bytes_at(scale + c) + scratch->ahead);
+    prefetch(bytes_at(min + c) + scratch->ahead);
     const lanes::F32 centre = simd::fma(middle, step, simd::load(min + c));
     for (int r = 0; r < R; ++r) {
       const lanes::F32 q = simd::load(a.q + r * d + c);
@@ -141,7 +153,7 @@ TAMIS_INLINE void weigh_codes(const KvPageLayout& layout, const uint8_t* codes, 
     for (int r = 0; r < R; ++r) sum[v][r] = simd::load(s->weighted[r] + c);
   }
   products<Unit, kBits, R>(
-      words, layout.tokens,
+      words, layout.tokens, scratch.ahead,
       [&](int v, int r) __attribute__((always_inline)) { return scratch.values[r][group[v]]; },
       sum);
 #pragma GCC unroll 2
@@ -163,6 +175,8 @@ TAMIS_INLINE void weigh_page(const AttentionPart& a, const uint8_t* record, cons
     const F16* min = halves(record, layout.value_min()) + g * layout.tokens;
     for (int64_t t = 0; t < layout.tokens; t += simd::kLanes) {
       const lanes::F32 step = simd::load(scale + t);
+      prefetch(bytes_at(scale + t) + scratch->ahead);
+      prefetch(bytes_at(min + t) + scratch->ahead);
       const lanes::F32 centre = simd::fma(middle, step, simd::load(min + t));
       for (int r = 0; r < R; ++r) {
         const lanes::F32 p = simd::load(tile.p[r] + t);
@@ -209,6 +223,8 @@ void attend_pages(const AttentionPart& a, AttentionState* s) {
   Tile tile;
   for (int64_t unit = a.unit_begin; unit < a.unit_end; ++unit) {
     const int64_t page = a.index ? int64_t{a.index[unit]} : unit;
+    const int64_t after = unit + 1 < a.unit_end ? unit + 1 : unit;
+    scratch.ahead = ((a.index ? int64_t{a.index[after]} : after) - page) * layout.bytes();
     const int64_t first = page * tokens;
     if (first >= a.end || first + tokens <= a.begin) continue;
     const uint8_t* record = static_cast<const uint8_t*>(a.keys) + page * layout.bytes();

@@ -3,8 +3,8 @@
 // multiplies 32 at once. 2- and 4-bit codes: one shift and one table look-up by vpermw, whose index
 // is 5 bits wide, so the table repeats. 8-bit: f32 by or-ing the exponent of 2^23, then its upper
 // half.
+#include "base/simd/lanes_avx512.h"
 #include "ops/sparse_attention/kernels.h"
-#include "ops/sparse_attention/lanes_avx512.h"
 #include "ops/sparse_attention/pages-inl.h"
 
 namespace tamis {

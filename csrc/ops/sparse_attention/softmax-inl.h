@@ -1,7 +1,7 @@
 // The online softmax that dense and packed kernels share: scores of one tile of tokens become
 // exp(score - largest), and what was accumulated before shrinks when a larger score turns up.
 //
-// Included after a lanes_<isa>.h.
+// Included after a base/simd/lanes_<isa>.h.
 #pragma once
 
 #include "ops/sparse_attention/sparse_attention.h"
@@ -15,6 +15,11 @@ inline constexpr float kNever = -__builtin_inff();
 struct Tile {
   alignas(64) float p[kMaxRows][kKvMaxTokens];
 };
+
+// Into L2: what a tile or page needs next would push what it needs now out of L1.
+TAMIS_INLINE void prefetch(const void* p) {
+  __builtin_prefetch(p, 0, 2);
+}
 
 TAMIS_INLINE void start(AttentionState* s) {
   for (int r = 0; r < kMaxRows; ++r) {

@@ -1,9 +1,8 @@
-// One lane: the portable counterpart of lanes_avx2.h, with the primitives of base/simd/avx2.h that
-// attention uses.
+// One lane: the portable counterpart of lanes_avx2.h, with the primitives of avx2.h that its users
+// need.
 #pragma once
 
 #include "base/simd/scalar.h"
-#include "format/kv_page.h"
 
 namespace tamis::one {
 namespace {
@@ -42,7 +41,6 @@ namespace {
 
 using F32 = float;
 using Words = uint32_t;
-inline constexpr int kTokens = 1;
 
 TAMIS_INLINE F32 splat(float v) {
   return v;
@@ -85,7 +83,8 @@ TAMIS_INLINE F32 codes(Words words, int shift) {
   return static_cast<float>(words >> shift & ((1u << kBits) - 1));
 }
 
-TAMIS_INLINE void store_sums(const F32 (&v)[kTokens], float* out) {
+// out[i] = sum of v[i].
+TAMIS_INLINE void store_sums(const F32 (&v)[1], float* out) {
   out[0] = v[0];
 }
 

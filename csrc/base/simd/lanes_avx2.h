@@ -1,15 +1,13 @@
-// What attention needs beyond base/simd/avx2.h.
+// Elementwise f32 and code unpacking beyond avx2.h, same names for every ISA.
 #pragma once
 
 #include "base/simd/avx2.h"
-#include "format/kv_page.h"
 
 namespace tamis::lanes {
 namespace {
 
 using F32 = simd::F32;
 using Words = __m256i;
-inline constexpr int kTokens = 2;  // rows of keys that share one pass over q
 
 TAMIS_INLINE F32 splat(float v) {
   return _mm256_set1_ps(v);
@@ -73,8 +71,8 @@ TAMIS_INLINE F32 codes(Words words, int shift) {
 }
 
 // out[i] = sum of v[i].
-TAMIS_INLINE void store_sums(const F32 (&v)[kTokens], float* out) {
-  for (int i = 0; i < kTokens; ++i) out[i] = simd::sum(v[i]);
+TAMIS_INLINE void store_sums(const F32 (&v)[2], float* out) {
+  for (int i = 0; i < 2; ++i) out[i] = simd::sum(v[i]);
 }
 
 }  // namespace

@@ -1,15 +1,13 @@
-// What attention needs beyond base/simd/avx512.h.
+// Elementwise f32 and code unpacking beyond avx512.h, same names for every ISA.
 #pragma once
 
 #include "base/simd/avx512.h"
-#include "format/kv_page.h"
 
 namespace tamis::lanes {
 namespace {
 
 using F32 = simd::F32;
 using Words = __m512i;
-inline constexpr int kTokens = 4;  // rows of keys that share one pass over q
 
 TAMIS_INLINE F32 splat(float v) {
   return _mm512_set1_ps(v);
@@ -68,7 +66,7 @@ TAMIS_INLINE F32 codes(Words words, int shift) {
 }
 
 // out[i] = sum of v[i].
-TAMIS_INLINE void store_sums(const F32 (&v)[kTokens], float* out) {
+TAMIS_INLINE void store_sums(const F32 (&v)[4], float* out) {
   _mm_storeu_ps(out, _mm512_castps512_ps128(simd::sums(v)));
 }
 

@@ -1,0 +1,84 @@
+"""Decode attention of one token on cold data: tamis against torch SDPA, in one interleaved run.
+
+`python bench/kv.py --tokens 16384` prints milliseconds, GB/s of the bytes read with their share of a
+plain read, and the ratio to the faster of torch's bf16 and f32.
+"""
+
+import argparse
+import time
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from tamis import _C
+from tamis.ops.attention import DenseSegment, PageSegment, sparse_attention
+from tamis.ops.kv_quantize import kv_quantize, page_layout
+
+COLD = 128 << 20  # bytes of copies that a case walks through
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--heads", type=int, default=32)
+    parser.add_argument("--kv-heads", type=int, default=8)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--only", nargs="*")
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    cases = {n: c for n, c in make_cases(a).items() if not a.only or n in a.only or "torch" in n}
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    stream = []
+    end = time.monotonic() + a.seconds
+    turn = 0
+    while time.monotonic() < end or turn < 5:
+        for name, (copies, _) in cases.items():
+            start = time.perf_counter()
+            copies[turn % len(copies)]()
+            times[name].append(time.perf_counter() - start)
+        stream.append(_C.stream_read(a.threads, 64 << 20))
+        turn += 1
+    plain = sorted(stream)[len(stream) // 2]
+    best = {name: sorted(t)[len(t) // 5] for name, t in times.items()}
+    torch_best = min(best[n] for n in best if n.startswith("torch"))
+    print(f"{a.tokens} tokens, {a.threads} thread(s), plain read {plain:.1f} GB/s, {turn} turns")
+    for name, seconds in best.items():
+        rate = cases[name][1] / seconds / 1e9
+        print(
+            f"{name:12} {seconds * 1e3:8.3f} ms {rate:6.1f} GB/s {rate / plain:5.0%} of plain"
+            f" {torch_best / seconds:6.2f}x"
+        )
+
+
+def make_cases(a: argparse.Namespace) -> dict:
+    """Per name: calls on copies of the data, and the bytes that one reads."""
+    g, n, d = a.kv_heads, a.tokens, a.head_dim
+    cases = {}
+    q = torch.randn(1, a.heads, 1, d)
+    for dtype, label in ((torch.float32, "f32"), (torch.bfloat16, "bf16")):
+        k, v = torch.randn(2, 1, g, n, d).to(dtype)
+        size = 2 * k.numel() * k.element_size()
+        copies = [(k.clone(), v.clone()) for _ in range(max(1, COLD // size))]
+        x = q.to(dtype)
+        cases[f"torch {label}"] = [
+            lambda k=k, v=v, x=x: sdpa(x, k, v, enable_gqa=True) for k, v in copies
+        ], size
+        cases[f"dense {label}"] = [
+            lambda s=DenseSegment(k, v), x=x: sparse_attention(x, [s]) for k, v in copies
+        ], size
+    for bits in (8, 4, 2):
+        layout = page_layout(d, bits, bits)
+        out = torch.empty(1, g, n // 32, layout.nbytes, dtype=torch.uint8)
+        kv_quantize(k, v, layout, out)
+        copies = [out.clone() for _ in range(max(1, COLD // out.numel()))]
+        cases[f"{bits}-bit"] = [
+            lambda s=PageSegment(r, layout), x=q.bfloat16(): sparse_attention(x, [s])
+            for r in copies
+        ], out.numel()
+    return cases
+
+
+if __name__ == "__main__":
+    main()
