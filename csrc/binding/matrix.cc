@@ -6,6 +6,7 @@
 
 #include "base/dtype.h"
 #include "base/status.h"
+#include "binding/cost.h"
 #include "format/format.h"
 #include "ops/spmm/spmm.h"
 
@@ -117,7 +118,7 @@ std::string Matrix::kernel(int64_t m, const std::string& x_dtype) const {
 
 int64_t Matrix::dense_above(const std::string& x_dtype) const {
   const SpmmArgs args{.w = view_, .x_dtype = dtype_from("dense_above", "x_dtype", x_dtype), .m = 1};
-  return spmm_dense_above(describe(args), active_isa());
+  return binding::dense_above(describe(args));
 }
 
 void bind_matrix(py::module_& m) {

@@ -113,8 +113,153 @@ def choose(
 def import_nvidia_24(meta: NDArray[np.uint32], rows: int, cols: int) -> NDArray[np.int64]:
     """Mask words of an nm 2:4 matrix from NVIDIA's 2-bit column ids, unreordered."""
 
+class Figures(TypedDict):
+    """What a machine needs to be predicted: rates in bytes per ns, times in ns.
+
+    The dense tables are [one thread, all][k 576, k 4096][1, 2, 4, 8, 16, 64, 256 tokens], ns per
+    weight; `kernels` are ns for one of the reference machine.
+    """
+
+    threads: int
+    read_one: float
+    read_all: float
+    fork: float
+    call: float
+    unpack: float
+    dense_f32: list[list[list[float]]]
+    dense_16: list[list[list[float]]]
+    kernels: dict[str, float]
+
+def machine() -> Figures:
+    """The figures that predictions use now."""
+
+def set_machine(figures: Figures | None) -> None:
+    """Predict with these figures; None goes back to the built-in ones."""
+
+def predict(
+    format: str,
+    w_dtype: str,
+    x_dtype: str,
+    m: int,
+    n: int,
+    k: int,
+    nnz: int,
+    threads: int,
+    block: tuple[int, int] = (1, 1),
+    kernel: str = "",
+) -> float:
+    """Expected ns of a product with cold weights, by the chosen or a named kernel; -1: unknown."""
+
+def predict_dense(x_dtype: str, m: int, n: int, k: int, threads: int) -> float:
+    """Expected ns of torch's dense product with cold weights."""
+
+def compute_ns(kernel: str, m: int, n: int, k: int, nnz: int) -> float:
+    """Nanoseconds that a kernel computes on a thread of the reference machine; -1: unknown."""
+
+def time_spmm(kernel: str, matrices: list[Matrix], m: int, calls: int) -> list[float]:
+    """Measured ns of each call; calls take turns over the matrices."""
+
+def fork_ns(threads: int) -> float:
+    """Measured ns to start and end a parallel region."""
+
 def stream_read(threads: int, bytes: int) -> float:
     """Measured GB/s of plain reads over a buffer of that size."""
+
+class KvPageLayout:
+    """Sizes of a kv_page record: keys and values of `tokens` tokens of one KV head, quantized."""
+
+    def __init__(
+        self, head_dim: int, tokens: int, key_bits: int, value_bits: int, group: int
+    ) -> None: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def key_bits(self) -> int: ...
+    @property
+    def value_bits(self) -> int: ...
+    @property
+    def group(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a record."""
+    @property
+    def key_scale(self) -> int:
+        """Byte of a record where the f16 [d] scales of its keys start."""
+    @property
+    def key_min(self) -> int:
+        """Byte of a record where the f16 [d] minima of its keys start."""
+
+class KvLists:
+    """Addresses of a segment's lists; 0 for none."""
+
+    def __init__(
+        self,
+        index: int = 0,
+        index_stride: int = 0,
+        count: int = 0,
+        begin: int = 0,
+        end: int = 0,
+        bias: int = 0,
+    ) -> None: ...
+
+class KvSegment:
+    """Memory of tokens and which of them count; borrows all of it."""
+
+def kv_dense_segment(
+    dtype: int,
+    tokens: int,
+    keys_ptr: int,
+    key_strides: tuple[int, int, int],
+    values_ptr: int,
+    value_strides: tuple[int, int, int],
+    lists: KvLists,
+) -> KvSegment:
+    """Keys and values [b, g, tokens, d]; strides in elements."""
+
+def kv_page_segment(
+    layout: KvPageLayout,
+    pages: int,
+    records_ptr: int,
+    strides_bytes: tuple[int, int],
+    lists: KvLists,
+) -> KvSegment:
+    """Records [b, g, pages]; strides of batches and heads."""
+
+def kv_quantize(
+    layout: KvPageLayout,
+    dtype: int,
+    heads: int,
+    pages: int,
+    keys_ptr: int,
+    key_strides: tuple[int, int],
+    values_ptr: int,
+    value_strides: tuple[int, int],
+    out_ptr: int,
+    out_stride_bytes: int,
+) -> None:
+    """Records of keys and values [heads, pages * tokens, d]; strides of heads and tokens."""
+
+def kv_unpack(
+    layout: KvPageLayout, records_ptr: int, count: int, keys_ptr: int, values_ptr: int
+) -> None:
+    """Keys and values f32 [count, tokens, d] of consecutive records."""
+
+def sparse_attention(
+    dtype: int,
+    shape: tuple[int, int, int, int],
+    q_ptr: int,
+    out_ptr: int,
+    lse_ptr: int,
+    scale: float,
+    softcap: float,
+    segments: list[KvSegment],
+) -> None:
+    """out, q [b, g, rows, d] of one dtype and lse [b, g, rows] f32 at raw addresses."""
+
+def kv_kernels() -> list[KernelRow]:
+    """Every kernel of kv_quantize and sparse_attention, best first."""
 
 def pack_t16(matrix: Matrix) -> dict[str, Any]:
     """Bitmap or nm weights in tiles for CUDA: `records`, `offsets` and `max_record_bytes`."""

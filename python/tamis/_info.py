@@ -8,7 +8,7 @@ from typing import Any
 
 import tamis
 from tamis import _C
-from tamis.ops import cuda
+from tamis.ops import cuda, machine
 
 ENVIRONMENT = {
     "TAMIS_ISA": "narrows the instruction set: scalar, avx2, avx512, avx512vbmi2, avx512bf16",
@@ -42,6 +42,7 @@ def info() -> Info:
         isa={"host": isa["host"], "active": isa["active"]},
         threads=_C.num_threads(),
         kernels=f"{sum(bool(row['runs_here']) for row in rows)} of {len(rows)} run on this host",
+        machine=_figures(),
         backends={"cpu": f"on, {isa['active']}", "cuda": cuda.status()},
         build=_C.__file__,
         environment={
@@ -50,10 +51,21 @@ def info() -> Info:
     )
 
 
+def _figures() -> dict[str, str]:
+    """Where predictions come from, and what this machine reads."""
+    path = machine.load()
+    now = _C.machine()
+    return {
+        "figures": path or "built in; tamis info --measure replaces them by this machine's",
+        "reads": f"{now['read_one']:.1f} GB/s on one thread, {now['read_all']:.1f} on "
+        f"{now['threads']}",
+    }
+
+
 def kernels() -> list[dict[str, Any]]:
     """Every kernel of this build, best first within an op, format and dtype.
 
     Each has name, op, format, w_dtype, x_dtype, isa, tile_m (tokens per pass), tile_n (rows per
     step) and runs_here.
     """
-    return [dict(row) for row in (*_C.kernels(), *cuda.kernel_rows())]
+    return [dict(row) for row in (*_C.kernels(), *_C.kv_kernels(), *cuda.kernel_rows())]

@@ -86,6 +86,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _info(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--measure",
+        action="store_true",
+        help="measure this machine first, half a minute; predictions then use its figures",
+    )
     sub.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -147,7 +152,9 @@ def _eval(sub: argparse.ArgumentParser) -> None:
 
 def _explain(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL")
-    sub.add_argument("--predict", action="store_true", help="times from bytes, none measured")
+    sub.add_argument(
+        "--predict", action="store_true", help="times by the cost model, none measured"
+    )
     sub.add_argument("--threads", type=_positive, default=1, help="threads while measuring")
     _dtype(sub)
     _reporting(sub)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -21,12 +22,26 @@ def info(a: Namespace) -> None:
     import tamis
     from tamis.report_text import table
 
+    if a.measure:
+        _measure()
     facts, kernels = tamis.info(), tamis.kernels()
     if a.json:
         _print_json({**facts, "kernels": kernels})
         return
     print(facts)
     print(table(_kernel_rows(kernels)))
+
+
+def _measure() -> None:
+    from tamis.ops import machine
+
+    try:
+        machine.measure(lambda what: logging.getLogger("tamis").info("measuring %s", what))
+    except OSError as error:
+        raise TamisFileError(
+            f"info: --measure: got {machine.file()} ({error.strerror}), wanted a file that can be "
+            "written; set XDG_CACHE_HOME to another folder."
+        ) from error
 
 
 def _kernel_rows(kernels: list[dict[str, Any]]) -> list[list[str]]:

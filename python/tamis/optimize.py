@@ -17,6 +17,7 @@ from tamis import stored
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import FORMATS, Layout
 from tamis.nn import SparseLinear
+from tamis.ops import cost
 from tamis.policy import select
 from tamis.policy.allocate import matches
 from tamis.recipe import KEEP, Pattern
@@ -79,11 +80,11 @@ def optimize_(  # noqa: PLR0913
         candidates = {"dense": layer} if layer in shared else _candidates(layer)
         if len(candidates) == 1:
             reason = "its weight is shared with another module" if layer in shared else ""
-            rows.append(describe(name, layer, reason=reason or _no_choice(layer)))
+            rows.append(describe(name, layer, reason=reason or _no_choice(layer), tokens=tokens))
             continue
         costs = bench.times(layer, candidates) if objective == "latency" else _sizes(candidates)
         best = _best(costs, min_gain)
-        rows.append(_row(name, candidates[best], costs, best, objective))
+        rows.append(_row(name, candidates[best], costs, best, objective, tokens))
         if _format_of(layer) != best:
             winners[name] = (layer, candidates[best])
     swap(model, winners)
@@ -107,7 +108,7 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
 
     Args:
         model: Any torch model.
-        measure: Times each layer and its dense twin; else times are predicted from bytes.
+        measure: Times each layer and its dense twin too; the cost model's times are always there.
         tokens: Rows of the input when timing.
         seed: Of the inputs.
 
@@ -120,7 +121,7 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
     bench = _Bench(tokens, seed, sum(_dense_bytes(layer) for layer in layers.values()))
     rows = []
     for name, layer in layers.items():
-        row = describe(name, layer, reason=_no_choice(layer))
+        row = describe(name, layer, reason=_no_choice(layer), tokens=tokens)
         if measure:
             own = _format_of(layer)
             twins = (
@@ -193,6 +194,14 @@ def holding_layouts(
     With a pattern (the mask is known to follow it) nothing is looked for in the mask. Empty if no
     format stores the weight's dtype.
     """
+    held = counted_layouts(weight, keep, pattern)
+    return {name: (layout, layout.nbytes(count)) for name, (layout, count) in held.items()}
+
+
+def counted_layouts(
+    weight: Tensor, keep: Tensor, pattern: Pattern | None = None
+) -> dict[str, tuple[Layout, int]]:
+    """The same with the values that each stores instead of bytes."""
     dtype = DTYPE_NAMES.get(weight.dtype)
     if dtype is None:
         return {}
@@ -208,7 +217,7 @@ def holding_layouts(
         stored *= pattern.rows * pattern.cols
         layout = Layout("block", n, k, dtype, block=(pattern.rows, pattern.cols))
         found["block"] = (layout, stored)
-    return {name: (layout, layout.nbytes(count)) for name, (layout, count) in found.items()}
+    return found
 
 
 def _pattern_in(keep: Tensor, nnz: int) -> Pattern:
@@ -286,9 +295,14 @@ def swap(model: nn.Module, layers: Mapping[str, tuple[nn.Module, nn.Module]]) ->
 
 
 def describe(
-    name: str, layer: nn.Module, *, reason: str = "", sparsity: float | None = None
+    name: str,
+    layer: nn.Module,
+    *,
+    reason: str = "",
+    sparsity: float | None = None,
+    tokens: int = 1,
 ) -> LayerReport:
-    """The report's row of one layer, without measured times."""
+    """The report's row of one layer, without measured times; predicted for rows of x."""
     if isinstance(layer, SparseLinear):
         matrix, layout = layer.matrix, layer.layout
         return LayerReport(
@@ -298,8 +312,8 @@ def describe(
             format=layout.label,
             nbytes=matrix.nbytes,
             dense_nbytes=layout.dense_nbytes,
-            kernel=_kernel(layout, matrix.nnz),
-            predicted_ms=_predicted_ms(matrix.nbytes),
+            kernel=_kernel(layout, matrix.nnz, tokens),
+            predicted_ms=_ms(cost.sparse_ns(layout, matrix.nnz, tokens)),
             reason=reason,
         )
     linear = as_linear(layer)
@@ -316,13 +330,18 @@ def describe(
         nbytes=nbytes,
         dense_nbytes=nbytes,
         kernel="torch",
-        predicted_ms=_predicted_ms(nbytes),
+        predicted_ms=_dense_ms(linear, tokens),
         reason=reason,
     )
 
 
 def _row(
-    name: str, layer: nn.Module, costs: Mapping[str, float], best: str, objective: str
+    name: str,
+    layer: nn.Module,
+    costs: Mapping[str, float],
+    best: str,
+    objective: str,
+    tokens: int,
 ) -> LayerReport:
     unit = "ms" if objective == "latency" else "bytes"
     others = ", ".join(f"{n} {c:.3g}" for n, c in costs.items() if n != best)
@@ -330,7 +349,7 @@ def _row(
     reason = f"{better}: {best} {costs[best]:.3g} {unit} against {others}"
     if best == "dense":
         reason = f"no format is {better[:-3] + 'er'}: dense {costs[best]:.3g} {unit}, {others}"
-    row = describe(name, layer, reason=reason)
+    row = describe(name, layer, reason=reason, tokens=tokens)
     return _timed(row, costs[best], costs["dense"]) if objective == "latency" else row
 
 
@@ -357,24 +376,34 @@ def _dense_bytes(layer: nn.Module) -> int:
     return as_linear(layer).weight.numel() * as_linear(layer).weight.element_size()
 
 
-def _kernel(layout: Layout, nnz: int) -> str:
+def _kernel(layout: Layout, nnz: int, tokens: int) -> str:
     from tamis import _C
 
-    shape = (1, layout.rows, layout.cols, nnz)
+    shape = (tokens, layout.rows, layout.cols, nnz)
     x_dtype = "f32" if layout.dtype == "i8" else layout.dtype
     active = str(_C.isa()["active"])
     return str(_C.choose(layout.format, layout.dtype, x_dtype, *shape, active))
 
 
-def _predicted_ms(nbytes: int) -> float | None:
-    """Time to read the bytes once from memory, the floor for one token."""
-    limit = _bandwidth()
-    return nbytes / (limit * 1e6) if limit else None
+def _ms(ns: float | None) -> float | None:
+    return None if ns is None else ns * 1e-6
+
+
+def _dense_ms(linear: nn.Linear, tokens: int) -> float | None:
+    """What torch is expected to take; None for dtypes that no figure is about."""
+    dtype = DTYPE_NAMES.get(linear.weight.dtype)
+    n, k = linear.weight.shape
+    return _ms(cost.dense_ns(dtype, n, k, tokens)) if dtype else None
 
 
 def _bandwidth() -> float:
-    """GB/s that a plain read reaches with the threads in use; 0 if it cannot be measured."""
+    """GB/s that a plain read reaches with the threads in use: measured before, else now."""
     from tamis import _C
+    from tamis.ops import machine
+
+    figures = _C.machine()
+    if machine.load() and _C.num_threads() in (1, figures["threads"]):
+        return figures["read_one" if _C.num_threads() == 1 else "read_all"]
 
     return _measured_bandwidth(_C.num_threads())
 

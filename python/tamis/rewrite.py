@@ -23,13 +23,14 @@ from tamis import calibrate, method
 from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.model import family_of
 from tamis.nn import SparseLinear
+from tamis.ops import cost
 from tamis.optimize import (
     FORMATS,
     as_linear,
     compressed,
+    counted_layouts,
     describe,
     explain,
-    holding_layouts,
     optimize_,
     swap,
     tied,
@@ -85,8 +86,9 @@ def sparsify_(  # noqa: PLR0913
             name, or the class name "Linear".
         ignore: Layers to leave alone, spelled the same way.
         filter_fn: Called with (module, name); false leaves the layer alone.
-        format: "auto" takes the smallest that holds the mask, dense included; "dense" keeps masked
-            nn.Linear; "bitmap", "csr", "nm", "block" force one.
+        format: "auto" takes the one expected to be fastest for one token, the smallest of those
+            alike, dense included; "dense" keeps masked nn.Linear; "bitmap", "csr", "nm", "block"
+            force one.
         allocate: Sparsity per layer: "uniform", "erk", or a dict of names or "re:" patterns.
         sequential: Later blocks see the outputs of pruned earlier ones (two passes per block).
         max_length: Tokens per calibration sequence.
@@ -459,7 +461,7 @@ def _prune_globally(
 
 
 def _build(name: str, linear: nn.Linear, weight: Tensor, keep: Tensor, job: _Job) -> _Pending:
-    """The layer in the smallest format that holds its mask, or in the one asked for."""
+    """The layer in the format that suits its mask best, or in the one asked for."""
     nnz = int(keep.sum())
     layout, reason = _choose(name, linear, nnz, keep, job)
     if layout is None:
@@ -475,16 +477,27 @@ def _choose(
     """The layout to store the layer in (None: dense), and why."""
     if job.format == "dense":
         return None, "format='dense' was asked for"
-    layouts = holding_layouts(linear.weight, keep, job.pattern)
+    layouts = counted_layouts(linear.weight, keep, job.pattern)
     if not layouts:
         return None, f"no sparse format holds {linear.weight.dtype}"
     if job.format != "auto":
         return layouts[job.format][0], f"format={job.format!r} was asked for"
-    layout, nbytes = min(layouts.values(), key=lambda item: item[1])
     dense = linear.weight.numel() * linear.weight.element_size()
-    if nbytes >= dense:
-        return None, f"{layout.label} would take {nbytes / dense:.2f} of the dense bytes"
-    return layout, f"smallest format that holds the mask, {nbytes / dense:.2f} of the dense bytes"
+    bytes_of = {layout: layout.nbytes(count) for layout, count in layouts.values()}
+    smallest = min(bytes_of, key=lambda layout: bytes_of[layout])
+    share = bytes_of[smallest] / dense
+    if share >= 1:
+        return None, f"{smallest.label} would take {share:.2f} of the dense bytes"
+    chosen = cost.fastest(item for item in layouts.values() if bytes_of[item[0]] < dense)
+    layout, count = chosen or layouts[smallest.format]
+    n, k = linear.weight.shape
+    sparse_ns, dense_ns = cost.sparse_ns(layout, count), cost.dense_ns(layout.dtype, n, k)
+    if sparse_ns is not None and sparse_ns > dense_ns:
+        return None, f"dense is expected to be {sparse_ns / dense_ns:.2f} x as fast"
+    taken = f"{bytes_of[layout] / dense:.2f} of the dense bytes"
+    if layout is smallest:
+        return layout, f"smallest format that holds the mask, {taken}"
+    return layout, f"expected to be faster than {smallest.label}, which is smaller; {taken}"
 
 
 def _commit(model: nn.Module, linears: Mapping[str, nn.Linear], job: _Job) -> None:

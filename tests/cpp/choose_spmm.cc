@@ -4,6 +4,8 @@
 #include <set>
 #include <string>
 
+#include "base/machine.h"
+#include "ops/spmm/cost.h"
 #include "ops/spmm/spmm.h"
 
 namespace tamis::test {
@@ -35,11 +37,9 @@ constexpr Want kWanted[] = {
     {Format::nm, DType::bf16, DType::bf16, "avx512bf16", "spmm_nm_bf16_bf16_avx512bf16"},
     {Format::nm, DType::f32, DType::f32, "avx512", "spmm_nm_f32_f32_avx512"},
     {Format::nm, DType::f32, DType::f32, "avx2", "spmm_nm_f32_f32_avx2"},
-    {Format::csr, DType::bf16, DType::bf16, "avx512bf16", "spmm_csr_bf16_bf16_avx512"},
     {Format::csr, DType::f32, DType::f32, "avx512bf16", "spmm_csr_f32_f32_avx512"},
     {Format::csr, DType::f32, DType::f32, "avx2", "spmm_csr_f32_f32_avx2"},
     {Format::csr, DType::f16, DType::f16, "avx2", "spmm_csr_f16_f16_scalar"},
-    {Format::block, DType::f32, DType::f32, "avx512bf16", "spmm_block_f32_f32_avx512"},
     {Format::block, DType::f32, DType::f32, "avx2", "spmm_block_f32_f32_avx2"},
     {Format::block, DType::bf16, DType::bf16, "avx2", "spmm_block_bf16_bf16_avx2"},
 };
@@ -98,15 +98,63 @@ TEST(ChooseSpmm, NamesAreUniqueAndSayWhatTheyAre) {
 
 // Sparse wins for few tokens on every vector ISA, a faster one for longer, and a sparser matrix in
 // a format that pays per value for longer still.
-TEST(DenseAbove, GrowsWithTheKernelAndWithSparsity) {
+TEST(Cost, DenseAboveGrowsWithTheKernelAndWithSparsity) {
+  const auto above = [](const SpmmDesc& desc, IsaBits isa) {
+    return spmm_dense_above(desc, isa, reference_machine(), {}, 1);
+  };
   for (const DType t : {DType::f32, DType::bf16}) {
-    const SpmmDesc masked = desc_of(Format::bitmap, t, t);
-    EXPECT_GE(spmm_dense_above(masked, isa::avx2), 16);
-    EXPECT_GT(spmm_dense_above(masked, isa::avx512bf16), spmm_dense_above(masked, isa::avx2));
-    SpmmDesc sparse = desc_of(Format::csr, t, t), sparser = sparse;
-    sparser.nnz /= 10;
-    EXPECT_GT(spmm_dense_above(sparser, isa::avx512), spmm_dense_above(sparse, isa::avx512));
+    SpmmDesc masked = desc_of(Format::bitmap, t, t);
+    masked.n = masked.k = 1024;
+    masked.nnz = masked.n * masked.k / 2;
+    EXPECT_GE(above(masked, isa::avx2), 8);
+    EXPECT_GT(above(masked, isa::avx512bf16), above(masked, isa::avx2));
+    SpmmDesc sparse = masked;
+    sparse.format = Format::csr;
+    sparse.nnz /= 4;
+    SpmmDesc sparser = sparse;
+    sparser.nnz /= 4;
+    EXPECT_GT(above(sparser, isa::avx512), above(sparse, isa::avx512));
   }
+}
+
+TEST(Cost, GrowsWithTokensBytesAndFewerThreads) {
+  for (const SpmmRow& row : spmm_kernels()) {
+    SpmmDesc desc = desc_of(row.format, row.w_dtype, row.x_dtype);
+    desc.n = desc.k = 4096;
+    desc.nnz = desc.n * desc.k / 2;
+    const auto ns = [&](const SpmmDesc& d, int threads) {
+      return predict_spmm(d, row, reference_machine(), 1.0, threads);
+    };
+    if (spmm_cost(row) == nullptr) continue;
+    double before = 0;
+    for (const int64_t m : {1, 2, 8, 9, 64, 256}) {
+      desc.m = m;
+      EXPECT_GT(ns(desc, 1), before) << row.name << " m " << m;
+      EXPECT_LT(ns(desc, 2), ns(desc, 1)) << row.name << " m " << m;
+      before = ns(desc, 1);
+      SpmmDesc half = desc;
+      half.nnz /= 2;
+      EXPECT_LE(ns(half, 1), ns(desc, 1)) << row.name << " m " << m;
+    }
+    desc.m = 1;  // no kernel is expected to read faster than memory does
+    EXPECT_GE(ns(desc, 1), stored_bytes(desc) / reference_machine().read_one) << row.name;
+  }
+}
+
+TEST(Cost, DenseTimesLieBetweenTheTimedOnes) {
+  const Machine& machine = reference_machine();
+  for (const DType t : {DType::f32, DType::bf16}) {
+    for (const int threads : {1, 2}) {
+      double before = 0;
+      for (const int64_t m : {1, 2, 4, 8, 16, 64, 256, 1024}) {
+        const double ns = dense_ns(machine, t, m, 4096, 4096, threads);
+        EXPECT_GE(ns, 0.8 * before) << m;  // a measured table need not be monotone
+        before = ns;
+      }
+    }
+  }
+  EXPECT_GT(read_rate(machine, 2), read_rate(machine, 1));
+  EXPECT_EQ(read_rate(machine, 8), read_rate(machine, machine.threads));
 }
 
 TEST(Isa, NamesRoundTripAndUnknownNamesAreRefused) {

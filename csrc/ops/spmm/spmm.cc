@@ -6,6 +6,7 @@
 #include "base/parallel.h"
 #include "base/scratch.h"
 #include "ops/spmm/check.h"
+#include "ops/spmm/cost.h"
 #include "ops/spmm/kernels.h"
 
 namespace tamis {
@@ -104,13 +105,38 @@ SpmmDesc describe(const SpmmArgs& a) {
 }
 
 const SpmmRow* choose_spmm(const SpmmDesc& desc, IsaBits isa) {
+  // A later row must be expected to be clearly faster, so that noise in its constants changes
+  // nothing.
+  constexpr double kClearly = 0.85;
+  const SpmmRow* best = nullptr;
+  double best_ns = 0;
   for (const SpmmRow& row : kKernels) {
-    if (row.format == desc.format && row.w_dtype == desc.w_dtype && row.x_dtype == desc.x_dtype &&
-        (row.isa & isa) == row.isa && std::max<int64_t>(desc.m, 1) >= row.from_m) {
-      return &row;
+    if (row.format != desc.format || row.w_dtype != desc.w_dtype || row.x_dtype != desc.x_dtype ||
+        (row.isa & isa) != row.isa || std::max<int64_t>(desc.m, 1) < row.from_m) {
+      continue;
+    }
+    const SpmmCost* cost = spmm_cost(row);
+    if (!best) {
+      best = &row;
+      if (!cost) return best;
+      best_ns = compute_ns(desc, row, *cost);
+      continue;
+    }
+    const double ns = cost ? compute_ns(desc, row, *cost) : best_ns;
+    if (ns < kClearly * best_ns) {
+      best = &row;
+      best_ns = ns;
     }
   }
-  return nullptr;
+  return best;
+}
+
+int useful_threads(const SpmmDesc& desc, const SpmmRow& row, int threads) {
+  const int64_t step = desc.format == Format::block ? desc.block_rows : row.tile_n;
+  const auto work = static_cast<int64_t>(stored_bytes(desc)) * desc.m;
+  const int64_t useful =
+      std::min(work / kBytesPerThread, ceil_div(desc.n, std::max<int64_t>(step, 1)));
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, useful)));
 }
 
 Status spmm(const SpmmArgs& a) {

@@ -73,13 +73,9 @@ constexpr int64_t row_step(const SpmmRow& row, const MatrixView& w) {
 // All kernels, best first within a format and dtype.
 std::span<const SpmmRow> spmm_kernels();
 
-// First row that fits, desc.m >= from_m included; null if none. Pure: the AVX-512 choice can be
-// asked for on any host.
+// Of the rows that fit, desc.m >= from_m included, the first unless a later one is expected to be
+// clearly faster (cost.h); null if none. Pure: the AVX-512 choice can be asked for on any host.
 const SpmmRow* choose_spmm(const SpmmDesc& desc, IsaBits isa);
-
-// Tokens above which unpacking w to dense and calling a dense product is expected to be faster than
-// the chosen kernel; INT64_MAX if never. From the per-ISA constants in dense_above.cc.
-int64_t spmm_dense_above(const SpmmDesc& desc, IsaBits isa);
 
 // Checks the arguments, chooses for this host and runs on the pool. Allocates nothing.
 Status spmm(const SpmmArgs& args);

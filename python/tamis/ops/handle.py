@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tamis import _C
 from tamis.errors import TamisError, TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.layout import Layout
+from tamis.ops import machine
 
 Array = NDArray[Any]
 
@@ -140,6 +141,7 @@ def _kernel(matrix: _C.Matrix, x_dtype: str) -> str:
 
 def dense_limit(matrix: _C.Matrix, x_dtype: str) -> int:
     """Tokens above which expanding the weight and multiplying densely is predicted faster."""
+    machine.load()
     return matrix.dense_above(x_dtype)
 
 

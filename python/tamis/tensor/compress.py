@@ -1,8 +1,7 @@
-"""compress: any 2-D weight to a SparseMatrix, in the smallest format unless one is named."""
+"""compress: any 2-D weight to a SparseMatrix, in the format that suits it unless one is named."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import DTYPES, FORMATS, Layout
+from tamis.ops.cost import fastest
 from tamis.ops.handle import pack
 from tamis.tensor.matrix import SparseMatrix
 from tamis.tensor.source import Dense, Rows, cast, first_not_finite, is_torch, read, widen
@@ -31,9 +31,10 @@ def compress(
 ) -> SparseMatrix:
     """SparseMatrix with the weights of ``W`` [rows, cols] that ``keep`` selects.
 
-    ``format="auto"`` compares the exact bytes of nm (if every group of ``n_m`` fits), bitmap, block
-    (if ``block`` divides the shape) and csr, and takes the smallest. If even that is not smaller
-    than dense storage the result is a bitmap, with ``nbytes`` above ``dense_nbytes``.
+    ``format="auto"`` compares nm (if every group of ``n_m`` fits), bitmap, block
+    (if ``block`` divides the shape) and csr. Of those smaller than dense storage it takes the one
+    expected to be fastest for one token (``tamis info`` says by which figures), the smallest of
+    those alike. If none is smaller the result is a bitmap, with ``nbytes`` above ``dense_nbytes``.
 
     Args:
         W: NumPy array, scipy.sparse matrix or torch tensor (strided or any sparse layout). A torch
@@ -106,7 +107,7 @@ def _compress_dense(
 ) -> SparseMatrix:
     if format == "auto":
         kept = widen(source.w, source.dtype) != 0 if keep is None else keep
-        layout = _smallest(request, int(kept.sum()), lambda a: _nnz_of(a, kept, keep is not None))
+        layout = _best(request, int(kept.sum()), lambda a: _nnz_of(a, kept, keep is not None))
     else:
         layout = request.layout(format)
     return _wrap(layout, pack(layout, source.w, source.dtype, keep), source.device)
@@ -114,7 +115,7 @@ def _compress_dense(
 
 def _compress_rows(source: Rows, format: str, request: _Request) -> SparseMatrix:
     if format == "auto":
-        layout = _smallest(request, source.nnz, lambda a: _nnz_of_rows(a, source))
+        layout = _best(request, source.nnz, lambda a: _nnz_of_rows(a, source))
     else:
         layout = request.layout(format)
     if layout.format == "csr" and layout.dtype != "i8":
@@ -133,16 +134,15 @@ def _compress_rows(source: Rows, format: str, request: _Request) -> SparseMatrix
     )
 
 
-def _smallest(request: _Request, kept: int, nnz_of: Any) -> Layout:
-    """Smallest layout; the bitmap if none is smaller than dense storage."""
-    best, best_bytes = None, math.inf
+def _best(request: _Request, kept: int, nnz_of: Any) -> Layout:
+    """Layout expected to be fastest; the bitmap if none is smaller than dense storage."""
+    held = []
     for layout in request.candidates():
         nnz = kept if layout.format in ("bitmap", "csr") else nnz_of(layout)
-        if nnz is not None and layout.nbytes(nnz) < best_bytes:
-            best, best_bytes = layout, layout.nbytes(nnz)
-    if best is None or best_bytes >= best.dense_nbytes:
-        return request.layout("bitmap")
-    return best
+        if nnz is not None and layout.nbytes(nnz) < layout.dense_nbytes:
+            held.append((layout, nnz))
+    best = fastest(held)
+    return request.layout("bitmap") if best is None else best[0]
 
 
 def _nnz_of(layout: Layout, kept: Keep, exact: bool) -> int | None:

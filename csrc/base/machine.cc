@@ -1,0 +1,77 @@
+// Reference figures, and the times that follow from a machine's.
+#include "base/machine.h"
+
+#include <algorithm>
+
+namespace tamis {
+namespace {
+
+// `tamis info --measure` on an AMD EPYC 9004 virtual machine with two cores, torch 2.13.
+constexpr Machine kReference{
+    .threads = 2,
+    .read_one = 22.0,
+    .read_all = 40.0,
+    .fork = 1500,
+    .call = 4000,
+    .unpack = 0.55,
+    .dense_f32 =
+        {{{{0.50, 0.65, 0.57, 0.67, 0.84, 1.95, 6.7}, {0.245, 0.50, 0.54, 0.64, 0.85, 2.1, 6.9}},
+          {{0.48, 0.63, 0.50, 0.45, 0.53, 1.07, 3.3}, {0.25, 0.50, 0.53, 0.47, 0.56, 1.15, 3.6}}}},
+    .dense_16 =
+        {{{{0.29, 0.29, 0.32, 0.35, 0.43, 0.87, 2.7}, {0.21, 0.18, 0.22, 0.24, 0.34, 0.77, 2.5}},
+          {{0.20, 0.21, 0.19, 0.21, 0.25, 0.47, 1.35}, {0.14, 0.13, 0.13, 0.15, 0.19, 0.40, 1.3}}}},
+};
+
+// Between the two timed thread counts, and beyond, time goes with 1 / threads.
+double at_threads(double one, double all, int threads, int all_threads) {
+  if (threads <= 1 || all_threads <= 1) return one / std::max(threads, 1);
+  if (threads >= all_threads) return all * all_threads / threads;
+  const double share = (1.0 - 1.0 / threads) / (1.0 - 1.0 / all_threads);
+  return one + (all - one) * share;
+}
+
+double at_tokens(const double (&ns)[kDensePoints], int64_t m) {
+  if (m <= kDenseTokens[0]) return ns[0];
+  int i = 1;
+  while (i < kDensePoints - 1 && m > kDenseTokens[i]) ++i;
+  const auto low = static_cast<double>(kDenseTokens[i - 1]);
+  const auto high = static_cast<double>(kDenseTokens[i]);
+  const double slope = (ns[i] - ns[i - 1]) / (high - low);
+  return ns[i - 1] + std::max(slope, 0.0) * (static_cast<double>(m) - low);
+}
+
+}  // namespace
+
+const Machine& reference_machine() {
+  return kReference;
+}
+
+double read_rate(const Machine& machine, int threads) {
+  return 1 / at_threads(1 / machine.read_one, 1 / machine.read_all,
+                        std::min(threads, machine.threads), machine.threads);
+}
+
+double dense_ns(const Machine& machine, DType dtype, int64_t m, int64_t n, int64_t k, int threads) {
+  if (m <= 0 || n <= 0 || k <= 0) return machine.call;
+  const DenseRate& rate = dtype == DType::f32 ? machine.dense_f32 : machine.dense_16;
+  const double narrow = 1.0 / kDenseColumns[0], wide = 1.0 / kDenseColumns[1];
+  const double at = std::clamp((1.0 / static_cast<double>(k) - wide) / (narrow - wide), 0.0, 2.0);
+  double ns[2];
+  for (const int all : {0, 1}) {
+    const double w = at_tokens(rate.ns[all][1], m), s = at_tokens(rate.ns[all][0], m);
+    ns[all] = std::max(w + (s - w) * at, 0.5 * w);
+  }
+  const double each = at_threads(ns[0], ns[1], threads, machine.threads);
+  return machine.call + each * static_cast<double>(n) * static_cast<double>(k);
+}
+
+double unpack_ns(const Machine& machine, DType dtype, int64_t n, int64_t k, double bytes,
+                 int threads) {
+  const double weights = static_cast<double>(n) * static_cast<double>(k);
+  const double moved = bytes + weights * static_cast<double>(size_of(dtype));
+  return std::max(machine.unpack * weights / std::max(threads, 1),
+                  moved / read_rate(machine, threads)) +
+         machine.fork;
+}
+
+}  // namespace tamis

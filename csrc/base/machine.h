@@ -1,0 +1,46 @@
+// What predictions need to know of a machine besides its instruction set: measured once, or the
+// figures of the machine that the kernels' constants were fitted on.
+#pragma once
+
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace tamis {
+
+// Tokens at which a dense product is timed; between them time is a line.
+inline constexpr int64_t kDenseTokens[] = {1, 2, 4, 8, 16, 64, 256};
+inline constexpr int kDensePoints = 7;
+// Columns of the two weights it is timed on; between them time per weight is a line in 1 / k.
+inline constexpr int64_t kDenseColumns[] = {576, 4096};
+
+// Dense product y = x * w^T of torch, w read from memory: ns per weight.
+struct DenseRate {
+  double ns[2][2][kDensePoints];  // [one thread, all][narrow, wide][tokens]
+};
+
+struct Machine {
+  int threads;          // "all" below
+  double read_one;      // bytes per ns that plain reads of memory reach on one thread
+  double read_all;      // and on all
+  double fork;          // ns to start and end a parallel region
+  double call;          // ns of a dense call beside its work
+  double unpack;        // ns per weight to expand to dense, one thread
+  DenseRate dense_f32;  // 16-bit floats share the other
+  DenseRate dense_16;
+};
+
+// The machine the constants were fitted on: Zen 4, two cores.
+const Machine& reference_machine();
+
+// Bytes per ns that `threads` threads read together.
+double read_rate(const Machine& machine, int threads);
+
+// ns of x[m,k] * w[n,k]^T by torch.
+double dense_ns(const Machine& machine, DType dtype, int64_t m, int64_t n, int64_t k, int threads);
+
+// ns to expand a compressed w[n,k] of `bytes` stored bytes to dense.
+double unpack_ns(const Machine& machine, DType dtype, int64_t n, int64_t k, double bytes,
+                 int threads);
+
+}  // namespace tamis

@@ -1,0 +1,138 @@
+// The cost model of spmm. Pure: the machine is an argument.
+#include "ops/spmm/cost.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace tamis {
+namespace {
+
+struct Line {
+  const char* name;
+  SpmmCost cost;
+};
+
+constexpr Line kLines[] = {
+#define TAMIS_COST(name, word, word_token, value, value_token, row, row_token, x) \
+  {#name, {word, word_token, value, value_token, row, row_token, x}},
+#include "ops/spmm/costs.def"
+#undef TAMIS_COST
+};
+
+// Every portable kernel visits stored values one by one.
+constexpr SpmmCost kScalar{.word = 0,
+                           .word_token = 0,
+                           .value = 1.0,
+                           .value_token = 0.6,
+                           .row = 20,
+                           .row_token = 0,
+                           .x = 0};
+
+// Constants in the order of spmm_kernels(), so that a row finds its own by its position.
+std::vector<const SpmmCost*> by_row() {
+  std::vector<const SpmmCost*> found;
+  for (const SpmmRow& row : spmm_kernels()) {
+    const auto* line = std::find_if(std::begin(kLines), std::end(kLines), [&](const Line& a) {
+      return std::strcmp(a.name, row.name) == 0;
+    });
+    const bool known = line != std::end(kLines);
+    found.push_back(known ? &line->cost : row.isa == isa::scalar ? &kScalar : nullptr);
+  }
+  return found;
+}
+
+size_t position(const SpmmRow& row) {
+  return static_cast<size_t>(&row - spmm_kernels().data());
+}
+
+double real(int64_t v) {
+  return static_cast<double>(v);
+}
+
+}  // namespace
+
+const SpmmCost* spmm_cost(const SpmmRow& row) {
+  static const std::vector<const SpmmCost*> costs = by_row();
+  return costs[position(row)];
+}
+
+double stored_bytes(const SpmmDesc& d) {
+  const double values = real(d.nnz * size_of(d.w_dtype));
+  const double scales = d.w_dtype == DType::i8 ? 4 * real(d.n) : 0;
+  const double mask = 8 * real(d.n * mask_words(d.k)), offsets = 8 * real(d.n + 1);
+  switch (d.format) {
+    case Format::bitmap:
+      return values + scales + mask + offsets;
+    case Format::nm:
+      return values + scales + mask;
+    case Format::csr:
+      return values + scales + offsets + 4 * real(d.nnz);
+    case Format::block: {
+      const int64_t area = std::max<int64_t>(int64_t{d.block_rows} * d.block_cols, 1);
+      return values + scales + 4 * real(d.nnz / area) +
+             8 * real(d.n / std::max(d.block_rows, 1) + 1);
+    }
+  }
+  return values;
+}
+
+double compute_ns(const SpmmDesc& d, const SpmmRow& row, const SpmmCost& c) {
+  const double m = real(d.m), passes = real(ceil_div(d.m, row.tile_m));
+  const double words = real(d.n * mask_words(d.k));
+  return words * (c.word * passes + c.word_token * m) +
+         real(d.nnz) * (c.value * passes + c.value_token * m) +
+         real(d.n) * (c.row * passes + c.row_token * m) + c.x * real(d.k) * m;
+}
+
+double predict_spmm(const SpmmDesc& desc, const SpmmRow& row, const Machine& machine, double scale,
+                    int threads) {
+  const SpmmCost* cost = spmm_cost(row);
+  if (!cost) return -1;
+  threads = useful_threads(desc, row, threads);
+  const double compute = scale * compute_ns(desc, row, *cost) / threads;
+  const double moved =
+      stored_bytes(desc) + real((desc.n + desc.k) * desc.m * size_of(desc.x_dtype));
+  const double memory = moved / read_rate(machine, threads);
+  const double both = std::cbrt(compute * compute * compute + memory * memory * memory);
+  const double forks = threads > 1 ? machine.fork * (row.x_form ? 2 : 1) : 0;
+  return both + forks;
+}
+
+int64_t spmm_dense_above(const SpmmDesc& desc, IsaBits isa, const Machine& machine,
+                         std::span<const double> scale, int threads) {
+  constexpr int64_t kNever = std::numeric_limits<int64_t>::max(), kMost = 1 << 16;
+  SpmmDesc at = desc;
+  at.m = 1;
+  if (!choose_spmm(at, isa)) return 0;
+  if (desc.n <= 0 || desc.k <= 0) return kNever;
+  const double expand =
+      unpack_ns(machine, desc.w_dtype, desc.n, desc.k, stored_bytes(desc), threads);
+  const auto dense_wins = [&](int64_t m) {
+    at.m = m;
+    const SpmmRow& row = *choose_spmm(at, isa);
+    const double own = scale.empty() ? 1.0 : scale[position(row)];
+    const double sparse = predict_spmm(at, row, machine, own, threads);
+    return sparse >= 0 &&
+           sparse > expand + dense_ns(machine, desc.x_dtype, m, desc.n, desc.k, threads);
+  };
+  // The times cross once where it matters; look for the last count at which the kernel wins.
+  if (!dense_wins(kMost)) return kNever;
+  int64_t low = 0, high = kMost;
+  for (int64_t m = kMost / 2; m >= 1 && low == 0; m /= 2) {
+    if (dense_wins(m)) {
+      high = m;
+    } else {
+      low = m;
+    }
+  }
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (dense_wins(middle) ? high : low) = middle;
+  }
+  return low;
+}
+
+}  // namespace tamis

@@ -1,0 +1,220 @@
+"""This machine's figures: measured once, kept in the user's cache folder, used when predicting."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tamis import _C
+from tamis.layout import Layout
+
+TOKENS = (1, 2, 4, 8, 16, 64, 256)  # of the dense tables, as in csrc/base/machine.h
+COLUMNS = (576, 4096)
+ROWS = 1024
+_COLD_BYTES = 160 << 20
+_DENSE_S = 0.03  # per point and round
+_KERNEL_CALLS = 20
+_ROUNDS = 3
+
+
+@cache
+def load() -> str:
+    """Where the figures in use come from: a file, or "" if they are the built-in ones.
+
+    The first call reads the file, if this machine has been measured by this version.
+    """
+    path = file()
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["key"] == key():
+            _C.set_machine(stored["figures"])
+            return str(path)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        pass  # not measured, or damaged: the built-in figures stay
+    return ""
+
+
+def measure(say: Callable[[str], None] = lambda _: None) -> Path:
+    """Measures this machine, half a minute, and keeps the figures; returns the file.
+
+    Raises:
+        OSError: The cache folder cannot be written.
+    """
+    _C.set_machine(None)
+    figures = _C.machine()
+    threads = _C.num_threads()
+    say("memory")
+    figures["threads"] = threads
+    figures["read_one"] = _C.stream_read(1, _COLD_BYTES)
+    figures["read_all"] = _C.stream_read(threads, _COLD_BYTES)
+    if threads > 1:
+        figures["fork"] = _C.fork_ns(threads)
+    _measure_kernels(figures, say)
+    _measure_torch(figures, threads, say)
+    path = file()
+    _write(path, json.dumps({"key": key(), "figures": figures}, indent=1))
+    load.cache_clear()
+    load()
+    return path
+
+
+def key() -> dict[str, str]:
+    """What the figures depend on."""
+    return {
+        "cpu": cpu_name(),
+        "cores": str(os.cpu_count()),
+        "threads": str(_C.num_threads()),
+        "isa": _C.isa()["active"],
+        "tamis": metadata.version("tamis") if _installed() else "source",
+    }
+
+
+def file() -> Path:
+    """The file of this machine's figures, whether it exists or not."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    if sys.platform == "darwin" and not os.environ.get("XDG_CACHE_HOME"):
+        base = Path.home() / "Library" / "Caches"
+    name = hashlib.sha256(json.dumps(key(), sort_keys=True).encode()).hexdigest()[:12]
+    return Path(base) / "tamis" / f"machine-{name}.json"
+
+
+def cpu_name() -> str:
+    """Model name of the CPU."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.machine()
+    facts = [
+        re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+        for name in ("model name", "cpu family", "model")
+    ]
+    return " ".join(found.group(1) for found in facts if found) or platform.machine()
+
+
+def _installed() -> bool:
+    try:
+        metadata.version("tamis")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _measure_kernels(figures: Any, say: Callable[[str], None]) -> None:
+    """Each kernel's time in cache over what its constants say."""
+    before = _C.num_threads()
+    _C.set_num_threads(1)
+    try:
+        own = {
+            row["name"]: _small(row["format"], row["w_dtype"])
+            for row in _C.kernels()
+            if row["runs_here"] and row["name"] in figures["kernels"]
+        }
+        scales = dict.fromkeys(own, np.inf)
+        for _ in range(_ROUNDS):  # the least of several moments, as others' work only adds
+            for name, a in own.items():
+                say(name)
+                scales[name] = min(scales[name], _scale_of(name, a))
+        # Half its own and half everyone's: one kernel's moment is noise, all of them the clock.
+        middle = float(np.median(list(scales.values())))
+        for name, scale in scales.items():
+            figures["kernels"][name] = float(np.sqrt(scale * middle))
+        a = _small("bitmap", "f32")
+        figures["unpack"] = min(_timed(a.unpack) for _ in range(20)) * 1e9 / (a.rows * a.cols)
+    finally:
+        _C.set_num_threads(before)
+
+
+def _scale_of(name: str, a: _C.Matrix) -> float:
+    """Measured over expected time, over one token and some."""
+    ratios = []
+    for m in (1, 8):
+        expected = _C.compute_ns(name, m, a.rows, a.cols, a.nnz)
+        ratios.append(float(np.quantile(_C.time_spmm(name, [a], m, _KERNEL_CALLS), 0.2)) / expected)
+    return float(np.sqrt(ratios[0] * ratios[1]))
+
+
+def _small(format: str, dtype: str) -> _C.Matrix:
+    """A half-full weight that fits the second-level cache."""
+    from tamis.ops.handle import NUMPY_VALUES, make_matrix, pack
+
+    n, k = 256, COLUMNS[0]
+    keep = np.zeros((n, k // 4, 4), dtype=np.bool_)
+    keep[:, :, :2] = np.random.default_rng(0).random((n, k // 4, 1)) < 0.5
+    keep[:, :, 2:] = ~keep[:, :, :2]
+    if format == "block":
+        keep = (np.random.default_rng(0).random((n // 16, k // 16)) < 0.5).repeat(16, 0)
+        keep = keep.repeat(16, 1)
+    kept, of = (2, 4) if format == "nm" else (0, 0)
+    block = (16, 16) if format == "block" else (0, 0)
+    layout = Layout(format, n, k, dtype, kept, of, block)
+    source = "f32" if dtype == "i8" else dtype
+    w = np.ones((n, k), dtype=NUMPY_VALUES[source])
+    return make_matrix(layout, pack(layout, w, source, keep.reshape(n, k)), check=False)
+
+
+def _measure_torch(figures: Any, threads: int, say: Callable[[str], None]) -> None:
+    """Dense products, if torch is there; else the built-in rates stay."""
+    try:
+        import torch
+        from torch.nn.functional import linear
+    except ImportError:
+        return
+    before = torch.get_num_threads()
+    points = [(t, i) for t in range(2) for i in range(len(TOKENS))]
+    try:
+        with torch.no_grad():
+            one = torch.ones(1, 1)
+            figures["call"] = min(_timed(lambda: linear(one, one)) for _ in range(200)) * 1e9
+            for name, dtype in (("dense_f32", torch.float32), ("dense_16", torch.bfloat16)):
+                for wide, k in enumerate(COLUMNS):
+                    say(f"torch {dtype} {ROWS}x{k}")
+                    first = torch.ones(ROWS, k, dtype=dtype)
+                    count = _COLD_BYTES // (first.numel() * first.element_size())
+                    weights = [first, *(first.clone() for _ in range(count))]
+                    least = dict.fromkeys(points, np.inf)
+                    for point in points * _ROUNDS:
+                        torch.set_num_threads(threads if point[0] else 1)
+                        x = torch.ones(TOKENS[point[1]], k, dtype=dtype)
+                        least[point] = min(least[point], _dense_seconds(linear, x, weights))
+                    for (t, i), seconds in least.items():
+                        ns = max(seconds * 1e9 - figures["call"], 1.0) / (ROWS * k)
+                        figures[name][t][wide][i] = float(ns)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _dense_seconds(linear: Any, x: Any, weights: list[Any]) -> float:
+    """A typical time: the lower third of some calls, each with the next weight."""
+    times: list[float] = []
+    begin = time.perf_counter()
+    linear(x, weights[-1])
+    while len(times) < 5 or (time.perf_counter() - begin < _DENSE_S and len(times) < 300):
+        w = weights[len(times) % len(weights)]
+        times.append(_timed(lambda w=w: linear(x, w)))
+    return sorted(times)[len(times) // 3]
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: others may read at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
