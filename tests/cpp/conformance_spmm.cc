@@ -140,8 +140,8 @@ PackSpec spec_for(const Case& c) {
     spec.block_cols = largest_divisor(c.k, c.seed % 3 ? 32 : 3);
   }
   if (spec.dtype == DType::i8) {
-    constexpr int64_t kGroups[] = {0, 32, 7};
-    spec.group_size = kGroups[c.seed % 3];
+    constexpr int64_t kGroups[] = {0, 32, 7, 128, 512};
+    spec.group_size = kGroups[c.seed % 5];
   }
   return spec;
 }

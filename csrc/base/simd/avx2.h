@@ -20,8 +20,14 @@ inline constexpr int kLanes = 8;
 TAMIS_INLINE F32 zero() {
   return _mm256_setzero_ps();
 }
+TAMIS_INLINE F32 splat(float v) {
+  return _mm256_set1_ps(v);
+}
 TAMIS_INLINE F32 add(F32 a, F32 b) {
   return _mm256_add_ps(a, b);
+}
+TAMIS_INLINE F32 mul(F32 a, F32 b) {
+  return _mm256_mul_ps(a, b);
 }
 TAMIS_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return _mm256_fmadd_ps(a, b, c);

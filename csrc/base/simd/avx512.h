@@ -29,6 +29,9 @@ TAMIS_INLINE F32 splat(float v) {
 TAMIS_INLINE F32 add(F32 a, F32 b) {
   return _mm512_add_ps(a, b);
 }
+TAMIS_INLINE F32 mul(F32 a, F32 b) {
+  return _mm512_mul_ps(a, b);
+}
 TAMIS_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return _mm512_fmadd_ps(a, b, c);
 }

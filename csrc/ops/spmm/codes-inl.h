@@ -2,7 +2,7 @@
 // accumulates i32 within a chunk of columns, exactly, then f32: one chain per row and token.
 //
 // Error: that of x, at most half a step per element: |y - y_exact| <= sum_k step/2 * |w[n,k]|,
-// step = largest |x| of its 256 columns / 127; plus c * eps * sum |w||x| of the f32 sums.
+// step = largest |x| of its kStepColumns / 127; plus c * eps * sum |w||x| of the f32 sums.
 //
 // Tile: Step::rows(M) rows of w times M tokens; a mask word's weights are expanded once for all M
 // tokens, x is loaded once for all rows. More than Step::kMaxTokens tokens take turns over a few
@@ -56,131 +56,162 @@ TAMIS_INLINE void store_rows(const SpmmArgs& a, simd::F32 v, int64_t row, int64_
   }
 }
 
-// R rows of w times M tokens.
-template <class Step, int R, int M>
-struct CodesTile {
-  const int8_t* values[R];
-  const int8_t* values_end;
-  const uint64_t* mask;
-  int64_t words;
-  const typename Step::Code* x;
-  int64_t x_stride;
-  const char* next_values;  // of a later tile, fetched while this one is computed
-  const char* next_mask;
-  int64_t word_bytes;  // of values per word of columns, all R rows
-  typename Step::Sum sum[R][M];
+inline constexpr int kCodesTileRows = 8;
 
-  template <bool kExact>
-  TAMIS_INLINE void expand(int64_t word, uint64_t within) {
-    const auto* tokens = x + word * 64;
+// kCodesTileRows rows of w, or fewer, times M tokens, at one chunk of columns.
+template <class Step, int M>
+struct CodesTile {
+  const int8_t* values[kCodesTileRows];  // of each row, moving on with the chunks
+  const int8_t* values_end;
+  const uint64_t* mask;  // [rows, words] at the chunk's first word
+  int64_t words;
+  const typename Step::Code* x;  // [words, tokens, 64] likewise
+  int64_t tokens;
+  const int32_t* starts;  // [M, 16]
+  const float* steps;     // [M]
+  const float* scales;    // [rows, groups] at the chunk's group, null where one group is all
+  int64_t groups;
+  int rows;
+  alignas(64) simd::F32 total[kCodesTileRows][M];
+};
+
+// What chunks of rows [r, r + R) of a tile share.
+template <class Step, int M, int R>
+struct CodesSum {
+  typename Step::Sum sum[R][M];
+  const int8_t* at[R];
+
+  TAMIS_INLINE CodesSum(const CodesTile<Step, M>& tile, int r) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const uint64_t bits = mask[r * words + word] & within;
-      const auto weights = Step::template expand<kExact>(bits, values[r]);
-      values[r] += simd::popcount(bits);
+    for (int i = 0; i < R; ++i) at[i] = tile.values[r + i];
 #pragma GCC unroll 8
-      for (int t = 0; t < M; ++t) {
-        sum[r][t] = Step::dot(sum[r][t], weights, tokens + t * x_stride);
-      }
+    for (int t = 0; t < M; ++t) {
+      const auto start = Step::start(tile.starts + t * 16);
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) sum[i][t] = start;
     }
   }
 
-  // One word. kLast: these rows may end where the values do, so look.
-  template <bool kLast>
-  TAMIS_INLINE void run(int64_t word, uint64_t within) {
-    for (int64_t b = 0; b < word_bytes; b += 64) {
-      __builtin_prefetch(next_values + b, 0, kCodesToL2);
-    }
-    next_values += word_bytes;
-    if (word % 8 == 0) {
+  // One word: its columns within the chunk, values counted on.
+  template <bool kExact>
+  TAMIS_INLINE void add(const uint64_t* mask, int64_t words, const typename Step::Code* x,
+                        uint64_t within) {
+    typename Step::Weights weights[R];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) __builtin_prefetch(next_mask + 64 * r, 0, kCodesToL2);
-      next_mask += 64 * R;
+    for (int i = 0; i < R; ++i) {
+      const uint64_t bits = mask[i * words] & within;
+      weights[i] = Step::template expand<kExact>(bits, at[i]);
+      at[i] += simd::popcount(bits);
     }
-    // Rows follow each other, so the last one is nearest to the end.
-    if (kLast && values_end - values[R - 1] < 64 + Step::kReadsPast) {
-      expand<true>(word, within);
-    } else {
-      expand<false>(word, within);
+#pragma GCC unroll 8
+    for (int t = 0; t < M; ++t) Step::template dot<R, M>(sum, t, weights, x + t * 64);
+  }
+
+  TAMIS_INLINE void finish(CodesTile<Step, M>& tile, int r) {
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+      tile.values[r + i] = at[i];
+#pragma GCC unroll 8
+      for (int t = 0; t < M; ++t) {
+        simd::F32 v = Step::to_f32(sum[i][t]);
+        if (tile.scales) v = simd::mul(v, simd::splat(tile.scales[(r + i) * tile.groups]));
+        tile.total[r + i][t] = simd::fma(v, simd::splat(tile.steps[t]), tile.total[r + i][t]);
+      }
     }
   }
 };
 
-template <class Step, int R, int M, bool kLast>
-TAMIS_INLINE void codes_tile(const SpmmArgs& a, int64_t row, int64_t token, int64_t ahead) {
-  const auto* values = static_cast<const int8_t*>(a.w.values);
-  const XCodes<typename Step::Code> x(a.w, a.prepared, a.m, 1);
-  const float* steps = x.steps + token * x.steps_stride;
-  const int32_t* starts = x.starts + token * x.starts_stride;
-  const int64_t groups = a.w.group_size < a.w.cols ? ceil_div(a.w.cols, a.w.group_size) : 1;
-  const float* scales = a.w.scales + row * groups;
-
-  CodesTile<Step, R, M> tile;
-  tile.values_end = values + a.w.nnz;
-  tile.words = mask_words(a.w.cols);
-  tile.mask = a.w.mask + row * tile.words;
-  tile.x = x.codes + token * x.codes_stride;
-  tile.x_stride = x.codes_stride;
-  simd::F32 total[R][M];
+// A chunk of kStepColumns, from a whole word on. Functions of their own, or GCC keeps addresses of
+// one in registers that the other needs.
+template <class Step, int M, int R>
+__attribute__((noinline)) void codes_step(CodesTile<Step, M>& tile) {
+  for (int r = 0; r < tile.rows; r += R) {
+    CodesSum<Step, M, R> sums(tile, r);
+    const uint64_t* mask = tile.mask + r * tile.words;
+    const auto* x = tile.x;
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    tile.values[r] = values + code_row_start(a.w, row + r);
-#pragma GCC unroll 8
-    for (int t = 0; t < M; ++t) total[r][t] = simd::zero();
-  }
-  const int64_t next = row + ahead < a.w.rows ? row + ahead : a.w.rows;
-  tile.next_values = reinterpret_cast<const char*>(values + code_row_start(a.w, next));
-  tile.next_mask = reinterpret_cast<const char*>(tile.mask + (next - row) * tile.words);
-  const int64_t count = code_row_start(a.w, row + R) - code_row_start(a.w, row);
-  tile.word_bytes = count / (tile.words ? tile.words : 1);
-
-  for (Chunks chunk(a.w); chunk.more(); chunk.next()) {
-#pragma GCC unroll 8
-    for (int t = 0; t < M; ++t) {
-      const auto start = Step::start(starts + t * x.starts_stride + chunk.index * 16);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) tile.sum[r][t] = start;
+    for (int w = 0; w < kStepColumns / 64; ++w, x += tile.tokens * 64) {
+      sums.template add<false>(mask + w, tile.words, x, ~uint64_t{0});
     }
-    int64_t word = chunk.begin / 64;
-    const int64_t full_end = chunk.end / 64;
-    if (chunk.begin % 64 != 0) {
-      tile.template run<kLast>(word, bits_within(word, chunk.begin, chunk.end));
-      ++word;
-    }
-    for (; word < full_end; ++word) tile.template run<kLast>(word, ~uint64_t{0});
-    if (word * 64 < chunk.end) {
-      tile.template run<kLast>(word, bits_within(word, chunk.begin, chunk.end));
-    }
-#pragma GCC unroll 8
-    for (int t = 0; t < M; ++t) {
-      const float step = steps[t * x.steps_stride + chunk.step()];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const float factor = step * scales[r * groups + chunk.group];
-        total[r][t] = simd::fma(Step::to_f32(tile.sum[r][t]), simd::splat(factor), total[r][t]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int t = 0; t < M; ++t) {
-    simd::F32 of_token[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) of_token[r] = total[r][t];
-    store_rows(a, simd::sums(of_token), row, token + t, R);
+    sums.finish(tile, r);
   }
 }
 
-// One pass over the weights for M tokens.
+// Any chunk of any rows, and never past the end of the values.
+template <class Step, int M>
+__attribute__((noinline)) void codes_part(CodesTile<Step, M>& tile, int64_t begin, int64_t end) {
+  for (int r = 0; r < tile.rows; ++r) {
+    CodesSum<Step, M, 1> sums(tile, r);
+    const uint64_t* mask = tile.mask + r * tile.words;
+    const auto* x = tile.x;
+    for (int64_t word = begin / 64; word * 64 < end; ++word, ++mask, x += tile.tokens * 64) {
+      const uint64_t within = bits_within(word, begin, end);
+      if (tile.values_end - sums.at[0] < Step::kReadsPast) {
+        sums.template add<true>(mask, tile.words, x, within);
+      } else {
+        sums.template add<false>(mask, tile.words, x, within);
+      }
+    }
+    sums.finish(tile, r);
+  }
+}
+
+// One pass over rows [row, row_end) for M tokens.
 template <class Step, int M>
 void codes_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) {
   constexpr int R = Step::rows(M);
-  const int64_t ahead = code_rows_ahead(a.w, R);
-  const int64_t last_full_load = a.w.nnz - Step::kReadsPast;
-  for (; row + R <= row_end && code_row_start(a.w, row + R) <= last_full_load; row += R) {
-    codes_tile<Step, R, M, false>(a, row, token, ahead);
+  static_assert(kCodesTileRows % R == 0);
+  const XCodes<typename Step::Code> x(a);
+  const auto* values = static_cast<const int8_t*>(a.w.values);
+  const int64_t words = mask_words(a.w.cols), steps = step_count(a.w);
+  const int64_t groups = a.w.group_size < a.w.cols ? ceil_div(a.w.cols, a.w.group_size) : 1;
+  const int64_t ahead = code_rows_ahead(a.w, kCodesTileRows);
+  CodesTile<Step, M> tile;
+  tile.values_end = values + a.w.nnz;
+  tile.words = words;
+  tile.tokens = x.tokens;
+  tile.groups = groups;
+  for (; row < row_end; row += tile.rows) {
+    tile.rows = static_cast<int>(row_end - row < kCodesTileRows ? row_end - row : kCodesTileRows);
+    for (int r = 0; r < tile.rows; ++r) tile.values[r] = values + code_row_start(a.w, row + r);
+    for (auto& of_row : tile.total) {
+      for (auto& total : of_row) total = simd::zero();
+    }
+    const int64_t next = row + ahead < a.w.rows ? row + ahead : a.w.rows;
+    const int8_t* next_values = values + code_row_start(a.w, next);
+    const uint64_t* next_mask = a.w.mask + next * words;
+    const int64_t row_after = row + tile.rows;
+    const int8_t* last = values + code_row_start(a.w, row_after);
+    const int64_t step_bytes = steps ? (last - tile.values[0]) / steps : 0;
+    // Whole loads from the last row's last values on may pass the end.
+    const bool whole = tile.rows % R == 0 && tile.values_end - last >= Step::kReadsPast;
+    for (Chunks chunk(a.w); chunk.more(); chunk.next()) {
+      if (chunk.begin % kStepColumns == 0) {
+        fetch_codes(next_values, next_values + step_bytes);
+        next_values += step_bytes;
+        fetch_codes(next_mask, next_mask + tile.rows * (kStepColumns / 64));
+        next_mask += tile.rows * (kStepColumns / 64);
+      }
+      tile.mask = a.w.mask + row * words + chunk.begin / 64;
+      tile.x = x.codes + (chunk.begin / 64 * x.tokens + token) * 64;
+      tile.starts = x.starts + (chunk.index * x.tokens + token) * 16;
+      tile.steps = x.steps + chunk.step() * x.tokens + token;
+      tile.scales = groups > 1 ? a.w.scales + row * groups + chunk.group : nullptr;
+      if (whole && chunk.end - chunk.begin == kStepColumns) {
+        codes_step<Step, M, R>(tile);
+      } else {
+        codes_part<Step, M>(tile, chunk.begin, chunk.end);
+      }
+    }
+    const simd::F32 scales =
+        groups > 1 ? simd::splat(1.0f) : simd::load(a.w.scales + row, tile.rows);
+    for (int t = 0; t < M; ++t) {
+      simd::F32 of_token[kCodesTileRows];
+#pragma GCC unroll 8
+      for (int r = 0; r < kCodesTileRows; ++r) of_token[r] = tile.total[r][t];
+      store_rows(a, simd::mul(simd::sums(of_token), scales), row, token + t, tile.rows);
+    }
   }
-  for (; row + R <= row_end; row += R) codes_tile<Step, R, M, true>(a, row, token, ahead);
-  for (; row < row_end; ++row) codes_tile<Step, 1, M, true>(a, row, token, ahead);
 }
 
 // Rows per turn over all tokens: few enough for their weights to stay in L1 between passes.

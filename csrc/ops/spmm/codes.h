@@ -69,25 +69,24 @@ TAMIS_INLINE uint64_t bits_within(int64_t word, int64_t begin, int64_t end) {
   return bits;
 }
 
-// The prepared x. A unit is a token, or a panel of `lanes` tokens side by side.
+// The prepared x, tokens side by side, so that a kernel has one pointer to each array.
 template <class Code>
 struct XCodes {
-  const Code* codes;      // [units, words * 64 * lanes], zero past k
-  const int32_t* starts;  // [units, chunks, 16]: what a sum begins with
-  const float* steps;     // [units, steps, lanes]
-  int64_t codes_stride, starts_stride, steps_stride, bytes;
+  Code* codes;      // [words, tokens, 64], zero past k
+  int32_t* starts;  // [chunks, tokens, 16]: what a sum begins with
+  float* steps;     // [steps, tokens]
+  int64_t tokens, bytes;
 
-  TAMIS_INLINE XCodes(const MatrixView& w, const void* prepared, int64_t units, int64_t lanes)
-      : codes_stride(mask_words(w.cols) * 64 * lanes),
-        starts_stride(chunk_limit(w) * 16),
-        steps_stride(step_count(w) * lanes) {
-    const int64_t code_bytes = units * codes_stride * static_cast<int64_t>(sizeof(Code));
-    const auto* at = static_cast<const char*>(prepared);
-    codes = reinterpret_cast<const Code*>(at);
-    starts = reinterpret_cast<const int32_t*>(at + code_bytes);
-    steps = reinterpret_cast<const float*>(at + code_bytes + units * starts_stride * 4);
-    bytes = code_bytes + units * (starts_stride + steps_stride) * 4;
+  TAMIS_INLINE XCodes(const SpmmArgs& a, void* prepared) : tokens(a.m) {
+    const int64_t code_bytes = mask_words(a.w.cols) * a.m * 64 * static_cast<int64_t>(sizeof(Code));
+    const int64_t start_bytes = chunk_limit(a.w) * a.m * 64;
+    auto* at = static_cast<char*>(prepared);
+    codes = reinterpret_cast<Code*>(at);
+    starts = reinterpret_cast<int32_t*>(at + code_bytes);
+    steps = reinterpret_cast<float*>(at + code_bytes + start_bytes);
+    bytes = code_bytes + start_bytes + step_count(a.w) * a.m * 4;
   }
+  TAMIS_INLINE explicit XCodes(const SpmmArgs& a) : XCodes(a, const_cast<void*>(a.prepared)) {}
 };
 
 }  // namespace
