@@ -62,21 +62,26 @@ def make_cases(a: argparse.Namespace) -> dict:
         size = 2 * k.numel() * k.element_size()
         copies = [(k.clone(), v.clone()) for _ in range(max(1, COLD // size))]
         x = q.to(dtype)
-        cases[f"torch {label}"] = [
-            lambda k=k, v=v, x=x: sdpa(x, k, v, enable_gqa=True) for k, v in copies
-        ], size
-        cases[f"dense {label}"] = [
-            lambda s=DenseSegment(k, v), x=x: sparse_attention(x, [s]) for k, v in copies
-        ], size
+        cases[f"torch {label}"] = (
+            [lambda k=k, v=v, x=x: sdpa(x, k, v, enable_gqa=True) for k, v in copies],
+            size,
+        )
+        cases[f"dense {label}"] = (
+            [lambda s=DenseSegment(k, v), x=x: sparse_attention(x, [s]) for k, v in copies],
+            size,
+        )
     for bits in (8, 4, 2):
         layout = page_layout(d, bits, bits)
         out = torch.empty(1, g, n // 32, layout.nbytes, dtype=torch.uint8)
         kv_quantize(k, v, layout, out)
         copies = [out.clone() for _ in range(max(1, COLD // out.numel()))]
-        cases[f"{bits}-bit"] = [
-            lambda s=PageSegment(r, layout), x=q.bfloat16(): sparse_attention(x, [s])
-            for r in copies
-        ], out.numel()
+        cases[f"{bits}-bit"] = (
+            [
+                lambda s=PageSegment(r, layout), x=q.bfloat16(): sparse_attention(x, [s])
+                for r in copies
+            ],
+            out.numel(),
+        )
     return cases
 
 

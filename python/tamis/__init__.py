@@ -9,7 +9,7 @@ TYPE_CHECKING = False  # what type checkers read as true; importing typing would
 if TYPE_CHECKING:
     from typing import Any
 
-    from tamis import nn
+    from tamis import kv, nn
     from tamis._info import info, kernels
     from tamis.errors import (
         TamisError,
@@ -49,7 +49,7 @@ _HOME = {
     "save": "io",
     "sparsify_": "rewrite",
 }
-_MODULES = ("hf", "method", "nn")
+_MODULES = ("hf", "kv", "method", "nn")
 
 __all__ = [
     "LayerReport",
@@ -68,6 +68,7 @@ __all__ = [
     "export",
     "info",
     "kernels",
+    "kv",
     "load",
     "nn",
     "optimize_",

@@ -180,9 +180,7 @@ def _lists(a: Lists, heads: int, tokens: int, held: list[Tensor]) -> _C.KvLists:
 _NO_LISTS = _C.KvLists()
 
 
-def _address(
-    name: str, x: Tensor | None, dtype: torch.dtype, size: int, held: list[Tensor]
-) -> int:
+def _address(name: str, x: Tensor | None, dtype: torch.dtype, size: int, held: list[Tensor]) -> int:
     if x is None:
         return 0
     if x.dtype != dtype or not x.is_cpu or x.numel() != size:

@@ -1,0 +1,31 @@
+"""KV caches that hold fewer bytes and are read as stored.
+
+``store`` holds one layer and needs only torch; ``Cache`` and ``attach`` put stores under a
+transformers model.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tamis.kv.attention import Handle, attach
+    from tamis.kv.cache import Cache
+    from tamis.kv.kv_store import KvStore, store
+
+_HOME = {
+    "Cache": "cache",
+    "Handle": "attention",
+    "KvStore": "kv_store",
+    "attach": "attention",
+    "store": "kv_store",
+}
+
+__all__ = ["Cache", "Handle", "KvStore", "attach", "store"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"tamis.kv.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'tamis.kv' has no attribute {name!r}")

@@ -1,0 +1,145 @@
+"""The attention call that reads stores, and attach, which makes a model use it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from tamis.errors import TamisUnsupported
+from tamis.kv.kv_store import KvStore
+from tamis.ops.attention import merge
+
+NAME = "tamis"
+STORE = "tamis_store"  # attribute of the keys that a Cache's layer returns
+
+
+def attach(model: Any) -> Handle:
+    """Makes the model's attention read tamis caches; any other cache works as before, by SDPA.
+
+    Raises:
+        TamisUnsupported: The model does not take attention functions.
+    """
+    before = model.config._attn_implementation
+    AttentionInterface.register(NAME, attention_forward)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != NAME:
+        raise TamisUnsupported(
+            f"kv.attach: model: got {type(model).__name__}, which does not take attention "
+            "functions, wanted one of transformers' newer models."
+        )
+    return Handle(model, before)
+
+
+class Handle:
+    """Undoes ``attach``; also a context manager."""
+
+    def __init__(self, model: Any, before: str | None) -> None:
+        self.model, self.before = model, before
+
+    def remove(self) -> None:
+        """The model computes as it did before, bit for bit."""
+        self.model.set_attn_implementation(self.before)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def attention_forward(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls: [b, h, n, d] queries to [b, n, h, d].
+
+    A prompt goes through SDPA, so it is bit for bit what it would be without us; then its keys and
+    values are compressed. Later tokens read the store.
+    """
+    store: KvStore | None = getattr(key, STORE, None)
+    if store is None or store.length == 0:
+        if softcap is not None:
+            kwargs["softcap"] = softcap
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        if store is not None:
+            store.append(key, value)
+            store.settle(query, scale=scaling, pad=padding(attention_mask))
+        return out, None
+    pad = padding(attention_mask)
+    cap = softcap or 0.0
+    if query.shape[2] == 1:
+        store.append(key, value)
+        out = store.attend(query, scale=scaling, softcap=cap, pad=pad)
+    else:
+        past = store.attend_lse(query, scale=scaling, softcap=cap, pad=pad)
+        out = merge([past, causal(query, key, value, scaling, cap)])
+        store.append(key, value)
+    store.settle(query, scale=scaling, pad=pad)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def padding(mask: Tensor | None) -> Tensor | None:
+    """Padded tokens at the start of each sequence, [b]; None without padding.
+
+    Args:
+        mask: [b, 1, n, tokens] bool, true where attention may look; None for everything.
+
+    Raises:
+        TamisUnsupported: The mask hides other tokens than the first and the future ones.
+    """
+    if mask is None:
+        return None
+    last = mask[:, 0, -1]
+    pad = last.int().argmax(-1)
+    if mask.dtype != torch.bool or not bool((last.sum(-1) == last.shape[-1] - pad).all()):
+        raise TamisUnsupported(
+            "kv: attention_mask: got one that hides tokens in the middle or at the end, wanted "
+            "left padding; set tokenizer.padding_side = 'left'."
+        )
+    return pad if bool(pad.any()) else None
+
+
+def causal(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, softcap: float
+) -> tuple[Tensor, Tensor]:
+    """Causal attention among new tokens, and the logarithm of its weights' sum [b, h, n].
+
+    256 queries at a time, so that no matrix of all pairs exists.
+    """
+    b, h, n, d = q.shape
+    g = k.shape[1]
+    rows = q.float().view(b, g, h // g, n, d) * (d**-0.5 if scale is None else scale)
+    keys, values = k.float().transpose(-1, -2).unsqueeze(2), v.float().unsqueeze(2)
+    outs, sums = [], []
+    for first in range(0, n, 256):
+        part = rows[:, :, :, first : first + 256]
+        seen = first + part.shape[3]
+        scores = part @ keys[..., :seen]
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        future = torch.ones(part.shape[3], seen, dtype=torch.bool).triu(first + 1)
+        scores.masked_fill_(future, float("-inf"))
+        sums.append(scores.logsumexp(-1))
+        outs.append(scores.softmax(-1) @ values[..., :seen, :])
+    out = torch.cat(outs, 3).reshape(b, h, n, d)
+    return out.to(q.dtype), torch.cat(sums, 3).reshape(b, h, n)

@@ -1,0 +1,207 @@
+"""Cache: what ``model.generate(past_key_values=...)`` takes, one KvStore per attention layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
+
+from tamis.errors import TamisUnsupported, TamisValueError
+from tamis.kv.attention import NAME, STORE
+from tamis.kv.kv_store import KvStore
+from tamis.kv.methods import recipe_of
+from tamis.policy.kv_recipe import KvRecipe
+
+
+class Cache(DynamicCache):
+    """A transformers cache whose full-attention layers are tamis stores.
+
+    Sliding-window, linear and shared layers stay what transformers makes them. The model must be
+    attached (``tamis.kv.attach(model)``), as its attention reads the stores.
+
+    Args:
+        config: The model's config.
+        method: Name of a method, or a KvRecipe.
+        budget: Tokens per KV head that stay or are read, where the method has one.
+
+    Raises:
+        TamisValueError: Unknown method, or a budget that does not fit it.
+    """
+
+    def __init__(self, config: Any, method: str | KvRecipe, *, budget: int | None = None) -> None:
+        recipe = recipe_of(method)
+        super().__init__(config=config)
+        text = config.get_text_config(decoder=True)
+        for i, layer in enumerate(self.layers):
+            if type(layer) is DynamicLayer:
+                self.layers[i] = StoreLayer(text, KvStore(recipe, budget=budget, layer=i))
+        if not self.stores:
+            raise TamisUnsupported(
+                "kv.Cache: config: got a model without full-attention layers, wanted at least one."
+            )
+
+    @property
+    def stores(self) -> list[KvStore]:
+        """The stores of the layers that have one."""
+        return [layer.store for layer in self._ours]
+
+    @property
+    def _ours(self) -> list[StoreLayer]:
+        return [layer for layer in self.layers if isinstance(layer, StoreLayer)]
+
+    def nbytes(self) -> int:
+        """Bytes held for all tokens, in stores and in the layers that stay transformers' own."""
+        return sum(self.report()["bytes"].values())
+
+    def report(self) -> dict[str, Any]:
+        """``tokens`` seen, ``held`` tokens per layer with a store, and ``bytes`` by part."""
+        parts: dict[str, int] = {}
+        for layer in self.layers:
+            for name, size in _bytes_by_part(layer).items():
+                parts[name] = parts.get(name, 0) + size
+        return {
+            "tokens": self.get_seq_length(),
+            "held": [store.tokens for store in self.stores],
+            "bytes": parts,
+        }
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """All that the stores hold, to go back to with ``restore``.
+
+        Raises:
+            TamisUnsupported: The model has layers that are not ours, whose state would be missed.
+        """
+        if len(self.stores) != len(self.layers):
+            raise TamisUnsupported(
+                "kv.Cache.snapshot: got sliding or linear layers, wanted full attention only; "
+                "use copy.deepcopy(cache)."
+            )
+        return [store.snapshot() for store in self.stores]
+
+    def restore(self, saved: list[dict[str, Any]]) -> None:
+        """Back to a ``snapshot``, any number of times.
+
+        Raises:
+            TamisValueError: It is of a cache with another number of layers.
+        """
+        if len(saved) != len(self.stores):
+            raise TamisValueError(
+                f"kv.Cache.restore: saved: got {len(saved)} layers, wanted {len(self.stores)}."
+            )
+        for layer, state in zip(self._ours, saved, strict=True):
+            layer.store.restore(state)
+            layer.is_initialized = layer.store.length > 0
+
+
+class StoreLayer(CacheLayerMixin):
+    """One layer of a Cache: hands new keys and values to the attention call, which stores them."""
+
+    is_sliding = False
+    is_compileable = False
+
+    def __init__(self, config: Any, store: KvStore) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.config, self.store = config, store
+        self.is_croppable = store.recipe.evict is None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Remembers dtype and device."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The new keys and values alone; the keys carry the store to the attention call.
+
+        Raises:
+            TamisUnsupported: The model is not attached, or computes on another device.
+            TamisValueError: The store belongs to sequences of another shape or model.
+        """
+        if self.config._attn_implementation != NAME:
+            raise TamisUnsupported(
+                "kv.Cache: got a model whose attention is "
+                f"{self.config._attn_implementation!r}, wanted {NAME!r}; call "
+                "tamis.kv.attach(model) first."
+            )
+        if not key_states.is_cpu:
+            raise TamisUnsupported(
+                f"kv.Cache: keys: got device {key_states.device}, wanted cpu; the KV kernels run "
+                "on the CPU only."
+            )
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._check(key_states)
+        keys = key_states.view_as(key_states)  # an object of its own, to carry the store
+        setattr(keys, STORE, self.store)
+        return keys, value_states
+
+    def _check(self, keys: Tensor) -> None:
+        if not self.store.rows:
+            return
+        held = self.store.rows["keys"].buffer
+        b, g, _, d = keys.shape
+        if (b, g, d) != (held.shape[0], held.shape[1], held.shape[3]) or keys.dtype != held.dtype:
+            raise TamisValueError(
+                f"kv.Cache: keys: got {keys.dtype} [{b}, {g}, n, {d}], wanted {held.dtype} "
+                f"[{held.shape[0]}, {held.shape[1]}, n, {held.shape[3]}] as the cache holds; use a "
+                "new cache for another model or batch."
+            )
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, evicted ones too: models count positions by it."""
+        return self.store.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The mask covers every token seen; the stores read only its padding."""
+        return self.store.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        old = self.store
+        self.store = KvStore(old.recipe, budget=old.budget, layer=old.layer)
+        self.is_initialized = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the latest tokens; a negative number says how many, as transformers has it.
+
+        Raises:
+            TamisValueError: Positive, or more than there are.
+            TamisUnsupported: The method evicts.
+        """
+        if tokens_to_remove > 0:
+            raise TamisValueError(
+                f"kv.Cache.crop: tokens_to_remove: got {tokens_to_remove}, wanted minus the number "
+                "of tokens."
+            )
+        if tokens_to_remove < 0 and self.is_initialized:
+            self.store.crop(self.store.length + tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Sequence i continues what sequence ``beam_idx[i]`` was."""
+        self.store.take_batches(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every sequence ``repeats`` times."""
+        if self.store.rows:
+            b = self.store.rows["keys"].buffer.shape[0]
+            self.store.take_batches(torch.arange(b).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only the sequences ``indices``."""
+        if self.store.rows:
+            b = self.store.rows["keys"].buffer.shape[0]
+            self.store.take_batches(torch.arange(b)[indices])
+
+
+def _bytes_by_part(layer: Any) -> dict[str, int]:
+    if isinstance(layer, StoreLayer):
+        return layer.store.bytes_by_part()
+    held = [x for x in vars(layer).values() if isinstance(x, Tensor)]
+    return {"other layers": sum(x.numel() * x.element_size() for x in held)}

@@ -1,0 +1,326 @@
+"""KvStore: the keys and values of one layer, held and read the way a recipe says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tamis.errors import TamisUnsupported, TamisValueError
+from tamis.kv.methods import recipe_of
+from tamis.kv.rows import Rows, indices
+from tamis.kv.selection import Selection
+from tamis.ops.attention import ALL, DenseSegment, Lists, PageSegment, Segment, sparse_attention
+from tamis.ops.kv_quantize import kv_quantize, kv_unpack, page_layout
+from tamis.policy.kv_budget import top_tokens
+from tamis.policy.kv_recipe import EVERY_QUERY, Evict, KvContext, KvRecipe, Quantize
+from tamis.policy.kv_score import attention_mass
+
+
+def store(method: str | KvRecipe, k: Tensor, v: Tensor, *, budget: int | None = None) -> KvStore:
+    """A store that holds keys and values k, v [b, g, s, d] of one layer.
+
+    Raises:
+        TamisValueError: Unknown method, or a budget that does not fit it.
+    """
+    made = KvStore(recipe_of(method), budget=budget)
+    made.append(k, v)
+    made.settle()
+    return made
+
+
+class KvStore:
+    """One layer's cache: append tokens, attend to them, evict, count bytes.
+
+    Memory is a handful of ``Rows``: ``keys`` and ``values`` as they came, ``records`` of quantized
+    pages that precede them, and what a recipe keeps beside them.
+
+    Args:
+        recipe: How tokens are stored, which stay, which are read.
+        budget: Tokens per KV head that stay (evicting recipes) or are read (selecting ones).
+        layer: Place of the layer in the model; first layers may be exempt from selection.
+
+    Raises:
+        TamisValueError: The budget does not fit the recipe.
+        TamisUnsupported: The recipe quantizes and also evicts or selects.
+    """
+
+    def __init__(self, recipe: KvRecipe, *, budget: int | None = None, layer: int = 0) -> None:
+        check_budget(recipe, budget)
+        self.recipe, self.budget, self.layer = recipe, budget, layer
+        self.length = 0
+        self.rows: dict[str, Rows] = {}
+        self.selection = None
+        if recipe.select is not None and layer >= recipe.select.skip_layers:
+            self.selection = Selection(recipe.select, budget)
+
+    # What it holds.
+
+    @property
+    def tokens(self) -> int:
+        """Tokens held per KV head; ``length`` counts the evicted ones too."""
+        return self.paged_tokens + (self.rows["keys"].count if self.rows else 0)
+
+    @property
+    def paged_tokens(self) -> int:
+        """Tokens held as quantized pages."""
+        records = self.rows.get("records")
+        return 0 if records is None else records.count * self._quantize.page
+
+    @property
+    def _quantize(self) -> Quantize:
+        if self.recipe.quantize is None:
+            raise TamisUnsupported("KvStore: recipe: got no quantization, wanted one.")
+        return self.recipe.quantize
+
+    def nbytes(self) -> int:
+        """Bytes of everything held for the tokens."""
+        return sum(self.bytes_by_part().values())
+
+    def bytes_by_part(self) -> dict[str, int]:
+        """Bytes of keys, values, records, and of what selection or eviction keep beside them."""
+        parts = {name: rows.nbytes for name, rows in self.rows.items()}
+        return parts | ({} if self.selection is None else self.selection.bytes_by_part())
+
+    # Tokens in.
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Adds tokens k, v [b, g, n, d] as they are; ``settle`` compresses."""
+        if not self.rows:
+            self.rows = {"keys": Rows(k.clone()), "values": Rows(v.clone())}
+        else:
+            self.rows["keys"].append(k)
+            self.rows["values"].append(v)
+        if self.recipe.evict is not None:
+            self._place(k)
+        self.length += k.shape[2]
+
+    def _place(self, k: Tensor) -> None:
+        b, g, n, _ = k.shape
+        place = torch.arange(self.length, self.length + n, dtype=torch.int32).expand(b, g, n)
+        if "positions" in self.rows:
+            self.rows["positions"].append(place)
+        else:
+            self.rows["positions"] = Rows(place)
+
+    def settle(
+        self, q: Tensor | None = None, *, scale: float | None = None, pad: Tensor | None = None
+    ) -> None:
+        """Compresses what was appended, now that its queries q [b, h, n, d] have been answered.
+
+        Without q, recipes that observe queries leave everything as it is.
+
+        Args:
+            q: The queries of the last n tokens.
+            scale: Of the scores; 1 / sqrt(d) by default.
+            pad: Padded tokens at the start of each sequence, [b].
+        """
+        if self.recipe.quantize is not None:
+            self._seal(self.recipe.quantize)
+        if self.selection is not None and q is not None:
+            self.selection.observe(q, self.rows["keys"].view)
+        if self.recipe.evict is not None:
+            self._evict(self.recipe.evict, q, scale, pad)
+
+    def _seal(self, how: Quantize) -> None:
+        """Quantizes whole pages, oldest first, while ``residual`` tokens remain."""
+        keys, values = self.rows["keys"], self.rows["values"]
+        pages = (keys.count - how.residual) // how.page
+        if pages <= 0:
+            return
+        layout = page_layout(keys.buffer.shape[3], how.key_bits, how.value_bits, how.page)
+        if "records" not in self.rows:
+            b, g = keys.buffer.shape[:2]
+            self.rows["records"] = Rows(torch.empty(b, g, 0, layout.nbytes, dtype=torch.uint8))
+        n = pages * how.page
+        out = self.rows["records"].extend(pages)
+        kv_quantize(keys.view[:, :, :n], values.view[:, :, :n], layout, out)
+        keys.drop_first(n)
+        values.drop_first(n)
+
+    def _evict(self, how: Evict, q: Tensor | None, scale: float | None, pad: Tensor | None) -> None:
+        mass = None
+        if how.queries != 0:
+            if q is None:
+                return
+            mass = self._observe(how, q, scale, pad)
+        fresh = q is None or q.shape[2] > 1
+        if self.budget is None or self.tokens <= self.budget or not (how.always or fresh):
+            return
+        context = KvContext(self.rows["keys"].view, self.rows["positions"].view, mass)
+        first = self._first(pad)
+        kept = top_tokens(
+            how.score(context), self.budget, sink=how.sink, recent=how.recent, first=first
+        )
+        for rows in self.rows.values():
+            rows.keep(kept)
+
+    def _observe(self, how: Evict, q: Tensor, scale: float | None, pad: Tensor | None) -> Tensor:
+        """Attention mass [b, g, s] from the queries that the recipe looks at."""
+        keys, positions = self.rows["keys"].view, self.rows["positions"].view
+        seen = positions >= (0 if pad is None else pad.view(-1, 1, 1))
+        last = q if how.queries == EVERY_QUERY else q[:, :, -how.queries :]
+        mass = attention_mass(last, keys, q.shape[-1] ** -0.5 if scale is None else scale, seen)
+        if how.queries != EVERY_QUERY:
+            return mass
+        if "mass" in self.rows:
+            total = self.rows["mass"]
+            total.extend(mass.shape[2] - total.count).zero_()
+            total.view.add_(mass)
+            return total.view
+        self.rows["mass"] = Rows(mass)
+        return mass
+
+    def _first(self, pad: Tensor | None) -> Tensor | None:
+        """First held token of each sequence that is not padding, [b, g]; None for the first."""
+        if pad is None:
+            return None
+        if "positions" in self.rows:
+            return (self.rows["positions"].view < pad.view(-1, 1, 1)).sum(-1)
+        return pad.view(-1, 1).expand(-1, self.rows["keys"].buffer.shape[1])
+
+    # Tokens out.
+
+    def attend(
+        self,
+        q: Tensor,
+        *,
+        scale: float | None = None,
+        softcap: float = 0.0,
+        pad: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of q [b, h, n, d] over all tokens held, [b, h, n, d]."""
+        return self.attend_lse(q, scale=scale, softcap=softcap, pad=pad)[0]
+
+    def attend_lse(
+        self,
+        q: Tensor,
+        *,
+        scale: float | None = None,
+        softcap: float = 0.0,
+        pad: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``attend`` and the logarithm of its weights' sum [b, h, n] f32, for ``ops.attention.merge``.
+
+        Raises:
+            TamisValueError: Nothing was appended yet, or q has the wrong shape.
+        """
+        if not self.rows:
+            raise TamisValueError(
+                "KvStore.attend: got an empty store, wanted tokens; append first."
+            )
+        first = self._first(pad)
+        segments: list[Segment] | None = None
+        if self.selection is not None and q.shape[2] == 1:
+            keys, values = self.rows["keys"].view, self.rows["values"].view
+            segments = self.selection.segments(q, keys, values, first)
+        if segments is None:
+            segments = self._segments(first)
+        return sparse_attention(q, segments, scale=scale, softcap=softcap)
+
+    def _segments(self, first: Tensor | None) -> list[Segment]:
+        segments: list[Segment] = []
+        paged = self.paged_tokens
+        keys, values = self.rows["keys"].view, self.rows["values"].view
+        if paged:
+            how = self._quantize
+            layout = page_layout(keys.shape[3], how.key_bits, how.value_bits, how.page)
+            lists = ALL if first is None else Lists(begin=indices(first))
+            segments.append(PageSegment(self.rows["records"].view, layout, lists))
+        tail = ALL if first is None else Lists(begin=indices((first - paged).clamp(min=0)))
+        return [*segments, DenseSegment(keys, values, tail)]
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """Keys and values [b, g, tokens, d] as attention sees them, pages unpacked."""
+        keys, values = self.rows["keys"].view, self.rows["values"].view
+        if not self.paged_tokens:
+            return keys, values
+        how = self._quantize
+        layout = page_layout(keys.shape[3], how.key_bits, how.value_bits, how.page)
+        k, v = kv_unpack(self.rows["records"].view, layout)
+        return torch.cat([k.to(keys), keys], 2), torch.cat([v.to(values), values], 2)
+
+    # Life of a sequence.
+
+    def crop(self, length: int) -> None:
+        """Forgets all but the first ``length`` tokens; part of a page comes back unpacked.
+
+        Raises:
+            TamisValueError: There are fewer tokens.
+            TamisUnsupported: The recipe evicts, so earlier tokens may be gone.
+        """
+        if not 0 <= length <= self.length:
+            raise TamisValueError(
+                f"KvStore.crop: length: got {length}, wanted 0 to the {self.length} tokens held."
+            )
+        if self.recipe.evict is not None:
+            raise TamisUnsupported(
+                "KvStore.crop: this method evicts tokens, so what was there before cannot be "
+                "restored; use snapshot and restore."
+            )
+        paged = self.paged_tokens
+        if length < paged:
+            pages = length // self._quantize.page
+            k, v = (x[:, :, pages * self._quantize.page : length] for x in self.dense())
+            self.rows["records"].crop(pages)
+            self.rows["keys"], self.rows["values"] = Rows(k.clone()), Rows(v.clone())
+        else:
+            self.rows["keys"].crop(length - paged)
+            self.rows["values"].crop(length - paged)
+        if self.selection is not None:
+            self.selection.crop(length)
+        self.length = length
+
+    def take_batches(self, index: Tensor) -> None:
+        """Sequence i becomes a copy of what sequence ``index[i]`` was: beam search."""
+        for rows in self._all_rows():
+            rows.take_batches(index)
+
+    def _all_rows(self) -> list[Rows]:
+        return [*self.rows.values(), *(self.selection.rows.values() if self.selection else ())]
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that it holds, to ``restore`` later any number of times."""
+        return {
+            "length": self.length,
+            "rows": {name: rows.clone() for name, rows in self.rows.items()},
+            "selection": None if self.selection is None else self.selection.clone(),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Back to what it was when ``snapshot`` returned ``saved``."""
+        self.length = saved["length"]
+        self.rows = {name: rows.clone() for name, rows in saved["rows"].items()}
+        self.selection = None if saved["selection"] is None else saved["selection"].clone()
+
+
+def check_budget(recipe: KvRecipe, budget: int | None) -> None:
+    """Refuses budgets that a recipe cannot keep.
+
+    Raises:
+        TamisValueError: Missing, below 1, below sink + recent, or given where nothing uses it.
+        TamisUnsupported: The recipe combines quantization with eviction or selection.
+    """
+    chooser = recipe.evict or recipe.select
+    if recipe.quantize is not None and chooser is not None:
+        raise TamisUnsupported(
+            "kv: recipe: got quantization with eviction or selection, wanted one of them; pages "
+            "are read whole."
+        )
+    if budget is None:
+        if recipe.evict is not None:
+            raise TamisValueError(
+                "kv: budget: got none, wanted the tokens per KV head that may stay; pass budget=."
+            )
+        return
+    if chooser is None:
+        raise TamisValueError(
+            f"kv: budget: got {budget}, wanted none: this method keeps and reads every token."
+        )
+    least = max(1, chooser.sink + chooser.recent)
+    if budget < least:
+        raise TamisValueError(
+            f"kv: budget: got {budget}, wanted at least {least}: {chooser.sink} first and "
+            f"{chooser.recent} latest tokens always count."
+        )

@@ -1,0 +1,71 @@
+"""Rows: a tensor [b, g, n, ...] that grows along n, the one kind of memory a store is made of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Rows:
+    """n rows per batch and head in a buffer that grows by an eighth, so appending costs little.
+
+    Memory past the rows is reserved, not written, hence not resident.
+    """
+
+    __slots__ = ("buffer", "count")
+
+    def __init__(self, x: Tensor) -> None:
+        self.buffer = x.contiguous()
+        self.count = x.shape[2]
+
+    @property
+    def view(self) -> Tensor:
+        """The rows, [b, g, count, ...]."""
+        return self.buffer.narrow(2, 0, self.count)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows."""
+        return self.view.numel() * self.buffer.element_size()
+
+    def extend(self, more: int) -> Tensor:
+        """``more`` new rows, to be written."""
+        need = self.count + more
+        if need > self.buffer.shape[2]:
+            b, g, _, *rest = self.buffer.shape
+            grown = self.buffer.new_empty((b, g, need + need // 8 + 8, *rest))
+            grown.narrow(2, 0, self.count).copy_(self.view)
+            self.buffer = grown
+        self.count = need
+        return self.buffer.narrow(2, need - more, more)
+
+    def append(self, x: Tensor) -> None:
+        """Adds copies of x [b, g, more, ...]."""
+        self.extend(x.shape[2]).copy_(x)
+
+    def drop_first(self, n: int) -> None:
+        """Keeps all but the first n rows, in a buffer of their size."""
+        self.__init__(self.view[:, :, n:].clone())  # type: ignore[misc]
+
+    def crop(self, n: int) -> None:
+        """Keeps the first n rows."""
+        self.count = min(self.count, n)
+
+    def keep(self, index: Tensor) -> None:
+        """Keeps rows ``index`` [b, g, k] of each head, in that order."""
+        index = index.view(*index.shape, *[1] * (self.buffer.dim() - 3))
+        index = index.expand(*index.shape[:3], *self.buffer.shape[3:])
+        self.__init__(self.view.gather(2, index))  # type: ignore[misc]
+
+    def take_batches(self, index: Tensor) -> None:
+        """Sequence i becomes a copy of what sequence ``index[i]`` was."""
+        self.__init__(self.view.index_select(0, index))  # type: ignore[misc]
+
+    def clone(self) -> Rows:
+        """An independent copy."""
+        return Rows(self.view.clone())
+
+
+def indices(x: Tensor) -> Tensor:
+    """A list as the kernels take it: int32."""
+    return x.to(torch.int32)

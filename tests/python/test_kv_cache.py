@@ -1,0 +1,203 @@
+"""Caches under a transformers model: generate, padding, beams, several turns, errors."""
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from transformers import DynamicCache  # noqa: E402
+
+import tamis  # noqa: E402
+from tamis import kv  # noqa: E402
+from tamis.errors import TamisUnsupported, TamisValueError  # noqa: E402
+from tamis.kv.methods import recipe_of  # noqa: E402
+
+METHODS = tamis.method.names("kv")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    torch.manual_seed(3)
+    found = transformers.AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    for p in found.parameters():  # sharper than freshly initialized, so tokens differ
+        p.data *= 3
+    return found
+
+
+@pytest.fixture
+def attached(model):
+    with kv.attach(model):
+        yield model
+
+
+def budget_of(method, budget):
+    recipe = recipe_of(method)
+    return budget if recipe.evict or recipe.select else None
+
+
+def generate(model, ids, cache, **options):
+    options = {"max_new_tokens": 64, "do_sample": False, "eos_token_id": None} | options
+    mask = options.pop("attention_mask", torch.ones_like(ids))
+    return model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+
+
+def prompt(n, b=1):
+    return torch.randint(1, 250, (b, n), generator=torch.Generator().manual_seed(n + b))
+
+
+def test_the_tiny_head_size_runs_on_our_kernels(model):
+    assert model.config.hidden_size // model.config.num_attention_heads == 16
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not m.startswith("kivi")])
+def test_at_full_budget_tokens_are_the_plain_cache_s(model, method):
+    ids = prompt(70)
+    wanted = generate(model, ids, DynamicCache(config=model.config))
+    with kv.attach(model):
+        cache = kv.Cache(model.config, method, budget=budget_of(method, 200))
+        assert torch.equal(generate(model, ids, cache), wanted)
+    assert cache.get_seq_length() == 70 + 63
+    plain = 2 * 2 * 2 * 133 * 16 * 4  # layers, keys and values, heads, tokens, d, f32
+    beside = sum(s.nbytes() for s in cache.stores) - plain
+    assert 0 <= beside <= plain // 8 + 4 * 2 * 2 * 133 * 2
+    assert cache.nbytes() == sum(s.nbytes() for s in cache.stores)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_generates_within_its_budget(attached, method):
+    cache = kv.Cache(attached.config, method, budget=budget_of(method, 48))
+    out = generate(attached, prompt(90), cache, max_new_tokens=20)
+    assert out.shape == (1, 110)
+    report = cache.report()
+    assert report["tokens"] == 109
+    evict = recipe_of(method).evict
+    held = 109 if evict is None else 48 if evict.always else 48 + 19
+    assert report["held"] == [held, held]
+    assert sum(report["bytes"].values()) == cache.nbytes()
+
+
+def test_another_cache_and_a_removed_handle_change_no_bit(model):
+    ids = prompt(40)
+    with torch.no_grad():
+        before = model(ids).logits
+        handle = kv.attach(model)
+        attached = model(ids, past_key_values=DynamicCache(config=model.config)).logits
+        handle.remove()
+        after = model(ids).logits
+    assert torch.equal(attached, before)
+    assert torch.equal(after, before)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("method", ["full", "kivi8"])
+def test_left_padding_is_two_single_runs(attached, method):
+    short, long = prompt(50), prompt(70)
+    pad = torch.zeros(1, 20, dtype=torch.long)
+    ids = torch.cat([torch.cat([pad, short], 1), long])
+    mask = torch.ones_like(ids)
+    mask[0, :20] = 0
+    cache = kv.Cache(attached.config, method)
+    both = generate(attached, ids, cache, attention_mask=mask, max_new_tokens=12)
+    for row, single in ((0, short), (1, long)):
+        alone = generate(attached, single, kv.Cache(attached.config, method), max_new_tokens=12)
+        assert torch.equal(both[row, -12:], alone[0, -12:])
+
+
+def test_a_hole_in_the_mask_is_refused(attached):
+    ids = prompt(20)
+    mask = torch.ones_like(ids)
+    mask[0, 10] = 0
+    with pytest.raises(TamisUnsupported, match="wanted left padding"):
+        generate(attached, ids, kv.Cache(attached.config, "full"), attention_mask=mask)
+
+
+@pytest.mark.parametrize("method", ["full", "kivi8"])
+def test_beam_search_reorders(attached, method):
+    ids = prompt(70)
+    options = {"num_beams": 3, "max_new_tokens": 10}
+    wanted = generate(attached, ids, DynamicCache(config=attached.config), **options)
+    assert torch.equal(
+        generate(attached, ids, kv.Cache(attached.config, method), **options), wanted
+    )
+
+
+@pytest.mark.parametrize("method", ["full", "kivi8"])
+def test_a_second_turn_sees_the_first(attached, method):
+    """Several new tokens over a compressed past: logits as with the plain cache."""
+    ids = prompt(90)
+    mine, plain = kv.Cache(attached.config, method), DynamicCache(config=attached.config)
+    with torch.no_grad():
+        for part in (ids[:, :60], ids[:, 60:61], ids[:, 61:80], ids[:, 80:]):
+            a = attached(part, past_key_values=mine).logits
+            b = attached(part, past_key_values=plain).logits
+            tolerance = 1e-3 if method == "full" else 0.15
+            torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+def test_snapshot_answers_twice_the_same(attached):
+    cache = kv.Cache(attached.config, "kivi4")
+    with torch.no_grad():
+        attached(prompt(80), past_key_values=cache)
+        saved = cache.snapshot()
+        answers = []
+        for question in (prompt(5), prompt(9), prompt(5)):
+            answers.append(attached(question, past_key_values=cache).logits)
+            cache.restore(saved)
+    assert torch.equal(answers[0], answers[2])
+    with pytest.raises(TamisValueError, match="got 0 layers, wanted 2"):
+        cache.restore([])
+
+
+def test_crop_takes_back_what_was_generated(attached):
+    cache = kv.Cache(attached.config, "full")
+    with torch.no_grad():
+        attached(prompt(40), past_key_values=cache)
+        first = attached(prompt(3), past_key_values=cache).logits
+        cache.crop(-3)
+        assert cache.get_seq_length() == 40
+        assert torch.equal(attached(prompt(3), past_key_values=cache).logits, first)
+        with pytest.raises(TamisValueError, match="wanted minus the number"):
+            cache.crop(5)
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    assert cache.nbytes() == 0
+
+
+def test_a_cache_without_attach_is_refused(model):
+    with pytest.raises(TamisUnsupported, match=r"call tamis\.kv\.attach\(model\) first"):
+        generate(model, prompt(9), kv.Cache(model.config, "kivi4"))
+
+
+def test_a_cache_of_other_sequences_is_refused(attached):
+    cache = kv.Cache(attached.config, "full")
+    with torch.no_grad():
+        attached(prompt(9), past_key_values=cache)
+        size = cache.nbytes()
+        with pytest.raises(TamisValueError, match="new cache for another model or batch"):
+            attached(prompt(9, b=2), past_key_values=cache)
+    assert cache.nbytes() == size
+
+
+def test_sliding_layers_stay_transformers_own():
+    config = transformers.Gemma3TextConfig(
+        vocab_size=257,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=32,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )
+    torch.manual_seed(5)
+    hybrid = transformers.Gemma3ForCausalLM(config).eval()
+    ids = prompt(40)
+    wanted = generate(hybrid, ids, DynamicCache(config=config), max_new_tokens=16)
+    with kv.attach(hybrid):
+        cache = kv.Cache(config, "full")
+        assert [layer.is_sliding for layer in cache.layers] == [True, False] * 2
+        assert torch.equal(generate(hybrid, ids, cache, max_new_tokens=16), wanted)
+        assert cache.report()["bytes"]["other layers"] > 0
+        with pytest.raises(TamisUnsupported, match="sliding or linear"):
+            cache.snapshot()

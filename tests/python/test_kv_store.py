@@ -1,0 +1,360 @@
+"""One layer's store: what it holds, what it answers, what it refuses; and the operators below it."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tamis
+from tamis import kv
+from tamis.errors import TamisError, TamisTypeError, TamisUnsupported, TamisValueError
+from tamis.kv.methods import recipe_of
+from tamis.ops.attention import DenseSegment, Lists, PageSegment, merge, sparse_attention
+from tamis.ops.kv_quantize import kv_quantize, kv_unpack, page_layout
+from tamis.policy.kv_recipe import Evict, KvRecipe, Pages, Quantize, Select
+from tamis.policy.kv_score import recency
+
+METHODS = tamis.method.names("kv")
+EVICTING = [m for m in METHODS if recipe_of(m).evict is not None]
+
+
+def attention(q, k, v, *, scale=None, softcap=0.0, keep=None):
+    """softmax(q k) v in float64; keep: [b, g, s] bool."""
+    b, h, n, d = q.shape
+    g = k.shape[1]
+    q, k, v = q.double(), k.double(), v.double()
+    k, v = k.repeat_interleave(h // g, 1), v.repeat_interleave(h // g, 1)
+    scores = q @ k.transpose(-1, -2) * (d**-0.5 if scale is None else scale)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if keep is not None:
+        hidden = ~keep.repeat_interleave(h // g, 1).unsqueeze(2)
+        scores = scores.masked_fill(hidden, -math.inf)
+    return scores.softmax(-1).nan_to_num(0.0) @ v, scores.logsumexp(-1)
+
+
+def random_kv(s, *, b=1, g=2, d=64, dtype=torch.float32):
+    k, v = torch.randn(2, b, g, s, d)
+    return (k * 2 + 1).to(dtype), v.to(dtype)
+
+
+# The operators.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_quantize_round_trip_is_within_half_a_step(bits, dtype):
+    k, v = random_kv(64, b=2, dtype=dtype)
+    layout = page_layout(64, bits, bits)
+    records = torch.empty(2, 2, 2, layout.nbytes, dtype=torch.uint8)
+    kv_quantize(k, v, layout, records)
+    keys, values = kv_unpack(records, layout)
+    pages = k.float().view(2, 2, 2, 32, 64)
+    step = (pages.amax(3) - pages.amin(3)) / (2**bits - 1) * 1.01 + 0.02 * 2**-bits
+    assert bool(((keys.view_as(pages) - pages).abs() <= step.unsqueeze(3) / 2 + 1e-3).all())
+    groups = v.float().unflatten(-1, (2, 32))
+    step = (groups.amax(-1) - groups.amin(-1)) / (2**bits - 1) * 1.01 + 0.02 * 2**-bits
+    error = (values.view_as(groups) - groups).abs()
+    assert bool((error <= step.unsqueeze(-1) / 2 + 1e-3).all())
+
+
+def test_records_are_the_documented_bytes():
+    """Read with NumPy from the layout's own text: words, code places, scales."""
+    k, v = random_kv(32, g=1)
+    layout = page_layout(64, 4, 4)
+    records = torch.empty(1, 1, 1, layout.nbytes, dtype=torch.uint8)
+    kv_quantize(k, v, layout, records)
+    raw = records.numpy().reshape(-1)
+    words = raw[: 32 * 64 // 2].view("<u4").reshape(2, 8, 16)  # [tokens/16][d/8][16]
+    scale = raw[layout.key_scale : layout.key_scale + 128].view("<f2").astype(np.float32)
+    low = raw[layout.key_min : layout.key_min + 128].view("<f2").astype(np.float32)
+    keys = np.zeros((32, 64), np.float32)
+    for t in range(32):
+        for c in range(64):
+            j = c % 8
+            code = int(words[t // 16, c // 8, t % 16]) >> (j // 2 * 4 + j % 2 * 16) & 15
+            keys[t, c] = low[c] + scale[c] * code
+    np.testing.assert_array_equal(keys, kv_unpack(records, layout)[0][0, 0].numpy())
+
+
+@pytest.mark.parametrize("d", [48, 64, 80, 96, 128, 256])
+def test_attention_matches_float64(d):
+    q = torch.randn(2, 6, 1, d)
+    k, v = random_kv(70, b=2, d=d)
+    out, lse = sparse_attention(q, [DenseSegment(k, v)], softcap=3.0)
+    wanted, wanted_lse = attention(q, k, v, softcap=3.0)
+    torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lse.double(), wanted_lse, rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(0, 80), st.integers(1, 80), st.integers(1, 4), st.booleans())
+def test_any_cut_into_segments_is_the_whole(cut, s, n, transposed):
+    s = max(s, cut, 1)
+    q = torch.randn(1, 4, n, 64)
+    k, v = random_kv(s)
+    if transposed:  # [b, s, g, d] memory, as projections make it
+        k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (k, v))
+    parts = [DenseSegment(k[:, :, :cut], v[:, :, :cut]), DenseSegment(k[:, :, cut:], v[:, :, cut:])]
+    whole, lse = sparse_attention(q, [DenseSegment(k, v)])
+    both, both_lse = sparse_attention(q, parts)
+    torch.testing.assert_close(both, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both_lse, lse, rtol=1e-4, atol=1e-5)
+    merged = merge([sparse_attention(q, [part]) for part in parts])
+    torch.testing.assert_close(merged, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_lists_name_what_counts():
+    q = torch.randn(1, 4, 1, 64)
+    k, v = random_kv(40)
+    index = torch.stack([torch.randperm(40)[:9].sort().values for _ in range(2)])[None].int()
+    begin, end = torch.tensor([[3, 0]]).int(), torch.tensor([[40, 35]]).int()
+    count = torch.tensor([[9, 8]]).int()
+    keep = torch.zeros(1, 2, 40, dtype=torch.bool)
+    for g in range(2):
+        chosen = index[0, g, : count[0, g]].long()
+        chosen = chosen[(chosen >= begin[0, g]) & (chosen < end[0, g])]
+        keep[0, g, chosen] = True
+    lists = Lists(index=index, count=count, begin=begin, end=end)
+    out, _ = sparse_attention(q, [DenseSegment(k, v, lists)])
+    torch.testing.assert_close(out.double(), attention(q, k, v, keep=keep)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_operator_errors_say_what_is_wrong():
+    q, (k, v) = torch.randn(1, 4, 1, 64), random_kv(8)
+    with pytest.raises(TamisValueError, match="got none, wanted at least one"):
+        sparse_attention(q, [])
+    with pytest.raises(TamisValueError, match="got 3 heads, wanted a multiple of the 2"):
+        sparse_attention(q[:, :3], [DenseSegment(k, v)])
+    with pytest.raises(TamisTypeError, match="float64"):
+        sparse_attention(q.double(), [DenseSegment(k, v)])
+    with pytest.raises(TamisValueError, match=r"keys: got shape \[1, 2, 8, 32\]"):
+        sparse_attention(q, [DenseSegment(k[..., :32], v[..., :32])])
+    with pytest.raises(TamisValueError, match="begin: got torch.int64"):
+        sparse_attention(q, [DenseSegment(k, v, Lists(begin=torch.zeros(1, 2).long()))])
+    bad = torch.full((1, 2, 1), 8).int()
+    with pytest.raises(ValueError, match="index: got 8, wanted 0 to 7"):
+        sparse_attention(q, [DenseSegment(k, v, Lists(index=bad))])
+    layout = page_layout(64, 4, 4)
+    with pytest.raises(TamisValueError, match="records: got shape"):
+        sparse_attention(q, [PageSegment(torch.zeros(1, 2, 1, 7, dtype=torch.uint8), layout)])
+    with pytest.raises(TamisValueError, match="kv_quantize: keys, values, out"):
+        kv_quantize(k, v, layout, torch.zeros(1, 2, 1, layout.nbytes, dtype=torch.uint8))
+    with pytest.raises(TamisValueError, match="got 3 .*wanted 2, 4 or 8"):
+        page_layout(64, 3, 3)
+
+
+# The store.
+
+
+def grown(method, k, v, *, budget=None, prompt=40):
+    """A store that got a prompt and then single tokens."""
+    store = kv.store(method, k[:, :, :prompt], v[:, :, :prompt], budget=budget)
+    for t in range(prompt, k.shape[2]):
+        store.append(k[:, :, t : t + 1], v[:, :, t : t + 1])
+        store.settle()
+    return store
+
+
+@pytest.mark.parametrize("method", ["full", "kivi8", "kivi4", "kivi2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attends_to_what_it_holds(method, dtype):
+    k, v = random_kv(150, b=2, dtype=dtype)
+    store = grown(method, k, v)
+    held_k, held_v = store.dense()
+    assert held_k.shape == k.shape
+    assert store.tokens == store.length == 150
+    q = torch.randn(2, 6, 1, 64, dtype=dtype)
+    wanted = attention(q, held_k, held_v)[0]
+    tolerance = 1e-4 if dtype == torch.float32 and method == "full" else 3e-2
+    torch.testing.assert_close(store.attend(q).double(), wanted, rtol=0, atol=tolerance)
+    exact = attention(q, k, v)[0]
+    bound = {"full": 1e-2, "kivi8": 0.03, "kivi4": 0.3, "kivi2": 1.5}[method]
+    assert float((store.attend(q).double() - exact).abs().max()) < bound
+
+
+@pytest.mark.parametrize("method", ["kivi8", "kivi4", "kivi2"])
+def test_growing_is_the_same_as_starting_with_all(method):
+    k, v = random_kv(150)
+    a, b = grown(method, k, v), kv.store(method, k, v)
+    assert torch.equal(a.rows["records"].view, b.rows["records"].view)
+    assert torch.equal(a.rows["keys"].view, b.rows["keys"].view)
+
+
+def test_bytes_are_the_formula():
+    b, g, s, d = 1, 2, 4096, 128
+    k, v = torch.randn(2, b, g, s, d).half()
+    full = kv.store("full", k, v).nbytes()
+    assert full == 2 * b * g * s * d * 2
+    for bits, share in ((8, 9), (4, 5), (2, 3)):
+        pages, tail = (s - 32) // 32, 32
+        wanted = b * g * (pages * 2 * 32 * d * share // 8 + 2 * tail * d * 2)
+        assert kv.store(f"kivi{bits}", k, v).nbytes() == wanted
+    assert kv.store("kivi4", k, v).nbytes() <= 0.32 * full
+    assert kv.store("kivi2", k, v).nbytes() <= 0.20 * full
+    assert kv.store("h2o", k, v, budget=512).nbytes() < full * 1.02  # nothing observed yet
+
+
+@pytest.mark.parametrize("method", EVICTING)
+def test_a_budget_is_kept_and_positions_stay_in_order(method):
+    torch.manual_seed(1)
+    k, v = random_kv(90, b=2)
+    q = torch.randn(2, 4, 90, 64)
+    store = kv.KvStore(recipe_of(method), budget=48)
+    store.append(k, v)
+    store.settle(q)
+    assert store.tokens == 48
+    assert store.length == 90
+    positions = store.rows["positions"].view
+    assert bool((positions.diff(dim=-1) > 0).all())
+    assert bool((positions[..., -1] == 89).all())
+    at = positions.long().unsqueeze(-1).expand(-1, -1, -1, 64)
+    assert torch.equal(store.rows["keys"].view, k.gather(2, at))
+    assert torch.equal(store.rows["values"].view, v.gather(2, at))
+    store.append(k[:, :, :1], v[:, :, :1])
+    store.settle(q[:, :, :1])
+    assert store.tokens == (48 if recipe_of(method).evict.always else 49)
+
+
+@pytest.mark.parametrize("method", ["quest", "double_sparsity"])
+def test_selecting_everything_is_attending_to_everything(method):
+    k, v = random_kv(100)
+    q = torch.randn(1, 4, 100, 64)
+    store = kv.KvStore(recipe_of(method), budget=100, layer=2)
+    store.append(k, v)
+    store.settle(q)
+    wanted = attention(q[:, :, -1:], k, v)[0]
+    torch.testing.assert_close(store.attend(q[:, :, -1:]).double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["quest", "double_sparsity"])
+def test_selection_finds_the_needle(method):
+    """One key that points along q among many that do not: its value is the answer."""
+    k, v = torch.randn(2, 1, 2, 512, 64)
+    q = torch.randn(1, 4, 1, 64)
+    q = q[:, [0, 0, 2, 2]]  # the heads of a group agree
+    k[:, :, 200] = 4 * q[:, ::2, 0]
+    store = kv.KvStore(recipe_of(method), budget=64, layer=2)
+    store.append(k, v)
+    store.settle(q)
+    for t in range(5):  # summaries follow what is appended
+        store.append(k[:, :, t : t + 1], v[:, :, t : t + 1])
+        store.settle(q)
+        torch.testing.assert_close(store.attend(q)[:, ::2, 0], v[:, :, 200], rtol=0.05, atol=0.05)
+    assert 0 < store.nbytes() - 2 * 4 * 517 * 2 * 64 <= 4 * 517 * 2 * 16
+
+
+def test_first_layers_read_everything():
+    k, v = random_kv(64)
+    assert kv.KvStore(recipe_of("quest"), layer=1).selection is None
+    assert kv.KvStore(recipe_of("quest"), layer=2).selection is not None
+    assert kv.store("quest", k, v).attend(torch.randn(1, 4, 1, 64)).isfinite().all()
+
+
+@pytest.mark.parametrize(("method", "budget"), [("full", None), ("kivi4", None), ("h2o", 40)])
+def test_padding_is_not_seen(method, budget):
+    k, v = random_kv(100, b=2)
+    pad = torch.tensor([0, 37])
+    k[1, :, :37] = 20  # what a peek would show
+    q = torch.randn(2, 4, 100, 64)
+    store = kv.KvStore(recipe_of(method), budget=budget)
+    store.append(k, v)
+    store.settle(q, pad=pad)
+    alone = kv.KvStore(recipe_of(method), budget=budget)
+    if method == "kivi4":  # pages of the padded sequence hold other tokens
+        held_k, held_v = store.dense()
+        wanted = attention(q[1:, :, -1:], held_k[1:, :, 37:], held_v[1:, :, 37:])[0].float()
+    else:
+        alone.append(k[1:, :, 37:], v[1:, :, 37:])
+        alone.settle(q[1:, :, 37:])
+        wanted = alone.attend(q[1:, :, -1:])
+    out = store.attend(q[:, :, -1:], pad=pad)[1:]
+    torch.testing.assert_close(out, wanted, rtol=0, atol=3e-2)
+
+
+@pytest.mark.parametrize(
+    ("method", "budget"), [("full", None), ("kivi2", None), ("quest", 32), ("double_sparsity", 20)]
+)
+@pytest.mark.parametrize("length", [149, 120, 97, 31, 0])
+def test_crop_forgets_the_latest(method, budget, length):
+    k, v = random_kv(150)
+    q = torch.randn(1, 4, 1, 64)
+    store = kv.KvStore(recipe_of(method), budget=budget, layer=2)
+    store.append(k, v)
+    store.settle(q.expand(-1, -1, 150, -1))
+    store.attend(q)
+    store.crop(length)
+    assert store.tokens == store.length == length
+    store.append(k[:, :, length:], v[:, :, length:])
+    held_k, held_v = store.dense()
+    assert held_k.shape[2] == 150
+    if method != "kivi2":
+        assert torch.equal(held_k, k)
+        assert torch.equal(held_v, v)
+    assert store.attend(q).isfinite().all()
+    with pytest.raises(TamisValueError, match="got 151, wanted 0 to the 150"):
+        store.crop(151)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_snapshot_restores_every_bit(method):
+    k, v = random_kv(100)
+    q = torch.randn(1, 4, 100, 64)
+    budget = 40 if recipe_of(method).evict or recipe_of(method).select else None
+    store = kv.KvStore(recipe_of(method), budget=budget, layer=2)
+    store.append(k, v)
+    store.settle(q)
+    saved, wanted = store.snapshot(), store.attend(q[:, :, -1:])
+    for _ in range(2):
+        store.append(k[:, :, :50], v[:, :, :50])
+        store.settle(q[:, :, :50])
+        assert not torch.equal(store.attend(q[:, :, -1:]), wanted)
+        store.restore(saved)
+        assert store.length == 100
+        assert torch.equal(store.attend(q[:, :, -1:]), wanted)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batches_move_as_one(method):
+    k, v = random_kv(100, b=3)
+    q = torch.randn(3, 4, 100, 64)
+    budget = 40 if recipe_of(method).evict or recipe_of(method).select else None
+    store = kv.KvStore(recipe_of(method), budget=budget, layer=2)
+    store.append(k, v)
+    store.settle(q)
+    before = store.attend(q[:, :, -1:])
+    store.take_batches(torch.tensor([2, 0, 0, 1]))
+    after = store.attend(q[[2, 0, 0, 1], :, -1:])
+    torch.testing.assert_close(after, before[[2, 0, 0, 1]])
+
+
+def test_bad_budgets_are_refused():
+    k, v = random_kv(20)
+    for method, budget, message in [
+        ("kivi4", 8, "wanted none"),
+        ("h2o", None, "wanted the tokens per KV head"),
+        ("h2o", 0, "wanted at least 32"),
+        ("streaming", 4, "4 first and 1 latest"),
+        ("quest", 0, "wanted at least 1"),
+        ("kivi3", None, "wanted one of double_sparsity, full, h2o"),
+    ]:
+        with pytest.raises(TamisValueError, match=message):
+            kv.store(method, k, v, budget=budget)
+    both = KvRecipe(quantize=Quantize(4, 4), evict=Evict(recency))
+    with pytest.raises(TamisUnsupported, match="got quantization with eviction"):
+        kv.store(both, k, v, budget=8)
+    with pytest.raises(TamisUnsupported, match="evicts tokens"):
+        kv.store("streaming", k, v, budget=8).crop(3)
+    with pytest.raises(TamisError, match="empty store"):
+        kv.KvStore(recipe_of("full")).attend(torch.randn(1, 4, 1, 64))
+
+
+def test_a_recipe_of_ones_own():
+    k, v = random_kv(64)
+    mine = KvRecipe(select=Select(Pages(8), skip_layers=0))
+    out = kv.store(mine, k, v, budget=16).attend(torch.randn(1, 4, 1, 64))
+    assert out.isfinite().all()
+    assert copy.copy(mine) == mine
