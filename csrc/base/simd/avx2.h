@@ -154,6 +154,11 @@ TAMIS_INLINE F32 expand(uint32_t bits, const T* p) {
   return spread(bits, copy.element);
 }
 
+// Four lanes, then zeros.
+TAMIS_INLINE F32 join(const __m128 (&q)[1]) {
+  return _mm256_zextps128_ps256(q[0]);
+}
+
 // x[indices[i]], kLanes of them; or the first n <= kLanes, zero after them.
 TAMIS_INLINE F32 gather(const float* x, const int32_t* indices) {
   const auto* p = reinterpret_cast<const __m256i*>(indices);
@@ -201,6 +206,9 @@ TAMIS_INLINE void store(float v, BF16* p) {
   p->bits = static_cast<uint16_t>(v != v ? (u >> 16) | 0x40u : rounded);
 }
 
+TAMIS_INLINE void store(F32 v, float* p) {
+  _mm256_storeu_ps(p, v);
+}
 // The first n lanes, n <= kLanes, and nothing past them.
 TAMIS_INLINE void store(F32 v, float* p, int n) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

@@ -126,6 +126,12 @@ TAMIS_INLINE F32 expand(uint32_t bits, const T* p) {
                                                       _mm512_castps_si512(packed)));
 }
 
+// Three times four lanes, then zeros.
+TAMIS_INLINE F32 join(const __m128 (&q)[3]) {
+  const __m512 low = _mm512_zextps128_ps512(q[0]);
+  return _mm512_insertf32x4(_mm512_insertf32x4(low, q[1], 1), q[2], 2);
+}
+
 // x[indices[i]], kLanes of them; or the first n <= kLanes, zero after them.
 TAMIS_INLINE F32 gather(const float* x, const int32_t* indices) {
   return _mm512_i32gather_ps(_mm512_loadu_si512(indices), x, 4);
@@ -164,6 +170,9 @@ TAMIS_INLINE void store(float v, BF16* p) {
   p->bits = static_cast<uint16_t>(v != v ? (u >> 16) | 0x40u : rounded);
 }
 
+TAMIS_INLINE void store(F32 v, float* p) {
+  _mm512_storeu_ps(p, v);
+}
 // The first n lanes, n <= kLanes, and nothing past them.
 TAMIS_INLINE void store(F32 v, float* p, int n) {
   _mm512_mask_storeu_ps(p, first(n), v);

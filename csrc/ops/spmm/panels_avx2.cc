@@ -1,0 +1,24 @@
+// bitmap, nm and csr for many tokens on AVX2, products in f32.
+#include "base/simd/avx2.h"
+#include "ops/spmm/kernels.h"
+#include "ops/spmm/panels-inl.h"
+
+namespace tamis {
+
+using F32ByF32 = F32Unit<float, float>;
+using Bf16ByBf16 = F32Unit<BF16, BF16>;
+using Bf16ByF32 = F32Unit<BF16, float>;
+using F16ByF16 = F32Unit<F16, F16>;
+using F16ByF32 = F32Unit<F16, float>;
+
+TAMIS_PANELS_FORM(f32, avx2, F32ByF32)
+TAMIS_PANELS_FORM(bf16, avx2, Bf16ByBf16)
+TAMIS_PANELS_FORM(f16, avx2, F16ByF16)
+
+TAMIS_PANELS_KERNELS(f32, f32, avx2, F32ByF32)
+TAMIS_PANELS_KERNELS(bf16, bf16, avx2, Bf16ByBf16)
+TAMIS_PANELS_KERNELS(bf16, f32, avx2, Bf16ByF32)
+TAMIS_PANELS_KERNELS(f16, f16, avx2, F16ByF16)
+TAMIS_PANELS_KERNELS(f16, f32, avx2, F16ByF32)
+
+}  // namespace tamis
