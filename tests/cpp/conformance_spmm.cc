@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -337,6 +338,49 @@ TEST(Conformance, SkipsAreExpected) {
   for (const SpmmRow& row : spmm_kernels()) skips += (row.isa & host_isa()) != row.isa;
   if (const char* expected = std::getenv("TAMIS_EXPECT_SKIPS")) {
     EXPECT_EQ(skips, std::atoi(expected));
+  }
+}
+
+// One nonzero a row: each output is one column of x in its steps, and a column that is not finite
+// takes with it the outputs of its own token, through every row, and of no other.
+TEST(Quantized, RoundsToTheNearestStepAndKeepsNaN) {
+  for (const SpmmRow& row : spmm_kernels()) {
+    if (!quantizes(row) || row.format != Format::bitmap) continue;
+    if ((row.isa & host_isa()) != row.isa) continue;
+    const int64_t k = 600;
+    std::vector<float> w(static_cast<size_t>(k * k)), scales(static_cast<size_t>(k), 1.0f);
+    for (int64_t i = 0; i < k; ++i) w[static_cast<size_t>(i * k + i)] = 127.0f;
+    const DenseView view{.data = w.data(), .rows = k, .cols = k, .stride = k};
+    Packed packed;
+    ASSERT_TRUE(pack_guarded(view, {.format = row.format, .dtype = DType::i8}, &packed).ok());
+    packed.view.group_size = k;
+    const Case c{row, 4, k, k, 0, false, false, 1};
+    Rows x(row.x_dtype, c.m, k, 0, false), y(row.x_dtype, c.m, k, 0, false);
+    std::mt19937_64 random(5);
+    fill(x, random, false);
+    for (int64_t i = 0; i < k; ++i) x.set(1, i, i < 300 ? 0.0f : 1e-30f);  // a step without range
+    x.set(2, 7, std::numeric_limits<float>::infinity());
+    x.set(3, k - 1, std::numeric_limits<float>::quiet_NaN());
+    const Status s = spmm_with(row, {.w = packed.view,
+                                     .x_dtype = row.x_dtype,
+                                     .m = c.m,
+                                     .x = x.bytes.data(),
+                                     .x_stride = x.stride,
+                                     .y = y.bytes.data(),
+                                     .y_stride = y.stride});
+    ASSERT_TRUE(s.ok()) << s.text;
+    for (int64_t t = 0; t < 2; ++t) {
+      const std::vector<double> steps = steps_of(c, x, t);
+      for (int64_t i = 0; i < k; ++i) {
+        const double wanted = 127 * x.at(t, i), step = 127 * steps[static_cast<size_t>(i)];
+        ASSERT_LE(std::abs(y.at(t, i) - wanted),
+                  kHalfStep * step + tolerance(std::abs(wanted)) + half_unit(y.type, wanted + step))
+            << row.name << " token " << t << " column " << i;
+      }
+    }
+    for (int64_t t = 2; t < c.m; ++t) {
+      for (int64_t i = 0; i < k; ++i) ASSERT_TRUE(std::isnan(y.at(t, i))) << row.name;
+    }
   }
 }
 

@@ -1,20 +1,14 @@
 // bitmap and nm of i8 with VBMI2 and VNNI: vpexpandb and vpdpbusd, 64 columns per step.
 //
-// vpdpbusd multiplies unsigned by signed bytes. The weights are the unsigned ones: stored codes
-// with the sign bit flipped are w + 128, and expand merges them into 128s, which stand for zero.
-// So sums come out too large by 128 * sum(codes of x), which depends on the token alone: it is
-// subtracted lane by lane in what a sum starts with. Per 64 columns and row: a load with vpxorq,
-// vpexpandb (2), kmovq, popcnt, and one vpdpbusd per token.
+// Per 64 columns and row: a load with vpxorq, vpexpandb (2), kmovq, popcnt, and one vpdpbusd per
+// token; 512-bit loads, one a cycle, are what several tokens compete for.
 #include "base/simd/avx512.h"
 #include "ops/spmm/codes-inl.h"
+#include "ops/spmm/codes_avx512vbmi2.h"
 #include "ops/spmm/kernels.h"
 
 namespace tamis {
 namespace {
-
-TAMIS_INLINE __m512i bytes_of(int8_t v) {
-  return _mm512_set1_epi8(v);
-}
 
 struct ExpandBytes {
   using Code = int8_t;
@@ -31,12 +25,7 @@ struct ExpandBytes {
   }
   template <bool kExact>
   static TAMIS_INLINE Weights expand(uint64_t bits, const int8_t* p) {
-    const __m512i packed =
-        kExact ? _mm512_maskz_loadu_epi8(
-                     _bzhi_u64(~uint64_t{0}, static_cast<unsigned>(simd::popcount(bits))), p)
-               : _mm512_loadu_si512(p);
-    const __m512i sign = bytes_of(-128);
-    return _mm512_mask_expand_epi8(sign, bits, _mm512_xor_si512(packed, sign));
+    return expand_codes<kExact>(bits, p);
   }
   template <int R, int M>
   static TAMIS_INLINE void dot(Sum (&sum)[R][M], int t, const Weights (&w)[R], const Code* x) {
@@ -44,55 +33,10 @@ struct ExpandBytes {
     __m512i tokens = _mm512_load_si512(x);
     __asm__("" : "+v"(tokens));
 #pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) sum[i][t] = _mm512_dpbusd_epi32(sum[i][t], w[i], tokens);
+    for (int i = 0; i < R; ++i) tamis::dot(sum[i][t], w[i], tokens);
   }
   static TAMIS_INLINE simd::F32 to_f32(Sum sum) { return _mm512_cvtepi32_ps(sum); }
 };
-
-constexpr float kTiny = 0x1p-100f;  // below it 127 / largest may not be finite
-
-// 16 columns from x on, or those of them that are among the first n.
-template <class X>
-TAMIS_INLINE simd::F32 columns(const X* x, int64_t at, int64_t n) {
-  return at + 16 <= n ? simd::load(x + at)
-                      : simd::load(x + (at < n ? at : 0), static_cast<int>(at < n ? n - at : 0));
-}
-
-// Bytes of 64 integers: packed within 128-bit lanes, then the lanes put in order.
-TAMIS_INLINE __m512i narrow(const __m512i (&v)[4]) {
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  return _mm512_permutexvar_epi32(
-      order, _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3])));
-}
-
-constexpr int kStepWords = kStepColumns / 64;
-
-// Codes of the n <= kStepColumns columns at x, zeros after them; returns their step.
-template <class X>
-TAMIS_INLINE float quantize(const X* x, int64_t n, __m512i (&codes)[kStepWords]) {
-  // Bit patterns of magnitudes order as the magnitudes do, with NaN above Inf.
-  __m512i most = _mm512_setzero_si512();
-  for (int64_t i = 0; i < n; i += 16) {
-    const __m512i v = _mm512_castps_si512(columns(x, i, n));
-    most = _mm512_max_epu32(most, _mm512_and_si512(v, _mm512_set1_epi32(0x7fffffff)));
-  }
-  const uint32_t bits = _mm512_reduce_max_epu32(most);
-  const float largest = __builtin_bit_cast(float, bits);
-  const bool finite = bits < 0x7f800000u;
-  const float grow = largest < kTiny ? 0x1p100f : 1.0f;
-  const float factor = finite && bits != 0 ? 127.0f / (largest * grow) : 0.0f;
-#pragma GCC unroll 8
-  for (int w = 0; w < kStepWords; ++w) {
-    __m512i v[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const simd::F32 scaled = simd::mul(columns(x, w * 64 + i * 16, n), simd::splat(grow));
-      v[i] = _mm512_cvtps_epi32(simd::mul(scaled, simd::splat(factor)));
-    }
-    codes[w] = narrow(v);
-  }
-  return finite ? largest / 127.0f : __builtin_nanf("");
-}
 
 // Steps [part / parts) of all tokens.
 template <class X>

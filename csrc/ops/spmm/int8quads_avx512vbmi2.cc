@@ -1,0 +1,258 @@
+// bitmap and nm of i8 for many tokens: weights expanded once into L1, then a dense product.
+//
+// y[m,n] = sum_k x[m,k] * w[n,k].  x: quads, i.e. [k/4][16 tokens][4 codes], so that one vector
+// meets four broadcast weights of a row and no sum crosses lanes.  Error: as in codes-inl.h.
+//
+// Tile: 24 rows by 16 tokens: 24 accumulators, per four columns one load of x, 24 vpbroadcastd and
+// 24 vpdpbusd, of which Zen 4 starts one a cycle: 64 products a cycle at most. The columns of one
+// chunk are expanded (12 KB) for up to kPanels * 16 tokens at a time; totals are f32 (12 KB).
+//
+// Needs: codes of x past k and of missing tokens zero.
+//
+// Tail: rows past the last are computed on zeros and not stored; values as in codes-inl.h.
+#include <cstring>
+
+#include "base/simd/avx512.h"
+#include "ops/spmm/codes-inl.h"
+#include "ops/spmm/codes_avx512vbmi2.h"
+#include "ops/spmm/kernels.h"
+
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12, its own intrinsics
+
+namespace tamis {
+namespace {
+
+constexpr int kRows = 24;
+constexpr int kLanes = 16;  // tokens in a panel
+constexpr int kPanels = 8;  // panels per expansion
+
+// The prepared x; a panel is 16 tokens.
+struct XQuads {
+  int8_t* codes;    // [steps, panels, kStepColumns / 4, 16, 4]
+  int32_t* starts;  // [chunks, panels, 16]
+  float* steps;     // [steps, panels, 16]
+  int64_t panels, bytes;
+
+  TAMIS_INLINE XQuads(const SpmmArgs& a, void* prepared) : panels(ceil_div(a.m, kLanes)) {
+    const int64_t code_bytes = step_count(a.w) * panels * kStepColumns * kLanes;
+    const int64_t start_bytes = chunk_limit(a.w) * panels * 64;
+    codes = static_cast<int8_t*>(prepared);
+    starts = reinterpret_cast<int32_t*>(codes + code_bytes);
+    steps = reinterpret_cast<float*>(codes + code_bytes + start_bytes);
+    bytes = code_bytes + start_bytes + step_count(a.w) * panels * 64;
+  }
+  TAMIS_INLINE int8_t* at(int64_t step, int64_t panel) const {
+    return codes + (step * panels + panel) * kStepColumns * kLanes;
+  }
+};
+
+int64_t quads_bytes(const SpmmArgs& a) {
+  return XQuads(a, nullptr).bytes;
+}
+
+// 16 vectors of 16 dwords, transposed in place: 4x4 blocks within lanes, then lanes.
+TAMIS_INLINE void transpose(__m512i (&v)[16]) {
+  __m512i q[16];
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    const __m512i ab = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    const __m512i ab2 = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    const __m512i cd = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]);
+    const __m512i cd2 = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
+    q[i] = _mm512_unpacklo_epi64(ab, cd);
+    q[i + 1] = _mm512_unpackhi_epi64(ab, cd);
+    q[i + 2] = _mm512_unpacklo_epi64(ab2, cd2);
+    q[i + 3] = _mm512_unpackhi_epi64(ab2, cd2);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i low02 = _mm512_shuffle_i32x4(q[j], q[j + 4], 0x88);
+    const __m512i low13 = _mm512_shuffle_i32x4(q[j], q[j + 4], 0xdd);
+    const __m512i high02 = _mm512_shuffle_i32x4(q[j + 8], q[j + 12], 0x88);
+    const __m512i high13 = _mm512_shuffle_i32x4(q[j + 8], q[j + 12], 0xdd);
+    v[j] = _mm512_shuffle_i32x4(low02, high02, 0x88);
+    v[j + 4] = _mm512_shuffle_i32x4(low13, high13, 0x88);
+    v[j + 8] = _mm512_shuffle_i32x4(low02, high02, 0xdd);
+    v[j + 12] = _mm512_shuffle_i32x4(low13, high13, 0xdd);
+  }
+}
+
+// What sums over words [first, last) of a panel start with.
+TAMIS_INLINE __m512i quads_start(const int8_t* codes, int64_t first, int64_t last) {
+  __m512i sum = _mm512_setzero_si512();
+  for (int64_t q = first * 16; q < last * 16; ++q) {
+    sum = _mm512_dpbusd_epi32(sum, bytes_of(-128), _mm512_load_si512(codes + q * 64));
+  }
+  return _mm512_sub_epi32(_mm512_setzero_si512(), sum);
+}
+
+// Panels [part / parts) of all steps.
+template <class X>
+void prepare_quads(const SpmmArgs& a, void* prepared, int part, int parts) {
+  const XQuads to(a, prepared);
+  const int64_t count = step_count(a.w) * to.panels;
+  for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
+    const int64_t step = i / to.panels, panel = i % to.panels, first = step * kStepColumns;
+    const int64_t n = a.w.cols - first < kStepColumns ? a.w.cols - first : kStepColumns;
+    __m512i codes[kLanes][kStepWords];
+    for (int64_t t = 0; t < kLanes; ++t) {
+      const int64_t token = panel * kLanes + t;
+      float of_token = 0;
+      if (token < a.m) {
+        of_token = quantize(static_cast<const X*>(a.x) + token * a.x_stride + first, n, codes[t]);
+      } else {
+        for (auto& word : codes[t]) word = _mm512_setzero_si512();
+      }
+      to.steps[i * kLanes + t] = of_token;
+    }
+    int8_t* out = to.at(step, panel);
+    for (int64_t w = 0; w < kStepWords; ++w) {
+      __m512i v[kLanes];
+#pragma GCC unroll 16
+      for (int t = 0; t < kLanes; ++t) v[t] = codes[t][w];
+      transpose(v);
+#pragma GCC unroll 16
+      for (int q = 0; q < 16; ++q) _mm512_store_si512(out + (w * 16 + q) * 64, v[q]);
+    }
+    for (Chunks chunk(a.w, first); chunk.begin < first + n; chunk.next()) {
+      _mm512_store_si512(
+          to.starts + (chunk.index * to.panels + panel) * kLanes,
+          quads_start(out, (chunk.begin - first) / 64, ceil_div(chunk.end - first, 64)));
+    }
+  }
+}
+
+struct QuadsTile {
+  alignas(64) uint8_t weights[kRows][kStepColumns];  // w + 128
+  alignas(64) float total[kRows + 8][kPanels][kLanes];
+  const int8_t* values[kRows];
+};
+
+// The words of a chunk of one row, w + 128.
+template <bool kExact>
+TAMIS_INLINE const int8_t* expand_row(const uint64_t* mask, const int8_t* p, int64_t begin,
+                                      int64_t end, uint8_t* to) {
+  for (int64_t word = begin / 64; word * 64 < end; ++word, to += 64) {
+    const uint64_t bits = *mask++ & bits_within(word, begin, end);
+    _mm512_store_si512(to, expand_codes<kExact>(bits, p));
+    p += simd::popcount(bits);
+  }
+  return p;
+}
+
+// total[r] += factor * (start + sum over quads of weights[r] * x), of one panel.
+__attribute__((noinline)) void multiply_quads(QuadsTile& tile, int64_t panel, int64_t quads,
+                                              const int8_t* x, const int32_t* start,
+                                              const float* step, const float* scales,
+                                              int64_t groups, int rows) {
+  __m512i sum[kRows];
+  const __m512i first = _mm512_load_si512(start);
+#pragma GCC unroll 24
+  for (int r = 0; r < kRows; ++r) sum[r] = first;
+  const uint8_t* w = tile.weights[0];
+  for (const uint8_t* const end = w + quads * 4; w < end; w += 4, x += 64) {
+    __m512i tokens = _mm512_load_si512(x);
+    __asm__("" : "+v"(tokens));
+#pragma GCC unroll 24
+    for (int r = 0; r < kRows; ++r) {
+      int32_t four;
+      __builtin_memcpy(&four, w + r * kStepColumns, 4);
+      dot(sum[r], _mm512_set1_epi32(four), tokens);
+    }
+  }
+  const __m512 factor = _mm512_load_ps(step);
+#pragma GCC unroll 24
+  for (int r = 0; r < kRows; ++r) {
+    __m512 v = _mm512_cvtepi32_ps(sum[r]);
+    if (scales) v = simd::mul(v, simd::splat(scales[(r < rows ? r : 0) * groups]));
+    float* total = tile.total[r][panel];
+    _mm512_store_ps(total, simd::fma(v, factor, _mm512_load_ps(total)));
+  }
+}
+
+// Rows [row, row + rows) of the tokens of panels [first, first + count).
+void store_quads(const SpmmArgs& a, const QuadsTile& tile, int64_t row, int rows, int64_t first,
+                 int64_t count, bool scaled) {
+  for (int64_t panel = 0; panel < count; ++panel) {
+    const int64_t token = (first + panel) * kLanes;
+    for (int r = 0; r < rows; r += 16) {
+      const int n = rows - r < 16 ? rows - r : 16;
+      __m512i v[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) v[i] = _mm512_load_si512(tile.total[r + i][panel]);
+      transpose(v);
+      const simd::F32 scale = scaled ? simd::splat(1.0f) : simd::load(a.w.scales + row + r, n);
+      for (int t = 0; t < kLanes && token + t < a.m; ++t) {
+        store_rows(a, simd::mul(_mm512_castsi512_ps(v[t]), scale), row + r, token + t, n);
+      }
+    }
+  }
+}
+
+void spmm_quads(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
+  const XQuads x(a, const_cast<void*>(a.prepared));
+  const auto* values = static_cast<const int8_t*>(a.w.values);
+  const int8_t* values_end = values + a.w.nnz;
+  const int64_t words = mask_words(a.w.cols), steps = step_count(a.w);
+  const int64_t groups = a.w.group_size < a.w.cols ? ceil_div(a.w.cols, a.w.group_size) : 1;
+  const int64_t ahead = code_rows_ahead(a.w, kRows);
+  QuadsTile tile;
+  std::memset(tile.weights, 0x80, sizeof tile.weights);
+  for (int64_t row = row_begin; row < row_end; row += kRows) {
+    const int rows = static_cast<int>(row_end - row < kRows ? row_end - row : kRows);
+    const int64_t next = row + ahead < a.w.rows ? row + ahead : a.w.rows;
+    const int8_t* next_values = values + code_row_start(a.w, next);
+    const uint64_t* next_mask = a.w.mask + next * words;
+    const int64_t step_bytes =
+        steps ? (code_row_start(a.w, row + rows) - code_row_start(a.w, row)) / steps : 0;
+    for (int64_t panel = 0; panel < x.panels; panel += kPanels) {
+      const int64_t count = x.panels - panel < kPanels ? x.panels - panel : kPanels;
+      std::memset(tile.total, 0, sizeof tile.total);
+      for (int r = 0; r < rows; ++r) tile.values[r] = values + code_row_start(a.w, row + r);
+      for (Chunks chunk(a.w); chunk.more(); chunk.next()) {
+        if (panel == 0 && chunk.begin % kStepColumns == 0) {
+          fetch_codes(next_values, next_values + step_bytes);
+          next_values += step_bytes;
+          fetch_codes(next_mask, next_mask + rows * kStepWords);
+          next_mask += rows * kStepWords;
+        }
+        const int64_t first = chunk.begin / 64, last = ceil_div(chunk.end, 64);
+        for (int r = 0; r < rows; ++r) {
+          const uint64_t* mask = a.w.mask + (row + r) * words + first;
+          const int8_t*& p = tile.values[r];
+          p = values_end - p < (last - first + 1) * 64
+                  ? expand_row<true>(mask, p, chunk.begin, chunk.end, tile.weights[r])
+                  : expand_row<false>(mask, p, chunk.begin, chunk.end, tile.weights[r]);
+        }
+        const int64_t in_step = first % kStepWords * 64 * kLanes;
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t at = chunk.index * x.panels + panel + i;
+          multiply_quads(
+              tile, i, (last - first) * 16, x.at(chunk.step(), panel + i) + in_step,
+              x.starts + at * kLanes, x.steps + (chunk.step() * x.panels + panel + i) * kLanes,
+              groups > 1 ? a.w.scales + row * groups + chunk.group : nullptr, groups, rows);
+        }
+      }
+      store_quads(a, tile, row, rows, panel, count, groups > 1);
+    }
+  }
+}
+
+}  // namespace
+
+#define TAMIS_QUADS_KERNEL(x, X)                                                               \
+  const SpmmXForm spmm_quads_##x##_avx512vbmi2 = {quads_bytes, prepare_quads<X>, true};        \
+  void spmm_bitmap_i8_##x##_avx512vbmi2_quads(const SpmmArgs& a, int64_t begin, int64_t end) { \
+    spmm_quads(a, begin, end);                                                                 \
+  }                                                                                            \
+  void spmm_nm_i8_##x##_avx512vbmi2_quads(const SpmmArgs& a, int64_t begin, int64_t end) {     \
+    spmm_quads(a, begin, end);                                                                 \
+  }
+
+TAMIS_QUADS_KERNEL(f32, float)
+TAMIS_QUADS_KERNEL(f16, F16)
+TAMIS_QUADS_KERNEL(bf16, BF16)
+
+#undef TAMIS_QUADS_KERNEL
+
+}  // namespace tamis
