@@ -6,11 +6,15 @@ plain read, and the ratio to the faster of torch's bf16 and f32.
 
 import argparse
 import time
+from functools import partial
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from tamis import _C
+from tamis.kv.kv_store import KvStore
+from tamis.kv.methods import recipe_of
 from tamis.ops.attention import DenseSegment, PageSegment, sparse_attention
 from tamis.ops.kv_quantize import kv_quantize, page_layout
 
@@ -47,42 +51,54 @@ def main() -> None:
     for name, seconds in best.items():
         rate = cases[name][1] / seconds / 1e9
         print(
-            f"{name:12} {seconds * 1e3:8.3f} ms {rate:6.1f} GB/s {rate / plain:5.0%} of plain"
+            f"{name:15} {seconds * 1e3:8.3f} ms {rate:6.1f} GB/s {rate / plain:5.0%} of plain"
             f" {torch_best / seconds:6.2f}x"
         )
 
 
 def make_cases(a: argparse.Namespace) -> dict:
     """Per name: calls on copies of the data, and the bytes that one reads."""
-    g, n, d = a.kv_heads, a.tokens, a.head_dim
     cases = {}
-    q = torch.randn(1, a.heads, 1, d)
+    q = torch.randn(1, a.heads, 1, a.head_dim)
     for dtype, label in ((torch.float32, "f32"), (torch.bfloat16, "bf16")):
-        k, v = torch.randn(2, 1, g, n, d).to(dtype)
-        size = 2 * k.numel() * k.element_size()
-        copies = [(k.clone(), v.clone()) for _ in range(max(1, COLD // size))]
         x = q.to(dtype)
-        cases[f"torch {label}"] = (
-            [lambda k=k, v=v, x=x: sdpa(x, k, v, enable_gqa=True) for k, v in copies],
-            size,
-        )
+        k, v = torch.randn(2, 1, a.kv_heads, a.tokens, a.head_dim).to(dtype)
+        size = 2 * k.numel() * k.element_size()
+        pairs = [(k.clone(), v.clone()) for _ in copies(size)]
+        rows = x.view(1, a.kv_heads, -1, a.head_dim)  # as transformers packs masked decoding
+        cases[f"torch {label} rows"] = [partial(sdpa, rows, *kv) for kv in pairs], size
+        cases[f"torch {label}"] = [partial(sdpa, x, *kv, enable_gqa=True) for kv in pairs], size
         cases[f"dense {label}"] = (
-            [lambda s=DenseSegment(k, v), x=x: sparse_attention(x, [s]) for k, v in copies],
+            [partial(sparse_attention, x, [DenseSegment(*kv)]) for kv in pairs],
             size,
         )
     for bits in (8, 4, 2):
-        layout = page_layout(d, bits, bits)
-        out = torch.empty(1, g, n // 32, layout.nbytes, dtype=torch.uint8)
+        layout = page_layout(a.head_dim, bits, bits)
+        out = torch.empty(1, a.kv_heads, a.tokens // 32, layout.nbytes, dtype=torch.uint8)
         kv_quantize(k, v, layout, out)
-        copies = [out.clone() for _ in range(max(1, COLD // out.numel()))]
-        cases[f"{bits}-bit"] = (
-            [
-                lambda s=PageSegment(r, layout), x=q.bfloat16(): sparse_attention(x, [s])
-                for r in copies
-            ],
-            out.numel(),
-        )
+        segments = [PageSegment(out.clone(), layout) for _ in copies(out.numel())]
+        calls = [partial(sparse_attention, x, [segment]) for segment in segments]
+        cases[f"{bits}-bit"] = calls, out.numel()
+    for method in ("quest", "double_sparsity"):  # estimate, choice and attention
+        stores = [make_store(method, *kv, x) for kv in pairs]
+        beside = stores[0].nbytes() - size
+        read = beside + size // 16
+        cases[method] = [partial(store.attend, x) for store in stores], read
     return cases
+
+
+def copies(size: int) -> range:
+    """As many as make the data cold."""
+    return range(max(1, COLD // size))
+
+
+def make_store(method: str, k: Tensor, v: Tensor, q: Tensor) -> KvStore:
+    """A store that reads 1/16 of the tokens, with its summaries made."""
+    store = KvStore(recipe_of(method), budget=k.shape[2] // 16, layer=2)
+    store.append(k, v)
+    store.settle(q)
+    store.attend(q)
+    return store
 
 
 if __name__ == "__main__":

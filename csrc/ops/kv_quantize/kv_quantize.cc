@@ -18,8 +18,9 @@ constexpr KvQuantizeRow kKernels[] = {
 
 Status check(const KvQuantizeArgs& a) {
   TAMIS_RETURN_IF_ERROR(check_kv_page(a.layout));
-  if (a.dtype == DType::i8) {
-    return error(Code::unsupported_dtype, "kv_quantize: keys: got i8, wanted f32, f16 or bf16");
+  if (a.dtype != DType::f32 && a.dtype != DType::f16 && a.dtype != DType::bf16) {
+    return error(Code::unsupported_dtype, "kv_quantize: keys: got %s, wanted f32, f16 or bf16",
+                 name_of(a.dtype));
   }
   if (a.heads < 0 || a.pages < 0) {
     return error(Code::invalid_argument,

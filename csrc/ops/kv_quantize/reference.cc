@@ -75,8 +75,8 @@ void quantize_record(const KvQuantizeArgs& a, int64_t head, int64_t page, uint8_
   std::vector<uint32_t> codes(static_cast<size_t>(std::max(d, tokens)));
   uint16_t scale, min;
   for (int64_t c = 0; c < d; ++c) {
-    std::vector<float> x;
-    for (int64_t t = 0; t < tokens; ++t) x.push_back(key(t, c));
+    std::vector<float> x(static_cast<size_t>(tokens));
+    for (int64_t t = 0; t < tokens; ++t) x[static_cast<size_t>(t)] = key(t, c);
     quantize(x, layout.key_bits, codes.data(), &scale, &min);
     for (int64_t t = 0; t < tokens; ++t) {
       put_code(record + layout.key_codes(), layout.key_bits, d, t, c,
@@ -87,8 +87,10 @@ void quantize_record(const KvQuantizeArgs& a, int64_t head, int64_t page, uint8_
   }
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t g = 0; g < layout.groups(); ++g) {
-      std::vector<float> x;
-      for (int64_t c = 0; c < layout.group; ++c) x.push_back(value(t, g * layout.group + c));
+      std::vector<float> x(static_cast<size_t>(layout.group));
+      for (int64_t c = 0; c < layout.group; ++c) {
+        x[static_cast<size_t>(c)] = value(t, g * layout.group + c);
+      }
       quantize(x, layout.value_bits, codes.data(), &scale, &min);
       for (int64_t c = 0; c < layout.group; ++c) {
         put_code(record + layout.value_codes(), layout.value_bits, tokens, g * layout.group + c, t,

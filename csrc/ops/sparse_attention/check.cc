@@ -74,8 +74,9 @@ Status check_sparse_attention(const SparseAttentionArgs& a) {
                  "sparse_attention: head_dim: got %lld, wanted a multiple of 16 from 16 to %d",
                  static_cast<long long>(a.head_dim), kKvMaxHeadDim);
   }
-  if (a.q_dtype == DType::i8) {
-    return error(Code::unsupported_dtype, "sparse_attention: q: got i8, wanted f32, f16 or bf16");
+  if (a.q_dtype != DType::f32 && a.q_dtype != DType::f16 && a.q_dtype != DType::bf16) {
+    return error(Code::unsupported_dtype, "sparse_attention: q: got %s, wanted f32, f16 or bf16",
+                 name_of(a.q_dtype));
   }
   if (a.batch * a.kv_heads * a.rows > 0 && (!a.q || !a.out)) {
     return error(Code::invalid_argument, "sparse_attention: q, out: got null, wanted arrays");
