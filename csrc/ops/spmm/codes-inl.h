@@ -72,6 +72,9 @@ struct CodesTile {
   const float* scales;    // [rows, groups] at the chunk's group, null where one group is all
   int64_t groups;
   int rows;
+  const char* next_values;  // of a later tile, to fetch while this one is computed:
+  const char* next_mask;
+  int64_t next_row_bytes;  // of values a row and chunk
   alignas(64) simd::F32 total[kCodesTileRows][M];
 };
 
@@ -125,12 +128,22 @@ struct CodesSum {
 // one in registers that the other needs.
 template <class Step, int M, int R>
 __attribute__((noinline)) void codes_step(CodesTile<Step, M>& tile) {
+  constexpr int kWords = kStepColumns / 64;
+  // Memory gives a line in the time of two rows' words at best: more at once would wait.
+  const int64_t lines = ceil_div(tile.next_row_bytes * R, kWords * 64);
   for (int r = 0; r < tile.rows; r += R) {
     CodesSum<Step, M, R> sums(tile, r);
     const uint64_t* mask = tile.mask + r * tile.words;
+    const char* next_values = tile.next_values + r * tile.next_row_bytes;
     const auto* x = tile.x;
 #pragma GCC unroll 8
-    for (int w = 0; w < kStepColumns / 64; ++w, x += tile.tokens * 64) {
+    for (int w = 0; w < kWords; ++w, x += tile.tokens * 64) {
+      for (int64_t i = 0; i < lines; ++i, next_values += 64) {
+        __builtin_prefetch(next_values, 0, kCodesToL2);
+      }
+      if (w % (kWords / R) == 0) {
+        __builtin_prefetch(tile.next_mask + (r + w * R / kWords) * kWords * 8, 0, kCodesToL2);
+      }
       sums.template add<false>(mask + w, tile.words, x, ~uint64_t{0});
     }
     sums.finish(tile, r);
@@ -178,20 +191,13 @@ void codes_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) 
       for (auto& total : of_row) total = simd::zero();
     }
     const int64_t next = row + ahead < a.w.rows ? row + ahead : a.w.rows;
-    const int8_t* next_values = values + code_row_start(a.w, next);
-    const uint64_t* next_mask = a.w.mask + next * words;
-    const int64_t row_after = row + tile.rows;
-    const int8_t* last = values + code_row_start(a.w, row_after);
-    const int64_t step_bytes = steps ? (last - tile.values[0]) / steps : 0;
+    tile.next_values = reinterpret_cast<const char*>(values + code_row_start(a.w, next));
+    tile.next_mask = reinterpret_cast<const char*>(a.w.mask + next * words);
+    const int8_t* last = values + code_row_start(a.w, row + tile.rows);
+    tile.next_row_bytes = steps ? (last - tile.values[0]) / (steps * tile.rows) : 0;
     // Whole loads from the last row's last values on may pass the end.
     const bool whole = tile.rows % R == 0 && tile.values_end - last >= Step::kReadsPast;
     for (Chunks chunk(a.w); chunk.more(); chunk.next()) {
-      if (chunk.begin % kStepColumns == 0) {
-        fetch_codes(next_values, next_values + step_bytes);
-        next_values += step_bytes;
-        fetch_codes(next_mask, next_mask + tile.rows * (kStepColumns / 64));
-        next_mask += tile.rows * (kStepColumns / 64);
-      }
       tile.mask = a.w.mask + row * words + chunk.begin / 64;
       tile.x = x.codes + (chunk.begin / 64 * x.tokens + token) * 64;
       tile.starts = x.starts + (chunk.index * x.tokens + token) * 16;
@@ -200,7 +206,13 @@ void codes_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) 
       if (whole && chunk.end - chunk.begin == kStepColumns) {
         codes_step<Step, M, R>(tile);
       } else {
+        fetch_codes(tile.next_values, tile.next_values + tile.rows * tile.next_row_bytes);
+        fetch_codes(tile.next_mask, tile.next_mask + tile.rows * kStepColumns / 8);
         codes_part<Step, M>(tile, chunk.begin, chunk.end);
+      }
+      if (chunk.end % kStepColumns == 0) {
+        tile.next_values += tile.rows * tile.next_row_bytes;
+        tile.next_mask += tile.rows * kStepColumns / 8;
       }
     }
     const simd::F32 scales =

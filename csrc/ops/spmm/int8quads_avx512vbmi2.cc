@@ -126,6 +126,8 @@ struct QuadsTile {
   alignas(64) uint8_t weights[kRows][kStepColumns];  // w + 128
   alignas(64) float total[kRows + 8][kPanels][kLanes];
   const int8_t* values[kRows];
+  const char* next;     // of later rows' values, fetched one line per four columns
+  int64_t next_stride;  // 64, or 0 once they are
 };
 
 // The words of a chunk of one row, w + 128.
@@ -150,7 +152,10 @@ __attribute__((noinline)) void multiply_quads(QuadsTile& tile, int64_t panel, in
 #pragma GCC unroll 24
   for (int r = 0; r < kRows; ++r) sum[r] = first;
   const uint8_t* w = tile.weights[0];
+  const char* next = tile.next;
   for (const uint8_t* const end = w + quads * 4; w < end; w += 4, x += 64) {
+    __builtin_prefetch(next, 0, kCodesToL2);
+    next += tile.next_stride;
     __m512i tokens = _mm512_load_si512(x);
     __asm__("" : "+v"(tokens));
 #pragma GCC unroll 24
@@ -197,6 +202,7 @@ void spmm_quads(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   const int64_t groups = a.w.group_size < a.w.cols ? ceil_div(a.w.cols, a.w.group_size) : 1;
   const int64_t ahead = code_rows_ahead(a.w, kRows);
   QuadsTile tile;
+  tile.next = reinterpret_cast<const char*>(values);
   std::memset(tile.weights, 0x80, sizeof tile.weights);
   for (int64_t row = row_begin; row < row_end; row += kRows) {
     const int rows = static_cast<int>(row_end - row < kRows ? row_end - row : kRows);
@@ -211,8 +217,9 @@ void spmm_quads(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
       for (int r = 0; r < rows; ++r) tile.values[r] = values + code_row_start(a.w, row + r);
       for (Chunks chunk(a.w); chunk.more(); chunk.next()) {
         if (panel == 0 && chunk.begin % kStepColumns == 0) {
-          fetch_codes(next_values, next_values + step_bytes);
+          tile.next = reinterpret_cast<const char*>(next_values);
           next_values += step_bytes;
+          fetch_codes(tile.next + kStepColumns / 4 * 64, next_values);
           fetch_codes(next_mask, next_mask + rows * kStepWords);
           next_mask += rows * kStepWords;
         }
@@ -225,7 +232,8 @@ void spmm_quads(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
                   : expand_row<false>(mask, p, chunk.begin, chunk.end, tile.weights[r]);
         }
         const int64_t in_step = first % kStepWords * 64 * kLanes;
-        for (int64_t i = 0; i < count; ++i) {
+        tile.next_stride = panel == 0 ? 64 : 0;
+        for (int64_t i = 0; i < count; ++i, tile.next_stride = 0) {
           const int64_t at = chunk.index * x.panels + panel + i;
           multiply_quads(
               tile, i, (last - first) * 16, x.at(chunk.step(), panel + i) + in_step,
