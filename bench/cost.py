@@ -113,7 +113,8 @@ def fit_kernel(row: "_C.KernelRow", seconds: float) -> tuple[np.ndarray, np.ndar
 
     densities = {"csr": (0.3, 0.1, 0.05), "nm": (0.5, 0.25)}.get(row["format"], (0.5, 0.2, 0.1))
     features, times = [], []
-    cases = [(n, k, d, m) for n, k in FIT_SHAPES for d in densities for m in FIT_TOKENS]
+    tokens = [m for m in FIT_TOKENS if m >= row["from_m"]]
+    cases = [(n, k, d, m) for n, k in FIT_SHAPES for d in densities for m in tokens]
     least = np.full(len(cases), np.inf)
     held = {
         (n, k, d): matrix(row["format"], row["w_dtype"], n, k, d)

@@ -36,6 +36,7 @@ struct Element {
 };
 
 inline constexpr Element kBool{"bool", "b", 1};
+inline constexpr Element kUint8{"uint8", "u", 1};
 inline constexpr Element kInt32{"int32", "i", 4};
 inline constexpr Element kInt64{"int64", "i", 8};
 inline constexpr Element kUint32{"uint32", "u", 4};

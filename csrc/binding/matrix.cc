@@ -55,7 +55,9 @@ Matrix::Matrix(const std::string& format, const py::dict& arrays, const std::str
   const TensorView values = reader.read("values", element_of(view_.dtype));
   const TensorView mask = reader.read("mask", kWord);
   const TensorView row_offsets = reader.read("row_offsets", kInt64);
-  const TensorView col_indices = reader.read("col_indices", kInt32);
+  // One name for either kind of column index: a format has one of them.
+  const bool narrow = view_.format == Format::csr8;
+  const TensorView columns = reader.read("col_indices", narrow ? kUint8 : kInt32);
   const TensorView scales = reader.read("scales", kFloat32);
   reader.refuse_unknown();
 
@@ -63,12 +65,17 @@ Matrix::Matrix(const std::string& format, const py::dict& arrays, const std::str
   view_.nnz = values.size;
   view_.mask = static_cast<const uint64_t*>(mask.data);
   view_.row_offsets = static_cast<const int64_t*>(row_offsets.data);
-  view_.col_indices = static_cast<const int32_t*>(col_indices.data);
+  if (narrow) {
+    view_.col_bytes = static_cast<const uint8_t*>(columns.data);
+  } else {
+    view_.col_indices = static_cast<const int32_t*>(columns.data);
+  }
   view_.scales = static_cast<const float*>(scales.data);
   const PackSizes sizes{.values = values.size,
                         .mask = mask.size,
                         .row_offsets = row_offsets.size,
-                        .col_indices = col_indices.size,
+                        .col_indices = narrow ? 0 : columns.size,
+                        .col_bytes = narrow ? columns.size : 0,
                         .scales = scales.size};
   Status status;
   {

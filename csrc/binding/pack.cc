@@ -55,6 +55,9 @@ py::dict pack_arrays(const DenseView& w, const PackSpec& spec) {
   if (spec.format == Format::csr || spec.format == Format::block) {
     out.col_indices = static_cast<int32_t*>(add("col_indices", kInt32, {sizes.col_indices}));
   }
+  if (spec.format == Format::csr8) {
+    out.col_bytes = static_cast<uint8_t*>(add("col_indices", kUint8, {sizes.col_bytes}));
+  }
   if (spec.dtype == DType::i8) {
     const int64_t groups = scale_groups(w.cols, spec.group_size);
     out.scales = static_cast<float*>(add("scales", kFloat32, {w.rows, groups}));

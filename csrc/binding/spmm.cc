@@ -51,6 +51,7 @@ py::list kernel_rows() {
     entry["isa"] = isa_name(row.isa);
     entry["tile_m"] = row.tile_m;
     entry["tile_n"] = row.tile_n;
+    entry["from_m"] = row.from_m;
     entry["runs_here"] = (row.isa & active_isa()) == row.isa;
     rows.append(entry);
   }

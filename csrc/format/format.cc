@@ -10,6 +10,7 @@
 #include "format/block.h"
 #include "format/checks.h"
 #include "format/csr.h"
+#include "format/csr8.h"
 #include "format/matrix.h"
 #include "format/nm.h"
 #include "format/rows.h"
@@ -63,8 +64,8 @@ Status check_group(const char* function, DType dtype, int64_t group_size) {
 
 Status check_dense(const DenseView& w, const PackSpec& spec) {
   TAMIS_RETURN_IF_ERROR(check_extents("pack", w.rows, w.cols));
-  if (static_cast<uint8_t>(spec.format) > static_cast<uint8_t>(Format::block)) {
-    return error(Code::invalid_argument, "pack: format: got %d, wanted bitmap, csr, nm or block",
+  if (static_cast<uint8_t>(spec.format) > static_cast<uint8_t>(Format::csr8)) {
+    return error(Code::invalid_argument, "pack: format: got %d, wanted bitmap, csr, nm, block or csr8",
                  static_cast<int>(spec.format));
   }
   if (w.dtype == DType::i8 || (spec.dtype != w.dtype && spec.dtype != DType::i8)) {
@@ -183,8 +184,8 @@ Status unpack_keep(const MatrixView& a, uint8_t* keep) {
 Status check_sizes(const MatrixView& a, const PackSizes& sizes) {
   TAMIS_RETURN_IF_ERROR(check_extents("check", a.rows, a.cols));
   if (static_cast<uint8_t>(a.dtype) > static_cast<uint8_t>(DType::i8) ||
-      static_cast<uint8_t>(a.format) > static_cast<uint8_t>(Format::block)) {
-    return error(Code::corrupt, "check: format, dtype: got %d and %d, wanted 0 to 3 each",
+      static_cast<uint8_t>(a.format) > static_cast<uint8_t>(Format::csr8)) {
+    return error(Code::corrupt, "check: format, dtype: got %d and %d, wanted 0 to 4 and 0 to 3",
                  static_cast<int>(a.format), static_cast<int>(a.dtype));
   }
   TAMIS_RETURN_IF_ERROR(check_group("check", a.dtype, a.group_size));
@@ -193,6 +194,10 @@ Status check_sizes(const MatrixView& a, const PackSizes& sizes) {
   TAMIS_RETURN_IF_ERROR(check_array("mask", a.mask, sizes.mask, 8));
   TAMIS_RETURN_IF_ERROR(check_array("row_offsets", a.row_offsets, sizes.row_offsets, 8));
   TAMIS_RETURN_IF_ERROR(check_array("col_indices", a.col_indices, sizes.col_indices, 4));
+  TAMIS_RETURN_IF_ERROR(check_array("col_bytes", a.col_bytes, sizes.col_bytes, 1));
+  if (a.format != Format::csr8) {
+    TAMIS_RETURN_IF_ERROR(check_length("col_bytes", sizes.col_bytes, 0));
+  }
   TAMIS_RETURN_IF_ERROR(check_array("scales", a.scales, sizes.scales, 4));
   TAMIS_RETURN_IF_ERROR(check_length("values", sizes.values, a.nnz));
   if (a.nnz > a.rows * a.cols) {

@@ -31,12 +31,13 @@ struct PackBuffers {
   uint64_t* mask = nullptr;
   int64_t* row_offsets = nullptr;
   int32_t* col_indices = nullptr;
+  uint8_t* col_bytes = nullptr;
   float* scales = nullptr;
 };
 
 // Element counts of each array; 0 = not used by the format.
 struct PackSizes {
-  int64_t values = 0, mask = 0, row_offsets = 0, col_indices = 0, scales = 0;
+  int64_t values = 0, mask = 0, row_offsets = 0, col_indices = 0, col_bytes = 0, scales = 0;
 };
 
 // Extents are at most 2^31 - 1. w and keep must not change between the two calls.

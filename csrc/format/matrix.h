@@ -7,7 +7,7 @@
 
 namespace tamis {
 
-enum class Format : uint8_t { bitmap = 0, csr = 1, nm = 2, block = 3 };
+enum class Format : uint8_t { bitmap = 0, csr = 1, nm = 2, block = 3, csr8 = 4 };
 
 constexpr const char* name_of(Format f) {
   switch (f) {
@@ -19,6 +19,8 @@ constexpr const char* name_of(Format f) {
       return "nm";
     case Format::block:
       return "block";
+    case Format::csr8:
+      return "csr8";
   }
   return "?";
 }
@@ -37,10 +39,12 @@ struct MatrixView {
 
   // bitmap, nm: [rows, words(cols)]; bit j of word w = column 64w+j
   const uint64_t* mask = nullptr;
-  // bitmap, csr: [rows+1], in values; block: [rows/block_rows+1], in blocks
+  // bitmap, csr, csr8: [rows+1], in values; block: [rows/block_rows+1], in blocks
   const int64_t* row_offsets = nullptr;
   // csr: [nnz], ascending in a row; block: [blocks], block column
   const int32_t* col_indices = nullptr;
+  // csr8: [rows * words(cols)] counts, then [nnz] columns within their word
+  const uint8_t* col_bytes = nullptr;
 
   int32_t keep = 0, of = 0;                // nm: `keep` kept of every `of` consecutive columns
   int32_t block_rows = 0, block_cols = 0;  // block: r x c

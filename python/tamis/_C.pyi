@@ -22,6 +22,7 @@ class KernelRow(TypedDict):
     isa: str
     tile_m: int
     tile_n: int
+    from_m: int
     runs_here: bool
 
 class Matrix:
@@ -206,6 +207,9 @@ class KvLists:
 
 class KvSegment:
     """Memory of tokens and which of them count; borrows all of it."""
+
+    @property
+    def tokens(self) -> int: ...
 
 def kv_dense_segment(
     dtype: int,

@@ -115,7 +115,9 @@ def _prune(sub: argparse.ArgumentParser) -> None:
         "--pattern", type=_pattern, default="unstructured", help="unstructured, N:M or block:RxC"
     )
     sub.add_argument(
-        "--format", default="auto", choices=["auto", "dense", "bitmap", "csr", "nm", "block"]
+        "--format",
+        default="auto",
+        choices=["auto", "dense", "bitmap", "csr", "csr8", "nm", "block"],
     )
     sub.add_argument(
         "--optimize",
@@ -166,7 +168,7 @@ def _convert(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--format",
         default="auto",
-        choices=["auto", "dense", "bitmap", "csr"],
+        choices=["auto", "dense", "bitmap", "csr", "csr8"],
         help="auto: compressed where smaller; dense: loads without tamis",
     )
     sub.add_argument("--force", action="store_true", help="replace what is in DST")

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from tamis.errors import TamisTypeError, TamisValueError
 
-FORMATS = ("bitmap", "csr", "nm", "block")
+FORMATS = ("bitmap", "csr", "nm", "block", "csr8")
 DTYPES = ("f32", "f16", "bf16", "i8")
 ITEMSIZE = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1}
 
@@ -20,8 +20,10 @@ _ARRAYS = {
     "csr": ("values", "row_offsets", "col_indices"),
     "nm": ("values", "mask"),
     "block": ("values", "row_offsets", "col_indices"),
+    "csr8": ("values", "row_offsets", "col_indices"),
 }
-_BYTES = {"mask": 8, "row_offsets": 8, "col_indices": 4, "scales": 4}
+_INDEX = {"mask": "i64", "row_offsets": "i64", "col_indices": "i32", "scales": "f32"}
+_INDEX_BYTES = {"i64": 8, "i32": 4, "u8": 1, "f32": 4}
 _JSON_KEYS = ("format", "rows", "cols", "dtype", "keep", "of", "block", "group_size")
 
 
@@ -30,7 +32,7 @@ class Layout:
     """Format, shape and element type of a compressed weight w [rows, cols].
 
     Args:
-        format: "bitmap", "csr", "nm" or "block".
+        format: "bitmap", "csr", "nm", "block" or "csr8".
         rows: Output features, n.
         cols: Input features, k.
         dtype: Element type of ``values``: "f32", "f16", "bf16" or "i8".
@@ -85,7 +87,7 @@ class Layout:
             "values": (nnz,),
             "mask": (self.rows, -(-self.cols // 64)),
             "row_offsets": (self.rows // r + 1 if self.format == "block" else self.rows + 1,),
-            "col_indices": (nnz // (r * c) if self.format == "block" else nnz,),
+            "col_indices": (self._columns(nnz),),
             "scales": (self.rows, -(-self.cols // (self.group_size or self.cols))),
         }
         return {name: shapes[name] for name in self.array_names}
@@ -94,9 +96,14 @@ class Layout:
         """Bytes of all arrays when ``nnz`` values are stored."""
         shapes = self.array_shapes(nnz)
         return sum(
-            math.prod(shape) * (ITEMSIZE[self.dtype] if name == "values" else _BYTES[name])
+            math.prod(shape)
+            * (ITEMSIZE[self.dtype] if name == "values" else _INDEX_BYTES[self.index_dtype(name)])
             for name, shape in shapes.items()
         )
+
+    def index_dtype(self, name: str) -> str:
+        """Element type of an array other than ``values``: "i64", "i32", "u8" or "f32"."""
+        return "u8" if name == "col_indices" and self.format == "csr8" else _INDEX[name]
 
     @property
     def dense_nbytes(self) -> int:
@@ -164,6 +171,13 @@ class Layout:
             TamisValueError: ``token`` is not such a string.
         """
         return _from_token(token)
+
+    def _columns(self, nnz: int) -> int:
+        """Length of ``col_indices``."""
+        r, c = self.block
+        if self.format == "block":
+            return nnz // (r * c)
+        return nnz + (self.rows * -(-self.cols // 64) if self.format == "csr8" else 0)
 
     def _scales_shape(self) -> tuple[int, int]:
         return (self.rows, -(-self.cols // (self.group_size or self.cols)))

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,6 +64,7 @@ def sparsify_(  # noqa: PLR0913
     ignore: Sequence[str] = DEFAULT_IGNORE,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     format: str = "auto",
+    dtype: str | None = None,
     allocate: str | Mapping[str, float] = "uniform",
     sequential: bool = True,
     max_length: int = 512,
@@ -87,8 +88,11 @@ def sparsify_(  # noqa: PLR0913
         ignore: Layers to leave alone, spelled the same way.
         filter_fn: Called with (module, name); false leaves the layer alone.
         format: "auto" takes the one expected to be fastest for one token, the smallest of those
-            alike, dense included; "dense" keeps masked nn.Linear; "bitmap", "csr", "nm", "block"
-            force one.
+            alike, dense included; "dense" keeps masked nn.Linear; "bitmap", "csr", "csr8", "nm",
+            "block" force one.
+        dtype: "i8" stores the kept weights as int8 with one scale per row; None keeps their dtype.
+            Kernels with int8 instructions then quantize activations too, token by token, as torch's
+            dynamic quantization does. Layers that stay dense keep their dtype.
         allocate: Sparsity per layer: "uniform", "erk", or a dict of names or "re:" patterns.
         sequential: Later blocks see the outputs of pruned earlier ones (two passes per block).
         max_length: Tokens per calibration sequence.
@@ -105,7 +109,8 @@ def sparsify_(  # noqa: PLR0913
     label = method if isinstance(method, str) else "recipe"
     shape = parse_pattern(pattern)
     linears = find_linears(model, targets, ignore, filter_fn)
-    job = _Job(recipe, shape, _allocate(linears, shape, sparsity, allocate, recipe), format, seed)
+    shares = _allocate(linears, shape, sparsity, allocate, recipe)
+    job = _Job(recipe, shape, shares, format, dtype, seed)
     _check(linears, job)
     samples = _samples(label, recipe, data, model, tokenizer, max_length)
     with _bar(len(linears), label, progress) as tick:
@@ -335,6 +340,11 @@ def _check(linears: Mapping[str, nn.Linear], job: _Job) -> None:
             f"sparsify_: format: got {job.format!r}, wanted 'auto', 'dense' or one of "
             f"{', '.join(FORMATS)}; correct it."
         )
+    if job.dtype not in (None, "i8") or (job.dtype and job.format == "dense"):
+        raise TamisValueError(
+            f"sparsify_: dtype: got {job.dtype!r} with format {job.format!r}, wanted None or, where "
+            "weights are compressed, 'i8'; a model's own dtype is changed by model.to(dtype)."
+        )
     if job.format in ("nm", "block") and pattern.kind != job.format:
         raise TamisValueError(
             f"sparsify_: format: got {job.format!r} with pattern '{pattern}', wanted a format that "
@@ -401,6 +411,7 @@ class _Job:
     pattern: Pattern
     sparsity: dict[str, float]
     format: str
+    dtype: str | None
     seed: int
     tick: Callable[[], None] = lambda: None
     tokens: int = 0
@@ -430,6 +441,9 @@ class _Job:
         weight = torch.where(keep, weight, torch.zeros((), dtype=weight.dtype))
         self.pending[name] = _build(name, linear, weight, keep, self)
         self.tick()
+        module = self.pending[name].module
+        if module is not None and module.layout.dtype == "i8":
+            return module.weight.to_dense().detach()  # what later blocks will see
         return weight
 
 
@@ -480,6 +494,9 @@ def _choose(
     layouts = counted_layouts(linear.weight, keep, job.pattern)
     if not layouts:
         return None, f"no sparse format holds {linear.weight.dtype}"
+    own = layouts["bitmap"][0].dtype
+    if job.dtype:
+        layouts = {f: (replace(a, dtype=job.dtype), c) for f, (a, c) in layouts.items()}
     if job.format != "auto":
         return layouts[job.format][0], f"format={job.format!r} was asked for"
     dense = linear.weight.numel() * linear.weight.element_size()
@@ -491,7 +508,7 @@ def _choose(
     chosen = cost.fastest(item for item in layouts.values() if bytes_of[item[0]] < dense)
     layout, count = chosen or layouts[smallest.format]
     n, k = linear.weight.shape
-    sparse_ns, dense_ns = cost.sparse_ns(layout, count), cost.dense_ns(layout.dtype, n, k)
+    sparse_ns, dense_ns = cost.sparse_ns(layout, count), cost.dense_ns(own, n, k)
     if sparse_ns is not None and sparse_ns > dense_ns:
         return None, f"dense is expected to be {sparse_ns / dense_ns:.2f} x as fast"
     taken = f"{bytes_of[layout] / dense:.2f} of the dense bytes"

@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 
 # Names of element types in safetensors.
 SAFE_DTYPE = {"f32": "F32", "f16": "F16", "bf16": "BF16", "i8": "I8"}
-COMPANIONS = {"mask": "I64", "row_offsets": "I64", "col_indices": "I32", "scales": "F32"}
+COMPANIONS = ("mask", "row_offsets", "col_indices", "scales")
 
 
 def layouts_of(model: torch.nn.Module) -> dict[str, Layout]:
@@ -124,7 +124,8 @@ def check_stored(checkpoint: Checkpoint, prefix: str, layout: Layout) -> int:
         raise TamisFileError(f"{checkpoint.caller}: {values}: {err}") from err
     for array, shape in shapes.items():
         name = f"{prefix}.weight_{array}"
-        dtype = SAFE_DTYPE[layout.dtype] if array == "values" else COMPANIONS[array]
+        own = array == "values"
+        dtype = SAFE_DTYPE[layout.dtype] if own else layout.index_dtype(array).upper()
         _check_entry(checkpoint, name, dtype, shape, layout)
     return nnz
 

@@ -39,6 +39,10 @@ constexpr Want kWanted[] = {
     {Format::nm, DType::f32, DType::f32, "avx2", "spmm_nm_f32_f32_avx2"},
     {Format::csr, DType::f32, DType::f32, "avx512bf16", "spmm_csr_f32_f32_avx512"},
     {Format::csr, DType::f32, DType::f32, "avx2", "spmm_csr_f32_f32_avx2"},
+    {Format::csr8, DType::f32, DType::f32, "avx512bf16", "spmm_csr8_f32_f32_avx512"},
+    {Format::csr8, DType::bf16, DType::bf16, "avx512bf16", "spmm_csr8_bf16_bf16_avx512bf16"},
+    {Format::csr8, DType::bf16, DType::bf16, "avx512", "spmm_csr8_bf16_bf16_avx512"},
+    {Format::csr8, DType::bf16, DType::bf16, "avx2", "spmm_csr8_bf16_bf16_scalar"},
     {Format::csr, DType::f16, DType::f16, "avx2", "spmm_csr_f16_f16_scalar"},
     {Format::block, DType::f32, DType::f32, "avx2", "spmm_block_f32_f32_avx2"},
     {Format::block, DType::bf16, DType::bf16, "avx2", "spmm_block_bf16_bf16_avx2"},
@@ -59,7 +63,7 @@ TEST(ChooseSpmm, PicksTheExpectedKernel) {
 }
 
 TEST(ChooseSpmm, EveryFormatAndDtypeHasAKernelEverywhere) {
-  for (const Format format : {Format::bitmap, Format::csr, Format::nm, Format::block}) {
+  for (const Format format : {Format::bitmap, Format::csr, Format::nm, Format::block, Format::csr8}) {
     for (const DType w : {DType::f32, DType::f16, DType::bf16, DType::i8}) {
       for (const DType x : {DType::f32, DType::f16, DType::bf16}) {
         const SpmmRow* row = choose_spmm(desc_of(format, w, x), isa::kScalar);

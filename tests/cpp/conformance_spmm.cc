@@ -387,7 +387,8 @@ TEST(Quantized, RoundsToTheNearestStepAndKeepsNaN) {
 // spmm as callers see it: chosen kernel, all threads, bit-identical at every thread count.
 TEST(Spmm, SameBitsAtEveryThreadCount) {
   const IsaBits isa = active_isa();
-  for (const Format format : {Format::bitmap, Format::csr, Format::nm, Format::block}) {
+  for (const Format format :
+       {Format::bitmap, Format::csr, Format::nm, Format::block, Format::csr8}) {
     const SpmmDesc desc{.format = format,
                         .w_dtype = DType::bf16,
                         .x_dtype = DType::bf16,

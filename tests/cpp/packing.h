@@ -28,7 +28,8 @@ inline void PrintTo(const Sample& sample, std::ostream* out) {
 // Every format, nm with groups that divide a word and groups that cross one.
 inline std::vector<Sample> samples() {
   std::vector<Sample> all = {{"bitmap", {.format = Format::bitmap}},
-                             {"csr", {.format = Format::csr}}};
+                             {"csr", {.format = Format::csr}},
+                             {"csr8", {.format = Format::csr8}}};
   for (const auto& [keep, of] : {std::pair{1, 1},
                                  {1, 2},
                                  {2, 4},
@@ -180,12 +181,13 @@ struct Packed {
   std::unique_ptr<Guarded<uint64_t>> mask;
   std::unique_ptr<Guarded<int64_t>> row_offsets;
   std::unique_ptr<Guarded<int32_t>> col_indices;
+  std::unique_ptr<Guarded<uint8_t>> col_bytes;
   std::unique_ptr<Guarded<float>> scales;
   MatrixView view;
 
   int64_t nbytes() const {
     return static_cast<int64_t>(values->size()) + 8 * sizes.mask + 8 * sizes.row_offsets +
-           4 * sizes.col_indices + 4 * sizes.scales;
+           4 * sizes.col_indices + sizes.col_bytes + 4 * sizes.scales;
   }
 };
 
@@ -196,12 +198,14 @@ inline Status pack_guarded(const DenseView& w, const PackSpec& spec, Packed* p) 
   p->mask = std::make_unique<Guarded<uint64_t>>(count(p->sizes.mask));
   p->row_offsets = std::make_unique<Guarded<int64_t>>(count(p->sizes.row_offsets));
   p->col_indices = std::make_unique<Guarded<int32_t>>(count(p->sizes.col_indices));
+  p->col_bytes = std::make_unique<Guarded<uint8_t>>(count(p->sizes.col_bytes));
   p->scales = std::make_unique<Guarded<float>>(count(p->sizes.scales));
   TAMIS_RETURN_IF_ERROR(pack(w, spec,
                              {.values = p->values->data(),
                               .mask = p->mask->data(),
                               .row_offsets = p->row_offsets->data(),
                               .col_indices = p->col_indices->data(),
+                              .col_bytes = p->col_bytes->data(),
                               .scales = p->scales->data()}));
   p->view = {.format = spec.format,
              .rows = w.rows,
@@ -212,6 +216,7 @@ inline Status pack_guarded(const DenseView& w, const PackSpec& spec, Packed* p) 
              .mask = p->mask->data(),
              .row_offsets = p->row_offsets->data(),
              .col_indices = p->col_indices->data(),
+             .col_bytes = p->col_bytes->data(),
              .keep = spec.keep,
              .of = spec.of,
              .block_rows = spec.block_rows,

@@ -79,6 +79,8 @@ int64_t formula(const MatrixView& a) {
       return a.nnz * value + 8 * a.rows * words + 8 * (a.rows + 1) + scales;
     case Format::csr:
       return a.nnz * (value + 4) + 8 * (a.rows + 1) + scales;
+    case Format::csr8:
+      return a.nnz * (value + 1) + a.rows * words + 8 * (a.rows + 1) + scales;
     case Format::nm:
       return a.rows * a.cols / a.of * a.keep * value + 8 * a.rows * words + scales;
     case Format::block: {

@@ -105,6 +105,7 @@ TEST_P(Check, BitFlipsAreRefusedOrHarmless) {
           break;
         case 3:
           flip(*p.col_indices);
+          flip(*p.col_bytes);
           break;
         default:
           flip(*p.scales);
@@ -173,7 +174,8 @@ TEST_P(Check, HostileFieldsAreRefused) {
 TEST_P(Check, EveryLengthMatters) {
   const Packed p = packed(DType::i8, 3);
   for (int64_t PackSizes::* field : {&PackSizes::values, &PackSizes::mask, &PackSizes::row_offsets,
-                                     &PackSizes::col_indices, &PackSizes::scales}) {
+                                     &PackSizes::col_indices, &PackSizes::col_bytes,
+                                     &PackSizes::scales}) {
     for (const int64_t change : {-1, 1}) {
       PackSizes sizes = p.sizes;
       sizes.*field += change;
@@ -206,6 +208,19 @@ TEST(CheckText, SaysWhatIsWrong) {
   EXPECT_EQ(text(), "check: col_indices[1]: got 3, wanted more than 0 and less than 3");
   (*p.col_indices)[1] = 0;
   EXPECT_EQ(text(), "check: col_indices[1]: got 0, wanted more than 0 and less than 3");
+
+  ASSERT_TRUE(pack_guarded(view, {.format = Format::csr8}, &p).ok());
+  (*p.col_bytes)[0] = 3;
+  EXPECT_EQ(text(),
+            "check: col_bytes[0]: got 3 values in a word of row 0, wanted at most the 2 that the "
+            "row has left");
+  (*p.col_bytes)[0] = 1;
+  EXPECT_EQ(text(), "check: col_bytes: got counts of 1 in row 0, wanted its 2 values");
+  (*p.col_bytes)[0] = 2;
+  (*p.col_bytes)[3] = 3;
+  EXPECT_EQ(text(), "check: col_bytes[3]: got column 3, wanted more than 0 and less than 3");
+  (*p.col_bytes)[3] = 0;
+  EXPECT_EQ(text(), "check: col_bytes[3]: got column 0, wanted more than 0 and less than 3");
 
   ASSERT_TRUE(pack_guarded(view, {.format = Format::bitmap, .dtype = DType::i8}, &p).ok());
   (*p.mask)[1] = 0b1011;

@@ -28,7 +28,7 @@ class Pattern:
 
     def __str__(self) -> str:
         sizes = f"{self.keep}:{self.of}" if self.of else f"{self.block_rows}x{self.block_cols}"
-        return self.format if self.format in ("bitmap", "csr") else f"{self.format}-{sizes}"
+        return self.format if self.format in ("bitmap", "csr", "csr8") else f"{self.format}-{sizes}"
 
     def pack(self, w: Array, w_dtype: str, keep: Array | None, dtype: str, **extra: int) -> Any:
         return _C.pack(
@@ -52,6 +52,7 @@ class Pattern:
 FORMATS = [
     Pattern("bitmap"),
     Pattern("csr"),
+    Pattern("csr8"),
     Pattern("nm", keep=2, of=4),
     Pattern("nm", keep=1, of=1),
     Pattern("nm", keep=3, of=5),
@@ -87,6 +88,14 @@ def decode(pattern: Pattern, arrays: dict[str, Array], rows: int, cols: int) -> 
         row = np.repeat(np.arange(rows), np.diff(offsets))
         dense[row, arrays["col_indices"]] = values
         where[row, arrays["col_indices"]] = True
+    elif pattern.format == "csr8":
+        words = -(-cols // 64)
+        counts, columns = np.split(arrays["col_indices"].astype(np.int64), [rows * words])
+        word = np.repeat(np.arange(rows * words), counts)
+        row, column = word // words if words else word, word % max(words, 1) * 64 + columns
+        assert (counts.reshape(rows, words).sum(1) == np.diff(arrays["row_offsets"])).all()
+        dense[row, column] = values
+        where[row, column] = True
     else:
         r, c = pattern.block_rows, pattern.block_cols
         blocks = values.reshape(-1, r, c)

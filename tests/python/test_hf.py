@@ -39,6 +39,7 @@ MODELS = {
     "2:4": {"dtype": torch.bfloat16, "pattern": "2:4"},
     "block": {"pattern": "block:16x16"},
     "csr": {"sparsity": 0.95, "format": "csr"},
+    "csr8": {"sparsity": 0.9, "format": "csr8", "dtype": torch.bfloat16},
 }
 
 

@@ -19,7 +19,13 @@ from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
 from tamis.nn import SparseLinear
 
-PATTERN = {"bitmap": "any", "csr": "any", "nm": "2:4", "block": "block:4x4"}
+PATTERN = {
+    "bitmap": "any",
+    "csr": "any",
+    "csr8": "any",
+    "nm": "2:4",
+    "block": "block:4x4",
+}
 FORMATS = sorted(PATTERN)
 ROWS, COLS = 20, 76
 

@@ -23,7 +23,13 @@ from tamis.ops import entry as entry_module
 from tamis.ops.entry import Entry, entries
 from tamis.ops.spmm import linear, spmm
 
-PATTERN = {"bitmap": "any", "csr": "any", "nm": "2:4", "block": "block:4x4"}
+PATTERN = {
+    "bitmap": "any",
+    "csr": "any",
+    "csr8": "any",
+    "nm": "2:4",
+    "block": "block:4x4",
+}
 FORMATS = sorted(PATTERN)
 ops = torch.ops.tamis
 

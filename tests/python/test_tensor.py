@@ -20,7 +20,13 @@ import tamis
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
 
-PATTERN = {"bitmap": "any", "csr": "any", "nm": "2:4", "block": "block:4x4"}
+PATTERN = {
+    "bitmap": "any",
+    "csr": "any",
+    "csr8": "any",
+    "nm": "2:4",
+    "block": "block:4x4",
+}
 FORMATS = sorted(PATTERN)
 FLOATS = ("f32", "f16", "bf16")
 
@@ -41,6 +47,7 @@ def stored_bytes(a: tamis.SparseMatrix) -> int:
     index = {
         "bitmap": 8 * rows * words + 8 * (rows + 1),
         "csr": 8 * (rows + 1) + 4 * n,
+        "csr8": 8 * (rows + 1) + rows * words + n,
         "nm": 8 * rows * words,
         "block": 8 * (rows // max(r, 1) + 1) + 4 * (n // max(r * c, 1)),
     }[a.layout.format]
@@ -84,7 +91,7 @@ def test_int8_is_within_half_a_step(format: str, group_size: int) -> None:
     rows=st.integers(1, 9),
     cols=st.integers(1, 130),
     sparsity=st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]),
-    format=st.sampled_from(["auto", "bitmap", "csr", "nm", "block"]),
+    format=st.sampled_from(["auto", "bitmap", "csr", "csr8", "nm", "block"]),
     dtype=st.sampled_from(FLOATS),
     m=st.integers(0, 9),
     seed=st.integers(0, 99),
@@ -164,15 +171,16 @@ def test_keep_mask_selects_and_keeps_zeros() -> None:
 
 
 def test_auto_takes_the_fewest_bytes() -> None:
-    sparse = weight(64, 256, "any", 0.99)
+    rare, sparse = weight(256, 512, "any", 0.999), weight(64, 256, "any", 0.95)
     half = weight(64, 256, "any", 0.5)
     pattern = weight(64, 256, "2:4", 0.5)
     blocks = np.kron(weight(4, 16, "any", 0.5), np.ones((16, 16), np.float32))
-    for w, wanted in ((sparse, "csr"), (half, "bitmap"), (pattern, "nm"), (blocks, "block")):
+    wanted_formats = ("csr", "csr8", "bitmap", "nm", "block")
+    for w, wanted in zip((rare, sparse, half, pattern, blocks), wanted_formats, strict=True):
         a = tamis.compress(w)
         assert a.layout.format == wanted
         sizes = [a.nbytes]
-        for format in ("bitmap", "csr", "block"):
+        for format in ("bitmap", "csr", "csr8", "block"):
             sizes.append(tamis.compress(w, format).nbytes)
         assert a.nbytes == min(sizes)
         assert a.nbytes < a.dense_nbytes

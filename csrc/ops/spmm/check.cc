@@ -21,6 +21,7 @@ Status check_weight(const MatrixView& w) {
   const bool indexed = w.format == Format::csr || w.format == Format::block;
   if (masked && !w.mask) return missing("w.mask");
   if (w.format != Format::nm && !w.row_offsets) return missing("w.row_offsets");
+  if (w.format == Format::csr8 && !w.col_bytes) return missing("w.col_bytes");
   if (indexed && w.nnz > 0 && !w.col_indices) return missing("w.col_indices");
   if (w.format == Format::nm && (w.keep < 0 || w.of < 1 || w.keep > w.of || w.cols % w.of != 0)) {
     return error(

@@ -70,6 +70,8 @@ double stored_bytes(const SpmmDesc& d) {
       return values + scales + mask;
     case Format::csr:
       return values + scales + offsets + 4 * real(d.nnz);
+    case Format::csr8:
+      return values + scales + offsets + real(d.nnz + d.n * mask_words(d.k));
     case Format::block: {
       const int64_t area = std::max<int64_t>(int64_t{d.block_rows} * d.block_cols, 1);
       return values + scales + 4 * real(d.nnz / area) +

@@ -49,6 +49,16 @@ void add_row(const SpmmArgs& a, int64_t row, double* y) {
         add(a, row, w.col_indices[i], i, y);
       }
       return;
+    case Format::csr8: {
+      const int64_t words = mask_words(w.cols);
+      int64_t i = w.row_offsets[row];
+      for (int64_t k = 0; k < w.cols; k += 64) {
+        for (int n = w.col_bytes[row * words + k / 64]; n > 0; --n, ++i) {
+          add(a, row, k + w.col_bytes[w.rows * words + i], i, y);
+        }
+      }
+      return;
+    }
     case Format::block:
       for (int64_t b = w.row_offsets[row / w.block_rows]; b < w.row_offsets[row / w.block_rows + 1];
            ++b) {

@@ -51,6 +51,8 @@ int64_t row_bytes(const MatrixView& w) {
       return mask_words(w.cols) * 8 + w.cols / w.of * w.keep * size_of(w.dtype);
     case Format::csr:
       return 8;
+    case Format::csr8:
+      return mask_words(w.cols) + 8;
     case Format::block:
       return 0;
   }
@@ -61,6 +63,7 @@ int64_t row_bytes(const MatrixView& w) {
 int64_t bytes_before(const MatrixView& w, int64_t row) {
   int64_t values = 0;
   if (w.format == Format::bitmap) values = w.row_offsets[row] * size_of(w.dtype);
+  if (w.format == Format::csr8) values = w.row_offsets[row] * (size_of(w.dtype) + 1);
   if (w.format == Format::csr) values = w.row_offsets[row] * (size_of(w.dtype) + 4);
   if (w.format == Format::block) {
     const int64_t area = int64_t{w.block_rows} * w.block_cols;

@@ -23,12 +23,25 @@ def keep_of(
         return kept.view(torch.bool).view(layout.rows, -1)[:, : layout.cols].contiguous()
     if row_offsets is None or col_indices is None:
         raise TypeError("keep_of: row_offsets, col_indices: got None, wanted tensors.")
+    if layout.format == "csr8":
+        return _keep_of_bytes(layout, col_indices)
     r, c = layout.block if layout.format == "block" else (1, 1)
     grid = torch.zeros(
         layout.rows // r, layout.cols // c, dtype=torch.bool, device=row_offsets.device
     )
     grid[_row_of_entry(row_offsets, col_indices), col_indices.long()] = True
     return grid.repeat_interleave(r, 0).repeat_interleave(c, 1)
+
+
+def _keep_of_bytes(layout: Layout, col_bytes: Tensor) -> Tensor:
+    """The same of csr8: counts of each word, then columns within it."""
+    words = -(-layout.cols // 64)
+    counts, columns = col_bytes.long().tensor_split([layout.rows * words])
+    word = torch.arange(counts.numel(), device=counts.device)
+    word = word.repeat_interleave(counts, output_size=columns.numel())
+    keep = torch.zeros(layout.rows, 64 * words, dtype=torch.bool, device=counts.device)
+    keep.view(-1)[64 * word + columns] = True
+    return keep[:, : layout.cols].contiguous()
 
 
 def gather_dense(

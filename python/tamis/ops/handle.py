@@ -20,12 +20,7 @@ Array = NDArray[Any]
 CODE = {"f32": 0, "f16": 1, "bf16": 2}
 # NumPy has no bf16: its bits travel as uint16.
 NUMPY_VALUES = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16, "i8": np.int8}
-NUMPY_INDEX = {
-    "mask": np.int64,
-    "row_offsets": np.int64,
-    "col_indices": np.int32,
-    "scales": np.float32,
-}
+NUMPY_INDEX = {"i64": np.int64, "i32": np.int32, "u8": np.uint8, "f32": np.float32}
 
 
 @contextmanager
@@ -101,7 +96,11 @@ def check_arrays(layout: Layout, arrays: Mapping[str, Array]) -> None:
     shapes = layout.array_shapes(int(arrays["values"].size))
     for name, shape in shapes.items():
         array = arrays[name]
-        wanted = np.dtype(NUMPY_VALUES[layout.dtype] if name == "values" else NUMPY_INDEX[name])
+        wanted = np.dtype(
+            NUMPY_VALUES[layout.dtype]
+            if name == "values"
+            else NUMPY_INDEX[layout.index_dtype(name)]
+        )
         if array.dtype != wanted:
             raise TamisTypeError(
                 f"SparseMatrix: {name}: got dtype {array.dtype}, wanted {wanted} "

@@ -15,10 +15,10 @@ TORCH_DTYPE = {
 }
 DTYPE_NAME = {dtype: name for name, dtype in TORCH_DTYPE.items()}
 INDEX_DTYPE = {
-    "mask": torch.int64,
-    "row_offsets": torch.int64,
-    "col_indices": torch.int32,
-    "scales": torch.float32,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "u8": torch.uint8,
+    "f32": torch.float32,
 }
 
 # The arrays after ``values``, in the operators' order: mask, row_offsets, col_indices, scales.

@@ -17,7 +17,7 @@ from tamis.tensor.source import Dense, Rows, cast, first_not_finite, is_torch, r
 Keep = NDArray[np.bool_]
 
 # On a tie the earlier wins: fixed counts and bit masks are read faster than indices.
-_PREFERENCE = ("nm", "bitmap", "block", "csr")
+_PREFERENCE = ("nm", "bitmap", "block", "csr8", "csr")
 
 
 def compress(
@@ -32,15 +32,15 @@ def compress(
     """SparseMatrix with the weights of ``W`` [rows, cols] that ``keep`` selects.
 
     ``format="auto"`` compares nm (if every group of ``n_m`` fits), bitmap, block
-    (if ``block`` divides the shape) and csr. Of those smaller than dense storage it takes the one
-    expected to be fastest for one token (``tamis info`` says by which figures), the smallest of
-    those alike. If none is smaller the result is a bitmap, with ``nbytes`` above ``dense_nbytes``.
+    (if ``block`` divides the shape), csr8 and csr. Of those smaller than dense storage it takes the
+    one expected to be fastest for one token (``tamis info`` says by which figures), the smallest
+    of those alike. If none is smaller the result is a bitmap, with ``nbytes`` above ``dense_nbytes``.
 
     Args:
         W: NumPy array, scipy.sparse matrix or torch tensor (strided or any sparse layout). A torch
             source gives torch arrays on its device, any other gives NumPy arrays. Non-contiguous
             input is copied. Values stored by a sparse source stay stored, zeros included.
-        format: "auto", "bitmap", "csr", "nm" or "block".
+        format: "auto", "bitmap", "csr", "csr8", "nm" or "block".
         keep: Boolean [rows, cols], true stays; None keeps what is not zero. nm with None fills up
             a group that has too few; with a mask every group must keep exactly N.
         dtype: "f32", "f16", "bf16" or "i8"; None keeps the dtype of ``W``, float64 becoming f32.
@@ -138,7 +138,7 @@ def _best(request: _Request, kept: int, nnz_of: Any) -> Layout:
     """Layout expected to be fastest; the bitmap if none is smaller than dense storage."""
     held = []
     for layout in request.candidates():
-        nnz = kept if layout.format in ("bitmap", "csr") else nnz_of(layout)
+        nnz = kept if layout.format in ("bitmap", "csr", "csr8") else nnz_of(layout)
         if nnz is not None and layout.nbytes(nnz) < layout.dense_nbytes:
             held.append((layout, nnz))
     best = fastest(held)

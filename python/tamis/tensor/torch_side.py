@@ -68,7 +68,8 @@ def check_tensors(layout: Layout, arrays: Mapping[str, Tensor]) -> None:
     device = arrays["values"].device
     for name, shape in layout.array_shapes(arrays["values"].numel()).items():
         tensor = arrays[name]
-        dtype = TORCH_DTYPE[layout.dtype] if name == "values" else INDEX_DTYPE[name]
+        own = name == "values"
+        dtype = TORCH_DTYPE[layout.dtype] if own else INDEX_DTYPE[layout.index_dtype(name)]
         if tensor.dtype != dtype or tensor.device != device:
             raise TamisTypeError(
                 f"SparseMatrix: {name}: got {tensor.dtype} on {tensor.device}, wanted {dtype} on "
