@@ -1,8 +1,10 @@
 // y[m,n] = sum_k x[m,k] * w[n,k] for many tokens.  w: bitmap, nm or csr, expanded once and used for
 // up to kMostTokens tokens; x: panels; accumulates f32, one chain per output.
 //
-// x: panels [m / L][units][L], one lane per token: a unit is one column as f32 or two as a pair of
-// bf16, so every element has four bytes and a weight is a four-byte broadcast. Zero past k and m.
+// x: blocks of kUnits units; in each, panels [m / L][units][L], one lane per token: a unit is one
+// column as f32 or two as a pair of bf16, so every element has four bytes and a weight is a
+// four-byte broadcast. Zero past k and m. (Whole panels one after another, without blocks, lie a
+// power of two apart and fight for the sets of L2: twice the time with zeros left out.)
 //
 // Tile: kRows rows of w times one or two panels. The weights of kUnits units of these rows are
 // expanded to the stack, as rows; then each unit costs one load per panel and one product per row
@@ -24,7 +26,7 @@ namespace {
 
 inline constexpr int64_t kLanes = simd::kLanes;
 inline constexpr int kPanelRows = kLanes == 16 ? 12 : 4;  // two panels: 24 or 8 accumulators
-inline constexpr int64_t kUnits = 256;                    // of a row on the stack
+inline constexpr int64_t kUnits = 512;                    // of a row on the stack
 inline constexpr int64_t kMostTokens = 512;               // sums of kPanelRows rows on the stack
 inline constexpr int64_t kBlockBytes = 1 << 20;           // of x, to stay in L2 for all rows
 
@@ -70,18 +72,29 @@ int64_t panels_bytes(const SpmmArgs& a) {
   return ceil_div(a.m, kLanes) * kLanes * units_of<Unit>(a.w) * 4;
 }
 
-// Four tokens to four neighbouring lanes; those past m are zeros. Words [begin, end).
+// Where panel 0 of a block begins, and how many units the block has.
 template <class Unit>
-void prepare_tokens(const SpmmArgs& a, int64_t token, int64_t begin, int64_t end,
-                    typename Unit::Element* panel) {
+struct PanelBlock {
+  int64_t begin, units, at;
+
+  TAMIS_INLINE PanelBlock(const SpmmArgs& a, int64_t unit)
+      : begin(unit / kUnits * kUnits),
+        units(units_of<Unit>(a.w) - begin < kUnits ? units_of<Unit>(a.w) - begin : kUnits),
+        at(begin * kLanes * ceil_div(a.m, kLanes)) {}
+  TAMIS_INLINE int64_t panel() const { return units * kLanes; }  // elements
+};
+
+// Units [first, last) of one block: four tokens to four neighbouring lanes from `out` on. Those
+// past m are zeros.
+template <class Unit>
+void prepare_tokens(const SpmmArgs& a, int64_t token, int64_t first, int64_t last,
+                    typename Unit::Element* out) {
   using X = typename Unit::X;
   constexpr int64_t kColumns = Unit::kColumns;
-  const int64_t first = begin * 64 / kColumns, last = end * 64 / kColumns;
   const int64_t there = a.m - token < 4 ? a.m - token : 4;
-  auto* out = panel + token % kLanes;
   if (there <= 0) {
-    for (int64_t u = first; u < last; ++u) {
-      for (int i = 0; i < 4; ++i) out[u * kLanes + i] = {};
+    for (int64_t u = first; u < last; ++u, out += kLanes) {
+      for (int i = 0; i < 4; ++i) out[i] = {};
     }
     return;
   }
@@ -97,48 +110,50 @@ void prepare_tokens(const SpmmArgs& a, int64_t token, int64_t begin, int64_t end
     for (int i = 0; i < 4; ++i) q[i] = Unit::load4(x[i] + u * kColumns);
     transpose(q);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      store_quad(q[i], reinterpret_cast<float*>(out + (u + i) * kLanes));
-    }
+    for (int i = 0; i < 4; ++i, out += kLanes) store_quad(q[i], reinterpret_cast<float*>(out));
   }
-  for (; u < last; ++u) {
+  for (; u < last; ++u, out += kLanes) {
     const int64_t columns = a.w.cols - u * kColumns;
     for (int i = 0; i < 4; ++i) {
-      out[u * kLanes + i] =
-          columns > 0 ? Unit::load1(x[i] + u * kColumns, columns) : typename Unit::Element{};
+      out[i] = columns > 0 ? Unit::load1(x[i] + u * kColumns, columns) : typename Unit::Element{};
     }
   }
 }
 
 template <class Unit>
 void prepare_panels(const SpmmArgs& a, void* prepared, int part, int parts) {
-  using Element = typename Unit::Element;
-  const int64_t words = mask_words(a.w.cols), units = units_of<Unit>(a.w);
-  const int64_t begin = words * part / parts, end = words * (part + 1) / parts;
-  for (int64_t token = 0; token < ceil_div(a.m, kLanes) * kLanes; token += 4) {
-    auto* panel = static_cast<Element*>(prepared) + token / kLanes * units * kLanes;
-    prepare_tokens<Unit>(a, token, begin, end, panel);
+  const int64_t words = mask_words(a.w.cols);
+  const int64_t end = words * (part + 1) / parts * 64 / Unit::kColumns;
+  for (int64_t u = words * part / parts * 64 / Unit::kColumns; u < end;) {
+    const PanelBlock<Unit> block(a, u);
+    const int64_t last = end < block.begin + block.units ? end : block.begin + block.units;
+    auto* panels = static_cast<typename Unit::Element*>(prepared) + block.at;
+    for (int64_t token = 0; token < ceil_div(a.m, kLanes) * kLanes; token += 4) {
+      prepare_tokens<Unit>(
+          a, token, u, last,
+          panels + token / kLanes * block.panel() + (u - block.begin) * kLanes + token % kLanes);
+    }
+    u = last;
   }
 }
 
 // ---- weights to the stack
 
-// Rows of w being expanded from left to right.
-template <class Unit>
+// kRows rows of w being expanded from left to right.
+template <class Unit, int kRows>
 struct Expander {
   using W = typename Unit::W;
   using Element = typename Unit::Element;
-  static constexpr int64_t kWords = kUnits * Unit::kColumns / 64;
 
   const MatrixView& w;
   int64_t row;
-  int count;               // rows that exist
-  int64_t at[kPanelRows];  // next value of each
+  int count;          // rows that exist
+  int64_t at[kRows];  // next value of each
 
   TAMIS_INLINE Expander(const MatrixView& w_of, int64_t row_of, int64_t row_end)
       : w(w_of),
         row(row_of),
-        count(static_cast<int>(row_end - row_of < kPanelRows ? row_end - row_of : kPanelRows)) {
+        count(static_cast<int>(row_end - row_of < kRows ? row_end - row_of : kRows)) {
     for (int r = 0; r < count; ++r) at[r] = row_values(row + r);
   }
 
@@ -147,8 +162,9 @@ struct Expander {
   }
 
   // Words [word, word + words) of all rows.
-  TAMIS_INLINE void expand(int64_t word, int64_t words, Element (*out)[kUnits]) {
-    for (int r = count; r < kPanelRows; ++r) {
+  template <int64_t kWidth>
+  TAMIS_INLINE void expand(int64_t word, int64_t words, Element (*out)[kWidth]) {
+    for (int r = count; r < kRows; ++r) {
       for (int64_t u = 0; u < words * 64 / Unit::kColumns; ++u) out[r][u] = {};
     }
     if (w.format == Format::csr) return scatter(word, words, out);
@@ -168,7 +184,8 @@ struct Expander {
     }
   }
 
-  void scatter(int64_t word, int64_t words, Element (*out)[kUnits]) {
+  template <int64_t kWidth>
+  void scatter(int64_t word, int64_t words, Element (*out)[kWidth]) {
     const auto* values = static_cast<const W*>(w.values);
     const int64_t first = word * 64, last = first + words * 64;
     for (int r = 0; r < count; ++r) {
@@ -228,24 +245,24 @@ TAMIS_INLINE void multiply(const typename Unit::Element (*w)[kUnits], int64_t un
   }
 }
 
-// Rows of sums, tokens along them, to y, rows along it.
-template <class X>
+// kRows rows of sums, tokens along them, to y, rows along it; `rows` of them exist.
+template <class X, int kRows>
 TAMIS_INLINE void write_rows(const SpmmArgs& a, const float* sums, int64_t stride, int64_t row,
                              int rows, int64_t token, int64_t tokens) {
   const auto* bias = static_cast<const X*>(a.bias);
   const simd::F32 start = bias ? simd::load(bias + row, rows) : simd::zero();
   for (int64_t t = 0; t < tokens; t += 4) {
-    Quad quads[kPanelRows / 4][4];
+    Quad quads[kRows / 4][4];
 #pragma GCC unroll 4
-    for (int g = 0; g < kPanelRows / 4; ++g) {
+    for (int g = 0; g < kRows / 4; ++g) {
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) quads[g][i] = load_quad(sums + (4 * g + i) * stride + t);
       transpose(quads[g]);
     }
     for (int i = 0; i < 4 && t + i < tokens; ++i) {
-      Quad mine[kPanelRows / 4];
+      Quad mine[kRows / 4];
 #pragma GCC unroll 4
-      for (int g = 0; g < kPanelRows / 4; ++g) mine[g] = quads[g][i];
+      for (int g = 0; g < kRows / 4; ++g) mine[g] = quads[g][i];
       simd::store(simd::add(simd::join(mine), start),
                   static_cast<X*>(a.y) + (token + t + i) * a.y_stride + row, rows);
     }
@@ -258,16 +275,14 @@ void panel_block(const SpmmArgs& a, int64_t row_begin, int64_t row_end, int64_t 
                  int64_t tokens) {
   using Element = typename Unit::Element;
   using W = typename Unit::W;
-  const int64_t words = mask_words(a.w.cols), units = units_of<Unit>(a.w);
-  const int64_t panel = units * kLanes, panels = ceil_div(tokens, kLanes);
-  const int64_t stride = panels * kLanes;
-  const auto* x = static_cast<const Element*>(a.prepared) + token / kLanes * panel;
+  const int64_t words = mask_words(a.w.cols);
+  const int64_t panels = ceil_div(tokens, kLanes), stride = panels * kLanes;
   alignas(64) Element weights[kPanelRows][kUnits];
   alignas(64) float sums[kPanelRows * kMostTokens];
-  constexpr int64_t kWords = Expander<Unit>::kWords;
+  constexpr int64_t kWords = kUnits * Unit::kColumns / 64;
 
   for (int64_t row = row_begin; row < row_end; row += kPanelRows) {
-    Expander<Unit> expander(a.w, row, row_end);
+    Expander<Unit, kPanelRows> expander(a.w, row, row_end);
     const auto* values = static_cast<const W*>(a.w.values);
     const int64_t next = row + kPanelRows < a.w.rows ? row + kPanelRows : a.w.rows;
     const int64_t after = next + kPanelRows < a.w.rows ? next + kPanelRows : a.w.rows;
@@ -281,22 +296,23 @@ void panel_block(const SpmmArgs& a, int64_t row_begin, int64_t row_end, int64_t 
       if (a.w.mask) {
         fetch_part(a.w.mask + next * words, a.w.mask + after * words, word / kWords, steps);
       }
-      const int64_t n = here * 64 / Unit::kColumns;
-      const Element* from = x + word * 64 / Unit::kColumns * kLanes;
+      const PanelBlock<Unit> block(a, word * 64 / Unit::kColumns);
+      const int64_t panel = block.panel();
+      const auto* x = static_cast<const Element*>(a.prepared) + block.at + token / kLanes * panel;
       int64_t p = 0;
       for (; p + 2 <= panels; p += 2) {
-        multiply<Unit, 2>(weights, n, from + p * panel, panel, sums + p * kLanes, stride,
+        multiply<Unit, 2>(weights, block.units, x + p * panel, panel, sums + p * kLanes, stride,
                           word == 0);
       }
       if (p < panels) {
-        multiply<Unit, 1>(weights, n, from + p * panel, panel, sums + p * kLanes, stride,
+        multiply<Unit, 1>(weights, block.units, x + p * panel, panel, sums + p * kLanes, stride,
                           word == 0);
       }
     }
     if (words == 0) {
       for (int64_t i = 0; i < kPanelRows * stride; ++i) sums[i] = 0;
     }
-    write_rows<typename Unit::X>(a, sums, stride, row, expander.count, token, tokens);
+    write_rows<typename Unit::X, kPanelRows>(a, sums, stride, row, expander.count, token, tokens);
   }
 }
 

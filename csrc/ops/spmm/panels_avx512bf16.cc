@@ -1,50 +1,16 @@
-// bitmap, nm and csr for many tokens with VBMI2 and BF16: pairs of columns by vdpbf16ps, which
-// takes denormal inputs as zero and flushes denormal sums.
+// bitmap, nm and csr for many tokens with VBMI2 and BF16: pairs of columns by vdpbf16ps; then the
+// same with pairs of zeros left out.
 #include "base/simd/avx512.h"
+#include "ops/spmm/bf16_pair.h"
 #include "ops/spmm/kernels.h"
 #include "ops/spmm/panels-inl.h"
+#include "ops/spmm/skip-inl.h"
 
 namespace tamis {
-namespace {
-
-struct Bf16Pair {
-  using W = BF16;
-  using X = BF16;
-  using Element = uint32_t;
-  static constexpr int64_t kColumns = 2;
-  static constexpr int64_t kReadsPast = 32;
-
-  template <bool kExact>
-  static TAMIS_INLINE void expand(uint64_t bits, const W* p, Element* out) {
-#pragma GCC unroll 2
-    for (int s = 0; s < 2; ++s) {
-      const auto mine = static_cast<uint32_t>(bits >> (32 * s));
-      const int count = simd::popcount(mine);
-      const __m512i packed =
-          kExact ? _mm512_maskz_loadu_epi16(_bzhi_u32(~0u, count), p) : _mm512_loadu_si512(p);
-      _mm512_storeu_si512(out + 16 * s,
-                          _mm512_mask_expand_epi16(simd::opaque_zero(), mine, packed));
-      p += count;
-    }
-  }
-  static TAMIS_INLINE void put(Element* out, int64_t column, W v) {
-    reinterpret_cast<BF16*>(out)[column] = v;
-  }
-  static TAMIS_INLINE simd::F32 product(simd::F32 sum, const Element* w, simd::F32 x) {
-    const __m512i pair = _mm512_set1_epi32(static_cast<int>(*w));
-    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(x), (__m512bh)pair);
-  }
-  static TAMIS_INLINE Quad load4(const X* p) {
-    return _mm_loadu_ps(reinterpret_cast<const float*>(p));
-  }
-  static TAMIS_INLINE Element load1(const X* p, int64_t columns) {
-    return p->bits | (columns > 1 ? uint32_t{p[1].bits} << 16 : 0u);
-  }
-};
-
-}  // namespace
 
 TAMIS_PANELS_FORM(bf16, avx512bf16, Bf16Pair)
 TAMIS_PANELS_KERNELS(bf16, bf16, avx512bf16, Bf16Pair)
+TAMIS_SKIP_FORM(bf16, avx512bf16, Bf16Pair)
+TAMIS_SKIP_KERNELS(bf16, bf16, avx512bf16, Bf16Pair)
 
 }  // namespace tamis
