@@ -186,7 +186,7 @@ void bind_kv(py::module_& m) {
       .def(py::init<uintptr_t, int64_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>(),
            "index"_a = 0, "index_stride"_a = 0, "count"_a = 0, "begin"_a = 0, "end"_a = 0,
            "bias"_a = 0);
-  py::class_<KvSegment>(m, "KvSegment");
+  py::class_<KvSegment>(m, "KvSegment").def_readonly("tokens", &KvSegment::tokens);
   m.def("kv_dense_segment", &dense_segment, "dtype"_a, "tokens"_a, "keys_ptr"_a, "key_strides"_a,
         "values_ptr"_a, "value_strides"_a, "lists"_a);
   m.def("kv_page_segment", &page_segment, "layout"_a, "pages"_a, "records_ptr"_a, "strides_bytes"_a,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tamis.errors import TamisUnsupported, TamisValueError
-from tamis.kv.methods import recipe_of
+from tamis.kv.methods import check_budget, recipe_of
 from tamis.kv.rows import Rows, indices
 from tamis.kv.selection import Selection
 from tamis.ops.attention import ALL, DenseSegment, Lists, PageSegment, Segment, sparse_attention
@@ -293,34 +293,3 @@ class KvStore:
         self.length = saved["length"]
         self.rows = {name: rows.clone() for name, rows in saved["rows"].items()}
         self.selection = None if saved["selection"] is None else saved["selection"].clone()
-
-
-def check_budget(recipe: KvRecipe, budget: int | None) -> None:
-    """Refuses budgets that a recipe cannot keep.
-
-    Raises:
-        TamisValueError: Missing, below 1, below sink + recent, or given where nothing uses it.
-        TamisUnsupported: The recipe combines quantization with eviction or selection.
-    """
-    chooser = recipe.evict or recipe.select
-    if recipe.quantize is not None and chooser is not None:
-        raise TamisUnsupported(
-            "kv: recipe: got quantization with eviction or selection, wanted one of them; pages "
-            "are read whole."
-        )
-    if budget is None:
-        if recipe.evict is not None:
-            raise TamisValueError(
-                "kv: budget: got none, wanted the tokens per KV head that may stay; pass budget=."
-            )
-        return
-    if chooser is None:
-        raise TamisValueError(
-            f"kv: budget: got {budget}, wanted none: this method keeps and reads every token."
-        )
-    least = max(1, chooser.sink + chooser.recent)
-    if budget < least:
-        raise TamisValueError(
-            f"kv: budget: got {budget}, wanted at least {least}: {chooser.sink} first and "
-            f"{chooser.recent} latest tokens always count."
-        )

@@ -1,11 +1,11 @@
-"""From a name to a recipe."""
+"""From a name to a recipe, and whether a budget fits it."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
 from tamis import method as methods
-from tamis.errors import TamisValueError
+from tamis.errors import TamisUnsupported, TamisValueError
 from tamis.policy.kv_recipe import KvRecipe
 
 
@@ -25,3 +25,34 @@ def recipe_of(method: str | KvRecipe) -> KvRecipe:
         )
     recipe: KvRecipe = import_module(f"tamis.method.kv.{method}").RECIPE
     return recipe
+
+
+def check_budget(recipe: KvRecipe, budget: int | None) -> None:
+    """Refuses budgets that a recipe cannot keep.
+
+    Raises:
+        TamisValueError: Missing, below 1, below sink + recent, or given where nothing uses it.
+        TamisUnsupported: The recipe combines quantization with eviction or selection.
+    """
+    chooser = recipe.evict or recipe.select
+    if recipe.quantize is not None and chooser is not None:
+        raise TamisUnsupported(
+            "kv: recipe: got quantization with eviction or selection, wanted one of them; pages "
+            "are read whole."
+        )
+    if budget is None:
+        if recipe.evict is not None:
+            raise TamisValueError(
+                "kv: budget: got none, wanted the tokens per KV head that may stay; pass budget=."
+            )
+        return
+    if chooser is None:
+        raise TamisValueError(
+            f"kv: budget: got {budget}, wanted none: this method keeps and reads every token."
+        )
+    least = max(1, chooser.sink + chooser.recent)
+    if budget < least:
+        raise TamisValueError(
+            f"kv: budget: got {budget}, wanted at least {least}: {chooser.sink} first and "
+            f"{chooser.recent} latest tokens always count."
+        )
