@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -358,3 +360,35 @@ def test_a_recipe_of_ones_own():
     out = kv.store(mine, k, v, budget=16).attend(torch.randn(1, 4, 1, 64))
     assert out.isfinite().all()
     assert copy.copy(mine) == mine
+
+
+GROWTH = """
+import os, torch
+from tamis import kv
+from tamis.kv.methods import recipe_of
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+torch.set_num_threads(1)
+k, v = torch.randn(2, 1, 8, 64, 128).bfloat16()
+def grow(n):
+    stores = [kv.KvStore(recipe_of({method!r})) for _ in range(12)]
+    for start in range(n):
+        for store in stores:
+            at = slice(start % 64, start % 64 + 1)
+            store.append(k[:, :, at], v[:, :, at])
+            store.settle()
+    return stores
+grow(200)
+before = resident()
+stores = grow(4096)
+print(resident() - before, sum(store.nbytes() for store in stores))
+"""
+
+
+@pytest.mark.parametrize("method", ["full", "kivi4"])
+def test_the_process_grows_by_what_it_says(method):
+    code = GROWTH.format(method=method)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown_by, nbytes = map(int, done.stdout.split())
+    assert 0.9 * nbytes <= grown_by <= 1.1 * nbytes

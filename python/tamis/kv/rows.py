@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -33,7 +36,7 @@ class Rows:
         need = self.count + more
         if need > self.buffer.shape[2]:
             b, g, _, *rest = self.buffer.shape
-            grown = self.buffer.new_empty((b, g, need + need // 8 + 8, *rest))
+            grown = _reserve(self.buffer, (b, g, need + need // 8 + 8, *rest))
             grown.narrow(2, 0, self.count).copy_(self.view)
             self.buffer = grown
         self.count = need
@@ -64,6 +67,14 @@ class Rows:
     def clone(self) -> Rows:
         """An independent copy."""
         return Rows(self.view.clone())
+
+
+def _reserve(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Memory straight from the system where it is large: the heap would keep what is given back."""
+    nbytes = math.prod(shape) * like.element_size()
+    if nbytes < 1 << 18:
+        return like.new_empty(shape)
+    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=like.dtype).view(shape)
 
 
 def indices(x: Tensor) -> Tensor:
