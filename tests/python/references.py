@@ -41,9 +41,18 @@ def product(x: Array, w: Array, bias: Array | None = None) -> Array:
     return y if bias is None else y + bias.astype(np.float64)
 
 
-def bound(x: Array, w: Array, dtype: str, bias: Array | None = None) -> Array:
-    """Largest error a float32 accumulation and one rounding to ``dtype`` may leave, per output."""
-    size = np.abs(x.astype(np.float64)) @ np.abs(w.astype(np.float64)).T
+def bound(x: Array, w: Array, dtype: str, bias: Array | None = None, stored: str = "f32") -> Array:
+    """Largest error a float32 accumulation and one rounding to ``dtype`` may leave, per output.
+
+    Values stored as "i8" may be multiplied by x rounded to steps, each 1/127 of the largest |x| of
+    its columns: half a step per element, and no more than half a step of the token's largest.
+    """
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    size = np.abs(x) @ np.abs(w).T
+    lost = np.zeros_like(size)
+    if stored == "i8" and x.size:
+        step = np.abs(x).max(axis=-1, keepdims=True) / 127
+        lost = (0.5 + 127 * EPS["f32"]) * step * np.abs(w).sum(axis=-1)
     if bias is not None:
         size = size + np.abs(bias)
-    return (8 * EPS["f32"] + EPS[dtype]) * size + 1e-7
+    return lost + (8 * EPS["f32"] + EPS[dtype]) * (size + lost) + 1e-7

@@ -77,7 +77,7 @@ def test_every_pair_of_dtypes(dtype: str, x_dtype: str) -> None:
     w = a.to_dense().float().numpy()
     x, b = torch.randn(3, 76).to(TORCH[x_dtype]), torch.randn(20)  # a bias in another dtype
     fit = b.to(TORCH[x_dtype]).float().numpy()
-    error = bound(x.float().numpy(), w, x_dtype, fit)
+    error = bound(x.float().numpy(), w, x_dtype, fit, dtype)
     for _ in range(2):
         y = spmm(x, a, b)
         assert y.dtype == x.dtype

@@ -144,6 +144,46 @@ def test_half_precision_keeps_its_values(dtype):
         assert row.nbytes < row.dense_nbytes
 
 
+@pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "block:4x16"])
+def test_int8_values_are_the_masked_ones_within_half_a_step(pattern, method, tmp_path):
+    data, options = inputs("llama"), {"pattern": pattern, "sequential": False}
+    exact, model = tiny("llama"), tiny("llama").bfloat16()
+    exact.load_state_dict(model.state_dict())
+    sparsify_(exact, method, data=data, format="dense", **options)
+    report = sparsify_(model, method, data=data, dtype="i8", **options)
+    for row in report.layers:
+        layer = model.get_submodule(row.name)
+        assert layer.layout.dtype == "i8"
+        assert "_i8_bf16_" in row.kernel
+        assert layer.weight.dtype == torch.bfloat16
+        assert row.nbytes < 2 * layer.weight.shape.numel()
+        if method == "magnitude":  # scores and repairs of others see activations in bf16
+            wanted = exact.get_submodule(row.name).weight.detach()
+            codes = layer.matrix.to_dense().float()
+            step = wanted.abs().amax(1, keepdim=True) / 127
+            assert bool(((codes - wanted).abs() <= 0.5001 * step).all())
+    tamis.save(model, tmp_path / "i8")
+    again = tamis.load(tmp_path / "i8", model=tiny("llama", seed=1).bfloat16())
+    assert torch.equal(logits(again, data[0]), logits(model, data[0]))
+
+
+def test_later_blocks_see_the_int8_weights(monkeypatch):
+    seen = {}
+    finish = rewrite._Job.finish
+
+    def spy(job, name, *rest):
+        seen[name] = finish(job, name, *rest)
+        return seen[name]
+
+    monkeypatch.setattr(rewrite._Job, "finish", spy)
+    model = tiny("llama")
+    sparsify_(model, "wanda", data=inputs("llama"), dtype="i8")
+    assert seen
+    for name, weight in seen.items():
+        assert torch.equal(weight, weight_of(model.get_submodule(name)))
+
+
 def test_dense_undoes_and_keeps_the_mask():
     model, data = tiny("qwen2"), inputs("qwen2")
     sparsify_(model, "wanda", data=data)
@@ -309,6 +349,12 @@ def test_format_dense_where_sparse_would_be_larger():
             "got 'nope', wanted the name of a pruned layer",
         ),
         ({"format": "coo"}, TamisValueError, "format: got 'coo', wanted 'auto', 'dense' or one of"),
+        ({"dtype": "i4"}, TamisValueError, "dtype: got 'i4'.*wanted None or.*'i8'"),
+        (
+            {"dtype": "i8", "format": "dense"},
+            TamisValueError,
+            "dtype: got 'i8' with format 'dense'",
+        ),
         ({"format": "nm"}, TamisValueError, "format: got 'nm' with pattern 'unstructured'"),
         ({"targets": ["q_proj"]}, TamisValueError, r"targets: got 'q_proj'.*such as .*'re:'"),
         ({"targets": "q_proj"}, TamisTypeError, "targets: got the string"),

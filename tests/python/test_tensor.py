@@ -120,7 +120,7 @@ def test_product_keeps_the_dtype_of_x(format: str, dtype: str, x_dtype: str) -> 
     a = tamis.compress(w, format, dtype=dtype, block=(4, 4))
     wide = a.to_dense().astype(np.float32)
     x = rounded(np.random.default_rng(1).standard_normal((72, 5)).astype(np.float32), x_dtype)
-    wanted, error = product(x.T, wide).T, bound(x.T, wide, x_dtype).T
+    wanted, error = product(x.T, wide).T, bound(x.T, wide, x_dtype, stored=dtype).T
     y = a @ torch.from_numpy(x).to(TORCH[x_dtype])
     assert y.dtype == TORCH[x_dtype]
     assert (np.abs(y.double().numpy() - wanted) <= error).all()

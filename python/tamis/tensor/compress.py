@@ -44,7 +44,8 @@ def compress(
         keep: Boolean [rows, cols], true stays; None keeps what is not zero. nm with None fills up
             a group that has too few; with a mask every group must keep exactly N.
         dtype: "f32", "f16", "bf16" or "i8"; None keeps the dtype of ``W``, float64 becoming f32.
-            Casts round to nearest even; a weight that overflows is an error.
+            Casts round to nearest even; a weight that overflows is an error. Products with i8 bitmap
+            and nm quantize x too where the CPU has int8 kernels: see SparseLinear.
         n_m: nm: N kept of every M columns.
         block: block: rows and columns of a block, stored where any weight of it is kept.
         group_size: i8: columns that share a scale; 0 is one scale per row.
