@@ -12,17 +12,20 @@ best candidate. Stored formats only: expanding first is a choice for one of them
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
+os.environ["NUMPY_MADVISE_HUGEPAGE"] = "0"  # weights of a model lie in small pages
 
-from tamis import _C
-from tamis.layout import Layout
-from tamis.ops.handle import make_matrix, pack
+import numpy as np  # noqa: E402
+
+from tamis import _C  # noqa: E402
+from tamis.layout import Layout  # noqa: E402
+from tamis.ops.handle import make_matrix, pack  # noqa: E402
 
 TOKENS = (1, 2, 4, 8, 16, 64, 256)
 FIT_TOKENS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 32, 64, 128, 256)

@@ -10,8 +10,11 @@ namespace {
 constexpr Machine kReference{
     .threads = 2,
     .read_one = 22.0,
-    .read_all = 40.0,
-    .fork = 1500,
+    .read_all = 30.0,
+    .weights_one = 17.5,
+    .weights_all = 26.0,
+    .share = 0.85,
+    .fork = 2200,
     .call = 4000,
     .unpack = 0.55,
     .dense_f32 =
@@ -46,9 +49,13 @@ const Machine& reference_machine() {
   return kReference;
 }
 
-double read_rate(const Machine& machine, int threads) {
-  return 1 / at_threads(1 / machine.read_one, 1 / machine.read_all,
+double weight_rate(const Machine& machine, int threads) {
+  return 1 / at_threads(1 / machine.weights_one, 1 / machine.weights_all,
                         std::min(threads, machine.threads), machine.threads);
+}
+
+double compute_rate(const Machine& machine, int threads) {
+  return 1 / at_threads(1, 1 / (machine.share * machine.threads), threads, machine.threads);
 }
 
 double dense_ns(const Machine& machine, DType dtype, int64_t m, int64_t n, int64_t k, int threads) {
@@ -70,7 +77,7 @@ double unpack_ns(const Machine& machine, DType dtype, int64_t n, int64_t k, doub
   const double weights = static_cast<double>(n) * static_cast<double>(k);
   const double moved = bytes + weights * static_cast<double>(size_of(dtype));
   return std::max(machine.unpack * weights / std::max(threads, 1),
-                  moved / read_rate(machine, threads)) +
+                  moved / weight_rate(machine, threads)) +
          machine.fork;
 }
 

@@ -23,6 +23,9 @@ struct Machine {
   int threads;          // "all" below
   double read_one;      // bytes per ns that plain reads of memory reach on one thread
   double read_all;      // and on all
+  double weights_one;   // bytes per ns of weights that kernels read from 4 KB pages, one thread
+  double weights_all;   // and all: less than plain reads, as every row begins somewhere else
+  double share;         // speed of a thread when all compute, of its speed alone
   double fork;          // ns to start and end a parallel region
   double call;          // ns of a dense call beside its work
   double unpack;        // ns per weight to expand to dense, one thread
@@ -33,8 +36,11 @@ struct Machine {
 // The machine the constants were fitted on: Zen 4, two cores.
 const Machine& reference_machine();
 
-// Bytes per ns that `threads` threads read together.
-double read_rate(const Machine& machine, int threads);
+// Bytes per ns of weights that `threads` threads read together.
+double weight_rate(const Machine& machine, int threads);
+
+// How much faster than one thread `threads` threads compute.
+double compute_rate(const Machine& machine, int threads);
 
 // ns of x[m,k] * w[n,k]^T by torch.
 double dense_ns(const Machine& machine, DType dtype, int64_t m, int64_t n, int64_t k, int threads);

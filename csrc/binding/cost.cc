@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <memory>
@@ -82,6 +83,9 @@ py::dict get_machine() {
   out["threads"] = a.threads;
   out["read_one"] = a.read_one;
   out["read_all"] = a.read_all;
+  out["weights_one"] = a.weights_one;
+  out["weights_all"] = a.weights_all;
+  out["share"] = a.share;
   out["fork"] = a.fork;
   out["call"] = a.call;
   out["unpack"] = a.unpack;
@@ -110,6 +114,9 @@ void set_machine(const py::object& given) {
     next->machine.threads = static_cast<int>(positive(dict, "threads"));
     next->machine.read_one = positive(dict, "read_one");
     next->machine.read_all = positive(dict, "read_all");
+    next->machine.weights_one = positive(dict, "weights_one");
+    next->machine.weights_all = positive(dict, "weights_all");
+    next->machine.share = positive(dict, "share");
     next->machine.fork = positive(dict, "fork");
     next->machine.call = positive(dict, "call");
     next->machine.unpack = positive(dict, "unpack");
@@ -188,16 +195,21 @@ std::vector<double> time_spmm(const std::string& kernel, const std::vector<const
   return ns;
 }
 
-// ns to start and end a parallel region, the least of many.
+// ns to start and end a parallel region after some work on one thread, the median of many.
 double fork_ns(int threads) {
-  double best = 1e12;
-  for (int i = 0; i < 200; ++i) {
-    const auto start = std::chrono::steady_clock::now();
+  constexpr int kTimes = 101;
+  constexpr std::chrono::microseconds kBetween{20};
+  using Clock = std::chrono::steady_clock;
+  std::vector<double> spent;
+  for (int i = 0; i < kTimes; ++i) {
+    for (const auto begin = Clock::now(); Clock::now() - begin < kBetween;) {
+    }
+    const auto start = Clock::now();
     parallel(threads, [](int, int) {});
-    const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - start;
-    best = std::min(best, spent.count());
+    spent.push_back(std::chrono::duration<double, std::nano>(Clock::now() - start).count());
   }
-  return best;
+  std::nth_element(spent.begin(), spent.begin() + kTimes / 2, spent.end());
+  return spent[kTimes / 2];
 }
 
 }  // namespace

@@ -124,6 +124,9 @@ class Figures(TypedDict):
     threads: int
     read_one: float
     read_all: float
+    weights_one: float
+    weights_all: float
+    share: float
     fork: float
     call: float
     unpack: float

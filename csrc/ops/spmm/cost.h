@@ -2,7 +2,7 @@
 //
 //   compute = words * (word * passes + word_token * m) + nnz * (value * passes + value_token * m)
 //           + n * (row * passes + row_token * m) + x * k * m           passes = ceil(m / tile_m)
-//   memory  = (stored bytes + bytes of x and y) / read rate of the threads in use
+//   memory  = (stored bytes + bytes of x and y) / weight rate of the threads in use + n * 5 ns
 //   time    = (compute^3 + memory^3)^(1/3), compute shared by the threads, plus forks and a call
 //
 // words = n * ceil(k / 64). The constants of each kernel stand in costs.def, in ns on the reference

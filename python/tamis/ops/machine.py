@@ -62,6 +62,7 @@ def measure(say: Callable[[str], None] = lambda _: None) -> Path:
     if threads > 1:
         figures["fork"] = _C.fork_ns(threads)
     _measure_kernels(figures, say)
+    _measure_weights(figures, threads, say)
     _measure_torch(figures, threads, say)
     path = file()
     _write(path, json.dumps({"key": key(), "figures": figures}, indent=1))
@@ -136,6 +137,32 @@ def _measure_kernels(figures: Any, say: Callable[[str], None]) -> None:
         _C.set_num_threads(before)
 
 
+def _measure_weights(figures: Any, threads: int, say: Callable[[str], None]) -> None:
+    """How fast a kernel gets cold weights, and what threads do to each other when computing."""
+    from tamis.ops.handle import make_matrix
+
+    say("weights")
+    kernel = _C.choose("bitmap", "f32", "f32", 1, ROWS, COLUMNS[1], 1, _C.isa()["active"])
+    layout, first = _half_full("bitmap", "f32", ROWS, COLUMNS[1])
+    nbytes = sum(array.nbytes for array in first.values())
+    copies = [{n: a.copy() for n, a in first.items()} for _ in range(_COLD_BYTES // nbytes)]
+    cold = [make_matrix(layout, arrays, check=False) for arrays in copies]
+    near = _small("bitmap", "f32")
+    alone = 0.0
+    for name, count in (("weights_one", 1), ("weights_all", threads)):
+        _C.set_num_threads(count)
+        try:
+            times = [t for _ in range(_ROUNDS) for t in _C.time_spmm(kernel, cold, 1, len(cold))]
+            busy = min(_C.time_spmm(kernel, [near], 64, _KERNEL_CALLS))
+        finally:
+            _C.set_num_threads(0)
+        figures[name] = nbytes / float(np.quantile(times, 0.25))
+        if count == 1:
+            alone = busy
+        else:
+            figures["share"] = min(alone / busy / count, 1.0)
+
+
 def _scale_of(name: str, a: _C.Matrix) -> float:
     """Measured over expected time, over one token and some."""
     ratios = []
@@ -147,9 +174,15 @@ def _scale_of(name: str, a: _C.Matrix) -> float:
 
 def _small(format: str, dtype: str) -> _C.Matrix:
     """A half-full weight that fits the second-level cache."""
-    from tamis.ops.handle import NUMPY_VALUES, make_matrix, pack
+    from tamis.ops.handle import make_matrix
 
-    n, k = 256, COLUMNS[0]
+    return make_matrix(*_half_full(format, dtype, 256, COLUMNS[0]), check=False)
+
+
+def _half_full(format: str, dtype: str, n: int, k: int) -> tuple[Layout, dict[str, Any]]:
+    """A random weight's layout and arrays."""
+    from tamis.ops.handle import NUMPY_VALUES, pack
+
     keep = np.zeros((n, k // 4, 4), dtype=np.bool_)
     keep[:, :, :2] = np.random.default_rng(0).random((n, k // 4, 1)) < 0.5
     keep[:, :, 2:] = ~keep[:, :, :2]
@@ -161,7 +194,7 @@ def _small(format: str, dtype: str) -> _C.Matrix:
     layout = Layout(format, n, k, dtype, kept, of, block)
     source = "f32" if dtype == "i8" else dtype
     w = np.ones((n, k), dtype=NUMPY_VALUES[source])
-    return make_matrix(layout, pack(layout, w, source, keep.reshape(n, k)), check=False)
+    return layout, pack(layout, w, source, keep.reshape(n, k))
 
 
 def _measure_torch(figures: Any, threads: int, say: Callable[[str], None]) -> None:
