@@ -110,8 +110,8 @@ class SparseLinear(nn.Module):
     devices than the CPU a forward expands the weight and multiplies densely.
 
     With int8 values the AVX-512 and AVX2 kernels of bitmap and nm also quantize x, as torch's dynamic
-    quantization does: 8 bits and one step per token and 512 inputs. An element then errs by at most
-    1/254 of the largest of its 512; a NaN or Inf in a token makes its whole output NaN.
+    quantization does: 8 bits and one step per token and 256 inputs. An element then errs by at most
+    1/254 of the largest of its 256; a NaN or Inf in a token makes its whole output NaN.
 
     Args:
         layout: Format, shape and value dtype.

@@ -107,6 +107,10 @@ TAMIS_INLINE F32 load(const BF16* p) {
 TAMIS_INLINE F32 load(const F16* p) {
   return _mm256_cvtph_ps(load_halves(p));
 }
+TAMIS_INLINE F32 load(const int8_t* p) {
+  const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v));
+}
 
 // The first n elements in a buffer of kLanes, zero after them.
 template <class T>

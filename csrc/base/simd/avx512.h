@@ -103,6 +103,10 @@ TAMIS_INLINE F32 load(const BF16* p) {
 TAMIS_INLINE F32 load(const F16* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+TAMIS_INLINE F32 load(const int8_t* p) {
+  const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(v));
+}
 
 // The first n elements, n <= kLanes, nothing past them; zero elsewhere.
 TAMIS_INLINE F32 load(const float* p, int n) {
@@ -113,6 +117,9 @@ TAMIS_INLINE F32 load(const BF16* p, int n) {
 }
 TAMIS_INLINE F32 load(const F16* p, int n) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p));
+}
+TAMIS_INLINE F32 load(const int8_t* p, int n) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first(n), p)));
 }
 
 // The packed values at p to the lanes whose bit is set, zero elsewhere. Reads kLanes elements; with

@@ -78,18 +78,15 @@ struct CodesTile {
   alignas(64) simd::F32 total[kCodesTileRows][M];
 };
 
-// What chunks of rows [r, r + R) of a tile share.
+// Rows [r, r + R) of a tile within one chunk.
 template <class Step, int M, int R>
 struct CodesSum {
   typename Step::Sum sum[R][M];
-  const int8_t* at[R];
 
-  TAMIS_INLINE CodesSum(const CodesTile<Step, M>& tile, int r) {
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) at[i] = tile.values[r + i];
+  TAMIS_INLINE explicit CodesSum(const int32_t* starts) {
 #pragma GCC unroll 8
     for (int t = 0; t < M; ++t) {
-      const auto start = Step::start(tile.starts + t * 16);
+      const auto start = Step::start(starts + t * 16);
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) sum[i][t] = start;
     }
@@ -97,8 +94,8 @@ struct CodesSum {
 
   // One word: its columns within the chunk, values counted on.
   template <bool kExact>
-  TAMIS_INLINE void add(const uint64_t* mask, int64_t words, const typename Step::Code* x,
-                        uint64_t within) {
+  TAMIS_INLINE void add(const int8_t* (&at)[R], const uint64_t* mask, int64_t words,
+                        const typename Step::Code* x, uint64_t within) {
     typename Step::Weights weights[R];
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
@@ -110,43 +107,76 @@ struct CodesSum {
     for (int t = 0; t < M; ++t) Step::template dot<R, M>(sum, t, weights, x + t * 64);
   }
 
-  TAMIS_INLINE void finish(CodesTile<Step, M>& tile, int r) {
+  // Onto the totals; scales: [R, groups] or null.
+  TAMIS_INLINE void finish(simd::F32 (*total)[M], const float* steps, const float* scales,
+                           int64_t groups) const {
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
-      tile.values[r + i] = at[i];
 #pragma GCC unroll 8
       for (int t = 0; t < M; ++t) {
         simd::F32 v = Step::to_f32(sum[i][t]);
-        if (tile.scales) v = simd::mul(v, simd::splat(tile.scales[(r + i) * tile.groups]));
-        tile.total[r + i][t] = simd::fma(v, simd::splat(tile.steps[t]), tile.total[r + i][t]);
+        if (scales) v = simd::mul(v, simd::splat(scales[i * groups]));
+        total[i][t] = simd::fma(v, simd::splat(steps[t]), total[i][t]);
       }
     }
   }
 };
 
-// A chunk of kStepColumns, from a whole word on. Functions of their own, or GCC keeps addresses of
-// one in registers that the other needs.
+// Few tokens: a few rows take all whole chunks at once, and totals of few stay in registers. More
+// tokens would read x from L2 for every few rows.
+template <int M>
+inline constexpr bool kAtOnce = M <= 4;
+template <int M, int R>
+inline constexpr bool kHere = M * R <= 8;
+
+// `count` whole chunks of kStepColumns, from a whole word on. Functions of their own, or GCC keeps
+// addresses of one in registers that the other needs.
 template <class Step, int M, int R>
-__attribute__((noinline)) void codes_step(CodesTile<Step, M>& tile) {
+__attribute__((noinline)) void codes_steps(CodesTile<Step, M>& tile, int64_t count) {
   constexpr int kWords = kStepColumns / 64;
-  // Memory gives a line in the time of two rows' words at best: more at once would wait.
+  constexpr int kMaskLines = R * kWords / 8;
+  // Fetched evenly: memory gives a line in about the time that two rows' words take.
   const int64_t lines = ceil_div(tile.next_row_bytes * R, kWords * 64);
   for (int r = 0; r < tile.rows; r += R) {
-    CodesSum<Step, M, R> sums(tile, r);
-    const uint64_t* mask = tile.mask + r * tile.words;
-    const char* next_values = tile.next_values + r * tile.next_row_bytes;
-    const auto* x = tile.x;
+    const int8_t* at[R];
+    simd::F32 here[R][M];  // for kHere; more tokens would only copy them
+    auto* total = kHere<M, R> ? here : tile.total + r;
 #pragma GCC unroll 8
-    for (int w = 0; w < kWords; ++w, x += tile.tokens * 64) {
-      for (int64_t i = 0; i < lines; ++i, next_values += 64) {
-        __builtin_prefetch(next_values, 0, kCodesToL2);
-      }
-      if (w % (kWords / R) == 0) {
-        __builtin_prefetch(tile.next_mask + (r + w * R / kWords) * kWords * 8, 0, kCodesToL2);
-      }
-      sums.template add<false>(mask + w, tile.words, x, ~uint64_t{0});
+    for (int i = 0; i < R; ++i) {
+      at[i] = tile.values[r + i];
+#pragma GCC unroll 8
+      for (int t = 0; kHere<M, R> && t < M; ++t) here[i][t] = tile.total[r + i][t];
     }
-    sums.finish(tile, r);
+    const uint64_t* mask = tile.mask + r * tile.words;
+    const char* next_values = tile.next_values + r * count * tile.next_row_bytes;
+    const char* next_mask = tile.next_mask + r * count * kWords * 8;
+    const auto* x = tile.x;
+    const int32_t* starts = tile.starts;
+    const float* steps = tile.steps;
+    for (int64_t s = 0; s < count; ++s, next_mask += kMaskLines * 64) {
+      CodesSum<Step, M, R> sums(starts);
+#pragma GCC unroll 8
+      for (int w = 0; w < kWords; ++w, ++mask, x += tile.tokens * 64) {
+        for (int64_t i = 0; i < lines; ++i) {
+          __builtin_prefetch(next_values + (w * lines + i) * 64, 0, kCodesToL2);
+        }
+#pragma GCC unroll 8
+        for (int i = w * kMaskLines / kWords; i < (w + 1) * kMaskLines / kWords; ++i) {
+          __builtin_prefetch(next_mask + i * 64, 0, kCodesToL2);
+        }
+        sums.template add<false>(at, mask, tile.words, x, ~uint64_t{0});
+      }
+      sums.finish(total, steps, tile.scales ? tile.scales + r * tile.groups : nullptr, tile.groups);
+      next_values += R * tile.next_row_bytes;
+      starts += tile.tokens * 16;
+      steps += tile.tokens;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+      tile.values[r + i] = at[i];
+#pragma GCC unroll 8
+      for (int t = 0; kHere<M, R> && t < M; ++t) tile.total[r + i][t] = here[i][t];
+    }
   }
 }
 
@@ -154,18 +184,21 @@ __attribute__((noinline)) void codes_step(CodesTile<Step, M>& tile) {
 template <class Step, int M>
 __attribute__((noinline)) void codes_part(CodesTile<Step, M>& tile, int64_t begin, int64_t end) {
   for (int r = 0; r < tile.rows; ++r) {
-    CodesSum<Step, M, 1> sums(tile, r);
+    CodesSum<Step, M, 1> sums(tile.starts);
+    const int8_t* at[1] = {tile.values[r]};
     const uint64_t* mask = tile.mask + r * tile.words;
     const auto* x = tile.x;
     for (int64_t word = begin / 64; word * 64 < end; ++word, ++mask, x += tile.tokens * 64) {
       const uint64_t within = bits_within(word, begin, end);
-      if (tile.values_end - sums.at[0] < Step::kReadsPast) {
-        sums.template add<true>(mask, tile.words, x, within);
+      if (tile.values_end - at[0] < Step::kReadsPast) {
+        sums.template add<true>(at, mask, tile.words, x, within);
       } else {
-        sums.template add<false>(mask, tile.words, x, within);
+        sums.template add<false>(at, mask, tile.words, x, within);
       }
     }
-    sums.finish(tile, r);
+    tile.values[r] = at[0];
+    sums.finish(tile.total + r, tile.steps, tile.scales ? tile.scales + r * tile.groups : nullptr,
+                tile.groups);
   }
 }
 
@@ -197,22 +230,27 @@ void codes_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) 
     tile.next_row_bytes = steps ? (last - tile.values[0]) / (steps * tile.rows) : 0;
     // Whole loads from the last row's last values on may pass the end.
     const bool whole = tile.rows % R == 0 && tile.values_end - last >= Step::kReadsPast;
+    const int64_t at_once = whole && groups == 1 && kAtOnce<M> ? a.w.cols / kStepColumns : 0;
     for (Chunks chunk(a.w); chunk.more(); chunk.next()) {
+      if (0 < chunk.begin && chunk.begin < at_once * kStepColumns) continue;
       tile.mask = a.w.mask + row * words + chunk.begin / 64;
       tile.x = x.codes + (chunk.begin / 64 * x.tokens + token) * 64;
       tile.starts = x.starts + (chunk.index * x.tokens + token) * 16;
       tile.steps = x.steps + chunk.step() * x.tokens + token;
       tile.scales = groups > 1 ? a.w.scales + row * groups + chunk.group : nullptr;
       if (whole && chunk.end - chunk.begin == kStepColumns) {
-        codes_step<Step, M, R>(tile);
+        const int64_t count = chunk.begin < at_once * kStepColumns ? at_once : 1;
+        codes_steps<Step, M, R>(tile, count);
+        tile.next_values += count * tile.rows * tile.next_row_bytes;
+        tile.next_mask += count * tile.rows * kStepColumns / 8;
       } else {
-        fetch_codes(tile.next_values, tile.next_values + tile.rows * tile.next_row_bytes);
-        fetch_codes(tile.next_mask, tile.next_mask + tile.rows * kStepColumns / 8);
+        if (chunk.begin % kStepColumns == 0) {
+          fetch_codes(tile.next_values, tile.next_values + tile.rows * tile.next_row_bytes);
+          fetch_codes(tile.next_mask, tile.next_mask + tile.rows * kStepColumns / 8);
+          tile.next_values += tile.rows * tile.next_row_bytes;
+          tile.next_mask += tile.rows * kStepColumns / 8;
+        }
         codes_part<Step, M>(tile, chunk.begin, chunk.end);
-      }
-      if (chunk.end % kStepColumns == 0) {
-        tile.next_values += tile.rows * tile.next_row_bytes;
-        tile.next_mask += tile.rows * kStepColumns / 8;
       }
     }
     const simd::F32 scales =

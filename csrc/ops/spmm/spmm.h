@@ -31,7 +31,7 @@ struct SpmmArgs {
 using SpmmKernel = void (*)(const SpmmArgs&, int64_t row_begin, int64_t row_end);
 
 // Columns of x that share a step where a form quantizes: step = largest |x| among them / 127.
-inline constexpr int64_t kStepColumns = 512;
+inline constexpr int64_t kStepColumns = 256;
 
 // x rewritten once for a call, before any row is computed, because every row reads it: transposed,
 // quantized. All threads share the result.
