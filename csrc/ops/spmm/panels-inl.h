@@ -1,5 +1,5 @@
-// y[m,n] = sum_k x[m,k] * w[n,k] for many tokens.  w: bitmap, nm or csr, expanded once and used for
-// up to kMostTokens tokens; x: panels; accumulates f32, one chain per output.
+// y[m,n] = sum_k x[m,k] * w[n,k] for many tokens.  w: bitmap, nm, csr8 or csr, expanded once and
+// used for up to kMostTokens tokens; x: panels; accumulates f32, one chain per output.
 //
 // x: blocks of kUnits units; in each, panels [m / L][units][L], one lane per token: a unit is one
 // column as f32 or two as a pair of bf16, so every element has four bytes and a weight is a
@@ -161,25 +161,39 @@ struct Expander {
     return w.format == Format::nm ? r * (w.cols / w.of * w.keep) : w.row_offsets[r];
   }
 
-  // Words [word, word + words) of all rows.
+  // The mask of a word whose first value is values[at[r]].
+  TAMIS_INLINE uint64_t bits(int r, int64_t word) const {
+    const int64_t words = mask_words(w.cols);
+    if (w.format != Format::csr8) return w.mask[(row + r) * words + word];
+    const uint8_t* columns = w.col_bytes + w.rows * words + at[r];
+    uint64_t mine = 0;
+    for (int i = 0; i < w.col_bytes[(row + r) * words + word]; ++i) {
+      mine |= uint64_t{1} << (columns[i] & 63);
+    }
+    return mine;
+  }
+
+  // Words [word, word + words) of all rows; their masks too if asked for, which csr cannot be.
   template <int64_t kWidth>
-  TAMIS_INLINE void expand(int64_t word, int64_t words, Element (*out)[kWidth]) {
+  TAMIS_INLINE void expand(int64_t word, int64_t words, Element (*out)[kWidth],
+                           uint64_t (*masks)[kWidth / 32] = nullptr) {
     for (int r = count; r < kRows; ++r) {
       for (int64_t u = 0; u < words * 64 / Unit::kColumns; ++u) out[r][u] = {};
+      for (int64_t i = 0; masks && i < words; ++i) masks[r][i] = 0;
     }
     if (w.format == Format::csr) return scatter(word, words, out);
     const auto* values = static_cast<const W*>(w.values);
-    const int64_t row_words = mask_words(w.cols);
     for (int r = 0; r < count; ++r) {
-      const uint64_t* mask = w.mask + (row + r) * row_words + word;
       for (int64_t i = 0; i < words; ++i) {
+        const uint64_t mine = bits(r, word + i);
         Element* to = out[r] + i * (64 / Unit::kColumns);
         if (w.nnz - at[r] < 64 + Unit::kReadsPast) {
-          Unit::template expand<true>(mask[i], values + at[r], to);
+          Unit::template expand<true>(mine, values + at[r], to);
         } else {
-          Unit::template expand<false>(mask[i], values + at[r], to);
+          Unit::template expand<false>(mine, values + at[r], to);
         }
-        at[r] += simd::popcount(mask[i]);
+        at[r] += simd::popcount(mine);
+        if (masks) masks[r][i] = mine;
       }
     }
   }
@@ -335,6 +349,7 @@ void spmm_panels(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
 #define TAMIS_PANELS_KERNELS(w, x, level, Unit)  \
   TAMIS_PANELS_KERNEL(bitmap, w, x, level, Unit) \
   TAMIS_PANELS_KERNEL(nm, w, x, level, Unit)     \
+  TAMIS_PANELS_KERNEL(csr8, w, x, level, Unit)   \
   TAMIS_PANELS_KERNEL(csr, w, x, level, Unit)
 #define TAMIS_PANELS_KERNEL(format, w, x, level, Unit)                                \
   void spmm_##format##_##w##_##x##_##level##_panels(const SpmmArgs& a, int64_t begin, \

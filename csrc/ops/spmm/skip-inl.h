@@ -1,4 +1,4 @@
-// y[m,n] = sum_k x[m,k] * w[n,k] for many tokens, leaving out the zeros of w.  w: bitmap, nm;
+// y[m,n] = sum_k x[m,k] * w[n,k] for many tokens, leaving out the zeros of w.  w: bitmap, nm, csr8;
 // x: panels (panels-inl.h); accumulates f32, one chain per output.
 //
 // Tile: four rows of w times up to four panels. The units in which at least one of the four rows
@@ -65,17 +65,17 @@ TAMIS_INLINE void append(UnitClasses& classes, int c, uint64_t bits, int base) {
   classes.count[c] += count;
 }
 
+// The widest block of units has this many mask words, if units are pairs.
+inline constexpr int64_t kMostWords = kUnits / 32;
+
 template <class Unit>
-TAMIS_INLINE void sort_units(const MatrixView& w, int64_t row, int rows, int64_t word,
-                             int64_t words, UnitClasses& classes) {
+TAMIS_INLINE void sort_units(const uint64_t (*masks)[kMostWords], int64_t words,
+                             UnitClasses& classes) {
   constexpr int kPerWord = 64 / static_cast<int>(Unit::kColumns);
-  const int64_t row_words = mask_words(w.cols);
   for (int& count : classes.count) count = 0;
   for (int64_t i = 0; i < words; ++i) {
-    uint64_t mine[kQuadRows] = {};
-    for (int r = 0; r < rows; ++r) {
-      mine[r] = units_in<Unit>(w.mask[(row + r) * row_words + word + i]);
-    }
+    uint64_t mine[kQuadRows];
+    for (int r = 0; r < kQuadRows; ++r) mine[r] = units_in<Unit>(masks[r][i]);
     const uint64_t low[4] = {~mine[0] & ~mine[1], mine[0] & ~mine[1], ~mine[0] & mine[1],
                              mine[0] & mine[1]};
     const uint64_t high[4] = {~mine[2] & ~mine[3], mine[2] & ~mine[3], ~mine[2] & mine[3],
@@ -155,6 +155,7 @@ void skip_block(const SpmmArgs& a, int64_t row_begin, int64_t row_end, int64_t t
   const int64_t panels = ceil_div(tokens, kLanes), stride = panels * kLanes;
   alignas(64) float sums[kSkipRows * kSkipTokens];
   alignas(64) Element weights[kQuadRows][kUnits];
+  uint64_t masks[kQuadRows][kMostWords];
   UnitClasses classes;
   int64_t at[kSkipRows];
 
@@ -171,9 +172,9 @@ void skip_block(const SpmmArgs& a, int64_t row_begin, int64_t row_end, int64_t t
       for (int r = 0; r < expander.count && word > 0; ++r) {
         expander.at[r] = at[row - row_begin + r];
       }
-      expander.expand(word, here, weights);
+      expander.expand(word, here, weights, masks);
       for (int r = 0; r < expander.count; ++r) at[row - row_begin + r] = expander.at[r];
-      sort_units<Unit>(a.w, row, expander.count, word, here, classes);
+      sort_units<Unit>(masks, here, classes);
       float* to = sums + (row - row_begin) * stride;
       int64_t p = 0;
       for (; p + 4 <= panels; p += 4) {
@@ -218,4 +219,5 @@ void spmm_skip(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   }
 #define TAMIS_SKIP_KERNELS(w, x, level, Unit)  \
   TAMIS_SKIP_KERNEL(bitmap, w, x, level, Unit) \
-  TAMIS_SKIP_KERNEL(nm, w, x, level, Unit)
+  TAMIS_SKIP_KERNEL(nm, w, x, level, Unit)     \
+  TAMIS_SKIP_KERNEL(csr8, w, x, level, Unit)
