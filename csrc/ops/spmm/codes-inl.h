@@ -96,15 +96,10 @@ struct CodesSum {
   template <bool kExact>
   TAMIS_INLINE void add(const int8_t* (&at)[R], const uint64_t* mask, int64_t words,
                         const typename Step::Code* x, uint64_t within) {
-    typename Step::Weights weights[R];
+    uint64_t bits[R];
 #pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-      const uint64_t bits = mask[i * words] & within;
-      weights[i] = Step::template expand<kExact>(bits, at[i]);
-      at[i] += simd::popcount(bits);
-    }
-#pragma GCC unroll 8
-    for (int t = 0; t < M; ++t) Step::template dot<R, M>(sum, t, weights, x + t * 64);
+    for (int i = 0; i < R; ++i) bits[i] = mask[i * words] & within;
+    Step::template multiply<kExact>(sum, at, bits, x);
   }
 
   // Onto the totals; scales: [R, groups] or null.

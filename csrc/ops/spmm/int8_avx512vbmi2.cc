@@ -12,7 +12,6 @@ namespace {
 
 struct ExpandBytes {
   using Code = int8_t;
-  using Weights = __m512i;
   using Sum = __m512i;
   static constexpr int kReadsPast = 64;
   static constexpr int kMaxTokens = 8;
@@ -23,17 +22,24 @@ struct ExpandBytes {
     __asm__("" : "+v"(sum));  // likewise
     return sum;
   }
-  template <bool kExact>
-  static TAMIS_INLINE Weights expand(uint64_t bits, const int8_t* p) {
-    return expand_codes<kExact>(bits, p);
-  }
-  template <int R, int M>
-  static TAMIS_INLINE void dot(Sum (&sum)[R][M], int t, const Weights (&w)[R], const Code* x) {
-    // One load for all rows: of 512 bits one a cycle is all there are, and GCC would repeat it.
-    __m512i tokens = _mm512_load_si512(x);
-    __asm__("" : "+v"(tokens));
+  // sum[i][t] += 64 columns of row i times token t; at[i] moves on.
+  template <bool kExact, int R, int M>
+  static TAMIS_INLINE void multiply(Sum (&sum)[R][M], const int8_t* (&at)[R],
+                                    const uint64_t (&bits)[R], const Code* x) {
+    __m512i weights[R];
 #pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) tamis::dot(sum[i][t], w[i], tokens);
+    for (int i = 0; i < R; ++i) {
+      weights[i] = expand_codes<kExact>(bits[i], at[i]);
+      at[i] += simd::popcount(bits[i]);
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < M; ++t) {
+      // One load for all rows: of 512 bits one a cycle is all there are, and GCC would repeat it.
+      __m512i tokens = _mm512_load_si512(x + t * 64);
+      __asm__("" : "+v"(tokens));
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) dot(sum[i][t], weights[i], tokens);
+    }
   }
   static TAMIS_INLINE simd::F32 to_f32(Sum sum) { return _mm512_cvtepi32_ps(sum); }
 };
