@@ -38,8 +38,11 @@ build: $(VENV)/.dev
 	  -DPython_EXECUTABLE=$(abspath $(PY)) --log-level=WARNING
 	$(VENV)/bin/cmake --build $(BUILD)
 
+# All of it: build/bench/bench_spmm, bench/peers.py --setup and without --quick.
+BENCH ?= (bitmap|csr8)_(f32_f32|bf16_bf16).*avx512.*/(576x576|4096x4096)/s(50|90)/m(1|8)/t1/
 bench: build
-	for program in $(BUILD)/bench/bench_*; do [ ! -x $$program ] || $$program || exit 1; done
+	$(BUILD)/bench/bench_spmm --benchmark_filter='$(BENCH)' --benchmark_min_time=0.1
+	PYTHONPATH=python $(PY) bench/peers.py --quick
 	PYTHONPATH=python $(PY) bench/e2e.py $(TEXTS)
 
 CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu' '*.cuh')

@@ -3,6 +3,7 @@
     python bench/cost.py fit                  # every kernel in cache; prints lines of costs.def
     python bench/cost.py fit --kernels panels
     python bench/cost.py check --shapes 4096x4096 --threads 1 --json out/cost.json
+    XDG_CACHE_HOME=out python bench/cost.py check --measure   # by figures taken just before
     python bench/cost.py check --read out/*.json
 
 `check` times, weights cold, every stored format's kernel and torch's dense product in turns, and
@@ -25,6 +26,7 @@ import numpy as np  # noqa: E402
 
 from tamis import _C  # noqa: E402
 from tamis.layout import Layout  # noqa: E402
+from tamis.ops import machine  # noqa: E402
 from tamis.ops.handle import make_matrix, pack  # noqa: E402
 
 TOKENS = (1, 2, 4, 8, 16, 64, 256)
@@ -165,6 +167,8 @@ class Case:
 
 def check(args: argparse.Namespace) -> None:
     """Times candidates, or reads times, and prints both shares and what was missed."""
+    if args.measure:
+        machine.measure(lambda what: print(f"\r{what:60}", end="", file=sys.stderr))
     cases = list(read(args.read)) if args.read else list(measure(args))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -336,6 +340,7 @@ def main() -> None:
     sub.add_argument("--seconds", type=float, default=0.1, help="for each point")
     sub.add_argument("--json", type=Path)
     sub.add_argument("--read", nargs="+", type=Path)
+    sub.add_argument("--measure", action="store_true", help="this machine's figures first")
     sub.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
     {"fit": fit, "check": check}[args.what](args)

@@ -4,8 +4,9 @@
 //   bench_spmm --benchmark_filter='bf16_bf16.*4096x4096.*s50/m1/t1'
 //
 // Weights are cold: each call takes the next of enough copies to fill kColdBytes, so nothing comes
-// from a cache. A short one-threaded read after each call gives the limit in the same run, times
-// the threads; both are the 20th percentile, which ignores slices lost to other processes.
+// from a cache. A short read in four streams on one thread after each call gives the limit in the
+// same run, times the threads; both are the 20th percentile, which ignores slices lost to other
+// processes.
 #include "ops/spmm/spmm.h"
 
 #include <benchmark/benchmark.h>
@@ -20,6 +21,7 @@
 #include <vector>
 
 #include "base/parallel.h"
+#include "base/stream.h"
 #include "format/format.h"
 
 namespace tamis {
@@ -32,10 +34,10 @@ struct Shape {
   int64_t n, k;
 };
 // SmolLM2-135M, then Llama.
-constexpr Shape kShapes[] = {{192, 576},  {576, 576},   {1536, 576},
-                             {576, 1536}, {4096, 4096}, {11008, 4096}};
-constexpr int kSparsities[] = {50, 70, 90};
-constexpr int kTokens[] = {1, 4, 8};
+constexpr Shape kShapes[] = {{192, 576},   {576, 576},    {1536, 576},   {576, 1536},  {1024, 4096},
+                             {4096, 4096}, {11008, 4096}, {14336, 4096}, {4096, 14336}};
+constexpr int kSparsities[] = {0, 50, 70, 80, 90};  // 0: groupq only
+constexpr int kTokens[] = {1, 2, 4, 8, 16, 64, 256};
 
 // One packed matrix; pointers move with the copy.
 struct Matrix {
@@ -43,7 +45,9 @@ struct Matrix {
   std::vector<uint64_t> mask;
   std::vector<int64_t> row_offsets;
   std::vector<int32_t> col_indices;
+  std::vector<uint8_t> col_bytes;
   std::vector<float> scales;
+  std::vector<uint16_t> affine;
   MatrixView view;
 
   void point() {
@@ -51,19 +55,24 @@ struct Matrix {
     view.mask = mask.data();
     view.row_offsets = row_offsets.data();
     view.col_indices = col_indices.data();
+    view.col_bytes = col_bytes.data();
     view.scales = scales.data();
+    view.affine = affine.data();
   }
   int64_t bytes() const {
     return static_cast<int64_t>(values.size() + mask.size() * 8 + row_offsets.size() * 8 +
-                                col_indices.size() * 4 + scales.size() * 4);
+                                col_indices.size() * 4 + col_bytes.size() + scales.size() * 4 +
+                                affine.size() * 2);
   }
 };
 
 PackSpec spec_of(const SpmmRow& row, int sparsity) {
   PackSpec spec{.format = row.format, .dtype = row.w_dtype};
-  if (row.format == Format::nm) spec.keep = sparsity == 50 ? 16 : sparsity == 70 ? 10 : 3;
+  if (row.format == Format::nm)
+    spec.keep = sparsity == 50 ? 16 : sparsity == 70 ? 10 : sparsity == 80 ? 6 : 3;
   if (row.format == Format::nm) spec.of = 32;
   if (row.format == Format::block) spec.block_rows = spec.block_cols = 16;
+  if (row.format == Format::groupq) spec.group_size = 16;
   return spec;
 }
 
@@ -81,6 +90,11 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
       keep[static_cast<size_t>(i)] = keep[static_cast<size_t>(i % shape.k / 16 * 16)];
     }
   }
+  if (spec.format == Format::groupq) {  // whole groups
+    for (int64_t i = 0; i < 16 * shape.k; ++i) {
+      keep[static_cast<size_t>(i)] = keep[static_cast<size_t>(i - i % spec.group_size)];
+    }
+  }
   if (spec.format == Format::nm) {
     for (int64_t g = 0; g < 16 * shape.k; g += spec.of) {
       for (int i = 0; i < spec.of; ++i) keep[static_cast<size_t>(g + i)] = i < spec.keep;
@@ -91,7 +105,7 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
     std::memcpy(&keep[static_cast<size_t>(r * shape.k)],
                 &keep[static_cast<size_t>(r % 16 * shape.k)], static_cast<size_t>(shape.k));
   }
-  const DType source = spec.dtype == DType::i8 ? DType::f32 : spec.dtype;
+  const DType source = is_float(spec.dtype) ? spec.dtype : DType::f32;
   std::vector<uint8_t> dense(size * static_cast<size_t>(size_of(source)), 0x3c);
   const DenseView view{.data = dense.data(),
                        .dtype = source,
@@ -106,14 +120,18 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
   m.mask.resize(static_cast<size_t>(sizes.mask));
   m.row_offsets.resize(static_cast<size_t>(sizes.row_offsets));
   m.col_indices.resize(static_cast<size_t>(sizes.col_indices));
+  m.col_bytes.resize(static_cast<size_t>(sizes.col_bytes));
   m.scales.resize(static_cast<size_t>(sizes.scales));
+  if (spec.format == Format::groupq) m.affine.resize(static_cast<size_t>(sizes.scales));
   m.point();
   if (!pack(view, spec,
             {.values = m.values.data(),
              .mask = m.mask.data(),
              .row_offsets = m.row_offsets.data(),
              .col_indices = m.col_indices.data(),
-             .scales = m.scales.data()})
+             .col_bytes = m.col_bytes.data(),
+             .scales = m.scales.data(),
+             .affine = m.affine.data()})
            .ok()) {
     std::abort();
   }
@@ -121,12 +139,12 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
             .rows = shape.n,
             .cols = shape.k,
             .dtype = spec.dtype,
-            .nnz = sizes.values,
+            .nnz = sizes.values * (spec.dtype == DType::u4 ? 2 : 1),
             .keep = spec.keep,
             .of = spec.of,
             .block_rows = spec.block_rows,
             .block_cols = spec.block_cols,
-            .group_size = shape.k};
+            .group_size = spec.group_size ? spec.group_size : shape.k};
   m.point();
   return m;
 }
@@ -141,22 +159,14 @@ double low(std::vector<double>& seconds) {
   return *at;
 }
 
-// Seconds per byte of a plain read on one thread, from the next 2 MiB of a large buffer.
+// Seconds per byte of a plain read on one thread, from the next 4 MiB of a large buffer.
 double read_some() {
-  constexpr int64_t kPart = 2 << 20;
+  constexpr int64_t kPart = 4 << 20;
   static const std::vector<uint64_t> buffer(kStreamBytes / 8, 1);
   static int64_t at = 0;
-  static volatile uint64_t sink;
   const uint64_t* p = &buffer[static_cast<size_t>(at / 8)];
   at = (at + kPart) % kStreamBytes;
-  uint64_t chain[8] = {};
-  const double start = now();
-  for (int64_t i = 0; i < kPart / 8; i += 8) {
-    for (int j = 0; j < 8; ++j) chain[j] ^= p[i + j];
-  }
-  const double seconds = now() - start;
-  for (const uint64_t c : chain) sink = sink ^ c;
-  return seconds / static_cast<double>(kPart);
+  return 1 / stream_read_bytes_per_second(p, kPart, 1, 1);
 }
 
 void run(benchmark::State& state, const SpmmRow* row, Shape shape, int sparsity, int tokens,
@@ -204,6 +214,7 @@ void register_all() {
     if ((row.isa & host_isa()) != row.isa) continue;
     for (const Shape& shape : kShapes) {
       for (const int sparsity : kSparsities) {
+        if (sparsity == 0 && row.format != Format::groupq) continue;
         for (const int tokens : kTokens) {
           for (const int threads : {1, 2}) {
             const std::string name = std::string(row.name) + "/" + std::to_string(shape.n) + "x" +

@@ -33,12 +33,12 @@ uint64_t read(const uint64_t* words, int64_t begin, int64_t end) {
 
 }  // namespace
 
-double stream_read_bytes_per_second(const uint64_t* buffer, int64_t bytes, int threads) {
-  constexpr int kPasses = 5;
+double stream_read_bytes_per_second(const uint64_t* buffer, int64_t bytes, int threads,
+                                    int passes) {
   const int64_t lines = bytes / 64;
   std::atomic<uint64_t> sink{0};  // keeps the reads
   double best = 0;
-  for (int pass = 0; pass < kPasses; ++pass) {
+  for (int pass = 0; pass < passes; ++pass) {
     const auto start = std::chrono::steady_clock::now();
     parallel(threads, [&](int t, int n) {
       sink.fetch_xor(read(buffer, lines * t / n * 8, lines * (t + 1) / n * 8));

@@ -66,6 +66,6 @@ def kernels() -> list[dict[str, Any]]:
     """Every kernel of this build, best first within an op, format and dtype.
 
     Each has name, op, format, w_dtype, x_dtype, isa, tile_m (tokens per pass), tile_n (rows per
-    step) and runs_here.
+    step), from_m (fewest tokens it is chosen for) and runs_here.
     """
-    return [dict(row) for row in (*_C.kernels(), *_C.kv_kernels(), *cuda.kernel_rows())]
+    return [{"from_m": 1, **row} for row in (*_C.kernels(), *_C.kv_kernels(), *cuda.kernel_rows())]

@@ -150,8 +150,9 @@ class SparseLinear(nn.Module):
         for name in REST:
             made = None
             if name in shapes:
-                index = INDEX_DTYPE[layout.index_dtype(name)]
-                made = torch.zeros(shapes[name], dtype=index, device=device)
+                made = torch.zeros(
+                    shapes[name], dtype=INDEX_DTYPE[layout.index_dtype(name)], device=device
+                )
             self.register_buffer(f"weight_{name}", made)
         made = torch.zeros(layout.rows, dtype=self.float_dtype, device=device) if bias else None
         self.register_parameter("bias", None if made is None else nn.Parameter(made))

@@ -86,7 +86,8 @@ def test_info_stays_a_function_whatever_is_imported() -> None:
 
 def test_kernels_lists_what_runs() -> None:
     rows = tamis.kernels()
-    keys = {"name", "op", "format", "w_dtype", "x_dtype", "isa", "tile_m", "tile_n", "runs_here"}
+    keys = {"name", "op", "format", "w_dtype", "x_dtype", "isa"}
+    keys |= {"tile_m", "tile_n", "from_m", "runs_here"}
     assert all(set(row) == keys for row in rows)
     assert len({row["name"] for row in rows}) == len(rows)
     assert all(row["runs_here"] for row in rows if row["isa"] == "scalar")

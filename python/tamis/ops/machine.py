@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ _COLD_BYTES = 160 << 20
 _DENSE_S = 0.03  # per point and round
 _KERNEL_CALLS = 20
 _ROUNDS = 3
+_TIMED_FORMATS = ("bitmap", "csr", "csr8", "nm", "block")  # the others follow the rest
 
 
 @cache
@@ -120,7 +121,9 @@ def _measure_kernels(figures: Any, say: Callable[[str], None]) -> None:
         own = {
             row["name"]: _small(row["format"], row["w_dtype"])
             for row in _C.kernels()
-            if row["runs_here"] and row["name"] in figures["kernels"]
+            if row["runs_here"]
+            and row["name"] in figures["kernels"]
+            and row["format"] in _TIMED_FORMATS
         }
         scales = dict.fromkeys(own, np.inf)
         for _ in range(_ROUNDS):  # the least of several moments, as others' work only adds
@@ -129,8 +132,8 @@ def _measure_kernels(figures: Any, say: Callable[[str], None]) -> None:
                 scales[name] = min(scales[name], _scale_of(name, a))
         # Half its own and half everyone's: one kernel's moment is noise, all of them the clock.
         middle = float(np.median(list(scales.values())))
-        for name, scale in scales.items():
-            figures["kernels"][name] = float(np.sqrt(scale * middle))
+        for name in figures["kernels"]:
+            figures["kernels"][name] = float(np.sqrt(scales.get(name, middle) * middle))
         a = _small("bitmap", "f32")
         figures["unpack"] = min(_timed(a.unpack) for _ in range(20)) * 1e9 / (a.rows * a.cols)
     finally:
@@ -145,7 +148,7 @@ def _measure_weights(figures: Any, threads: int, say: Callable[[str], None]) -> 
     kernel = _C.choose("bitmap", "f32", "f32", 1, ROWS, COLUMNS[1], 1, _C.isa()["active"])
     layout, first = _half_full("bitmap", "f32", ROWS, COLUMNS[1])
     nbytes = sum(array.nbytes for array in first.values())
-    copies = [{n: a.copy() for n, a in first.items()} for _ in range(_COLD_BYTES // nbytes)]
+    copies = [{n: a.copy() for n, a in first.items()} for _ in range(_COLD_BYTES // nbytes + 2)]
     cold = [make_matrix(layout, arrays, check=False) for arrays in copies]
     near = _small("bitmap", "f32")
     alone = 0.0
@@ -168,7 +171,7 @@ def _scale_of(name: str, a: _C.Matrix) -> float:
     ratios = []
     for m in (1, 8):
         expected = _C.compute_ns(name, m, a.rows, a.cols, a.nnz)
-        ratios.append(float(np.quantile(_C.time_spmm(name, [a], m, _KERNEL_CALLS), 0.2)) / expected)
+        ratios.append(min(_C.time_spmm(name, [a], m, _KERNEL_CALLS)) / expected)
     return float(np.sqrt(ratios[0] * ratios[1]))
 
 
@@ -235,7 +238,7 @@ def _dense_seconds(linear: Any, x: Any, weights: list[Any]) -> float:
     linear(x, weights[-1])
     while len(times) < 5 or (time.perf_counter() - begin < _DENSE_S and len(times) < 300):
         w = weights[len(times) % len(weights)]
-        times.append(_timed(lambda w=w: linear(x, w)))
+        times.append(_timed(partial(linear, x, w)))
     return sorted(times)[len(times) // 3]
 
 
