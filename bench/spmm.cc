@@ -36,7 +36,7 @@ struct Shape {
 // SmolLM2-135M, then Llama.
 constexpr Shape kShapes[] = {{192, 576},   {576, 576},    {1536, 576},   {576, 1536},  {1024, 4096},
                              {4096, 4096}, {11008, 4096}, {14336, 4096}, {4096, 14336}};
-constexpr int kSparsities[] = {0, 50, 70, 80, 90};  // 0: groupq only
+constexpr int kSparsities[] = {50, 70, 80, 90};
 constexpr int kTokens[] = {1, 2, 4, 8, 16, 64, 256};
 
 // One packed matrix; pointers move with the copy.
@@ -47,7 +47,6 @@ struct Matrix {
   std::vector<int32_t> col_indices;
   std::vector<uint8_t> col_bytes;
   std::vector<float> scales;
-  std::vector<uint16_t> affine;
   MatrixView view;
 
   void point() {
@@ -57,12 +56,10 @@ struct Matrix {
     view.col_indices = col_indices.data();
     view.col_bytes = col_bytes.data();
     view.scales = scales.data();
-    view.affine = affine.data();
   }
   int64_t bytes() const {
     return static_cast<int64_t>(values.size() + mask.size() * 8 + row_offsets.size() * 8 +
-                                col_indices.size() * 4 + col_bytes.size() + scales.size() * 4 +
-                                affine.size() * 2);
+                                col_indices.size() * 4 + col_bytes.size() + scales.size() * 4);
   }
 };
 
@@ -72,7 +69,6 @@ PackSpec spec_of(const SpmmRow& row, int sparsity) {
     spec.keep = sparsity == 50 ? 16 : sparsity == 70 ? 10 : sparsity == 80 ? 6 : 3;
   if (row.format == Format::nm) spec.of = 32;
   if (row.format == Format::block) spec.block_rows = spec.block_cols = 16;
-  if (row.format == Format::groupq) spec.group_size = 16;
   return spec;
 }
 
@@ -90,11 +86,6 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
       keep[static_cast<size_t>(i)] = keep[static_cast<size_t>(i % shape.k / 16 * 16)];
     }
   }
-  if (spec.format == Format::groupq) {  // whole groups
-    for (int64_t i = 0; i < 16 * shape.k; ++i) {
-      keep[static_cast<size_t>(i)] = keep[static_cast<size_t>(i - i % spec.group_size)];
-    }
-  }
   if (spec.format == Format::nm) {
     for (int64_t g = 0; g < 16 * shape.k; g += spec.of) {
       for (int i = 0; i < spec.of; ++i) keep[static_cast<size_t>(g + i)] = i < spec.keep;
@@ -105,7 +96,7 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
     std::memcpy(&keep[static_cast<size_t>(r * shape.k)],
                 &keep[static_cast<size_t>(r % 16 * shape.k)], static_cast<size_t>(shape.k));
   }
-  const DType source = is_float(spec.dtype) ? spec.dtype : DType::f32;
+  const DType source = spec.dtype == DType::i8 ? DType::f32 : spec.dtype;
   std::vector<uint8_t> dense(size * static_cast<size_t>(size_of(source)), 0x3c);
   const DenseView view{.data = dense.data(),
                        .dtype = source,
@@ -122,7 +113,6 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
   m.col_indices.resize(static_cast<size_t>(sizes.col_indices));
   m.col_bytes.resize(static_cast<size_t>(sizes.col_bytes));
   m.scales.resize(static_cast<size_t>(sizes.scales));
-  if (spec.format == Format::groupq) m.affine.resize(static_cast<size_t>(sizes.scales));
   m.point();
   if (!pack(view, spec,
             {.values = m.values.data(),
@@ -130,8 +120,7 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
              .row_offsets = m.row_offsets.data(),
              .col_indices = m.col_indices.data(),
              .col_bytes = m.col_bytes.data(),
-             .scales = m.scales.data(),
-             .affine = m.affine.data()})
+             .scales = m.scales.data()})
            .ok()) {
     std::abort();
   }
@@ -139,7 +128,7 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
             .rows = shape.n,
             .cols = shape.k,
             .dtype = spec.dtype,
-            .nnz = sizes.values * (spec.dtype == DType::u4 ? 2 : 1),
+            .nnz = sizes.values,
             .keep = spec.keep,
             .of = spec.of,
             .block_rows = spec.block_rows,
@@ -214,7 +203,6 @@ void register_all() {
     if ((row.isa & host_isa()) != row.isa) continue;
     for (const Shape& shape : kShapes) {
       for (const int sparsity : kSparsities) {
-        if (sparsity == 0 && row.format != Format::groupq) continue;
         for (const int tokens : kTokens) {
           for (const int threads : {1, 2}) {
             const std::string name = std::string(row.name) + "/" + std::to_string(shape.n) + "x" +
