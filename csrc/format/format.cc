@@ -65,7 +65,8 @@ Status check_group(const char* function, DType dtype, int64_t group_size) {
 Status check_dense(const DenseView& w, const PackSpec& spec) {
   TAMIS_RETURN_IF_ERROR(check_extents("pack", w.rows, w.cols));
   if (static_cast<uint8_t>(spec.format) > static_cast<uint8_t>(Format::csr8)) {
-    return error(Code::invalid_argument, "pack: format: got %d, wanted bitmap, csr, nm, block or csr8",
+    return error(Code::invalid_argument,
+                 "pack: format: got %d, wanted bitmap, csr, nm, block or csr8",
                  static_cast<int>(spec.format));
   }
   if (w.dtype == DType::i8 || (spec.dtype != w.dtype && spec.dtype != DType::i8)) {

@@ -63,7 +63,8 @@ TEST(ChooseSpmm, PicksTheExpectedKernel) {
 }
 
 TEST(ChooseSpmm, EveryFormatAndDtypeHasAKernelEverywhere) {
-  for (const Format format : {Format::bitmap, Format::csr, Format::nm, Format::block, Format::csr8}) {
+  for (const Format format :
+       {Format::bitmap, Format::csr, Format::nm, Format::block, Format::csr8}) {
     for (const DType w : {DType::f32, DType::f16, DType::bf16, DType::i8}) {
       for (const DType x : {DType::f32, DType::f16, DType::bf16}) {
         const SpmmRow* row = choose_spmm(desc_of(format, w, x), isa::kScalar);

@@ -173,9 +173,9 @@ TEST_P(Check, HostileFieldsAreRefused) {
 
 TEST_P(Check, EveryLengthMatters) {
   const Packed p = packed(DType::i8, 3);
-  for (int64_t PackSizes::* field : {&PackSizes::values, &PackSizes::mask, &PackSizes::row_offsets,
-                                     &PackSizes::col_indices, &PackSizes::col_bytes,
-                                     &PackSizes::scales}) {
+  for (int64_t PackSizes::* field :
+       {&PackSizes::values, &PackSizes::mask, &PackSizes::row_offsets, &PackSizes::col_indices,
+        &PackSizes::col_bytes, &PackSizes::scales}) {
     for (const int64_t change : {-1, 1}) {
       PackSizes sizes = p.sizes;
       sizes.*field += change;

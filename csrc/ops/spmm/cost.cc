@@ -98,8 +98,8 @@ double predict_spmm(const SpmmDesc& desc, const SpmmRow& row, const Machine& mac
   const SpmmCost* cost = spmm_cost(row);
   if (!cost) return -1;
   threads = useful_threads(desc, row, threads);
-  const double compute = kTypical * scale * compute_ns(desc, row, *cost) /
-                         compute_rate(machine, threads);
+  const double compute =
+      kTypical * scale * compute_ns(desc, row, *cost) / compute_rate(machine, threads);
   const double moved =
       stored_bytes(desc) + real((desc.n + desc.k) * desc.m * size_of(desc.x_dtype));
   const double memory = moved / weight_rate(machine, threads) + kRow * real(desc.n) / threads;
