@@ -26,11 +26,16 @@ struct Figures {
 };
 
 std::mutex guard;
-std::shared_ptr<const Figures> in_use = std::make_shared<const Figures>();
+
+// Made on first use, so that no exception is thrown while the library loads.
+std::shared_ptr<const Figures>& in_use() {
+  static std::shared_ptr<const Figures> figures = std::make_shared<const Figures>();
+  return figures;
+}
 
 std::shared_ptr<const Figures> figures() {
   const std::scoped_lock lock(guard);
-  return in_use;
+  return in_use();
 }
 
 const SpmmRow* row_named(const char* function, const std::string& name) {
@@ -128,7 +133,7 @@ void set_machine(const py::object& given) {
     }
   }
   const std::scoped_lock lock(guard);
-  in_use = next;
+  in_use() = next;
 }
 
 SpmmDesc desc_from(const char* function, const std::string& format, const std::string& w_dtype,
