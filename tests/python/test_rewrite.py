@@ -97,18 +97,19 @@ def test_sparsity_zero_changes_nothing(family, format):
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "magnitude_global"])
+# Which of two formats holds so few weights faster depends on the host's kernels.
 @pytest.mark.parametrize(
-    ("pattern", "format"), [("2:4", "nm"), ("1:8", "nm"), ("block:8x16", "block")]
+    ("pattern", "formats"), [("2:4", ["nm"]), ("1:8", ["nm", "csr8"]), ("block:8x16", ["block"])]
 )
-def test_patterns(method, pattern, format):
+def test_patterns(method, pattern, formats):
     model = tiny("llama")
     report = sparsify_(model, method, pattern=pattern, data=inputs("llama"))
     for row in report.layers:
         layer = model.get_submodule(row.name)
         keep = keep_of(layer)
         n, k = keep.shape
-        assert layer.layout.format == format
-        if format == "nm":
+        assert layer.layout.format in formats
+        if "nm" in formats:
             kept, of = map(int, pattern.split(":"))
             assert set(keep.reshape(-1, of).sum(1).tolist()) == {kept}
             assert row.sparsity == pytest.approx(1 - kept / of)
