@@ -13,7 +13,8 @@ set(TAMIS_FLAGS_avx512vbmi2 ${TAMIS_FLAGS_avx512}
 set(TAMIS_FLAGS_avx512bf16 ${TAMIS_FLAGS_avx512vbmi2} -mavx512bf16)
 
 # tamis_add_kernels(<op> source...): one object library tamis_<op>_<isa> per ISA level named by the
-# sources, linked into tamis_core. Off x86-64 these files vanish, as their rows in kernels.def do.
+# sources, linked into tamis_core, or for the op `format` into tamis_formats. Off x86-64 these files
+# vanish, as their rows in kernels.def do.
 function(tamis_add_kernels op)
   foreach(source IN LISTS ARGN)
     if(NOT source MATCHES "_(avx2|avx512|avx512vbmi2|avx512bf16)\\.cc$")
@@ -27,7 +28,11 @@ function(tamis_add_kernels op)
     if(NOT TARGET ${library})
       add_library(${library} OBJECT)
       target_compile_options(${library} PRIVATE ${TAMIS_FLAGS_${isa}})
-      target_link_libraries(tamis_core INTERFACE $<TARGET_OBJECTS:${library}>)
+      set(user tamis_core)
+      if(op STREQUAL format)
+        set(user tamis_formats)
+      endif()
+      target_link_libraries(${user} INTERFACE $<TARGET_OBJECTS:${library}>)
     endif()
     target_sources(${library} PRIVATE ${source})
   endforeach()

@@ -1,5 +1,6 @@
 // Scales of i8 values.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -32,8 +33,9 @@ T max_magnitude(const KeptRows<T>& kept, int64_t row, int64_t begin, int64_t end
   } else {
     const uint8_t* keep = kept.keep + row * kept.cols;
     for (int64_t j = begin; j < end; ++j) {
-      const auto magnitude = static_cast<Signed>(w[j] & kMagnitude);
-      best = std::max(best, keep[j] != 0 ? magnitude : Signed{0});
+      // Not a branch: random masks mispredict half of them, which took three quarters of packing.
+      const auto stays = static_cast<Signed>(-static_cast<int>(keep[j] != 0));
+      best = std::max(best, static_cast<Signed>(w[j] & kMagnitude & stays));
     }
   }
   return static_cast<T>(best);
@@ -61,7 +63,7 @@ Status write_scales(const DenseView& w, int64_t group_size, float* scales) {
           const T bits = max_magnitude(kept, r, g * group, std::min(w.cols, (g + 1) * group));
           float absmax;
           if constexpr (sizeof(T) == 4) {
-            absmax = f32_from_bits(bits);
+            absmax = std::bit_cast<float>(bits);
           } else {
             absmax = w.dtype == DType::f16 ? f32_from_f16(bits) : f32_from_bf16(bits);
           }

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "base/numeric.h"
+#include "format/encode.h"
 #include "format/format.h"
 #include "format/words.h"
 
@@ -27,12 +27,14 @@ struct CopyValues {
   }
 };
 
-template <class T, float (*ToF32)(T)>
+template <class T>
 struct QuantizeValues {
   using Stored = int8_t;
   KeptRows<T> kept;
   const float* scales;
   int64_t group, groups;
+  DType dtype;
+  Encode encode;
 
   // Codes of weights that are not kept are arbitrary, and never stored.
   const int8_t* chunk(int64_t row, int64_t col, int n, int8_t* scratch) const {
@@ -43,27 +45,12 @@ struct QuantizeValues {
       const int end = static_cast<int>(std::min<int64_t>(n, (g + 1) * group - col));
       // 0 / 0 would be NaN; with the divisor 1 the codes of an all-zero group are 0.
       const float divisor = row_scales[g] == 0.0f ? 1.0f : row_scales[g];
-      encode(source + begin, end - begin, divisor, scratch + begin);
+      encode(source + begin, dtype, end - begin, divisor, scratch + begin);
       begin = end;
     }
     return scratch;
   }
-
-  static void encode(const T* __restrict source, int n, float divisor, int8_t* __restrict codes) {
-    for (int j = 0; j < n; ++j) codes[j] = code(ToF32(source[j]) / divisor);
-  }
-
-  static int8_t code(float steps) {
-    steps = steps > -127.0f ? steps : -127.0f;  // also catches NaN
-    steps = steps < 127.0f ? steps : 127.0f;
-    constexpr float kRound = 0x1.8p23f;  // adding it leaves no fraction bits: round to even
-    return static_cast<int8_t>((steps + kRound) - kRound);
-  }
 };
-
-inline float f32_from_bits(uint32_t bits) {
-  return std::bit_cast<float>(bits);
-}
 
 // Calls fn(source) with the value source for this pair of dtypes.
 template <class Fn>
@@ -72,13 +59,7 @@ auto with_source(const DenseView& w, const PackSpec& spec, const float* scales, 
     if (spec.dtype != DType::i8) return fn(CopyValues<T>{kept});
     const int64_t group = group_columns(w.cols, spec.group_size);
     const int64_t groups = scale_groups(w.cols, spec.group_size);
-    if constexpr (sizeof(T) == 4) {
-      return fn(QuantizeValues<T, f32_from_bits>{kept, scales, group, groups});
-    } else if (w.dtype == DType::f16) {
-      return fn(QuantizeValues<T, f32_from_f16>{kept, scales, group, groups});
-    } else {
-      return fn(QuantizeValues<T, f32_from_bf16>{kept, scales, group, groups});
-    }
+    return fn(QuantizeValues<T>{kept, scales, group, groups, w.dtype, host_encode()});
   });
 }
 

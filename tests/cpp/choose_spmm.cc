@@ -3,6 +3,7 @@
 
 #include <set>
 #include <string>
+#include <utility>
 
 #include "base/machine.h"
 #include "ops/spmm/cost.h"
@@ -83,6 +84,19 @@ TEST(ChooseSpmm, NeverPicksWhatTheHostLacks) {
       EXPECT_EQ(got->isa & ~bits, 0u) << got->name << " on bits " << bits;
     }
   }
+}
+
+TEST(ChooseSpmm, Int8TakesQuadsForManyTokens) {
+  SpmmDesc desc = desc_of(Format::nm, DType::i8, DType::f16);
+  desc.n = desc.k = 4096;
+  desc.nnz = desc.n * desc.k / 2;
+  for (const auto& [tokens, kernel] : {std::pair{8, "spmm_nm_i8_f16_avx512vbmi2_codes"},
+                                       {16, "spmm_nm_i8_f16_avx512vbmi2_quads"},
+                                       {512, "spmm_nm_i8_f16_avx512vbmi2_quads"}}) {
+    desc.m = tokens;
+    EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, kernel) << tokens << " tokens";
+  }
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512)->name, "spmm_nm_i8_f16_avx2_codes");
 }
 
 TEST(ChooseSpmm, NamesAreUniqueAndSayWhatTheyAre) {

@@ -2,7 +2,7 @@
 // accumulates i32 within a chunk of columns, exactly, then f32: one chain per row and token.
 //
 // Error: that of x, at most half a step per element: |y - y_exact| <= sum_k step/2 * |w[n,k]|,
-// step = largest |x| of its kStepColumns / 127; plus c * eps * sum |w||x| of the f32 sums.
+// step = largest |x| of its kStepColumns / 127 or less; plus c * eps * sum |w||x| of the f32 sums.
 //
 // Tile: Step::rows(M) rows of w times M tokens; a mask word's weights are expanded once for all M
 // tokens, x is loaded once for all rows. More than Step::kMaxTokens tokens take turns over a few

@@ -18,7 +18,7 @@ namespace tamis {
 namespace {
 
 constexpr int kCodeLimit = 2047;
-static_assert(int64_t{kStepColumns} / 16 * 2 * 256 * 127 * kCodeLimit <= INT32_MAX,
+static_assert(int64_t{kStepColumns} / 16 * 2 * 256 * 128 * kCodeLimit <= INT32_MAX,
               "sums of a chunk do not overflow");
 
 // For each byte of mask bits: which packed byte goes into the upper half of each 16 bits.

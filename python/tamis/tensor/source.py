@@ -230,9 +230,15 @@ def _check_finite(source: Dense | Rows) -> None:
 
 
 def first_not_finite(values: Array, dtype: str) -> int | None:
-    """Flat position of the first NaN or Inf."""
-    if dtype == "bf16":
-        bad = (values & np.uint16(0x7F80)) == np.uint16(0x7F80)
-    else:
-        bad = ~np.isfinite(values)
-    return int(np.argmax(bad)) if bad.any() else None
+    """Flat position of the first NaN or Inf: all exponent bits set."""
+    exponent = {"bf16": np.uint16(0x7F80), "f16": np.uint16(0x7C00)}.get(dtype)
+    flat = values.reshape(-1)
+    if exponent is not None:
+        flat = flat.view(np.uint16)
+    block = 1 << 17  # elements whose intermediate results stay in cache
+    for start in range(0, flat.size, block):
+        part = flat[start : start + block]
+        bad = ~np.isfinite(part) if exponent is None else (part & exponent) == exponent
+        if bad.any():
+            return start + int(np.argmax(bad))
+    return None

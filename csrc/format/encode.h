@@ -1,0 +1,26 @@
+// codes[j] = round_to_even(w[j] / divisor) of kept weights, all of which lie in [-127, 127] then;
+// the codes of other weights are arbitrary. The same bits on every host.
+#pragma once
+
+#include <cstdint>
+
+#include "base/dtype.h"
+#include "base/isa.h"
+
+namespace tamis {
+
+// w: n weights of dtype f32, f16 or bf16; divisor > 0.
+using Encode = void (*)(const void* w, DType dtype, int n, float divisor, int8_t* codes);
+
+void encode_scalar(const void* w, DType dtype, int n, float divisor, int8_t* codes);
+void encode_avx2(const void* w, DType dtype, int n, float divisor, int8_t* codes);
+
+// The fastest that the active ISA level has.
+inline Encode host_encode() {
+#if defined(__x86_64__)
+  if ((active_isa() & isa::avx2) == isa::avx2) return encode_avx2;
+#endif
+  return encode_scalar;
+}
+
+}  // namespace tamis
