@@ -1,5 +1,7 @@
 """Caches under a transformers model: generate, padding, beams, several turns, errors."""
 
+import copy
+
 import pytest
 import torch
 
@@ -9,8 +11,8 @@ from transformers import DynamicCache  # noqa: E402
 
 import tamis  # noqa: E402
 from tamis import kv  # noqa: E402
-from tamis.errors import TamisUnsupported, TamisValueError  # noqa: E402
-from tamis.kv.methods import recipe_of  # noqa: E402
+from tamis.errors import TamisError, TamisUnsupported, TamisValueError  # noqa: E402
+from tamis.kv.methods import budget_of, recipe_of  # noqa: E402
 
 METHODS = tamis.method.names("kv")
 
@@ -28,11 +30,6 @@ def model(tiny_model):
 def attached(model):
     with kv.attach(model):
         yield model
-
-
-def budget_of(method, budget):
-    recipe = recipe_of(method)
-    return budget if recipe.evict or recipe.select else None
 
 
 def generate(model, ids, cache, **options):
@@ -54,7 +51,7 @@ def test_at_full_budget_tokens_are_the_plain_cache_s(model, method):
     ids = prompt(70)
     wanted = generate(model, ids, DynamicCache(config=model.config))
     with kv.attach(model):
-        cache = kv.Cache(model.config, method, budget=budget_of(method, 200))
+        cache = kv.Cache(model.config, method, budget=budget_of(method, 208))
         assert torch.equal(generate(model, ids, cache), wanted)
     assert cache.get_seq_length() == 70 + 63
     plain = 2 * 2 * 2 * 133 * 16 * 4  # layers, keys and values, heads, tokens, d, f32
@@ -176,6 +173,49 @@ def test_a_cache_of_other_sequences_is_refused(attached):
         with pytest.raises(TamisValueError, match="new cache for another model or batch"):
             attached(prompt(9, b=2), past_key_values=cache)
     assert cache.nbytes() == size
+
+
+def refused(call, message, cache):
+    """One sentence that says ``message``; the cache stays as it was."""
+    before = cache.get_seq_length(), cache.nbytes()
+    with pytest.raises(TamisError, match=message) as found:
+        call()
+    assert "\n" not in str(found.value)
+    assert (cache.get_seq_length(), cache.nbytes()) == before
+
+
+def test_bad_input_is_one_sentence_and_changes_nothing(attached):
+    config = attached.config
+    cache = kv.Cache(config, "quest", budget=16)
+    with torch.no_grad():
+        attached(prompt(40), past_key_values=cache)
+    for method, budget, message in [
+        ("h2o", 0, "got 0, wanted at least 32"),
+        ("streaming", 4, "4 first and 1 latest"),
+        ("h2o", 300, "at most the 256 tokens that this model"),
+        ("quest", 20, "a multiple of 16"),
+        ("kivi4", 16, "wanted none"),
+        ("nothing", None, "wanted one of"),
+    ]:
+        refused(lambda m=method, b=budget: kv.Cache(config, m, budget=b), message, cache)
+    torch.manual_seed(9)
+    other = transformers.AutoModelForCausalLM.from_config(config)
+    with kv.attach(other):
+        refused(lambda: other(prompt(2), past_key_values=cache), "made with another model", cache)
+    refused(lambda: cache.crop(-41), "wanted 0 to the 40 tokens", cache)
+    k, v = torch.randn(2, 1, 2, 20, 16)
+    refused(lambda: kv.store("streaming", k, v, budget=21), "at most the 20 tokens", cache)
+    refused(lambda: kv.attach(torch.nn.Linear(2, 2)), "does not take attention", cache)
+
+
+def test_a_copy_of_the_model_goes_on_with_a_cache(attached):
+    cache = kv.Cache(attached.config, "kivi8")
+    twin = copy.deepcopy(attached)
+    with torch.no_grad():
+        attached(prompt(40), past_key_values=cache)
+        saved = copy.deepcopy(cache)
+        wanted = attached(prompt(3), past_key_values=cache).logits
+        assert torch.equal(twin(prompt(3), past_key_values=saved).logits, wanted)
 
 
 def test_sliding_layers_stay_transformers_own():

@@ -225,7 +225,7 @@ def test_a_budget_is_kept_and_positions_stay_in_order(method):
 def test_selecting_everything_is_attending_to_everything(method):
     k, v = random_kv(100)
     q = torch.randn(1, 4, 100, 64)
-    store = kv.KvStore(recipe_of(method), budget=100, layer=2)
+    store = kv.KvStore(recipe_of(method), budget=112, layer=2)
     store.append(k, v)
     store.settle(q)
     wanted = attention(q[:, :, -1:], k, v)[0]
@@ -305,7 +305,7 @@ def test_crop_forgets_the_latest(method, budget, length):
 def test_snapshot_restores_every_bit(method):
     k, v = random_kv(100)
     q = torch.randn(1, 4, 100, 64)
-    budget = 40 if recipe_of(method).evict or recipe_of(method).select else None
+    budget = 48 if recipe_of(method).evict or recipe_of(method).select else None
     store = kv.KvStore(recipe_of(method), budget=budget, layer=2)
     store.append(k, v)
     store.settle(q)
@@ -323,7 +323,7 @@ def test_snapshot_restores_every_bit(method):
 def test_batches_move_as_one(method):
     k, v = random_kv(100, b=3)
     q = torch.randn(3, 4, 100, 64)
-    budget = 40 if recipe_of(method).evict or recipe_of(method).select else None
+    budget = 48 if recipe_of(method).evict or recipe_of(method).select else None
     store = kv.KvStore(recipe_of(method), budget=budget, layer=2)
     store.append(k, v)
     store.settle(q)

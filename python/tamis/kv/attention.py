@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tamis.errors import TamisUnsupported
+from tamis.kv.identity import check_attention, check_mark, layer_mark
 from tamis.kv.kv_store import KvStore
 from tamis.ops.attention import merge
 
@@ -25,11 +27,13 @@ def attach(model: Any) -> Handle:
     Raises:
         TamisUnsupported: The model does not take attention functions.
     """
+    check_attention("kv.attach", model)
     before = model.config._attn_implementation
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:
+        model.set_attn_implementation(before)
         raise TamisUnsupported(
             f"kv.attach: model: got {type(model).__name__}, which does not take attention "
             "functions, wanted one of transformers' newer models."
@@ -75,6 +79,8 @@ def attention_forward(
     values are compressed. Later tokens read the store.
     """
     store: KvStore | None = getattr(key, STORE, None)
+    if store is not None:
+        _belongs(store, module)
     if store is None or store.length == 0:
         if softcap is not None:
             kwargs["softcap"] = softcap
@@ -96,6 +102,16 @@ def attention_forward(
         store.append(key, value)
     store.settle(query, scale=scaling, pad=pad)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _belongs(store: KvStore, module: Any) -> None:
+    """A store stays with the layer that filled it; a copy of the layer will do."""
+    if store.length and store.layer_of is not None and store.layer_of() is module:
+        return
+    mark = layer_mark(module)
+    if store.length:
+        check_mark("kv.Cache", "cache", store.mark, mark)
+    store.layer_of, store.mark = weakref.ref(module), mark
 
 
 def padding(mask: Tensor | None) -> Tensor | None:

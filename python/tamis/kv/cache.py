@@ -34,6 +34,12 @@ class Cache(DynamicCache):
         recipe = recipe_of(method)
         super().__init__(config=config)
         text = config.get_text_config(decoder=True)
+        longest = getattr(text, "max_position_embeddings", None)
+        if budget is not None and longest is not None and budget > longest:
+            raise TamisValueError(
+                f"kv.Cache: budget: got {budget}, wanted at most the {longest} tokens that this "
+                "model can see."
+            )
         for i, layer in enumerate(self.layers):
             if type(layer) is DynamicLayer:
                 self.layers[i] = StoreLayer(text, KvStore(recipe, budget=budget, layer=i))

@@ -22,8 +22,13 @@ def store(method: str | KvRecipe, k: Tensor, v: Tensor, *, budget: int | None = 
     """A store that holds keys and values k, v [b, g, s, d] of one layer.
 
     Raises:
-        TamisValueError: Unknown method, or a budget that does not fit it.
+        TamisValueError: Unknown method, or a budget that does not fit it or exceeds s.
     """
+    if budget is not None and budget > k.shape[2]:
+        raise TamisValueError(
+            f"kv.store: budget: got {budget}, wanted at most the {k.shape[2]} tokens given; a store "
+            "that is to grow is made by kv.KvStore and append."
+        )
     made = KvStore(recipe_of(method), budget=budget)
     made.append(k, v)
     made.settle()
@@ -50,6 +55,8 @@ class KvStore:
         check_budget(recipe, budget)
         self.recipe, self.budget, self.layer = recipe, budget, layer
         self.length = 0
+        self.layer_of: Any = None  # weak reference to the module that filled it, and its mark
+        self.mark = ""
         self.rows: dict[str, Rows] = {}
         self.selection = None
         if recipe.select is not None and layer >= recipe.select.skip_layers:
@@ -116,7 +123,7 @@ class KvStore:
             scale: Of the scores; 1 / sqrt(d) by default.
             pad: Padded tokens at the start of each sequence, [b].
         """
-        if self.recipe.quantize is not None:
+        if self.recipe.quantize is not None and self.recipe.quantize.key_bits < 16:
             self._seal(self.recipe.quantize)
         if self.selection is not None and q is not None:
             self.selection.observe(q, self.rows["keys"].view)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 
 from tamis import method as methods
 from tamis.errors import TamisUnsupported, TamisValueError
-from tamis.policy.kv_recipe import KvRecipe
+from tamis.policy.kv_recipe import KvRecipe, Pages
 
 
 def recipe_of(method: str | KvRecipe) -> KvRecipe:
@@ -27,11 +28,25 @@ def recipe_of(method: str | KvRecipe) -> KvRecipe:
     return recipe
 
 
+def in_16_bits(recipe: KvRecipe) -> KvRecipe:
+    """The recipe with nothing quantized: what it does besides, to compare with a plain cache."""
+    if recipe.quantize is None:
+        return recipe
+    return replace(recipe, quantize=replace(recipe.quantize, key_bits=16, value_bits=16))
+
+
+def budget_of(method: str | KvRecipe, budget: int | None) -> int | None:
+    """The budget where the method has one, else None."""
+    recipe = recipe_of(method)
+    return budget if recipe.evict is not None or recipe.select is not None else None
+
+
 def check_budget(recipe: KvRecipe, budget: int | None) -> None:
     """Refuses budgets that a recipe cannot keep.
 
     Raises:
-        TamisValueError: Missing, below 1, below sink + recent, or given where nothing uses it.
+        TamisValueError: Missing, below 1, below sink + recent, no multiple of the page, or given
+            where nothing uses it.
         TamisUnsupported: The recipe combines quantization with eviction or selection.
     """
     chooser = recipe.evict or recipe.select
@@ -55,4 +70,9 @@ def check_budget(recipe: KvRecipe, budget: int | None) -> None:
         raise TamisValueError(
             f"kv: budget: got {budget}, wanted at least {least}: {chooser.sink} first and "
             f"{chooser.recent} latest tokens always count."
+        )
+    page = recipe.select.by.page if recipe.select and isinstance(recipe.select.by, Pages) else 1
+    if budget % page:
+        raise TamisValueError(
+            f"kv: budget: got {budget}, wanted a multiple of {page}: this method reads whole pages."
         )
