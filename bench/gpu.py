@@ -94,6 +94,35 @@ def sanitizer() -> dict[str, Any]:
     return found
 
 
+def host() -> dict[str, float]:
+    """Microseconds of host time of one eager call: ours, the operator, and torch's dense layer."""
+    import torch
+
+    import tamis
+
+    w = torch.randn(4096, 4096, dtype=torch.bfloat16)
+    w[torch.rand(4096, 4096) < 0.5] = 0
+    dense = torch.nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16)
+    dense.weight.data = w
+    sparse = tamis.nn.SparseLinear.from_linear(dense, format="bitmap").cuda()
+    dense = dense.cuda()
+    x = torch.randn(1, 1, 4096, dtype=torch.bfloat16, device="cuda")
+    found = {}
+    with torch.no_grad():
+        for name, layer in (("ours", sparse), ("dense", dense)):
+            best = 1e9
+            for _ in range(12):
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(200):
+                    layer(x)
+                best = min(best, (time.perf_counter() - start) / 200)
+                torch.cuda.synchronize()
+            found[name] = 1e6 * best
+    print(f"  host us a call: {found}")
+    return found
+
+
 def copy_rate() -> dict[str, Any]:
     """GB/s of a device-to-device copy, bytes read plus bytes written."""
     import torch
@@ -250,6 +279,7 @@ def run_sections(args: argparse.Namespace) -> dict[str, Any]:
         "build": build,
         "conformance": conformance,
         "copy": copy_rate,
+        "host": host,
         "sanitizer": sanitizer,
     }
     for shape in SHAPES:

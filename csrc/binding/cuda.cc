@@ -152,6 +152,7 @@ class CudaMatrix {
                             .workspace = pointer(workspace),
                             .workspace_bytes = workspace_bytes};
     raise_if_error(library().spmm(args, plan(m), device_, pointer(stream)));
+    w_.settled = true;  // this call waited for whatever made the records
   }
 
   void unpack(uintptr_t out, int64_t out_stride, uintptr_t stream) const {

@@ -9,7 +9,7 @@
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 1;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 2;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;

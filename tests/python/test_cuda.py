@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 
 import tamis
 from tamis import _C
-from tamis.ops import cuda
+from tamis.ops import cuda, cuda_spmm
 
 needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 SHAPES = [(16, 64), (1, 8), (17, 65), (50, 200), (130, 321), (1024, 4096), (4096, 1024)]
@@ -156,11 +155,13 @@ def floats(bits: np.ndarray) -> Tensor:
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     monkeypatch.setattr(cuda, "why_off", lambda: "")
-    monkeypatch.setattr(cuda._C, "CudaMatrix", Played)
+    monkeypatch.setattr(cuda_spmm._C, "CudaMatrix", Played)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
-    monkeypatch.setattr(cuda, "_packed", {})
-    monkeypatch.setattr(cuda, "_workspaces", {})
+    monkeypatch.setattr(cuda_spmm, "_current_device", lambda: 0)
+    monkeypatch.setattr(cuda_spmm, "_raw_stream", lambda _: 7)
+    monkeypatch.setattr(cuda_spmm, "_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(cuda_spmm, "_packed", {})
+    monkeypatch.setattr(cuda_spmm, "_workspaces", {})
     monkeypatch.setattr(Played, "made", 0)
     return Played
 
@@ -168,7 +169,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
 def call(x: Tensor, a: tamis.SparseMatrix, bias: Tensor | None = None) -> Tensor | None:
     get = a.arrays.get
     rest = (get("mask"), get("row_offsets"), get("col_indices"), get("scales"))
-    return cuda.spmm(x, a.arrays["values"], rest, bias, a.layout)
+    return cuda_spmm.spmm(x, a.arrays["values"], rest, bias, a.layout)
 
 
 @pytest.mark.parametrize("pattern", ["bitmap", "nm"])
@@ -205,10 +206,43 @@ def test_packs_again_only_after_a_write(played: type[Played]) -> None:
         assert played.made == made
     assert bool((y == 128).all())
     key = id(a.arrays["values"])
-    assert key in cuda._packed
+    assert key in cuda_spmm._packed
     del a
     gc.collect()
-    assert key not in cuda._packed
+    assert key not in cuda_spmm._packed
+
+
+def test_known_operands_go_straight_to_the_kernel(
+    played: type[Played], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = torch.randn(24, 64, dtype=torch.bfloat16)
+    a = tamis.compress(w, format="bitmap")
+    values, token = a.arrays["values"], a.layout.token
+    rest = (a.arrays["mask"], a.arrays["row_offsets"], None, None)
+    bias = torch.randn(24, dtype=torch.bfloat16)
+    x = torch.randn(2, 3, 64, dtype=torch.bfloat16)
+    assert cuda_spmm.direct(x, token, values, rest, None) is None  # never seen
+    wanted = call(x, a, bias)
+    assert wanted is not None
+    packed = cuda_spmm._packed[id(values)]
+    packed.device = -1  # that of x here
+    monkeypatch.setattr(cuda_spmm, "_current_device", lambda: -1)
+    y = cuda_spmm.direct(x, token, values, rest, bias)
+    assert y is not None
+    assert torch.equal(y, wanted)
+    strided = torch.randn(5, 70, dtype=torch.bfloat16)[:, 2:66]
+    y = cuda_spmm.direct(strided, token, values, rest, None)
+    assert y is not None
+    torch.testing.assert_close(y.float(), strided.float() @ w.float().T, rtol=1e-2, atol=0.1)
+    for other in (x.half(), x[..., :32], x.expand(40, 2, 3, 64), torch.tensor(1.0).bfloat16()):
+        assert cuda_spmm.direct(other, token, values, rest, bias) is None
+    assert cuda_spmm.direct(x, token, values, rest, bias.clone()) is None
+    monkeypatch.setattr(cuda_spmm, "_current_device", lambda: 0)
+    assert cuda_spmm.direct(x, token, values, rest, bias) is None
+    monkeypatch.setattr(cuda_spmm, "_current_device", lambda: -1)
+    values.mul_(2)
+    assert cuda_spmm.direct(x, token, values, rest, bias) is None
+    assert played.made == 1
 
 
 @pytest.mark.usefixtures("played")
@@ -236,7 +270,7 @@ def make(n: int, k: int, density: float, dtype: torch.dtype) -> tuple[Tensor, ta
 def check(x: Tensor, w: Tensor, a: tamis.SparseMatrix, bias: Tensor | None) -> None:
     y = tamis.ops.spmm.spmm(x, a, bias)
     assert torch.equal(y, tamis.ops.spmm.spmm(x, a, bias)), "two runs differ"
-    if len(x) > cuda.MAX_TOKENS:
+    if len(x) > cuda_spmm.MAX_TOKENS:
         # Expanded and given to torch, whose bf16 products round more than once (seen on an H100: with
         # a bias and 321 columns, errors of 2.5 half units).
         assert torch.equal(y, torch.nn.functional.linear(x, w, bias))

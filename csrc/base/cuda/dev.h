@@ -43,6 +43,22 @@ TAMIS_DEVICE void fence_device() {
   __threadfence();
 }
 
+// ---- programmatic dependent launch (sm_90; nothing before): a kernel launched so may begin while
+// the one before it still runs.
+
+// Until every kernel before this one has ended and its writes are seen.
+TAMIS_DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets the next kernel begin once every block has called this or ended.
+TAMIS_DEVICE void allow_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // ---- shared memory
 
 extern __shared__ __align__(128) uint8_t dynamic_shared[];

@@ -6,7 +6,8 @@
 // Reduction: warps of a block that split k add up in shared memory; blocks that split k leave f32
 // partial sums in the workspace and the last one to arrive adds them, always from the first part to
 // the last, so results repeat bit for bit.
-// Needs: tickets zero before the first call; every call leaves them zero.
+// Needs: tickets zero before the first call; every call leaves them zero. Launched so that it may
+// begin before the kernel before it ends, it needs weights which that kernel did not write.
 // Tail: rows and columns beyond w have no bits; x beyond k is filled with zeros; tokens beyond m
 // repeat the last one and are not written. A pruned weight times Inf or NaN is NaN here.
 // Tried on paper: one 64-bit prefix count per 8x8 tile (SpInfer) is bound by POPC at 124 SM clocks
@@ -280,13 +281,16 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, 2) spmm_t16(const SpmmT16Pa
   const int32_t end = boundary(split * p.warps_k + part + 1);
   const int32_t count = row_tile < p.row_tiles ? end - begin : 0;
 
-  // x is the oldest of the cp.async groups.
+  // Weights do not depend on the kernel before, so their first records are on their way while it
+  // ends; x, the bias, the workspace and y wait for it. cp.async: x is the oldest of the groups.
   if constexpr (!Config::kBulk) load_x(p, block_begin, block_end, thread);
   RecordRing<Config::kBulk> ring(p, int64_t{row_tile} * p.col_tiles + begin, count, warp, lane);
   ring.start();
+  dev::wait_for_previous();
   if constexpr (Config::kBulk) load_x(p, block_begin, block_end, thread);
   dev::wait_async<Config::kBulk ? 0 : kStages>();
   dev::sync_block();
+  dev::allow_next();
 
   uint32_t x_at[Config::kTokenTiles];
 #pragma unroll

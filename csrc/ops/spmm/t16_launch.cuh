@@ -33,10 +33,18 @@ Status launch_config(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaD
                      void* stream) {
   static std::atomic<uint64_t> allowed{0};
   TAMIS_RETURN_IF_ERROR(allow_shared_memory(&spmm_t16<Config>, allowed, device));
-  const dim3 grid(plan.blocks_n, plan.splits);
-  spmm_t16<Config><<<grid, kBlockThreads, plan.shared_bytes, static_cast<cudaStream_t>(stream)>>>(
-      spmm_t16_params(a, plan));
-  return cuda_status("spmm", cudaGetLastError());
+  cudaLaunchAttribute early{.id = cudaLaunchAttributeProgrammaticStreamSerialization};
+  early.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config{
+      .gridDim = dim3(plan.blocks_n, plan.splits),
+      .blockDim = dim3(kBlockThreads),
+      .dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes),
+      .stream = static_cast<cudaStream_t>(stream),
+      .attrs = &early,
+      .numAttrs = Config::kBulk && a.w.settled ? 1u : 0u,
+  };
+  return cuda_status("spmm",
+                     cudaLaunchKernelEx(&config, &spmm_t16<Config>, spmm_t16_params(a, plan)));
 }
 
 template <DType kType, bool kBulk>

@@ -8,7 +8,8 @@ records the call, which saves most of the dispatcher's time.
 Dtypes: x is float32, float16 or bfloat16, y has x's dtype, products accumulate in float32. Where
 only float32 has a vector kernel for the weight, x is converted to it and y back. A weight without a
 kernel, or more tokens than ``Matrix.dense_above`` says, is expanded and multiplied densely.
-CUDA has kernels of its own (``tamis.ops.cuda``); other devices, and pairs without a kernel, expand.
+CUDA has kernels of its own (``tamis.ops.cuda_spmm``); other devices, and pairs without a kernel,
+expand.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import functional
 
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
-from tamis.ops import cuda
+from tamis.ops import cuda_spmm
 from tamis.ops.dense import gather_dense, unpack_dense
 from tamis.ops.entry import entries, entry_of, fit_bias
 from tamis.ops.tensors import DTYPE_NAME, TORCH_DTYPE, Rest
@@ -67,14 +68,18 @@ def linear(x: Tensor, layout: str, values: Tensor, rest: Rest, bias: Tensor | No
     if (
         not _is_dynamo()
         and type(x) is Tensor
-        and x.is_cpu
         and not (_is_grad_enabled() and _needs_grad(x, values, bias))
         and not _count_modes()
         and not _is_tracing()
     ):
-        entry = entries.get(id(values))
-        if entry is not None and entry.fits(layout, values, rest):
-            out = entry.run_direct(x, bias)
+        if x.is_cpu:
+            entry = entries.get(id(values))
+            if entry is not None and entry.fits(layout, values, rest):
+                out = entry.run_direct(x, bias)
+                if out is not None:
+                    return out
+        elif x.is_cuda:
+            out = cuda_spmm.direct(x, layout, values, rest, bias)
             if out is not None:
                 return out
     y: Tensor = torch.ops.tamis.spmm(x, values, *rest, bias, layout)
@@ -148,7 +153,7 @@ def _spmm_cuda(x: Tensor, values: Tensor, *rest_bias_layout: Any) -> Tensor:
     layout = Layout.from_token(token)
     _check_x(x, values, layout)
     bias = fit_bias(bias, x, layout)
-    y = cuda.spmm(x, values, (rest[0], rest[1], rest[2], rest[3]), bias, layout)
+    y = cuda_spmm.spmm(x, values, (rest[0], rest[1], rest[2], rest[3]), bias, layout)
     return _spmm_any(x, values, *rest_bias_layout) if y is None else y
 
 

@@ -35,6 +35,8 @@ inline void sync_block() {
 }
 inline void fence_device() {}
 inline void fence_barrier_init() {}
+inline void wait_for_previous() {}
+inline void allow_next() {}
 
 template <class T>
 T load_shared(uint32_t at) {

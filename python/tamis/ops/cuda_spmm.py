@@ -1,0 +1,226 @@
+"""Products with weights on CUDA devices: the packed copy of a weight, its workspace, the call."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tamis import _C
+from tamis.layout import Layout
+from tamis.ops import cuda
+from tamis.ops.handle import make_matrix
+from tamis.ops.tensors import REST, TORCH_DTYPE, Rest, as_numpy
+
+MAX_TOKENS = 64
+
+# What torch.cuda.current_device and current_stream call in the end, at a tenth of their time; builds
+# of torch without CUDA lack them, and nothing here calls them there.
+_current_device: Any = getattr(torch._C, "_cuda_getDevice", None)
+_raw_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+
+class Packed:
+    """A weight's tiles on its device, and what they were made of."""
+
+    __slots__ = (
+        "bias",
+        "cols",
+        "device",
+        "dtype",
+        "layout",
+        "matrix",
+        "offsets",
+        "owner",
+        "pointer",
+        "records",
+        "rest",
+        "rows",
+        "token",
+        "version",
+        "workspaces",
+    )
+
+    def __init__(self, layout: Layout, values: Tensor, rest: Rest) -> None:
+        tensors = {"values": values, **dict(zip(REST, rest, strict=True))}
+        arrays = {n: as_numpy(t.cpu()) for n, t in tensors.items() if t is not None}
+        tiles = _C.pack_t16(make_matrix(layout, arrays))
+        self.records = torch.from_numpy(tiles["records"]).to(values.device)
+        self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).to(values.device)
+        self.device = values.device.index or 0
+        self.matrix = _C.CudaMatrix(
+            self.records.data_ptr(),
+            self.records.numel(),
+            tiles["max_record_bytes"],
+            self.offsets.data_ptr(),
+            layout.rows,
+            layout.cols,
+            layout.dtype,
+            self.device,
+        )
+        self.token, self.layout = layout.token, layout
+        self.rows, self.cols, self.dtype = layout.rows, layout.cols, TORCH_DTYPE[layout.dtype]
+        self.rest = rest
+        self.owner = weakref.ref(values, _forgetter(id(values)))
+        self.pointer = values.data_ptr()
+        self.version = _versions(values, rest)
+        # Bytes of workspace by number of tokens, and the last bias that was found to fit.
+        self.workspaces: dict[int, int] = {}
+        self.bias: Tensor | None = None
+
+    def fits(self, token: str, values: Tensor, rest: Rest) -> bool:
+        """Whether it was made of these tensors as they are now."""
+        mine = self.rest
+        return (
+            self.pointer == values.data_ptr()
+            and mine[0] is rest[0]
+            and mine[1] is rest[1]
+            and mine[2] is rest[2]
+            and mine[3] is rest[3]
+            and self.version == _versions(values, rest)
+            and self.token == token
+            and self.owner() is values
+        )
+
+    def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Product of x [..., cols], up to 64 tokens on the current device and stream."""
+        cols, rows = self.cols, self.rows
+        m = x.numel() // cols
+        y = x.new_empty(*x.shape[:-1], rows)
+        if m == 0 or rows == 0:
+            return y
+        stride = cols
+        if not x.is_contiguous():
+            x = x.reshape(-1, cols)
+            if x.stride(1) != 1 or x.stride(0) < cols:
+                x = x.contiguous()
+            stride = x.stride(0)
+        nbytes = self.workspaces.get(m)
+        if nbytes is None:
+            nbytes = self.workspaces[m] = self.matrix.workspace(m)
+        stream = _raw_stream(self.device)
+        workspace = _workspaces.get((self.device, stream))
+        if workspace is None or workspace.nbytes < nbytes:
+            workspace = _new_workspace(self.device, stream, nbytes)
+        self.matrix.spmm(
+            m,
+            x.data_ptr(),
+            stride,
+            0 if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            rows,
+            workspace.pointer,
+            workspace.nbytes,
+            stream,
+        )
+        return y
+
+
+class Workspace:
+    """Zeros that calls on one stream take turns with."""
+
+    __slots__ = ("nbytes", "pointer", "tensor")
+
+    def __init__(self, nbytes: int, device: int) -> None:
+        self.tensor = torch.zeros(nbytes, dtype=torch.uint8, device=_device(device))
+        self.pointer, self.nbytes = self.tensor.data_ptr(), nbytes
+
+
+_packed: dict[int, Packed] = {}
+_workspaces: dict[tuple[int, int], Workspace] = {}
+
+
+def direct(x: Tensor, token: str, values: Tensor, rest: Rest, bias: Tensor | None) -> Tensor | None:
+    """Product by a kernel where everything was seen before, else None: no operator, no checks.
+
+    The caller knows that nobody records this call. Every line costs each layer of each token.
+    """
+    packed = _packed.get(id(values))
+    if (
+        packed is None
+        or x.dtype is not packed.dtype
+        or x.dim() == 0
+        or x.shape[-1] != packed.cols
+        or x.numel() > MAX_TOKENS * packed.cols
+        or x.get_device() != packed.device
+        or _current_device() != packed.device
+        or (bias is not None and bias is not packed.bias)
+        or not packed.fits(token, values, rest)
+    ):
+        return None
+    try:
+        x.data_ptr()
+    except RuntimeError:  # the tensors of vmap and functorch have no memory of their own
+        return None
+    return packed.run(x, bias)
+
+
+def spmm(
+    x: Tensor, values: Tensor, rest: Rest, bias: Tensor | None, layout: Layout
+) -> Tensor | None:
+    """Product y [..., rows] by a CUDA kernel, or None where none takes these operands.
+
+    Takes bitmap and nm weights in f16 or bf16 with x of that dtype and any number of tokens; above
+    64 the weight is expanded on the device and multiplied densely. The first call packs the weight,
+    through the host, and so do the calls after its values were written: not while they train.
+    """
+    if not _takes(x, values, layout) or (values.requires_grad and torch.is_grad_enabled()):
+        return None
+    packed = _packed.get(id(values))
+    if packed is None or not packed.fits(layout.token, values, rest):
+        packed = _packed[id(values)] = Packed(layout, values, rest)
+    if not packed.matrix.kernel:
+        return None
+    with torch.cuda.device(x.device):
+        if x.numel() > MAX_TOKENS * layout.cols:
+            return functional.linear(x, _expand(packed, values, layout), bias)
+        if bias is not None and bias.is_contiguous():
+            packed.bias = bias
+        return packed.run(x, None if bias is None else bias.contiguous())
+
+
+def _takes(x: Tensor, values: Tensor, layout: Layout) -> bool:
+    return (
+        layout.format in ("bitmap", "nm")
+        and layout.dtype in ("f16", "bf16")
+        and layout.cols > 0
+        and x.dtype == values.dtype
+        and not cuda.why_off()
+    )
+
+
+def _expand(packed: Packed, values: Tensor, layout: Layout) -> Tensor:
+    dense = values.new_empty((layout.rows, layout.cols))
+    packed.matrix.unpack(dense.data_ptr(), layout.cols, _raw_stream(packed.device))
+    return dense
+
+
+def _new_workspace(device: int, stream: int, nbytes: int) -> Workspace:
+    """It grows, and then no call allocates."""
+    found = _workspaces[device, stream] = Workspace(max(nbytes, 1 << 20), device)
+    return found
+
+
+def _device(index: int) -> torch.device:
+    return torch.device("cuda", index)
+
+
+def _versions(values: Tensor, rest: Rest) -> tuple[int, ...]:
+    """Counts of writes; -1 for inference tensors, which nobody counts."""
+    try:
+        return (values._version, *[t._version for t in rest if t is not None])
+    except RuntimeError:
+        given = [values, *(t for t in rest if t is not None)]
+        return tuple(-1 if t.is_inference() else t._version for t in given)
+
+
+def _forgetter(key: int) -> Any:
+    def forget(owner: Any) -> None:
+        found = _packed.get(key)
+        if found is not None and found.owner is owner:
+            del _packed[key]
+
+    return forget
