@@ -103,6 +103,24 @@ def spmm(
     x, bias (0 = none) and y share x_dtype: 0 f32, 1 f16, 2 bf16. Releases the GIL.
     """
 
+def spmm_activated(
+    matrix: Matrix,
+    x_ptr: int,
+    x_dtype: int,
+    m: int,
+    x_stride: int,
+    bias_ptr: int,
+    y_ptr: int,
+    y_stride: int,
+    activation: int,
+    multiplier_ptr: int,
+    multiplier_stride: int,
+) -> None:
+    """``spmm``, then y = activation(y) * multiplier[m, rows] (0 = none) in f32, rounded once.
+
+    activation: 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu.
+    """
+
 def kernels() -> list[KernelRow]:
     """Every kernel, best first within a format and dtype pair."""
 

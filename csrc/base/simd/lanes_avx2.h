@@ -35,6 +35,10 @@ TAMIS_INLINE F32 magnitude(F32 v) {
 TAMIS_INLINE F32 with_sign(F32 v, F32 sign) {
   return _mm256_or_ps(magnitude(v), _mm256_and_ps(splat(-0.0f), sign));
 }
+// negative where the sign bit of `sign` is set, other elsewhere.
+TAMIS_INLINE F32 where_negative(F32 sign, F32 negative, F32 other) {
+  return _mm256_blendv_ps(other, negative, sign);
+}
 TAMIS_INLINE void store(F32 v, float* p) {
   _mm256_storeu_ps(p, v);
 }

@@ -35,6 +35,10 @@ TAMIS_INLINE F32 with_sign(F32 v, F32 sign) {
   return _mm512_castsi512_ps(
       _mm512_ternarylogic_epi32(mask, _mm512_castps_si512(sign), _mm512_castps_si512(v), 0xca));
 }
+// negative where the sign bit of `sign` is set, other elsewhere.
+TAMIS_INLINE F32 where_negative(F32 sign, F32 negative, F32 other) {
+  return _mm512_mask_mov_ps(other, _mm512_movepi32_mask(_mm512_castps_si512(sign)), negative);
+}
 TAMIS_INLINE void store(F32 v, float* p) {
   _mm512_storeu_ps(p, v);
 }

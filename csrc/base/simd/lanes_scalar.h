@@ -28,6 +28,14 @@ template <class T>
 TAMIS_INLINE F32 load(const T* p) {
   return to_f32(*p);
 }
+template <class T>
+TAMIS_INLINE F32 load(const T* p, int /*n*/) {
+  return to_f32(*p);
+}
+template <class T>
+TAMIS_INLINE void store(F32 v, T* p, int /*n*/) {
+  store(v, p);
+}
 
 }  // namespace
 }  // namespace tamis::one
@@ -65,6 +73,9 @@ TAMIS_INLINE F32 magnitude(F32 v) {
 }
 TAMIS_INLINE F32 with_sign(F32 v, F32 sign) {
   return __builtin_copysignf(v, sign);
+}
+TAMIS_INLINE F32 where_negative(F32 sign, F32 negative, F32 other) {
+  return __builtin_signbit(sign) ? negative : other;
 }
 TAMIS_INLINE void store(F32 v, float* p) {
   *p = v;

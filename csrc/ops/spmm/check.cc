@@ -63,6 +63,9 @@ Status check_spmm(const SpmmArgs& a) {
   }
   TAMIS_RETURN_IF_ERROR(check_stride("x_stride", a.x_stride, a.w.cols, a.m));
   TAMIS_RETURN_IF_ERROR(check_stride("y_stride", a.y_stride, a.w.rows, a.m));
+  if (a.multiplier) {
+    TAMIS_RETURN_IF_ERROR(check_stride("multiplier_stride", a.multiplier_stride, a.w.rows, a.m));
+  }
   if (a.m > 0 && a.w.cols > 0 && a.w.rows > 0 && !a.x) return missing("x");
   if (a.m > 0 && a.w.rows > 0 && !a.y) return missing("y");
   return {};

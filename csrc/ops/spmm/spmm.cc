@@ -5,6 +5,7 @@
 
 #include "base/parallel.h"
 #include "base/scratch.h"
+#include "ops/spmm/activate.h"
 #include "ops/spmm/check.h"
 #include "ops/spmm/cost.h"
 #include "ops/spmm/kernels.h"
@@ -70,6 +71,13 @@ int64_t bytes_before(const MatrixView& w, int64_t row) {
     values = w.row_offsets[row / w.block_rows] * (area * size_of(w.dtype) + 4);
   }
   return row * row_bytes(w) + values;
+}
+
+void run_rows(const SpmmRow& row, const SpmmArgs& a, int64_t begin, int64_t end) {
+  row.run(a, begin, end);
+  if (a.activation != Activation::none || a.multiplier) {
+    choose_activate(active_isa())(a, begin, end);
+  }
 }
 
 // First row, at a multiple of `step`, with at least part/parts of all bytes before it.
@@ -173,7 +181,7 @@ Status spmm_with(const SpmmRow& row, const SpmmArgs& args) {
   const int threads = static_cast<int>(std::min<int64_t>(num_threads(), useful));
   if (threads <= 1) {
     if (prepared) row.x_form->prepare(a, prepared, 0, 1);
-    row.run(a, 0, a.w.rows);
+    run_rows(row, a, 0, a.w.rows);
     return {};
   }
   if (prepared) {
@@ -183,7 +191,7 @@ Status spmm_with(const SpmmRow& row, const SpmmArgs& args) {
   parallel(threads, [&](int thread, int count) {
     const int64_t begin = split(a.w, step, thread, count);
     const int64_t end = split(a.w, step, thread + 1, count);
-    if (begin < end) row.run(a, begin, end);
+    if (begin < end) run_rows(row, a, begin, end);
   });
   return {};
 }

@@ -10,8 +10,12 @@
 
 namespace tamis {
 
+// What may follow the product: y = activation(x w^T + bias) * multiplier.
+// gelu: y * P(normal <= y); gelu_tanh: its approximation by tanh; silu: y * sigmoid(y).
+enum class Activation : int8_t { none, relu, gelu, gelu_tanh, silu };
+
 // x: [m, k] row-major, x_stride elements between rows; y: [m, n], y_stride likewise.
-// x, y and bias share x_dtype (f32, f16 or bf16); products accumulate in f32.
+// x, y, bias and multiplier share x_dtype (f32, f16 or bf16); products accumulate in f32.
 // Exactly k elements of each x row are read. y must not overlap x.
 struct SpmmArgs {
   MatrixView w;
@@ -22,6 +26,9 @@ struct SpmmArgs {
   const void* bias = nullptr;  // [n] or null
   void* y = nullptr;
   int64_t y_stride = 0;
+  Activation activation = Activation::none;
+  const void* multiplier = nullptr;  // [m, n] or null; must not overlap y
+  int64_t multiplier_stride = 0;
   // What the kernel's XForm made of x; spmm and spmm_with set it.
   const void* prepared = nullptr;
 };
@@ -83,7 +90,7 @@ Status spmm(const SpmmArgs& args);
 // The same with a given kernel, which this host must have: for benchmarks.
 Status spmm_with(const SpmmRow& row, const SpmmArgs& args);
 
-// Double-accumulating reference, no dispatch: y (f64) [m, n].
+// Double-accumulating reference, no dispatch, without activation: y (f64) [m, n].
 Status spmm_reference(const SpmmArgs& args, double* y);
 
 }  // namespace tamis

@@ -87,8 +87,13 @@ class Entry:
             and self.token == token
         )
 
-    def run_direct(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        """The kernel; None where x needs converting, expanding, refusing or seeing through."""
+    def run_direct(
+        self, x: Tensor, bias: Tensor | None, end: tuple[int, Tensor | None] | None = None
+    ) -> Tensor | None:
+        """The kernel; None where x needs converting, expanding, refusing or seeing through.
+
+        ``end``: code of an activation, and what its result is multiplied with.
+        """
         shape, dtype = x.shape, x.dtype
         # What a language model sends is unrolled: the general way costs 0.4 us more.
         if len(shape) == 3:
@@ -114,8 +119,30 @@ class Entry:
         rows = self.rows
         # Sizes one by one: a tuple of them costs 0.4 us more.
         y = x.new_empty(batch, tokens, rows) if len(shape) == 3 else x.new_empty(*shape[:-1], rows)
-        _C.spmm(self.matrix, pointer, code, m, cols, bias_pointer, y.data_ptr(), rows)
-        return y
+        if end is None:
+            _C.spmm(self.matrix, pointer, code, m, cols, bias_pointer, y.data_ptr(), rows)
+            return y
+        return y if self._run_fused(x, m, bias_pointer, y, *end) else None
+
+    def _run_fused(
+        self, x: Tensor, m: int, bias: int, y: Tensor, activation: int, multiplier: Tensor | None
+    ) -> bool:
+        factors = 0
+        if multiplier is not None:
+            same = multiplier.shape == y.shape and multiplier.dtype is y.dtype
+            if not (same and multiplier.is_cpu and type(multiplier) is Tensor):
+                return False
+            multiplier = multiplier.contiguous()
+            try:
+                factors = multiplier.data_ptr()
+            except RuntimeError:  # as above
+                return False
+        pointer, code, out = x.data_ptr(), self.direct[x.dtype][0], y.data_ptr()
+        cols, rows = self.cols, self.rows
+        _C.spmm_activated(
+            self.matrix, pointer, code, m, cols, bias, out, rows, activation, factors, rows
+        )
+        return True
 
     def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Product y [..., rows] of checked CPU tensors: by kernel, in float32, or densely."""

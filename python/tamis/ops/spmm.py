@@ -14,8 +14,9 @@ expand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +30,16 @@ from tamis.ops.dense import gather_dense, unpack_dense
 from tamis.ops.entry import entries, entry_of, fit_bias
 from tamis.ops.tensors import DTYPE_NAME, TORCH_DTYPE, Rest
 
-__all__ = ["TORCH_DTYPE", "Compressed", "linear", "spmm", "unpack"]
+__all__ = ["ACTIVATIONS", "TORCH_DTYPE", "Compressed", "linear", "spmm", "unpack"]
+
+# What may follow a product, in the order of the core's codes, which start at 1.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "silu": functional.silu,
+}
+_CODES = {None: 0} | {name: code for code, name in enumerate(ACTIVATIONS, start=1)}
 
 # Export traces with a mode on the stack, so Dynamo alone is asked after.
 _is_dynamo = torch.compiler.is_dynamo_compiling
@@ -45,49 +55,102 @@ class Compressed(Protocol):
     arrays: Mapping[str, Any]
 
 
-def spmm(x: Tensor, a: Compressed, bias: Tensor | None = None) -> Tensor:
-    """Product y [..., rows] = x [..., cols] @ a.T + bias, in x's dtype.
+def spmm(
+    x: Tensor,
+    a: Compressed,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    multiplier: Tensor | None = None,
+) -> Tensor:
+    """Product y [..., rows] = activation(x [..., cols] @ a.T + bias) * multiplier, in x's dtype.
 
-    Differentiable in ``x``, in ``a.arrays["values"]`` unless they are int8, and in ``bias``.
+    Differentiable in ``x``, in ``a.arrays["values"]`` unless they are int8, in ``bias`` and in
+    ``multiplier``. On the CPU, where nobody records the call, activation and multiplication run in
+    float32 on each core's part of y while that is in its cache; else they are torch's own.
+
+    Args:
+        x: [..., cols].
+        a: The weight.
+        bias: [rows].
+        activation: "relu", "gelu", "gelu_tanh", "silu" or None.
+        multiplier: [..., rows] like y: with "silu" the other half of a gated unit (SwiGLU).
 
     Raises:
-        TamisTypeError: ``x`` is not float32, float16 or bfloat16, or lies on another device.
-        TamisValueError: ``x`` or ``bias`` has the wrong shape.
+        TamisTypeError: ``x`` is not float32, float16 or bfloat16, or lies on another device, or
+            ``multiplier`` has another dtype.
+        TamisValueError: ``x``, ``bias`` or ``multiplier`` has the wrong shape; no such activation.
     """
     get = a.arrays.get
     rest = (get("mask"), get("row_offsets"), get("col_indices"), get("scales"))
-    return linear(x, a.layout.token, a.arrays["values"], rest, bias)
+    return linear(x, a.layout.token, a.arrays["values"], rest, bias, activation, multiplier)
 
 
-def linear(x: Tensor, layout: str, values: Tensor, rest: Rest, bias: Tensor | None) -> Tensor:
+def linear(
+    x: Tensor,
+    layout: str,
+    values: Tensor,
+    rest: Rest,
+    bias: Tensor | None,
+    activation: str | None = None,
+    multiplier: Tensor | None = None,
+) -> Tensor:
     """``spmm`` on bare tensors; ``layout`` is a token.
 
     Calls the kernel directly where nobody records the call and these tensors are known; every
     line on that way costs each layer of each token. All else, errors included, is the operator's.
     """
+    end = None
+    if activation is not None or multiplier is not None:
+        end = _end(activation, multiplier)
     if (
         not _is_dynamo()
         and type(x) is Tensor
-        and not (_is_grad_enabled() and _needs_grad(x, values, bias))
+        and not (_is_grad_enabled() and _needs_grad(x, values, bias, multiplier))
         and not _count_modes()
         and not _is_tracing()
     ):
         if x.is_cpu:
             entry = entries.get(id(values))
             if entry is not None and entry.fits(layout, values, rest):
-                out = entry.run_direct(x, bias)
+                out = entry.run_direct(x, bias, end)
                 if out is not None:
                     return out
-        elif x.is_cuda:
+        elif x.is_cuda and end is None:
             out = cuda_spmm.direct(x, layout, values, rest, bias)
             if out is not None:
                 return out
     y: Tensor = torch.ops.tamis.spmm(x, values, *rest, bias, layout)
-    return y
+    return y if end is None else _finish(y, activation, multiplier)
 
 
-def _needs_grad(x: Tensor, values: Tensor, bias: Tensor | None) -> bool:
-    return x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return any(t is not None and t.requires_grad for t in tensors)
+
+
+def _end(activation: str | None, multiplier: Tensor | None) -> tuple[int, Tensor | None]:
+    code = _CODES.get(activation)
+    if code is None:
+        raise TamisValueError(
+            f"spmm: activation: got {activation!r}, wanted None, {', '.join(map(repr, ACTIVATIONS))}."
+        )
+    return code, multiplier
+
+
+def _finish(y: Tensor, activation: str | None, multiplier: Tensor | None) -> Tensor:
+    if activation is not None:
+        y = ACTIVATIONS[activation](y)
+    if multiplier is None:
+        return y
+    if multiplier.shape != y.shape:
+        raise TamisValueError(
+            f"spmm: multiplier: got shape {list(multiplier.shape)}, wanted {list(y.shape)}, that of "
+            "the product."
+        )
+    if multiplier.dtype != y.dtype:
+        raise TamisTypeError(
+            f"spmm: multiplier: got {multiplier.dtype}, wanted {y.dtype}, that of x; convert it."
+        )
+    return y * multiplier
 
 
 def unpack(layout: str, values: Tensor, rest: Rest) -> Tensor:
