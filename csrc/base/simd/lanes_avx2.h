@@ -79,5 +79,16 @@ TAMIS_INLINE void store_sums(const F32 (&v)[2], float* out) {
   for (int i = 0; i < 2; ++i) out[i] = simd::sum(v[i]);
 }
 
+// Bit i: whether lane i of v is above, or at least, that of t. False for NaN.
+TAMIS_INLINE uint32_t above(F32 v, F32 t) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(v, t, _CMP_GT_OQ)));
+}
+TAMIS_INLINE uint32_t at_least(F32 v, F32 t) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(v, t, _CMP_GE_OQ)));
+}
+TAMIS_INLINE int ones(uint32_t bits) {
+  return static_cast<int>(_mm_popcnt_u32(bits));
+}
+
 }  // namespace
 }  // namespace tamis::lanes

@@ -74,5 +74,16 @@ TAMIS_INLINE void store_sums(const F32 (&v)[4], float* out) {
   _mm_storeu_ps(out, _mm512_castps512_ps128(simd::sums(v)));
 }
 
+// Bit i: whether lane i of v is above, or at least, that of t. False for NaN.
+TAMIS_INLINE uint32_t above(F32 v, F32 t) {
+  return _mm512_cmp_ps_mask(v, t, _CMP_GT_OQ);
+}
+TAMIS_INLINE uint32_t at_least(F32 v, F32 t) {
+  return _mm512_cmp_ps_mask(v, t, _CMP_GE_OQ);
+}
+TAMIS_INLINE int ones(uint32_t bits) {
+  return static_cast<int>(_mm_popcnt_u32(bits));
+}
+
 }  // namespace
 }  // namespace tamis::lanes

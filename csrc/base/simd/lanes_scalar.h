@@ -99,5 +99,16 @@ TAMIS_INLINE void store_sums(const F32 (&v)[1], float* out) {
   out[0] = v[0];
 }
 
+// Bit 0: whether v is above, or at least, t. False for NaN.
+TAMIS_INLINE uint32_t above(F32 v, F32 t) {
+  return v > t;
+}
+TAMIS_INLINE uint32_t at_least(F32 v, F32 t) {
+  return v >= t;
+}
+TAMIS_INLINE int ones(uint32_t bits) {
+  return static_cast<int>(bits);
+}
+
 }  // namespace
 }  // namespace tamis::lanes

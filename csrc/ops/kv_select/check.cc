@@ -1,0 +1,78 @@
+// What kv_estimate, kv_mass and kv_select accept.
+#include <algorithm>
+
+#include "ops/kv_select/kv_select.h"
+
+namespace tamis {
+namespace {
+
+Status bad(const char* what, int64_t got, const char* wanted) {
+  return error(Code::invalid_argument, "kv_select: %s: got %lld, wanted %s", what,
+               static_cast<long long>(got), wanted);
+}
+
+Status check_float(const char* what, DType type) {
+  if (type == DType::f32 || type == DType::f16 || type == DType::bf16) return {};
+  return error(Code::unsupported_dtype, "kv_select: %s: got %s, wanted f32, f16 or bf16", what,
+               name_of(type));
+}
+
+Status check_units(const KvUnits& u, int64_t kv_heads, int64_t d) {
+  if (u.units < 0 || u.units > INT32_MAX) return bad("units", u.units, "0 to 2^31 - 1");
+  if (u.units > 0 && !u.data) return error(Code::invalid_argument, "kv_select: units: got null");
+  if (u.kind != KvSummary::labels) return check_float("units", u.dtype);
+  TAMIS_RETURN_IF_ERROR(check_kv_label(u.labels));
+  if (!u.channels) return error(Code::invalid_argument, "kv_select: channels: got null");
+  for (int64_t i = 0; i < kv_heads * u.labels.channels; ++i) {
+    if (u.channels[i] < 0 || u.channels[i] >= d) return bad("channels", u.channels[i], "below d");
+  }
+  return {};
+}
+
+Status check_q(DType type, const void* q, const float* out, int64_t rows, int64_t d) {
+  TAMIS_RETURN_IF_ERROR(check_float("q", type));
+  if (d < 16 || d > kMaxWidth / 2 || d % 16 != 0) {
+    return bad("head_dim", d, "a multiple of 16 from 16 to 256");
+  }
+  if (rows > 0 && (!q || !out)) return error(Code::invalid_argument, "kv_select: q, out: got null");
+  return {};
+}
+
+}  // namespace
+
+Status check_kv_estimate(const KvEstimateArgs& a) {
+  if (std::min({a.batch, a.kv_heads, a.rows}) < 0) return bad("q", -1, "no size below 0");
+  TAMIS_RETURN_IF_ERROR(check_q(a.q_dtype, a.q, a.out, a.batch * a.kv_heads * a.rows, a.head_dim));
+  return check_units(a.units, a.kv_heads, a.head_dim);
+}
+
+Status check_kv_mass(const KvMassArgs& a) {
+  if (std::min({a.batch, a.kv_heads, a.heads, a.queries}) < 0) {
+    return bad("q", -1, "no size below 0");
+  }
+  TAMIS_RETURN_IF_ERROR(
+      check_q(a.q_dtype, a.q, a.out, a.batch * a.kv_heads * a.heads * a.queries, a.head_dim));
+  if (a.queries > a.keys.units) return bad("queries", a.queries, "no more than tokens");
+  if (a.keys.kind != KvSummary::rows) return bad("keys", 1, "rows");
+  return check_units(a.keys, a.kv_heads, a.head_dim);
+}
+
+Status check_kv_select(const KvSelectArgs& a) {
+  if (a.heads < 0 || a.units < 0 || a.units > INT32_MAX) return bad("units", a.units, "0 or more");
+  if (a.heads > 0 && (!a.count || (a.units > 0 && (!a.scores || !a.index)))) {
+    return error(Code::invalid_argument, "kv_select: scores, index, count: got null");
+  }
+  if (std::min({a.k, a.sink, a.recent}) < 0) return bad("k, sink, recent", -1, "none below 0");
+  if (a.page < 1) return bad("page", a.page, "1 or more");
+  if (a.top_p < 0 || a.top_p > 1) return bad("top_p", -1, "0 to 1");
+  for (int64_t h = 0; h < a.heads; ++h) {
+    const int64_t k = a.budget ? a.budget[h] : a.k;
+    if (k < 0) return bad("budget", k, "none below 0");
+    const int64_t most =
+        std::min(a.units, a.top_p > 0 ? a.units : std::max(k, a.sink + a.recent)) * a.page;
+    if (most > a.index_stride) return bad("index_stride", a.index_stride, "room for the budget");
+  }
+  return {};
+}
+
+}  // namespace tamis

@@ -1,0 +1,150 @@
+// kv_select proper: the k largest scores without sorting them. A sample brackets the k-th largest,
+// one pass copies what lies between, nth_element finds it there, a second pass lists what is above.
+// What the bracket misses falls back to nth_element over everything.
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include "base/parallel.h"
+#include "base/scratch.h"
+#include "ops/kv_select/kv_select.h"
+
+namespace tamis {
+namespace {
+
+constexpr int64_t kSample = 512;
+
+// The k best of s[0 .. n) are those above `value` and the first `ties` equal to it.
+struct Threshold {
+  float value;
+  int64_t ties;
+};
+
+// The k-th largest of x[0 .. n), which is reordered; no NaN. `above`: how many lie above all of x.
+Threshold nth(float* x, int64_t n, int64_t k, int64_t above) {
+  std::nth_element(x, x + (k - above - 1), x + n, std::greater<>());
+  const float value = x[k - above - 1];
+  const int64_t more = std::count_if(x, x + (k - above - 1), [=](float v) { return v > value; });
+  return {value, k - above - more};
+}
+
+// NaN as -inf.
+const float* cleaned(const float* s, int64_t n, float* copy) {
+  for (int64_t i = 0; i < n; ++i) copy[i] = std::isnan(s[i]) ? -INFINITY : s[i];
+  return copy;
+}
+
+// 0 < k < n. *s may be replaced by a copy in `buffer`, which holds 2 n.
+Threshold find(const KvReduceRow& reduce, const float** s, int64_t n, int64_t k, float* buffer) {
+  if (n >= 4 * kSample) {
+    float sample[kSample];
+    int64_t count = 0;
+    for (int64_t i = 0; i < kSample; ++i) {
+      const float v = (*s)[i * n / kSample];
+      if (!std::isnan(v)) sample[count++] = v;
+    }
+    const double share = static_cast<double>(k) / static_cast<double>(n);
+    const double spread = std::sqrt(kSample * share * (1 - share));
+    const auto rank = static_cast<int64_t>(share * kSample);
+    const auto margin = static_cast<int64_t>(3 * spread) + 3;
+    if (count == kSample) {
+      float high = INFINITY, low = -INFINITY;
+      if (rank + margin < kSample) {
+        std::nth_element(sample, sample + rank + margin, sample + kSample, std::greater<>());
+        low = sample[rank + margin];
+        if (rank > margin) {
+          std::nth_element(sample, sample + rank - margin, sample + rank + margin,
+                           std::greater<>());
+          high = sample[rank - margin];
+        }
+      } else if (rank > margin) {
+        std::nth_element(sample, sample + rank - margin, sample + kSample, std::greater<>());
+        high = sample[rank - margin];
+      }
+      int64_t above = 0;
+      const int64_t inside = reduce.between(*s, n, low, high, buffer, &above);
+      if (above < k && k <= above + inside) return nth(buffer, inside, k, above);
+    }
+  }
+  *s = cleaned(*s, n, buffer);
+  std::copy_n(buffer, n, buffer + n);
+  return nth(buffer + n, n, k, 0);
+}
+
+// The fewest of s[0 .. n) whose sum reaches `mass`: how many. buffer holds n.
+int64_t fewest(const float* s, int64_t n, double mass, float* buffer) {
+  cleaned(s, n, buffer);
+  std::sort(buffer, buffer + n, std::greater<>());
+  double sum = 0;
+  int64_t k = 0;
+  while (k < n && sum < mass) sum += std::max(buffer[k++], 0.0f);
+  return k;
+}
+
+double total(const float* s, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += s[i] > 0.0f ? s[i] : 0.0f;
+  return sum;
+}
+
+void select_head(const KvSelectArgs& a, const KvReduceRow& reduce, int64_t head, float* buffer) {
+  const float* s = a.scores + head * a.units;
+  int32_t* out = a.index + head * a.index_stride;
+  const int64_t begin = a.begin ? std::clamp<int64_t>(a.begin[head], 0, a.units) : 0;
+  const int64_t all = a.units - begin;
+  const int64_t sink = std::min(a.sink, all), recent = std::min(a.recent, all - sink);
+  const int64_t first = begin + sink, n = all - sink - recent;
+  int64_t k;  // of the n between
+  if (a.top_p > 0) {
+    const double forced = total(s + begin, sink) + total(s + first + n, recent);
+    k = fewest(s + first, n, a.top_p * (forced + total(s + first, n)) - forced, buffer);
+  } else {
+    k = std::clamp<int64_t>((a.budget ? a.budget[head] : a.k) - sink - recent, 0, n);
+  }
+  int64_t count = 0;
+  const auto list = [&](int64_t from, int64_t to) {
+    for (; from < to; ++from) out[count++] = static_cast<int32_t>(from);
+  };
+  list(begin, first);
+  if (k == n) {
+    list(first, first + n);
+  } else if (k > 0) {
+    const float* middle = s + first;
+    const Threshold t = find(reduce, &middle, n, k, buffer);
+    count +=
+        reduce.above(middle, n, t.value, t.ties, static_cast<int32_t>(first), out + count);
+  }
+  list(first + n, a.units);
+  for (int64_t i = count - 1; a.page > 1 && i >= 0; --i) {
+    const int64_t token = out[i] * a.page;
+    for (int64_t j = a.page - 1; j >= 0; --j) {
+      out[i * a.page + j] = static_cast<int32_t>(token + j);
+    }
+  }
+  a.count[head] = static_cast<int32_t>(count * a.page);
+}
+
+}  // namespace
+
+Status kv_select(const KvSelectArgs& args) {
+  return kv_select_on(active_isa(), args);
+}
+
+Status kv_select_on(IsaBits isa, const KvSelectArgs& a) {
+  TAMIS_RETURN_IF_ERROR(check_kv_select(a));
+  const KvReduceRow& reduce = choose_kv_reduce(isa);
+  const int threads = static_cast<int>(std::clamp<int64_t>(
+      a.heads * a.units >> 14, 1, std::min<int64_t>(num_threads(), std::max<int64_t>(a.heads, 1))));
+  auto* memory =
+      static_cast<float*>(scratch(threads * 2 * a.units * static_cast<int64_t>(sizeof(float))));
+  if (!memory) return error(Code::out_of_memory, "kv_select: no memory for candidates");
+  const auto run = [&](int thread, int count) {
+    for (int64_t h = a.heads * thread / count; h < a.heads * (thread + 1) / count; ++h) {
+      select_head(a, reduce, h, memory + thread * 2 * a.units);
+    }
+  };
+  threads > 1 ? parallel(threads, run) : run(0, 1);
+  return {};
+}
+
+}  // namespace tamis

@@ -1,0 +1,390 @@
+// kv_estimate, kv_mass and kv_select on every ISA level of this host against the references: every
+// kind of summary and dtype, head sizes, rows, lengths around a tile and a chunk, padding; choices
+// with ties, infinities and NaN, bit for bit; guard pages after each array.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/numeric.h"
+#include "base/parallel.h"
+#include "guarded.h"
+#include "ops/kv_select/kv_select.h"
+
+namespace tamis::test {
+namespace {
+
+constexpr IsaBits kLevels[] = {isa::kScalar, isa::avx2, isa::avx512, isa::avx512vbmi2,
+                               isa::avx512bf16};
+
+void put(void* data, DType type, size_t i, float v) {
+  if (type == DType::f32) {
+    static_cast<float*>(data)[i] = v;
+  } else {
+    static_cast<uint16_t*>(data)[i] = type == DType::f16 ? f16_from_f32(v) : bf16_from_f32(v);
+  }
+}
+
+struct Case {
+  KvSummary kind = KvSummary::rows;
+  DType dtype = DType::f32, q_dtype = DType::f32;
+  int64_t batch = 2, kv_heads = 2, rows = 3, head_dim = 64, units = 70;
+  int32_t channels = 16;
+  KvReduce reduce = KvReduce::log_weight;
+  bool begin = false;
+
+  std::string text() const {
+    return "kind " + std::to_string(static_cast<int>(kind)) + " " + name_of(dtype) + " q " +
+           name_of(q_dtype) + " rows " + std::to_string(rows) + " d " + std::to_string(head_dim) +
+           " units " + std::to_string(units) + (begin ? " begin" : "");
+  }
+};
+
+// Units, q and begins of a case.
+struct Memory {
+  explicit Memory(const Case& c) {
+    std::mt19937 random(5);
+    std::normal_distribution<float> normal;
+    const int64_t heads = c.batch * c.kv_heads;
+    const int64_t width = c.kind == KvSummary::bounds ? 2 * c.head_dim : c.head_dim;
+    const auto count = static_cast<size_t>(heads * c.units * width);
+    data = std::make_unique<Guarded<uint8_t>>(count * static_cast<size_t>(size_of(c.dtype)));
+    for (size_t i = 0; i < count; ++i) {
+      const bool bounds = c.kind == KvSummary::bounds;
+      const bool high = bounds && i / static_cast<size_t>(c.head_dim) % 2 == 1;
+      const float x = normal(random);
+      put(data->data(), c.dtype, i, high ? std::fabs(x) : bounds ? -std::fabs(x) : x);
+    }
+    const auto queries = static_cast<size_t>(heads * c.rows * c.head_dim);
+    q = std::make_unique<Guarded<uint8_t>>(queries * static_cast<size_t>(size_of(c.q_dtype)));
+    for (size_t i = 0; i < queries; ++i) put(q->data(), c.q_dtype, i, normal(random));
+    for (int64_t h = 0; h < heads; ++h) begins.push_back(static_cast<int32_t>(h * 9 - 2));
+    units = {.kind = c.kind,
+             .dtype = c.dtype,
+             .units = c.units,
+             .data = data->data(),
+             .batch_stride = c.kv_heads * c.units * width,
+             .head_stride = c.units * width,
+             .unit_stride = width};
+    if (c.kind == KvSummary::labels) label(c);
+  }
+
+  void label(const Case& c) {
+    const KvLabelLayout layout{.channels = c.channels};
+    const int64_t stride = (c.units + kLabelTokens - 1) / kLabelTokens * layout.bytes();
+    records = std::make_unique<Guarded<uint8_t>>(
+        static_cast<size_t>(c.batch * c.kv_heads * stride));
+    for (int64_t i = 0; i < c.kv_heads * c.channels; ++i) {
+      channels.push_back(static_cast<int32_t>((i * 7 + 3) % c.head_dim));
+    }
+    for (int64_t h = 0; h < c.batch * c.kv_heads; ++h) {
+      const int32_t* ids = channels.data() + h % c.kv_heads * c.channels;
+      const auto size = static_cast<int64_t>(size_of(c.dtype));
+      const uint8_t* keys = data->data() + h * c.units * c.head_dim * size;
+      const int64_t part = c.units / 3;  // appended in two parts
+      pack_kv_labels(layout, c.dtype, keys, c.head_dim, ids, 0, part, records->data() + h * stride);
+      pack_kv_labels(layout, c.dtype, keys + part * c.head_dim * size, c.head_dim, ids, part,
+                     c.units - part, records->data() + h * stride);
+    }
+    units.data = records->data();
+    units.batch_stride = c.kv_heads * stride;
+    units.head_stride = stride;
+    units.labels = layout;
+    units.channels = channels.data();
+  }
+
+  std::unique_ptr<Guarded<uint8_t>> data, q, records;
+  std::vector<int32_t> begins, channels;
+  KvUnits units;
+};
+
+// Scores of size sqrt(d) before the scale of 1/sqrt(d): sums of d products in f32, and a logarithm.
+constexpr double kTolerance = 2e-5;
+
+void expect_estimate(const Case& c, int threads = 1) {
+  const Memory m(c);
+  const auto count = static_cast<size_t>(c.batch * c.kv_heads * c.units);
+  Guarded<float> out(count);
+  const KvEstimateArgs args{.q_dtype = c.q_dtype,
+                            .batch = c.batch,
+                            .kv_heads = c.kv_heads,
+                            .rows = c.rows,
+                            .head_dim = c.head_dim,
+                            .q = m.q->data(),
+                            .scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim)),
+                            .units = m.units,
+                            .reduce = c.reduce,
+                            .begin = c.begin ? m.begins.data() : nullptr,
+                            .out = out.data()};
+  std::vector<double> wanted(count);
+  ASSERT_TRUE(kv_estimate_reference(args, wanted.data()).ok());
+  set_num_threads(threads);
+  for (const IsaBits isa : kLevels) {
+    if ((isa & host_isa()) != isa) continue;
+    std::fill_n(out.data(), count, 7.0f);
+    const Status status = kv_estimate_on(isa, args);
+    ASSERT_TRUE(status.ok()) << status.text;
+    for (size_t i = 0; i < count; ++i) {
+      if (std::isinf(wanted[i])) {
+        ASSERT_EQ(out[i], wanted[i]) << c.text() << " " << isa_name(isa) << " at " << i;
+      } else {
+        ASSERT_NEAR(out[i], wanted[i], kTolerance) << c.text() << " " << isa_name(isa) << " " << i;
+      }
+    }
+  }
+  set_num_threads(0);
+}
+
+std::vector<Case> kinds() {
+  std::vector<Case> all;
+  for (const DType q : {DType::f32, DType::f16, DType::bf16}) {
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+      for (const KvSummary kind : {KvSummary::rows, KvSummary::bounds, KvSummary::labels}) {
+        Case c;
+        c.kind = kind;
+        c.dtype = dtype;
+        c.q_dtype = q;
+        all.push_back(c);
+      }
+    }
+  }
+  return all;
+}
+
+TEST(KvEstimate, RowsReductionsAndPadding) {
+  for (Case c : kinds()) {
+    for (const int64_t rows : {1, 2, 3, 4, 9}) {
+      for (const bool begin : {false, true}) {
+        c.rows = rows;
+        c.begin = begin;
+        c.reduce = rows % 2 ? KvReduce::log_weight : KvReduce::score;
+        expect_estimate(c);
+      }
+    }
+  }
+}
+
+TEST(KvEstimate, HeadSizes) {
+  for (Case c : kinds()) {
+    for (const int d : {16, 48, 64, 80, 96, 128, 256}) {
+      c.head_dim = d;
+      c.channels = std::min(d / 2 / 8 * 8, 128);
+      expect_estimate(c);
+    }
+  }
+}
+
+TEST(KvEstimate, LengthsAroundTilesAndChunks) {
+  for (Case c : kinds()) {
+    for (const int64_t n : {0, 1, 3, 15, 16, 17, 1023, 1024, 1025, 2100}) {
+      c.batch = c.kv_heads = 1;
+      c.units = n;
+      expect_estimate(c);
+      c.rows = 4;
+      c.units = 16 * n;
+      if (n > 1000) expect_estimate(c, 3);
+      c.rows = 3;
+    }
+  }
+}
+
+TEST(KvEstimate, BoundsAreAboveEveryKeyOfThePage) {
+  Case c{.kind = KvSummary::bounds, .rows = 1, .reduce = KvReduce::score};
+  const Memory m(c);
+  const auto* x = reinterpret_cast<const float*>(m.data->data());
+  std::vector<float> out(static_cast<size_t>(4 * c.units));
+  const KvEstimateArgs args{.batch = 2,
+                            .kv_heads = 2,
+                            .rows = 1,
+                            .head_dim = c.head_dim,
+                            .q = m.q->data(),
+                            .units = m.units,
+                            .reduce = c.reduce,
+                            .out = out.data()};
+  ASSERT_TRUE(kv_estimate(args).ok());
+  const auto* q = reinterpret_cast<const float*>(m.q->data());
+  for (int64_t u = 0; u < 4 * c.units; ++u) {
+    float middle = 0;
+    for (int64_t i = 0; i < c.head_dim; ++i) {
+      middle += q[u / c.units * c.head_dim + i] * 0.5f *
+                (x[2 * u * c.head_dim + i] + x[(2 * u + 1) * c.head_dim + i]);
+    }
+    EXPECT_GE(out[static_cast<size_t>(u)], middle - 1e-3f);
+  }
+}
+
+TEST(KvMass, AgainstTheReference) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    for (const DType q : {DType::f32, DType::bf16}) {
+      for (const int64_t n : {1, 16, 50, 1100}) {
+        for (const int64_t queries : {1, 3, 16, 17, 40}) {
+          if (queries > n) continue;
+          Case c{.dtype = dtype, .q_dtype = q, .rows = 2 * queries, .units = n};
+          c.begin = queries % 2 == 1;
+          const Memory m(c);
+          const auto count = static_cast<size_t>(4 * n);
+          Guarded<float> out(count);
+          const KvMassArgs args{.q_dtype = q,
+                                .batch = 2,
+                                .kv_heads = 2,
+                                .heads = 2,
+                                .queries = queries,
+                                .head_dim = c.head_dim,
+                                .q = m.q->data(),
+                                .scale = 0.125f,
+                                .keys = m.units,
+                                .begin = c.begin ? m.begins.data() : nullptr,
+                                .out = out.data()};
+          std::vector<double> wanted(count);
+          ASSERT_TRUE(kv_mass_reference(args, wanted.data()).ok());
+          for (const int threads : {1, 5}) {
+            set_num_threads(threads);
+            for (const IsaBits isa : kLevels) {
+              if ((isa & host_isa()) != isa) continue;
+              std::fill_n(out.data(), count, 0.5f);
+              ASSERT_TRUE(kv_mass_on(isa, args).ok());
+              for (size_t i = 0; i < count; ++i) {
+                ASSERT_NEAR(out[i], wanted[i] + 0.5, 1e-5 + 1e-6 * static_cast<double>(queries))
+                    << c.text() << " queries " << queries << " " << isa_name(isa);
+              }
+            }
+          }
+          set_num_threads(0);
+        }
+      }
+    }
+  }
+}
+
+void expect_selection(KvSelectArgs a, const std::string& what) {
+  const int64_t most = a.units * a.page;
+  const auto size = static_cast<size_t>(a.heads * most);
+  std::vector<int32_t> wanted(size), counts(static_cast<size_t>(a.heads));
+  Guarded<int32_t> index(size), count(static_cast<size_t>(a.heads));
+  a.index_stride = most;
+  a.index = wanted.data();
+  a.count = counts.data();
+  ASSERT_TRUE(kv_select_reference(a).ok());
+  a.index = index.data();
+  a.count = count.data();
+  for (const IsaBits isa : kLevels) {
+    if ((isa & host_isa()) != isa) continue;
+    const Status status = kv_select_on(isa, a);
+    ASSERT_TRUE(status.ok()) << status.text;
+    for (size_t h = 0; h < counts.size(); ++h) {
+      ASSERT_EQ(count[h], counts[h]) << what << " head " << h << " " << isa_name(isa);
+      for (int32_t i = 0; i < counts[h]; ++i) {
+        const size_t at = h * static_cast<size_t>(most) + static_cast<size_t>(i);
+        ASSERT_EQ(index[at], wanted[at]) << what << " head " << h << " " << isa_name(isa);
+      }
+    }
+  }
+}
+
+std::vector<float> sample(const std::string& kind, size_t n) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(n);
+  for (size_t i = 0; i < n; ++i) {
+    x[i] = kind == "plateau"  ? static_cast<float>(random() % 5)
+           : kind == "equal"  ? 1.0f
+           : kind == "rising" ? static_cast<float>(i)
+           : kind == "spikes" ? (i % 97 == 0 ? 5.0f + normal(random) : 0.0f)
+                              : normal(random);
+    if (kind == "nan" && i % 3 != 0) x[i] = NAN;
+    if (kind == "infinite" && i % 5 == 0) x[i] = i % 2 ? INFINITY : -INFINITY;
+  }
+  return x;
+}
+
+TEST(KvSelect, IsExactOnEveryLevel) {
+  const std::vector<int32_t> begins{0, 7, 100000};
+  for (const char* kind :
+       {"normal", "plateau", "equal", "rising", "spikes", "nan", "infinite"}) {
+    for (const int64_t n : {1, 5, 33, 600, 2048, 5003}) {
+      const std::vector<float> scores = sample(kind, static_cast<size_t>(3 * n));
+      for (const int64_t k : {int64_t{0}, int64_t{1}, n / 16, n / 2, n - 1, n, 2 * n}) {
+        for (const int64_t sink : {0, 4}) {
+          KvSelectArgs a{.heads = 3, .units = n, .scores = scores.data(), .k = k, .sink = sink};
+          const std::string what =
+              std::string(kind) + " n " + std::to_string(n) + " k " + std::to_string(k);
+          expect_selection(a, what);
+          a.begin = begins.data();
+          a.recent = 3;
+          expect_selection(a, what + " begin");
+          a.page = 16;
+          expect_selection(a, what + " pages");
+          const std::vector<int32_t> budget{static_cast<int32_t>(k), 0,
+                                            static_cast<int32_t>(k / 2)};
+          a.budget = budget.data();
+          expect_selection(a, what + " budgets");
+        }
+      }
+    }
+  }
+}
+
+TEST(KvSelect, TopP) {
+  for (const char* kind : {"plateau", "equal", "rising", "spikes"}) {
+    for (const int64_t n : {1, 33, 5003}) {
+      const std::vector<float> scores = sample(kind, static_cast<size_t>(2 * n));
+      for (const double p : {0.1, 0.5, 0.975, 1.0}) {
+        KvSelectArgs a{.heads = 2, .units = n, .scores = scores.data(), .top_p = p};
+        expect_selection(a, std::string(kind) + " p " + std::to_string(p));
+        a.sink = 2;
+        a.recent = 5;
+        expect_selection(a, std::string(kind) + " forced, p " + std::to_string(p));
+      }
+    }
+  }
+}
+
+TEST(KvSelect, RefusesWhatItCannotDo) {
+  std::vector<float> memory(64);
+  std::vector<int32_t> index(64), count(1);
+  KvSelectArgs a{.heads = 1,
+                 .units = 8,
+                 .scores = memory.data(),
+                 .k = 9,
+                 .index = index.data(),
+                 .index_stride = 4,
+                 .count = count.data()};
+  EXPECT_STREQ(kv_select(a).text, "kv_select: index_stride: got 4, wanted room for the budget");
+  a.k = -1;
+  EXPECT_EQ(kv_select(a).code, Code::invalid_argument);
+  KvEstimateArgs e{.batch = 1,
+                   .kv_heads = 1,
+                   .rows = 1,
+                   .head_dim = 16,
+                   .q = memory.data(),
+                   .units = {.kind = KvSummary::labels, .units = 1, .data = memory.data()},
+                   .out = memory.data()};
+  EXPECT_STREQ(kv_estimate(e).text,
+               "kv_label: channels: got 0, wanted a multiple of 8 from 8 to 128");
+  std::vector<int32_t> channels(8, 16);
+  e.units.labels.channels = 8;
+  e.units.channels = channels.data();
+  EXPECT_STREQ(kv_estimate(e).text, "kv_select: channels: got 16, wanted below d");
+}
+
+TEST(KvSelect, ChoosesTheBestKernel) {
+  const auto name = [](KvSummary kind, DType dtype, DType q, IsaBits isa) {
+    return std::string(choose_kv_score(kind, dtype, q, isa)->name);
+  };
+  EXPECT_EQ(name(KvSummary::rows, DType::bf16, DType::bf16, isa::avx512bf16),
+            "kv_select_rows_bf16_bf16_avx512bf16");
+  EXPECT_EQ(name(KvSummary::rows, DType::bf16, DType::f32, isa::avx512bf16),
+            "kv_select_rows_bf16_f32_avx512");
+  EXPECT_EQ(name(KvSummary::labels, DType::f32, DType::bf16, isa::avx512),
+            "kv_select_labels_f32_f32_avx2");
+  EXPECT_EQ(name(KvSummary::rows, DType::f16, DType::f16, isa::kScalar),
+            "kv_select_rows_f16_f32_scalar");
+}
+
+}  // namespace
+}  // namespace tamis::test
