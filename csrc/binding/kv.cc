@@ -14,6 +14,7 @@
 #include "binding/array.h"
 #include "format/kv_page.h"
 #include "ops/kv_quantize/kv_quantize.h"
+#include "ops/kv_select/kv_select.h"
 #include "ops/sparse_attention/sparse_attention.h"
 
 namespace tamis::binding {
@@ -163,6 +164,14 @@ py::list kernel_rows() {
   }
   for (const KvQuantizeRow& row : kv_quantize_kernels()) {
     add(row.name, "kv_quantize", "kv_page", "codes", name_of(row.dtype), row.isa, 1, 32);
+  }
+  for (const KvScoreRow& row : kv_score_kernels()) {
+    const bool labels = row.kind == KvSummary::labels;
+    add(row.name, "kv_select", labels ? "kv_label" : "dense", labels ? "codes" : name_of(row.dtype),
+        name_of(row.q_dtype), row.isa, kSelectRows, 16);
+  }
+  for (const KvReduceRow& row : kv_reduce_kernels()) {
+    add(row.name, "kv_select", "scores", "f32", "f32", row.isa, 1, 16);
   }
   return rows;
 }

@@ -85,8 +85,7 @@ void pack_kv_labels(const KvLabelLayout& a, DType dtype, const void* keys, int64
 void unpack_kv_labels(const KvLabelLayout& a, const void* records, int64_t count, float* out) {
   for (int64_t token = 0; token < count; ++token) {
     const int64_t lane = token % kLabelTokens;
-    const auto* record =
-        static_cast<const uint8_t*>(records) + token / kLabelTokens * a.bytes();
+    const auto* record = static_cast<const uint8_t*>(records) + token / kLabelTokens * a.bytes();
     uint16_t scale, min;
     std::memcpy(&scale, record + a.scale() + 2 * lane, sizeof scale);
     std::memcpy(&min, record + a.min() + 2 * lane, sizeof min);

@@ -284,7 +284,84 @@ def sparse_attention(
     """out, q [b, g, rows, d] of one dtype and lse [b, g, rows] f32 at raw addresses."""
 
 def kv_kernels() -> list[KernelRow]:
-    """Every kernel of kv_quantize and sparse_attention, best first."""
+    """Every kernel of kv_quantize, kv_select and sparse_attention, best first."""
+
+class KvUnits:
+    """What is stored of the units that kv_estimate scores; borrows all of it."""
+
+    @property
+    def units(self) -> int: ...
+
+def kv_row_units(
+    bounds: bool, dtype: int, units: int, data_ptr: int, strides: tuple[int, int, int]
+) -> KvUnits:
+    """Rows [b, g, units, d], or bounds [b, g, units, 2, d]; strides in elements."""
+
+def kv_label_units(
+    channels: int,
+    units: int,
+    records_ptr: int,
+    strides_bytes: tuple[int, int],
+    channels_ptr: int,
+) -> KvUnits:
+    """kv_label records of `units` tokens a head; channel ids [g, channels] int32."""
+
+def kv_label_bytes(channels: int) -> int:
+    """Bytes of a kv_label record."""
+
+def kv_estimate(
+    dtype: int,
+    shape: tuple[int, int, int, int],
+    q_ptr: int,
+    scale: float,
+    units: KvUnits,
+    log_weight: bool,
+    begin_ptr: int,
+    out_ptr: int,
+) -> None:
+    """Scores `out` [b, g, units] f32 from q [b, g, rows, d]."""
+
+def kv_mass(
+    dtype: int,
+    shape: tuple[int, int, int, int, int],
+    q_ptr: int,
+    scale: float,
+    keys: KvUnits,
+    begin_ptr: int,
+    out_ptr: int,
+) -> None:
+    """Adds to out [b, g, units] f32 from q [b, g, heads, queries, d]."""
+
+def kv_select(
+    heads: int,
+    units: int,
+    scores_ptr: int,
+    k: int,
+    budget_ptr: int,
+    top_p: float,
+    sink: int,
+    recent: int,
+    page: int,
+    begin_ptr: int,
+    index_ptr: int,
+    index_stride: int,
+    count_ptr: int,
+) -> None:
+    """Writes index [heads, index_stride] and count [heads] int32 from scores [heads, units] f32."""
+
+def kv_append_labels(
+    channels: int,
+    dtype: int,
+    shape: tuple[int, int, int],
+    keys_ptr: int,
+    key_strides: tuple[int, int, int],
+    channels_ptr: int,
+    first: int,
+    count: int,
+    records_ptr: int,
+    strides_bytes: tuple[int, int],
+) -> None:
+    """kv_label records of tokens [first, first + count) of keys [b, g, count, d]."""
 
 def pack_t16(matrix: Matrix) -> dict[str, Any]:
     """Bitmap or nm weights in tiles for CUDA: `records`, `offsets` and `max_record_bytes`."""

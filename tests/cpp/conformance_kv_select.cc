@@ -77,8 +77,8 @@ struct Memory {
   void label(const Case& c) {
     const KvLabelLayout layout{.channels = c.channels};
     const int64_t stride = (c.units + kLabelTokens - 1) / kLabelTokens * layout.bytes();
-    records = std::make_unique<Guarded<uint8_t>>(
-        static_cast<size_t>(c.batch * c.kv_heads * stride));
+    records =
+        std::make_unique<Guarded<uint8_t>>(static_cast<size_t>(c.batch * c.kv_heads * stride));
     for (int64_t i = 0; i < c.kv_heads * c.channels; ++i) {
       channels.push_back(static_cast<int32_t>((i * 7 + 3) % c.head_dim));
     }
@@ -304,8 +304,7 @@ std::vector<float> sample(const std::string& kind, size_t n) {
 
 TEST(KvSelect, IsExactOnEveryLevel) {
   const std::vector<int32_t> begins{0, 7, 100000};
-  for (const char* kind :
-       {"normal", "plateau", "equal", "rising", "spikes", "nan", "infinite"}) {
+  for (const char* kind : {"normal", "plateau", "equal", "rising", "spikes", "nan", "infinite"}) {
     for (const int64_t n : {1, 5, 33, 600, 2048, 5003}) {
       const std::vector<float> scores = sample(kind, static_cast<size_t>(3 * n));
       for (const int64_t k : {int64_t{0}, int64_t{1}, n / 16, n / 2, n - 1, n, 2 * n}) {

@@ -59,10 +59,11 @@ Status check_kv_mass(const KvMassArgs& a) {
 
 Status check_kv_select(const KvSelectArgs& a) {
   if (a.heads < 0 || a.units < 0 || a.units > INT32_MAX) return bad("units", a.units, "0 or more");
-  if (a.heads > 0 && (!a.count || (a.units > 0 && (!a.scores || !a.index)))) {
+  if (std::min({a.k, a.sink, a.recent}) < 0) return bad("k, sink, recent", -1, "none below 0");
+  if (a.heads > 0 &&
+      (!a.count || (a.units > 0 && (!a.scores || (a.index_stride > 0 && !a.index))))) {
     return error(Code::invalid_argument, "kv_select: scores, index, count: got null");
   }
-  if (std::min({a.k, a.sink, a.recent}) < 0) return bad("k, sink, recent", -1, "none below 0");
   if (a.page < 1) return bad("page", a.page, "1 or more");
   if (a.top_p < 0 || a.top_p > 1) return bad("top_p", -1, "0 to 1");
   for (int64_t h = 0; h < a.heads; ++h) {

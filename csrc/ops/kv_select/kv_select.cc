@@ -12,9 +12,13 @@ namespace tamis {
 namespace {
 
 constexpr KvScoreRow kScores[] = {
-#define TAMIS_KV_SCORE(kind, dtype, q, level)                                             \
-  {"kv_select_" #kind "_" #dtype "_" #q "_" #level, KvSummary::kind, DType::dtype, DType::q, \
-   isa::level, &kv_select_##kind##_##dtype##_##q##_##level},
+#define TAMIS_KV_SCORE(kind, dtype, q, level)       \
+  {"kv_select_" #kind "_" #dtype "_" #q "_" #level, \
+   KvSummary::kind,                                 \
+   DType::dtype,                                    \
+   DType::q,                                        \
+   isa::level,                                      \
+   &kv_select_##kind##_##dtype##_##q##_##level},
 #define TAMIS_KV_REDUCE(level)
 #include "ops/kv_select/kernels.def"
 #undef TAMIS_KV_SCORE
@@ -39,10 +43,10 @@ ScoreJob estimate_job(const void* context, int64_t head, int64_t /*number*/) {
 }
 
 void estimate_end(const void* context, const KvReduceRow& reduce, const ScoreJob& job,
-                  const float* s, int64_t stride, const float* shift, int64_t first,
-                  int64_t last) {
+                  const float* s, int64_t stride, const float* shift, int64_t first, int64_t last) {
   const auto& a = *static_cast<const KvEstimateArgs*>(context);
-  reduce.largest(s, stride, job.rows, shift, last - first, a.out + job.head * a.units.units + first);
+  reduce.largest(s, stride, job.rows, shift, last - first,
+                 a.out + job.head * a.units.units + first);
 }
 
 int64_t tiles_of(const KvMassArgs& a) {

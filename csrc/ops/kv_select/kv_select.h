@@ -84,8 +84,23 @@ struct KvSelectArgs {
   int32_t* count = nullptr;
 };
 
-inline constexpr int kSelectRows = 4;     // rows that share one pass over the units
-inline constexpr int kMassQueries = 16;   // rows whose scores kv_mass holds at a time
+// Labels of `count` tokens of every head, the first of which is token `first`, to where kv_estimate
+// finds them. keys: [b, g, count, d], strides in elements, d contiguous. channels: [g, r]. records:
+// [b, g, ...] of kv_label with strides in bytes.
+struct KvAppendLabelsArgs {
+  KvLabelLayout labels;
+  DType keys_dtype = DType::f32;
+  int64_t batch = 0, kv_heads = 0, head_dim = 0;
+  const void* keys = nullptr;
+  int64_t key_batch_stride = 0, key_head_stride = 0, key_token_stride = 0;
+  const int32_t* channels = nullptr;
+  int64_t first = 0, count = 0;
+  void* records = nullptr;
+  int64_t batch_stride_bytes = 0, head_stride_bytes = 0;
+};
+
+inline constexpr int kSelectRows = 4;      // rows that share one pass over the units
+inline constexpr int kMassQueries = 16;    // rows whose scores kv_mass holds at a time
 inline constexpr int kMaxWidth = 2 * 256;  // of a unit's row
 
 // Scores of units [begin, end) for up to kSelectRows rows: out[r * out_stride + u - begin]. x: unit
@@ -145,6 +160,7 @@ const KvReduceRow& choose_kv_reduce(IsaBits isa);
 Status kv_estimate(const KvEstimateArgs& args);
 Status kv_mass(const KvMassArgs& args);
 Status kv_select(const KvSelectArgs& args);
+Status kv_append_labels(const KvAppendLabelsArgs& args);
 
 // The same with the kernels of one ISA level: for tests.
 Status kv_estimate_on(IsaBits isa, const KvEstimateArgs& args);

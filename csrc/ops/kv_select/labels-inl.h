@@ -57,16 +57,16 @@ void score_labels(const KvScorePart& a) {
 }  // namespace
 }  // namespace tamis
 
-#define TAMIS_SCORE_LABELS(Unit, level)                             \
-  void kv_select_labels_f32_f32_##level(const KvScorePart& a) {     \
-    switch (a.rows) {                                               \
-      case 1:                                                       \
-        return score_labels<Unit, 1>(a);                            \
-      case 2:                                                       \
-        return score_labels<Unit, 2>(a);                            \
-      case 3:                                                       \
-        return score_labels<Unit, 3>(a);                            \
-      default:                                                      \
-        return score_labels<Unit, kSelectRows>(a);                  \
-    }                                                               \
+#define TAMIS_SCORE_LABELS(Unit, level)                         \
+  void kv_select_labels_f32_f32_##level(const KvScorePart& a) { \
+    switch (a.rows) {                                           \
+      case 1:                                                   \
+        return score_labels<Unit, 1>(a);                        \
+      case 2:                                                   \
+        return score_labels<Unit, 2>(a);                        \
+      case 3:                                                   \
+        return score_labels<Unit, 3>(a);                        \
+      default:                                                  \
+        return score_labels<Unit, kSelectRows>(a);              \
+    }                                                           \
   }

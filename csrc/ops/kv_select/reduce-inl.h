@@ -70,7 +70,8 @@ void weights_of(const float* s, int64_t stride, int64_t rows, const float* shift
       const lanes::F32 x = count == simd::kLanes ? simd::load(at) : load_some(at, count);
       sum = simd::add(sum, lanes::exp(lanes::sub(x, lanes::splat(shift[r]))));
     }
-    const lanes::F32 before = count == simd::kLanes ? simd::load(out + i) : load_some(out + i, count);
+    const lanes::F32 before =
+        count == simd::kLanes ? simd::load(out + i) : load_some(out + i, count);
     put_some(simd::fma(sum, lanes::splat(factor), before), count, out + i);
   });
 }
@@ -109,8 +110,14 @@ int64_t above_of(const float* s, int64_t n, float threshold, int64_t ties, int32
 }  // namespace
 }  // namespace tamis
 
-#define TAMIS_KV_REDUCE_KERNELS(level)                                                          \
-  extern const KvReduceRow kv_select_reduce_##level = {                                         \
-      "kv_select_reduce_" #level, isa::level, &stats,    &largest_of,                           \
-      &weights_of,                &between,   &above_of,                                        \
+#define TAMIS_KV_REDUCE_KERNELS(level)                \
+  extern const KvReduceRow kv_select_reduce_##level = \
+      {                                               \
+          "kv_select_reduce_" #level,                 \
+          isa::level,                                 \
+          &stats,                                     \
+          &largest_of,                                \
+          &weights_of,                                \
+          &between,                                   \
+          &above_of,                                  \
   };

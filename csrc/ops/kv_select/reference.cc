@@ -41,7 +41,8 @@ std::vector<double> scores(const KvUnits& u, int64_t batch, int64_t g, const std
     for (int64_t t = 0; t < u.units; ++t) {
       double sum = 0;
       for (int64_t c = 0; c < r; ++c) {
-        sum += step * bytes[static_cast<size_t>(c)] * double{labels[static_cast<size_t>(t * r + c)]};
+        sum +=
+            step * bytes[static_cast<size_t>(c)] * double{labels[static_cast<size_t>(t * r + c)]};
       }
       out[static_cast<size_t>(t)] = scale * sum;
     }

@@ -63,7 +63,7 @@ TAMIS_INLINE void for_tiles(const KvScorePart& a, const TileOf& tile) {
 
 template <class T, int R>
 void score_rows(const KvScorePart& a) {
-  for_tiles<T, R>(a, [&](const T* const (&unit)[kTokens], float (&out)[R][kTokens])
+  for_tiles<T, R>(a, [&](const T* const(&unit)[kTokens], float (&out)[R][kTokens])
                          __attribute__((always_inline)) { score_tile<T, R>(a, unit, out); });
 }
 
@@ -83,7 +83,7 @@ void score_rows(const KvScorePart& a) {
       return function<T, kSelectRows>(a);   \
   }
 
-#define TAMIS_SCORE_ROWS(dtype, T, level)                                   \
-  void kv_select_rows_##dtype##_f32_##level(const KvScorePart& a) {         \
-    TAMIS_SCORE_BY_ROWS(score_rows, T, a)                                   \
+#define TAMIS_SCORE_ROWS(dtype, T, level)                           \
+  void kv_select_rows_##dtype##_f32_##level(const KvScorePart& a) { \
+    TAMIS_SCORE_BY_ROWS(score_rows, T, a)                           \
   }

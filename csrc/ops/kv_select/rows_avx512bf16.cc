@@ -23,31 +23,30 @@ void score_pairs(const KvScorePart& a) {
     }
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q[r] + a.width), _mm256_setzero_si256());
   }
-  for_tiles<T, R>(
-      a, [&](const T* const (&unit)[kTokens], float (&out)[R][kTokens])
-             __attribute__((always_inline)) {
-               simd::F32 sum[R][kTokens];
+  for_tiles<T, R>(a, [&](const T* const(&unit)[kTokens],
+                         float (&out)[R][kTokens]) __attribute__((always_inline)) {
+    simd::F32 sum[R][kTokens];
 #pragma GCC unroll 4
-               for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-                 for (int i = 0; i < kTokens; ++i) sum[r][i] = simd::zero();
-               }
-               for (int64_t c = 0; c < a.width; c += kPair) {
-                 __m512i x[kTokens];
+      for (int i = 0; i < kTokens; ++i) sum[r][i] = simd::zero();
+    }
+    for (int64_t c = 0; c < a.width; c += kPair) {
+      __m512i x[kTokens];
 #pragma GCC unroll 4
-                 for (int i = 0; i < kTokens; ++i) x[i] = load_pairs(unit[i] + c, a.width - c);
+      for (int i = 0; i < kTokens; ++i) x[i] = load_pairs(unit[i] + c, a.width - c);
 #pragma GCC unroll 4
-                 for (int r = 0; r < R; ++r) {
-                   const __m512i pair = _mm512_loadu_si512(q[r] + c);
+      for (int r = 0; r < R; ++r) {
+        const __m512i pair = _mm512_loadu_si512(q[r] + c);
 #pragma GCC unroll 4
-                   for (int i = 0; i < kTokens; ++i) {
-                     sum[r][i] = _mm512_dpbf16_ps(sum[r][i], (__m512bh)pair, (__m512bh)x[i]);
-                   }
-                 }
-               }
+        for (int i = 0; i < kTokens; ++i) {
+          sum[r][i] = _mm512_dpbf16_ps(sum[r][i], (__m512bh)pair, (__m512bh)x[i]);
+        }
+      }
+    }
 #pragma GCC unroll 4
-               for (int r = 0; r < R; ++r) lanes::store_sums(sum[r], out[r]);
-             });
+    for (int r = 0; r < R; ++r) lanes::store_sums(sum[r], out[r]);
+  });
 }
 
 }  // namespace

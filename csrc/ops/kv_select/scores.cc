@@ -65,13 +65,12 @@ void prepare(const ScoreProblem& p, const Queries& out) {
 
 const void* unit_zero(const KvUnits& u, int64_t batch, int64_t g) {
   const int64_t size = u.kind == KvSummary::labels ? 1 : size_of(u.dtype);
-  return static_cast<const uint8_t*>(u.data) +
-         (batch * u.batch_stride + g * u.head_stride) * size;
+  return static_cast<const uint8_t*>(u.data) + (batch * u.batch_stride + g * u.head_stride) * size;
 }
 
 // Scores and, per chunk and row, what stats() says of them.
 struct Memory {
-  float* scores;  // [most_rows, units]
+  float* scores;         // [most_rows, units]
   float *largest, *sum;  // [chunks, most_rows]
   float* shift;          // [most_rows]
 };
@@ -181,8 +180,7 @@ Status for_scores(const ScoreProblem& p, int64_t jobs_of_head,
   const int64_t query_floats = rows * (width + 2) + bytes_as_floats;
   const int64_t work = p.heads * p.most_rows * jobs_of_head * p.units.units;
   // A thread is worth it from some 10 us of work on.
-  const int threads =
-      static_cast<int>(std::clamp<int64_t>(work >> 15, 1, int64_t{num_threads()}));
+  const int threads = static_cast<int>(std::clamp<int64_t>(work >> 15, 1, int64_t{num_threads()}));
   const bool by_heads = p.heads >= threads;
   const int64_t slots = by_heads ? threads : 1;
   auto* memory = static_cast<float*>(

@@ -111,8 +111,7 @@ void select_head(const KvSelectArgs& a, const KvReduceRow& reduce, int64_t head,
   } else if (k > 0) {
     const float* middle = s + first;
     const Threshold t = find(reduce, &middle, n, k, buffer);
-    count +=
-        reduce.above(middle, n, t.value, t.ties, static_cast<int32_t>(first), out + count);
+    count += reduce.above(middle, n, t.value, t.ties, static_cast<int32_t>(first), out + count);
   }
   list(first + n, a.units);
   for (int64_t i = count - 1; a.page > 1 && i >= 0; --i) {

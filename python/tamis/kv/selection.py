@@ -6,19 +6,23 @@ import torch
 from torch import Tensor
 
 from tamis.kv.rows import Rows, indices
+from tamis.ops import kv_select as op
 from tamis.ops.attention import ALL, DenseSegment, Lists, Segment
-from tamis.policy.kv_budget import top_tokens
-from tamis.policy.kv_estimate import heavy_channels, label_weights, page_bound
+from tamis.policy.kv_estimate import heavy_channels
 from tamis.policy.kv_recipe import Labels, Pages, Select
 
 
 class Selection:
-    """The summaries that a recipe estimates scores from, and the choice they lead to."""
+    """The summaries that a recipe estimates scores from, and the choice they lead to.
+
+    ``rows`` holds them: ``bounds`` of pages [b, g, pages, 2, d], or ``labels`` of tokens as records.
+    """
 
     def __init__(self, how: Select, budget: int | None) -> None:
         self.how, self.budget = how, budget
         self.rows: dict[str, Rows] = {}
-        self.channels: Tensor | None = None  # of Labels, [g, r]
+        self.channels: Tensor | None = None  # of Labels, [g, r] int32
+        self.labelled = 0  # tokens that have labels
 
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes of the summaries."""
@@ -28,20 +32,23 @@ class Selection:
         """An independent copy."""
         copy = Selection(self.how, self.budget)
         copy.rows = {name: rows.clone() for name, rows in self.rows.items()}
-        copy.channels = self.channels
+        copy.channels, copy.labelled = self.channels, self.labelled
         return copy
 
     def crop(self, tokens: int) -> None:
         """Forgets what summarizes tokens from ``tokens`` on."""
-        unit = self.how.by.page if isinstance(self.how.by, Pages) else 1
+        self.labelled = min(self.labelled, tokens)
         for rows in self.rows.values():
-            rows.crop(tokens // unit)
+            if isinstance(self.how.by, Pages):
+                rows.crop(tokens // self.how.by.page)
+            else:  # the last record keeps labels that are overwritten before they count
+                rows.crop(-(-tokens // op.LABEL_TOKENS))
 
     def observe(self, q: Tensor, keys: Tensor) -> None:
         """Fixes the label channels by the first prompt's queries and keys of the same tokens."""
         if isinstance(self.how.by, Labels) and self.channels is None:
-            count = max(1, keys.shape[3] // self.how.by.divisor)
-            self.channels = heavy_channels(q, keys[:, :, -q.shape[2] :], count)
+            count = op.label_channels(keys.shape[3] // self.how.by.divisor)
+            self.channels = indices(heavy_channels(q, keys[:, :, -q.shape[2] :], count))
 
     def segments(
         self, q: Tensor, keys: Tensor, values: Tensor, first: Tensor | None
@@ -50,49 +57,59 @@ class Selection:
         budget = self._budget(keys.shape[2])
         if budget >= keys.shape[2]:
             return None
+        begin = None if first is None else indices(first).contiguous()
         if isinstance(self.how.by, Pages):
-            return self._by_pages(self.how.by.page, budget, q, (keys, values), first)
-        return self._by_labels(budget, q, (keys, values), first)
+            return self._by_pages(self.how.by.page, budget, q, (keys, values), begin)
+        scores = op.kv_estimate(q, self._labels(keys), begin=begin)
+        index, count = op.kv_select(
+            scores, budget, sink=self.how.sink, recent=self.how.recent, begin=begin
+        )
+        return [DenseSegment(keys, values, Lists(index=index, count=count, begin=begin))]
 
     def _budget(self, tokens: int) -> int:
         least = self.how.sink + self.how.recent
         return self.budget or max(least, int(self.how.fraction * tokens), 1)
 
-    def _by_labels(
-        self, budget: int, q: Tensor, kv: tuple[Tensor, Tensor], first: Tensor | None
-    ) -> list[Segment]:
-        keys, values = kv
+    def _labels(self, keys: Tensor) -> op.Labels:
+        """Labels of all keys, made for those that have none yet."""
         self.observe(keys[:, :, -1:], keys)  # where no prompt was seen, by the keys alone
         if self.channels is None:
             raise AssertionError("observe fixes the channels")
-        held = self.rows["labels"].count if self.rows else 0
-        if held < keys.shape[2]:
-            new = keys[:, :, held:]
-            at = self.channels[None, :, None, :].expand(*new.shape[:3], -1)
-            self._append("labels", new.gather(3, at))
-        scores = label_weights(q, self.rows["labels"].view, self.channels, keys.shape[3] ** -0.5)
-        kept = top_tokens(scores, budget, sink=self.how.sink, recent=self.how.recent, first=first)
-        begin = None if first is None else indices(first)
-        return [DenseSegment(keys, values, Lists(index=indices(kept), begin=begin))]
+        b, g, s, _ = keys.shape
+        records = -(-s // op.LABEL_TOKENS)
+        if not self.rows:
+            size = op.label_bytes(self.channels.shape[1])
+            self.rows["labels"] = Rows(torch.empty(b, g, 0, size, dtype=torch.uint8))
+        held = self.rows["labels"]
+        held.extend(records - held.count)
+        if self.labelled < s:
+            op.append_labels(held.view, keys[:, :, self.labelled :], self.channels, self.labelled)
+            self.labelled = s
+        return op.Labels(held.view, self.channels, s)
 
     def _by_pages(
-        self, page: int, budget: int, q: Tensor, kv: tuple[Tensor, Tensor], first: Tensor | None
+        self, page: int, budget: int, q: Tensor, kv: tuple[Tensor, Tensor], begin: Tensor | None
     ) -> list[Segment]:
         keys, values = kv
         whole = keys.shape[2] // page
-        held = self.rows["low"].count if self.rows else 0
+        held = self.rows["bounds"].count if self.rows else 0
         if held < whole:
             b, g, _, d = keys.shape
             new = keys[:, :, held * page : whole * page].reshape(b, g, whole - held, page, d)
-            self._append("low", new.amin(3))
-            self._append("high", new.amax(3))
-        bound = page_bound(q, self.rows["low"].view, self.rows["high"].view)
-        pages = top_tokens(
-            bound, max(1, budget // page), first=None if first is None else first // page
+            self._append("bounds", torch.stack([new.amin(3), new.amax(3)], 3))
+        scores = op.kv_estimate(
+            q,
+            op.PageBounds(self.rows["bounds"].view),
+            log_weight=False,
+            begin=None if begin is None else begin // page,
         )
-        tokens = (pages.unsqueeze(-1) * page + torch.arange(page)).flatten(2)
-        begin = None if first is None else indices(first)
-        chosen = DenseSegment(keys, values, Lists(index=indices(tokens), begin=begin))
+        index, count = op.kv_select(
+            scores,
+            max(1, budget // page),
+            page=page,
+            begin=None if begin is None else begin // page,
+        )
+        chosen = DenseSegment(keys, values, Lists(index=index, count=count, begin=begin))
         rest = whole * page  # the latest tokens, which fill no page yet
         if rest == keys.shape[2]:
             return [chosen]

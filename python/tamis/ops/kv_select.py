@@ -1,0 +1,333 @@
+"""kv_select: which tokens of a KV cache a step reads, from summaries smaller than the keys.
+
+``kv_estimate`` scores units (tokens or pages) for the queries of a step, ``kv_select`` takes the best
+exactly, ``kv_mass`` sums the attention that tokens got from several queries; ``sparse_attention``
+then reads what was chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tamis import _C
+from tamis.errors import TamisValueError
+from tamis.ops.handle import core_errors
+from tamis.ops.kv_quantize import float_code, rows_of
+
+__all__ = [
+    "KeyRows",
+    "Labels",
+    "PageBounds",
+    "append_labels",
+    "kv_estimate",
+    "kv_mass",
+    "kv_select",
+    "label_bytes",
+    "label_channels",
+]
+
+LABEL_TOKENS = 16
+"""Tokens of one ``kv_label`` record."""
+
+
+@dataclass(frozen=True)
+class KeyRows:
+    """Keys, or means of pages, [b, g, units, d]: the score is their product with q."""
+
+    keys: Tensor
+
+
+@dataclass(frozen=True)
+class PageBounds:
+    """Smallest and largest key of each channel and page, [b, g, pages, 2, d].
+
+    The score is the bound sum_c max(q_c low_c, q_c high_c) (Quest, arXiv:2406.10774, sec. 3.3).
+    """
+
+    bounds: Tensor
+
+
+@dataclass(frozen=True)
+class Labels:
+    """r channels of the keys in 4 bits, ``kv_label`` records [b, g, records, nbytes] uint8.
+
+    The score is the product over those channels (Double Sparsity, arXiv:2408.07092, sec. 3).
+
+    Attributes:
+        records: What ``append_labels`` wrote, records of a head contiguous.
+        channels: Which of the d channels, [g, r] int32.
+        tokens: Labels that count, at most 16 a record.
+    """
+
+    records: Tensor
+    channels: Tensor
+    tokens: int
+
+
+Units = KeyRows | PageBounds | Labels
+
+
+def kv_estimate(
+    q: Tensor,
+    units: Units,
+    *,
+    scale: float | None = None,
+    log_weight: bool = True,
+    begin: Tensor | None = None,
+) -> Tensor:
+    """Score of each unit, [b, g, units] f32: the largest over the query rows of its KV head.
+
+    Args:
+        q: [b, h, n, d] float32, float16 or bfloat16 on the CPU, h a multiple of the KV heads.
+        units: What is stored of them.
+        scale: Of the scores; 1 / sqrt(d) by default.
+        log_weight: Subtract the logarithm of the sum of exponentials of each row, so that rows
+            compare as softmax weights do.
+        begin: First unit that counts, [b, g] int32; those before get -inf.
+
+    Raises:
+        TamisTypeError: A dtype or device has no kernel.
+        TamisValueError: Shapes disagree.
+    """
+    code = float_code("kv_estimate", q)
+    memory, (b, g, count) = _units("kv_estimate", units, q)
+    h, n, d = q.shape[1:]
+    rows = q.reshape(b, g, h // g * n, d).contiguous()
+    out = torch.empty(b, g, count)
+    with core_errors():
+        _C.kv_estimate(
+            code,
+            (b, g, rows.shape[2], d),
+            rows.data_ptr(),
+            d**-0.5 if scale is None else scale,
+            memory[0],
+            log_weight,
+            _int32("kv_estimate", "begin", begin, b * g),
+            out.data_ptr(),
+        )
+    return out
+
+
+def kv_mass(
+    q: Tensor,
+    keys: Tensor,
+    *,
+    scale: float | None = None,
+    begin: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Attention that each token got, [b, g, s] f32: summed over queries, averaged over a group's heads.
+
+    Never holds more than 16 rows of scores.
+
+    Args:
+        q: [b, h, n, d], the queries of the last n tokens; each sees the tokens up to its own.
+        keys: [b, g, s, d].
+        scale: Of the scores; 1 / sqrt(d) by default.
+        begin: First token that counts, [b, g] int32.
+        out: Added to, contiguous f32; a new tensor by default.
+
+    Raises:
+        TamisTypeError: A dtype or device has no kernel.
+        TamisValueError: Shapes disagree.
+    """
+    code = float_code("kv_mass", q)
+    memory, (b, g, s) = _units("kv_mass", KeyRows(keys), q)
+    h, n, d = q.shape[1:]
+    if out is None:
+        out = torch.zeros(b, g, s)
+    elif out.shape != (b, g, s) or out.dtype != torch.float32 or not out.is_contiguous():
+        raise TamisValueError(
+            f"kv_mass: out: got {out.dtype} of shape {list(out.shape)}, wanted contiguous float32 "
+            f"of shape {[b, g, s]}."
+        )
+    rows = q.contiguous()
+    with core_errors():
+        _C.kv_mass(
+            code,
+            (b, g, h // g, n, d),
+            rows.data_ptr(),
+            d**-0.5 if scale is None else scale,
+            memory[0],
+            _int32("kv_mass", "begin", begin, b * g),
+            out.data_ptr(),
+        )
+    return out
+
+
+def kv_select(
+    scores: Tensor,
+    k: int | Tensor | None = None,
+    *,
+    top_p: float = 0.0,
+    sink: int = 0,
+    recent: int = 0,
+    page: int = 1,
+    begin: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Ascending tokens [b, g, width] int32 of the best units, and how many of them count, [b, g] int32.
+
+    Exact; ties go to the lower unit, NaN comes last.
+
+    Args:
+        scores: [b, g, units] f32, larger is taken.
+        k: Units per head, forced ones included; a tensor [b, g] int32 gives each head its own.
+        top_p: Instead of k: the fewest units whose scores (not below 0) reach this share of all.
+        sink: First units that are always taken.
+        recent: Last units that are always taken.
+        page: Tokens of a unit; each unit becomes as many tokens.
+        begin: First unit that counts, [b, g] int32.
+
+    Raises:
+        TamisValueError: Neither k nor top_p is given, or one is out of range.
+    """
+    b, g, units = scores.shape
+    if scores.dtype != torch.float32 or not scores.is_cpu:
+        raise TamisValueError(
+            f"kv_select: scores: got {scores.dtype} on {scores.device}, wanted float32 on cpu."
+        )
+    if (k is None) == (top_p <= 0.0):
+        raise TamisValueError(
+            f"kv_select: k, top_p: got {k} and {top_p}, wanted exactly one of them; pass k=None or "
+            "top_p=0."
+        )
+    scores = scores.contiguous()
+    budget, most = None, 0
+    if isinstance(k, Tensor):
+        budget, most = k, int(k.max()) if k.numel() else 0
+    elif k is not None:
+        most = k
+    width = units if k is None else min(units, max(most, sink + recent))
+    index = torch.empty(b, g, max(width, 0) * page, dtype=torch.int32)
+    count = torch.empty(b, g, dtype=torch.int32)
+    with core_errors():
+        _C.kv_select(
+            b * g,
+            units,
+            scores.data_ptr(),
+            most,
+            _int32("kv_select", "k", budget, b * g),
+            top_p,
+            sink,
+            recent,
+            page,
+            _int32("kv_select", "begin", begin, b * g),
+            index.data_ptr(),
+            index.shape[2],
+            count.data_ptr(),
+        )
+    return index, count
+
+
+def label_channels(wanted: int) -> int:
+    """The number of channels that ``kv_label`` has which is next to ``wanted``, not below it."""
+    return max(8, (wanted + 7) // 8 * 8)
+
+
+def label_bytes(channels: int) -> int:
+    """Bytes of a ``kv_label`` record: 16 tokens of r channels in 4 bits, f16 scales and minima."""
+    size: int = _C.kv_label_bytes(channels)
+    return size
+
+
+def append_labels(records: Tensor, keys: Tensor, channels: Tensor, first: int) -> None:
+    """Writes the labels of keys [b, g, n, d], tokens ``first`` and on, into records.
+
+    Args:
+        records: [b, g, records, nbytes] uint8, records of a head contiguous, enough of them.
+        keys: float32, float16 or bfloat16 on the CPU.
+        channels: [g, r] int32, r a multiple of 8, at most 128.
+        first: Tokens labelled before.
+
+    Raises:
+        TamisTypeError: A dtype or device has no kernel.
+        TamisValueError: Shapes disagree.
+    """
+    code = float_code("append_labels", keys)
+    b, g, n, d = keys.shape
+    r = channels.shape[1]
+    need = -(-(first + n) // LABEL_TOKENS)
+    wanted = (b, g, max(need, records.shape[2]), label_bytes(r))
+    if records.shape != wanted or records.dtype != torch.uint8:
+        raise TamisValueError(
+            f"append_labels: records: got {records.dtype} of shape {list(records.shape)}, wanted "
+            f"uint8 of shape {[b, g, f'at least {need}', wanted[3]]}."
+        )
+    keys = rows_of(keys)
+    steps = keys.stride()
+    with core_errors():
+        _C.kv_append_labels(
+            r,
+            code,
+            (b, g, d),
+            keys.data_ptr(),
+            (steps[0], steps[1], steps[2]),
+            _int32("append_labels", "channels", channels, g * r),
+            first,
+            n,
+            records.data_ptr(),
+            (records.stride(0), records.stride(1)),
+        )
+
+
+def _units(
+    function: str, u: Units, q: Tensor
+) -> tuple[tuple[_C.KvUnits, Tensor], tuple[int, int, int]]:
+    """The core's view of units with the tensor that it borrows, and [b, g, units]."""
+    b, h, _, d = q.shape
+    wanted: tuple[int, ...]
+    if isinstance(u, Labels):
+        g, r = u.channels.shape
+        x, wanted = u.records, (b, g, u.records.shape[2], label_bytes(r))
+        units = u.tokens
+    elif isinstance(u, PageBounds):
+        x = rows_of(u.bounds)
+        g, units = x.shape[1], x.shape[2]
+        wanted = (b, g, units, 2, d)
+        if x.stride(3) != d:
+            x = x.contiguous()
+    else:
+        x = rows_of(u.keys)
+        g, units = x.shape[1], x.shape[2]
+        wanted = (b, g, units, d)
+    if x.shape != wanted or h % g != 0:
+        raise TamisValueError(
+            f"{function}: q, units: got shapes {list(q.shape)} and {list(x.shape)}, wanted "
+            f"[b, h, n, d] and {list(wanted)} with h a multiple of {g}."
+        )
+    steps = x.stride()
+    if isinstance(u, Labels):
+        if not 0 <= units <= LABEL_TOKENS * x.shape[2]:
+            raise TamisValueError(
+                f"{function}: tokens: got {units}, wanted 0 to {LABEL_TOKENS * x.shape[2]} for "
+                f"{x.shape[2]} records."
+            )
+        ids = _int32(function, "channels", u.channels, g * r)
+        return (_C.kv_label_units(r, units, x.data_ptr(), (steps[0], steps[1]), ids), x), (
+            b,
+            g,
+            units,
+        )
+    made = _C.kv_row_units(
+        isinstance(u, PageBounds),
+        float_code(function, x),
+        units,
+        x.data_ptr(),
+        (steps[0], steps[1], steps[2]),
+    )
+    return (made, x), (b, g, units)
+
+
+def _int32(function: str, name: str, x: Tensor | None, size: int) -> int:
+    """Address of a list that its owner keeps alive, or 0."""
+    if x is None:
+        return 0
+    if x.dtype != torch.int32 or not x.is_cpu or x.numel() != size or not x.is_contiguous():
+        raise TamisValueError(
+            f"{function}: {name}: got {x.dtype} of shape {list(x.shape)} on {x.device}, wanted "
+            f"contiguous torch.int32 with {size} elements on cpu."
+        )
+    return x.data_ptr()
