@@ -10,10 +10,11 @@ WIKITEXT ?= ../shared/data/wikitext2
 TEXTS := $(if $(wildcard $(WIKITEXT)/test.txt),--data $(WIKITEXT)/validation.txt --text $(WIKITEXT)/test.txt)
 JOBS ?= $(shell nproc)
 
-.PHONY: help demo test test-cpp test-python build bench lint format clean
+.PHONY: help demo test test-cpp test-python test-neon build bench lint format clean
 help:
 	@echo "make demo   prune SmolLM2-135M three ways, measure, compare, write out/report.html"
 	@echo "make test   C++ and Python tests"
+	@echo "make test-neon  the C++ tests on emulated AArch64 processors"
 	@echo "make bench  kernel and end-to-end benchmarks"
 	@echo "make lint   clang-format, clang-tidy, ruff, mypy"
 
@@ -28,6 +29,15 @@ test-cpp: build
 test-python: build
 	@echo "== pytest"
 	OMP_NUM_THREADS=1 PYTHONPATH=python $(PY) -m pytest --numprocesses $(JOBS) --dist worksteal
+
+# Kernels for AArch64, cross-built, under qemu-user.
+test-neon: $(VENV)/.dev
+	@echo "== AArch64"
+	. ./.ci/packages && packages g++-aarch64-linux-gnu qemu-user libgtest-dev
+	$(VENV)/bin/cmake -S . -B $(BUILD)-neon -G Ninja -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake \
+	  -DTAMIS_TESTS=ON -DTAMIS_CUDA=OFF -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja --log-level=WARNING
+	$(VENV)/bin/cmake --build $(BUILD)-neon
+	$(VENV)/bin/ctest --test-dir $(BUILD)-neon --output-on-failure --parallel $(JOBS)
 
 # One build serves the C++ tests and, through python/tamis/_C*.so, the Python ones.
 build: $(VENV)/.dev
@@ -64,7 +74,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf build out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build build-neon out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Setting up. A stamp file remembers each step.
 

@@ -5,6 +5,11 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
 else()
   set(TAMIS_X86 OFF)
 endif()
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  set(TAMIS_ARM ON)
+else()
+  set(TAMIS_ARM OFF)
+endif()
 
 set(TAMIS_FLAGS_avx2 -mavx2 -mfma -mf16c -mbmi -mbmi2 -mlzcnt -mpopcnt)
 set(TAMIS_FLAGS_avx512 ${TAMIS_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd)
@@ -12,21 +17,32 @@ set(TAMIS_FLAGS_avx512vbmi2 ${TAMIS_FLAGS_avx512}
   -mavx512vbmi -mavx512vbmi2 -mavx512vnni -mavx512vpopcntdq -mavx512bitalg)
 set(TAMIS_FLAGS_avx512bf16 ${TAMIS_FLAGS_avx512vbmi2} -mavx512bf16)
 
+set(TAMIS_LEVELS_X86 avx2 avx512 avx512vbmi2 avx512bf16)
+
+# Every AArch64 has neon. Not in any later level by itself: half precision FHM is not on Neoverse N1.
+set(TAMIS_FLAGS_neon -march=armv8-a)
+set(TAMIS_FLAGS_neon_dot -march=armv8.2-a+fp16+dotprod)
+set(TAMIS_FLAGS_neon_fhm ${TAMIS_FLAGS_neon_dot}+fp16fml)
+set(TAMIS_FLAGS_neon_bf16 ${TAMIS_FLAGS_neon_fhm}+bf16+i8mm)
+set(TAMIS_LEVELS_ARM neon neon_dot neon_fhm neon_bf16)
+
 # tamis_add_kernels(<op> source...): one object library tamis_<op>_<isa> per ISA level named by the
-# sources, linked into tamis_core, or for the op `format` into tamis_formats. Off x86-64 these files
-# vanish, as their rows in kernels.def do.
+# sources, linked into tamis_core, or for the op `format` into tamis_formats. Off their processors
+# these files vanish, as their rows in kernels.def do. TAMIS_KERNEL_LIBRARIES lists what there is.
 function(tamis_add_kernels op)
   foreach(source IN LISTS ARGN)
-    if(NOT source MATCHES "_(avx2|avx512|avx512vbmi2|avx512bf16)\\.cc$")
+    if(NOT source MATCHES "_(avx2|avx512|avx512vbmi2|avx512bf16|neon|neon_dot|neon_fhm|neon_bf16)\\.cc$")
       message(FATAL_ERROR "tamis_add_kernels: ${source}: the name ends in no known ISA")
     endif()
     set(isa ${CMAKE_MATCH_1})
-    if(NOT TAMIS_X86)
+    if(NOT ((TAMIS_X86 AND isa IN_LIST TAMIS_LEVELS_X86) OR
+            (TAMIS_ARM AND isa IN_LIST TAMIS_LEVELS_ARM)))
       continue()
     endif()
     set(library tamis_${op}_${isa})
     if(NOT TARGET ${library})
       add_library(${library} OBJECT)
+      set_property(GLOBAL APPEND PROPERTY TAMIS_KERNEL_LIBRARIES ${library})
       target_compile_options(${library} PRIVATE ${TAMIS_FLAGS_${isa}})
       set(user tamis_core)
       if(op STREQUAL format)

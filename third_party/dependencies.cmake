@@ -5,7 +5,7 @@
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 
 # Python and pybind11 >= 3: scikit-build-core points at them; a plain CMake run asks the interpreter.
-if(NOT TAMIS_SANITIZE)
+if(TAMIS_EXTENSION)
   find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
   if(NOT pybind11_DIR)
     execute_process(COMMAND ${Python_EXECUTABLE} -m pybind11 --cmakedir
@@ -15,7 +15,16 @@ if(NOT TAMIS_SANITIZE)
   find_package(pybind11 3.0 CONFIG REQUIRED)
 endif()
 
-# GoogleTest: only with TAMIS_TESTS (Debian, Ubuntu: libgtest-dev).
-if(TAMIS_TESTS)
+# GoogleTest: only with TAMIS_TESTS (Debian, Ubuntu: libgtest-dev). A cross build compiles its
+# sources, which the package googletest brings.
+if(TAMIS_TESTS AND CMAKE_CROSSCOMPILING)
+  set(TAMIS_GTEST_SOURCE /usr/src/googletest/googletest CACHE PATH "GoogleTest, for cross builds")
+  add_library(tamis_gtest STATIC
+    ${TAMIS_GTEST_SOURCE}/src/gtest-all.cc
+    ${TAMIS_GTEST_SOURCE}/src/gtest_main.cc)
+  target_include_directories(tamis_gtest SYSTEM PUBLIC ${TAMIS_GTEST_SOURCE}/include)
+  target_include_directories(tamis_gtest PRIVATE ${TAMIS_GTEST_SOURCE})
+  add_library(GTest::gtest_main ALIAS tamis_gtest)
+elseif(TAMIS_TESTS)
   find_package(GTest REQUIRED)
 endif()

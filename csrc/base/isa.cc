@@ -7,6 +7,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace tamis {
@@ -17,11 +20,13 @@ struct Level {
   IsaBits bits;
 };
 
-// Ascending, each contains the one before.
+// Ascending; each contains the one before of its kind of processor.
 constexpr Level kLevels[] = {
     {"scalar", isa::scalar},         {"avx2", isa::avx2},
     {"avx512", isa::avx512},         {"avx512vbmi2", isa::avx512vbmi2},
-    {"avx512bf16", isa::avx512bf16},
+    {"avx512bf16", isa::avx512bf16}, {"neon", isa::neon},
+    {"neon_dot", isa::neon_dot},     {"neon_fhm", isa::neon_fhm},
+    {"neon_bf16", isa::neon_bf16},
 };
 
 #if defined(__x86_64__)
@@ -57,6 +62,15 @@ IsaBits detect() {
   if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !has(eax, {5})) return bits;
   return bits | isa::kAvx512Bf16;
 }
+#elif defined(__aarch64__)
+IsaBits detect() {
+  const auto has = [](unsigned long word, unsigned long bits) { return (word & bits) == bits; };
+  const unsigned long caps = getauxval(AT_HWCAP), caps2 = getauxval(AT_HWCAP2);
+  if (!has(caps, HWCAP_ASIMD)) return isa::kScalar;
+  if (!has(caps, HWCAP_ASIMDDP | HWCAP_FPHP | HWCAP_ASIMDHP)) return isa::neon;
+  if (!has(caps, HWCAP_ASIMDFHM)) return isa::neon_dot;
+  return has(caps2, HWCAP2_BF16 | HWCAP2_I8MM) ? isa::neon_bf16 : isa::neon_fhm;
+}
 #else
 IsaBits detect() {
   return isa::kScalar;
@@ -64,6 +78,14 @@ IsaBits detect() {
 #endif
 
 }  // namespace
+
+const char* isa_levels() {
+#if defined(__aarch64__)
+  return "scalar, neon, neon_dot, neon_fhm or neon_bf16";
+#else
+  return "scalar, avx2, avx512, avx512vbmi2 or avx512bf16";
+#endif
+}
 
 bool isa_from_name(const char* name, IsaBits* bits) {
   for (const Level& level : kLevels) {

@@ -14,6 +14,10 @@ inline constexpr IsaBits kAvx2 = 1u << 0;         // AVX2, FMA, F16C, BMI1, BMI2
 inline constexpr IsaBits kAvx512 = 1u << 1;       // F, BW, DQ, VL, CD
 inline constexpr IsaBits kAvx512Vbmi2 = 1u << 2;  // VBMI, VBMI2, VNNI, VPOPCNTDQ, BITALG
 inline constexpr IsaBits kAvx512Bf16 = 1u << 3;   // AVX512_BF16
+inline constexpr IsaBits kNeon = 1u << 8;         // Advanced SIMD, which every AArch64 has
+inline constexpr IsaBits kNeonDot = 1u << 9;      // DotProd, FP16 (Cortex-A76, Neoverse N1)
+inline constexpr IsaBits kNeonFhm = 1u << 10;     // FHM (Apple M1, Neoverse V1)
+inline constexpr IsaBits kNeonBf16 = 1u << 11;    // BF16, I8MM
 
 // What a kernel compiled for a level requires: the level and every one below it.
 inline constexpr IsaBits scalar = kScalar;
@@ -21,12 +25,16 @@ inline constexpr IsaBits avx2 = kAvx2;
 inline constexpr IsaBits avx512 = avx2 | kAvx512;
 inline constexpr IsaBits avx512vbmi2 = avx512 | kAvx512Vbmi2;
 inline constexpr IsaBits avx512bf16 = avx512vbmi2 | kAvx512Bf16;
+inline constexpr IsaBits neon = kNeon;
+inline constexpr IsaBits neon_dot = neon | kNeonDot;
+inline constexpr IsaBits neon_fhm = neon_dot | kNeonFhm;
+inline constexpr IsaBits neon_bf16 = neon_fhm | kNeonBf16;
 }  // namespace isa
 
-// What CPUID and XCR0 report, before TAMIS_ISA.
+// What CPUID and XCR0, or HWCAP, report, before TAMIS_ISA.
 IsaBits host_isa();
 
-// host_isa() narrowed by TAMIS_ISA = scalar | avx2 | avx512 | avx512vbmi2 | avx512bf16; read once.
+// host_isa() narrowed by TAMIS_ISA, the name of a level; read once.
 // An unknown name narrows to scalar; isa_request_error() then says so.
 IsaBits active_isa();
 
@@ -35,6 +43,9 @@ const char* isa_request_error();
 
 // Highest level contained in `bits`, e.g. "avx512bf16".
 const char* isa_name(IsaBits bits);
+
+// The names that TAMIS_ISA takes on this processor, as a sentence has them: "scalar, ... or ...".
+const char* isa_levels();
 
 // Bits of a level by name; false and untouched if there is no such level.
 bool isa_from_name(const char* name, IsaBits* bits);

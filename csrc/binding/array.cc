@@ -91,7 +91,7 @@ Format format_from(const char* function, std::string_view name) {
 IsaBits isa_from(const char* function, const std::string& name) {
   IsaBits bits = isa::kScalar;
   if (isa_from_name(name.c_str(), &bits)) return bits;
-  raise_value(function, "isa", "'" + name + "'", "scalar, avx2, avx512, avx512vbmi2 or avx512bf16");
+  raise_value(function, "isa", "'" + name + "'", isa_levels());
 }
 
 Element element_of(DType dtype) {

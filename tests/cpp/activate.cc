@@ -97,7 +97,7 @@ void check(ActivateKernel run, Activation f, bool multiplied, int64_t n) {
 }
 
 TEST(Activate, MatchesItsDefinition) {
-  for (const IsaBits level : {IsaBits{0}, isa::avx2, isa::avx512}) {
+  for (const IsaBits level : {IsaBits{0}, isa::avx2, isa::avx512, isa::neon}) {
     if ((level & host_isa()) != level) continue;
     const ActivateKernel run = choose_activate(level);
     for (const Activation f : kAll) {
@@ -115,7 +115,7 @@ TEST(Activate, MatchesItsDefinition) {
 
 TEST(Activate, KeepsNaNAndEnds) {
   const float inf = std::numeric_limits<float>::infinity();
-  for (const IsaBits level : {IsaBits{0}, isa::avx2, isa::avx512}) {
+  for (const IsaBits level : {IsaBits{0}, isa::avx2, isa::avx512, isa::neon}) {
     if ((level & host_isa()) != level) continue;
     for (const Activation f : kAll) {
       float y[] = {std::numeric_limits<float>::quiet_NaN(), inf, 200.0f, -200.0f, 0.0f};

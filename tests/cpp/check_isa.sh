@@ -1,6 +1,7 @@
 #!/bin/sh
 # No wide-register code outside the kernel objects, and nothing in those that the linker may merge:
-# either way a host without AVX would run AVX code.
+# either way a host without AVX would run AVX code. On AArch64 every object may use NEON, and plain
+# ones are built without more, so only the second half finds anything.
 #   check_isa.sh PLAIN_OBJECT... -- KERNEL_OBJECT...
 set -u
 status=0
@@ -13,10 +14,10 @@ for object in "$@"; do
   fi
   checked=$((checked + 1))
   if $kernels; then
-    found=$(nm --demangle "$object" | grep -E ' [VWu] ')
+    found=$(${NM:-nm} --demangle "$object" | grep -E ' [VWu] ')
     what="a symbol that the linker may merge"
   else
-    found=$(objdump --disassemble --no-show-raw-insn "$object" | grep -E '%[yz]mm|%k[0-7]')
+    found=$(${OBJDUMP:-objdump} --disassemble --no-show-raw-insn "$object" | grep -E '%[yz]mm|%k[0-7]')
     what="code for wide registers"
   fi
   if [ -n "$found" ]; then

@@ -13,14 +13,16 @@
 
 #include "base/numeric.h"
 #include "base/parallel.h"
+#include "fewer.h"
 #include "guarded.h"
 #include "ops/kv_select/kv_select.h"
 
 namespace tamis::test {
 namespace {
 
-constexpr IsaBits kLevels[] = {isa::kScalar, isa::avx2, isa::avx512, isa::avx512vbmi2,
-                               isa::avx512bf16};
+constexpr IsaBits kLevels[] = {isa::kScalar,     isa::avx2,       isa::avx512,
+                               isa::avx512vbmi2, isa::avx512bf16, isa::neon,
+                               isa::neon_dot,    isa::neon_fhm,   isa::neon_bf16};
 
 void put(void* data, DType type, size_t i, float v) {
   if (type == DType::f32) {
@@ -107,6 +109,8 @@ struct Memory {
 constexpr double kTolerance = 2e-5;
 
 void expect_estimate(const Case& c, int threads = 1) {
+  static uint64_t number = 0;
+  if (!keeps_case(number++)) return;
   const Memory m(c);
   const auto count = static_cast<size_t>(c.batch * c.kv_heads * c.units);
   Guarded<float> out(count);
@@ -219,11 +223,12 @@ TEST(KvEstimate, BoundsAreAboveEveryKeyOfThePage) {
 }
 
 TEST(KvMass, AgainstTheReference) {
+  uint64_t number = 0;
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     for (const DType q : {DType::f32, DType::bf16}) {
       for (const int64_t n : {1, 16, 50, 1100}) {
         for (const int64_t queries : {1, 3, 16, 17, 40}) {
-          if (queries > n) continue;
+          if (queries > n || !keeps_case(number++)) continue;
           Case c{.dtype = dtype, .q_dtype = q, .rows = 2 * queries, .units = n};
           c.begin = queries % 2 == 1;
           const Memory m(c);
@@ -262,6 +267,8 @@ TEST(KvMass, AgainstTheReference) {
 }
 
 void expect_selection(KvSelectArgs a, const std::string& what) {
+  static uint64_t number = 0;
+  if (!keeps_case(number++)) return;
   const int64_t most = a.units * a.page;
   const auto size = static_cast<size_t>(a.heads * most);
   std::vector<int32_t> wanted(size), counts(static_cast<size_t>(a.heads));
@@ -375,12 +382,14 @@ TEST(KvSelect, ChoosesTheBestKernel) {
   const auto name = [](KvSummary kind, DType dtype, DType q, IsaBits isa) {
     return std::string(choose_kv_score(kind, dtype, q, isa)->name);
   };
+#if defined(__x86_64__)
   EXPECT_EQ(name(KvSummary::rows, DType::bf16, DType::bf16, isa::avx512bf16),
             "kv_select_rows_bf16_bf16_avx512bf16");
   EXPECT_EQ(name(KvSummary::rows, DType::bf16, DType::f32, isa::avx512bf16),
             "kv_select_rows_bf16_f32_avx512");
   EXPECT_EQ(name(KvSummary::labels, DType::f32, DType::bf16, isa::avx512),
             "kv_select_labels_f32_f32_avx2");
+#endif
   EXPECT_EQ(name(KvSummary::rows, DType::f16, DType::f16, isa::kScalar),
             "kv_select_rows_f16_f32_scalar");
 }

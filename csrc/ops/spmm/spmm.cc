@@ -152,10 +152,8 @@ int useful_threads(const SpmmDesc& desc, const SpmmRow& row, int threads) {
 
 Status spmm(const SpmmArgs& a) {
   if (isa_request_error()) {
-    return error(Code::no_kernel,
-                 "spmm: TAMIS_ISA: got '%.40s', wanted scalar, avx2, avx512, avx512vbmi2 or "
-                 "avx512bf16",
-                 isa_request_error());
+    return error(Code::no_kernel, "spmm: TAMIS_ISA: got '%.40s', wanted %s", isa_request_error(),
+                 isa_levels());
   }
   const SpmmRow* row = choose_spmm(describe(a), active_isa());
   if (!row) {
