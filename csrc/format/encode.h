@@ -14,11 +14,14 @@ using Encode = void (*)(const void* w, DType dtype, int n, float divisor, int8_t
 
 void encode_scalar(const void* w, DType dtype, int n, float divisor, int8_t* codes);
 void encode_avx2(const void* w, DType dtype, int n, float divisor, int8_t* codes);
+void encode_neon(const void* w, DType dtype, int n, float divisor, int8_t* codes);
 
 // The fastest that the active ISA level has.
 inline Encode host_encode() {
 #if defined(__x86_64__)
   if ((active_isa() & isa::avx2) == isa::avx2) return encode_avx2;
+#elif defined(__aarch64__)
+  if ((active_isa() & isa::neon) == isa::neon) return encode_neon;
 #endif
   return encode_scalar;
 }

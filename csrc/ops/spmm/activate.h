@@ -14,12 +14,15 @@ using ActivateKernel = void (*)(const SpmmArgs&, int64_t row_begin, int64_t row_
 void activate_scalar(const SpmmArgs&, int64_t row_begin, int64_t row_end);
 void activate_avx2(const SpmmArgs&, int64_t row_begin, int64_t row_end);
 void activate_avx512(const SpmmArgs&, int64_t row_begin, int64_t row_end);
+void activate_neon(const SpmmArgs&, int64_t row_begin, int64_t row_end);
 
 // The best that `isa` has.
 inline ActivateKernel choose_activate([[maybe_unused]] IsaBits isa) {
 #if defined(__x86_64__)
   if ((isa & isa::avx512) == isa::avx512) return activate_avx512;
   if ((isa & isa::avx2) == isa::avx2) return activate_avx2;
+#elif defined(__aarch64__)
+  if ((isa & isa::neon) == isa::neon) return activate_neon;
 #endif
   return activate_scalar;
 }
