@@ -1,0 +1,39 @@
+"""No operator falls back to portable C++ on AArch64 where x86-64 has a vector kernel."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+OPS = Path(__file__).parents[2] / "csrc" / "ops"
+# Arguments of a row that say what it computes; the one after a form's dtypes is its level.
+KEYS = {"TAMIS_SPMM": (0, 3), "TAMIS_SPMM_FORM": (1, 4), "TAMIS_KV_QUANTIZE": (0, 1)}
+# One dtype of q serves all others of these, so only the storage counts.
+KEYS |= {"TAMIS_ATTENTION": (0, 1), "TAMIS_KV_SCORE": (0, 2), "TAMIS_KV_REDUCE": (0, 0)}
+
+
+def rows(text: str) -> dict[tuple[str, ...], int]:
+    """Operands of the rows, each with the fewest tokens that one of its rows takes."""
+    found: dict[tuple[str, ...], int] = {}
+    for macro, arguments in re.findall(r"^(TAMIS_\w+)\((.*)\)$", text, re.MULTILINE):
+        values = arguments.split(", ")
+        first, last = KEYS[macro]
+        tokens = int(values[last + 1]) if macro == "TAMIS_SPMM_FORM" else 1
+        key = tuple(values[first:last])
+        found[key] = min(found.get(key, tokens), tokens)
+    return found
+
+
+@pytest.mark.parametrize("op", sorted(p.parent.name for p in OPS.glob("*/kernels.def")))
+def test_every_x86_vector_row_has_one_on_aarch64(op: str) -> None:
+    text = (OPS / op / "kernels.def").read_text()
+    x86, _, others = text.partition("#elif defined(__aarch64__)")
+    arm, _, portable = others.partition("#endif")
+    assert x86.count("#if defined(__x86_64__)") == 1
+    assert "scalar)" in portable or ", scalar, " in portable
+    wanted, there = rows(x86), rows(arm)
+    assert wanted
+    missing = {k: m for k, m in wanted.items() if there.get(k, m + 1) > m}
+    assert not missing
