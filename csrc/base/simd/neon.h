@@ -62,7 +62,21 @@ TAMIS_INLINE F32 sums(const F32 (&v)[8]) {
   return {quad(v[0], v[1], v[2], v[3]), quad(v[4], v[5], v[6], v[7])};
 }
 
+struct CountTable {
+  uint8_t ones[256];
+
+  constexpr CountTable() : ones() {
+    for (int bits = 0; bits < 256; ++bits) {
+      ones[bits] = static_cast<uint8_t>((bits & 1) + ones[bits / 2]);
+    }
+  }
+};
+alignas(64) constexpr CountTable kCounts;
+
+// A mask of 8 lanes, which the compiler sees, costs one load; cnt and addv take the ports that tbl
+// and fmla want (Neoverse N1, bf16: 3.44 instead of 5.07 cycles per 8 weights by llvm-mca).
 TAMIS_INLINE int popcount(uint64_t bits) {
+  if (bits <= 0xff) return kCounts.ones[bits];
   return vaddv_u8(vcnt_u8(vcreate_u8(bits)));
 }
 
