@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tamis.kv.attention import Handle, attach
     from tamis.kv.cache import Cache
+    from tamis.kv.calibration import calibrate
     from tamis.kv.kv_store import KvStore, store
+    from tamis.kv.plan import Plan
 
 _HOME = {
     "Cache": "cache",
     "Handle": "attention",
     "KvStore": "kv_store",
+    "Plan": "plan",
     "attach": "attention",
+    "calibrate": "calibration",
     "store": "kv_store",
 }
 
-__all__ = ["Cache", "Handle", "KvStore", "attach", "store"]
+__all__ = ["Cache", "Handle", "KvStore", "Plan", "attach", "calibrate", "store"]
 
 
 def __getattr__(name: str) -> Any:

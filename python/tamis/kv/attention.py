@@ -82,14 +82,21 @@ def attention_forward(
     if store is not None:
         _belongs(store, module)
     if store is None or store.length == 0:
-        if softcap is not None:
-            kwargs["softcap"] = softcap
-        out, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
+        pad = None if store is None else padding(attention_mask)
+        sparse = None
+        if store is not None and not softcap:
+            sparse = store.prefill(query, key, value, scale=scaling, pad=pad)
+        if sparse is not None:
+            out = sparse.transpose(1, 2).contiguous()
+        else:
+            if softcap is not None:
+                kwargs["softcap"] = softcap
+            out, _ = sdpa_attention_forward(
+                module, query, key, value, attention_mask, scaling=scaling, **kwargs
+            )
         if store is not None:
             store.append(key, value)
-            store.settle(query, scale=scaling, pad=padding(attention_mask))
+            store.settle(query, scale=scaling, pad=pad)
         return out, None
     pad = padding(attention_mask)
     cap = softcap or 0.0
@@ -109,6 +116,8 @@ def _belongs(store: KvStore, module: Any) -> None:
     if store.length and store.layer_of is not None and store.layer_of() is module:
         return
     mark = layer_mark(module)
+    if store.plan is not None:
+        store.plan.check(mark)
     if store.length:
         check_mark("kv.Cache", "cache", store.mark, mark)
     store.layer_of, store.mark = weakref.ref(module), mark

@@ -12,6 +12,7 @@ from tamis.errors import TamisUnsupported, TamisValueError
 from tamis.kv.attention import NAME, STORE
 from tamis.kv.kv_store import KvStore
 from tamis.kv.methods import recipe_of
+from tamis.kv.plan import Plan
 from tamis.policy.kv_recipe import KvRecipe
 
 
@@ -25,12 +26,20 @@ class Cache(DynamicCache):
         config: The model's config.
         method: Name of a method, or a KvRecipe.
         budget: Tokens per KV head that stay or are read, where the method has one.
+        plan: What ``kv.calibrate`` found about the model, where the method takes a plan.
 
     Raises:
-        TamisValueError: Unknown method, or a budget that does not fit it.
+        TamisValueError: Unknown method, or a budget or plan that does not fit it.
     """
 
-    def __init__(self, config: Any, method: str | KvRecipe, *, budget: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Any,
+        method: str | KvRecipe,
+        *,
+        budget: int | None = None,
+        plan: Plan | None = None,
+    ) -> None:
         recipe = recipe_of(method)
         super().__init__(config=config)
         text = config.get_text_config(decoder=True)
@@ -42,7 +51,9 @@ class Cache(DynamicCache):
             )
         for i, layer in enumerate(self.layers):
             if type(layer) is DynamicLayer:
-                self.layers[i] = StoreLayer(text, KvStore(recipe, budget=budget, layer=i))
+                part = None if plan is None else plan.of_layer(i)
+                store = KvStore(recipe, budget=budget, layer=i, plan=part)
+                self.layers[i] = StoreLayer(text, store)
         if not self.stores:
             raise TamisUnsupported(
                 "kv.Cache: config: got a model without full-attention layers, wanted at least one."
@@ -110,7 +121,7 @@ class StoreLayer(CacheLayerMixin):
     def __init__(self, config: Any, store: KvStore) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.config, self.store = config, store
-        self.is_croppable = store.recipe.evict is None
+        self.is_croppable = store.recipe.croppable
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Remembers dtype and device."""
@@ -171,7 +182,7 @@ class StoreLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forgets everything."""
         old = self.store
-        self.store = KvStore(old.recipe, budget=old.budget, layer=old.layer)
+        self.store = KvStore(old.recipe, budget=old.budget, layer=old.layer, plan=old.plan)
         self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:

@@ -8,12 +8,18 @@ import torch
 from torch import Tensor
 
 from tamis.errors import TamisUnsupported, TamisValueError
-from tamis.kv.methods import check_budget, recipe_of
+from tamis.kv.classes import TwoClasses
+from tamis.kv.layout import LayoutPast
+from tamis.kv.methods import check_budget, check_plan, recipe_of
+from tamis.kv.past import Past, Tail
+from tamis.kv.plan import LayerPlan
+from tamis.kv.ragged import SharedBudget
 from tamis.kv.rows import Rows, indices
 from tamis.kv.selection import Selection
 from tamis.ops.attention import ALL, DenseSegment, Lists, PageSegment, Segment, sparse_attention
 from tamis.ops.kv_quantize import kv_quantize, kv_unpack, page_layout
 from tamis.policy.kv_budget import top_tokens
+from tamis.policy.kv_layout import SinkWindow
 from tamis.policy.kv_recipe import EVERY_QUERY, Evict, KvContext, KvRecipe, Quantize
 from tamis.policy.kv_score import attention_mass
 
@@ -44,30 +50,46 @@ class KvStore:
     Args:
         recipe: How tokens are stored, which stay, which are read.
         budget: Tokens per KV head that stay (evicting recipes) or are read (selecting ones).
-        layer: Place of the layer in the model; first layers may be exempt from selection.
+        layer: Place of the layer in the model; some layers may be exempt.
+        plan: What calibration found for this layer, where the recipe takes a plan.
 
     Raises:
-        TamisValueError: The budget does not fit the recipe.
+        TamisValueError: The budget or the plan does not fit the recipe.
         TamisUnsupported: The recipe quantizes and also evicts or selects.
     """
 
-    def __init__(self, recipe: KvRecipe, *, budget: int | None = None, layer: int = 0) -> None:
+    def __init__(
+        self,
+        recipe: KvRecipe,
+        *,
+        budget: int | None = None,
+        layer: int = 0,
+        plan: LayerPlan | None = None,
+    ) -> None:
         check_budget(recipe, budget)
-        self.recipe, self.budget, self.layer = recipe, budget, layer
+        check_plan(recipe, plan)
+        self.recipe, self.budget, self.layer, self.plan = recipe, budget, layer, plan
         self.length = 0
         self.layer_of: Any = None  # weak reference to the module that filled it, and its mark
         self.mark = ""
         self.rows: dict[str, Rows] = {}
         self.selection = None
         if recipe.select is not None and layer >= recipe.select.skip_layers:
-            self.selection = Selection(recipe.select, budget)
+            self.selection = Selection(recipe.select, budget, plan)
+        self.past = self._past()
 
     # What it holds.
 
     @property
     def tokens(self) -> int:
         """Tokens held per KV head; ``length`` counts the evicted ones too."""
-        return self.paged_tokens + (self.rows["keys"].count if self.rows else 0)
+        past = self.paged_tokens + (0 if self.past is None else self.past.tokens)
+        return past + self.tail_tokens
+
+    @property
+    def tail_tokens(self) -> int:
+        """Newest tokens, held as they came."""
+        return self.rows["keys"].count if self.rows else 0
 
     @property
     def paged_tokens(self) -> int:
@@ -81,6 +103,23 @@ class KvStore:
             raise TamisUnsupported("KvStore: recipe: got no quantization, wanted one.")
         return self.recipe.quantize
 
+    def _past(self) -> Past | None:
+        """What is to hold older tokens; None where they stay with the others."""
+        evict, pattern, plan = self.recipe.evict, self.recipe.pattern, self.plan
+        if evict is not None and self.budget is not None and (evict.uneven or evict.local):
+            return SharedBudget(evict, self.budget)
+        if self.recipe.classes is not None:
+            return TwoClasses(self.recipe.classes)
+        if pattern is None or (pattern.dense_every and (self.layer + 1) % pattern.dense_every == 0):
+            return None
+        if pattern.layout is not None:
+            return LayoutPast(pattern.layout)
+        if plan is None:
+            raise AssertionError("check_plan wants one")
+        alpha, beta = zip(*plan.data, strict=True)
+        sizes = {name: int(plan.options[name]) for name in ("block", "sink")}
+        return LayoutPast(SinkWindow(tuple(alpha), tuple(beta), **sizes))
+
     def nbytes(self) -> int:
         """Bytes of everything held for the tokens."""
         return sum(self.bytes_by_part().values())
@@ -88,9 +127,20 @@ class KvStore:
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes of keys, values, records, and of what selection or eviction keep beside them."""
         parts = {name: rows.nbytes for name, rows in self.rows.items()}
-        return parts | ({} if self.selection is None else self.selection.bytes_by_part())
+        for beside in (self.selection, self.past):
+            parts |= {} if beside is None else beside.bytes_by_part()
+        return parts
 
     # Tokens in.
+
+    def prefill(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, pad: Tensor | None
+    ) -> Tensor | None:
+        """Attention [b, h, n, d] of a first prompt where the recipe makes it sparse; else None."""
+        if self.past is None:
+            return None
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return self.past.prefill(Tail(k, v, self.length, q, scale, pad))
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """Adds tokens k, v [b, g, n, d] as they are; ``settle`` compresses."""
@@ -99,7 +149,7 @@ class KvStore:
         else:
             self.rows["keys"].append(k)
             self.rows["values"].append(v)
-        if self.recipe.evict is not None:
+        if self.recipe.evict is not None and self.past is None:
             self._place(k)
         self.length += k.shape[2]
 
@@ -127,8 +177,22 @@ class KvStore:
             self._seal(self.recipe.quantize)
         if self.selection is not None and q is not None:
             self.selection.observe(q, self.rows["keys"].view)
-        if self.recipe.evict is not None:
+        if self.past is not None:
+            self._absorb(self.past, q, scale, pad)
+        elif self.recipe.evict is not None:
             self._evict(self.recipe.evict, q, scale, pad)
+
+    def _absorb(
+        self, past: Past, q: Tensor | None, scale: float | None, pad: Tensor | None
+    ) -> None:
+        """Lets the past take its part of the tail."""
+        keys, values = self.rows["keys"], self.rows["values"]
+        scale = keys.buffer.shape[-1] ** -0.5 if scale is None else scale
+        begin = self.length - keys.count
+        taken = past.absorb(Tail(keys.view, values.view, begin, q, scale, pad))
+        if taken:
+            keys.drop_first(taken)
+            values.drop_first(taken)
 
     def _seal(self, how: Quantize) -> None:
         """Quantizes whole pages, oldest first, while ``residual`` tokens remain."""
@@ -183,6 +247,8 @@ class KvStore:
         """First held token of each sequence that is not padding, [b, g]; None for the first."""
         if pad is None:
             return None
+        if self.past is not None:
+            pad = (pad - (self.length - self.tail_tokens)).clamp(min=0)
         if "positions" in self.rows:
             return (self.rows["positions"].view < pad.view(-1, 1, 1)).sum(-1)
         return pad.view(-1, 1).expand(-1, self.rows["keys"].buffer.shape[1])
@@ -224,6 +290,8 @@ class KvStore:
             segments = self.selection.segments(q, keys, values, first)
         if segments is None:
             segments = self._segments(first)
+        if self.past is not None:
+            segments += self.past.segments(q, q.shape[-1] ** -0.5 if scale is None else scale)
         return sparse_attention(q, segments, scale=scale, softcap=softcap)
 
     def _segments(self, first: Tensor | None) -> list[Segment]:
@@ -239,7 +307,16 @@ class KvStore:
         return [*segments, DenseSegment(keys, values, tail)]
 
     def dense(self) -> tuple[Tensor, Tensor]:
-        """Keys and values [b, g, tokens, d] as attention sees them, pages unpacked."""
+        """Keys and values [b, g, tokens, d] as attention sees them, pages unpacked.
+
+        Raises:
+            TamisUnsupported: The method holds older tokens otherwise.
+        """
+        if self.past is not None and self.past.tokens:
+            raise TamisUnsupported(
+                "KvStore.dense: got tokens that this method holds in another form, wanted keys and "
+                "values; read them by attend."
+            )
         keys, values = self.rows["keys"].view, self.rows["values"].view
         if not self.paged_tokens:
             return keys, values
@@ -261,20 +338,20 @@ class KvStore:
             raise TamisValueError(
                 f"KvStore.crop: length: got {length}, wanted 0 to the {self.length} tokens held."
             )
-        if self.recipe.evict is not None:
+        older = self.length - self.tail_tokens
+        if self.recipe.evict is not None or (length < older and not self.paged_tokens):
             raise TamisUnsupported(
-                "KvStore.crop: this method evicts tokens, so what was there before cannot be "
-                "restored; use snapshot and restore."
+                "KvStore.crop: this method evicts tokens or changes older ones, so what was there "
+                "before cannot be restored; use snapshot and restore."
             )
-        paged = self.paged_tokens
-        if length < paged:
+        if length < older:
             pages = length // self._quantize.page
             k, v = (x[:, :, pages * self._quantize.page : length] for x in self.dense())
             self.rows["records"].crop(pages)
             self.rows["keys"], self.rows["values"] = Rows(k.clone()), Rows(v.clone())
         else:
-            self.rows["keys"].crop(length - paged)
-            self.rows["values"].crop(length - paged)
+            self.rows["keys"].crop(length - older)
+            self.rows["values"].crop(length - older)
         if self.selection is not None:
             self.selection.crop(length)
         self.length = length
@@ -285,7 +362,8 @@ class KvStore:
             rows.take_batches(index)
 
     def _all_rows(self) -> list[Rows]:
-        return [*self.rows.values(), *(self.selection.rows.values() if self.selection else ())]
+        beside = [part.rows.values() for part in (self.selection, self.past) if part is not None]
+        return [*self.rows.values(), *(rows for part in beside for rows in part)]
 
     def snapshot(self) -> dict[str, Any]:
         """All that it holds, to ``restore`` later any number of times."""
@@ -293,6 +371,7 @@ class KvStore:
             "length": self.length,
             "rows": {name: rows.clone() for name, rows in self.rows.items()},
             "selection": None if self.selection is None else self.selection.clone(),
+            "past": None if self.past is None else self.past.clone(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -300,3 +379,4 @@ class KvStore:
         self.length = saved["length"]
         self.rows = {name: rows.clone() for name, rows in saved["rows"].items()}
         self.selection = None if saved["selection"] is None else saved["selection"].clone()
+        self.past = None if saved["past"] is None else saved["past"].clone()

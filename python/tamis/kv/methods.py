@@ -7,6 +7,8 @@ from importlib import import_module
 
 from tamis import method as methods
 from tamis.errors import TamisUnsupported, TamisValueError
+from tamis.kv.plan import LayerPlan
+from tamis.policy.kv_layout import LocalStride
 from tamis.policy.kv_recipe import KvRecipe, Pages
 
 
@@ -29,16 +31,43 @@ def recipe_of(method: str | KvRecipe) -> KvRecipe:
 
 
 def in_16_bits(recipe: KvRecipe) -> KvRecipe:
-    """The recipe with nothing quantized: what it does besides, to compare with a plain cache."""
-    if recipe.quantize is None:
-        return recipe
-    return replace(recipe, quantize=replace(recipe.quantize, key_bits=16, value_bits=16))
+    """The recipe with nothing given up but by a budget: what else it does, to compare."""
+    if recipe.quantize is not None:
+        recipe = replace(recipe, quantize=replace(recipe.quantize, key_bits=16, value_bits=16))
+    if recipe.classes is not None:
+        whole = replace(recipe.classes, top_p=1.0, share=0.0, bits=16)
+        recipe = replace(recipe, classes=whole)
+    if recipe.pattern is not None:
+        everything = LocalStride(local=1 << 20, block=64)
+        recipe = replace(recipe, pattern=replace(recipe.pattern, layout=everything))
+    return recipe
 
 
 def budget_of(method: str | KvRecipe, budget: int | None) -> int | None:
     """The budget where the method has one, else None."""
     recipe = recipe_of(method)
     return budget if recipe.evict is not None or recipe.select is not None else None
+
+
+def check_plan(recipe: KvRecipe, plan: LayerPlan | None) -> None:
+    """Refuses a plan that a recipe does not take, and a recipe without the plan that it needs.
+
+    Raises:
+        TamisValueError: One of these.
+    """
+    taken = recipe.plans
+    if plan is None:
+        if recipe.needs_plan:
+            raise TamisValueError(
+                f"kv: plan: got none, wanted one of kind {taken!r}; make it by "
+                f"kv.calibrate(model, texts, kind={taken!r}) and pass plan=."
+            )
+        return
+    if plan.kind != taken:
+        raise TamisValueError(
+            f"kv: plan: got one of kind {plan.kind!r}, wanted "
+            f"{'none' if taken is None else repr(taken)}: that is what this method takes."
+        )
 
 
 def check_budget(recipe: KvRecipe, budget: int | None) -> None:

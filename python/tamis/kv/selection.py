@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tamis.errors import TamisValueError
+from tamis.kv.plan import LayerPlan
 from tamis.kv.rows import Rows, indices
 from tamis.ops import kv_select as op
 from tamis.ops.attention import ALL, DenseSegment, Lists, Segment
@@ -18,8 +20,8 @@ class Selection:
     ``rows`` holds them: ``bounds`` of pages [b, g, pages, 2, d], or ``labels`` of tokens as records.
     """
 
-    def __init__(self, how: Select, budget: int | None) -> None:
-        self.how, self.budget = how, budget
+    def __init__(self, how: Select, budget: int | None, plan: LayerPlan | None = None) -> None:
+        self.how, self.budget, self.plan = how, budget, plan
         self.rows: dict[str, Rows] = {}
         self.channels: Tensor | None = None  # of Labels, [g, r] int32
         self.labelled = 0  # tokens that have labels
@@ -30,7 +32,7 @@ class Selection:
 
     def clone(self) -> Selection:
         """An independent copy."""
-        copy = Selection(self.how, self.budget)
+        copy = Selection(self.how, self.budget, self.plan)
         copy.rows = {name: rows.clone() for name, rows in self.rows.items()}
         copy.channels, copy.labelled = self.channels, self.labelled
         return copy
@@ -45,10 +47,24 @@ class Selection:
                 rows.crop(-(-tokens // op.LABEL_TOKENS))
 
     def observe(self, q: Tensor, keys: Tensor) -> None:
-        """Fixes the label channels by the first prompt's queries and keys of the same tokens."""
-        if isinstance(self.how.by, Labels) and self.channels is None:
-            count = op.label_channels(keys.shape[3] // self.how.by.divisor)
+        """Fixes the label channels: the plan's, or by the first prompt's queries and keys.
+
+        Raises:
+            TamisValueError: The plan is of other heads or channels.
+        """
+        if not isinstance(self.how.by, Labels) or self.channels is not None:
+            return
+        count = op.label_channels(keys.shape[3] // self.how.by.divisor)
+        if self.plan is None:
             self.channels = indices(heavy_channels(q, keys[:, :, -q.shape[2] :], count))
+            return
+        planned = torch.tensor(self.plan.data)
+        if planned.shape != (keys.shape[1], keys.shape[3]):
+            raise TamisValueError(
+                f"kv.Cache: plan: got channels {list(planned.shape)}, wanted "
+                f"{[keys.shape[1], keys.shape[3]]} of this model's KV heads; calibrate it."
+            )
+        self.channels = indices(planned[:, :count].sort(-1).values).contiguous()
 
     def segments(
         self, q: Tensor, keys: Tensor, values: Tensor, first: Tensor | None

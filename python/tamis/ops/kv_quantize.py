@@ -22,13 +22,16 @@ GROUP = 32
 
 
 @cache
-def page_layout(head_dim: int, key_bits: int, value_bits: int, tokens: int = 32) -> _C.KvPageLayout:
+def page_layout(
+    head_dim: int, key_bits: int, value_bits: int, tokens: int = 32, group: int | None = None
+) -> _C.KvPageLayout:
     """The layout of records of ``tokens`` tokens; values share a scale over 32 channels, or 16.
 
     Raises:
         TamisValueError: The format has no such sizes.
     """
-    group = GROUP if head_dim % GROUP == 0 else 16
+    if group is None:
+        group = GROUP if head_dim % GROUP == 0 else 16
     try:
         return _C.KvPageLayout(head_dim, tokens, key_bits, value_bits, group)
     except ValueError as error:

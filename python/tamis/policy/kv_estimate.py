@@ -52,10 +52,15 @@ def heavy_channels(q: Tensor, keys: Tensor, count: int) -> Tensor:
         keys: [b, g, n, d], of the same tokens.
         count: Channels per KV head.
     """
+    return channel_weights(q, keys).topk(count, dim=-1).indices.sort(-1).values
+
+
+def channel_weights(q: Tensor, keys: Tensor) -> Tensor:
+    """Mean |q_c k_c| of a token with itself, summed over a group's query heads, [g, d] f32."""
     b, h, n, d = q.shape
     g = keys.shape[1]
-    product = (q.view(b, g, h // g, n, d).abs().float().sum(2) * keys.abs().float()).mean((0, 2))
-    return product.topk(count, dim=-1).indices.sort(-1).values
+    rows = q.reshape(b, g, h // g, n, d).abs().float().sum(2)
+    return (rows * keys.abs().float()).mean((0, 2))
 
 
 def _by_group(q: Tensor, g: int) -> Tensor:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tamis.policy.kv_layout import Layout
+
 EVERY_QUERY = -1
 """Value of ``Evict.queries``: the attention of all queries so far counts."""
 
@@ -22,11 +24,13 @@ class KvContext:
         positions: Place of each token in its sequence, [b, g, s] int32, ascending.
         mass: Attention that each token got from the observed queries, averaged over the query heads
             of its group and summed over queries, [b, g, s] f32; None where ``queries`` is 0.
+        local: The same from the ``local`` latest queries alone; None where ``local`` is 0.
     """
 
     keys: Tensor
     positions: Tensor
     mass: Tensor | None = None
+    local: Tensor | None = None
 
 
 Score = Callable[[KvContext], "Tensor"]
@@ -44,6 +48,59 @@ class Quantize:
 
 
 @dataclass(frozen=True)
+class Probes:
+    """Queries of a prompt whose attention stands for that of all; numbers, or shares below 1.
+
+    Attributes:
+        recent: The latest ones.
+        random: Others, drawn with ``seed``.
+        seed: Of the draw.
+    """
+
+    recent: float = 64
+    random: float = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Two classes of tokens, the same in all heads of a layer: important ones get more bits.
+
+    Attributes:
+        probes: Whose attention decides.
+        top_p: Important are the fewest tokens that get this share of the probes' attention.
+        share: Where ``top_p`` is 0: important is this share of the tokens.
+        bits: Of important tokens' keys and values; 16 leaves them as they came.
+        other_bits: Of the others'; 0 drops them.
+        page: Tokens of one class that share their keys' scales.
+        every: Generated tokens that are classed together.
+        sparse_prefill: Only important tokens of a prompt take part in its attention, in this layer.
+    """
+
+    probes: Probes = Probes()
+    top_p: float = 0.975
+    share: float = 0.0
+    bits: int = 4
+    other_bits: int = 2
+    page: int = 64
+    every: int = 128
+    sparse_prefill: bool = False
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Adds tokens that leave to the tokens that stay and resemble them most.
+
+    Attributes:
+        above: Smallest similarity, cos(k, k') * cos(v, v') with both positive; others just leave.
+        candidates: Tokens of the next best scores that may be added, as a share of those that stay.
+    """
+
+    above: float = 0.3
+    candidates: float = 1.0
+
+
+@dataclass(frozen=True)
 class Evict:
     """Which tokens leave for good once there are more than the budget.
 
@@ -53,6 +110,10 @@ class Evict:
         sink: First tokens that always stay.
         recent: Latest tokens that always stay.
         always: Also evict while decoding, not only after a prompt.
+        local: How many of the latest queries the score also sees alone.
+        floor: Where heads share a layer's budget, what each has for itself, as a share of an equal
+            part; None gives every head an equal part.
+        merge: What becomes of tokens that leave; None drops them.
     """
 
     score: Score
@@ -60,6 +121,14 @@ class Evict:
     sink: int = 0
     recent: int = 1
     always: bool = True
+    local: int = 0
+    floor: float | None = None
+    merge: Merge | None = None
+
+    @property
+    def uneven(self) -> bool:
+        """Whether heads hold numbers of tokens of their own, or tokens that count for several."""
+        return self.floor is not None or self.merge is not None
 
 
 @dataclass(frozen=True)
@@ -96,14 +165,48 @@ class Select:
 
 
 @dataclass(frozen=True)
+class Pattern:
+    """Attention along a fixed pattern of blocks; what later queries cannot see leaves the cache.
+
+    Attributes:
+        layout: The pattern; None takes each layer's spans from a plan.
+        dense_every: Every so many layers the last of them is dense; 0 for none.
+    """
+
+    layout: Layout | None
+    dense_every: int = 0
+
+
+@dataclass(frozen=True)
 class KvRecipe:
     """A published way to hold and read a KV cache, as data; what is None is not done."""
 
     quantize: Quantize | None = None
     evict: Evict | None = None
     select: Select | None = None
+    classes: Classes | None = None
+    pattern: Pattern | None = None
 
     @property
     def query_aware(self) -> bool:
         """Whether what it keeps depends on the queries it saw: a later question may miss a token."""
-        return self.evict is not None and self.evict.queries != 0
+        return self.classes is not None or (self.evict is not None and self.evict.queries != 0)
+
+    @property
+    def croppable(self) -> bool:
+        """Whether any number of the latest tokens can be taken back."""
+        return self.evict is None and self.classes is None and self.pattern is None
+
+    @property
+    def plans(self) -> str | None:
+        """Kind of calibrated plan that it takes."""
+        if self.pattern is not None and self.pattern.layout is None:
+            return "spans"
+        return (
+            "channels" if self.select is not None and isinstance(self.select.by, Labels) else None
+        )
+
+    @property
+    def needs_plan(self) -> bool:
+        """Whether it can do nothing without one."""
+        return self.plans == "spans"
