@@ -61,6 +61,7 @@ def cases() -> list[Case]:
         Case("exact", exact, 64),
         Case("double_sparsity", "double_sparsity", 64),
         Case("double_sparsity plan", "double_sparsity", 64, "channels"),
+        Case("random channels", "double_sparsity", 64, "random"),
         Case("quest", "quest", 64),
         Case("quest", "quest", 128),
         Case("shadowkv r=1/3", replace_rank(1 / 3), 128),
@@ -210,7 +211,7 @@ class Table:
         kl = float((self.full.exp() * (self.full - found)).sum(-1).mean())
         same = float((found.argmax(-1) == self.full.argmax(-1)).float().mean())
         blind = self._needle(make, False)
-        row = {"kl": kl, "same": same, "nll": blind[0], "acc": blind[1]}
+        row = {"kl": kl, "same": same, "nll": blind[0], "acc": blind[1], "bytes": share}
         note = ""
         if aware:
             row["seen nll"], row["seen acc"] = self._needle(make, True)
@@ -250,6 +251,7 @@ def main() -> None:
     table.needles = needles(model, tokenizer, text[a.skip + 40000 : a.skip + 60000], a.needle)
     told = [text[i * 4000 : (i + 1) * 4000] for i in range(4)]
     plans = {"channels": kv.calibrate(model, told, "channels", tokenizer=tokenizer)}
+    plans["random"] = shuffled_channels(plans["channels"])
     lines = cases() + (moa_cases(model, tokenizer, text, plans) if a.moa else [])
     print(f"prompt of {a.prompt}, {a.tokens} tokens more; needle in {a.needle} tokens, 4 depths")
     print(
@@ -274,6 +276,16 @@ def main() -> None:
             table.line(case, make, share, case.recipe.query_aware)
     if a.check:
         sys.exit("\n".join(broken(table.rows)) or None)
+
+
+def shuffled_channels(plan: kv.Plan) -> kv.Plan:
+    """A control: channels in random order."""
+    draw = torch.Generator().manual_seed(0)
+    layers = {
+        i: replace(x, data=[torch.randperm(len(head), generator=draw).tolist() for head in x.data])
+        for i, x in plan.layers.items()
+    }
+    return replace(plan, layers=layers)
 
 
 def moa_cases(model, tokenizer, text: str, plans: dict) -> list[Case]:
@@ -306,6 +318,12 @@ def broken(t: dict) -> list[str]:
         "kivi2 KL < 1/3 of 2 bits per token": t["kivi2", None]["kl"]
         < t["per token, 2 bits", None]["kl"] / 3,
         "zipvl KL < kivi2": t["zipvl", None]["kl"] < t["kivi2", None]["kl"],
+        "zipvl's bytes lie between kivi2's and kivi4's": t["kivi2", None]["bytes"]
+        < t["zipvl", None]["bytes"]
+        < t["kivi4", None]["bytes"],
+        "random channels are worse": t["random channels", 64]["kl"]
+        > 2 * t["double_sparsity plan", 64]["kl"],
+        "alisa KL < streaming of the same size": t["alisa", 256]["kl"] < t["streaming", 256]["kl"],
         "double_sparsity KL <= 1.5 x exact": t["double_sparsity plan", 64]["kl"]
         <= 1.5 * t["exact", 64]["kl"],
         "quest worse than double_sparsity": t["quest", 64]["kl"] > t["double_sparsity", 64]["kl"],

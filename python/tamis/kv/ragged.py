@@ -8,10 +8,10 @@ from torch import Tensor
 from tamis.kv.past import Past, Tail
 from tamis.kv.rows import Rows
 from tamis.ops.attention import DenseSegment, Lists, Segment
+from tamis.ops.kv_select import kv_mass
 from tamis.policy.kv_budget import shared_tokens, top_tokens
 from tamis.policy.kv_edit import merge_values
 from tamis.policy.kv_recipe import EVERY_QUERY, Evict, KvContext, Merge
-from tamis.policy.kv_score import attention_mass
 
 
 class Ragged(Past):
@@ -119,6 +119,7 @@ class SharedBudget(Ragged):
         return tail.keys.shape[2]
 
     def _context(self, parts: dict[str, Tensor], real: Tensor, tail: Tail) -> KvContext:
+        begin = (~real).sum(-1).to(torch.int32)  # what is not real comes first
         masses: list[Tensor | None] = []
         for count in (self.how.queries, self.how.local):
             q = tail.q
@@ -126,7 +127,7 @@ class SharedBudget(Ragged):
                 masses.append(None)
                 continue
             last = q if count == EVERY_QUERY else q[:, :, -count:]
-            masses.append(attention_mass(last, parts["pool_keys"], tail.scale, real))
+            masses.append(kv_mass(last, parts["pool_keys"], scale=tail.scale, begin=begin))
         return KvContext(parts["pool_keys"], parts["pool_positions"], *masses)
 
 
