@@ -16,8 +16,9 @@ set(TAMIS_FLAGS_avx512 ${TAMIS_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx
 set(TAMIS_FLAGS_avx512vbmi2 ${TAMIS_FLAGS_avx512}
   -mavx512vbmi -mavx512vbmi2 -mavx512vnni -mavx512vpopcntdq -mavx512bitalg)
 set(TAMIS_FLAGS_avx512bf16 ${TAMIS_FLAGS_avx512vbmi2} -mavx512bf16)
+set(TAMIS_FLAGS_amx ${TAMIS_FLAGS_avx512bf16} -mamx-tile -mamx-int8 -mamx-bf16)
 
-set(TAMIS_LEVELS_X86 avx2 avx512 avx512vbmi2 avx512bf16)
+set(TAMIS_LEVELS_X86 avx2 avx512 avx512vbmi2 avx512bf16 amx)
 
 # Every AArch64 has neon. Not in any later level by itself: half precision FHM is not on Neoverse N1.
 set(TAMIS_FLAGS_neon -march=armv8-a)
@@ -31,7 +32,7 @@ set(TAMIS_LEVELS_ARM neon neon_dot neon_fhm neon_bf16)
 # these files vanish, as their rows in kernels.def do. TAMIS_KERNEL_LIBRARIES lists what there is.
 function(tamis_add_kernels op)
   foreach(source IN LISTS ARGN)
-    if(NOT source MATCHES "_(avx2|avx512|avx512vbmi2|avx512bf16|neon|neon_dot|neon_fhm|neon_bf16)\\.cc$")
+    if(NOT source MATCHES "_(avx2|avx512|avx512vbmi2|avx512bf16|amx|neon|neon_dot|neon_fhm|neon_bf16)\\.cc$")
       message(FATAL_ERROR "tamis_add_kernels: ${source}: the name ends in no known ISA")
     endif()
     set(isa ${CMAKE_MATCH_1})

@@ -11,7 +11,7 @@ from tamis import _C
 from tamis.ops import cuda, machine
 
 ENVIRONMENT = {
-    "TAMIS_ISA": "narrows the instruction set: scalar, avx2, avx512, avx512vbmi2, avx512bf16; "
+    "TAMIS_ISA": "narrows the instruction set: scalar, avx2, avx512, avx512vbmi2, avx512bf16, amx; "
     "scalar, neon, neon_dot, neon_fhm, neon_bf16",
     "TAMIS_CUDA": "0 keeps the CUDA library unloaded",
     "TAMIS_NUM_THREADS": "threads of a call, if tamis and torch are not told otherwise",

@@ -3,6 +3,7 @@
 
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "base/machine.h"
@@ -21,6 +22,7 @@ struct Want {
 
 constexpr Want kWanted[] = {
 #if defined(__x86_64__)
+    {Format::bitmap, DType::bf16, DType::bf16, "amx", "spmm_bitmap_bf16_bf16_avx512bf16"},
     {Format::bitmap, DType::bf16, DType::bf16, "avx512bf16", "spmm_bitmap_bf16_bf16_avx512bf16"},
     {Format::bitmap, DType::bf16, DType::bf16, "avx512vbmi2", "spmm_bitmap_bf16_bf16_avx512vbmi2"},
     {Format::bitmap, DType::bf16, DType::bf16, "avx512", "spmm_bitmap_bf16_bf16_avx512"},
@@ -81,7 +83,7 @@ TEST(ChooseSpmm, EveryFormatAndDtypeHasAKernelEverywhere) {
 
 TEST(ChooseSpmm, NeverPicksWhatTheHostLacks) {
   for (IsaBits bits = 0; bits < 1u << 12; ++bits) {
-    if (bits & 0xf0) continue;  // no level has these
+    if (bits & 0xe0) continue;  // no level has these
     for (const SpmmRow& row : spmm_kernels()) {
       const SpmmRow* got = choose_spmm(desc_of(row.format, row.w_dtype, row.x_dtype), bits);
       ASSERT_NE(got, nullptr);
@@ -102,6 +104,28 @@ TEST(ChooseSpmm, Int8TakesQuadsForManyTokens) {
     EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, kernel) << tokens << " tokens";
   }
   EXPECT_STREQ(choose_spmm(desc, isa::avx512)->name, "spmm_nm_i8_f16_avx2_codes");
+}
+#endif
+
+#if defined(__x86_64__)
+// Tiles cost as much for one token as for sixteen, and little more for many.
+TEST(ChooseSpmm, TilesOfAmxTakeAllButTheFewestTokens) {
+  for (const auto& [format, t, kernel] :
+       {std::tuple{Format::bitmap, DType::bf16, "spmm_bitmap_bf16_bf16_amx_tiles"},
+        {Format::nm, DType::bf16, "spmm_nm_bf16_bf16_amx_tiles"},
+        {Format::csr8, DType::bf16, "spmm_csr8_bf16_bf16_amx_tiles"},
+        {Format::bitmap, DType::i8, "spmm_bitmap_i8_bf16_amx_codetiles"}}) {
+    SpmmDesc desc = desc_of(format, t, DType::bf16);
+    desc.n = desc.k = 4096;
+    desc.nnz = desc.n * desc.k / 10;
+    for (const int64_t m : {32, 64, 256, 2000}) {
+      desc.m = m;
+      EXPECT_STREQ(choose_spmm(desc, isa::amx)->name, kernel) << m << " tokens";
+      EXPECT_STRNE(choose_spmm(desc, isa::avx512bf16)->name, kernel) << m << " tokens";
+    }
+    desc.m = 1;
+    EXPECT_STRNE(choose_spmm(desc, isa::amx)->name, kernel);
+  }
 }
 #endif
 
@@ -188,7 +212,7 @@ TEST(Cost, DenseTimesLieBetweenTheTimedOnes) {
 }
 
 TEST(Isa, NamesRoundTripAndUnknownNamesAreRefused) {
-  for (const char* name : {"scalar", "avx2", "avx512", "avx512vbmi2", "avx512bf16", "neon",
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512vbmi2", "avx512bf16", "amx", "neon",
                            "neon_dot", "neon_fhm", "neon_bf16"}) {
     IsaBits bits = ~0u;
     ASSERT_TRUE(isa_from_name(name, &bits));
