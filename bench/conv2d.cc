@@ -1,4 +1,4 @@
-// Times every compressed row of conv2d/kernels.def on this host, on 1x1 layers of MobileNet-v1:
+// Times every row of conv2d/kernels.def on this host, on 1x1 and depthwise layers of MobileNet-v1:
 // products a second, zeros left out.
 //
 //   bench_conv2d --benchmark_filter='256x256.*(g1/s90|g8/s0)'
@@ -88,9 +88,57 @@ void time_layer(benchmark::State& state, const Conv2dRow& row, const Layer& laye
                                                     benchmark::Counter::kIsIterationInvariantRate);
 }
 
+// Depthwise 3x3: channels, side of x, stride.
+constexpr int64_t kDepthwise[][3] = {{32, 112, 1}, {64, 112, 2}, {128, 56, 1}, {128, 56, 2},
+                                     {256, 28, 1}, {512, 14, 1}, {512, 14, 2}, {1024, 7, 1}};
+
+void time_depthwise(benchmark::State& state, const Conv2dRow& row, int64_t channels, int64_t side,
+                    int64_t stride) {
+  const int64_t pixels = side * side;
+  std::vector<float> taps(static_cast<size_t>(channels * 9), 0.5f);
+  std::vector<float> x(static_cast<size_t>(channels * pixels), 0.25f), y(x.size());
+  const Conv2dArgs args{.shape = {.images = 1,
+                                  .channels = channels,
+                                  .height = side,
+                                  .width = side,
+                                  .kernel_h = 3,
+                                  .kernel_w = 3,
+                                  .stride_h = stride,
+                                  .stride_w = stride,
+                                  .pad_h = 1,
+                                  .pad_w = 1},
+                        .depthwise = taps.data(),
+                        .x = x.data(),
+                        .x_channel_stride = pixels,
+                        .x_row_stride = side,
+                        .y = y.data()};
+  set_num_threads(1);
+  for (auto _ : state) {
+    if (!conv2d_with(row, args).ok()) std::abort();
+    benchmark::DoNotOptimize(y.data());
+  }
+  state.counters["products/s"] =
+      benchmark::Counter(static_cast<double>(channels * 9 * pixels / stride / stride),
+                         benchmark::Counter::kIsIterationInvariantRate);
+}
+
+void add_depthwise(const Conv2dRow& row) {
+  for (const auto& [channels, side, stride] : kDepthwise) {
+    const std::string name = std::string(row.name) + "/" + std::to_string(channels) + "x" +
+                             std::to_string(side) + "/stride" + std::to_string(stride);
+    benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+      time_depthwise(state, row, channels, side, stride);
+    });
+  }
+}
+
 void add_all() {
   for (const Conv2dRow& row : conv2d_kernels()) {
-    if ((row.isa & host_isa()) != row.isa || row.weight == Conv2dWeight::depthwise) continue;
+    if ((row.isa & host_isa()) != row.isa) continue;
+    if (row.weight == Conv2dWeight::depthwise) {
+      add_depthwise(row);
+      continue;
+    }
     for (const Layer& layer : kLayers) {
       for (const int height : kHeights) {
         if ((row.weight == Conv2dWeight::csr) != (height == 1)) continue;

@@ -219,18 +219,34 @@ void conv2d_block(const Conv2dArgs& a, const Conv2dPlan& plan, const Conv2dImage
   conv2d_rows<1>(a, plan, image, begin, end, first, last);
 }
 
-// One row of pixels from `first` on, every `step`-th.
+// to[i] = from[i]; what is left over a vector overlaps the one before.
+TAMIS_INLINE void copy_row(const float* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + simd::kLanes <= count; i += simd::kLanes) simd::store(simd::load(from + i), to + i);
+  if (i == count) return;
+  if (count < simd::kLanes) {
+    return simd::store(simd::load(from, static_cast<int>(count)), to, static_cast<int>(count));
+  }
+  simd::store(simd::load(from + count - simd::kLanes), to + count - simd::kLanes);
+}
+
+// to[i] = from[i * step].
 TAMIS_INLINE void copy_pixels(const float* from, int64_t step, int64_t count, float* to) {
-  if (step == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-  } else if (step == 2) {
+  if (step == 1) return copy_row(from, count, to);
+  if (step == 2) {  // for the compiler to see
     for (int64_t i = 0; i < count; ++i) to[i] = from[2 * i];
   } else {
     for (int64_t i = 0; i < count; ++i) to[i] = from[step * i];
   }
 }
 
-// One phase of one channel: pixel (row * s + py - pad, column * s + px - pad), zero outside.
+TAMIS_INLINE void clear(float* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = 0;
+}
+
+// One phase of one channel: pixel (row * s + py - pad, column * s + px - pad). What lies outside
+// the image becomes zero, unless it is known to be.
+template <bool kClears>
 TAMIS_INLINE void copy_phase(const Conv2dArgs& a, const Conv2dPlan& plan, const float* x,
                              int64_t py, int64_t px, float* out) {
   const Conv2dShape& s = a.shape;
@@ -242,42 +258,55 @@ TAMIS_INLINE void copy_phase(const Conv2dArgs& a, const Conv2dPlan& plan, const 
   for (int64_t i = 0; i < plan.rows; ++i, out += plan.pitch) {
     const int64_t row = i * s.stride_h + py - s.pad_h;
     const bool there = row >= 0 && row < s.height && inside < outside;
-    const int64_t from = there ? inside : plan.pitch;
-    for (int64_t j = 0; j < from; ++j) out[j] = 0;
+    if (kClears) clear(out, there ? inside : plan.pitch);
     if (!there) continue;
-    const float* pixels =
-        x + row * a.x_row_stride + (inside * s.stride_w + shift) * a.x_column_stride;
-    copy_pixels(pixels, s.stride_w * a.x_column_stride, outside - inside, out + inside);
-    for (int64_t j = outside; j < plan.pitch; ++j) out[j] = 0;
+    const int64_t column = inside * s.stride_w + shift;
+    copy_pixels(x + row * a.x_row_stride + column * a.x_column_stride,
+                s.stride_w * a.x_column_stride, outside - inside, out + inside);
+    if (kClears) clear(out + outside, plan.pitch - outside);
+  }
+}
+
+template <bool kClears>
+TAMIS_INLINE void copy_channel(const Conv2dArgs& a, const Conv2dPlan& plan, const float* x,
+                               float* out) {
+  for (int64_t py = 0; py < plan.phases_h; ++py) {
+    for (int64_t px = 0; px < plan.phases_w; ++px, out += plan.rows * plan.pitch) {
+      copy_phase<kClears>(a, plan, x, py, px, out);
+    }
   }
 }
 
 void conv2d_prepare(const Conv2dArgs& a, const Conv2dPlan& plan, const float* image, int64_t begin,
                     int64_t end, float* planes) {
   for (int64_t c = begin; c < end; ++c) {
-    float* out = planes + c * plan.channel;
-    for (int64_t py = 0; py < plan.phases_h; ++py) {
-      for (int64_t px = 0; px < plan.phases_w; ++px, out += plan.rows * plan.pitch) {
-        copy_phase(a, plan, image + c * a.x_channel_stride, py, px, out);
-      }
-    }
+    copy_channel<true>(a, plan, image + c * a.x_channel_stride, planes + c * plan.channel);
   }
 }
 
-// Channels [begin, end): planes of one channel at a time, which stay in cache.
+// Channels [begin, end): planes of one channel at a time, which stay in cache, and its positions.
 void conv2d_depthwise(const Conv2dArgs& a, const Conv2dPlan& plan, const Conv2dImage& image,
                       int64_t begin, int64_t end, int64_t first, int64_t last) {
   const int64_t taps = a.shape.kernel_h * a.shape.kernel_w;
+  Conv2dPlan flat = plan;  // every position is an output
+  flat.pitch = plan.out_w;
+  if (plan.copies) clear(image.room, plan.channel);
   for (int64_t c = begin; c < end; ++c) {
     const float* x = image.x + c * a.x_channel_stride;
+    float* y = image.y + c * plan.out_plane;
+    float* to = plan.copies ? image.room + plan.channel : y;
     if (plan.copies) {
-      conv2d_prepare(a, plan, x, 0, 1, image.room);
+      copy_channel<false>(a, plan, x, image.room);
       x = image.room;
     }
-    for_strips<kMostVectors<1>>(a, plan, first, last, [&](const auto& strip) {
+    for_strips<kMostVectors<1>>(a, flat, first, last, [&](const auto& strip) {
       strip.template multiply<1>(a.depthwise + c * taps, 1, 0, taps, x, InOrder{image.offsets},
-                                 a.bias ? a.bias + c : nullptr, image.y + c * plan.out_plane);
+                                 a.bias ? a.bias + c : nullptr, to);
     });
+    if (to == y) continue;
+    for (int64_t row = 0; row < a.shape.out_h(); ++row) {
+      copy_row(to + row * plan.pitch, plan.out_w, y + row * plan.out_w);
+    }
   }
 }
 

@@ -125,7 +125,7 @@ Conv2dPlan plan_conv2d(const Conv2dArgs& a) {
   }
   plan.positions = (s.out_h() - 1) * plan.pitch + s.out_w();
   if (a.depthwise) {
-    plan.room = plan.copies ? plan.channel : 0;
+    plan.room = plan.copies ? plan.channel + plan.positions : 0;
   } else if (!plan.copies && a.w.nnz >= kUsesOfPacked * s.channels) {
     plan.room = s.channels * kStripPositions;
   }

@@ -61,8 +61,8 @@ struct Conv2dPlan {
   int64_t rows = 0, pitch = 0;  // of a phase
   int64_t channel = 0;          // elements from one channel to the next
   int64_t positions = 0, out_w = 0, out_plane = 0;
-  // Elements that each thread needs: if depthwise for the planes of a channel; for 1x1 for a strip
-  // of kStripPositions of every channel, 0 if that is not worth while.
+  // Elements that each thread needs: if depthwise for the planes of a channel and its positions;
+  // for 1x1 for a strip of kStripPositions of every channel, 0 if that is not worth while.
   int64_t room = 0;
 };
 
