@@ -10,6 +10,7 @@
 #include "base/isa.h"
 #include "base/parallel.h"
 #include "base/stream.h"
+#include "binding/conv2d.h"
 #include "binding/cost.h"
 #include "binding/cuda.h"
 #include "binding/kv.h"
@@ -58,6 +59,7 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   binding::bind_pack(m);
   binding::bind_matrix(m);
   binding::bind_spmm(m);
+  binding::bind_conv2d(m);
   binding::bind_cost(m);
   binding::bind_cuda(m);
   binding::bind_kv(m);

@@ -129,6 +129,45 @@ def choose(
 ) -> str:
     """Name of the kernel that a machine of that ISA level would run."""
 
+def conv2d(
+    matrix: Matrix,
+    x_ptr: int,
+    size: tuple[int, int, int, int],
+    window: tuple[int, int, int, int, int, int, int, int],
+    strides: tuple[int, int, int, int],
+    bias_ptr: int,
+    y_ptr: int,
+    low: float,
+    high: float,
+) -> None:
+    """y[images, rows, out_h, out_w] = clamp(conv(x, matrix) + bias, low, high), f32; bias 0 = none.
+
+    size: images, channels, height, width of x; strides: its elements between those. window: kernel,
+    stride, padding and dilation, each as height, width.
+    """
+
+def depthwise_conv2d(
+    taps_ptr: int,
+    x_ptr: int,
+    size: tuple[int, int, int, int],
+    window: tuple[int, int, int, int, int, int, int, int],
+    strides: tuple[int, int, int, int],
+    bias_ptr: int,
+    y_ptr: int,
+    low: float,
+    high: float,
+) -> None:
+    """The same with one row of taps [channels, kernel_h * kernel_w] for each channel."""
+
+def plane_mean(x_ptr: int, planes: int, stride: int, pixels: int, y_ptr: int) -> None:
+    """y[planes] = mean of `pixels` numbers, planes `stride` elements apart."""
+
+def conv2d_kernels() -> list[KernelRow]:
+    """Every kernel of conv2d and plane_mean, best first; tile_m counts the lanes of a vector."""
+
+def choose_conv2d(weight: str, isa: str) -> str:
+    """Name of the kernel for "csr", "block" or "depthwise" on a machine of that ISA level."""
+
 def import_nvidia_24(meta: NDArray[np.uint32], rows: int, cols: int) -> NDArray[np.int64]:
     """Mask words of an nm 2:4 matrix from NVIDIA's 2-bit column ids, unreordered."""
 

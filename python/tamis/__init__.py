@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         TamisUnsupported,
         TamisValueError,
     )
+    from tamis.fuse import fuse_
     from tamis.io import convert, export, load, save
     from tamis.layout import Layout
+    from tamis.permute import permute_for_groups
     from tamis.report import LayerReport, Report
     from tamis.rewrite import dense_, explain, optimize_, sparsify_
     from tamis.tensor.compress import compress
@@ -42,10 +44,12 @@ _HOME = {
     "dense_": "rewrite",
     "explain": "rewrite",
     "export": "io",
+    "fuse_": "fuse",
     "info": "_info",
     "kernels": "_info",
     "load": "io",
     "optimize_": "rewrite",
+    "permute_for_groups": "permute",
     "save": "io",
     "sparsify_": "rewrite",
 }
@@ -66,12 +70,14 @@ __all__ = [
     "dense_",
     "explain",
     "export",
+    "fuse_",
     "info",
     "kernels",
     "kv",
     "load",
     "nn",
     "optimize_",
+    "permute_for_groups",
     "save",
     "sparsify_",
 ]

@@ -36,6 +36,41 @@ TAMIS_INLINE F32 mul(F32 a, F32 b) {
 TAMIS_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
 }
+template <int R>
+struct Scalars;
+template <>
+struct Scalars<1> {
+  float32x4_t lane;
+  // GCC would take ld1r, which needs a port of fmla as well.
+  TAMIS_INLINE explicit Scalars(const float* p) { asm("ldr %s0, %1" : "=w"(lane) : "m"(*p)); }
+  TAMIS_INLINE F32 fma(int /*r*/, F32 x, F32 c) const {
+    return {vfmaq_laneq_f32(c.low, x.low, lane, 0), vfmaq_laneq_f32(c.high, x.high, lane, 0)};
+  }
+};
+// R neighbouring numbers to multiply vectors by: fmla takes a lane, which costs no load of its own.
+template <int R>
+struct Scalars {
+  float32x4_t lanes[R > 4 ? R / 4 : 1];
+  TAMIS_INLINE explicit Scalars(const float* p) {
+    for (int i = 0; i < R / 4; ++i) lanes[i] = vld1q_f32(p + 4 * i);
+    if (R == 2) lanes[0] = vcombine_f32(vld1_f32(p), vdup_n_f32(0.0f));
+  }
+  TAMIS_INLINE static float32x4_t by(float32x4_t c, float32x4_t x, float32x4_t w, int lane) {
+    switch (lane) {
+      case 0:
+        return vfmaq_laneq_f32(c, x, w, 0);
+      case 1:
+        return vfmaq_laneq_f32(c, x, w, 1);
+      case 2:
+        return vfmaq_laneq_f32(c, x, w, 2);
+      default:
+        return vfmaq_laneq_f32(c, x, w, 3);
+    }
+  }
+  TAMIS_INLINE F32 fma(int r, F32 x, F32 c) const {
+    return {by(c.low, x.low, lanes[r / 4], r % 4), by(c.high, x.high, lanes[r / 4], r % 4)};
+  }
+};
 TAMIS_INLINE float sum(F32 v) {
   return vaddvq_f32(vaddq_f32(v.low, v.high));
 }
