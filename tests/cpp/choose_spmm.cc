@@ -52,6 +52,15 @@ constexpr Want kWanted[] = {
     {Format::groupq, DType::u8, DType::f32, "avx2", "spmm_groupq_u8_f32_avx2_groups"},
     {Format::block, DType::f32, DType::f32, "avx2", "spmm_block_f32_f32_avx2"},
     {Format::block, DType::bf16, DType::bf16, "avx2", "spmm_block_bf16_bf16_avx2"},
+#elif defined(__aarch64__)
+    {Format::bitmap, DType::bf16, DType::bf16, "neon_bf16", "spmm_bitmap_bf16_bf16_neon_bf16"},
+    {Format::bitmap, DType::bf16, DType::bf16, "neon_fhm", "spmm_bitmap_bf16_bf16_neon"},
+    {Format::bitmap, DType::f16, DType::f16, "neon_bf16", "spmm_bitmap_f16_f16_neon_fhm"},
+    {Format::nm, DType::f16, DType::f16, "neon_dot", "spmm_nm_f16_f16_neon"},
+    {Format::bitmap, DType::f32, DType::f32, "neon_bf16", "spmm_bitmap_f32_f32_neon"},
+    {Format::nm, DType::i8, DType::f32, "neon_bf16", "spmm_nm_i8_f32_neon_dot_codes"},
+    {Format::nm, DType::i8, DType::f32, "neon", "spmm_nm_i8_f32_neon_codes"},
+    {Format::block, DType::f32, DType::f32, "neon", "spmm_block_f32_f32_neon"},
 #endif
     {Format::bitmap, DType::f32, DType::bf16, "scalar", "spmm_bitmap_f32_bf16_scalar"},
 };
@@ -138,6 +147,24 @@ TEST(ChooseSpmm, TilesOfAmxTakeAllButTheFewestTokens) {
     desc.m = 1;
     EXPECT_STRNE(choose_spmm(desc, isa::amx)->name, kernel);
   }
+}
+#endif
+
+#if defined(__aarch64__)
+TEST(ChooseSpmm, ManyTokensTakeMatrixProductsOrLeaveZerosOut) {
+  const auto name = [](Format format, DType w, DType x, int64_t m, IsaBits isa) {
+    SpmmDesc desc = desc_of(format, w, x);
+    desc.m = m;
+    return std::string(choose_spmm(desc, isa)->name);
+  };
+  constexpr DType f32 = DType::f32, bf16 = DType::bf16, i8 = DType::i8;
+  EXPECT_EQ(name(Format::bitmap, f32, f32, 32, isa::neon), "spmm_bitmap_f32_f32_neon_skip");
+  EXPECT_EQ(name(Format::block, f32, f32, 32, isa::neon_bf16), "spmm_block_f32_f32_neon_skip");
+  EXPECT_EQ(name(Format::nm, bf16, bf16, 8, isa::neon_bf16), "spmm_nm_bf16_bf16_neon_bf16_pairs");
+  EXPECT_EQ(name(Format::nm, bf16, bf16, 8, isa::neon_fhm), "spmm_nm_bf16_bf16_neon_skip");
+  EXPECT_EQ(name(Format::csr8, bf16, bf16, 8, isa::neon_bf16), "spmm_csr8_bf16_bf16_neon_skip");
+  EXPECT_EQ(name(Format::nm, i8, bf16, 2, isa::neon_bf16), "spmm_nm_i8_bf16_neon_bf16_codepairs");
+  EXPECT_EQ(name(Format::nm, i8, bf16, 2, isa::neon_dot), "spmm_nm_i8_bf16_neon_dot_codes");
 }
 #endif
 

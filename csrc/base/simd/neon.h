@@ -215,9 +215,12 @@ TAMIS_INLINE F32 expand(uint32_t bits, const T* p) {
   return spread(bits, copy.element);
 }
 
-// Four lanes, then zeros.
+// Four lanes, then zeros; or eight.
 TAMIS_INLINE F32 join(const float32x4_t (&q)[1]) {
   return {q[0], vdupq_n_f32(0.0f)};
+}
+TAMIS_INLINE F32 join(const float32x4_t (&q)[2]) {
+  return {q[0], q[1]};
 }
 
 // x[indices[i]], kLanes of them; or the first n <= kLanes, zero after them.

@@ -142,7 +142,7 @@ void prepare_codes(const SpmmArgs& a, void* prepared, int part, int parts) {
   }
 }
 
-int64_t codes_bytes(const SpmmArgs& a) {
+TAMIS_INLINE int64_t codes_bytes(const SpmmArgs& a) {
   return XCodes<int8_t>(a, nullptr).bytes;
 }
 
