@@ -1,73 +1,325 @@
-"""What each KV method costs in quality on SmolLM2: KL to the full cache, next tokens, bytes.
+"""What each KV method costs in quality on SmolLM2: KL to the full cache, a hidden needle, bytes.
 
-`python bench/kv_quality.py --text TEXT` compresses a prompt, then feeds the text on token by token,
-so that every figure is about decoding on the compressed cache. Perplexity is left out on purpose: it
-ranks methods by how little they disturb the easy tokens.
+`python bench/kv_quality.py --text TEXT` fills every method's cache with the queries, keys and values of
+one dense prompt, then feeds the text on token by token, so that KL is about decoding on the compressed
+cache. The needle is a code of five digits in prose; the question comes after compression (``blind``),
+or before it (``seen``, where that makes a difference). Perplexity is left out on purpose: it ranks
+methods by how little they disturb the easy tokens. `--check` ends with an error where an ordering that
+the papers and our own measurements agree on does not hold.
 """
 
 import argparse
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from tamis import commands, corpus, kv, source
+from tamis.kv.methods import recipe_of
+from tamis.kv.observe import observing
+from tamis.policy.kv_layout import LocalStride, SinkWindow
+from tamis.policy.kv_recipe import KvRecipe, Pages, Pattern, Select
 
-CASES = (
-    ("full", None),
-    ("kivi8", None),
-    ("kivi4", None),
-    ("kivi2", None),
-    ("streaming", 256),
-    ("h2o", 256),
-    ("snapkv", 256),
-    ("tova", 256),
-    ("key_norm", 256),
-    ("quest", 64),
-    ("quest", 128),
-    ("double_sparsity", 64),
-    ("double_sparsity", 128),
-)
+CODES = ("48213", "90576", "17384", "62905")
+HIDE = " The secret code is {code}. Remember it."
+ASK = "\n\nQuestion: What is the secret code?\nAnswer: The secret code is"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--text", help="text file")
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=31)
-    parser.add_argument("--skip", type=int, default=20000, help="characters at the start")
-    parser.add_argument("--only", nargs="*")
-    a = parser.parse_args()
-    commands.quiet()
-    opened = source.open_model(a.model, dtype="f32")
-    text = corpus.default_text("evaluate", a.text)[1][a.skip :]
-    ids = opened.tokenizer(text[: 20 * (a.prompt + a.tokens)], return_tensors="pt")["input_ids"]
-    ids = ids[:, : a.prompt + a.tokens]
-    model = opened.model.eval()
-    full = decode(model, ids, a.prompt, DynamicCache(config=model.config))
-    print(
-        f"prompt of {a.prompt}, {a.tokens} tokens more\nmethod           budget     KL  same  bytes/f16"
-    )
-    with kv.attach(model):
-        for method, budget in CASES:
-            if a.only and method not in a.only:
-                continue
-            cache = kv.Cache(model.config, method, budget=budget)
-            found = decode(model, ids, a.prompt, cache)
-            kl = (full.exp() * (full - found)).sum(-1).mean()
-            same = (found.argmax(-1) == full.argmax(-1)).float().mean()
-            share = cache.nbytes() / f16_bytes(model.config, ids.shape[1])
-            print(f"{method:16} {budget or '':6} {kl:7.4f} {same:5.2f} {share:8.3f}", flush=True)
+@dataclass
+class Case:
+    """One line of the table."""
+
+    name: str
+    method: str | KvRecipe
+    budget: int | None = None
+    plan: str | None = None
+
+    @property
+    def recipe(self) -> KvRecipe:
+        """What the cache does."""
+        return recipe_of(self.method)
+
+
+def cases() -> list[Case]:
+    """The table, from the mildest kind to the harshest."""
+    exact = KvRecipe(select=Select(Pages(1)))
+    ems = recipe_of("ems")
+    dropped = replace(ems, evict=replace(ems.evict, merge=None))
+    local = KvRecipe(pattern=Pattern(LocalStride(local=4, stride=4, block=32)))
+    return [
+        Case("full", "full"),
+        Case("kivi8", "kivi8"),
+        Case("kivi4", "kivi4"),
+        Case("kivi2", "kivi2"),
+        Case("zipcache", "zipcache"),
+        Case("zipvl", "zipvl"),
+        Case("zipvl_evict", "zipvl_evict"),
+        Case("exact", exact, 64),
+        Case("double_sparsity", "double_sparsity", 64),
+        Case("double_sparsity plan", "double_sparsity", 64, "channels"),
+        Case("quest", "quest", 64),
+        Case("quest", "quest", 128),
+        Case("shadowkv r=1/3", replace_rank(1 / 3), 128),
+        Case("shadowkv", "shadowkv", 128),
+        Case("alisa", "alisa", 256),
+        Case("streaming", "streaming", 256),
+        Case("h2o", "h2o", 256),
+        Case("snapkv", "snapkv", 256),
+        Case("tova", "tova", 256),
+        Case("key_norm", "key_norm", 256),
+        Case("adakv_snapkv", "adakv_snapkv", 256),
+        Case("ems", "ems", 256),
+        Case("streaming", "streaming", 64),
+        Case("h2o", "h2o", 64),
+        Case("snapkv", "snapkv", 64),
+        Case("adakv_snapkv", "adakv_snapkv", 64),
+        Case("ems unmerged", dropped, 64),
+        Case("ems", "ems", 64),
+        Case("strided", local),
+    ]
+
+
+def replace_rank(rank: float) -> KvRecipe:
+    """ShadowKV of another rank."""
+    recipe = recipe_of("shadowkv")
+    return replace(recipe, lowrank=replace(recipe.lowrank, rank=rank))
+
+
+Make = Callable[["Prompt"], DynamicCache]
+
+
+class Prompt:
+    """Queries, keys and values of every layer of one dense pass, to fill caches with."""
+
+    def __init__(self, model: torch.nn.Module, ids: Tensor) -> None:
+        self.layers: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        with observing(model, self._visit), torch.no_grad():
+            self.logits = model(ids, use_cache=False).logits[:, -1]
+
+    def _visit(self, module: object, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        self.layers[module.layer_idx] = q, k, v
+
+    def in_16_bits(self) -> "Prompt":
+        """The same in float16, to count bytes."""
+        half = copy.copy(self)
+        half.layers = {i: tuple(x.half() for x in qkv) for i, qkv in self.layers.items()}
+        return half
+
+    def fill(self, cache: kv.Cache) -> kv.Cache:
+        """The cache as it is after the prompt; prompts that a method makes sparse are left dense."""
+        for layer, (q, k, v) in zip(cache.layers, self.layers.values(), strict=True):
+            layer.lazy_initialization(k, v)
+            layer.store.append(k, v)
+            layer.store.settle(q)
+        return cache
+
+    def plain(self, config: object, bits: int | None = None) -> DynamicCache:
+        """transformers' cache; with ``bits`` rounded per token in groups of 64, as QuantizedCache does."""
+        cache = DynamicCache(config=config)
+        for i, (_, k, v) in self.layers.items():
+            k, v = (x if bits is None else rounded(x, bits) for x in (k, v))
+            cache.update(k, v, i)
+        return cache
+
+
+def rounded(x: Tensor, bits: int) -> Tensor:
+    """Per token, asymmetric, in groups of 64 of all heads' channels."""
+    flat = x.transpose(1, 2).flatten(2).unflatten(-1, (-1, 64))
+    low, high = flat.amin(-1, keepdim=True), flat.amax(-1, keepdim=True)
+    step = (high - low).clamp(min=1e-9) / (2**bits - 1)
+    back = ((flat - low) / step).round() * step + low
+    return back.flatten(2).unflatten(-1, (x.shape[1], x.shape[3])).transpose(1, 2)
 
 
 @torch.no_grad()
-def decode(model: torch.nn.Module, ids: Tensor, prompt: int, cache: DynamicCache) -> Tensor:
-    """Log-probabilities [tokens + 1, vocabulary] after the prompt and after every later token."""
-    logits = [model(ids[:, :prompt], past_key_values=cache).logits[:, -1]]
-    for t in range(prompt, ids.shape[1]):
+def decode(model: torch.nn.Module, first: Tensor, ids: Tensor, cache: DynamicCache) -> Tensor:
+    """Log-probabilities [tokens + 1, vocabulary] after the prompt and after each token of ids."""
+    logits = [first]
+    for t in range(ids.shape[1]):
         logits.append(model(ids[:, t : t + 1], past_key_values=cache).logits[:, -1])
     return torch.cat(logits).float().log_softmax(-1)
+
+
+@dataclass
+class Needle:
+    """A prompt with a code in it, the question, and the code's tokens."""
+
+    blind: Prompt
+    seen: Prompt
+    ask: Tensor
+    answer: Tensor
+
+
+def needles(model: torch.nn.Module, tokenizer: object, text: str, tokens: int) -> list[Needle]:
+    """One for each depth."""
+    made = []
+    for i, code in enumerate(CODES):
+        words = tokenizer(text)["input_ids"]
+        at = int((i + 0.5) / len(CODES) * tokens)
+        hidden = tokenizer(HIDE.format(code=code))["input_ids"]
+        context = torch.tensor([words[:at] + hidden + words[at:tokens]])
+        ask = torch.tensor([tokenizer(ASK)["input_ids"]])
+        answer = torch.tensor([tokenizer(" " + code)["input_ids"]])
+        both = torch.cat([context, ask[:, :-1]], 1)
+        made.append(Needle(Prompt(model, context), Prompt(model, both), ask, answer))
+    return made
+
+
+@torch.no_grad()
+def find(model: torch.nn.Module, needle: Needle, cache: DynamicCache, seen: bool) -> Tensor:
+    """[2]: mean negative log-likelihood of the answer's tokens, and the share that comes first."""
+    ask = needle.ask[:, -1:] if seen else needle.ask
+    if ask.shape[1] > 1:
+        model(ask[:, :-1], past_key_values=cache)
+    ids = torch.cat([ask[:, -1:], needle.answer[:, :-1]], 1)
+    logits = [
+        model(ids[:, t : t + 1], past_key_values=cache).logits[0, -1] for t in range(ids.shape[1])
+    ]
+    found = torch.stack(logits).float().log_softmax(-1)
+    nll = -found.gather(1, needle.answer.view(-1, 1)).mean()
+    return torch.stack([nll, (found.argmax(-1) == needle.answer[0]).float().mean()])
+
+
+class Table:
+    """Measures one cache after another and prints its line."""
+
+    def __init__(self, model: torch.nn.Module, prompt: Prompt, later: Tensor) -> None:
+        self.model, self.prompt, self.later = model, prompt, later
+        self.full = self._decode(prompt.plain(model.config))
+        self.needles: list[Needle] = []
+        self.rows: dict[tuple[str, int | None], dict[str, float]] = {}
+
+    def _decode(self, cache: DynamicCache) -> Tensor:
+        return decode(self.model, self.prompt.logits, self.later, cache)
+
+    def _needle(self, make: Make, seen: bool) -> list[float]:
+        prompts = [x.seen if seen else x.blind for x in self.needles]
+        found = [
+            find(self.model, x, make(prompt), seen)
+            for x, prompt in zip(self.needles, prompts, strict=True)
+        ]
+        return torch.stack(found).mean(0).tolist()
+
+    def line(self, case: Case, make: Make, share: float, aware: bool) -> None:
+        """One line; ``make`` fills a cache with a prompt, ``share`` is its part of f16's bytes."""
+        found = self._decode(make(self.prompt))
+        kl = float((self.full.exp() * (self.full - found)).sum(-1).mean())
+        same = float((found.argmax(-1) == self.full.argmax(-1)).float().mean())
+        blind = self._needle(make, False)
+        row = {"kl": kl, "same": same, "nll": blind[0], "acc": blind[1]}
+        note = ""
+        if aware:
+            row["seen nll"], row["seen acc"] = self._needle(make, True)
+            note = f"{row['seen nll']:12.2f} {row['seen acc']:.2f}"
+        self.rows[case.name, case.budget] = row
+        print(
+            f"{case.name:21} {case.budget or '':6} {kl:6.4f} {same:5.2f} {share:10.3f} "
+            f"{blind[0]:9.2f} {blind[1]:.2f} {note}",
+            flush=True,
+        )
+
+
+def options() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--text", help="text file")
+    parser.add_argument("--prompt", type=int, default=768)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--needle", type=int, default=640, help="tokens of prose round a needle")
+    parser.add_argument("--skip", type=int, default=20000, help="characters at the start")
+    parser.add_argument("--only", nargs="*", help="names of lines")
+    parser.add_argument("--moa", action="store_true", help="also search and judge windows")
+    parser.add_argument("--check", action="store_true", help="fail where an ordering does not hold")
+    return parser.parse_args()
+
+
+def main() -> None:
+    a = options()
+    commands.quiet()
+    opened = source.open_model(a.model, dtype="f32")
+    model, tokenizer = opened.model.eval(), opened.tokenizer
+    text = corpus.default_text("evaluate", a.text)[1]
+    ids = tokenizer(text[a.skip : a.skip + 20 * (a.prompt + a.tokens)], return_tensors="pt")
+    ids = ids["input_ids"][:, : a.prompt + a.tokens]
+    table = Table(model, Prompt(model, ids[:, : a.prompt]), ids[:, a.prompt :])
+    table.needles = needles(model, tokenizer, text[a.skip + 40000 : a.skip + 60000], a.needle)
+    told = [text[i * 4000 : (i + 1) * 4000] for i in range(4)]
+    plans = {"channels": kv.calibrate(model, told, "channels", tokenizer=tokenizer)}
+    lines = cases() + (moa_cases(model, tokenizer, text, plans) if a.moa else [])
+    print(f"prompt of {a.prompt}, {a.tokens} tokens more; needle in {a.needle} tokens, 4 depths")
+    print(
+        "method                budget     KL  same  bytes/f16  blind nll acc  seen nll acc",
+        flush=True,
+    )
+    for bits in (4, 2):
+        case = Case(f"per token, {bits} bits", "full")
+        if not a.only or case.name in a.only:
+            share = bits / 16 + 2 / 64
+            table.line(case, lambda x, n=bits: x.plain(model.config, n), share, False)
+    with kv.attach(model):
+        for case in lines:
+            if a.only and case.name not in a.only:
+                continue
+
+            def make(x: Prompt, case: Case = case) -> kv.Cache:
+                plan = plans.get(case.plan)
+                return x.fill(kv.Cache(model.config, case.recipe, budget=case.budget, plan=plan))
+
+            share = make(table.prompt.in_16_bits()).nbytes() / f16_bytes(model.config, a.prompt)
+            table.line(case, make, share, case.recipe.query_aware)
+    if a.check:
+        sys.exit("\n".join(broken(table.rows)) or None)
+
+
+def moa_cases(model, tokenizer, text: str, plans: dict) -> list[Case]:
+    """Calibrated windows at half density, one uniform window of the same density, and a shuffle."""
+    told = [text[i * 6000 : (i + 1) * 6000] for i in range(20, 23)]
+    sizes = {"lengths": (512, 1024), "block": 64, "density": 0.5}
+    plan = kv.calibrate(model, told, "spans", tokenizer=tokenizer, max_length=1024, **sizes)
+    plans["spans"] = plan
+    heads = [head for i in plan.layers for head in plan.layers[i].data]
+    order = torch.randperm(len(heads), generator=torch.Generator().manual_seed(0)).tolist()
+    g = len(heads) // len(plan.layers)
+    shuffled = {
+        i: replace(x, data=[heads[order[at * g + h]] for h in range(g)])
+        for at, (i, x) in enumerate(plan.layers.items())
+    }
+    plans["shuffled"] = replace(plan, layers=shuffled)
+    uniform = SinkWindow(alpha=(-64.0,), beta=(0.5,), block=64)
+    return [
+        Case("moa", "moa", None, "spans"),
+        Case("moa shuffled", "moa", None, "shuffled"),
+        Case("uniform window", KvRecipe(pattern=Pattern(uniform))),
+    ]
+
+
+def broken(t: dict) -> list[str]:
+    """The orderings that do not hold."""
+    claims = {
+        "kivi8 KL < 0.001": t["kivi8", None]["kl"] < 0.001,
+        "kivi4 KL < 0.01": t["kivi4", None]["kl"] < 0.01,
+        "kivi2 KL < 1/3 of 2 bits per token": t["kivi2", None]["kl"]
+        < t["per token, 2 bits", None]["kl"] / 3,
+        "zipvl KL < kivi2": t["zipvl", None]["kl"] < t["kivi2", None]["kl"],
+        "double_sparsity KL <= 1.5 x exact": t["double_sparsity plan", 64]["kl"]
+        <= 1.5 * t["exact", 64]["kl"],
+        "quest worse than double_sparsity": t["quest", 64]["kl"] > t["double_sparsity", 64]["kl"],
+        "ems KL <= 1.3 x min(h2o, snapkv)": t["ems", 64]["kl"]
+        <= 1.3 * min(t["h2o", 64]["kl"], t["snapkv", 64]["kl"]),
+        "merging does not raise KL": t["ems", 64]["kl"] <= t["ems unmerged", 64]["kl"],
+    }
+    for (name, budget), row in t.items():
+        kept = name.startswith(("full", "kivi", "zip", "double", "exact", "shadow"))
+        if kept or (name, budget) == ("quest", 128):
+            claims[f"{name} {budget or ''} finds the needle"] = row["acc"] >= 0.9
+        elif name in ("streaming", "h2o", "snapkv", "adakv_snapkv", "ems"):
+            claims[f"{name} {budget} loses the needle"] = row["acc"] <= 0.5
+    return [f"does not hold: {claim}" for claim, holds in claims.items() if not holds]
 
 
 def f16_bytes(config: object, tokens: int) -> int:

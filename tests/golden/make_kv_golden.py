@@ -187,6 +187,76 @@ def layout_prompt(q, k, v, seen):
     return np.array(made)
 
 
+def turned(x, places, sign=1):
+    """Rotary embedding of x [s, d]: channels i and i + d / 2 by places * 10000^(-2 i / d)."""
+    out = np.zeros_like(x, dtype=float)
+    half_dim = DIM // 2
+    for i in range(half_dim):
+        for s, place in enumerate(places):
+            angle = sign * place * 10000.0 ** (-i / half_dim)
+            a, b = x[s, i], x[s, i + half_dim]
+            out[s, i] = a * np.cos(angle) - b * np.sin(angle)
+            out[s, i + half_dim] = b * np.cos(angle) + a * np.sin(angle)
+    return out
+
+
+def odd_chunks(k, count):
+    """The chunks with the smallest cosine of a key and the chunk's mean."""
+    worst = []
+    for c in range(0, len(k), 8):
+        mean = k[c : c + 8].mean(0)
+        cos = [x @ mean / np.linalg.norm(x) / np.linalg.norm(mean) for x in k[c : c + 8]]
+        worst.append((min(cos), c // 8))
+    return {c for _, c in sorted(worst)[:count]}
+
+
+def shadowkv(q, k, v):
+    """168 tokens as rank 5 of 32, 3 odd chunks, 8 chunks rebuilt, the last 32 as they came."""
+    taken, rank = 168, 5
+    k = k.astype(float)
+    plain = np.concatenate([turned(k[g, :taken], range(taken), -1) for g in range(GROUPS)], 1)
+    u, s, vt = np.linalg.svd(plain, full_matrices=False)
+    low = (u[:, :rank] * s[:rank]) @ vt[:rank]
+    keep, rebuilt = np.zeros((GROUPS, TOKENS), bool), k.copy()
+    keep[:, taken:] = True
+    for g in range(GROUPS):
+        odd = odd_chunks(k[g, :taken], 3)
+        rest = [c for c in range(taken // 8) if c not in odd]
+        marks = np.array([k[g, 8 * c : 8 * c + 8].mean(0) for c in rest])
+        drawn = [softmax(marks @ q[h, TOKENS] / np.sqrt(DIM)) for h in (2 * g, 2 * g + 1)]
+        best = np.argsort(-np.maximum(*drawn), kind="stable")[:8]
+        for c in odd:
+            keep[g, 8 * c : 8 * c + 8] = True
+        for c in (rest[i] for i in best):
+            at = np.arange(8 * c, 8 * c + 8)
+            keep[g, at] = True
+            rebuilt[g, at] = turned(low[at, g * DIM : (g + 1) * DIM], at)
+    return answer(q, rebuilt, v, keep), np.full(GROUPS, TOKENS)
+
+
+def alisa(q, k, v, a):
+    """190 tokens of prompt, 10 steps that read 64 each; the window is 8 parts of 4 steps."""
+    parts = []
+    for t in range(190 - 32, 190):
+        if not parts or parts[-1][1] == 4:
+            parts.append([np.zeros(TOKENS), 0])
+        parts[-1][0] += a[:, t].sum(0)
+        parts[-1][1] += 1
+    for t in range(190, TOKENS):
+        sums = sum(x for x, _ in parts[-8:])
+        older = np.argsort(-sums[: t + 1 - 32], kind="stable")[:32]
+        read = np.concatenate([older, np.arange(t + 1 - 32, t + 1)])
+        if parts[-1][1] == 4:
+            parts.append([np.zeros(TOKENS), 0])
+        out = np.zeros((HEADS, DIM))
+        for h in range(HEADS):
+            row = softmax(k[h // 2, read].astype(float) @ q[h, t] / np.sqrt(DIM))
+            out[h] = row @ v[h // 2, read]
+            parts[-1][0][read] += row
+        parts[-1][1] += 1
+    return out, np.full(GROUPS, TOKENS)
+
+
 def main():
     rng = np.random.default_rng(11)
     q, k, v = problem(rng)
@@ -203,6 +273,8 @@ def main():
     covering = classes(a, rows, 64, 0.975, 0)
     found["zipvl"] = two_classes(q, k, v, covering, 4, 2)
     found["zipvl_evict"] = two_classes(q, k, v, covering, 16, 0)
+    found["shadowkv"] = shadowkv(q, k, v)
+    found["alisa"] = alisa(q, k, v, a)
     found["zipcache"] = two_classes(q, k, v, classes(a, few, 10, 0, 0.6), 4, 2)
     for name, (out, held) in found.items():
         extra = {"rows": few if name == "zipcache" else rows} if name.startswith("zip") else {}

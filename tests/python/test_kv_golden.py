@@ -57,6 +57,28 @@ def test_two_classes(problem, name, monkeypatch):
     check(store, golden, q_next, 1e-5 if name == "zipvl_evict" else 4e-3)
 
 
+def test_low_rank_keys(problem):
+    q, q_next, k, v = problem
+    turns = 10000.0 ** (-torch.arange(8) / 8)
+    store = kv.KvStore(recipe_of("shadowkv"), budget=64, frequencies=turns)
+    store.append(k, v)
+    store.settle(q)
+    check(store, golden_of("shadowkv"), q_next, 1e-4)
+
+
+def test_a_window_of_attention(problem):
+    q, _, k, v = problem
+    store = kv.KvStore(recipe_of("alisa"), budget=64)
+    store.append(k[:, :, :190], v[:, :, :190])
+    store.settle(q[:, :, :190])
+    for t in range(190, 199):
+        store.append(k[:, :, t : t + 1], v[:, :, t : t + 1])
+        store.attend(q[:, :, t : t + 1])
+        store.settle(q[:, :, t : t + 1])
+    store.append(k[:, :, 199:], v[:, :, 199:])
+    check(store, golden_of("alisa"), q[:, :, 199:])
+
+
 @pytest.mark.parametrize("name", ["s2", "moa"])
 def test_patterns(problem, name):
     q, q_next, k, v = problem

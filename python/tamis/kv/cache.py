@@ -13,6 +13,7 @@ from tamis.kv.attention import NAME, STORE
 from tamis.kv.kv_store import KvStore
 from tamis.kv.methods import recipe_of
 from tamis.kv.plan import Plan
+from tamis.kv.rope import frequencies
 from tamis.policy.kv_recipe import KvRecipe
 
 
@@ -49,10 +50,11 @@ class Cache(DynamicCache):
                 f"kv.Cache: budget: got {budget}, wanted at most the {longest} tokens that this "
                 "model can see."
             )
+        turns = None if recipe.lowrank is None else frequencies(config)
         for i, layer in enumerate(self.layers):
             if type(layer) is DynamicLayer:
                 part = None if plan is None else plan.of_layer(i)
-                store = KvStore(recipe, budget=budget, layer=i, plan=part)
+                store = KvStore(recipe, budget=budget, layer=i, plan=part, frequencies=turns)
                 self.layers[i] = StoreLayer(text, store)
         if not self.stores:
             raise TamisUnsupported(
@@ -182,7 +184,13 @@ class StoreLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forgets everything."""
         old = self.store
-        self.store = KvStore(old.recipe, budget=old.budget, layer=old.layer, plan=old.plan)
+        self.store = KvStore(
+            old.recipe,
+            budget=old.budget,
+            layer=old.layer,
+            plan=old.plan,
+            frequencies=old.frequencies,
+        )
         self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tamis.errors import TamisUnsupported, TamisValueError
 from tamis.kv.classes import TwoClasses
 from tamis.kv.layout import LayoutPast
+from tamis.kv.lowrank import LowRankPast
 from tamis.kv.methods import check_budget, check_plan, recipe_of
 from tamis.kv.past import Past, Tail
 from tamis.kv.plan import LayerPlan
@@ -52,6 +53,8 @@ class KvStore:
         budget: Tokens per KV head that stay (evicting recipes) or are read (selecting ones).
         layer: Place of the layer in the model; some layers may be exempt.
         plan: What calibration found for this layer, where the recipe takes a plan.
+        frequencies: Radians a token of the rotated pairs of channels, for recipes that take keys back
+            before rotation; None for keys that were not rotated.
 
     Raises:
         TamisValueError: The budget or the plan does not fit the recipe.
@@ -65,10 +68,12 @@ class KvStore:
         budget: int | None = None,
         layer: int = 0,
         plan: LayerPlan | None = None,
+        frequencies: Tensor | None = None,
     ) -> None:
         check_budget(recipe, budget)
         check_plan(recipe, plan)
         self.recipe, self.budget, self.layer, self.plan = recipe, budget, layer, plan
+        self.frequencies = frequencies
         self.length = 0
         self.layer_of: Any = None  # weak reference to the module that filled it, and its mark
         self.mark = ""
@@ -108,6 +113,9 @@ class KvStore:
         evict, pattern, plan = self.recipe.evict, self.recipe.pattern, self.plan
         if evict is not None and self.budget is not None and (evict.uneven or evict.local):
             return SharedBudget(evict, self.budget)
+        if self.recipe.lowrank is not None:
+            rank = None if plan is None else int(plan.data)
+            return LowRankPast(self.recipe.lowrank, self.budget, self.frequencies, rank)
         if self.recipe.classes is not None:
             return TwoClasses(self.recipe.classes)
         if pattern is None or (pattern.dense_every and (self.layer + 1) % pattern.dense_every == 0):
@@ -176,7 +184,7 @@ class KvStore:
         if self.recipe.quantize is not None and self.recipe.quantize.key_bits < 16:
             self._seal(self.recipe.quantize)
         if self.selection is not None and q is not None:
-            self.selection.observe(q, self.rows["keys"].view)
+            self.selection.observe(q, self.rows["keys"].view, self._first(pad))
         if self.past is not None:
             self._absorb(self.past, q, scale, pad)
         elif self.recipe.evict is not None:

@@ -40,13 +40,15 @@ def in_16_bits(recipe: KvRecipe) -> KvRecipe:
     if recipe.pattern is not None:
         everything = LocalStride(local=1 << 20, block=64)
         recipe = replace(recipe, pattern=replace(recipe.pattern, layout=everything))
+    if recipe.lowrank is not None:
+        recipe = replace(recipe, lowrank=replace(recipe.lowrank, rank=1.0))
     return recipe
 
 
 def budget_of(method: str | KvRecipe, budget: int | None) -> int | None:
     """The budget where the method has one, else None."""
     recipe = recipe_of(method)
-    return budget if recipe.evict is not None or recipe.select is not None else None
+    return budget if recipe.budgeted else None
 
 
 def check_plan(recipe: KvRecipe, plan: LayerPlan | None) -> None:
@@ -79,6 +81,7 @@ def check_budget(recipe: KvRecipe, budget: int | None) -> None:
         TamisUnsupported: The recipe combines quantization with eviction or selection.
     """
     chooser = recipe.evict or recipe.select
+    _check_lowrank(recipe, budget)
     if recipe.quantize is not None and chooser is not None:
         raise TamisUnsupported(
             "kv: recipe: got quantization with eviction or selection, wanted one of them; pages "
@@ -91,6 +94,8 @@ def check_budget(recipe: KvRecipe, budget: int | None) -> None:
             )
         return
     if chooser is None:
+        if recipe.lowrank is not None:
+            return
         raise TamisValueError(
             f"kv: budget: got {budget}, wanted none: this method keeps and reads every token."
         )
@@ -104,4 +109,13 @@ def check_budget(recipe: KvRecipe, budget: int | None) -> None:
     if budget % page:
         raise TamisValueError(
             f"kv: budget: got {budget}, wanted a multiple of {page}: this method reads whole pages."
+        )
+
+
+def _check_lowrank(recipe: KvRecipe, budget: int | None) -> None:
+    how = recipe.lowrank
+    if how is not None and budget is not None and (budget < how.chunk or budget % how.chunk):
+        raise TamisValueError(
+            f"kv: budget: got {budget}, wanted a multiple of {how.chunk}: this method reads whole "
+            "chunks."
         )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from copy import copy as copy_of
+
 import torch
 from torch import Tensor
 
 from tamis.errors import TamisValueError
 from tamis.kv.plan import LayerPlan
 from tamis.kv.rows import Rows, indices
+from tamis.kv.window import Window
 from tamis.ops import kv_select as op
 from tamis.ops.attention import ALL, DenseSegment, Lists, Segment
 from tamis.policy.kv_estimate import heavy_channels
-from tamis.policy.kv_recipe import Labels, Pages, Select
+from tamis.policy.kv_recipe import Labels, Pages, Select, WindowSum
 
 
 class Selection:
@@ -25,6 +28,7 @@ class Selection:
         self.rows: dict[str, Rows] = {}
         self.channels: Tensor | None = None  # of Labels, [g, r] int32
         self.labelled = 0  # tokens that have labels
+        self.window = Window(how.by) if isinstance(how.by, WindowSum) else None
 
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes of the summaries."""
@@ -35,6 +39,7 @@ class Selection:
         copy = Selection(self.how, self.budget, self.plan)
         copy.rows = {name: rows.clone() for name, rows in self.rows.items()}
         copy.channels, copy.labelled = self.channels, self.labelled
+        copy.window = copy_of(self.window)
         return copy
 
     def crop(self, tokens: int) -> None:
@@ -43,15 +48,22 @@ class Selection:
         for rows in self.rows.values():
             if isinstance(self.how.by, Pages):
                 rows.crop(tokens // self.how.by.page)
+            elif self.window is not None:
+                rows.crop(tokens)
+                self.window.read = None
             else:  # the last record keeps labels that are overwritten before they count
                 rows.crop(-(-tokens // op.LABEL_TOKENS))
 
-    def observe(self, q: Tensor, keys: Tensor) -> None:
-        """Fixes the label channels: the plan's, or by the first prompt's queries and keys.
+    def observe(self, q: Tensor, keys: Tensor, first: Tensor | None = None) -> None:
+        """Adds to the window; or fixes the channels of labels: the plan's, or by a prompt's own.
 
         Raises:
             TamisValueError: The plan is of other heads or channels.
         """
+        if self.window is not None:
+            begin = None if first is None else indices(first).contiguous()
+            half = self._budget(keys.shape[2]) // 2
+            self.window.observe(self.rows, q, keys, half, begin)
         if not isinstance(self.how.by, Labels) or self.channels is not None:
             return
         count = op.label_channels(keys.shape[3] // self.how.by.divisor)
@@ -71,11 +83,15 @@ class Selection:
     ) -> list[Segment] | None:
         """What to read of keys, values [b, g, s, d] for q [b, h, 1, d]; None for everything."""
         budget = self._budget(keys.shape[2])
+        if self.window is not None:
+            self.window.read = None
         if budget >= keys.shape[2]:
             return None
         begin = None if first is None else indices(first).contiguous()
         if isinstance(self.how.by, Pages):
             return self._by_pages(self.how.by.page, budget, q, (keys, values), begin)
+        if self.window is not None:
+            return self._by_window(self.window, budget, (keys, values), begin)
         scores = op.kv_estimate(q, self._labels(keys), begin=begin)
         index, count = op.kv_select(
             scores, budget, sink=self.how.sink, recent=self.how.recent, begin=begin
@@ -102,6 +118,19 @@ class Selection:
             op.append_labels(held.view, keys[:, :, self.labelled :], self.channels, self.labelled)
             self.labelled = s
         return op.Labels(held.view, self.channels, s)
+
+    def _by_window(
+        self, window: Window, budget: int, kv: tuple[Tensor, Tensor], begin: Tensor | None
+    ) -> list[Segment] | None:
+        keys, values = kv
+        if "sums" not in self.rows:
+            return None
+        totals = window.totals(self.rows, keys.shape[2]).expand(-1, keys.shape[1], -1)
+        index, count = op.kv_select(
+            totals, budget, sink=self.how.sink, recent=budget // 2, begin=begin
+        )
+        window.read = index
+        return [DenseSegment(keys, values, Lists(index=index, count=count, begin=begin))]
 
     def _by_pages(
         self, page: int, budget: int, q: Tensor, kv: tuple[Tensor, Tensor], begin: Tensor | None

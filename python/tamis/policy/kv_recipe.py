@@ -146,6 +146,18 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class WindowSum:
+    """Reads the tokens that drew most attention of all heads in the latest steps; half are recent.
+
+    Attributes:
+        slots: Parts of the window, which is as many steps as half of the tokens read; a part leaves
+            at once.
+    """
+
+    slots: int = 8
+
+
+@dataclass(frozen=True)
 class Select:
     """Which stored tokens a step reads; all of them stay.
 
@@ -157,10 +169,29 @@ class Select:
         fraction: Of the tokens, where no budget is given.
     """
 
-    by: Pages | Labels
+    by: Pages | Labels | WindowSum
     skip_layers: int = 2
     sink: int = 0
     recent: int = 1
+    fraction: float = 1 / 16
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A prompt's keys before rotation as a product of few columns; steps rebuild the chunks they read.
+
+    Attributes:
+        rank: Columns, as a share of KV heads x channels, where no plan says otherwise.
+        chunk: Tokens of a chunk; its mean key is its landmark.
+        odd: Tokens kept as they came, as a share of those read: chunks unlike their landmark.
+        local: Latest tokens of the prompt, kept as they came.
+        fraction: Of the tokens, read where no budget is given.
+    """
+
+    rank: float = 1 / 6
+    chunk: int = 8
+    odd: float = 3 / 8
+    local: int = 32
     fraction: float = 1 / 16
 
 
@@ -186,6 +217,7 @@ class KvRecipe:
     select: Select | None = None
     classes: Classes | None = None
     pattern: Pattern | None = None
+    lowrank: LowRank | None = None
 
     @property
     def query_aware(self) -> bool:
@@ -195,13 +227,21 @@ class KvRecipe:
     @property
     def croppable(self) -> bool:
         """Whether any number of the latest tokens can be taken back."""
-        return self.evict is None and self.classes is None and self.pattern is None
+        kept = self.evict is None and self.classes is None and self.pattern is None
+        return kept and self.lowrank is None
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether a budget of tokens says how many stay or are read."""
+        return bool(self.evict or self.select or self.lowrank)
 
     @property
     def plans(self) -> str | None:
         """Kind of calibrated plan that it takes."""
         if self.pattern is not None and self.pattern.layout is None:
             return "spans"
+        if self.lowrank is not None:
+            return "ranks"
         return (
             "channels" if self.select is not None and isinstance(self.select.by, Labels) else None
         )

@@ -1,0 +1,121 @@
+"""A past whose keys are a product of few columns before rotation, read by chunks that landmarks choose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tamis.kv.past import Past, Tail
+from tamis.kv.rows import Rows
+from tamis.ops.attention import DenseSegment, Lists, Segment
+from tamis.ops.kv_select import KeyRows, kv_estimate, kv_select
+from tamis.policy.kv_lowrank import fit, rotate, stray_chunks
+from tamis.policy.kv_recipe import LowRank
+
+
+class LowRankPast(Past):
+    """Chunks of a prompt: keys rebuilt for those that a step reads, a few odd ones kept as they came.
+
+    Tokens after the first prompt stay in the tail, as they came.
+
+    Attributes:
+        rows: ``coordinates`` [b, 1, n, r] and ``basis`` [b, g, r, d], whose product are the keys before
+            rotation; ``landmarks`` [b, g, chunks, d] of the ``chunks`` [b, g, chunks] that are not odd;
+            ``odd_keys`` and ``odd_values``; ``far_values`` [b, g, n, d] of all; with padding ``pad``.
+    """
+
+    def __init__(
+        self, how: LowRank, budget: int | None, frequencies: Tensor | None, rank: int | None
+    ) -> None:
+        super().__init__()
+        self.how, self.budget, self.rank = how, budget, rank
+        self.frequencies = torch.empty(0) if frequencies is None else frequencies
+
+    @property
+    def tokens(self) -> int:
+        """Tokens held per KV head."""
+        return self.rows["far_values"].count if self.rows else 0
+
+    def absorb(self, tail: Tail) -> int:
+        """All whole chunks of the first prompt but the latest ``local`` tokens."""
+        how, size = self.how, self.how.chunk
+        b, g, n, d = tail.keys.shape
+        chunks = (n - how.local) // size
+        if self.rows or not tail.fresh or chunks <= 0:
+            return 0
+        taken = chunks * size
+        keys, values = tail.keys[:, :, :taken].contiguous(), tail.values[:, :, :taken].contiguous()
+        plain = rotate(keys.float(), torch.arange(taken), self.frequencies, back=True)
+        rank = min(self.rank or max(1, round(how.rank * g * d)), g * d)
+        coordinates, basis = fit(plain.transpose(1, 2).flatten(2), rank)
+        basis = basis.view(b, rank, g, d).transpose(1, 2)
+        pages, value_pages = (x.view(b, g, chunks, size, d) for x in (keys, values))
+        odd, rest = stray_chunks(pages, self._odd(taken) // size)
+        marks = pages.float().mean(3).to(keys.dtype)
+        held = {
+            "coordinates": coordinates.unsqueeze(1).to(keys.dtype),
+            "basis": basis.to(keys.dtype),
+            "landmarks": _take(marks, rest),
+            "chunks": rest.to(torch.int32),
+            "odd_keys": _take(pages, odd).flatten(2, 3),
+            "odd_values": _take(value_pages, odd).flatten(2, 3),
+            "far_values": values,
+        }
+        self.rows = {name: Rows(x) for name, x in held.items()}
+        if tail.pad is not None:
+            self.rows["pad"] = Rows(tail.pad.to(torch.int32).view(-1, 1, 1))
+            self.rows["odd_places"] = Rows(
+                (odd.unsqueeze(-1) * size + torch.arange(size)).flatten(2)
+            )
+        return taken
+
+    def _odd(self, tokens: int) -> int:
+        """Tokens of odd chunks."""
+        return int(self.how.odd * self._reads(tokens))
+
+    def _reads(self, tokens: int) -> int:
+        """Tokens that a step rebuilds."""
+        return self.budget or max(self.how.chunk, int(self.how.fraction * tokens))
+
+    def segments(self, q: Tensor, scale: float) -> list[Segment]:
+        """The odd chunks, and the chunks whose landmarks draw q most, rebuilt."""
+        if not self.rows:
+            return []
+        size = self.how.chunk
+        marks, ids = self.rows["landmarks"].view, self.rows["chunks"].view.long()
+        pad = self.rows["pad"].view if "pad" in self.rows else None
+        scores = kv_estimate(q, KeyRows(marks), scale=scale)
+        if pad is not None:
+            scores.masked_fill_((ids + 1) * size <= pad, float("-inf"))
+        count = min(ids.shape[2], max(1, self._reads(self.tokens) // size))
+        index = kv_select(scores, count)[0].long()
+        places = (ids.gather(2, index).unsqueeze(-1) * size + torch.arange(size)).flatten(2)
+        keys, values = self.rebuild(places)
+        made: list[Segment] = [DenseSegment(keys, values, _hidden(places, pad))]
+        if self.rows["odd_keys"].count:
+            hidden = Lists() if pad is None else _hidden(self.rows["odd_places"].view, pad)
+            odd = self.rows["odd_keys"].view, self.rows["odd_values"].view
+            made.append(DenseSegment(*odd, hidden))
+        return made
+
+    def rebuild(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [b, g, k, d] of the tokens at ``places`` [b, g, k]."""
+        values = self.rows["far_values"].view
+        coordinates = self.rows["coordinates"].view.expand(-1, places.shape[1], -1, -1)
+        plain = _take(coordinates, places).float() @ self.rows["basis"].view.float()
+        keys = rotate(plain, places, self.frequencies).to(values.dtype)
+        return keys, _take(values, places)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` [b, g, k] of x [b, g, n, ...]."""
+    at = index.view(*index.shape, *[1] * (x.dim() - 3)).expand(*index.shape, *x.shape[3:])
+    return x.gather(2, at)
+
+
+def _hidden(places: Tensor, pad: Tensor | None) -> Lists:
+    """Lists that hide padded tokens by a bias of -inf."""
+    if pad is None:
+        return Lists()
+    bias = torch.zeros(places.shape).masked_fill_(places < pad, float("-inf"))
+    return Lists(bias=bias)
