@@ -46,6 +46,10 @@ class Selection:
             else:  # the last record keeps labels that are overwritten before they count
                 rows.crop(-(-tokens // op.LABEL_TOKENS))
 
+    def forget(self) -> None:
+        """Summaries are made anew, as tokens have moved; the channels stay."""
+        self.rows, self.labelled = {}, 0
+
     def observe(self, q: Tensor, keys: Tensor) -> None:
         """Fixes the label channels: the plan's, or by the first prompt's queries and keys.
 
