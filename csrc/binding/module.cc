@@ -10,6 +10,7 @@
 #include "base/isa.h"
 #include "base/parallel.h"
 #include "base/stream.h"
+#include "binding/activation.h"
 #include "binding/cost.h"
 #include "binding/cuda.h"
 #include "binding/kv.h"
@@ -62,4 +63,5 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   binding::bind_cuda(m);
   binding::bind_kv(m);
   binding::bind_kv_select(m);
+  binding::bind_activation(m);
 }
