@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tamis.activation.handle import Handle, attach
     from tamis.activation.collect import calibrate
+    from tamis.activation.handle import Handle, attach
     from tamis.activation.layers import InputSparseLinear, SparseMLP
     from tamis.activation.plan import Plan
 
