@@ -10,6 +10,7 @@
 #include "base/isa.h"
 #include "base/parallel.h"
 #include "base/stream.h"
+#include "binding/activation.h"
 #include "binding/conv2d.h"
 #include "binding/cost.h"
 #include "binding/cuda.h"
@@ -68,4 +69,5 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   binding::bind_kv_edit(m);
   binding::bind_kv_select(m);
   binding::bind_prefill(m);
+  binding::bind_activation(m);
 }

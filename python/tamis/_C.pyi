@@ -506,3 +506,37 @@ class CudaMatrix:
 
     def unpack(self, out_ptr: int, out_stride: int, stream: int) -> None:
         """Dense [rows, cols] on a stream."""
+
+sparse_activation_tokens: int
+"""Tokens that share one pass of sparse_input and sparse_mlp."""
+
+def sparse_input(
+    dtype: int,
+    shape: tuple[int, int, int],
+    x_ptr: int,
+    x_stride: int,
+    w_ptr: int,
+    threshold_ptr: int,
+    bias_ptr: int,
+    y_ptr: int,
+    y_stride: int,
+) -> int:
+    """Writes y [m, n] of the inputs that count; shape: m, n, k. How many (token, input) did."""
+
+def sparse_mlp(
+    dtype: int,
+    shape: tuple[int, int, int, int],
+    x_ptr: int,
+    x_stride: int,
+    gate_ptr: int,
+    up_ptr: int,
+    down_ptr: int,
+    threshold_ptr: int,
+    activation: int,
+    y_ptr: int,
+    y_stride: int,
+) -> int:
+    """Writes y [m, d] of the neurons that count; shape: m, k, n, d. How many (token, neuron) did."""
+
+def activation_kernels() -> list[KernelRow]:
+    """Every kernel of sparse_input and sparse_mlp, best first."""

@@ -9,7 +9,7 @@ TYPE_CHECKING = False  # what type checkers read as true; importing typing would
 if TYPE_CHECKING:
     from typing import Any
 
-    from tamis import kv, nn
+    from tamis import activation, kv, nn
     from tamis._info import info, kernels
     from tamis.errors import (
         TamisError,
@@ -53,7 +53,7 @@ _HOME = {
     "save": "io",
     "sparsify_": "rewrite",
 }
-_MODULES = ("hf", "kv", "method", "nn")
+_MODULES = ("activation", "hf", "kv", "method", "nn")
 
 __all__ = [
     "LayerReport",
@@ -65,6 +65,7 @@ __all__ = [
     "TamisTypeError",
     "TamisUnsupported",
     "TamisValueError",
+    "activation",
     "compress",
     "convert",
     "dense_",

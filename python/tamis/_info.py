@@ -69,7 +69,11 @@ def kernels() -> list[dict[str, Any]]:
     Each has name, op, format, w_dtype, x_dtype, isa, tile_m (tokens per pass), tile_n (rows per
     step), from_m (fewest tokens it is chosen for) and runs_here.
     """
-    return [
-        {"from_m": 1, **row}
-        for row in (*_C.kernels(), *_C.conv2d_kernels(), *_C.kv_kernels(), *cuda.kernel_rows())
-    ]
+    rows = (
+        *_C.kernels(),
+        *_C.activation_kernels(),
+        *_C.conv2d_kernels(),
+        *_C.kv_kernels(),
+        *cuda.kernel_rows(),
+    )
+    return [{"from_m": 1, **row} for row in rows]
