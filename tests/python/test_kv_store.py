@@ -342,7 +342,7 @@ def test_bad_budgets_are_refused():
         ("h2o", 0, "wanted at least 32"),
         ("streaming", 4, "4 first and 1 latest"),
         ("quest", 0, "wanted at least 1"),
-        ("kivi3", None, "wanted one of adakv_snapkv, double_sparsity"),
+        ("kivi3", None, "wanted one of adakv_snapkv, alisa"),
     ]:
         with pytest.raises(TamisValueError, match=message):
             kv.store(method, k, v, budget=budget)

@@ -2,10 +2,10 @@
 
 Paper: Yang, Sheng, Gonzalez, Stoica, Zheng, "Post-Training Sparse Attention with Double Sparsity",
     2024 (arXiv:2408.07092), section 3.
-Differs: the channels are those of the prompt itself instead of an offline calibration; one
-    choice per KV head, by the largest weight in its group's query heads.
+Differs: without a plan of kind channels, the channels are those of the prompt itself; one choice per
+    KV head, by the largest weight in its group's query heads; the latest 16 tokens are always read.
 """
 
 from tamis.policy.kv_recipe import KvRecipe, Labels, Select
 
-RECIPE = KvRecipe(select=Select(by=Labels(4)))
+RECIPE = KvRecipe(select=Select(by=Labels(4), recent=16))
