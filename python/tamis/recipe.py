@@ -134,7 +134,7 @@ class PruneRecipe:
         needs: Statistics that calibration must collect: "x_sq", "hessian".
         damping: Added to the Hessian's diagonal, as a fraction of its mean.
         pattern: What it prunes to where the caller names no pattern; None: single weights.
-        format: How it stores weights where the caller names no format.
+        format: How it stores such a pattern where the caller names no format.
         recover: Training of each block once its linears are pruned.
     """
 

@@ -93,7 +93,7 @@ def sparsify_(  # noqa: PLR0913
             name, or the class names "Linear" and "Conv2d". Only a target finds larger convolutions.
         ignore: Layers to leave alone, spelled the same way.
         filter_fn: Called with (module, name); false leaves the layer alone.
-        format: None is the method's own, mostly "auto", which takes the one expected to be fastest for one token, the smallest of those
+        format: None is the method's own where the pattern suits it, else "auto", which takes the one expected to be fastest for one token, the smallest of those
             alike, dense included; "dense" keeps masked nn.Linear; "bitmap", "csr", "csr8", "nm",
             "block" force one, as does "groupq": groups of 16 inputs (32 under "block:1x32") as
             4-bit codes. With sparsity=0 that is plain W4, also for a head that targets name.
@@ -117,7 +117,8 @@ def sparsify_(  # noqa: PLR0913
     recipe = method if isinstance(method, PruneRecipe) else _load(method)
     label = method if isinstance(method, str) else "recipe"
     shape = recipe.pattern or Pattern() if pattern is None else parse_pattern(pattern)
-    format = recipe.format if format is None else format
+    if format is None:
+        format = recipe.format if shape == recipe.pattern or _in_groups(shape) else "auto"
     if format == "groupq" and dtype is None:
         dtype = "u4"
     layers = find_linears(model, targets, ignore, filter_fn)
@@ -604,6 +605,11 @@ def _cheapest(
 def _grouped(linear: nn.Linear, job: _Job) -> Layout:
     n, k = linear.weight.shape
     return Layout("groupq", n, k, job.dtype or "u4", group_size=_group_size(job.pattern))
+
+
+def _in_groups(pattern: Pattern) -> bool:
+    """Whether whole groups of groupq are kept or dropped."""
+    return pattern.kind == "block" and pattern.rows == 1 and pattern.cols % 16 == 0
 
 
 def _group_size(pattern: Pattern) -> int:
