@@ -97,8 +97,8 @@ def layers(rounds: int) -> None:
         everything = torch.ones_like(conv.weight) > 0
         own = SparseConv2d.from_conv(conv, keep=everything, group=4)
         calls: dict[str, Callable[[], object]] = {
-            "torch": lambda c=conv: c(x),
-            "own": lambda m=own: m(x),
+            "torch": partial(conv, x),
+            "own": partial(own, x),
         }
         for group in (1, 4):
             for sparsity in (0.3, 0.5, 0.7, 0.8, 0.9):
