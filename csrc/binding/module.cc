@@ -13,9 +13,11 @@
 #include "binding/cost.h"
 #include "binding/cuda.h"
 #include "binding/kv.h"
+#include "binding/kv_edit.h"
 #include "binding/kv_select.h"
 #include "binding/matrix.h"
 #include "binding/pack.h"
+#include "binding/prefill.h"
 #include "binding/spmm.h"
 
 namespace tamis::binding {
@@ -61,5 +63,7 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   binding::bind_cost(m);
   binding::bind_cuda(m);
   binding::bind_kv(m);
+  binding::bind_kv_edit(m);
   binding::bind_kv_select(m);
+  binding::bind_prefill(m);
 }

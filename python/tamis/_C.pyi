@@ -283,8 +283,59 @@ def sparse_attention(
 ) -> None:
     """out, q [b, g, rows, d] of one dtype and lse [b, g, rows] f32 at raw addresses."""
 
+def prefill_attention(
+    dtypes: tuple[int, int],
+    shape: tuple[int, int, int, int, int, int],
+    q: tuple[int, int, int, int],
+    keys: tuple[int, int, int, int],
+    values: tuple[int, int, int, int],
+    out: tuple[int, int, int, int],
+    lse_ptr: int,
+    scale: float,
+    softcap: float,
+    causal: bool,
+    first: int,
+    begin_ptr: int,
+    pattern: tuple[int, int, int, int, int, int, int],
+    rows: tuple[int, int, int],
+    columns: tuple[int, int, int],
+) -> None:
+    """out, q [b, h, n, d], keys, values [b, g, s, d] as addresses and strides; shape b h g n s d.
+
+    pattern: heads, addresses of sink and window, size of blocks, addresses of their offsets and
+    columns, columns a head. rows, columns: address, width, address of counts.
+    """
+
+def kv_gather(
+    shape: tuple[int, int, int],
+    x: tuple[int, int, int],
+    index: tuple[int, int, int],
+    out: tuple[int, int, int],
+) -> None:
+    """Rows of x to out, addresses with strides in bytes; shape: heads, tokens, bytes of a row.
+
+    index: address, width, address of counts.
+    """
+
+def kv_merge(
+    dtype: int,
+    shape: tuple[int, int, int],
+    keys: tuple[int, int, int],
+    values: tuple[int, int, int],
+    weight_and_mass: tuple[int, int],
+    kept: tuple[int, int, int],
+    dropped: tuple[int, int, int],
+    by_values: bool,
+    tau: float,
+    out: tuple[int, int, int, int],
+) -> None:
+    """keys, values [heads, tokens, d] as address and strides; shape: heads, tokens, d.
+
+    out: addresses of keys (0: not merged), values, mass and joined.
+    """
+
 def kv_kernels() -> list[KernelRow]:
-    """Every kernel of kv_quantize, kv_select and sparse_attention, best first."""
+    """Every kernel of the KV operators, best first."""
 
 class KvUnits:
     """What is stored of the units that kv_estimate scores; borrows all of it."""

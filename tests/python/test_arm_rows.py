@@ -12,6 +12,7 @@ OPS = Path(__file__).parents[2] / "csrc" / "ops"
 KEYS = {"TAMIS_SPMM": (0, 3), "TAMIS_SPMM_FORM": (1, 4), "TAMIS_KV_QUANTIZE": (0, 1)}
 # One dtype of q serves all others of these, so only the storage counts.
 KEYS |= {"TAMIS_ATTENTION": (0, 1), "TAMIS_KV_SCORE": (0, 2), "TAMIS_KV_REDUCE": (0, 0)}
+KEYS |= {"TAMIS_PREFILL": (0, 0)}
 
 
 def rows(text: str) -> dict[tuple[str, ...], int]:

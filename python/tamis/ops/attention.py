@@ -17,7 +17,7 @@ from tamis import _C
 from tamis.errors import TamisValueError
 from tamis.ops.kv_quantize import float_code, rows_of
 
-__all__ = ["ALL", "DenseSegment", "Lists", "PageSegment", "merge", "sparse_attention"]
+__all__ = ["ALL", "DenseSegment", "Lists", "PageSegment", "merge_lse", "sparse_attention"]
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,18 @@ def sparse_attention(
     return out.view(b, h, n, d), lse
 
 
-def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Attention over the union of disjoint sets of tokens, from the output and lse of each."""
+def merge_lse(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Attention over the union of disjoint sets of tokens, from the output and lse of each.
+
+    Args:
+        parts: Output [b, h, n, d] and lse [b, h, n] of each set, as ``sparse_attention`` and
+            ``prefill_attention`` return them.
+    """
     lse = torch.stack([each for _, each in parts])
-    weight = (lse - torch.logsumexp(lse, 0)).exp().nan_to_num_(0.0).unsqueeze(-1)
+    total = torch.logsumexp(lse, 0)
+    weight = (lse - total).exp().nan_to_num_(0.0).unsqueeze(-1)
     outs = torch.stack([out.float() for out, _ in parts])
-    return (weight * outs).sum(0).to(parts[0][0].dtype)
+    return (weight * outs).sum(0).to(parts[0][0].dtype), total
 
 
 def _kv_heads(segments: Sequence[Segment]) -> int:
