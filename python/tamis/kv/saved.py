@@ -129,6 +129,8 @@ def _state(layer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     held = {name: rows.view for name, rows in store.rows.items()}
     if store.selection is not None:
         facts["labelled"] = store.selection.labelled
+        window = store.selection.window
+        facts |= {} if window is None else {"slot": window.slot, "steps": window.steps}
         held |= {f"select.{name}": rows.view for name, rows in store.selection.rows.items()}
         if store.selection.channels is not None:
             held["select.channels"] = store.selection.channels
@@ -154,6 +156,10 @@ def _made(layer: Any, i: int, file: Checkpoint, facts: dict[str, Any]) -> dict[s
         new.past.rows, past = {name: Rows(x) for name, x in past.items()}, {}
     if new.selection is not None:
         new.selection.labelled = _number(facts, "labelled", where)
+        window = new.selection.window
+        if window is not None:
+            window.slot = _number(facts, "slot", where) % window.how.slots
+            window.steps = _number(facts, "steps", where)
         new.selection.channels = chosen.pop("channels", None)
         new.selection.rows = {name: Rows(x) for name, x in chosen.items()}
         chosen = {}

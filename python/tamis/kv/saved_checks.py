@@ -13,7 +13,7 @@ from tamis.kv.kv_store import KvStore
 from tamis.kv.saved_past import check_past
 from tamis.ops.kv_quantize import page_layout
 from tamis.ops.kv_select import LABEL_TOKENS, label_bytes
-from tamis.policy.kv_recipe import Labels, Pages
+from tamis.policy.kv_recipe import Labels, Pages, WindowSum
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -88,19 +88,16 @@ def _check_selection(store: KvStore, tokens: int, where: str) -> None:
     keys = store.rows["keys"].buffer
     b, g, _, d = keys.shape
     held = {name: rows.view for name, rows in found.rows.items()}
-    channels, by = found.channels, found.how.by
+    by = found.how.by
     wanted: dict[str, tuple[int, ...]] = {}
-    if channels is not None:
-        inside = channels.dtype == torch.int32 and channels.dim() == 2 and channels.shape[0] == g
-        r = channels.shape[1] if inside else 0
-        if not (0 < r <= d and r % 8 == 0 and 0 <= int(channels.min()) and int(channels.max()) < d):
-            raise _wrong(where, "channels", channels, f"[{g}, r] within the {d} channels")
-        records = -(-found.labelled // LABEL_TOKENS)
-        wanted = {"labels": (b, g, records, label_bytes(r))}
+    if found.channels is not None:
+        r = _channels(found.channels, g, d, where)
+        wanted = {"labels": (b, g, -(-found.labelled // LABEL_TOKENS), label_bytes(r))}
     if isinstance(by, Pages):
-        pages = held["bounds"].shape[2] if "bounds" in held and held["bounds"].dim() == 5 else 0
-        wanted = {"bounds": (b, g, min(pages, tokens // by.page), 2, d)}
-    kinds = {"labels": torch.uint8, "bounds": keys.dtype}
+        wanted = {"bounds": (b, g, min(_rows(held, "bounds"), tokens // by.page), 2, d)}
+    if isinstance(by, WindowSum):
+        wanted = {"sums": (b, 1, min(_rows(held, "sums"), tokens), by.slots)}
+    kinds = {"labels": torch.uint8, "bounds": keys.dtype, "sums": torch.float32}
     for name, x in held.items():
         if name not in wanted or x.shape != wanted[name] or x.dtype != kinds[name]:
             raise _wrong(where, name, x, f"{list(wanted.get(name, ()))}")
@@ -109,6 +106,19 @@ def _check_selection(store: KvStore, tokens: int, where: str) -> None:
         raise file_error(
             "kv.Cache.load", where, f"{labelled} labels", f"{tokens}", "save it again."
         )
+
+
+def _channels(channels: Tensor, g: int, d: int, where: str) -> int:
+    """How many channels labels have, each within the head."""
+    r = channels.shape[1] if channels.dim() == 2 and channels.shape[0] == g else 0
+    good = channels.dtype == torch.int32 and 0 < r <= d and r % 8 == 0
+    if not good or int(channels.min()) < 0 or int(channels.max()) >= d:
+        raise _wrong(where, "channels", channels, f"[{g}, r] within the {d} channels")
+    return r
+
+
+def _rows(held: dict[str, Tensor], name: str) -> int:
+    return held[name].shape[2] if name in held and held[name].dim() > 2 else 0
 
 
 def _check_model(config: Any, g: int, d: int, where: str) -> None:

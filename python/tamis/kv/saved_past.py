@@ -8,6 +8,7 @@ from torch import Tensor
 from tamis.checkpoint import file_error
 from tamis.kv.classes import TwoClasses
 from tamis.kv.kv_store import KvStore
+from tamis.kv.lowrank import LowRankPast
 from tamis.kv.past import Past
 from tamis.kv.ragged import Ragged
 from tamis.ops.kv_quantize import page_layout
@@ -35,12 +36,16 @@ def check_past(past: Past, store: KvStore, where: str) -> None:
                 raise _wrong(where, f"past.{name}", x, f"{dtype} {list(shape)}")
         if isinstance(past, Ragged) and not _ranges(held, store.length):
             raise _wrong(where, "past.begin", held["begin"], "ranges within the pool")
+        if isinstance(past, LowRankPast) and not _chunks(held, past.how.chunk):
+            raise _wrong(where, "past.chunks", held["chunks"], "chunks within the values")
 
 
 def _shapes(past: Past, held: dict[str, Tensor], keys: Tensor) -> _Wanted:
     if isinstance(past, Ragged):
         return _ragged(held, keys)
-    return _classes(past, held, keys) if isinstance(past, TwoClasses) else {}
+    if isinstance(past, TwoClasses):
+        return _classes(past, held, keys)
+    return _low_rank(past.how.chunk, held, keys) if isinstance(past, LowRankPast) else {}
 
 
 def _ragged(held: dict[str, Tensor], keys: Tensor) -> _Wanted:
@@ -78,6 +83,33 @@ def _classes(past: TwoClasses, held: dict[str, Tensor], keys: Tensor) -> _Wanted
             for part in ("keys", "values"):
                 wanted[f"{name}_{part}"] = ((b, g, rows.shape[2], d), keys.dtype)
     return wanted
+
+
+def _low_rank(chunk: int, held: dict[str, Tensor], keys: Tensor) -> _Wanted:
+    b, g, _, d = keys.shape
+    sizes = {n: held[n].shape[2] if n in held and held[n].dim() > 2 else 0 for n in _SIZED}
+    tokens, rank, chunks, odd = (sizes[n] for n in _SIZED)
+    wanted: _Wanted = {
+        "coordinates": ((b, 1, tokens, rank), keys.dtype),
+        "basis": ((b, g, rank, d), keys.dtype),
+        "landmarks": ((b, g, chunks, d), keys.dtype),
+        "chunks": ((b, g, chunks), torch.int32),
+        "odd_keys": ((b, g, odd, d), keys.dtype),
+        "odd_values": ((b, g, odd, d), keys.dtype),
+        "far_values": ((b, g, tokens, d), keys.dtype),
+    }
+    if "pad" in held:
+        wanted |= {"pad": ((b, 1, 1), torch.int32), "odd_places": ((b, g, odd), torch.int64)}
+    return wanted
+
+
+_SIZED = ("far_values", "basis", "chunks", "odd_keys")
+
+
+def _chunks(held: dict[str, Tensor], chunk: int) -> bool:
+    """Whether every chunk lies within the values."""
+    x, tokens = held["chunks"], held["far_values"].shape[2]
+    return x.numel() == 0 or (int(x.min()) >= 0 and (int(x.max()) + 1) * chunk <= tokens)
 
 
 def _wrong(where: str, name: str, x: Tensor | None, wanted: str) -> Exception:

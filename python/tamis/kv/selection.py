@@ -58,7 +58,7 @@ class Selection:
         """Summaries are made anew, as tokens have moved; the channels stay."""
         self.rows, self.labelled = {}, 0
         if self.window is not None:
-            self.window.read = None
+            self.window = Window(self.window.how)
 
     def observe(self, q: Tensor, keys: Tensor, first: Tensor | None = None) -> None:
         """Adds to the window; or fixes the channels of labels: the plan's, or by a prompt's own.
