@@ -7,7 +7,7 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && !defined(TAMIS_SIMDE)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -29,7 +29,11 @@ constexpr Level kLevels[] = {
     {"neon_bf16", isa::neon_bf16},
 };
 
-#if defined(__x86_64__)
+#if defined(TAMIS_SIMDE)  // NEON sources on another processor (make test-simde)
+IsaBits detect() {
+  return isa::neon_dot;
+}
+#elif defined(__x86_64__)
 constexpr bool has(uint32_t reg, std::initializer_list<int> bits) {
   for (int b : bits) {
     if (!(reg >> b & 1u)) return false;
