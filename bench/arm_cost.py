@@ -139,35 +139,32 @@ MATRIX = (
     ),
 )
 
-# Four rows of weights times one x: a load of x serves four loads of weights, four sums in flight.
-# Per row and 16 bytes of weights: what widens them, and what multiplies and adds.
-WIDEN_BF16 = "shll v{r}.4s, v{w}.4h, #16\nshll2 v{w}.4s, v{w}.8h, #16"
-WIDEN_F16 = "fcvtl v{r}.4s, v{w}.4h\nfcvtl2 v{w}.4s, v{w}.8h"
-TWO_FMAS = "fmla v{a}.4s, v{r}.4s, v24.4s\nfmla v{a}.4s, v{w}.4s, v25.4s"
-LOAD_X = "ldr q24, [x1], #16"
-DENSE = {  # dtype: bytes of a weight, loads of x and their widening, each row's work
-    "f32": (4, LOAD_X, "fmla v{a}.4s, v{w}.4s, v24.4s"),
-    "bf16": (2, LOAD_X + "\nshll2 v25.4s, v24.8h, #16\nshll v24.4s, v24.4h, #16",
-             WIDEN_BF16 + "\n" + TWO_FMAS),
-    "f16": (2, LOAD_X + "\nfcvtl2 v25.4s, v24.8h\nfcvtl v24.4s, v24.4h",
-            WIDEN_F16 + "\n" + TWO_FMAS),
-    "i8": (1, LOAD_X, "smull v{r}.8h, v{w}.8b, v24.8b\nsmlal2 v{r}.8h, v{w}.16b, v24.16b\n"
-                      "sadalp v{a}.4s, v{r}.8h"),
-    "i8 dot": (1, LOAD_X, "sdot v{a}.4s, v{w}.16b, v24.16b"),
-    "f16 long": (2, LOAD_X, "fmlal v{a}.4s, v{w}.4h, v24.4h\nfmlal2 v{a}.4s, v{w}.4h, v24.4h"),
-    "bf16 dot": (2, LOAD_X, "bfdot v{a}.4s, v{w}.8h, v24.8h"),
-}  # fmt: skip
+# Four rows of weights times one x: one load of x serves four of weights, four sums in flight, loads
+# first, as in-order cores want it. Bytes of a weight, what widens x and each row, what multiplies.
+WIDEN_BF16 = "shll2 v{high}.4s, v{low}.8h, #16\nshll v{low}.4s, v{low}.4h, #16"
+WIDEN_F16 = "fcvtl2 v{high}.4s, v{low}.8h\nfcvtl v{low}.4s, v{low}.4h"
+TWO_FMAS = "fmla v{sum}.4s, v{low}.4s, v24.4s\nfmla v{sum}.4s, v{high}.4s, v25.4s"
+I8_PAIRS = "smull v{high}.8h, v{low}.8b, v24.8b\nsmlal2 v{high}.8h, v{low}.16b, v24.16b"
+DENSE = {
+    "f32": (4, "", "fmla v{sum}.4s, v{low}.4s, v24.4s"),
+    "bf16": (2, WIDEN_BF16, TWO_FMAS),
+    "f16": (2, WIDEN_F16, TWO_FMAS),
+    "i8": (1, "", I8_PAIRS + "\nsadalp v{sum}.4s, v{high}.8h"),
+    "i8 dot": (1, "", "sdot v{sum}.4s, v{low}.16b, v24.16b"),
+    "f16 long": (2, "", "fmlal v{sum}.4s, v{low}.4h, v24.4h\nfmlal2 v{sum}.4s, v{low}.4h, v24.4h"),
+    "bf16 dot": (2, "", "bfdot v{sum}.4s, v{low}.8h, v24.8h"),
+}
 
 
 def dense_loop(dtype: str) -> tuple[str, int]:
     """A dense dot product loop, and the weights of a turn."""
-    size, x, work = DENSE[dtype]
-    lines = []
-    for _ in range(2):
-        lines.append(x)
-        for row in range(4):
-            lines.append(f"ldr q{8 + row}, [x{2 + row}], #16")
-            lines.append(work.format(w=8 + row, r=12 + row, a=16 + row))
+    size, widen, multiply = DENSE[dtype]
+    rows = [{"low": 8 + r, "high": 12 + r, "sum": 16 + r} for r in range(4)]
+    turn = [f"ldr q{r['low']}, [x{2 + i}], #16" for i, r in enumerate(rows)]
+    turn += ["ldr q24, [x1], #16", widen.format(low=24, high=25)]
+    for work in (widen, *multiply.splitlines()):
+        turn += [work.format(**r) for r in rows]
+    lines = [line for line in turn if line] * 2
     return "\n".join([*lines, "subs x0, x0, #1"]), 2 * 4 * 16 // size
 
 
@@ -281,7 +278,7 @@ def print_few(program: Path, kept: float) -> None:
 
 def fma_peak(core: str) -> float:
     """f32 FMAs of 4 lanes that a core starts in a cycle."""
-    loop = "\n".join(f"fmla v{i}.4s, v30.4s, v31.4s" for i in range(24))
+    loop = "\n".join(f"fmla v{i}.4s, v30.4s, v31.s[0]" for i in range(24))
     return 24 / cycles(loop, core).ports
 
 
@@ -386,7 +383,9 @@ def main() -> None:
     print("estimated; ranges: what ports allow to simulated")
     print_few(arguments.program, 0.5)
     print_wide(arguments.program, 0.1, 256)
+    print_wide(arguments.program, 0.7, 256)
     print_matrix(arguments.program, 0.5, 16)
+    print_matrix(arguments.program, 0.5, 128)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,9 @@ endif()
 # sources, linked into tamis_core, or for the op `format` into tamis_formats. Off their processors
 # these files vanish, as their rows in kernels.def do. TAMIS_KERNEL_LIBRARIES lists what there is.
 function(tamis_add_kernels op)
+  if(TAMIS_SIMDE AND op STREQUAL kv)
+    return()
+  endif()
   foreach(source IN LISTS ARGN)
     if(NOT source MATCHES "_(avx2|avx512|avx512vbmi2|avx512bf16|neon|neon_dot|neon_fhm|neon_bf16)\\.cc$")
       message(FATAL_ERROR "tamis_add_kernels: ${source}: the name ends in no known ISA")
