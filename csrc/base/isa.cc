@@ -11,7 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && !defined(TAMIS_SIMDE)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -38,7 +38,11 @@ constexpr Level kLevels[] = {
     {"neon_bf16", isa::neon_bf16},
 };
 
-#if defined(__x86_64__)
+#if defined(TAMIS_SIMDE)  // NEON sources on another processor (make test-simde)
+IsaBits detect() {
+  return isa::neon_dot;
+}
+#elif defined(__x86_64__)
 constexpr bool has(uint32_t reg, std::initializer_list<int> bits) {
   for (int b : bits) {
     if (!(reg >> b & 1u)) return false;
