@@ -15,6 +15,7 @@
 #include "format/kv_page.h"
 #include "ops/kv_quantize/kv_quantize.h"
 #include "ops/kv_select/kv_select.h"
+#include "ops/prefill_attention/prefill_attention.h"
 #include "ops/sparse_attention/sparse_attention.h"
 
 namespace tamis::binding {
@@ -161,6 +162,9 @@ py::list kernel_rows() {
     const bool pages = row.storage == KvStorage::pages;
     add(row.name, "sparse_attention", pages ? "kv_page" : "dense",
         pages ? "codes" : name_of(row.storage), name_of(row.q_dtype), row.isa, kMaxRows, 32);
+  }
+  for (const PrefillRow& row : prefill_attention_kernels()) {
+    add(row.name, "prefill_attention", "dense", "f32", "f32", row.isa, kPrefillRows, kPrefillKeys);
   }
   for (const KvQuantizeRow& row : kv_quantize_kernels()) {
     add(row.name, "kv_quantize", "kv_page", "codes", name_of(row.dtype), row.isa, 1, 32);

@@ -357,6 +357,10 @@ TEST(SparseAttention, ChoosesTheBestKernel) {
   EXPECT_EQ(name(KvStorage::f16, DType::f16, isa::avx2), "sparse_attention_f16_f32_avx2");
   EXPECT_EQ(name(KvStorage::pages, DType::bf16, isa::avx512bf16),
             "sparse_attention_pages_f32_avx512bf16");
+#elif defined(__aarch64__)
+  EXPECT_EQ(name(KvStorage::bf16, DType::bf16, isa::neon_bf16),
+            "sparse_attention_bf16_bf16_neon_bf16");
+  EXPECT_EQ(name(KvStorage::bf16, DType::bf16, isa::neon_fhm), "sparse_attention_bf16_f32_neon");
 #endif
   EXPECT_EQ(name(KvStorage::pages, DType::f32, isa::kScalar), "sparse_attention_pages_f32_scalar");
 }

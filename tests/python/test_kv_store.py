@@ -15,7 +15,7 @@ import tamis
 from tamis import kv
 from tamis.errors import TamisError, TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.kv.methods import recipe_of
-from tamis.ops.attention import DenseSegment, Lists, PageSegment, merge, sparse_attention
+from tamis.ops.attention import DenseSegment, Lists, PageSegment, merge_lse, sparse_attention
 from tamis.ops.kv_quantize import kv_quantize, kv_unpack, page_layout
 from tamis.policy.kv_recipe import Evict, KvRecipe, Pages, Quantize, Select
 from tamis.policy.kv_score import recency
@@ -105,8 +105,9 @@ def test_any_cut_into_segments_is_the_whole(cut, s, n, transposed):
     both, both_lse = sparse_attention(q, parts)
     torch.testing.assert_close(both, whole, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(both_lse, lse, rtol=1e-4, atol=1e-5)
-    merged = merge([sparse_attention(q, [part]) for part in parts])
+    merged, merged_lse = merge_lse([sparse_attention(q, [part]) for part in parts])
     torch.testing.assert_close(merged, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(merged_lse, lse, rtol=1e-4, atol=1e-5)
 
 
 def test_lists_name_what_counts():

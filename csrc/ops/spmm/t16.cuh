@@ -1,6 +1,7 @@
-// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for up to 64 tokens.  w: t16, bf16 or f16; x, bias, y:
-// the same dtype; accumulates f32 on tensor cores: load as sparse, compute as dense.
-// Tile: a warp turns one record (16 rows x 64 columns) into four m16n8k16 A fragments in registers
+// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for up to 64 tokens.  w: t16 or m24, bf16 or f16; x,
+// bias, y: the same dtype; accumulates f32 on tensor cores: t16 is loaded as sparse and computed as
+// dense, m24 goes to sparse tensor cores as it is. Tile: a warp turns one record (16 rows x 64
+// columns) into four m16n8k16 A fragments in registers, or takes it as two sparse m16n8k32 ones,
 // and multiplies each with kTokenTiles token fragments. Warps of a block share the x columns of
 // their part of k; every warp streams its own records through a ring in shared memory.
 // Reduction: warps of a block that split k add up in shared memory; blocks that split k leave f32
@@ -21,10 +22,11 @@
 
 namespace tamis {
 
-template <DType kTypeOf, int kTokenTilesOf, bool kBulkOf>
+template <PackedFormat kFormatOf, DType kTypeOf, int kTokenTilesOf, bool kBulkOf>
 struct T16Config {
-  static constexpr DType kType = kTypeOf;            // of w, x, bias and y
-  static constexpr int kTokenTiles = kTokenTilesOf;  // of 8 tokens
+  static constexpr PackedFormat kFormat = kFormatOf;  // of the records
+  static constexpr DType kType = kTypeOf;             // of w, x, bias and y
+  static constexpr int kTokenTiles = kTokenTilesOf;   // of 8 tokens
   static constexpr bool kBulk = kBulkOf;  // one bulk copy per record (sm_90), or cp.async
   static constexpr int kAccumulators = 4 * kTokenTiles;  // per lane
   static_assert(kType == DType::bf16 || kType == DType::f16, "tensor cores take 16-bit floats");
@@ -49,8 +51,10 @@ TAMIS_DEVICE void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, u
 
 // ---- one warp's records on their way through shared memory
 
-template <bool kBulk>
+template <PackedFormat kFormat, bool kBulk>
 struct RecordRing {
+  static constexpr bool kFixed = kFormat == PackedFormat::m24;  // all records are as long
+  static constexpr uint32_t kFixedUnits = m24::kRecordBytes / t16::kUnit;
   const uint8_t* records;
   const uint32_t* offsets;  // of the record after the one to be requested next
   int32_t left;             // records to be requested
@@ -62,10 +66,14 @@ struct RecordRing {
   TAMIS_DEVICE RecordRing(const SpmmT16Params& p, int64_t tile, int32_t count, uint32_t warp,
                           uint32_t lane_of)
       : records(p.records),
-        offsets(p.offsets + tile + 1),
+        offsets(kFixed ? nullptr : p.offsets + tile + 1),
         left(count),
-        begin(count > 0 ? dev::load_global(p.offsets + tile) : 0),
-        end(count > 0 ? dev::load_global(p.offsets + tile + 1) : 0),
+        begin(kFixed      ? static_cast<uint32_t>(tile) * kFixedUnits
+              : count > 0 ? dev::load_global(p.offsets + tile)
+                          : 0),
+        end(kFixed      ? begin + kFixedUnits
+            : count > 0 ? dev::load_global(p.offsets + tile + 1)
+                        : 0),
         ring(kXAt + p.m * p.x_pitch_bytes + warp * kStages * p.stage_bytes),
         stage_bytes(p.stage_bytes),
         barriers(kBarriersAt + warp * kStages * 8),
@@ -97,8 +105,13 @@ struct RecordRing {
         }
       }
       begin = end;
-      ++offsets;
-      if (--left > 0) end = dev::load_global(offsets);
+      --left;
+      if constexpr (kFixed) {
+        end += kFixedUnits;
+      } else {
+        ++offsets;
+        if (left > 0) end = dev::load_global(offsets);
+      }
     }
     if constexpr (!kBulk) dev::commit_async();
   }
@@ -152,12 +165,12 @@ TAMIS_DEVICE void load_x(const SpmmT16Params& p, int32_t tile_begin, int32_t til
   dev::commit_async();
 }
 
-// c += x of one tile's columns * one record. x_at: the lane's 16 columns of its token in each tile
-// of 8 tokens.
+// c += x of one tile's columns * one record of t16. x_at: the lane's 16 columns of its token in
+// each tile of 8 tokens.
 template <class Config>
-TAMIS_DEVICE void multiply_record(uint32_t record, uint32_t lane,
-                                  const uint32_t (&x_at)[Config::kTokenTiles],
-                                  float (&c)[Config::kTokenTiles][4]) {
+TAMIS_DEVICE void multiply_t16(uint32_t record, uint32_t lane,
+                               const uint32_t (&x_at)[Config::kTokenTiles],
+                               float (&c)[Config::kTokenTiles][4]) {
   const uint32_t word = dev::load_shared<uint32_t>(record + 4 * lane);
   uint32_t at[8];
   first_values(record, word, dev::load_shared<dev::Word4>(record + t16::kWordBytes), at);
@@ -175,6 +188,30 @@ TAMIS_DEVICE void multiply_record(uint32_t record, uint32_t lane,
       const dev::Word4 b = dev::load_shared<dev::Word4>(x_at[t] + 16 * half);
       multiply<Config::kType>(c[t], a[0], b.x, b.y);
       multiply<Config::kType>(c[t], a[1], b.z, b.w);
+    }
+  }
+}
+
+// The same of m24, whose pairs and places are what sparse tensor cores take. x_at: row lane % 8 of
+// matrix lane / 8, four of which are 32 columns of 8 tokens.
+template <class Config>
+TAMIS_DEVICE void multiply_m24(uint32_t record, uint32_t lane,
+                               const uint32_t (&x_at)[Config::kTokenTiles],
+                               float (&c)[Config::kTokenTiles][4]) {
+  const auto places = dev::load_shared<uint32_t>(record + 4 * lane);
+  constexpr uint32_t kValues = m24::kPlaceBytes, kStep = m24::kStepBytes;
+  const auto first = dev::load_shared<dev::Word4>(record + kValues + 16 * lane);
+  const auto second = dev::load_shared<dev::Word4>(record + kValues + kStep + 16 * lane);
+#pragma unroll
+  for (int t = 0; t < Config::kTokenTiles; ++t) {
+    const dev::Word4 left = dev::load_matrices(x_at[t]);
+    const dev::Word4 right = dev::load_matrices(x_at[t] + 64);
+    if constexpr (Config::kType == DType::bf16) {
+      dev::mma_sparse_bf16<0>(c[t], first, left, places);
+      dev::mma_sparse_bf16<1>(c[t], second, right, places);
+    } else {
+      dev::mma_sparse_f16<0>(c[t], first, left, places);
+      dev::mma_sparse_f16<1>(c[t], second, right, places);
     }
   }
 }
@@ -284,7 +321,8 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, 2) spmm_t16(const SpmmT16Pa
   // Weights do not depend on the kernel before, so their first records are on their way while it
   // ends; x, the bias, the workspace and y wait for it. cp.async: x is the oldest of the groups.
   if constexpr (!Config::kBulk) load_x(p, block_begin, block_end, thread);
-  RecordRing<Config::kBulk> ring(p, int64_t{row_tile} * p.col_tiles + begin, count, warp, lane);
+  RecordRing<Config::kFormat, Config::kBulk> ring(p, int64_t{row_tile} * p.col_tiles + begin, count,
+                                                  warp, lane);
   ring.start();
   dev::wait_for_previous();
   if constexpr (Config::kBulk) load_x(p, block_begin, block_end, thread);
@@ -292,16 +330,21 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, 2) spmm_t16(const SpmmT16Pa
   dev::sync_block();
   dev::allow_next();
 
+  constexpr bool kT16 = Config::kFormat == PackedFormat::t16;
   uint32_t x_at[Config::kTokenTiles];
 #pragma unroll
   for (int t = 0; t < Config::kTokenTiles; ++t) {
-    const int32_t token = 8 * t + static_cast<int32_t>(lane / 4);
+    const int32_t token = 8 * t + static_cast<int32_t>(kT16 ? lane / 4 : lane % 8);
     x_at[t] = kXAt + (token < p.m ? token : p.m - 1) * p.x_pitch_bytes +
-              128 * (begin - block_begin) + 32 * (lane % 4);
+              128 * (begin - block_begin) + (kT16 ? 32 * (lane % 4) : 16 * (lane / 8));
   }
   float c[Config::kTokenTiles][4] = {};
   for (int32_t i = 0; i < count; ++i) {
-    multiply_record<Config>(ring.wait(), lane, x_at, c);
+    if constexpr (kT16) {
+      multiply_t16<Config>(ring.wait(), lane, x_at, c);
+    } else {
+      multiply_m24<Config>(ring.wait(), lane, x_at, c);
+    }
     ring.release();
 #pragma unroll
     for (int t = 0; t < Config::kTokenTiles; ++t) x_at[t] += 128;

@@ -10,7 +10,8 @@ namespace {
 // In SM clocks: fitted to 1150 times on an H100 (four shapes of Llama-3-8B, three densities, 1 and
 // 16 tokens, every layout; bench/RESULTS.md). They only have to rank layouts: in that data what is
 // chosen takes 3 % more than the best layout on average, and 12 % more at worst.
-constexpr double kTileClocks = 79;         // decoding and multiplying one record, 8 tokens
+constexpr double kTileClocks = 79;         // decoding and multiplying one record of t16, 8 tokens
+constexpr double kSparseTileClocks = 25;   // one of m24: 13 of shared memory and issue; not fitted
 constexpr double kTokenTileClocks = 6.6;   // each further 8 tokens: their loads from shared memory
 constexpr double kTileLatency = 740;       // of one record through one warp
 constexpr double kDramBytesPerClock = 11;  // of one SM
@@ -37,8 +38,10 @@ double clocks(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevic
   const double rounds = per_sm / std::min(per_sm, static_cast<double>(fit));
   const double share = static_cast<double>(col_tiles) / (p.splits * p.warps_k);
   const double tiles = most > 1 ? share : std::ceil(share);  // long and short shares mix
-  const double per_tile = std::max(kTileClocks + kTokenTileClocks * (p.token_tiles - 1),
-                                   tile_bytes / kDramBytesPerClock);
+  const double per_tile =
+      std::max((w.format == PackedFormat::t16 ? kTileClocks : kSparseTileClocks) +
+                   kTokenTileClocks * (p.token_tiles - 1),
+               tile_bytes / kDramBytesPerClock);
   const double decode =
       std::max(per_sm * kBlockWarps * tiles * per_tile, rounds * tiles * kTileLatency);
   const double x_bytes = 2.0 * static_cast<double>(m) * 64 * tiles * p.warps_k;

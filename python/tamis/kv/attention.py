@@ -15,7 +15,8 @@ from transformers.masking_utils import sdpa_mask
 from tamis.errors import TamisUnsupported
 from tamis.kv.identity import check_attention, check_mark, layer_mark
 from tamis.kv.kv_store import KvStore
-from tamis.ops.attention import merge
+from tamis.ops.attention import merge_lse
+from tamis.ops.prefill import prefill_attention
 
 NAME = "tamis"
 STORE = "tamis_store"  # attribute of the keys that a Cache's layer returns
@@ -105,7 +106,8 @@ def attention_forward(
         out = store.attend(query, scale=scaling, softcap=cap, pad=pad)
     else:
         past = store.attend_lse(query, scale=scaling, softcap=cap, pad=pad)
-        out = merge([past, causal(query, key, value, scaling, cap)])
+        new = prefill_attention(query, key, value, scale=scaling, softcap=cap)
+        out = merge_lse([past, new])[0]
         store.append(key, value)
     store.settle(query, scale=scaling, pad=pad)
     return out.transpose(1, 2).contiguous(), None
@@ -142,29 +144,3 @@ def padding(mask: Tensor | None) -> Tensor | None:
             "left padding; set tokenizer.padding_side = 'left'."
         )
     return pad if bool(pad.any()) else None
-
-
-def causal(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, softcap: float
-) -> tuple[Tensor, Tensor]:
-    """Causal attention among new tokens, and the logarithm of its weights' sum [b, h, n].
-
-    256 queries at a time, so that no matrix of all pairs exists.
-    """
-    b, h, n, d = q.shape
-    g = k.shape[1]
-    rows = q.float().view(b, g, h // g, n, d) * (d**-0.5 if scale is None else scale)
-    keys, values = k.float().transpose(-1, -2).unsqueeze(2), v.float().unsqueeze(2)
-    outs, sums = [], []
-    for first in range(0, n, 256):
-        part = rows[:, :, :, first : first + 256]
-        seen = first + part.shape[3]
-        scores = part @ keys[..., :seen]
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
-        future = torch.ones(part.shape[3], seen, dtype=torch.bool).triu(first + 1)
-        scores.masked_fill_(future, float("-inf"))
-        sums.append(scores.logsumexp(-1))
-        outs.append(scores.softmax(-1) @ values[..., :seen, :])
-    out = torch.cat(outs, 3).reshape(b, h, n, d)
-    return out.to(q.dtype), torch.cat(sums, 3).reshape(b, h, n)

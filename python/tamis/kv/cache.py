@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
 
 from tamis.errors import TamisUnsupported, TamisValueError
+from tamis.kv import saved
 from tamis.kv.attention import NAME, STORE
 from tamis.kv.kv_store import KvStore
 from tamis.kv.methods import recipe_of
@@ -43,6 +47,7 @@ class Cache(DynamicCache):
     ) -> None:
         recipe = recipe_of(method)
         super().__init__(config=config)
+        self.recipe, self.budget = recipe, budget
         text = config.get_text_config(decoder=True)
         longest = getattr(text, "max_position_embeddings", None)
         if budget is not None and longest is not None and budget > longest:
@@ -75,7 +80,11 @@ class Cache(DynamicCache):
         return sum(self.report()["bytes"].values())
 
     def report(self) -> dict[str, Any]:
-        """``tokens`` seen, ``held`` tokens per layer with a store, and ``bytes`` by part."""
+        """What it holds: for reading, and as JSON.
+
+        ``tokens`` seen, ``held`` tokens per layer with a store, ``held_by_head`` those of each KV
+        head, and ``bytes`` by part.
+        """
         parts: dict[str, int] = {}
         for layer in self.layers:
             for name, size in _bytes_by_part(layer).items():
@@ -83,35 +92,53 @@ class Cache(DynamicCache):
         return {
             "tokens": self.get_seq_length(),
             "held": [store.tokens for store in self.stores],
+            "held_by_head": [store.held for store in self.stores],
             "bytes": parts,
         }
 
-    def snapshot(self) -> list[dict[str, Any]]:
-        """All that the stores hold, to go back to with ``restore``.
+    def snapshot(self) -> list[Any]:
+        """All that the layers hold, stores and transformers' own, to go back to with ``restore``."""
+        return [
+            layer.store.snapshot() if isinstance(layer, StoreLayer) else copy.deepcopy(vars(layer))
+            for layer in self.layers
+        ]
 
-        Raises:
-            TamisUnsupported: The model has layers that are not ours, whose state would be missed.
-        """
-        if len(self.stores) != len(self.layers):
-            raise TamisUnsupported(
-                "kv.Cache.snapshot: got sliding or linear layers, wanted full attention only; "
-                "use copy.deepcopy(cache)."
-            )
-        return [store.snapshot() for store in self.stores]
-
-    def restore(self, saved: list[dict[str, Any]]) -> None:
+    def restore(self, state: list[Any]) -> None:
         """Back to a ``snapshot``, any number of times.
 
         Raises:
             TamisValueError: It is of a cache with another number of layers.
         """
-        if len(saved) != len(self.stores):
+        if len(state) != len(self.layers):
             raise TamisValueError(
-                f"kv.Cache.restore: saved: got {len(saved)} layers, wanted {len(self.stores)}."
+                f"kv.Cache.restore: state: got {len(state)} layers, wanted {len(self.layers)}."
             )
-        for layer, state in zip(self._ours, saved, strict=True):
-            layer.store.restore(state)
-            layer.is_initialized = layer.store.length > 0
+        for layer, saved_layer in zip(self.layers, state, strict=True):
+            if isinstance(layer, StoreLayer):
+                layer.store.restore(saved_layer)
+                layer.is_initialized = layer.store.length > 0
+            else:
+                vars(layer).clear()
+                vars(layer).update(copy.deepcopy(saved_layer))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything held to one safetensors file, for ``load`` of a cache made alike.
+
+        Raises:
+            TamisFileError: The file cannot be written; what was there is unchanged.
+            TamisUnsupported: The model has layers other than attention.
+        """
+        saved.save(self, Path(path))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Becomes what ``save`` wrote; a file with any fault is refused and changes nothing.
+
+        A model other than the one that filled it is refused when it first uses the cache.
+
+        Raises:
+            TamisFileError: The file is missing, damaged, truncated, or of another method or model.
+        """
+        saved.load(self, Path(path))
 
 
 class StoreLayer(CacheLayerMixin):
@@ -183,14 +210,7 @@ class StoreLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forgets everything."""
-        old = self.store
-        self.store = KvStore(
-            old.recipe,
-            budget=old.budget,
-            layer=old.layer,
-            plan=old.plan,
-            frequencies=old.frequencies,
-        )
+        self.store = self.store.fresh()
         self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:

@@ -14,7 +14,7 @@ from tamis.kv.lowrank import LowRankPast
 from tamis.kv.methods import check_budget, check_plan, recipe_of
 from tamis.kv.past import Past, Tail
 from tamis.kv.plan import LayerPlan
-from tamis.kv.ragged import SharedBudget
+from tamis.kv.ragged import Ragged, SharedBudget
 from tamis.kv.rows import Rows, indices
 from tamis.kv.selection import Selection
 from tamis.ops.attention import ALL, DenseSegment, Lists, PageSegment, Segment, sparse_attention
@@ -97,6 +97,15 @@ class KvStore:
         return self.rows["keys"].count if self.rows else 0
 
     @property
+    def held(self) -> list[int]:
+        """Tokens held of each KV head, in the sequence that holds most."""
+        if not self.rows:
+            return []
+        if isinstance(self.past, Ragged) and self.past.lengths is not None:
+            return [n + self.tail_tokens for n in self.past.lengths.amax(0).tolist()]
+        return [self.tokens] * self.rows["keys"].buffer.shape[1]
+
+    @property
     def paged_tokens(self) -> int:
         """Tokens held as quantized pages."""
         records = self.rows.get("records")
@@ -128,6 +137,16 @@ class KvStore:
         sizes = {name: int(plan.options[name]) for name in ("block", "sink")}
         return LayoutPast(SinkWindow(tuple(alpha), tuple(beta), **sizes))
 
+    def fresh(self) -> KvStore:
+        """An empty one of the same kind."""
+        return KvStore(
+            self.recipe,
+            budget=self.budget,
+            layer=self.layer,
+            plan=self.plan,
+            frequencies=self.frequencies,
+        )
+
     def nbytes(self) -> int:
         """Bytes of everything held for the tokens."""
         return sum(self.bytes_by_part().values())
@@ -157,17 +176,11 @@ class KvStore:
         else:
             self.rows["keys"].append(k)
             self.rows["values"].append(v)
-        if self.recipe.evict is not None and self.past is None:
-            self._place(k)
-        self.length += k.shape[2]
-
-    def _place(self, k: Tensor) -> None:
-        b, g, n, _ = k.shape
-        place = torch.arange(self.length, self.length + n, dtype=torch.int32).expand(b, g, n)
         if "positions" in self.rows:
-            self.rows["positions"].append(place)
-        else:
-            self.rows["positions"] = Rows(place)
+            self.rows["positions"].append(_places(self.length, k))
+        elif self.recipe.evict is not None and self.past is None:
+            self.rows["positions"] = Rows(_places(self.length, k))
+        self.length += k.shape[2]
 
     def settle(
         self, q: Tensor | None = None, *, scale: float | None = None, pad: Tensor | None = None
@@ -211,7 +224,8 @@ class KvStore:
         layout = page_layout(keys.buffer.shape[3], how.key_bits, how.value_bits, how.page)
         if "records" not in self.rows:
             b, g = keys.buffer.shape[:2]
-            self.rows["records"] = Rows(torch.empty(b, g, 0, layout.nbytes, dtype=torch.uint8))
+            none = keys.buffer.new_empty(b, g, 0, layout.nbytes, dtype=torch.uint8)
+            self.rows["records"] = Rows(none)
         n = pages * how.page
         out = self.rows["records"].extend(pages)
         kv_quantize(keys.view[:, :, :n], values.view[:, :, :n], layout, out)
@@ -232,8 +246,35 @@ class KvStore:
         kept = top_tokens(
             how.score(context), self.budget, sink=how.sink, recent=how.recent, first=first
         )
+        self._keep(kept)
+
+    def keep(self, index: Tensor) -> None:
+        """Keeps tokens ``index`` [b, g, k] of each KV head, ascending; the others leave for good.
+
+        Raises:
+            TamisValueError: An index lies outside the tokens held.
+            TamisUnsupported: Tokens are quantized or held otherwise than as they came.
+        """
+        if self.tokens > self.tail_tokens:
+            raise TamisUnsupported(
+                f"KvStore.keep: got a store with {self.tokens - self.tail_tokens} tokens in another "
+                "form, wanted every token as it came; keep first and quantize then."
+            )
+        wanted = self.rows["keys"].buffer.shape[:2] if self.rows else (0, 0)
+        if index.dim() != 3 or index.shape[:2] != wanted or _outside(index, self.tokens):
+            raise TamisValueError(
+                f"KvStore.keep: index: got shape {list(index.shape)}, wanted {[*wanted, 'k']} "
+                f"ascending within the {self.tokens} tokens held."
+            )
+        if "positions" not in self.rows:
+            self.rows["positions"] = Rows(_places(0, self.rows["keys"].view))
+        self._keep(index)
+
+    def _keep(self, index: Tensor) -> None:
         for rows in self.rows.values():
-            rows.keep(kept)
+            rows.keep(index)
+        if self.selection is not None:
+            self.selection.forget()
 
     def _observe(self, how: Evict, q: Tensor, scale: float | None, pad: Tensor | None) -> Tensor:
         """Attention mass [b, g, s] from the queries that the recipe looks at."""
@@ -347,10 +388,11 @@ class KvStore:
                 f"KvStore.crop: length: got {length}, wanted 0 to the {self.length} tokens held."
             )
         older = self.length - self.tail_tokens
-        if self.recipe.evict is not None or (length < older and not self.paged_tokens):
+        dropped = self.tokens < self.length
+        if self.recipe.evict is not None or dropped or (length < older and not self.paged_tokens):
             raise TamisUnsupported(
-                "KvStore.crop: this method evicts tokens or changes older ones, so what was there "
-                "before cannot be restored; use snapshot and restore."
+                "KvStore.crop: this method evicts tokens or changes older ones, or some were dropped, "
+                "so what was there before cannot be restored; use snapshot and restore."
             )
         if length < older:
             pages = length // self._quantize.page
@@ -388,3 +430,17 @@ class KvStore:
         self.rows = {name: rows.clone() for name, rows in saved["rows"].items()}
         self.selection = None if saved["selection"] is None else saved["selection"].clone()
         self.past = None if saved["past"] is None else saved["past"].clone()
+
+
+def _places(first: int, k: Tensor) -> Tensor:
+    """Places in their sequence of tokens k [b, g, n, d], [b, g, n] int32."""
+    b, g, n, _ = k.shape
+    return torch.arange(first, first + n, dtype=torch.int32, device=k.device).expand(b, g, n)
+
+
+def _outside(index: Tensor, tokens: int) -> bool:
+    """Whether indices [b, g, k] are not ascending places of ``tokens`` tokens."""
+    if index.shape[2] == 0:
+        return False
+    steps = index.diff(dim=2)
+    return int(index.min()) < 0 or int(index.max()) >= tokens or bool((steps <= 0).any())

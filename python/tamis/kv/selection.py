@@ -54,6 +54,12 @@ class Selection:
             else:  # the last record keeps labels that are overwritten before they count
                 rows.crop(-(-tokens // op.LABEL_TOKENS))
 
+    def forget(self) -> None:
+        """Summaries are made anew, as tokens have moved; the channels stay."""
+        self.rows, self.labelled = {}, 0
+        if self.window is not None:
+            self.window = Window(self.window.how)
+
     def observe(self, q: Tensor, keys: Tensor, first: Tensor | None = None) -> None:
         """Adds to the window; or fixes the channels of labels: the plan's, or by a prompt's own.
 
@@ -111,7 +117,7 @@ class Selection:
         records = -(-s // op.LABEL_TOKENS)
         if not self.rows:
             size = op.label_bytes(self.channels.shape[1])
-            self.rows["labels"] = Rows(torch.empty(b, g, 0, size, dtype=torch.uint8))
+            self.rows["labels"] = Rows(keys.new_empty(b, g, 0, size, dtype=torch.uint8))
         held = self.rows["labels"]
         held.extend(records - held.count)
         if self.labelled < s:

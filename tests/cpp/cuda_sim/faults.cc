@@ -11,7 +11,12 @@ class Faults : public testing::TestWithParam<SimRow> {
  protected:
   // Six records per warp over four stages; x is shared by eight warps.
   Faults()
-      : case_({.n = 150, .k = 64 * 12, .m = 6, .sparsity = 0.4, .dtype = GetParam().dtype}),
+      : case_({.n = 150,
+               .k = 64 * 12,
+               .m = 6,
+               .sparsity = 0.4,
+               .dtype = GetParam().dtype,
+               .format = GetParam().format}),
         plan_(lay_out_spmm_t16(case_.t16(), 6, 2, 1)) {}
 
   // How many of eight orders of the warps notice.

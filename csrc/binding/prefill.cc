@@ -1,0 +1,92 @@
+// Attention of prompts over raw addresses.
+#include "binding/prefill.h"
+
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string>
+#include <tuple>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "binding/array.h"
+#include "ops/prefill_attention/prefill_attention.h"
+
+namespace tamis::binding {
+namespace {
+
+// Address and three strides; address, stride and address of the counts; pattern heads, then
+// addresses of sink and window, then size of blocks, their addresses and the columns' stride.
+using Array = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+using List = std::tuple<uintptr_t, int64_t, uintptr_t>;
+using Pattern = std::tuple<int64_t, uintptr_t, uintptr_t, int64_t, uintptr_t, uintptr_t, int64_t>;
+
+DType float_dtype(int code) {
+  if (code < 0 || code > static_cast<int>(DType::bf16)) {
+    throw py::type_error("prefill_attention: dtype: got " + std::to_string(code) +
+                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
+  }
+  return static_cast<DType>(code);
+}
+
+template <class T>
+T* address(uintptr_t p) {
+  return reinterpret_cast<T*>(p);
+}
+
+PrefillArray array(const Array& x) {
+  const auto [data, batch, head, token] = x;
+  return {address<const void>(data), batch, head, token};
+}
+
+PrefillList list(const List& x) {
+  const auto [data, stride, count] = x;
+  return {address<const int32_t>(data), stride, address<const int32_t>(count)};
+}
+
+void attend(std::tuple<int, int> dtypes,
+            std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> shape, const Array& q,
+            const Array& keys, const Array& values, const Array& out, uintptr_t lse, float scale,
+            float softcap, bool causal, int64_t first, uintptr_t begin, const Pattern& pattern,
+            const List& rows, const List& columns) {
+  PrefillArgs args{.q_dtype = float_dtype(std::get<0>(dtypes)),
+                   .kv_dtype = float_dtype(std::get<1>(dtypes)),
+                   .q = array(q),
+                   .keys = array(keys),
+                   .values = array(values),
+                   .lse = address<float>(lse),
+                   .scale = scale,
+                   .softcap = softcap,
+                   .causal = causal,
+                   .first = first,
+                   .begin = address<const int32_t>(begin),
+                   .rows = list(rows),
+                   .columns = list(columns)};
+  std::tie(args.batch, args.heads, args.kv_heads, args.queries, args.tokens, args.head_dim) = shape;
+  uintptr_t address_of_out = 0;
+  std::tie(address_of_out, args.out_batch_stride, args.out_head_stride, args.out_token_stride) =
+      out;
+  args.out = address<void>(address_of_out);
+  const auto [heads, sink, window, size, offsets, blocks, stride] = pattern;
+  args.pattern_heads = heads;
+  args.sink = address<const int32_t>(sink);
+  args.window = address<const int32_t>(window);
+  args.blocks = {size, address<const int32_t>(offsets), address<const int32_t>(blocks), stride};
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = prefill_attention(args);
+  }
+  raise_if_error(status);
+}
+
+}  // namespace
+
+void bind_prefill(py::module_& m) {
+  using namespace py::literals;
+  m.def("prefill_attention", &attend, "dtypes"_a, "shape"_a, "q"_a, "keys"_a, "values"_a, "out"_a,
+        "lse_ptr"_a, "scale"_a, "softcap"_a, "causal"_a, "first"_a, "begin_ptr"_a, "pattern"_a,
+        "rows"_a, "columns"_a);
+}
+
+}  // namespace tamis::binding

@@ -1,0 +1,10 @@
+// Attention of prompts over raw addresses.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace tamis::binding {
+
+void bind_prefill(pybind11::module_& m);
+
+}  // namespace tamis::binding

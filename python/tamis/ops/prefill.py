@@ -1,0 +1,201 @@
+"""prefill_attention: attention of a prompt's queries, each over the tokens that a pattern lets it see.
+
+``sparse_attention`` is for queries that all see the same tokens. Here they may be limited by
+causality, padding, spans, blocks or a subset of the tokens; several limits hold together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tamis import _C
+from tamis.errors import TamisValueError
+from tamis.ops.handle import core_errors
+from tamis.ops.kv_quantize import float_code, rows_of
+
+__all__ = ["CAUSAL", "Blocks", "Pattern", "Spans", "Subset", "prefill_attention"]
+
+
+@dataclass(frozen=True)
+class Spans:
+    """First tokens and the latest, per head: token t of a query at p if t < sink or t > p - window.
+
+    Attributes:
+        sink: [p] int32, 0 or more; p is 1, the KV heads or the query heads.
+        window: [p] int32, 1 or more.
+    """
+
+    sink: Tensor
+    window: Tensor
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Which blocks of tokens see which, compressed rows over the blocks of queries, per head.
+
+    Blocks cover tokens [0, s) of the keys; the last may be shorter (S2-Attention, arXiv:2407.17678).
+
+    Attributes:
+        size: Tokens of a block.
+        offsets: [p, ceil(s / size) + 1] int32, first entry of each row; p as in ``Spans``.
+        columns: [p, width] int32, seen blocks, ascending in a row.
+    """
+
+    size: int
+    offsets: Tensor
+    columns: Tensor
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Queries that are answered, or tokens that are pattern.
+
+    Attributes:
+        index: [b, width] int32, ascending.
+        count: How many of them, [b] int32; all by default.
+    """
+
+    index: Tensor
+    count: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What each query sees: the tokens that everything given here allows.
+
+    Attributes:
+        causal: Whether a query sees only tokens up to its own.
+        first: Token of query 0; by default the queries are those of the last n tokens.
+        begin: First token that counts, [b] int32: left padding.
+        spans: First and latest tokens.
+        blocks: Blocks of tokens; with ``spans``, one set of heads for both.
+        rows: Queries to answer, numbers of q's rows.
+        columns: Tokens to see.
+    """
+
+    causal: bool = True
+    first: int | None = None
+    begin: Tensor | None = None
+    spans: Spans | None = None
+    blocks: Blocks | None = None
+    rows: Subset | None = None
+    columns: Subset | None = None
+
+
+CAUSAL = Pattern()
+
+
+def prefill_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern = CAUSAL,
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Output [b, h, n, d] in q's dtype and the logarithm of its weights' sum [b, h, n] f32.
+
+    A query that sees nothing, or that ``pattern.rows`` leaves out, gets 0 and -inf. Nothing of size n * s
+    exists on the way.
+
+    Args:
+        q: [b, h, n, d] float32, float16 or bfloat16 on the CPU, h a multiple of the KV heads.
+        k: [b, g, s, d] of one such dtype.
+        v: Like k.
+        pattern: What each query sees.
+        scale: Of the scores; 1 / sqrt(d) by default.
+        softcap: c of c * tanh(score / c); 0 for none.
+
+    Raises:
+        TamisTypeError: A dtype or device has no kernel.
+        TamisValueError: Shapes disagree, or a list is out of range or order.
+    """
+    codes = (float_code("prefill_attention", q), float_code("prefill_attention", k))
+    b, h, n, d = q.shape
+    g, s = k.shape[1:3]
+    if k.shape != (b, g, s, d) or v.shape != k.shape or v.dtype != k.dtype or g == 0 or h % g != 0:
+        raise TamisValueError(
+            f"prefill_attention: q, k, v: got shapes {list(q.shape)}, {list(k.shape)}, "
+            f"{list(v.shape)}, wanted [b, h, n, d] and [b, g, s, d] twice of one dtype with h a "
+            "multiple of g."
+        )
+    start = s - n if pattern.first is None else pattern.first
+    held: list[Tensor] = []  # alive until the call is over
+    q, k, v = rows_of(q), rows_of(k), rows_of(v)
+    make = torch.empty if pattern.rows is None else torch.zeros
+    out = make(b, n, h, d, dtype=q.dtype).transpose(1, 2)
+    lse = torch.empty(b, h, n) if pattern.rows is None else torch.full((b, h, n), float("-inf"))
+    with core_errors():
+        _C.prefill_attention(
+            codes,
+            (b, h, g, n, s, d),
+            _array(q),
+            _array(k),
+            _array(v),
+            _array(out),
+            lse.data_ptr(),
+            d**-0.5 if scale is None else scale,
+            softcap,
+            pattern.causal,
+            start,
+            _list("begin", pattern.begin, b, held),
+            _pattern(pattern.spans, pattern.blocks, s, held),
+            _subset("rows", pattern.rows, b, held),
+            _subset("columns", pattern.columns, b, held),
+        )
+    return out, lse
+
+
+def _array(x: Tensor) -> tuple[int, int, int, int]:
+    steps = x.stride()
+    return x.data_ptr(), steps[0], steps[1], steps[2]
+
+
+def _pattern(
+    spans: Spans | None, blocks: Blocks | None, tokens: int, held: list[Tensor]
+) -> tuple[int, int, int, int, int, int, int]:
+    """Heads, addresses of sink and window, size of blocks, their addresses and width."""
+    heads = 1
+    if spans is not None:
+        heads = spans.window.numel()
+    elif blocks is not None:
+        heads = blocks.offsets.shape[0]
+    sink = window = offsets = columns = size = width = 0
+    if spans is not None:
+        sink = _list("spans.sink", spans.sink, heads, held)
+        window = _list("spans.window", spans.window, heads, held)
+    if blocks is not None:
+        size, width = blocks.size, blocks.columns.shape[-1]
+        if size < 1:
+            raise TamisValueError(
+                f"prefill_attention: blocks.size: got {size}, wanted 1 token or more."
+            )
+        each = -(-tokens // size) + 1
+        offsets = _list("blocks.offsets", blocks.offsets, heads * each, held)
+        columns = _list("blocks.columns", blocks.columns, heads * width, held)
+    return heads, sink, window, size, offsets, columns, width
+
+
+def _subset(name: str, x: Subset | None, b: int, held: list[Tensor]) -> tuple[int, int, int]:
+    if x is None:
+        return 0, 0, 0
+    width = x.index.shape[-1]
+    index = _list(name, x.index, b * width, held)
+    return index, width, _list(f"{name}.count", x.count, b, held)
+
+
+def _list(name: str, x: Tensor | None, size: int, held: list[Tensor]) -> int:
+    """Address of a list, kept alive in ``held``; 0 for none. An empty one still has an address."""
+    if x is None:
+        return 0
+    if x.dtype != torch.int32 or not x.is_cpu or x.numel() != size:
+        raise TamisValueError(
+            f"prefill_attention: {name}: got {x.dtype} of shape {list(x.shape)} on {x.device}, "
+            f"wanted torch.int32 with {size} elements on cpu."
+        )
+    held.append(x.contiguous() if size else torch.zeros(1, dtype=torch.int32))
+    return held[-1].data_ptr()
