@@ -290,7 +290,7 @@ def shuffled_channels(plan: kv.Plan) -> kv.Plan:
 
 def moa_cases(model, tokenizer, text: str, plans: dict) -> list[Case]:
     """Calibrated windows at half density, one uniform window of the same density, and a shuffle."""
-    told = [text[i * 6000 : (i + 1) * 6000] for i in range(20, 23)]
+    told = [text[i * 6000 : (i + 1) * 6000] for i in range(20, 22)]
     sizes = {"lengths": (512, 1024), "block": 64, "density": 0.5}
     plan = kv.calibrate(model, told, "spans", tokenizer=tokenizer, max_length=1024, **sizes)
     plans["spans"] = plan

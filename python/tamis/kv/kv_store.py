@@ -388,7 +388,7 @@ class KvStore:
                 f"KvStore.crop: length: got {length}, wanted 0 to the {self.length} tokens held."
             )
         older = self.length - self.tail_tokens
-        dropped = self.tokens < self.length
+        dropped = self.past is None and self.tokens < self.length
         if self.recipe.evict is not None or dropped or (length < older and not self.paged_tokens):
             raise TamisUnsupported(
                 "KvStore.crop: this method evicts tokens or changes older ones, or some were dropped, "
