@@ -389,18 +389,18 @@ def _check(linears: Mapping[str, nn.Linear], job: _Job) -> None:
             "are known before anything is pruned; use a row or layer group."
         )
     for name, linear in linears.items():
-        _check_layer(name, linear, pattern)
-        if grouped and linear.in_features % _group_size(pattern):
-            raise TamisValueError(
-                f"sparsify_: format: got 'groupq' for {name} with {linear.in_features} inputs, wanted "
-                f"a multiple of {_group_size(pattern)}; use ignore=[{name!r}]."
-            )
+        _check_layer(name, linear, pattern, grouped)
     for name, conv in job.convs.items():
         check_conv(name, conv, pattern, recipe, job.format, job.dtype)
 
 
-def _check_layer(name: str, linear: nn.Linear, pattern: Pattern) -> None:
+def _check_layer(name: str, linear: nn.Linear, pattern: Pattern, grouped: bool) -> None:
     n, k = linear.weight.shape
+    if grouped and k % _group_size(pattern):
+        raise TamisValueError(
+            f"sparsify_: format: got 'groupq' for {name} with {k} inputs, wanted a multiple of "
+            f"{_group_size(pattern)}; use ignore=[{name!r}]."
+        )
     if k % pattern.unit if pattern.unit else False:
         raise TamisValueError(
             f"sparsify_: pattern: got '{pattern}' for {name} with {k} inputs, wanted a multiple of "
