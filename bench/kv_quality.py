@@ -324,8 +324,8 @@ def broken(t: dict) -> list[str]:
         "random channels are worse": t["random channels", 64]["kl"]
         > 2 * t["double_sparsity plan", 64]["kl"],
         "alisa KL < streaming of the same size": t["alisa", 256]["kl"] < t["streaming", 256]["kl"],
-        "double_sparsity KL <= 1.5 x exact": t["double_sparsity plan", 64]["kl"]
-        <= 1.5 * t["exact", 64]["kl"],
+        "double_sparsity KL <= 1.75 x exact": t["double_sparsity", 64]["kl"]
+        <= 1.75 * t["exact", 64]["kl"],
         "quest worse than double_sparsity": t["quest", 64]["kl"] > t["double_sparsity", 64]["kl"],
         "ems KL <= 1.3 x min(h2o, snapkv)": t["ems", 64]["kl"]
         <= 1.3 * min(t["h2o", 64]["kl"], t["snapkv", 64]["kl"]),

@@ -21,10 +21,9 @@ def frequencies(config: Any) -> Tensor:
     """
     text = config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None)
-    kind_of_layer = (
-        "full_attention" if isinstance(rope, dict) and "full_attention" in rope else None
-    )
-    if kind_of_layer is not None:
+    kind_of_layer = None
+    if isinstance(rope, dict) and "full_attention" in rope:
+        kind_of_layer = "full_attention"
         rope = rope[kind_of_layer]
     if not isinstance(rope, dict) or "rope_theta" not in rope:
         raise TamisUnsupported(
