@@ -26,6 +26,7 @@ from tamis.policy.kv_recipe import KvRecipe, Pages, Pattern, Select
 
 CODES = ("48213", "90576", "17384", "62905")
 HIDE = " The secret code is {code}. Remember it."
+KEPT = ("zipvl", "zipcache")  # every token stays, in few bits
 ASK = "\n\nQuestion: What is the secret code?\nAnswer: The secret code is"
 
 
@@ -332,8 +333,7 @@ def broken(t: dict) -> list[str]:
         "merging does not raise KL": t["ems", 64]["kl"] <= t["ems unmerged", 64]["kl"],
     }
     for (name, budget), row in t.items():
-        kept = name.startswith(("full", "kivi", "zip", "double", "exact", "shadow"))
-        if kept or (name, budget) == ("quest", 128):
+        if name.startswith(("full", "kivi", "double", "exact", "shadow")) or name in KEPT:
             claims[f"{name} {budget or ''} finds the needle"] = row["acc"] >= 0.9
         elif name in ("streaming", "h2o", "snapkv", "adakv_snapkv", "ems"):
             claims[f"{name} {budget} loses the needle"] = row["acc"] <= 0.5
