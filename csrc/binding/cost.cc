@@ -11,6 +11,7 @@
 #include <new>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/machine.h"
 #include "base/parallel.h"
 #include "binding/array.h"
@@ -21,7 +22,7 @@ namespace tamis::binding {
 namespace {
 
 struct Figures {
-  Machine machine = reference_machine();
+  Machine machine = reference_machine(active_isa());
   std::vector<double> scale = std::vector<double>(spmm_kernels().size(), 1.0);
 };
 
@@ -97,7 +98,7 @@ py::dict get_machine() {
   out["dense_f32"] = table_of(a.dense_f32);
   out["dense_16"] = table_of(a.dense_16);
   for (const SpmmRow& row : spmm_kernels()) {
-    if (spmm_cost(row) != nullptr) kernels[row.name] = now->scale[position(row)];
+    if (spmm_cost(row, a.isa) != nullptr) kernels[row.name] = now->scale[position(row)];
   }
   out["kernels"] = kernels;
   return out;
@@ -180,10 +181,11 @@ std::vector<double> time_spmm(const std::string& kernel, const std::vector<const
   const py::gil_scoped_release release;
   std::vector<float> x(static_cast<size_t>(m * k)), y(static_cast<size_t>(m * n));
   fill(x.data(), row.x_dtype, m * k);
+  const int threads = num_threads();
   std::vector<double> ns;
   for (int64_t call = 0; call < calls; ++call) {
     const MatrixView& w = matrices[static_cast<size_t>(call) % matrices.size()]->view();
-    const auto start = std::chrono::steady_clock::now();
+    const double start = now_ns(threads);
     const Status status = spmm_with(row, {.w = w,
                                           .x_dtype = row.x_dtype,
                                           .m = m,
@@ -191,12 +193,12 @@ std::vector<double> time_spmm(const std::string& kernel, const std::vector<const
                                           .x_stride = w.cols,
                                           .y = y.data(),
                                           .y_stride = w.rows});
-    const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - start;
+    const double spent = now_ns(threads) - start;
     if (!status.ok()) {
       const py::gil_scoped_acquire hold;
       raise_if_error(status);
     }
-    ns.push_back(spent.count());
+    ns.push_back(spent);
   }
   return ns;
 }
@@ -261,7 +263,7 @@ void bind_cost(py::module_& m) {
       "compute_ns",
       [](const std::string& kernel, int64_t m, int64_t n, int64_t k, int64_t nnz) {
         const SpmmRow& row = *row_named("compute_ns", kernel);
-        const SpmmCost* cost = spmm_cost(row);
+        const SpmmCost* cost = spmm_cost(row, active_isa());
         const SpmmDesc desc{.format = row.format,
                             .w_dtype = row.w_dtype,
                             .x_dtype = row.x_dtype,
