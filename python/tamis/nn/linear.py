@@ -111,7 +111,8 @@ class SparseLinear(nn.Module):
 
     With int8 values the AVX-512 and AVX2 kernels of bitmap and nm also quantize x, as torch's dynamic
     quantization does: 8 bits and one step per token and 256 inputs. An element then errs by at most
-    1/254 of the largest of its 256; a NaN or Inf in a token makes its whole output NaN.
+    1/254 of the largest of its 256; a NaN or Inf in a token makes its whole output NaN. groupq does
+    so from three tokens on where the CPU has VNNI; for one or two x stays as it is.
 
     Args:
         layout: Format, shape and value dtype.

@@ -46,7 +46,8 @@ def compress(
         dtype: "f32", "f16", "bf16" or "i8"; None keeps the dtype of ``W``, float64 becoming f32.
             groupq has codes of 4 or 8 bits, "u4" (what None means) or "u8".
             Casts round to nearest even; a weight that overflows is an error. Products with i8 bitmap
-            and nm quantize x too where the CPU has int8 kernels: see SparseLinear.
+            and nm, and with groupq for three tokens or more, quantize x too where the CPU has int8
+            kernels: see SparseLinear.
         n_m: nm: N kept of every M columns.
         block: block: rows and columns of a block, stored where any weight of it is kept.
         group_size: i8: columns that share a scale; 0 is one scale per row. groupq: columns kept or
