@@ -59,7 +59,7 @@ test-simde: $(VENV)/.dev
 	  's/defined(__x86_64__)/0/; s/defined(__aarch64__)/1/; s/"+w"/"+x"/; /^TAMIS_.*neon_\(fhm\|bf16\)/d'
 	sed -i '/^TAMIS_.*neon/d' $(SIMDE)/src/csrc/ops/kv_*/kernels.def $(SIMDE)/src/csrc/ops/*attention/kernels.def
 	$(VENV)/bin/cmake -S $(SIMDE)/src -B $(SIMDE) -G Ninja -DTAMIS_SIMDE=ON -DTAMIS_SANITIZE=ON -DTAMIS_TESTS=ON -DTAMIS_CUDA=OFF \
-	  -DCMAKE_CXX_FLAGS_RELEASE=-O0 -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja --log-level=WARNING
+	  -DCMAKE_BUILD_TYPE=Debug -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja --log-level=WARNING
 	$(VENV)/bin/cmake --build $(SIMDE) --target $(SIMDE_TESTS)
 	cd $(SIMDE) && for test in $(SIMDE_TESTS); do TAMIS_CASES_ONE_OF=97 tests/cpp/$$test --gtest_brief=1 || exit 1; done
 
