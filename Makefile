@@ -69,12 +69,7 @@ ARM_ROOT := $(abspath $(ARM)-root)
 wheel-aarch64: $(VENV)/.dev
 	@echo "== wheel for AArch64"
 	. ./.ci/packages && packages g++-aarch64-linux-gnu qemu-user
-	test -e $(ARM_ROOT)/usr/bin/python3.11 || .ci/aarch64-root $(ARM_ROOT)
-	rm -rf dist/aarch64
-	_PYTHON_HOST_PLATFORM=linux-aarch64 SETUPTOOLS_EXT_SUFFIX=.cpython-311-aarch64-linux-gnu.so \
-	  CMAKE_ARGS="-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/cmake/aarch64-linux-gnu.cmake -DTAMIS_CUDA=OFF -DTAMIS_TARGET_ROOT=$(ARM_ROOT)" \
-	  PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist/aarch64 .
-	.ci/aarch64-smoke $(ARM_ROOT) dist/aarch64/*.whl
+	.ci/aarch64-wheel $(abspath $(PY)) $(ARM_ROOT)
 
 # One build serves the C++ tests and, through python/tamis/_C*.so, the Python ones.
 build: $(VENV)/.dev
