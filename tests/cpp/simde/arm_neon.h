@@ -23,6 +23,9 @@ inline float32x4_t vcvt_high_f32_f16(float16x8_t v) {
   return vcvt_f32_f16(half_of(v, 8));
 }
 
+inline float32x4_t vfmsq_f32(float32x4_t a, float32x4_t b, float32x4_t c) {
+  return vfmaq_f32(a, vnegq_f32(b), c);
+}
 inline float32x4_t vdivq_f32(float32x4_t a, float32x4_t b) {
   float x[4], y[4];
   vst1q_f32(x, a);
