@@ -1,4 +1,4 @@
-"""The command line: `tamis info | demo | prune | bench | eval | explain | convert`.
+"""The command line: `tamis info | demo | prune | bench | eval | eval-kv | explain | convert`.
 
 Exit status 0: done. 1: failed, one sentence on stderr says why. 2: wrong usage.
 """
@@ -15,6 +15,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 _PROMPT = "A sieve is a kitchen tool that"
+_TASKS = ("needle", "kv", "prefix_suffix", "variables", "many_shot", "numbers")
+_MODES = ("shared", "turns")
 _EXTRA = {"torch": "torch", "transformers": "hf", "safetensors": "hf", "tqdm": "hf", "gguf": "gguf"}
 
 
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tamis import commands
 
     try:
-        getattr(commands, arguments.command)(arguments)
+        getattr(commands, arguments.command.replace("-", "_"))(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _failed("interrupted", status=130)
@@ -152,6 +154,31 @@ def _eval(sub: argparse.ArgumentParser) -> None:
     _reporting(sub)
 
 
+def _eval_kv(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", metavar="MODEL")
+    sub.add_argument(
+        "--caches",
+        nargs="+",
+        default=["full", "kivi4", "kivi2", "snapkv:0.25", "quest:128", "double_sparsity:64"],
+        metavar="METHOD[:BUDGET]",
+        help="caches to compare; a budget is tokens, or a share of the context",
+    )
+    sub.add_argument(
+        "--tasks", nargs="+", default=list(_TASKS), choices=_TASKS, help="made offline"
+    )
+    sub.add_argument("--data", metavar="FILE", help="SCBench .jsonl to read instead of --tasks")
+    sub.add_argument("--modes", nargs="+", default=list(_MODES), choices=_MODES)
+    sub.add_argument("--tokens", type=_positive, default=640, help="of each context")
+    sub.add_argument("--sessions", type=_positive, default=2, help="contexts of each task")
+    sub.add_argument("--turns", type=_positive, default=3, help="questions about each context")
+    sub.add_argument("--text", metavar="FILE", help="prose between the needles")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--threads", type=_positive, default=1, help="threads of torch and tamis")
+    sub.add_argument("--plot", metavar="FILE", help="also write quality against bytes as .svg")
+    _dtype(sub)
+    sub.add_argument("--json", action="store_true", help="print one JSON document")
+
+
 def _explain(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument(
@@ -208,6 +235,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "prune": ("Prune a model and save it compressed.", _prune),
     "bench": ("Measure decode speed, models taking turns.", _bench),
     "eval": ("Measure perplexity, offline.", _eval),
+    "eval-kv": ("Measure what compressed KV caches still answer, offline.", _eval_kv),
     "explain": ("Show per layer what it costs, what runs and why.", _explain),
     "convert": ("Rewrite a model folder: compressed, dense, or out of a legacy format.", _convert),
 }

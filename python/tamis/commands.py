@@ -14,6 +14,7 @@ from tamis.errors import TamisFileError
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from tamis.kv_tasks import Session
     from tamis.report import Report
 
 
@@ -177,6 +178,57 @@ def eval(a: Namespace) -> None:
             )
         metrics["perplexity_text"] = f"{source}, {a.windows} windows of {a.window} tokens"
     _show(Report(f"Evaluation of {a.model}", metrics=metrics, host=host_facts()), a)
+
+
+def eval_kv(a: Namespace) -> None:
+    """Right answers from compressed caches, and their bytes."""
+    from tamis import kv_eval
+    from tamis.evaluate import threads_set
+    from tamis.report_text import table
+    from tamis.source import find_model, open_model
+
+    find_model(a.model)
+    cases = [kv_eval.parse_case(text) for text in a.caches]
+    if a.data:
+        from tamis.kv_tasks import read_sessions
+
+        sessions = read_sessions(a.data, limit=a.sessions)
+    quiet()
+    opened = open_model(a.model, dtype=a.dtype)
+    if not a.data:
+        sessions = _kv_sessions(a, opened.tokenizer)
+    with threads_set(a.threads), _Bar("eval-kv") as step:
+        scores = kv_eval.evaluate(
+            opened.model, opened.tokenizer, sessions, cases, modes=a.modes, progress=step
+        )
+    rows = kv_eval.summary(scores)
+    if a.plot:
+        _write_text(a.plot, kv_eval.plot(rows))
+    if a.json:
+        _print_json(kv_eval.to_dict(scores))
+    else:
+        print(table(kv_eval.table_rows(rows)))
+
+
+def _kv_sessions(a: Namespace, tokenizer: Any) -> list[Session]:
+    from tamis.corpus import default_text
+    from tamis.kv_tasks import make_sessions
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    text = default_text("evaluate", a.text)[1]
+    options = {"tokens": a.tokens, "sessions": a.sessions, "turns": a.turns, "seed": a.seed}
+    return [s for task in a.tasks for s in make_sessions(task, count, text=text, **options)]
+
+
+def _write_text(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise TamisFileError(
+            f"eval-kv: --plot: got {path} ({error.strerror}), wanted a file that can be written."
+        ) from error
 
 
 def explain(a: Namespace) -> None:

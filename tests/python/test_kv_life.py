@@ -160,6 +160,8 @@ def test_a_snapshot_takes_every_layer_back(attached, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_saved_cache_goes_on_bit_for_bit(attached, method, tmp_path):
+    if recipe_of(method).lowrank and attached.config.model_type != "llama":
+        pytest.skip("takes models that rotate all layers alike")
     cache = cache_of(attached, method)
     logits(attached, prompt(80), cache)
     logits(attached, prompt(1), cache)

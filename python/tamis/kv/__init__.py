@@ -15,18 +15,32 @@ if TYPE_CHECKING:
     from tamis.kv.calibration import calibrate
     from tamis.kv.kv_store import KvStore, store
     from tamis.kv.plan import Plan
+    from tamis.kv.scorer import press
+    from tamis.kv.tiers import Tiers
 
 _HOME = {
     "Cache": "cache",
     "Handle": "attention",
     "KvStore": "kv_store",
     "Plan": "plan",
+    "Tiers": "tiers",
     "attach": "attention",
     "calibrate": "calibration",
+    "press": "scorer",
     "store": "kv_store",
 }
 
-__all__ = ["Cache", "Handle", "KvStore", "Plan", "attach", "calibrate", "store"]
+__all__ = [
+    "Cache",
+    "Handle",
+    "KvStore",
+    "Plan",
+    "Tiers",
+    "attach",
+    "calibrate",
+    "press",
+    "store",
+]
 
 
 def __getattr__(name: str) -> Any:

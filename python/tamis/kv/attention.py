@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tamis.errors import TamisUnsupported
+from tamis.kv.ahead import read_ahead
 from tamis.kv.identity import check_attention, check_mark, layer_mark
 from tamis.kv.kv_store import KvStore
 from tamis.ops.attention import merge_lse
@@ -22,8 +23,14 @@ NAME = "tamis"
 STORE = "tamis_store"  # attribute of the keys that a Cache's layer returns
 
 
-def attach(model: Any) -> Handle:
+def attach(model: Any, *, ahead: bool = False) -> Handle:
     """Makes the model's attention read tamis caches; any other cache works as before, by SDPA.
+
+    Args:
+        model: A causal language model of transformers.
+        ahead: While a layer computes, guess the next one's queries from this one's input and fetch
+            what they would read into the pool of a cache with tiers (Double Sparsity, arXiv:2408.07092,
+            sec. 4). It changes no result.
 
     Raises:
         TamisUnsupported: The model does not take attention functions.
@@ -39,17 +46,19 @@ def attach(model: Any) -> Handle:
             f"kv.attach: model: got {type(model).__name__}, which does not take attention "
             "functions, wanted one of transformers' newer models."
         )
-    return Handle(model, before)
+    return Handle(model, before, read_ahead(model) if ahead else [])
 
 
 class Handle:
     """Undoes ``attach``; also a context manager."""
 
-    def __init__(self, model: Any, before: str | None) -> None:
-        self.model, self.before = model, before
+    def __init__(self, model: Any, before: str | None, hooks: list[Any]) -> None:
+        self.model, self.before, self.hooks = model, before, hooks
 
     def remove(self) -> None:
         """The model computes as it did before, bit for bit."""
+        for hook in self.hooks:
+            hook.remove()
         self.model.set_attn_implementation(self.before)
 
     def __enter__(self) -> Handle:

@@ -18,6 +18,7 @@ from tamis.kv.kv_store import KvStore
 from tamis.kv.methods import recipe_of
 from tamis.kv.plan import Plan
 from tamis.kv.rope import frequencies
+from tamis.kv.tiers import Tiers
 from tamis.policy.kv_recipe import KvRecipe
 
 
@@ -32,9 +33,11 @@ class Cache(DynamicCache):
         method: Name of a method, or a KvRecipe.
         budget: Tokens per KV head that stay or are read, where the method has one.
         plan: What ``kv.calibrate`` found about the model, where the method takes a plan.
+        tiers: Keys and values in a file with a pool of them in memory, for methods that select.
 
     Raises:
-        TamisValueError: Unknown method, or a budget or plan that does not fit it.
+        TamisValueError: Unknown method, a budget or plan that does not fit it, or tiers with a method
+            that reads every token.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Cache(DynamicCache):
         *,
         budget: int | None = None,
         plan: Plan | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         recipe = recipe_of(method)
         super().__init__(config=config)
@@ -56,11 +60,12 @@ class Cache(DynamicCache):
                 "model can see."
             )
         turns = None if recipe.lowrank is None else frequencies(config)
-        for i, layer in enumerate(self.layers):
-            if type(layer) is DynamicLayer:
-                part = None if plan is None else plan.of_layer(i)
-                store = KvStore(recipe, budget=budget, layer=i, plan=part, frequencies=turns)
-                self.layers[i] = StoreLayer(text, store)
+        ours = [i for i, layer in enumerate(self.layers) if type(layer) is DynamicLayer]
+        for i in ours:
+            part = None if plan is None else plan.of_layer(i)
+            tier = None if tiers is None else tiers.of_layer(recipe, ours)
+            store = KvStore(recipe, budget=budget, layer=i, plan=part, frequencies=turns, tier=tier)
+            self.layers[i] = StoreLayer(text, store)
         if not self.stores:
             raise TamisUnsupported(
                 "kv.Cache: config: got a model without full-attention layers, wanted at least one."
@@ -76,20 +81,25 @@ class Cache(DynamicCache):
         return [layer for layer in self.layers if isinstance(layer, StoreLayer)]
 
     def nbytes(self) -> int:
-        """Bytes held for all tokens, in stores and in the layers that stay transformers' own."""
+        """Bytes in memory for all tokens, in stores and in the layers that stay transformers' own."""
         return sum(self.report()["bytes"].values())
 
     def report(self) -> dict[str, Any]:
         """What it holds: for reading, and as JSON.
 
         ``tokens`` seen, ``held`` tokens per layer with a store, ``held_by_head`` those of each KV
-        head, and ``bytes`` by part.
+        head, and ``bytes`` in memory by part. With tiers also ``file_bytes``, and ``pool_hits``: the
+        share of what steps read that was in memory when they came to it.
         """
         parts: dict[str, int] = {}
         for layer in self.layers:
             for name, size in _bytes_by_part(layer).items():
                 parts[name] = parts.get(name, 0) + size
-        return {
+        tiers = [store.tier for store in self.stores if store.tier is not None]
+        reads = sum(tier.reads for tier in tiers)
+        hits = sum(tier.hits for tier in tiers) / reads if reads else 0.0
+        file = {"file_bytes": sum(s.file_bytes for s in self.stores), "pool_hits": hits}
+        return (file if tiers else {}) | {
             "tokens": self.get_seq_length(),
             "held": [store.tokens for store in self.stores],
             "held_by_head": [store.held for store in self.stores],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from tamis.kv.plan import LayerPlan
 from tamis.kv.ragged import Ragged, SharedBudget
 from tamis.kv.rows import Rows, indices
 from tamis.kv.selection import Selection
+from tamis.kv.tiers import FileRows, Tier, reader
 from tamis.ops.attention import ALL, DenseSegment, Lists, PageSegment, Segment, sparse_attention
 from tamis.ops.kv_quantize import kv_quantize, kv_unpack, page_layout
 from tamis.policy.kv_budget import top_tokens
@@ -55,6 +57,7 @@ class KvStore:
         plan: What calibration found for this layer, where the recipe takes a plan.
         frequencies: Radians a token of the rotated pairs of channels, for recipes that take keys back
             before rotation; None for keys that were not rotated.
+        tier: Where keys and values lie instead of memory, for layers that select.
 
     Raises:
         TamisValueError: The budget or the plan does not fit the recipe.
@@ -69,6 +72,7 @@ class KvStore:
         layer: int = 0,
         plan: LayerPlan | None = None,
         frequencies: Tensor | None = None,
+        tier: Tier | None = None,
     ) -> None:
         check_budget(recipe, budget)
         check_plan(recipe, plan)
@@ -81,6 +85,7 @@ class KvStore:
         self.selection = None
         if recipe.select is not None and layer >= recipe.select.skip_layers:
             self.selection = Selection(recipe.select, budget, plan)
+        self.tier = None if self.selection is None else tier
         self.past = self._past()
 
     # What it holds.
@@ -145,18 +150,26 @@ class KvStore:
             layer=self.layer,
             plan=self.plan,
             frequencies=self.frequencies,
+            tier=copy.deepcopy(self.tier),
         )
 
     def nbytes(self) -> int:
-        """Bytes of everything held for the tokens."""
+        """Bytes of everything held in memory for the tokens."""
         return sum(self.bytes_by_part().values())
 
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes of keys, values, records, and of what selection or eviction keep beside them."""
-        parts = {name: rows.nbytes for name, rows in self.rows.items()}
+        parts = {n: rows.nbytes for n, rows in self.rows.items() if not isinstance(rows, FileRows)}
+        if self.tier is not None:
+            parts["pool"] = self.tier.nbytes
         for beside in (self.selection, self.past):
             parts |= {} if beside is None else beside.bytes_by_part()
         return parts
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of keys and values that lie in a file."""
+        return sum(rows.nbytes for rows in self.rows.values() if isinstance(rows, FileRows))
 
     # Tokens in.
 
@@ -171,7 +184,11 @@ class KvStore:
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """Adds tokens k, v [b, g, n, d] as they are; ``settle`` compresses."""
-        if not self.rows:
+        self._wait()
+        if not self.rows and self.tier is not None:
+            folder = self.tier.folder
+            self.rows = {"keys": FileRows(k, folder), "values": FileRows(v, folder)}
+        elif not self.rows:
             self.rows = {"keys": Rows(k.clone()), "values": Rows(v.clone())}
         else:
             self.rows["keys"].append(k)
@@ -197,11 +214,12 @@ class KvStore:
         if self.recipe.quantize is not None and self.recipe.quantize.key_bits < 16:
             self._seal(self.recipe.quantize)
         if self.selection is not None and q is not None:
-            self.selection.observe(q, self.rows["keys"].view, self._first(pad))
+            self.selection.observe(q, self.rows["keys"].view, self.first(pad))
         if self.past is not None:
             self._absorb(self.past, q, scale, pad)
         elif self.recipe.evict is not None:
             self._evict(self.recipe.evict, q, scale, pad)
+        self._drop()
 
     def _absorb(
         self, past: Past, q: Tensor | None, scale: float | None, pad: Tensor | None
@@ -242,7 +260,7 @@ class KvStore:
         if self.budget is None or self.tokens <= self.budget or not (how.always or fresh):
             return
         context = KvContext(self.rows["keys"].view, self.rows["positions"].view, mass)
-        first = self._first(pad)
+        first = self.first(pad)
         kept = top_tokens(
             how.score(context), self.budget, sink=how.sink, recent=how.recent, first=first
         )
@@ -275,6 +293,7 @@ class KvStore:
             rows.keep(index)
         if self.selection is not None:
             self.selection.forget()
+        self._forget()
 
     def _observe(self, how: Evict, q: Tensor, scale: float | None, pad: Tensor | None) -> Tensor:
         """Attention mass [b, g, s] from the queries that the recipe looks at."""
@@ -292,7 +311,7 @@ class KvStore:
         self.rows["mass"] = Rows(mass)
         return mass
 
-    def _first(self, pad: Tensor | None) -> Tensor | None:
+    def first(self, pad: Tensor | None) -> Tensor | None:
         """First held token of each sequence that is not padding, [b, g]; None for the first."""
         if pad is None:
             return None
@@ -332,7 +351,7 @@ class KvStore:
             raise TamisValueError(
                 "KvStore.attend: got an empty store, wanted tokens; append first."
             )
-        first = self._first(pad)
+        first = self.first(pad)
         segments: list[Segment] | None = None
         if self.selection is not None and q.shape[2] == 1:
             keys, values = self.rows["keys"].view, self.rows["values"].view
@@ -341,7 +360,41 @@ class KvStore:
             segments = self._segments(first)
         if self.past is not None:
             segments += self.past.segments(q, q.shape[-1] ** -0.5 if scale is None else scale)
-        return sparse_attention(q, segments, scale=scale, softcap=softcap)
+        if self.tier is None:
+            return sparse_attention(q, segments, scale=scale, softcap=softcap)
+        found = self.tier.attend(q, segments, scale, softcap)
+        self.tier.first = first
+        self._drop()
+        return found
+
+    def fetch_ahead(self, q: Tensor) -> None:
+        """Starts to bring what a step with queries like q [b, h, 1, d] would read; returns at once."""
+        if self.tier is None or self.selection is None or self.selection.window is not None:
+            return
+        if self.tier.pool is not None:
+            self.tier.wait()
+            self.tier.ahead = reader().submit(self._fetch, q)
+
+    def _fetch(self, q: Tensor) -> None:
+        if self.tier is None or self.selection is None:
+            return
+        keys, values = self.rows["keys"].view, self.rows["values"].view
+        segments = self.selection.segments(q, keys, values, self.tier.first)
+        self.tier.bring_ahead(segments or [])
+
+    def _wait(self) -> None:
+        if self.tier is not None:
+            self.tier.wait()
+
+    def _drop(self) -> None:
+        """The file's pages leave this process's memory."""
+        for rows in self.rows.values():
+            if isinstance(rows, FileRows):
+                rows.drop()
+
+    def _forget(self) -> None:
+        if self.tier is not None:
+            self.tier.forget()
 
     def _segments(self, first: Tensor | None) -> list[Segment]:
         segments: list[Segment] = []
@@ -394,6 +447,7 @@ class KvStore:
                 "KvStore.crop: this method evicts tokens or changes older ones, or some were dropped, "
                 "so what was there before cannot be restored; use snapshot and restore."
             )
+        self._forget()
         if length < older:
             pages = length // self._quantize.page
             k, v = (x[:, :, pages * self._quantize.page : length] for x in self.dense())
@@ -408,8 +462,10 @@ class KvStore:
 
     def take_batches(self, index: Tensor) -> None:
         """Sequence i becomes a copy of what sequence ``index[i]`` was: beam search."""
+        self._forget()
         for rows in self._all_rows():
             rows.take_batches(index)
+        self._drop()
 
     def _all_rows(self) -> list[Rows]:
         beside = [part.rows.values() for part in (self.selection, self.past) if part is not None]
@@ -417,6 +473,7 @@ class KvStore:
 
     def snapshot(self) -> dict[str, Any]:
         """All that it holds, to ``restore`` later any number of times."""
+        self._wait()
         return {
             "length": self.length,
             "rows": {name: rows.clone() for name, rows in self.rows.items()},
@@ -426,6 +483,7 @@ class KvStore:
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Back to what it was when ``snapshot`` returned ``saved``."""
+        self._forget()
         self.length = saved["length"]
         self.rows = {name: rows.clone() for name, rows in saved["rows"].items()}
         self.selection = None if saved["selection"] is None else saved["selection"].clone()

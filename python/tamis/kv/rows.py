@@ -48,7 +48,7 @@ class Rows:
 
     def drop_first(self, n: int) -> None:
         """Keeps all but the first n rows, in a buffer of their size."""
-        self.__init__(self.view[:, :, n:].clone())  # type: ignore[misc]
+        self._become(self.view[:, :, n:].clone())
 
     def crop(self, n: int) -> None:
         """Keeps the first n rows."""
@@ -58,11 +58,15 @@ class Rows:
         """Keeps rows ``index`` [b, g, k] of each head, in that order."""
         index = index.view(*index.shape, *[1] * (self.buffer.dim() - 3))
         index = index.expand(*index.shape[:3], *self.buffer.shape[3:])
-        self.__init__(self.view.gather(2, index))  # type: ignore[misc]
+        self._become(self.view.gather(2, index))
 
     def take_batches(self, index: Tensor) -> None:
         """Sequence i becomes a copy of what sequence ``index[i]`` was."""
-        self.__init__(self.view.index_select(0, index))  # type: ignore[misc]
+        self._become(self.view.index_select(0, index))
+
+    def _become(self, x: Tensor) -> None:
+        """Holds x instead."""
+        self.buffer, self.count = x.contiguous(), x.shape[2]
 
     def clone(self) -> Rows:
         """An independent copy."""

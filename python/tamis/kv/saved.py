@@ -25,6 +25,8 @@ from tamis.errors import TamisFileError, TamisUnsupported
 from tamis.kv.kv_store import KvStore
 from tamis.kv.rows import Rows
 from tamis.kv.saved_checks import check_store
+from tamis.kv.selection import Selection
+from tamis.kv.tiers import FileRows
 
 if TYPE_CHECKING:
     from tamis.kv.cache import Cache
@@ -155,19 +157,29 @@ def _made(layer: Any, i: int, file: Checkpoint, facts: dict[str, Any]) -> dict[s
     if new.past is not None:
         new.past.rows, past = {name: Rows(x) for name, x in past.items()}, {}
     if new.selection is not None:
-        new.selection.labelled = _number(facts, "labelled", where)
-        window = new.selection.window
-        if window is not None:
-            window.slot = _number(facts, "slot", where) % window.how.slots
-            window.steps = _number(facts, "steps", where)
-        new.selection.channels = chosen.pop("channels", None)
-        new.selection.rows = {name: Rows(x) for name, x in chosen.items()}
+        _select(new.selection, chosen, facts, where)
         chosen = {}
     check_store(new, layer.config, where, surplus=[*chosen, *past])
+    if new.tier is not None:
+        for name in ("keys", "values"):
+            if name in new.rows:
+                new.rows[name] = FileRows(new.rows[name].view, new.tier.folder)
     made = {"store": new, "is_initialized": length > 0}
     if length:
         made |= {"dtype": held["keys"].dtype, "device": held["keys"].device}
     return made
+
+
+def _select(
+    selection: Selection, held: dict[str, Tensor], facts: dict[str, Any], where: str
+) -> None:
+    selection.labelled = _number(facts, "labelled", where)
+    window = selection.window
+    if window is not None:
+        window.slot = _number(facts, "slot", where) % window.how.slots
+        window.steps = _number(facts, "steps", where)
+    selection.channels = held.pop("channels", None)
+    selection.rows = {name: Rows(x) for name, x in held.items()}
 
 
 def _below(prefix: str, held: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,143 @@
+"""Tokens in a file, some of them in memory: the same answers within the bytes allowed."""
+
+import copy
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from tamis import kv  # noqa: E402
+from tamis.errors import TamisFileError, TamisValueError  # noqa: E402
+
+CONFIG = transformers.LlamaConfig(
+    vocab_size=257, hidden_size=64, intermediate_size=64, num_hidden_layers=4,
+    num_attention_heads=4, num_key_value_heads=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(4)
+    made = transformers.LlamaForCausalLM(CONFIG).eval()
+    for p in made.parameters():
+        p.data *= 3
+    return made
+
+
+@pytest.fixture(params=[False, True], ids=["as_asked", "ahead"])
+def attached(model, request):
+    with kv.attach(model, ahead=request.param):
+        yield model
+
+
+def prompt(n, b=1):
+    return torch.randint(1, 250, (b, n), generator=torch.Generator().manual_seed(n + b))
+
+
+def pair(method, folder, memory=24 << 10, budget=32):
+    plain = kv.Cache(CONFIG, method, budget=budget)
+    tiers = kv.Tiers(folder, memory=memory)
+    return plain, kv.Cache(CONFIG, method, budget=budget, tiers=tiers)
+
+
+def step(model, ids, cache, **options):
+    with torch.no_grad():
+        return model(ids, past_key_values=cache, **options).logits
+
+
+@pytest.mark.parametrize("method", ["double_sparsity", "quest"])
+@pytest.mark.parametrize("memory", [24 << 10, 40 << 10, 1 << 20])
+def test_decoding_is_bit_for_bit_that_of_memory(attached, method, memory, tmp_path):
+    plain, tiered = pair(method, tmp_path, memory)
+    assert torch.equal(step(attached, prompt(150), plain), step(attached, prompt(150), tiered))
+    for n in range(24):
+        ids = prompt(1, b=1) + n
+        assert torch.equal(step(attached, ids, plain), step(attached, ids, tiered)), n
+        report = tiered.report()
+        assert 0 < report["bytes"]["pool"] <= memory
+    assert (
+        report["file_bytes"] == 2 * 2 * 2 * 174 * 16 * 4
+    )  # two layers of four: the first read all
+    assert report["bytes"]["keys"] == plain.report()["bytes"]["keys"] // 2
+    assert tiered.nbytes() == sum(report["bytes"].values())
+    assert 0 < report["pool_hits"] <= 1
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+
+
+@pytest.mark.parametrize("method", ["double_sparsity", "quest"])
+def test_a_pool_that_is_too_small_is_passed_by(model, method, tmp_path):
+    plain, tiered = pair(method, tmp_path, 2 << 10, budget=64)
+    with kv.attach(model):
+        step(model, prompt(150), plain), step(model, prompt(150), tiered)
+        for n in range(3):
+            a, b = (step(model, prompt(1) + n, cache) for cache in (plain, tiered))
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    assert tiered.report()["pool_hits"] == 0.0
+
+
+def test_reading_ahead_finds_more_in_memory(model, tmp_path):
+    found = []
+    for ahead in (False, True):
+        _, tiered = pair("double_sparsity", tmp_path, 40 << 10)
+        with kv.attach(model, ahead=ahead):
+            step(model, prompt(400), tiered)
+            for n in range(12):
+                step(model, prompt(1) + n, tiered)
+        found.append(tiered.report()["pool_hits"])
+    assert found[1] > found[0]
+
+
+@pytest.mark.parametrize("method", ["double_sparsity", "quest"])
+def test_padding_turns_beams_and_snapshots(attached, method, tmp_path):
+    plain, tiered = pair(method, tmp_path, 64 << 10)
+    ids, mask = prompt(100, b=2), torch.ones(2, 100, dtype=torch.long)
+    mask[0, :37] = 0
+    for cache in (plain, tiered):
+        step(attached, ids, cache, attention_mask=mask)
+    saved = tiered.snapshot()
+    one = torch.ones(2, 1, dtype=torch.long)
+    for n in range(3):
+        mask = torch.cat([mask, one], 1)
+        a, b = (step(attached, prompt(1, 2) + n, c, attention_mask=mask) for c in (plain, tiered))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    for cache in (plain, tiered):
+        cache.reorder_cache(torch.tensor([1, 1]))
+    mask = mask[[1, 1]]
+    mask = torch.cat([mask, *[one] * 5], 1)
+    a, b = (step(attached, prompt(5, 2), c, attention_mask=mask) for c in (plain, tiered))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    for cache in (plain, tiered):
+        cache.crop(-3)
+    mask = mask[:, :-2]
+    a, b = (step(attached, prompt(1, 2), c, attention_mask=mask) for c in (plain, tiered))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    tiered.restore(saved)
+    assert tiered.get_seq_length() == 100
+    twin = copy.deepcopy(tiered)
+    mask = torch.cat([torch.ones(2, 100, dtype=torch.long), one], 1)
+    mask[0, :37] = 0
+    a, b = (step(attached, prompt(1, 2), c, attention_mask=mask) for c in (twin, tiered))
+    assert torch.equal(a, b)
+
+
+def test_a_tiered_cache_is_saved_and_loaded(model, tmp_path):
+    _, tiered = pair("quest", tmp_path)
+    with kv.attach(model):
+        step(model, prompt(90), tiered)
+        tiered.save(tmp_path / "cache")
+        _, again = pair("quest", tmp_path)
+        again.load(tmp_path / "cache")
+        assert again.report()["file_bytes"] == tiered.report()["file_bytes"]
+        assert torch.equal(step(model, prompt(1), again), step(model, prompt(1), tiered))
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    tiers = kv.Tiers(tmp_path, memory=1 << 20)
+    for method, budget in (("kivi4", None), ("h2o", 64), ("full", None)):
+        with pytest.raises(TamisValueError, match="wanted none: this method reads every token"):
+            kv.Cache(CONFIG, method, budget=budget, tiers=tiers)
+    with pytest.raises(TamisFileError, match="wanted a folder"):
+        kv.Tiers(tmp_path / "none", memory=1)
+    with pytest.raises(TamisValueError, match="memory: got 0"):
+        kv.Tiers(tmp_path, memory=0)
