@@ -12,6 +12,7 @@
 #include "base/stream.h"
 #include "binding/cost.h"
 #include "binding/cuda.h"
+#include "binding/cuda_kv.h"
 #include "binding/kv.h"
 #include "binding/kv_select.h"
 #include "binding/matrix.h"
@@ -60,6 +61,7 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   binding::bind_spmm(m);
   binding::bind_cost(m);
   binding::bind_cuda(m);
+  binding::bind_cuda_kv(m);
   binding::bind_kv(m);
   binding::bind_kv_select(m);
 }

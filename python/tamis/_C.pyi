@@ -366,6 +366,9 @@ def kv_append_labels(
 def pack_t16(matrix: Matrix) -> dict[str, Any]:
     """Bitmap or nm weights in tiles for CUDA: `records`, `offsets` and `max_record_bytes`."""
 
+def pack_m24(matrix: Matrix) -> dict[str, Any]:
+    """`records` of m24, uint8, and the `max_record_bytes` of one, of an nm matrix of 2:4 or 1:4."""
+
 def cuda_load(path: str) -> str:
     """Open the CUDA library; why it cannot be used, empty if it can."""
 
@@ -374,6 +377,89 @@ def cuda_devices() -> list[dict[str, Any]]:
 
 def cuda_kernels(capability: int) -> list[KernelRow]:
     """Every CUDA kernel, best first; `runs_here` is the choice for that capability."""
+
+def cuda_kv_quantize(
+    device: int,
+    stream: int,
+    layout: KvPageLayout,
+    dtype: int,
+    heads: int,
+    pages: int,
+    keys_ptr: int,
+    key_strides: tuple[int, int],
+    values_ptr: int,
+    value_strides: tuple[int, int],
+    out_ptr: int,
+    out_stride_bytes: int,
+) -> None:
+    """``kv_quantize`` on a device and stream."""
+
+def cuda_sparse_attention(
+    device: int,
+    stream: int,
+    dtype: int,
+    shape: tuple[int, int, int, int],
+    q_ptr: int,
+    out_ptr: int,
+    lse_ptr: int,
+    scale: float,
+    softcap: float,
+    segments: list[KvSegment],
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """``sparse_attention`` on a device and stream; 0, or the bytes of workspace that it wants."""
+
+def cuda_kv_estimate(
+    device: int,
+    stream: int,
+    dtype: int,
+    shape: tuple[int, int, int, int],
+    q_ptr: int,
+    scale: float,
+    units: KvUnits,
+    log_weight: bool,
+    begin_ptr: int,
+    out_ptr: int,
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """``kv_estimate`` on a device and stream; 0, or the bytes of workspace that it wants."""
+
+def cuda_kv_select(
+    device: int,
+    stream: int,
+    heads: int,
+    units: int,
+    scores_ptr: int,
+    k: int,
+    budget_ptr: int,
+    top_p: float,
+    sink: int,
+    recent: int,
+    page: int,
+    begin_ptr: int,
+    index_ptr: int,
+    index_stride: int,
+    count_ptr: int,
+) -> None:
+    """``kv_select`` on a device and stream."""
+
+def cuda_kv_append_labels(
+    device: int,
+    stream: int,
+    channels: int,
+    dtype: int,
+    shape: tuple[int, int, int],
+    keys_ptr: int,
+    key_strides: tuple[int, int, int],
+    channels_ptr: int,
+    first: int,
+    count: int,
+    records_ptr: int,
+    strides_bytes: tuple[int, int],
+) -> None:
+    """``kv_append_labels`` on a device and stream."""
 
 class CudaMatrix:
     """A packed weight on a device, with a plan per number of tokens. Borrows all memory."""
@@ -398,6 +484,9 @@ class CudaMatrix:
 
     def plan(self, m: int) -> dict[str, int]:
         """How a product with m tokens is laid out over the device."""
+
+    def lay_out(self, m: int, warps_k: int, splits: int) -> bool:
+        """Replaces the plan for m tokens, to measure layouts; False if the device cannot hold it."""
 
     def spmm(
         self,

@@ -155,7 +155,8 @@ class KvStore:
 
     def _place(self, k: Tensor) -> None:
         b, g, n, _ = k.shape
-        place = torch.arange(self.length, self.length + n, dtype=torch.int32).expand(b, g, n)
+        place = torch.arange(self.length, self.length + n, dtype=torch.int32, device=k.device)
+        place = place.expand(b, g, n)
         if "positions" in self.rows:
             self.rows["positions"].append(place)
         else:
@@ -203,7 +204,8 @@ class KvStore:
         layout = page_layout(keys.buffer.shape[3], how.key_bits, how.value_bits, how.page)
         if "records" not in self.rows:
             b, g = keys.buffer.shape[:2]
-            self.rows["records"] = Rows(torch.empty(b, g, 0, layout.nbytes, dtype=torch.uint8))
+            none = keys.buffer.new_empty(b, g, 0, layout.nbytes, dtype=torch.uint8)
+            self.rows["records"] = Rows(none)
         n = pages * how.page
         out = self.rows["records"].extend(pages)
         kv_quantize(keys.view[:, :, :n], values.view[:, :, :n], layout, out)

@@ -95,7 +95,7 @@ class Selection:
         records = -(-s // op.LABEL_TOKENS)
         if not self.rows:
             size = op.label_bytes(self.channels.shape[1])
-            self.rows["labels"] = Rows(torch.empty(b, g, 0, size, dtype=torch.uint8))
+            self.rows["labels"] = Rows(keys.new_empty(b, g, 0, size, dtype=torch.uint8))
         held = self.rows["labels"]
         held.extend(records - held.count)
         if self.labelled < s:
