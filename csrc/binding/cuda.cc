@@ -13,6 +13,7 @@
 #include "binding/cuda_abi.h"
 #include "binding/matrix.h"
 #include "format/m24.h"
+#include "ops/spmm/t16_params.h"
 
 namespace tamis::binding {
 namespace {
@@ -160,6 +161,17 @@ class CudaMatrix {
     return found;
   }
 
+  // Replaces the plan for m by another layout; false if the device cannot hold it.
+  bool lay_out(int64_t m, int32_t warps_k, int32_t splits) {
+    plan(m);  // checks m
+    if (kBlockWarps % warps_k != 0 || splits < 1 || splits > t16::col_tiles(w_.cols)) return false;
+    const SpmmT16Plan wanted = lay_out_spmm_t16(w_, m, warps_k, splits);
+    if (wanted.shared_bytes > device_.shared_per_block) return false;
+    if (splits > 1 && wanted.blocks_n > kMaxTickets) return false;
+    plans_[static_cast<size_t>(m)] = wanted;
+    return true;
+  }
+
   // Name of the kernel; empty if none takes these weights on this device.
   std::string kernel() const {
     const SpmmCudaRow* row = cuda_library().choose_spmm(w_.format, w_.dtype, device_.capability);
@@ -243,6 +255,7 @@ void bind_cuda(py::module_& m) {
                             "shared_bytes"_a = p.shared_bytes);
           },
           "m"_a)
+      .def("lay_out", &CudaMatrix::lay_out, "m"_a, "warps_k"_a, "splits"_a)
       .def("spmm", &CudaMatrix::spmm, "m"_a, "x_ptr"_a, "x_stride"_a, "bias_ptr"_a, "y_ptr"_a,
            "y_stride"_a, "workspace_ptr"_a, "workspace_bytes"_a, "stream"_a)
       .def("unpack", &CudaMatrix::unpack, "out_ptr"_a, "out_stride"_a, "stream"_a);

@@ -40,8 +40,8 @@ struct T16View {
   DType dtype = DType::bf16;  // or f16
   const void* records = nullptr;
   const uint32_t* offsets = nullptr;  // t16
-  int64_t record_bytes = 0;      // all of them
-  int64_t max_record_bytes = 0;  // of the longest: what a kernel's buffer must hold
+  int64_t record_bytes = 0;           // all of them
+  int64_t max_record_bytes = 0;       // of the longest: what a kernel's buffer must hold
   // No kernel still under way writes them: a launch may read ahead of the kernel before it.
   bool settled = false;
 };

@@ -576,6 +576,9 @@ class CudaMatrix:
     def plan(self, m: int) -> dict[str, int]:
         """How a product with m tokens is laid out over the device."""
 
+    def lay_out(self, m: int, warps_k: int, splits: int) -> bool:
+        """Replaces the plan for m tokens, to measure layouts; False if the device cannot hold it."""
+
     def spmm(
         self,
         m: int,

@@ -22,7 +22,7 @@ from pathlib import Path
 SKIPPED = 77
 MAX_REGISTERS = 128  # two blocks of 256 threads on an SM
 MAX_INSTRUCTIONS, MAX_POPC = 240, 0  # sm_90a, one record of t16, 8 tokens
-MAX_SPARSE24 = 70  # the same of m24
+MAX_SPARSE24 = 30  # the same of m24, whose loop takes several
 # Attention on sm_90: registers, and instructions of a page or tile with all its rarely taken branches
 # (softcap, masks, a new largest score: some 300). DRAM of an H100 leaves 4 * 353 issue slots a page
 # of 4 bits at d = 128, 4 * 212 at 2 bits, 4 * 565 for 16 tokens of bf16.
@@ -117,6 +117,8 @@ def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
     if not loop["HMMA"]:
         wrong.append("no tensor core instruction in a loop")
     most, size = budget(arch, name), sum(loop.values())
+    if "PackedFormatE1" in name:
+        size = size * 2 // max(loop["HMMA"], 2)  # of one record, two products at 8 tokens
     if most is not None and size > most:
         wrong.append(f"{size} instructions in the loop, wanted at most {most}")
     if loop["POPC"] > MAX_POPC and "spmm" in name:

@@ -1,5 +1,5 @@
-// Words of codes of 2, 4 or 8 bits to pairs of 16-bit floats, without conversions: a code stands in the
-// low bits of a significand whose steps are 1.
+// Words of codes of 2, 4 or 8 bits to pairs of 16-bit floats, without conversions: a code stands in
+// the low bits of a significand whose steps are 1.
 #pragma once
 
 #include "base/cuda/dev.h"

@@ -85,8 +85,8 @@ TAMIS_DEVICE uint32_t shared_address(uint32_t at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared)) + at;
 }
 
-// Four matrices of 8 rows of 16 bytes; lane 8j + r says where row r of matrix j lies. Lane 4g + t gets
-// elements 2t and 2t + 1 of row g of each.
+// Four matrices of 8 rows of 16 bytes; lane 8j + r says where row r of matrix j lies. Lane 4g + t
+// gets elements 2t and 2t + 1 of row g of each.
 TAMIS_DEVICE Word4 load_matrices(uint32_t at) {
   Word4 out;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -170,6 +170,19 @@ TAMIS_DEVICE Word2 load_global(const Word2* from) {
 TAMIS_DEVICE Word4 load_global(const Word4* from) {
   const uint4 v = __ldg(reinterpret_cast<const uint4*>(from));
   return {v.x, v.y, v.z, v.w};
+}
+// The same past the L1 cache, in this place of the program: for streams that are read once.
+TAMIS_DEVICE uint32_t load_stream(const uint32_t* from) {
+  uint32_t v;
+  asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(from));
+  return v;
+}
+TAMIS_DEVICE Word4 load_stream(const Word4* from) {
+  Word4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
+  return v;
 }
 // What another block wrote before a fence.
 template <class T>
@@ -261,8 +274,8 @@ TAMIS_DEVICE void mma_sparse_bf16(float (&c)[4], const Word4& a, const Word4& b,
       "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 "
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9,%10,%11}, {%0,%1,%2,%3}, %12, %13;"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w),
-        "r"(places), "n"(kSelector));
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w), "r"(places),
+        "n"(kSelector));
 }
 template <int kSelector>
 TAMIS_DEVICE void mma_sparse_f16(float (&c)[4], const Word4& a, const Word4& b, uint32_t places) {
@@ -270,8 +283,8 @@ TAMIS_DEVICE void mma_sparse_f16(float (&c)[4], const Word4& a, const Word4& b, 
       "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 "
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9,%10,%11}, {%0,%1,%2,%3}, %12, %13;"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w),
-        "r"(places), "n"(kSelector));
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w), "r"(places),
+        "n"(kSelector));
 }
 
 // ---- pairs of f16
@@ -319,6 +332,9 @@ TAMIS_DEVICE float mul(float a, float b) {
 }
 TAMIS_DEVICE float add(float a, float b) {
   return __fadd_rn(a, b);
+}
+TAMIS_DEVICE int32_t to_int(float x) {  // towards 0
+  return __float2int_rz(x);
 }
 TAMIS_DEVICE int32_t round_to_int(float x) {  // to even
   return __float2int_rn(x);

@@ -38,9 +38,9 @@ struct EstimatePlace {
     thread = dev::thread_index();
     warp = thread / 32;
     lane = thread % 32;
-    first = static_cast<int32_t>(dev::block_index_x()) * kEstimateUnits;
+    first = static_cast<int32_t>(dev::block_index_x()) * p.span;
     const auto units = static_cast<int32_t>(a.units.units);
-    last = first + kEstimateUnits < units ? first + kEstimateUnits : units;
+    last = first + p.span < units ? first + p.span : units;
   }
 };
 
@@ -122,25 +122,26 @@ TAMIS_DEVICE void widen_queries(const EstimateParams& p, const EstimatePlace& at
 
 inline constexpr int kLabelUnits = kEstimateUnits / kEstimateThreads;  // of a thread
 
-// Scores of the units first + thread + 256 i for all rows by one thread.
+// Scores of the units from + thread + 256 i for all rows by one thread.
 template <int kRows>
 TAMIS_DEVICE void label_scores(const EstimateParams& p, const EstimatePlace& at,
-                               const uint8_t* records, float (&s)[kLabelUnits][kRows]) {
+                               const uint8_t* records, int32_t from,
+                               float (&s)[kLabelUnits][kRows]) {
   const KvEstimateArgs& a = p.args;
   const EstimateShared in(p);
   const uint8_t* record[kLabelUnits];
   float scale[kLabelUnits], min[kLabelUnits];
 #pragma unroll
   for (int i = 0; i < kLabelUnits; ++i) {
-    int32_t unit = at.first + static_cast<int32_t>(at.thread) + i * kEstimateThreads;
+    int32_t unit = from + static_cast<int32_t>(at.thread) + i * kEstimateThreads;
     unit = unit < at.last ? unit : at.last - 1;
     const int32_t lane = unit % kLabelTokens;
-    const uint8_t* from = records + unit / kLabelTokens * p.label_bytes;
-    record[i] = from + 4 * lane;
+    const uint8_t* start = records + unit / kLabelTokens * p.label_bytes;
+    record[i] = start + 4 * lane;
     scale[i] = dev::f16_to_f32(
-        dev::load_global(reinterpret_cast<const uint16_t*>(from + p.label_scale) + lane));
+        dev::load_global(reinterpret_cast<const uint16_t*>(start + p.label_scale) + lane));
     min[i] = dev::f16_to_f32(
-        dev::load_global(reinterpret_cast<const uint16_t*>(from + p.label_min) + lane));
+        dev::load_global(reinterpret_cast<const uint16_t*>(start + p.label_min) + lane));
   }
   int32_t sum[kLabelUnits][kRows] = {};
   for (int32_t w = 0; w < a.units.labels.channels / 8; ++w) {
@@ -334,41 +335,57 @@ TAMIS_DEVICE void score_units(const EstimateParams& p) {
     most[r] = kEstimateNever;
     sum[r] = 0;
   }
-  // One unit's scores: into the sums, or their largest out.
-  const auto take = [&](int32_t unit, const float (&s)[kRows]) {
-    const bool counts = unit >= begin;
+  // Scores of kUnits units, of which some count: into the sums, or their largest out.
+  const auto take = [&]<int kUnits>(const int32_t (&unit)[kUnits],
+                                    const float (&s)[kUnits][kRows]) {
     if constexpr (kStats) {
-      if (!counts) return;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        const float all = dev::max(most[r], s[r]);
-        sum[r] = sum[r] * exp_of(most[r] - all) + exp_of(s[r] - all);
+        float all = most[r];
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) {
+          if (unit[i] >= begin && unit[i] < at.last) all = dev::max(all, s[i][r]);
+        }
+        if (all == kEstimateNever) continue;
+        float total = sum[r] * exp_of(most[r] - all);
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) {
+          total += unit[i] >= begin && unit[i] < at.last ? exp_of(s[i][r] - all) : 0.0f;
+        }
+        sum[r] = total;
         most[r] = all;
       }
     } else {
-      float best = kEstimateNever;
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (r < a.rows && counts) best = dev::max(best, s[r] - shift[r]);
+      for (int i = 0; i < kUnits; ++i) {
+        float best = kEstimateNever;
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          if (r < a.rows && unit[i] >= begin) best = dev::max(best, s[i][r] - shift[r]);
+        }
+        if (unit[i] < at.last) a.out[int64_t{at.head} * a.units.units + unit[i]] = best;
       }
-      a.out[int64_t{at.head} * a.units.units + unit] = best;
     }
   };
   if (labels) {
-    float s[kLabelUnits][kRows];
-    label_scores<kRows>(p, at, units, s);
+    for (int32_t from = at.first; from < at.last; from += kEstimateUnits) {
+      float s[kLabelUnits][kRows];
+      int32_t unit[kLabelUnits];
+      label_scores<kRows>(p, at, units, from, s);
 #pragma unroll
-    for (int i = 0; i < kLabelUnits; ++i) {
-      const int32_t unit = at.first + static_cast<int32_t>(at.thread) + i * kEstimateThreads;
-      if (unit < at.last) take(unit, s[i]);
+      for (int i = 0; i < kLabelUnits; ++i) {
+        unit[i] = from + static_cast<int32_t>(at.thread) + i * kEstimateThreads;
+      }
+      take(unit, s);
     }
   } else {
 #pragma unroll 2
     for (int32_t u = at.first + static_cast<int32_t>(at.warp); u < at.last;
          u += kEstimateThreads / 32) {
-      float s[kRows];
-      row_scores<kRows>(p, at, units, u, s);
-      if (at.lane == 0) take(u, s);
+      float s[1][kRows];
+      row_scores<kRows>(p, at, units, u, s[0]);
+      const int32_t unit[1] = {u};
+      if (at.lane == 0) take(unit, s);
     }
   }
   if constexpr (kStats) put_stats<kRows>(p, at, most, sum);

@@ -26,8 +26,8 @@ bool weighted(const KvEstimateArgs& a) {
   return a.reduce == KvReduce::log_weight;
 }
 
-int64_t blocks_of(const KvEstimateArgs& a) {
-  return ceil_div(a.units.units, kEstimateUnits);
+int64_t units_at_a_time(const KvEstimateArgs& a) {
+  return a.units.kind == KvSummary::labels ? kEstimateUnits : kEstimateRowUnits;
 }
 
 }  // namespace
@@ -104,18 +104,24 @@ Status check_append_labels_cuda(const KvAppendLabelsArgs& a) {
 int64_t estimate_workspace(const KvEstimateArgs& a) {
   if (!weighted(a)) return kWorkspaceTicketBytes;
   const int64_t rows = a.batch * a.kv_heads * a.rows;
-  return kWorkspaceTicketBytes + 8 * rows * blocks_of(a);
+  return kWorkspaceTicketBytes + 8 * rows * ceil_div(a.units.units, units_at_a_time(a));
 }
 
-EstimateParams estimate_params(const KvEstimateArgs& a, void* workspace) {
+EstimateParams estimate_params(const KvEstimateArgs& a, void* workspace, const CudaDevice& device) {
   const int64_t d = a.head_dim;
   const bool labels = a.units.kind == KvSummary::labels;
+  // One round of blocks, three of which share an SM: what a block does before its first score is
+  // longer than scoring the units it takes at a time.
+  const int64_t each = units_at_a_time(a), turns = ceil_div(a.units.units, each);
+  const int64_t span =
+      each * std::max<int64_t>(1, ceil_div(a.batch * a.kv_heads * turns, 3 * device.sms));
   auto* stats = reinterpret_cast<float*>(static_cast<uint8_t*>(workspace) + kWorkspaceTicketBytes);
   return {.args = a,
           .label_scale = a.units.labels.scale(),
           .label_min = a.units.labels.min(),
           .label_bytes = a.units.labels.bytes(),
-          .blocks = static_cast<int32_t>(blocks_of(a)),
+          .blocks = static_cast<int32_t>(ceil_div(a.units.units, span)),
+          .span = static_cast<int32_t>(span),
           .width = static_cast<int32_t>(labels ? a.units.labels.channels / 4
                                         : a.units.kind == KvSummary::bounds ? 2 * d
                                                                             : d),

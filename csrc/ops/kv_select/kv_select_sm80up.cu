@@ -9,7 +9,8 @@ namespace tamis {
 namespace {
 
 template <int kRows, bool kStats>
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kEstimateThreads, 3) kv_estimate(const EstimateParams p) {
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kEstimateThreads, kRows > 4 ? 2 : 3)
+    kv_estimate(const EstimateParams p) {
   score_units<kRows, kStats>(p);
 }
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kSelectThreads, 1) kv_select_kernel(const SelectParams p) {
@@ -37,7 +38,7 @@ Status kv_estimate_cuda(const KvEstimateArgs& a, void* workspace, int64_t worksp
   }
   const int64_t heads = a.batch * a.kv_heads;
   if (heads * a.rows * a.units.units == 0) return {};
-  const EstimateParams p = estimate_params(a, workspace);
+  const EstimateParams p = estimate_params(a, workspace, device);
   const bool early = device.capability >= 90;
   const CudaGrid g{
       .grid = grid(p.blocks, heads),
@@ -64,7 +65,7 @@ Status kv_select_cuda(const KvSelectArgs& a, const CudaDevice& device, void* str
   return launch("kv_select",
                 {.grid = grid(a.heads, 1),
                  .threads = kSelectThreads,
-                 .shared_bytes = static_cast<size_t>(cached ? select_shared(a.units) : kBitsAt),
+                 .shared_bytes = static_cast<size_t>(cached ? select_shared(a.units) : kScoresAt),
                  .early = device.capability >= 90,
                  .stream = stream},
                 &kv_select_kernel, SelectParams{a, cached});

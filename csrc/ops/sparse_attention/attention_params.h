@@ -64,6 +64,6 @@ Status plan_attention(const SparseAttentionArgs& args, const CudaDevice& device,
                       std::span<AttentionPlan> plans, int32_t* all_splits);
 
 inline constexpr int64_t kMaxSegments = 8;
-inline constexpr int64_t kMaxSplits = 32;  // of a segment: shared memory holds two numbers of each
+inline constexpr int64_t kMaxSplits = 64;  // of a segment: shared memory holds two numbers of each
 
 }  // namespace tamis

@@ -14,8 +14,11 @@ namespace {
 constexpr int32_t page_shared(int32_t bits, int32_t d) {
   const KvPageLayout layout{
       .head_dim = d, .tokens = 32, .key_bits = bits, .value_bits = bits, .group = 32};
-  return kAttentionRingAt +
-         static_cast<int32_t>(kAttentionWarps * (bits == 8 ? 2 : bits == 4 ? 3 : 4) * layout.bytes());
+  return kAttentionRingAt + static_cast<int32_t>(kAttentionWarps *
+                                                 (bits == 8   ? 2
+                                                  : bits == 4 ? 3
+                                                              : 4) *
+                                                 layout.bytes());
 }
 constexpr int32_t row_shared(int32_t d) {
   return kAttentionRingAt + kAttentionWarps * 3 * 2 * 16 * 2 * d;
@@ -36,8 +39,9 @@ constexpr AttentionCudaRow kKernels[] = {
 #undef TAMIS_ATTENTION_ROWS
 };
 
-// In units of a warp's tile: what a block costs beside its tiles, and what adding up its part does.
-constexpr double kBlockTiles = 3, kPartTiles = 0.5;
+// In units of a warp's tile: what a block costs beside its tiles, what meeting costs where there
+// are several, and what adding up each part does. Guessed from 11 us that 16 tiles took an H200.
+constexpr double kBlockTiles = 4, kMeetingTiles = 6, kPartTiles = 0.12;
 
 int64_t listed_units(const KvSegment& s) {
   if (s.index) return s.index_stride;
@@ -110,8 +114,8 @@ int32_t splits_of(int64_t heads, int64_t tiles, int64_t blocks_at_once) {
   for (int64_t splits = 1; splits <= most; ++splits) {
     const double rounds = static_cast<double>(ceil_div(heads * splits, blocks_at_once));
     const double each = static_cast<double>(ceil_div(ceil_div(tiles, splits), kAttentionWarps));
-    const double time =
-        rounds * (each + kBlockTiles) + (splits > 1 ? kPartTiles * static_cast<double>(splits) : 0);
+    const double time = rounds * (each + kBlockTiles) +
+                        (splits > 1 ? kMeetingTiles + kPartTiles * static_cast<double>(splits) : 0);
     if (splits == 1 || time < least) {
       least = time;
       best = static_cast<int32_t>(splits);

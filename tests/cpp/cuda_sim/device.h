@@ -92,6 +92,10 @@ T load_global(const T* from) {
   return *from;
 }
 template <class T>
+T load_stream(const T* from) {
+  return *from;
+}
+template <class T>
 T load_volatile(const T* from) {
   return *from;
 }
@@ -297,6 +301,9 @@ inline float mul(float a, float b) {
 }
 inline float add(float a, float b) {
   return a + b;
+}
+inline int32_t to_int(float x) {
+  return static_cast<int32_t>(x);
 }
 inline int32_t round_to_int(float x) {
   return static_cast<int32_t>(std::nearbyint(x));

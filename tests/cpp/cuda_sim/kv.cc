@@ -215,7 +215,8 @@ void expect_estimate(const Estimate& e, uint64_t seed) {
                             .out = out.data()};
   ASSERT_TRUE(check_estimate_cuda(args).ok());
   std::vector<float> workspace(static_cast<size_t>(estimate_workspace(args) / 4), std::nanf(""));
-  const EstimateParams p = estimate_params(args, workspace.data());
+  const EstimateParams p =
+      estimate_params(args, workspace.data(), {.sms = static_cast<int32_t>(1 + seed % 3)});
   const sim::Launch launch{
       .grid = {static_cast<uint32_t>(p.blocks), static_cast<uint32_t>(heads)},
       .block = {kEstimateThreads},
@@ -296,13 +297,13 @@ void expect_choice(const Choice& c, uint64_t seed) {
   args.count = counts[1];
   ASSERT_TRUE(check_select_cuda(args).ok());
   const SelectParams params{args, c.cached};
-  ASSERT_EQ(
-      sim::launch({.grid = {static_cast<uint32_t>(heads)},
-                   .block = {kSelectThreads},
-                   .shared_bytes = static_cast<size_t>(c.cached ? select_shared(c.units) : kBitsAt),
-                   .seed = seed},
-                  [&] { select_units(params); }),
-      "");
+  ASSERT_EQ(sim::launch(
+                {.grid = {static_cast<uint32_t>(heads)},
+                 .block = {kSelectThreads},
+                 .shared_bytes = static_cast<size_t>(c.cached ? select_shared(c.units) : kScoresAt),
+                 .seed = seed},
+                [&] { select_units(params); }),
+            "");
   const std::string what = "units " + std::to_string(c.units) + ", k " + std::to_string(c.k) +
                            ", levels " + std::to_string(c.levels) + ", seed " +
                            std::to_string(seed);
