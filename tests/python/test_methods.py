@@ -98,7 +98,8 @@ def test_golden_global(label):
 
 
 def test_every_method_has_a_golden_file():
-    assert {path.stem for path in GOLDEN.glob("*.npz")} == set(NAMES)
+    found = {path.stem for path in GOLDEN.glob("*.npz")}
+    assert {name for name in found if not name.startswith("kv_")} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
