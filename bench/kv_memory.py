@@ -19,6 +19,8 @@ from tamis import kv
 from tamis.kv.methods import budget_of
 
 CHUNK = 256
+KV = torch.randn(2, 1, 3, CHUNK, 64).to(torch.bfloat16)
+Q = torch.randn(1, 9, CHUNK, 64).to(torch.bfloat16)
 CASES = ("full", "kivi8", "kivi4", "kivi2", "snapkv", "quest", "double_sparsity", "tiers")
 
 
@@ -84,16 +86,13 @@ def make(method: str, config: LlamaConfig, folder: str) -> kv.Cache:
 
 
 def fill(cache: kv.Cache, config: LlamaConfig, tokens: int) -> None:
-    """Random tokens into every layer, as a model in chunks would."""
+    """The same random tokens, chunk by chunk, into every layer."""
     for _ in range(0, tokens, CHUNK):
         for store in cache.stores:
-            k, v = torch.randn(2, 1, 3, CHUNK, 64).to(torch.bfloat16)
-            q = torch.randn(1, 9, CHUNK, 64).to(torch.bfloat16)
-            store.append(k, v)
-            store.settle(q)
-    step = torch.randn(1, 9, 1, 64).to(torch.bfloat16)
+            store.append(*KV)
+            store.settle(Q)
     for store in cache.stores:
-        store.attend(step)
+        store.attend(Q[:, :, -1:])
 
 
 def resident() -> int:

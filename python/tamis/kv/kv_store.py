@@ -189,7 +189,7 @@ class KvStore:
             folder = self.tier.folder
             self.rows = {"keys": FileRows(k, folder), "values": FileRows(v, folder)}
         elif not self.rows:
-            self.rows = {"keys": Rows(k.clone()), "values": Rows(v.clone())}
+            self.rows = {"keys": Rows.copy_of(k), "values": Rows.copy_of(v)}
         else:
             self.rows["keys"].append(k)
             self.rows["values"].append(v)

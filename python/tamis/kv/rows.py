@@ -21,6 +21,13 @@ class Rows:
         self.buffer = x.contiguous()
         self.count = x.shape[2]
 
+    @classmethod
+    def copy_of(cls, x: Tensor) -> Rows:
+        """Holds a copy, in memory that goes back to the system when it is outgrown."""
+        made = cls(_reserve(x, tuple(x.shape)))
+        made.buffer.copy_(x)
+        return made
+
     @property
     def view(self) -> Tensor:
         """The rows, [b, g, count, ...]."""
@@ -76,7 +83,7 @@ class Rows:
 def _reserve(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Memory straight from the system where it is large: the heap would keep what is given back."""
     nbytes = math.prod(shape) * like.element_size()
-    if nbytes < 1 << 18 or not like.is_cpu:
+    if nbytes < 1 << 15 or not like.is_cpu:
         return like.new_empty(shape)
     return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=like.dtype).view(shape)
 
