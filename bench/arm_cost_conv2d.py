@@ -16,7 +16,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from arm_cost import CORES, cycles
+from arm_cost import CORES
 
 OBJECT = "tamis_conv2d_neon.dir/csrc/ops/conv2d/conv2d_neon.cc.o"
 # Outputs that share their inputs: positions of a strip.
@@ -59,6 +59,18 @@ def entry_loop(all_loops: list[list[str]], height: int, fmla: int) -> list[str]:
     if not with_ids:
         raise SystemExit(f"arm_cost_conv2d: no loop with {fmla} fmla; build with make test-neon")
     return min(with_ids, key=len)
+
+
+def cycles(assembly: str, core: str) -> tuple[float, float]:
+    """Cycles of one turn of a loop: what ports allow, and what is simulated."""
+    turns = 200
+    command = ["llvm-mca-19", "-mtriple=aarch64", f"-mcpu={core}", f"-iterations={turns}"]
+    done = subprocess.run(command, input=assembly, capture_output=True, text=True, check=True)
+    total = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
+    bound = re.search(r"Block RThroughput:\s+([\d.]+)", done.stdout)
+    if total is None or bound is None:
+        raise SystemExit(f"arm_cost_conv2d: llvm-mca-19 gave no cycles for {core}")
+    return float(bound[1]), int(total[1]) / turns
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Kept share up to which a convolution is stored compressed: above it torch's own, which multiplies
 # at nearly the peak, is as fast (bench/RESULTS.md).
-CONV_DENSITY = {"csr": 0.35, "block": 0.6}
+CONV_DENSITY = {"csr": 0.35, "block": 0.75}
 
 
 def as_matrix(layer: nn.Linear | nn.Conv2d) -> nn.Linear:

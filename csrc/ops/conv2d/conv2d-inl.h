@@ -46,8 +46,8 @@ struct Pieces {
     int64_t to;
   };
   int count = 0;
-  Piece piece[kStripPositions / 2 +
-              2];  // a row of positions that is longer than its outputs has two at least
+  // A row of positions that is longer than its outputs has two at least.
+  Piece piece[kStripPositions / 2 + 2];
 
   void find(const Conv2dPlan& plan, int64_t first, int64_t width) {
     count = 0;
