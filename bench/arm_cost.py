@@ -334,15 +334,8 @@ def counted(program: Path, kernel: Kernel, arguments: list[int]) -> tuple[float,
     blocks = hot_blocks(program, kernel)
     ranges = ":".join(f"{begin:#x}-{end:#x}" for begin, end, _ in blocks)
     plugin = program.parent / "libcount_plugin.so"
-    command = [
-        "qemu-aarch64",
-        "-cpu",
-        "max",
-        "-plugin",
-        f"{plugin},ranges={ranges}",
-        "-d",
-        "plugin",
-    ]
+    command = ["qemu-aarch64", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu", "-d", "plugin"]
+    command += ["-plugin", f"{plugin},ranges={ranges}"]
     command += [str(program), f"spmm_{kernel.row}", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     runs = [int(n) for n in done.stderr.split()]

@@ -22,8 +22,7 @@ namespace tamis {
 namespace {
 
 inline constexpr int64_t kBlock = 256;  // columns: the last one's strip begins at byte 32,640
-inline constexpr int64_t kStrip = 32;   // tokens of a whole strip
-inline constexpr int kStripShift = 7;   // bytes of a column in it: 1 << 7
+inline constexpr int kStripShift = 7;   // bytes of a column in a whole strip: 1 << 7
 inline constexpr int64_t kRows = 64;
 inline constexpr int64_t kTokens = 256;
 
