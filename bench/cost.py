@@ -31,7 +31,8 @@ from tamis.ops.handle import make_matrix, pack  # noqa: E402
 
 TOKENS = (1, 2, 4, 8, 16, 64, 256)
 FIT_TOKENS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 32, 64, 128, 256)
-FIT_SHAPES = ((512, 576), (64, 3072))  # in the second-level cache, with few and many words a row
+# In the second-level cache, with few and many words a row, and with x of many tokens beyond it.
+FIT_SHAPES = ((512, 576), (64, 3072), (192, 4096))
 SHAPES = (
     *((192, 576), (576, 576), (1536, 576), (576, 1536)),
     *((1024, 4096), (4096, 4096), (14336, 4096), (4096, 14336)),

@@ -156,13 +156,16 @@ struct TileFeed {
     fetch_mask += fetch_mask_bytes;
   }
 
-  template <bool kExact>
+  // kWhole: the chunk has all columns of its words, as all have without groups.
+  template <bool kExact, bool kWhole>
   TAMIS_INLINE void expand(int r) {
+    const int64_t first = chunk.begin / 64, count_words = ceil_div(chunk.end, 64) - first;
+    const uint64_t* mask = w.mask + (row + r) * words + first;
     const W* p = values + at[r];
     char* to = out + r * kRowBytes;
-    const int64_t of_row = (row + r) * words;
-    for (int64_t word = chunk.begin / 64; word * 64 < chunk.end; ++word, to += 64 * sizeof(W)) {
-      const uint64_t mine = w.mask[of_row + word] & bits_within(word, chunk.begin, chunk.end);
+    for (int64_t i = 0; i < count_words; ++i, to += 64 * sizeof(W)) {
+      uint64_t mine = mask[i];
+      if (!kWhole) mine &= bits_within(first + i, chunk.begin, chunk.end);
       Unit::template expand<kExact>(mine, p, to);
       p += simd::popcount(mine);
     }
@@ -186,7 +189,9 @@ struct TileFeed {
     fetch();
     const bool near_end = w.nnz - at[r] < kStepColumns + Unit::kReadsPast;
     if (w.format == Format::csr8) return near_end ? expand_bytes<true>(r) : expand_bytes<false>(r);
-    near_end ? expand<true>(r) : expand<false>(r);
+    const bool whole = chunk.begin % 64 == 0 && (chunk.end % 64 == 0 || chunk.end == w.cols);
+    if (near_end || !whole) return near_end ? expand<true, false>(r) : expand<false, false>(r);
+    expand<false, true>(r);
   }
 };
 
