@@ -57,11 +57,13 @@ def test_at_full_budget_and_16_bits_tokens_are_the_plain_cache_s(opened, ids, pl
         assert torch.equal(generate(opened.model, ids, cache), plain)
     tokens = PROMPT + NEW - 1
     parts = cache.report()["bytes"]
+    assert cache.nbytes() == sum(parts.values())
     layers, g, d = config.num_hidden_layers, config.num_key_value_heads, 64
+    if recipe_of(method).lowrank is not None:  # older keys are products
+        return
     for held in ("keys", "values"):  # in the tail, and in what holds older tokens
         size = sum(parts[name] for name in parts if name.endswith(held))
         assert size == layers * g * tokens * d * 4
-    assert cache.nbytes() == sum(parts.values())
 
 
 def test_removing_the_handle_restores_every_bit(opened, ids):
