@@ -405,6 +405,26 @@ def test_landmarks_find_the_needle():
     torch.testing.assert_close(fresh.attend(q)[:, ::2, 0], wanted, rtol=0, atol=0.05)
 
 
+def test_a_window_leaves_padding_out():
+    """A sequence with fewer tokens than a step reads, beside one with more."""
+    q, k, v = problem(100, b=2)
+    pad = torch.tensor([0, 70])
+    k[1, :, :70], q[1, :, :70] = 20, 20
+    both = kv.KvStore(recipe_of("alisa"), budget=40)
+    alone = kv.KvStore(recipe_of("alisa"), budget=40)
+    for t in range(90, 101):
+        at = slice(0, 90) if t == 90 else slice(t - 1, t)
+        both.append(k[:, :, at], v[:, :, at])
+        lone = slice(max(at.start, 70), at.stop)
+        alone.append(k[1:, :, lone], v[1:, :, lone])
+        if t > 90:
+            out = both.attend(q[:, :, at], pad=pad)[1:]
+            wanted = alone.attend(q[1:, :, lone])
+            torch.testing.assert_close(out, wanted, rtol=0, atol=1e-5)
+        both.settle(q[:, :, at], pad=pad)
+        alone.settle(q[1:, :, lone])
+
+
 # Placement.
 
 

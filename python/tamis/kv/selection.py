@@ -135,7 +135,7 @@ class Selection:
         index, count = op.kv_select(
             totals, budget, sink=self.how.sink, recent=budget // 2, begin=begin
         )
-        window.read = index
+        window.read = index, count
         return [DenseSegment(keys, values, Lists(index=index, count=count, begin=begin))]
 
     def _by_pages(
