@@ -47,7 +47,6 @@ constexpr Want kWanted[] = {
     {Format::csr8, DType::bf16, DType::bf16, "avx512", "spmm_csr8_bf16_bf16_avx512"},
     {Format::csr8, DType::bf16, DType::bf16, "avx2", "spmm_csr8_bf16_bf16_scalar"},
     {Format::csr, DType::f16, DType::f16, "avx2", "spmm_csr_f16_f16_scalar"},
-    {Format::groupq, DType::u4, DType::bf16, "avx512bf16", "spmm_groupq_u4_bf16_avx512_groups"},
     {Format::groupq, DType::u8, DType::f32, "avx2", "spmm_groupq_u8_f32_avx2_groups"},
     {Format::block, DType::f32, DType::f32, "avx2", "spmm_block_f32_f32_avx2"},
     {Format::block, DType::bf16, DType::bf16, "avx2", "spmm_block_bf16_bf16_avx2"},
@@ -124,6 +123,16 @@ TEST(ChooseSpmm, Int8TakesQuadsForManyTokens) {
     EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, kernel) << tokens << " tokens";
   }
   EXPECT_STREQ(choose_spmm(desc, isa::avx512)->name, "spmm_nm_i8_f16_avx2_codes");
+}
+
+TEST(ChooseSpmm, GroupsOfCodesTakeLanesForSeveralTokens) {
+  SpmmDesc desc = desc_of(Format::groupq, DType::u4, DType::bf16);
+  desc.n = desc.k = 4096;
+  desc.nnz = desc.n * desc.k / 2;
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_groupq_u4_bf16_avx512_groups");
+  desc.m = 8;
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_groupq_u4_bf16_avx512vbmi2_lanes");
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512)->name, "spmm_groupq_u4_bf16_avx512_groups");
 }
 #endif
 
