@@ -10,11 +10,15 @@ WIKITEXT ?= ../shared/data/wikitext2
 TEXTS := $(if $(wildcard $(WIKITEXT)/test.txt),--data $(WIKITEXT)/validation.txt --text $(WIKITEXT)/test.txt)
 JOBS ?= $(shell nproc)
 
-.PHONY: help demo test test-cpp test-python test-neon build bench lint format clean
+ARM := $(BUILD)-neon
+
+.PHONY: help demo test test-cpp test-python test-neon test-simde wheel-aarch64 build bench lint format clean
 help:
 	@echo "make demo   prune SmolLM2-135M three ways, measure, compare, write out/report.html"
 	@echo "make test   C++ and Python tests"
 	@echo "make test-neon  the C++ tests on emulated AArch64 processors"
+	@echo "make test-simde     the NEON kernels on this processor, under sanitizers"
+	@echo "make wheel-aarch64  a wheel for AArch64, tried on an emulated processor"
 	@echo "make bench  kernel and end-to-end benchmarks"
 	@echo "make lint   clang-format, clang-tidy, ruff, mypy"
 
@@ -30,14 +34,42 @@ test-python: build
 	@echo "== pytest"
 	OMP_NUM_THREADS=1 PYTHONPATH=python $(PY) -m pytest --numprocesses $(JOBS) --dist worksteal
 
-# Kernels for AArch64, cross-built, under qemu-user.
+# Kernels for AArch64, cross-built, under qemu-user; then how often their hot loops run.
 test-neon: $(VENV)/.dev
 	@echo "== AArch64"
 	. ./.ci/packages && packages g++-aarch64-linux-gnu qemu-user libgtest-dev
-	$(VENV)/bin/cmake -S . -B $(BUILD)-neon -G Ninja -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake \
-	  -DTAMIS_TESTS=ON -DTAMIS_CUDA=OFF -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja --log-level=WARNING
-	$(VENV)/bin/cmake --build $(BUILD)-neon
-	$(VENV)/bin/ctest --test-dir $(BUILD)-neon --output-on-failure --parallel $(JOBS)
+	$(VENV)/bin/cmake -S . -B $(ARM) -G Ninja -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake \
+	  -DTAMIS_TESTS=ON -DTAMIS_BENCH=ON -DTAMIS_CUDA=OFF -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja --log-level=WARNING
+	$(VENV)/bin/cmake --build $(ARM)
+	$(VENV)/bin/ctest --test-dir $(ARM) --output-on-failure --parallel $(JOBS)
+	cc -O2 -shared -fPIC -o $(ARM)/bench/libcount_plugin.so bench/count_plugin.c
+	$(PY) bench/arm_cost.py --counts
+
+# The NEON sources of formats and products through SIMDe under the address and undefined-behaviour
+# sanitizers: a copy of the tree in which x86 is ARM, without the levels that SIMDe lacks, and without
+# attention, which takes GCC minutes this way.
+SIMDE := $(BUILD)-simde
+SIMDE_TESTS := activate encode conformance_spmm
+test-simde: $(VENV)/.dev
+	@echo "== NEON by SIMDe"
+	. ./.ci/packages && packages libsimde-dev libgtest-dev
+	rm -rf $(SIMDE)/src && mkdir -p $(SIMDE)/src
+	cp -r CMakeLists.txt cmake csrc tests third_party $(SIMDE)/src
+	find $(SIMDE)/src/csrc $(SIMDE)/src/tests/cpp -type f | xargs sed -i \
+	  's/defined(__x86_64__)/0/; s/defined(__aarch64__)/1/; s/"+w"/"+x"/; /^TAMIS_.*neon_\(fhm\|bf16\)/d'
+	sed -i '/^TAMIS_.*neon/d' $(SIMDE)/src/csrc/ops/kv_*/kernels.def $(SIMDE)/src/csrc/ops/*attention/kernels.def
+	$(VENV)/bin/cmake -S $(SIMDE)/src -B $(SIMDE) -G Ninja -DTAMIS_SIMDE=ON -DTAMIS_SANITIZE=ON -DTAMIS_TESTS=ON -DTAMIS_CUDA=OFF \
+	  -DCMAKE_BUILD_TYPE=Debug -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja --log-level=WARNING
+	$(VENV)/bin/cmake --build $(SIMDE) --target $(SIMDE_TESTS)
+	cd $(SIMDE) && for test in $(SIMDE_TESTS); do TAMIS_CASES_ONE_OF=97 tests/cpp/$$test --gtest_brief=1 || exit 1; done
+
+# A wheel for CPython 3.11 on AArch64 by the cross compiler and Debian's headers, then imported and
+# used under qemu by Debian's Python.
+ARM_ROOT := $(abspath $(ARM)-root)
+wheel-aarch64: $(VENV)/.dev
+	@echo "== wheel for AArch64"
+	. ./.ci/packages && packages g++-aarch64-linux-gnu qemu-user
+	.ci/aarch64-wheel $(abspath $(PY)) $(ARM_ROOT)
 
 # One build serves the C++ tests and, through python/tamis/_C*.so, the Python ones.
 build: $(VENV)/.dev
@@ -74,7 +106,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf build build-neon out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build build-neon build-neon-root build-simde out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Setting up. A stamp file remembers each step.
 

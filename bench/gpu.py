@@ -1,4 +1,4 @@
-"""spmm on a CUDA device: build, conformance, sanitizer, copy rate, and times against torch.
+"""Everything on a CUDA device: build, conformance, sanitizer, rates, and times against torch.
 
     python bench/gpu.py [--out gpu.json] [--sections spmm ...] [--minutes 9]
 
@@ -12,13 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from gpu_kv import kv, print_kv
+from gpu_rates import rates
+from gpu_timing import copies_of, timed, timed_in_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
@@ -30,8 +33,6 @@ SHAPES = {  # Llama-3-8B: rows, columns
 }
 TOKENS = (1, 4, 8, 16, 32, 64)
 DENSITIES = (0.5, 0.3, 0.2)
-ROTATED_BYTES = 250 << 20  # five times the L2 of an H100
-REPEATS = 15
 
 
 def run(*command: str, limit: float = 300) -> str:
@@ -59,7 +60,7 @@ def build() -> dict[str, Any]:
 def conformance() -> dict[str, Any]:
     said = run(
         sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider",
-        "tests/python/test_cuda.py",
+        "tests/python/test_cuda.py", "tests/python/test_cuda_kv.py",
     )  # fmt: skip
     print(said[-1500:])
     return {"ok": said.startswith("rc 0"), "output": said[-3000:]}
@@ -69,6 +70,10 @@ SMALL = """
 import torch, tamis
 from tamis.ops.spmm import spmm
 torch.manual_seed(1)
+k, v = torch.randn(2, 1, 2, 200, 64, device="cuda").bfloat16()
+q = torch.randn(1, 8, 1, 64, device="cuda").bfloat16()
+for method, budget in (("full", None), ("kivi4", None), ("quest", 64), ("double_sparsity", 64)):
+    tamis.kv.store(method, k, v, budget=budget).attend(q)
 for n, k in ((50, 200), (130, 1100)):
     w = torch.randn(n, k, dtype=torch.bfloat16)
     w[torch.rand(n, k) < 0.5] = 0
@@ -85,7 +90,7 @@ def sanitizer() -> dict[str, Any]:
     found = {}
     for tool in ("memcheck", "racecheck", "synccheck"):
         said = run(
-            "compute-sanitizer", "--tool", tool, "--kernel-name", "kernel_substring=t16",
+            "compute-sanitizer", "--tool", tool, "--kernel-name", "kernel_substring=tamis",
             sys.executable, "-c", SMALL, limit=60,
         )  # fmt: skip
         summary = [line for line in said.splitlines() if "SUMMARY" in line]
@@ -133,40 +138,11 @@ def copy_rate() -> dict[str, Any]:
     return {"gb_per_s": 2 * source.numel() / seconds / 1e9, "device": torch.cuda.get_device_name()}
 
 
-def timed(calls: Callable[[], object], count: int) -> float:
-    """Median seconds of one of the ``count`` calls that ``calls`` makes, from graph replays."""
-    return timed_in_turns({"": calls}, count)[""]
-
-
-def timed_in_turns(sides: dict[str, Callable[[], object]], count: int) -> dict[str, float]:
-    import torch
-
-    graphs = {}
-    stream = torch.cuda.Stream()
-    for name, calls in sides.items():
-        with torch.cuda.stream(stream):
-            calls()
-        torch.cuda.synchronize()
-        graphs[name] = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graphs[name], stream=stream):
-            calls()
-        graphs[name].replay()
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(REPEATS):
-        for name, graph in graphs.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times[name].append(begin.elapsed_time(end) / 1e3 / count)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 class Sparse:
     """Copies of one packed weight, and a workspace."""
 
-    def __init__(self, w: Any) -> None:
+    def __init__(self, w: Any, keep: Any = None) -> None:
+        """With ``keep`` a 2:4 weight for sparse tensor cores, else an unstructured one."""
         import torch
 
         import tamis
@@ -177,17 +153,22 @@ class Sparse:
 
         if reason := cuda.why_off():
             raise SystemExit(f"gpu: {reason}")
-        a = tamis.compress(w.cpu(), format="bitmap")
-        tiles = _C.pack_t16(
-            make_matrix(a.layout, {name: as_numpy(t) for name, t in a.arrays.items()})
-        )
-        self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).cuda()
+        if keep is None:
+            a = tamis.compress(w.cpu(), format="bitmap")
+        else:
+            a = tamis.compress(w.cpu(), keep=keep.cpu(), format="nm", n_m=(2, 4))
+        pack = _C.pack_t16 if keep is None else _C.pack_m24
+        tiles = pack(make_matrix(a.layout, {name: as_numpy(t) for name, t in a.arrays.items()}))
         records = torch.from_numpy(tiles["records"]).cuda()
-        self.nbytes = records.numel() + 4 * self.offsets.numel()
+        self.nbytes, offsets = records.numel(), 0
+        if keep is None:
+            self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).cuda()
+            self.nbytes += 4 * self.offsets.numel()
+            offsets = self.offsets.data_ptr()
         self.records = [records] + [records.clone() for _ in range(copies_of(self.nbytes) - 1)]
         self.matrices = [
             _C.CudaMatrix(r.data_ptr(), r.numel(), tiles["max_record_bytes"],
-                          self.offsets.data_ptr(), *w.shape, "bf16", 0)
+                          offsets, *w.shape, "bf16", 0)
             for r in self.records
         ]  # fmt: skip
         self.workspace = torch.zeros(64 << 20, dtype=torch.uint8, device="cuda")
@@ -203,11 +184,34 @@ class Sparse:
             )  # fmt: skip
 
 
-def copies_of(nbytes: int) -> int:
-    return max(2, -(-ROTATED_BYTES // nbytes))
+def semi_structured(w: Any, x: Any, y: Any, count: int) -> dict[str, Callable[[], None]]:
+    """torch's 2:4 path with the backends that take these shapes."""
+    import torch
+    from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
+
+    sides = {}
+    for cutlass in (False, True):
+        SparseSemiStructuredTensor._FORCE_CUTLASS = cutlass
+        try:
+            copies = [
+                to_sparse_semi_structured(w.clone()) for _ in range(copies_of(w.numel() * 9 // 8))
+            ]
+
+            def run(copies: list[Any] = copies) -> None:
+                for i in range(count):
+                    torch.nn.functional.linear(x, copies[i % len(copies)])
+
+            run()
+            torch.cuda.synchronize()
+            sides[f"semi {'cutlass' if cutlass else 'cusparselt'}"] = run
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            print(f"  semi-structured, cutlass {cutlass}, m {len(x)}: {str(error).splitlines()[0]}")
+    return sides
 
 
-def one_case(sparse: Sparse, w: Any, weights: list[Any], m: int) -> dict[str, Any]:
+def one_case(
+    sparse: Sparse, w: Any, weights: list[Any], m: int, semi: bool = False
+) -> dict[str, Any]:
     """Times and error of one weight with m tokens; ``weights`` are the dense copies."""
     import torch
 
@@ -224,13 +228,15 @@ def one_case(sparse: Sparse, w: Any, weights: list[Any], m: int) -> dict[str, An
         for i in range(count):
             torch.mm(weights[i % len(weights)], x.t(), out=y_turned)
 
-    times = timed_in_turns(
-        {"ours": lambda: sparse.calls(x, y, count), "linear": linear, "turned": turned}, count
-    )
+    sides = {"ours": lambda: sparse.calls(x, y, count), "linear": linear, "turned": turned}
+    if semi:
+        sides |= semi_structured(w, x, y, count)
+    times = timed_in_turns(sides, count)
     wanted = x.float() @ w.float().t()
     error = ((y.float() - wanted).norm() / wanted.norm().clamp_min(1e-30)).item()
     best = min(times["linear"], times["turned"])
-    return {
+    semis = {name: 1e6 * t for name, t in times.items() if name.startswith("semi")}
+    return semis | {
         "tokens": m,
         "us": 1e6 * times["ours"],
         "dense_us": 1e6 * best,
@@ -258,7 +264,27 @@ def one_shape(name: str, rate: float) -> list[dict[str, Any]]:
     return found
 
 
+def one_shape24(name: str, rate: float) -> list[dict[str, Any]]:
+    """2:4 weights on sparse tensor cores."""
+    import torch
+
+    rows, cols = SHAPES[name]
+    dense = torch.randn(rows, cols, dtype=torch.bfloat16, device="cuda")
+    keep = torch.rand(rows, cols // 4, 4, device="cuda").argsort(-1).lt(2).view(rows, cols)
+    w = dense * keep
+    weights = [dense] + [dense.clone() for _ in range(copies_of(2 * rows * cols) - 1)]
+    sparse = Sparse(w, keep)
+    found = []
+    for m in TOKENS:
+        row = {"shape": name, "density": "2:4", **one_case(sparse, w, weights, m, semi=True)}
+        row["of_copy_rate"] = row["bytes"] / row["us"] * 1e-3 / rate
+        found.append(row)
+    return found
+
+
 def print_rows(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
     print(
         f"{'shape':9} {'d':>4} {'m':>3} {'us':>8} {'dense':>8} {'speedup':>7} {'of copy':>7}  plan"
     )
@@ -268,6 +294,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
             f"{r['shape']:9} {r['density']:4} {r['tokens']:3} {r['us']:8.2f} {r['dense_us']:8.2f} "
             f"{r['speedup']:7.2f} {r['of_copy_rate']:7.0%}  {plan['warps_k']} warps x "
             f"{plan['splits']} over k, {plan['blocks']} blocks"
+            + "".join(f", {k} {v:.1f} us" for k, v in r.items() if k.startswith("semi"))
             + ("" if r["error"] < 1e-2 else f"  WRONG by {r['error']:.1e}")
         )
 
@@ -279,11 +306,16 @@ def run_sections(args: argparse.Namespace) -> dict[str, Any]:
         "build": build,
         "conformance": conformance,
         "copy": copy_rate,
+        "rates": rates,
         "host": host,
         "sanitizer": sanitizer,
     }
     for shape in SHAPES:
         sections[f"spmm {shape}"] = lambda shape=shape: one_shape(shape, done["copy"]["gb_per_s"])
+    for shape in SHAPES:
+        sections[f"m24 {shape}"] = lambda shape=shape: one_shape24(shape, done["copy"]["gb_per_s"])
+    for batch in (1, 8):
+        sections[f"kv {batch}"] = lambda batch=batch: kv(batch, done["copy"]["gb_per_s"])
     for name, section in sections.items():
         named = name in args.sections or name.split()[0] in args.sections
         if not named and (args.sections or name in done):
@@ -321,7 +353,8 @@ def main() -> int:
     done = run_sections(args)
     if "copy" in done:
         print(f"{done['copy']['device']}: copies {done['copy']['gb_per_s']:.0f} GB/s")
-    print_rows([row for name in done if name.startswith("spmm") for row in done[name]])
+    print_kv([row for name in done if name.startswith("kv") for row in done[name]])
+    print_rows([row for name in done if name.startswith(("spmm", "m24")) for row in done[name]])
     failed = not done.get("conformance", {"ok": True})["ok"]
     return 1 if failed else 0
 

@@ -26,6 +26,7 @@ from tamis.policy.kv_recipe import KvRecipe, Pages, Pattern, Select
 
 CODES = ("48213", "90576", "17384", "62905")
 HIDE = " The secret code is {code}. Remember it."
+KEPT = ("zipvl", "zipcache")  # every token stays, in few bits
 ASK = "\n\nQuestion: What is the secret code?\nAnswer: The secret code is"
 
 
@@ -61,6 +62,7 @@ def cases() -> list[Case]:
         Case("exact", exact, 64),
         Case("double_sparsity", "double_sparsity", 64),
         Case("double_sparsity plan", "double_sparsity", 64, "channels"),
+        Case("random channels", "double_sparsity", 64, "random"),
         Case("quest", "quest", 64),
         Case("quest", "quest", 128),
         Case("shadowkv r=1/3", replace_rank(1 / 3), 128),
@@ -210,7 +212,7 @@ class Table:
         kl = float((self.full.exp() * (self.full - found)).sum(-1).mean())
         same = float((found.argmax(-1) == self.full.argmax(-1)).float().mean())
         blind = self._needle(make, False)
-        row = {"kl": kl, "same": same, "nll": blind[0], "acc": blind[1]}
+        row = {"kl": kl, "same": same, "nll": blind[0], "acc": blind[1], "bytes": share}
         note = ""
         if aware:
             row["seen nll"], row["seen acc"] = self._needle(make, True)
@@ -250,6 +252,7 @@ def main() -> None:
     table.needles = needles(model, tokenizer, text[a.skip + 40000 : a.skip + 60000], a.needle)
     told = [text[i * 4000 : (i + 1) * 4000] for i in range(4)]
     plans = {"channels": kv.calibrate(model, told, "channels", tokenizer=tokenizer)}
+    plans["random"] = shuffled_channels(plans["channels"])
     lines = cases() + (moa_cases(model, tokenizer, text, plans) if a.moa else [])
     print(f"prompt of {a.prompt}, {a.tokens} tokens more; needle in {a.needle} tokens, 4 depths")
     print(
@@ -276,9 +279,19 @@ def main() -> None:
         sys.exit("\n".join(broken(table.rows)) or None)
 
 
+def shuffled_channels(plan: kv.Plan) -> kv.Plan:
+    """A control: channels in random order."""
+    draw = torch.Generator().manual_seed(0)
+    layers = {
+        i: replace(x, data=[torch.randperm(len(head), generator=draw).tolist() for head in x.data])
+        for i, x in plan.layers.items()
+    }
+    return replace(plan, layers=layers)
+
+
 def moa_cases(model, tokenizer, text: str, plans: dict) -> list[Case]:
     """Calibrated windows at half density, one uniform window of the same density, and a shuffle."""
-    told = [text[i * 6000 : (i + 1) * 6000] for i in range(20, 23)]
+    told = [text[i * 6000 : (i + 1) * 6000] for i in range(20, 22)]
     sizes = {"lengths": (512, 1024), "block": 64, "density": 0.5}
     plan = kv.calibrate(model, told, "spans", tokenizer=tokenizer, max_length=1024, **sizes)
     plans["spans"] = plan
@@ -306,16 +319,21 @@ def broken(t: dict) -> list[str]:
         "kivi2 KL < 1/3 of 2 bits per token": t["kivi2", None]["kl"]
         < t["per token, 2 bits", None]["kl"] / 3,
         "zipvl KL < kivi2": t["zipvl", None]["kl"] < t["kivi2", None]["kl"],
-        "double_sparsity KL <= 1.5 x exact": t["double_sparsity plan", 64]["kl"]
-        <= 1.5 * t["exact", 64]["kl"],
+        "zipvl's bytes lie between kivi2's and kivi4's": t["kivi2", None]["bytes"]
+        < t["zipvl", None]["bytes"]
+        < t["kivi4", None]["bytes"],
+        "random channels are worse": t["random channels", 64]["kl"]
+        > 2 * t["double_sparsity plan", 64]["kl"],
+        "alisa KL < streaming of the same size": t["alisa", 256]["kl"] < t["streaming", 256]["kl"],
+        "double_sparsity KL <= 1.75 x exact": t["double_sparsity", 64]["kl"]
+        <= 1.75 * t["exact", 64]["kl"],
         "quest worse than double_sparsity": t["quest", 64]["kl"] > t["double_sparsity", 64]["kl"],
         "ems KL <= 1.3 x min(h2o, snapkv)": t["ems", 64]["kl"]
         <= 1.3 * min(t["h2o", 64]["kl"], t["snapkv", 64]["kl"]),
         "merging does not raise KL": t["ems", 64]["kl"] <= t["ems unmerged", 64]["kl"],
     }
     for (name, budget), row in t.items():
-        kept = name.startswith(("full", "kivi", "zip", "double", "exact", "shadow"))
-        if kept or (name, budget) == ("quest", 128):
+        if name.startswith(("full", "kivi", "double", "exact", "shadow")) or name in KEPT:
             claims[f"{name} {budget or ''} finds the needle"] = row["acc"] >= 0.9
         elif name in ("streaming", "h2o", "snapkv", "adakv_snapkv", "ems"):
             claims[f"{name} {budget} loses the needle"] = row["acc"] <= 0.5

@@ -9,7 +9,8 @@ Every candidate multiplies copies of its weight that together exceed the caches 
 call reads its weight from memory. onnxruntime and DeepSparse, which hold weights inside a model, get
 a model of several layers, evicted before each call. A candidate's result is compared with the dense
 product first; a wrong one is marked and not timed. Rounds of all candidates take turns; the median
-of 7 counts (of 3, for a sparse candidate over 4 times slower than the best of its dtype). Plain
+of 7 counts (of 3, for a sparse candidate over 4 times slower than the best of its dtype). One thread is timed by the CPU time
+of its process, several by the wall. Plain
 stream reads are timed in the same rounds, and shares of their speed are per round. A peer that is
 absent costs one line; ggml (llama.cpp) takes part where llama-cpp-python is installed beside torch.
 Peers get the layout they like best: x [k,m] for w @ x products, int32
@@ -158,7 +159,7 @@ def _arguments() -> argparse.Namespace:
     add("--json", type=Path, help="write the results")
     add("--read", nargs="+", type=Path, help="show what --json wrote instead of measuring")
     add("--plots", type=Path, help="folder for PNG files")
-    add("--cold-mb", type=int, default=320, help="copies of a weight together exceed this")
+    add("--cold-mb", type=int, default=480, help="copies of a weight together exceed this")
     add("--environments", type=Path, default=default_folder(), help="folder of --setup")
     add("--log", type=Path, default="/dev/null", help="file for what the peers print")
     add("--seed", type=int, default=0)

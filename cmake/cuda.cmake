@@ -28,11 +28,13 @@ message(STATUS "CUDA library: ${TAMIS_CUDA_FOUND} (TAMIS_CUDA=${TAMIS_CUDA})")
 # named -real, PTX for the driver to compile on everything later.
 set(TAMIS_ARCHITECTURES_sm80 80 89-real)
 set(TAMIS_ARCHITECTURES_sm90 90a-real)
+# One source for all of them: what differs is decided by the architecture it is compiled for.
+set(TAMIS_ARCHITECTURES_sm80up 80 89-real 90-real)
 
 # tamis_add_cuda_kernels(source...): <format>_sm<NN>.cu into tamis_cuda.
 function(tamis_add_cuda_kernels)
   foreach(source IN LISTS ARGN)
-    if(NOT source MATCHES "_(sm80|sm90)\\.cu$")
+    if(NOT source MATCHES "_(sm80|sm90|sm80up)\\.cu$")
       message(FATAL_ERROR "tamis_add_cuda_kernels: ${source}: the name ends in no known level")
     endif()
     set(level ${CMAKE_MATCH_1})

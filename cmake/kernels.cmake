@@ -11,13 +11,24 @@ else()
   set(TAMIS_ARM OFF)
 endif()
 
+# make test-simde: a copy of the sources that takes NEON rows, as far as SIMDe covers them, compiled
+# for x86 under sanitizers.
+option(TAMIS_SIMDE "Compile the NEON kernels for x86" OFF)
+if(TAMIS_SIMDE)
+  set(TAMIS_X86 OFF)
+  set(TAMIS_ARM ON)
+  add_compile_definitions(TAMIS_SIMDE)
+  include_directories(BEFORE SYSTEM ${CMAKE_SOURCE_DIR}/tests/cpp/simde)
+endif()
+
 set(TAMIS_FLAGS_avx2 -mavx2 -mfma -mf16c -mbmi -mbmi2 -mlzcnt -mpopcnt)
 set(TAMIS_FLAGS_avx512 ${TAMIS_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd)
 set(TAMIS_FLAGS_avx512vbmi2 ${TAMIS_FLAGS_avx512}
   -mavx512vbmi -mavx512vbmi2 -mavx512vnni -mavx512vpopcntdq -mavx512bitalg)
 set(TAMIS_FLAGS_avx512bf16 ${TAMIS_FLAGS_avx512vbmi2} -mavx512bf16)
+set(TAMIS_FLAGS_amx ${TAMIS_FLAGS_avx512bf16} -mamx-tile -mamx-int8 -mamx-bf16)
 
-set(TAMIS_LEVELS_X86 avx2 avx512 avx512vbmi2 avx512bf16)
+set(TAMIS_LEVELS_X86 avx2 avx512 avx512vbmi2 avx512bf16 amx)
 
 # Every AArch64 has neon. Not in any later level by itself: half precision FHM is not on Neoverse N1.
 set(TAMIS_FLAGS_neon -march=armv8-a)
@@ -25,13 +36,21 @@ set(TAMIS_FLAGS_neon_dot -march=armv8.2-a+fp16+dotprod)
 set(TAMIS_FLAGS_neon_fhm ${TAMIS_FLAGS_neon_dot}+fp16fml)
 set(TAMIS_FLAGS_neon_bf16 ${TAMIS_FLAGS_neon_fhm}+bf16+i8mm)
 set(TAMIS_LEVELS_ARM neon neon_dot neon_fhm neon_bf16)
+if(TAMIS_SIMDE)
+  set(TAMIS_LEVELS_ARM neon neon_dot)
+  set(TAMIS_FLAGS_neon ${TAMIS_FLAGS_avx2})
+  set(TAMIS_FLAGS_neon_dot ${TAMIS_FLAGS_avx2})
+endif()
 
 # tamis_add_kernels(<op> source...): one object library tamis_<op>_<isa> per ISA level named by the
 # sources, linked into tamis_core, or for the op `format` into tamis_formats. Off their processors
 # these files vanish, as their rows in kernels.def do. TAMIS_KERNEL_LIBRARIES lists what there is.
 function(tamis_add_kernels op)
+  if(TAMIS_SIMDE AND op STREQUAL kv)
+    return()
+  endif()
   foreach(source IN LISTS ARGN)
-    if(NOT source MATCHES "_(avx2|avx512|avx512vbmi2|avx512bf16|neon|neon_dot|neon_fhm|neon_bf16)\\.cc$")
+    if(NOT source MATCHES "_(avx2|avx512|avx512vbmi2|avx512bf16|amx|neon|neon_dot|neon_fhm|neon_bf16)\\.cc$")
       message(FATAL_ERROR "tamis_add_kernels: ${source}: the name ends in no known ISA")
     endif()
     set(isa ${CMAKE_MATCH_1})

@@ -5,7 +5,15 @@
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 
 # Python and pybind11 >= 3: scikit-build-core points at them; a plain CMake run asks the interpreter.
+# A cross build runs this machine's interpreter and takes the headers of the other's.
+set(TAMIS_TARGET_ROOT "" CACHE PATH "What .ci/aarch64-root unpacked, for cross-built wheels")
 if(TAMIS_EXTENSION)
+  if(TAMIS_TARGET_ROOT)
+    set(Python_INCLUDE_DIR ${TAMIS_TARGET_ROOT}/usr/include/python3.11)
+    set(PYTHON_MODULE_EXTENSION .cpython-311-aarch64-linux-gnu.so)
+    set(PYTHON_IS_DEBUG OFF)
+    include_directories(SYSTEM ${TAMIS_TARGET_ROOT}/usr/include)  # Debian's pyconfig.h is below
+  endif()
   find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
   if(NOT pybind11_DIR)
     execute_process(COMMAND ${Python_EXECUTABLE} -m pybind11 --cmakedir

@@ -16,7 +16,7 @@ ROUNDS = 7
 # A candidate this many times slower than the best of its dtype is settled after three rounds; never
 # a dense one, which is what the others are measured against.
 HOPELESS, FEW_ROUNDS = 4.0, 3
-READ_BYTES = 320 << 20
+READ_BYTES = 480 << 20
 REST_S = 3e-3  # between two processes, until the first one's threads sleep
 
 

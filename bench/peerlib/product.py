@@ -29,6 +29,7 @@ class Product(ABC):
     def __init__(self) -> None:
         self._next = 0
         self._calls = 1
+        self._clock = time.perf_counter
 
     @abstractmethod
     def bind(self, x: Array, threads: int) -> None:
@@ -48,22 +49,27 @@ class Product(ABC):
         for i in range(self.copies):
             self.call(i)
 
-    def reset(self) -> None:
-        """Forgets how many calls fill a timing; a new input takes a new time."""
+    def reset(self, threads: int) -> None:
+        """Forgets how many calls fill a timing; a new input takes a new time.
+
+        One thread is timed by what its process computes, so that others' turns on the core do not
+        count.
+        """
         self._calls = 1
+        self._clock = time.process_time if threads == 1 else time.perf_counter
 
     def time(self) -> float:
         """Seconds per product."""
         if self.flush:
             _flush()
         calls, copies, i, call = self._calls, self.copies, self._next, self.call
-        start = time.perf_counter()
+        start = self._clock()
         for _ in range(calls):
             call(i)
             i += 1
             if i == copies:
                 i = 0
-        seconds = time.perf_counter() - start
+        seconds = max(self._clock() - start, 1e-9)
         self._next = i
         if not self.flush:
             self._calls = max(1, min(1000, round(ROUND_S * calls / seconds)))
@@ -81,5 +87,5 @@ _evict: Array | None = None
 def _flush() -> None:
     global _evict
     if _evict is None:
-        _evict = np.ones(320 << 17, dtype=np.int64)  # 320 MiB
+        _evict = np.ones(480 << 17, dtype=np.int64)  # 480 MiB
     _evict.sum()

@@ -69,7 +69,7 @@ class Server:
         product = self._products[name]
         product.bind(np.load(x), threads)
         np.save(y, product.output())
-        product.reset()
+        product.reset(threads)
         return {}
 
     def do_time(self, name: str) -> dict[str, Any]:

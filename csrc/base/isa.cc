@@ -7,7 +7,11 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#elif defined(__aarch64__) && !defined(TAMIS_SIMDE)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -22,14 +26,23 @@ struct Level {
 
 // Ascending; each contains the one before of its kind of processor.
 constexpr Level kLevels[] = {
-    {"scalar", isa::scalar},         {"avx2", isa::avx2},
-    {"avx512", isa::avx512},         {"avx512vbmi2", isa::avx512vbmi2},
-    {"avx512bf16", isa::avx512bf16}, {"neon", isa::neon},
-    {"neon_dot", isa::neon_dot},     {"neon_fhm", isa::neon_fhm},
+    {"scalar", isa::scalar},
+    {"avx2", isa::avx2},
+    {"avx512", isa::avx512},
+    {"avx512vbmi2", isa::avx512vbmi2},
+    {"avx512bf16", isa::avx512bf16},
+    {"amx", isa::amx},
+    {"neon", isa::neon},
+    {"neon_dot", isa::neon_dot},
+    {"neon_fhm", isa::neon_fhm},
     {"neon_bf16", isa::neon_bf16},
 };
 
-#if defined(__x86_64__)
+#if defined(TAMIS_SIMDE)  // NEON sources on another processor (make test-simde)
+IsaBits detect() {
+  return isa::neon_dot;
+}
+#elif defined(__x86_64__)
 constexpr bool has(uint32_t reg, std::initializer_list<int> bits) {
   for (int b : bits) {
     if (!(reg >> b & 1u)) return false;
@@ -42,6 +55,20 @@ uint64_t xcr0() {
   uint32_t low = 0, high = 0;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return static_cast<uint64_t>(high) << 32 | low;
+}
+
+// Whether this process may use the tile registers. Their 8 KB are not part of a signal frame until
+// it has asked; a kernel that does not know the question, or an alternative signal stack that is
+// too small for them, means no.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr uint64_t kTileState = 3u << 17;  // TILECFG and TILEDATA in XCR0
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return (xcr0() & kTileState) == kTileState &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 IsaBits detect() {
@@ -59,8 +86,10 @@ IsaBits detect() {
   // VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ
   if (!has(ecx, {1, 6, 11, 12, 14})) return bits;
   bits |= isa::kAvx512Vbmi2;
+  const bool tiles = has(edx, {22, 24, 25});  // AMX_BF16, AMX_TILE, AMX_INT8
   if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !has(eax, {5})) return bits;
-  return bits | isa::kAvx512Bf16;
+  bits |= isa::kAvx512Bf16;
+  return tiles && may_use_tiles() ? bits | isa::kAmx : bits;
 }
 #elif defined(__aarch64__)
 IsaBits detect() {
@@ -83,7 +112,7 @@ const char* isa_levels() {
 #if defined(__aarch64__)
   return "scalar, neon, neon_dot, neon_fhm or neon_bf16";
 #else
-  return "scalar, avx2, avx512, avx512vbmi2 or avx512bf16";
+  return "scalar, avx2, avx512, avx512vbmi2, avx512bf16 or amx";
 #endif
 }
 

@@ -14,6 +14,7 @@ inline constexpr IsaBits kAvx2 = 1u << 0;         // AVX2, FMA, F16C, BMI1, BMI2
 inline constexpr IsaBits kAvx512 = 1u << 1;       // F, BW, DQ, VL, CD
 inline constexpr IsaBits kAvx512Vbmi2 = 1u << 2;  // VBMI, VBMI2, VNNI, VPOPCNTDQ, BITALG
 inline constexpr IsaBits kAvx512Bf16 = 1u << 3;   // AVX512_BF16
+inline constexpr IsaBits kAmx = 1u << 4;          // AMX_TILE, AMX_INT8, AMX_BF16, and permission
 inline constexpr IsaBits kNeon = 1u << 8;         // Advanced SIMD, which every AArch64 has
 inline constexpr IsaBits kNeonDot = 1u << 9;      // DotProd, FP16 (Cortex-A76, Neoverse N1)
 inline constexpr IsaBits kNeonFhm = 1u << 10;     // FHM (Apple M1, Neoverse V1)
@@ -25,13 +26,15 @@ inline constexpr IsaBits avx2 = kAvx2;
 inline constexpr IsaBits avx512 = avx2 | kAvx512;
 inline constexpr IsaBits avx512vbmi2 = avx512 | kAvx512Vbmi2;
 inline constexpr IsaBits avx512bf16 = avx512vbmi2 | kAvx512Bf16;
+inline constexpr IsaBits amx = avx512bf16 | kAmx;
 inline constexpr IsaBits neon = kNeon;
 inline constexpr IsaBits neon_dot = neon | kNeonDot;
 inline constexpr IsaBits neon_fhm = neon_dot | kNeonFhm;
 inline constexpr IsaBits neon_bf16 = neon_fhm | kNeonBf16;
 }  // namespace isa
 
-// What CPUID and XCR0, or HWCAP, report, before TAMIS_ISA.
+// What CPUID and XCR0, or HWCAP, report, before TAMIS_ISA. The first call asks Linux for the tile
+// registers of AMX, which it hands out per process; where it declines, there is no AMX.
 IsaBits host_isa();
 
 // host_isa() narrowed by TAMIS_ISA, the name of a level; read once.

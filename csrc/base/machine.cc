@@ -7,7 +7,7 @@ namespace tamis {
 namespace {
 
 // `tamis info --measure` on an AMD EPYC 9004 virtual machine with two cores, torch 2.13.
-constexpr Machine kReference{
+constexpr Machine kZen4{
     .threads = 2,
     .read_one = 22.0,
     .read_all = 30.0,
@@ -23,6 +23,30 @@ constexpr Machine kReference{
     .dense_16 =
         {{{{0.29, 0.29, 0.32, 0.35, 0.43, 0.87, 2.7}, {0.21, 0.18, 0.22, 0.24, 0.34, 0.77, 2.5}},
           {{0.20, 0.21, 0.19, 0.21, 0.25, 0.47, 1.35}, {0.14, 0.13, 0.13, 0.15, 0.19, 0.40, 1.3}}}},
+    .isa = isa::avx512bf16,
+};
+
+// The same on an Intel Xeon (family 6, model 207) virtual machine with two cores, one thread timed
+// by its own clock; two threads are taken to share a product evenly and memory as on Zen 4.
+constexpr Machine kEmeraldRapids{
+    .threads = 2,
+    .read_one = 10.3,
+    .read_all = 18.0,
+    .weights_one = 12.5,
+    .weights_all = 20.0,
+    .share = 0.95,
+    .fork = 2500,
+    .call = 2500,
+    .unpack = 0.46,
+    .dense_f32 = {{{{0.306, 0.354, 0.516, 0.66, 0.735, 1.38, 4.14},
+                    {0.3, 0.323, 0.6, 0.7, 0.77, 1.43, 4.24}},
+                   {{0.161, 0.186, 0.272, 0.347, 0.387, 0.726, 2.18},
+                    {0.158, 0.17, 0.316, 0.368, 0.405, 0.753, 2.23}}}},
+    .dense_16 = {{{{0.293, 0.3, 0.3, 0.302, 0.318, 0.417, 0.732},
+                   {0.234, 0.24, 0.245, 0.246, 0.253, 0.344, 0.8}},
+                  {{0.154, 0.158, 0.158, 0.159, 0.167, 0.219, 0.385},
+                   {0.123, 0.126, 0.129, 0.129, 0.133, 0.181, 0.421}}}},
+    .isa = isa::amx,
 };
 
 // Between the two timed thread counts, and beyond, time goes with 1 / threads.
@@ -45,8 +69,8 @@ double at_tokens(const double (&ns)[kDensePoints], int64_t m) {
 
 }  // namespace
 
-const Machine& reference_machine() {
-  return kReference;
+const Machine& reference_machine(IsaBits isa) {
+  return (isa & isa::amx) == isa::amx ? kEmeraldRapids : kZen4;
 }
 
 double weight_rate(const Machine& machine, int threads) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "base/isa.h"
 
 namespace tamis {
 
@@ -31,10 +32,12 @@ struct Machine {
   double unpack;        // ns per weight to expand to dense, one thread
   DenseRate dense_f32;  // 16-bit floats share the other
   DenseRate dense_16;
+  IsaBits isa;  // says which reference machine's constants the kernels' scales multiply
 };
 
-// The machine the constants were fitted on: Zen 4, two cores.
-const Machine& reference_machine();
+// The machine that constants were fitted on, two cores of it: Emerald Rapids where the instruction
+// set has AMX, else Zen 4. The two differ in more than AMX: vdpbf16ps, expand, products per cycle.
+const Machine& reference_machine(IsaBits isa = isa::avx512bf16);
 
 // Bytes per ns of weights that `threads` threads read together.
 double weight_rate(const Machine& machine, int threads);

@@ -3,9 +3,9 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 
+#include "base/clock.h"
 #include "base/parallel.h"
 
 namespace tamis {
@@ -39,12 +39,12 @@ double stream_read_bytes_per_second(const uint64_t* buffer, int64_t bytes, int t
   std::atomic<uint64_t> sink{0};  // keeps the reads
   double best = 0;
   for (int pass = 0; pass < passes; ++pass) {
-    const auto start = std::chrono::steady_clock::now();
+    const double start = now_ns(threads);
     parallel(threads, [&](int t, int n) {
       sink.fetch_xor(read(buffer, lines * t / n * 8, lines * (t + 1) / n * 8));
     });
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    best = std::max(best, static_cast<double>(bytes) / std::max(seconds.count(), 1e-9));
+    const double seconds = (now_ns(threads) - start) / 1e9;
+    best = std::max(best, static_cast<double>(bytes) / std::max(seconds, 1e-9));
   }
   return best;
 }

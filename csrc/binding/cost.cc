@@ -11,6 +11,7 @@
 #include <new>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/machine.h"
 #include "base/parallel.h"
 #include "binding/array.h"
@@ -21,7 +22,7 @@ namespace tamis::binding {
 namespace {
 
 struct Figures {
-  Machine machine = reference_machine();
+  Machine machine = reference_machine(active_isa());
   std::vector<double> scale = std::vector<double>(spmm_kernels().size(), 1.0);
 };
 
@@ -97,7 +98,7 @@ py::dict get_machine() {
   out["dense_f32"] = table_of(a.dense_f32);
   out["dense_16"] = table_of(a.dense_16);
   for (const SpmmRow& row : spmm_kernels()) {
-    if (spmm_cost(row) != nullptr) kernels[row.name] = now->scale[position(row)];
+    if (spmm_cost(row, a.isa) != nullptr) kernels[row.name] = now->scale[position(row)];
   }
   out["kernels"] = kernels;
   return out;
@@ -138,7 +139,7 @@ void set_machine(const py::object& given) {
 
 SpmmDesc desc_from(const char* function, const std::string& format, const std::string& w_dtype,
                    const std::string& x_dtype, std::array<int64_t, 4> sizes,
-                   std::pair<int32_t, int32_t> block) {
+                   std::pair<int32_t, int32_t> block, int64_t group_size) {
   return {.format = format_from(function, format),
           .w_dtype = dtype_from(function, "w_dtype", w_dtype),
           .x_dtype = dtype_from(function, "x_dtype", x_dtype),
@@ -147,7 +148,8 @@ SpmmDesc desc_from(const char* function, const std::string& format, const std::s
           .k = sizes[2],
           .nnz = sizes[3],
           .block_rows = block.first,
-          .block_cols = block.second};
+          .block_cols = block.second,
+          .group_size = group_size};
 }
 
 void fill(void* x, DType dtype, int64_t count) {  // with ones
@@ -179,10 +181,11 @@ std::vector<double> time_spmm(const std::string& kernel, const std::vector<const
   const py::gil_scoped_release release;
   std::vector<float> x(static_cast<size_t>(m * k)), y(static_cast<size_t>(m * n));
   fill(x.data(), row.x_dtype, m * k);
+  const int threads = num_threads();
   std::vector<double> ns;
   for (int64_t call = 0; call < calls; ++call) {
     const MatrixView& w = matrices[static_cast<size_t>(call) % matrices.size()]->view();
-    const auto start = std::chrono::steady_clock::now();
+    const double start = now_ns(threads);
     const Status status = spmm_with(row, {.w = w,
                                           .x_dtype = row.x_dtype,
                                           .m = m,
@@ -190,12 +193,12 @@ std::vector<double> time_spmm(const std::string& kernel, const std::vector<const
                                           .x_stride = w.cols,
                                           .y = y.data(),
                                           .y_stride = w.rows});
-    const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - start;
+    const double spent = now_ns(threads) - start;
     if (!status.ok()) {
       const py::gil_scoped_acquire hold;
       raise_if_error(status);
     }
-    ns.push_back(spent.count());
+    ns.push_back(spent);
   }
   return ns;
 }
@@ -239,15 +242,16 @@ void bind_cost(py::module_& m) {
       "predict",
       [](const std::string& format, const std::string& w_dtype, const std::string& x_dtype,
          int64_t m, int64_t n, int64_t k, int64_t nnz, int threads, std::pair<int, int> block,
-         const std::string& kernel) {
-        const SpmmDesc desc = desc_from("predict", format, w_dtype, x_dtype, {m, n, k, nnz}, block);
+         const std::string& kernel, int64_t group_size) {
+        const SpmmDesc desc =
+            desc_from("predict", format, w_dtype, x_dtype, {m, n, k, nnz}, block, group_size);
         if (kernel.empty()) return predict(desc, threads);
         const SpmmRow& row = *row_named("predict", kernel);
         const auto now = figures();
         return predict_spmm(desc, row, now->machine, now->scale[position(row)], threads);
       },
       "format"_a, "w_dtype"_a, "x_dtype"_a, "m"_a, "n"_a, "k"_a, "nnz"_a, "threads"_a,
-      "block"_a = std::pair{1, 1}, "kernel"_a = "");
+      "block"_a = std::pair{1, 1}, "kernel"_a = "", "group_size"_a = 16);
   m.def(
       "predict_dense",
       [](const std::string& x_dtype, int64_t m, int64_t n, int64_t k, int threads) {
@@ -259,7 +263,7 @@ void bind_cost(py::module_& m) {
       "compute_ns",
       [](const std::string& kernel, int64_t m, int64_t n, int64_t k, int64_t nnz) {
         const SpmmRow& row = *row_named("compute_ns", kernel);
-        const SpmmCost* cost = spmm_cost(row);
+        const SpmmCost* cost = spmm_cost(row, active_isa());
         const SpmmDesc desc{.format = row.format,
                             .w_dtype = row.w_dtype,
                             .x_dtype = row.x_dtype,

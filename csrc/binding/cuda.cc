@@ -7,10 +7,13 @@
 #include <array>
 #include <atomic>
 #include <string>
+#include <vector>
 
 #include "binding/array.h"
 #include "binding/cuda_abi.h"
 #include "binding/matrix.h"
+#include "format/m24.h"
+#include "ops/spmm/t16_params.h"
 
 namespace tamis::binding {
 namespace {
@@ -37,22 +40,14 @@ std::string load(const std::string& path) {
   return {};
 }
 
-const CudaLibrary& library() {
-  const CudaLibrary* found = loaded.load(std::memory_order_relaxed);
-  if (found == nullptr) {
-    raise_if_error(error(Code::no_kernel, "cuda: the library is not loaded; call cuda_load"));
-  }
-  return *found;
-}
-
 py::list devices() {
   py::list all;
   int32_t count = 0;
-  raise_if_error(library().count(&count));
+  raise_if_error(cuda_library().count(&count));
   for (int32_t i = 0; i < count; ++i) {
     CudaDevice facts;
     char name[256];
-    raise_if_error(library().describe(i, &facts, name, sizeof name));
+    raise_if_error(cuda_library().describe(i, &facts, name, sizeof name));
     py::dict entry;
     entry["name"] = name;
     entry["capability"] = facts.capability;
@@ -64,17 +59,31 @@ py::list devices() {
 
 py::list kernels(int32_t capability) {
   py::list rows;
-  for (const SpmmCudaRow& row : library().spmm_kernels()) {
+  for (const SpmmCudaRow& row : cuda_library().spmm_kernels()) {
     py::dict entry;
     entry["name"] = row.name;
     entry["op"] = "spmm";
-    entry["format"] = "t16";
+    entry["format"] = name_of(row.format);
     entry["w_dtype"] = name_of(row.w_dtype);
     entry["x_dtype"] = name_of(row.x_dtype);
     entry["isa"] = "sm" + std::to_string(row.capability);
     entry["tile_m"] = kMaxTokens;
     entry["tile_n"] = t16::kTileRows;
-    entry["runs_here"] = library().choose_spmm(row.w_dtype, capability) == &row;
+    entry["runs_here"] = cuda_library().choose_spmm(row.format, row.w_dtype, capability) == &row;
+    rows.append(entry);
+  }
+  for (const AttentionCudaRow& row : cuda_library().attention_kernels()) {
+    const bool pages = row.storage == KvStorage::pages;
+    py::dict entry;
+    entry["name"] = row.name;
+    entry["op"] = "sparse_attention";
+    entry["format"] = pages ? "kv_page" : "dense";
+    entry["w_dtype"] = pages ? "codes" : name_of(row.storage);
+    entry["x_dtype"] = pages ? "f16" : name_of(row.storage);
+    entry["isa"] = "sm80";
+    entry["tile_m"] = 8;
+    entry["tile_n"] = row.unit;
+    entry["runs_here"] = capability >= 80;
     rows.append(entry);
   }
   return rows;
@@ -104,16 +113,34 @@ py::dict pack_t16(const Matrix& a) {
   return packed;
 }
 
+py::dict pack_m24(const Matrix& a) {
+  py::array records =
+      new_array({"uint8", "u", 1}, {m24::record_bytes(a.view().rows, a.view().cols)});
+  Status status;
+  {
+    void* to = records.mutable_data();
+    const py::gil_scoped_release release;
+    status = m24::pack(a.view(), to);
+  }
+  raise_if_error(status);
+  py::dict packed;
+  packed["records"] = records;
+  packed["max_record_bytes"] = m24::kRecordBytes;
+  return packed;
+}
+
 void* pointer(uintptr_t address) {
   return reinterpret_cast<void*>(address);
 }
 
-// A t16 weight on a device, with a plan per number of tokens, made on first use.
+// A t16 weight on a device, or without offsets an m24 one, with a plan per number of tokens, made
+// on first use.
 class CudaMatrix {
  public:
   CudaMatrix(uintptr_t records, int64_t record_bytes, int64_t max_record_bytes, uintptr_t offsets,
              int64_t rows, int64_t cols, const std::string& dtype, int32_t device)
-      : w_{.rows = rows,
+      : w_{.format = offsets == 0 ? PackedFormat::m24 : PackedFormat::t16,
+           .rows = rows,
            .cols = cols,
            .dtype = dtype_from("CudaMatrix", "dtype", dtype),
            .records = pointer(records),
@@ -121,7 +148,7 @@ class CudaMatrix {
            .record_bytes = record_bytes,
            .max_record_bytes = max_record_bytes} {
     char name[256];
-    raise_if_error(library().describe(device, &device_, name, sizeof name));
+    raise_if_error(cuda_library().describe(device, &device_, name, sizeof name));
   }
 
   const SpmmT16Plan& plan(int64_t m) {
@@ -134,9 +161,20 @@ class CudaMatrix {
     return found;
   }
 
+  // Replaces the plan for m by another layout; false if the device cannot hold it.
+  bool lay_out(int64_t m, int32_t warps_k, int32_t splits) {
+    plan(m);  // checks m
+    if (kBlockWarps % warps_k != 0 || splits < 1 || splits > t16::col_tiles(w_.cols)) return false;
+    const SpmmT16Plan wanted = lay_out_spmm_t16(w_, m, warps_k, splits);
+    if (wanted.shared_bytes > device_.shared_per_block) return false;
+    if (splits > 1 && wanted.blocks_n > kMaxTickets) return false;
+    plans_[static_cast<size_t>(m)] = wanted;
+    return true;
+  }
+
   // Name of the kernel; empty if none takes these weights on this device.
   std::string kernel() const {
-    const SpmmCudaRow* row = library().choose_spmm(w_.dtype, device_.capability);
+    const SpmmCudaRow* row = cuda_library().choose_spmm(w_.format, w_.dtype, device_.capability);
     return row == nullptr ? "" : row->name;
   }
 
@@ -151,12 +189,12 @@ class CudaMatrix {
                             .y_stride = y_stride,
                             .workspace = pointer(workspace),
                             .workspace_bytes = workspace_bytes};
-    raise_if_error(library().spmm(args, plan(m), device_, pointer(stream)));
+    raise_if_error(cuda_library().spmm(args, plan(m), device_, pointer(stream)));
     w_.settled = true;  // this call waited for whatever made the records
   }
 
   void unpack(uintptr_t out, int64_t out_stride, uintptr_t stream) const {
-    raise_if_error(library().expand_t16(w_, pointer(out), out_stride, pointer(stream)));
+    raise_if_error(cuda_library().expand(w_, pointer(out), out_stride, pointer(stream)));
   }
 
  private:
@@ -167,12 +205,39 @@ class CudaMatrix {
 
 }  // namespace
 
+const CudaLibrary& cuda_library() {
+  const CudaLibrary* found = loaded.load(std::memory_order_relaxed);
+  if (found == nullptr) {
+    raise_if_error(error(Code::no_kernel, "cuda: the library is not loaded; call cuda_load"));
+  }
+  return *found;
+}
+
+const CudaDevice& cuda_device(int32_t index) {
+  static const std::vector<CudaDevice> all = [] {
+    int32_t count = 0;
+    raise_if_error(cuda_library().count(&count));
+    std::vector<CudaDevice> facts(static_cast<size_t>(count));
+    char name[256];
+    for (int32_t i = 0; i < count; ++i) {
+      raise_if_error(cuda_library().describe(i, &facts[static_cast<size_t>(i)], name, sizeof name));
+    }
+    return facts;
+  }();
+  if (index < 0 || index >= static_cast<int32_t>(all.size())) {
+    raise_if_error(error(Code::invalid_argument, "cuda: device: got %d, wanted 0 to %d", index,
+                         static_cast<int>(all.size()) - 1));
+  }
+  return all[static_cast<size_t>(index)];
+}
+
 void bind_cuda(py::module_& m) {
   using namespace py::literals;
   m.def("cuda_load", &load, "path"_a);
   m.def("cuda_devices", &devices);
   m.def("cuda_kernels", &kernels, "capability"_a);
   m.def("pack_t16", &pack_t16, "matrix"_a);
+  m.def("pack_m24", &pack_m24, "matrix"_a);
   py::class_<CudaMatrix>(m, "CudaMatrix", "A packed weight on a device, with its plans.")
       .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, const std::string&,
                     int32_t>(),
@@ -190,6 +255,7 @@ void bind_cuda(py::module_& m) {
                             "shared_bytes"_a = p.shared_bytes);
           },
           "m"_a)
+      .def("lay_out", &CudaMatrix::lay_out, "m"_a, "warps_k"_a, "splits"_a)
       .def("spmm", &CudaMatrix::spmm, "m"_a, "x_ptr"_a, "x_stride"_a, "bias_ptr"_a, "y_ptr"_a,
            "y_stride"_a, "workspace_ptr"_a, "workspace_bytes"_a, "stream"_a)
       .def("unpack", &CudaMatrix::unpack, "out_ptr"_a, "out_stride"_a, "stream"_a);

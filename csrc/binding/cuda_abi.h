@@ -5,11 +5,14 @@
 #include <cstdint>
 
 #include "base/status.h"
+#include "ops/kv_quantize/kv_quantize_cuda.h"
+#include "ops/kv_select/kv_select_cuda.h"
+#include "ops/sparse_attention/attention_cuda.h"
 #include "ops/spmm/spmm_cuda.h"
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 2;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 3;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;
@@ -18,9 +21,18 @@ struct CudaLibrary {
   // Facts of a device, and its name into text[size].
   Status (*describe)(int32_t device, CudaDevice* facts, char* text, int64_t size);
   std::span<const SpmmCudaRow> (*spmm_kernels)();
-  const SpmmCudaRow* (*choose_spmm)(DType dtype, int32_t capability);
+  const SpmmCudaRow* (*choose_spmm)(PackedFormat format, DType dtype, int32_t capability);
   Status (*spmm)(const SpmmCudaArgs&, const SpmmT16Plan&, const CudaDevice&, void* stream);
-  Status (*expand_t16)(const T16View&, void* out, int64_t out_stride, void* stream);
+  Status (*expand)(const T16View&, void* out, int64_t out_stride, void* stream);
+  Status (*kv_quantize)(const KvQuantizeArgs&, const CudaDevice&, void* stream);
+  Status (*kv_append_labels)(const KvAppendLabelsArgs&, const CudaDevice&, void* stream);
+  int64_t (*estimate_workspace)(const KvEstimateArgs&);
+  Status (*kv_estimate)(const KvEstimateArgs&, void* workspace, int64_t workspace_bytes,
+                        const CudaDevice&, void* stream);
+  Status (*kv_select)(const KvSelectArgs&, const CudaDevice&, void* stream);
+  std::span<const AttentionCudaRow> (*attention_kernels)();
+  Status (*attention_workspace)(const SparseAttentionArgs&, const CudaDevice&, int64_t* bytes);
+  Status (*attention)(const SparseAttentionCudaArgs&, const CudaDevice&, void* stream);
 };
 
 inline constexpr const char* kCudaSymbol = "tamis_cuda_library";

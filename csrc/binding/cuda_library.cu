@@ -57,7 +57,15 @@ constexpr CudaLibrary kLibrary{.abi = kCudaAbi,
                                .spmm_kernels = &spmm_cuda_kernels,
                                .choose_spmm = &choose_spmm_cuda,
                                .spmm = &spmm_cuda,
-                               .expand_t16 = &expand_t16_cuda};
+                               .expand = &expand_cuda,
+                               .kv_quantize = &kv_quantize_cuda,
+                               .kv_append_labels = &kv_append_labels_cuda,
+                               .estimate_workspace = &estimate_workspace,
+                               .kv_estimate = &kv_estimate_cuda,
+                               .kv_select = &kv_select_cuda,
+                               .attention_kernels = &attention_cuda_kernels,
+                               .attention_workspace = &attention_workspace,
+                               .attention = &sparse_attention_cuda};
 
 }  // namespace
 }  // namespace tamis

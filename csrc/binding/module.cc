@@ -10,8 +10,11 @@
 #include "base/isa.h"
 #include "base/parallel.h"
 #include "base/stream.h"
+#include "binding/activation.h"
+#include "binding/conv2d.h"
 #include "binding/cost.h"
 #include "binding/cuda.h"
+#include "binding/cuda_kv.h"
 #include "binding/kv.h"
 #include "binding/kv_edit.h"
 #include "binding/kv_select.h"
@@ -60,10 +63,13 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   binding::bind_pack(m);
   binding::bind_matrix(m);
   binding::bind_spmm(m);
+  binding::bind_conv2d(m);
   binding::bind_cost(m);
   binding::bind_cuda(m);
+  binding::bind_cuda_kv(m);
   binding::bind_kv(m);
   binding::bind_kv_edit(m);
   binding::bind_kv_select(m);
   binding::bind_prefill(m);
+  binding::bind_activation(m);
 }

@@ -75,7 +75,7 @@ void pack_kv_labels(const KvLabelLayout& a, DType dtype, const void* keys, int64
       uint32_t word = 0;
       for (int j = 0; j < 8; ++j) {
         const float steps = std::min((x[8 * w + j] - origin) * inverse, 15.0f);
-        word |= static_cast<uint32_t>(steps + 0.5f) << code_bit(j);
+        word |= static_cast<uint32_t>(std::floor(steps + 0.5f)) << code_bit(j);
       }
       put(record, 4 * (int64_t{w} * kLabelTokens + lane), &word, sizeof word);
     }

@@ -129,6 +129,45 @@ def choose(
 ) -> str:
     """Name of the kernel that a machine of that ISA level would run."""
 
+def conv2d(
+    matrix: Matrix,
+    x_ptr: int,
+    size: tuple[int, int, int, int],
+    window: tuple[int, int, int, int, int, int, int, int],
+    strides: tuple[int, int, int, int],
+    bias_ptr: int,
+    y_ptr: int,
+    low: float,
+    high: float,
+) -> None:
+    """y[images, rows, out_h, out_w] = clamp(conv(x, matrix) + bias, low, high), f32; bias 0 = none.
+
+    size: images, channels, height, width of x; strides: its elements between those. window: kernel,
+    stride, padding and dilation, each as height, width.
+    """
+
+def depthwise_conv2d(
+    taps_ptr: int,
+    x_ptr: int,
+    size: tuple[int, int, int, int],
+    window: tuple[int, int, int, int, int, int, int, int],
+    strides: tuple[int, int, int, int],
+    bias_ptr: int,
+    y_ptr: int,
+    low: float,
+    high: float,
+) -> None:
+    """The same with one row of taps [channels, kernel_h * kernel_w] for each channel."""
+
+def plane_mean(x_ptr: int, planes: int, stride: int, pixels: int, y_ptr: int) -> None:
+    """y[planes] = mean of `pixels` numbers, planes `stride` elements apart."""
+
+def conv2d_kernels() -> list[KernelRow]:
+    """Every kernel of conv2d and plane_mean, best first; tile_m counts the lanes of a vector."""
+
+def choose_conv2d(weight: str, isa: str) -> str:
+    """Name of the kernel for "csr", "block" or "depthwise" on a machine of that ISA level."""
+
 def import_nvidia_24(meta: NDArray[np.uint32], rows: int, cols: int) -> NDArray[np.int64]:
     """Mask words of an nm 2:4 matrix from NVIDIA's 2-bit column ids, unreordered."""
 
@@ -169,6 +208,7 @@ def predict(
     threads: int,
     block: tuple[int, int] = (1, 1),
     kernel: str = "",
+    group_size: int = 16,
 ) -> float:
     """Expected ns of a product with cold weights, by the chosen or a named kernel; -1: unknown."""
 
@@ -417,6 +457,9 @@ def kv_append_labels(
 def pack_t16(matrix: Matrix) -> dict[str, Any]:
     """Bitmap or nm weights in tiles for CUDA: `records`, `offsets` and `max_record_bytes`."""
 
+def pack_m24(matrix: Matrix) -> dict[str, Any]:
+    """`records` of m24, uint8, and the `max_record_bytes` of one, of an nm matrix of 2:4 or 1:4."""
+
 def cuda_load(path: str) -> str:
     """Open the CUDA library; why it cannot be used, empty if it can."""
 
@@ -425,6 +468,89 @@ def cuda_devices() -> list[dict[str, Any]]:
 
 def cuda_kernels(capability: int) -> list[KernelRow]:
     """Every CUDA kernel, best first; `runs_here` is the choice for that capability."""
+
+def cuda_kv_quantize(
+    device: int,
+    stream: int,
+    layout: KvPageLayout,
+    dtype: int,
+    heads: int,
+    pages: int,
+    keys_ptr: int,
+    key_strides: tuple[int, int],
+    values_ptr: int,
+    value_strides: tuple[int, int],
+    out_ptr: int,
+    out_stride_bytes: int,
+) -> None:
+    """``kv_quantize`` on a device and stream."""
+
+def cuda_sparse_attention(
+    device: int,
+    stream: int,
+    dtype: int,
+    shape: tuple[int, int, int, int],
+    q_ptr: int,
+    out_ptr: int,
+    lse_ptr: int,
+    scale: float,
+    softcap: float,
+    segments: list[KvSegment],
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """``sparse_attention`` on a device and stream; 0, or the bytes of workspace that it wants."""
+
+def cuda_kv_estimate(
+    device: int,
+    stream: int,
+    dtype: int,
+    shape: tuple[int, int, int, int],
+    q_ptr: int,
+    scale: float,
+    units: KvUnits,
+    log_weight: bool,
+    begin_ptr: int,
+    out_ptr: int,
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """``kv_estimate`` on a device and stream; 0, or the bytes of workspace that it wants."""
+
+def cuda_kv_select(
+    device: int,
+    stream: int,
+    heads: int,
+    units: int,
+    scores_ptr: int,
+    k: int,
+    budget_ptr: int,
+    top_p: float,
+    sink: int,
+    recent: int,
+    page: int,
+    begin_ptr: int,
+    index_ptr: int,
+    index_stride: int,
+    count_ptr: int,
+) -> None:
+    """``kv_select`` on a device and stream."""
+
+def cuda_kv_append_labels(
+    device: int,
+    stream: int,
+    channels: int,
+    dtype: int,
+    shape: tuple[int, int, int],
+    keys_ptr: int,
+    key_strides: tuple[int, int, int],
+    channels_ptr: int,
+    first: int,
+    count: int,
+    records_ptr: int,
+    strides_bytes: tuple[int, int],
+) -> None:
+    """``kv_append_labels`` on a device and stream."""
 
 class CudaMatrix:
     """A packed weight on a device, with a plan per number of tokens. Borrows all memory."""
@@ -450,6 +576,9 @@ class CudaMatrix:
     def plan(self, m: int) -> dict[str, int]:
         """How a product with m tokens is laid out over the device."""
 
+    def lay_out(self, m: int, warps_k: int, splits: int) -> bool:
+        """Replaces the plan for m tokens, to measure layouts; False if the device cannot hold it."""
+
     def spmm(
         self,
         m: int,
@@ -466,3 +595,37 @@ class CudaMatrix:
 
     def unpack(self, out_ptr: int, out_stride: int, stream: int) -> None:
         """Dense [rows, cols] on a stream."""
+
+sparse_activation_tokens: int
+"""Tokens that share one pass of sparse_input and sparse_mlp."""
+
+def sparse_input(
+    dtype: int,
+    shape: tuple[int, int, int],
+    x_ptr: int,
+    x_stride: int,
+    w_ptr: int,
+    threshold_ptr: int,
+    bias_ptr: int,
+    y_ptr: int,
+    y_stride: int,
+) -> int:
+    """Writes y [m, n] of the inputs that count; shape: m, n, k. How many (token, input) did."""
+
+def sparse_mlp(
+    dtype: int,
+    shape: tuple[int, int, int, int],
+    x_ptr: int,
+    x_stride: int,
+    gate_ptr: int,
+    up_ptr: int,
+    down_ptr: int,
+    threshold_ptr: int,
+    activation: int,
+    y_ptr: int,
+    y_stride: int,
+) -> int:
+    """Writes y [m, d] of the neurons that count; shape: m, k, n, d. How many (token, neuron) did."""
+
+def activation_kernels() -> list[KernelRow]:
+    """Every kernel of sparse_input and sparse_mlp, best first."""

@@ -9,7 +9,7 @@ TYPE_CHECKING = False  # what type checkers read as true; importing typing would
 if TYPE_CHECKING:
     from typing import Any
 
-    from tamis import kv, nn
+    from tamis import activation, kv, nn
     from tamis._info import info, kernels
     from tamis.errors import (
         TamisError,
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         TamisUnsupported,
         TamisValueError,
     )
+    from tamis.fuse import fuse_
     from tamis.io import convert, export, load, save
     from tamis.layout import Layout
+    from tamis.permute import permute_for_groups
     from tamis.report import LayerReport, Report
     from tamis.rewrite import dense_, explain, optimize_, sparsify_
     from tamis.tensor.compress import compress
@@ -42,14 +44,16 @@ _HOME = {
     "dense_": "rewrite",
     "explain": "rewrite",
     "export": "io",
+    "fuse_": "fuse",
     "info": "_info",
     "kernels": "_info",
     "load": "io",
     "optimize_": "rewrite",
+    "permute_for_groups": "permute",
     "save": "io",
     "sparsify_": "rewrite",
 }
-_MODULES = ("hf", "kv", "method", "nn")
+_MODULES = ("activation", "hf", "kv", "method", "nn")
 
 __all__ = [
     "LayerReport",
@@ -61,17 +65,20 @@ __all__ = [
     "TamisTypeError",
     "TamisUnsupported",
     "TamisValueError",
+    "activation",
     "compress",
     "convert",
     "dense_",
     "explain",
     "export",
+    "fuse_",
     "info",
     "kernels",
     "kv",
     "load",
     "nn",
     "optimize_",
+    "permute_for_groups",
     "save",
     "sparsify_",
 ]

@@ -11,7 +11,7 @@ from tamis import _C
 from tamis.ops import cuda, machine
 
 ENVIRONMENT = {
-    "TAMIS_ISA": "narrows the instruction set: scalar, avx2, avx512, avx512vbmi2, avx512bf16; "
+    "TAMIS_ISA": "narrows the instruction set: scalar, avx2, avx512, avx512vbmi2, avx512bf16, amx; "
     "scalar, neon, neon_dot, neon_fhm, neon_bf16",
     "TAMIS_CUDA": "0 keeps the CUDA library unloaded",
     "TAMIS_NUM_THREADS": "threads of a call, if tamis and torch are not told otherwise",
@@ -69,4 +69,11 @@ def kernels() -> list[dict[str, Any]]:
     Each has name, op, format, w_dtype, x_dtype, isa, tile_m (tokens per pass), tile_n (rows per
     step), from_m (fewest tokens it is chosen for) and runs_here.
     """
-    return [{"from_m": 1, **row} for row in (*_C.kernels(), *_C.kv_kernels(), *cuda.kernel_rows())]
+    rows = (
+        *_C.kernels(),
+        *_C.activation_kernels(),
+        *_C.conv2d_kernels(),
+        *_C.kv_kernels(),
+        *cuda.kernel_rows(),
+    )
+    return [{"from_m": 1, **row} for row in rows]

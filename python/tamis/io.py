@@ -23,7 +23,7 @@ from tamis.errors import (
     TamisUnsupported,
     TamisValueError,
 )
-from tamis.nn import SparseLinear
+from tamis.nn import SparseConv2d, SparseLinear
 from tamis.ops.spmm import TORCH_DTYPE
 from tamis.restore import load_module
 
@@ -279,6 +279,6 @@ def _dense_state(model: nn.Module) -> dict[str, torch.Tensor]:
         if isinstance(module, SparseLinear):
             for array in module.layout.array_names:
                 del state[f"{name}.weight_{array}"]
-            linear = module.to_linear()
-            state[f"{name}.weight"] = linear.weight.detach()
+            dense = module.to_conv() if isinstance(module, SparseConv2d) else module.to_linear()
+            state[f"{name}.weight"] = dense.weight.detach()
     return state

@@ -16,8 +16,9 @@ from torch import nn
 from tamis import stored
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import FORMATS, Layout
-from tamis.nn import SparseLinear
+from tamis.nn import SparseConv2d, SparseLinear
 from tamis.ops import cost
+from tamis.ops.conv2d import NO_BOUNDS
 from tamis.policy import select
 from tamis.policy.allocate import matches
 from tamis.recipe import KEEP, Pattern
@@ -107,7 +108,7 @@ def optimize_(  # noqa: PLR0913
 
 
 def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: int = 0) -> Report:
-    """What every linear of the model is, costs and reaches; changes nothing.
+    """What every linear and sparse convolution of the model is, costs and reaches.
 
     Args:
         model: Any torch model.
@@ -120,12 +121,14 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
         TamisValueError: tokens is not positive.
     """
     _check(model, "latency", tokens, 0.0)
+    convs = {n: m for n, m in model.named_modules() if isinstance(m, SparseConv2d)}
     layers = linear_layers(model)
     bench = _Bench(tokens, seed, sum(_dense_bytes(layer) for layer in layers.values()))
+    layers = {n: m for n, m in model.named_modules() if n in layers or n in convs}
     rows = []
     for name, layer in layers.items():
         row = describe(name, layer, reason=_no_choice(layer), tokens=tokens)
-        if measure:
+        if measure and name not in convs:  # a convolution's time is a matter of its images
             own = _format_of(layer)
             twins = (
                 {"dense": as_linear(layer)}
@@ -174,6 +177,16 @@ def mask_of(linear: nn.Linear) -> Tensor:
     """The mask [n, k] that pruning left on the layer, else where the weight is not zero."""
     keep = getattr(linear, KEEP, None)
     return keep if isinstance(keep, torch.Tensor) else linear.weight.detach() != 0
+
+
+def as_dense(layer: SparseLinear) -> nn.Module:
+    """The sparse layer as nn.Linear or nn.Conv2d; its mask stays with it."""
+    if not isinstance(layer, SparseConv2d):
+        return as_linear(layer)
+    conv = layer.to_conv()
+    keep = torch.as_tensor(layer.matrix.keep()).reshape(conv.weight.shape)
+    conv.register_buffer(KEEP, keep, persistent=False)
+    return conv if layer.bounds == NO_BOUNDS else nn.Sequential(conv, nn.Hardtanh(*layer.bounds))
 
 
 def as_linear(layer: nn.Module) -> nn.Linear:
@@ -249,7 +262,7 @@ def _candidates(layer: nn.Module) -> dict[str, nn.Module]:
     own = _format_of(layer)
     if isinstance(layer, SparseLinear):
         candidates[own] = layer
-    if isinstance(layer, SparseLinear) and layer.layout.dtype == "i8":
+    if isinstance(layer, SparseLinear) and layer.layout.quantized:
         return candidates  # other formats would need the codes; dense is its only rival
     keep = mask_of(linear)
     if bool(keep.all()):
@@ -271,7 +284,7 @@ def compressed(linear: nn.Linear, weight: Tensor, keep: Tensor, layout: Layout) 
         format=layout.format,
         n_m=(layout.keep, layout.of) if layout.format == "nm" else None,
         block=layout.block if layout.format == "block" else None,
-        dtype="i8" if layout.dtype == "i8" else None,
+        dtype=layout.dtype if layout.quantized else None,
         group_size=layout.group_size,
     )
     return module.train(linear.training)
@@ -318,7 +331,9 @@ def describe(
             nbytes=matrix.nbytes,
             dense_nbytes=layout.dense_nbytes,
             kernel=_kernel(layer, tokens),
-            predicted_ms=_ms(cost.sparse_ns(layout, matrix.nnz, tokens)),
+            predicted_ms=None
+            if isinstance(layer, SparseConv2d)
+            else _ms(cost.sparse_ns(layout, matrix.nnz, tokens)),
             reason=reason,
         )
     linear = as_linear(layer)
@@ -388,6 +403,8 @@ def _kernel(layer: SparseLinear, tokens: int) -> str:
     shape = (tokens, layout.rows, layout.cols, layer.nnz)
     x_dtype = DTYPE_NAMES[layer.float_dtype]
     active = str(_C.isa()["active"])
+    if isinstance(layer, SparseConv2d):
+        return str(_C.choose_conv2d(layout.format, active)) if layout.dtype == "f32" else "torch"
     return str(_C.choose(layout.format, layout.dtype, x_dtype, *shape, active))
 
 
@@ -489,7 +506,7 @@ def _agrees(module: nn.Module, dense: nn.Linear, x: Tensor) -> bool:
     wanted, got = dense(x).float(), module(x).float()
     scale = float(wanted.abs().max())
     allowed = TOLERANCE.get(x.dtype, 1e-4)
-    if isinstance(module, SparseLinear) and module.layout.dtype == "i8":
+    if isinstance(module, SparseLinear) and module.layout.quantized:
         allowed = max(allowed, TOLERANCE_I8)
     return float((got - wanted).abs().max()) <= allowed * max(scale, 1e-30)
 

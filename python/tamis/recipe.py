@@ -108,6 +108,21 @@ Allocate = Callable[[dict[str, tuple[int, int]], float], dict[str, float]]
 
 
 @dataclass(frozen=True)
+class Reconstruct:
+    """Training of a block's kept weights to the output of the dense block, with Adam.
+
+    Attributes:
+        steps: Updates per block.
+        samples: Calibration samples in each.
+        lr: Learning rate of the first step; it falls linearly to zero.
+    """
+
+    steps: int
+    samples: int
+    lr: float
+
+
+@dataclass(frozen=True)
 class PruneRecipe:
     """A published way to prune a linear, as data.
 
@@ -118,6 +133,9 @@ class PruneRecipe:
         repair: Changes the kept weights to make up for the dropped ones.
         needs: Statistics that calibration must collect: "x_sq", "hessian".
         damping: Added to the Hessian's diagonal, as a fraction of its mean.
+        pattern: What it prunes to where the caller names no pattern; None: single weights.
+        format: How it stores such a pattern where the caller names no format.
+        recover: Training of each block once its linears are pruned.
     """
 
     score: Score
@@ -126,6 +144,9 @@ class PruneRecipe:
     repair: Repair | None = None
     needs: frozenset[str] = frozenset()
     damping: float = 0.01
+    pattern: Pattern | None = None
+    format: str = "auto"
+    recover: Reconstruct | None = None
 
 
 def apply(recipe: PruneRecipe, ctx: LinearContext, goal: Goal) -> tuple[Tensor, Tensor]:
@@ -152,3 +173,42 @@ def apply(recipe: PruneRecipe, ctx: LinearContext, goal: Goal) -> tuple[Tensor, 
 def count_dropped(sparsity: float, count: int) -> int:
     """Weights to drop of `count`: floor(sparsity * count), immune to binary rounding of e.g. 0.29."""
     return min(count, math.floor(round(sparsity * count, 6)))
+
+
+@dataclass(frozen=True)
+class ActivationStats:
+    """What a threshold of activations may be weighed by; entry i belongs to channel i.
+
+    Attributes:
+        norms: Norm of the weights that the channel multiplies, [channels] f32.
+        mean_up: Mean magnitude of the other half of a gated unit, [neurons] f32, where the recipe
+            needs it.
+    """
+
+    norms: Tensor
+    mean_up: Tensor | None = None
+
+
+Weigh = Callable[[ActivationStats], "Tensor"]
+"""Weight of each channel, [channels] f32: magnitudes times weights are compared with one number."""
+
+Role = Literal["q", "k", "v", "o", "gate", "up", "down"]
+"""A linear layer of a block by what it makes."""
+
+
+@dataclass(frozen=True)
+class ActivationRecipe:
+    """A published way to leave out small activations, as data.
+
+    Attributes:
+        neurons: Weighs the activated gates of a gated MLP: neurons below the threshold are left out
+            of up and down. None: neurons stay.
+        inputs: Linears whose inputs are compared with a threshold of their own.
+        weigh: Weighs those inputs.
+        needs: Statistics that calibration must collect first: "mean_up".
+    """
+
+    neurons: Weigh | None = None
+    inputs: tuple[Role, ...] = ()
+    weigh: Weigh | None = None
+    needs: frozenset[str] = frozenset()

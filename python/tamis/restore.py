@@ -10,9 +10,12 @@ from torch import nn
 
 from tamis import stored
 from tamis.checkpoint import Checkpoint
+from tamis.convolution import as_matrix
 from tamis.errors import TamisValueError
 from tamis.layout import Layout
-from tamis.nn import SparseLinear
+from tamis.nn import SparseConv2d, SparseLinear
+from tamis.nn.conv import window_of
+from tamis.ops.conv2d import Window
 
 
 def load_module(
@@ -45,7 +48,7 @@ def load_module(
 def _sparse(
     model: nn.Module, checkpoint: Checkpoint, name: str, layout: Layout, dtype: torch.dtype | None
 ) -> SparseLinear:
-    linear = dict(model.named_modules()).get(name)
+    linear, window = _place(model, name, checkpoint.caller)
     want = f"a linear layer [{layout.rows}, {layout.cols}]"
     if not isinstance(linear, nn.Linear | SparseLinear):
         got = "none" if linear is None else type(linear).__name__
@@ -55,7 +58,7 @@ def _sparse(
     matrix = stored.read_matrix(checkpoint, name, layout)
     made = SparseLinear(
         layout, matrix.nnz, linear.bias is not None, "meta",
-        (dtype or linear.weight.dtype) if layout.dtype == "i8" else dtype,
+        (dtype or linear.weight.dtype) if layout.quantized else dtype,
     )  # fmt: skip
     for array, value in matrix.arrays.items():
         value = value if array == "scales" else _cast(value, dtype)
@@ -65,7 +68,17 @@ def _sparse(
     if linear.bias is not None:
         bias = _cast(_stored(checkpoint, f"{name}.bias", linear.bias), dtype)
         made.bias = nn.Parameter(bias, linear.bias.requires_grad)
+    if window is not None:
+        made = SparseConv2d.from_layer(made, window)
     return made.train(linear.training)
+
+
+def _place(model: nn.Module, name: str, caller: str) -> tuple[nn.Module | None, Window | None]:
+    """The layer of that name; a convolution as the matrix of its weight, with its window."""
+    layer = dict(model.named_modules()).get(name)
+    if isinstance(layer, nn.Conv2d):
+        return as_matrix(layer), window_of(layer, caller)
+    return layer, layer.window if isinstance(layer, SparseConv2d) else None
 
 
 def _dense(

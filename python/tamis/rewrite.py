@@ -14,19 +14,23 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from tamis import calibrate, method
+from tamis.convolution import as_matrix, check_conv, choose_conv
 from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
+from tamis.layout import Layout
 from tamis.model import family_of
-from tamis.nn import SparseLinear
+from tamis.nn import SparseConv2d, SparseLinear
+from tamis.nn.conv import window_of
 from tamis.ops import cost
 from tamis.optimize import (
     FORMATS,
-    as_linear,
+    as_dense,
     compressed,
     counted_layouts,
     describe,
@@ -36,16 +40,15 @@ from tamis.optimize import (
     tied,
 )
 from tamis.policy import allocate as allocation
-from tamis.policy import select
+from tamis.policy import quantize, select
 from tamis.recipe import KEEP, Goal, LinearContext, Pattern, PruneRecipe, Stats, apply
+from tamis.reconstruct import reconstruct
 from tamis.report import LayerReport, Report, host_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
-
-    from tamis.layout import Layout
 
 __all__ = ["dense_", "explain", "optimize_", "sparsify_"]
 
@@ -57,13 +60,13 @@ def sparsify_(  # noqa: PLR0913
     method: str | PruneRecipe,
     *,
     sparsity: float = 0.5,
-    pattern: str = "unstructured",
+    pattern: str | None = None,
     data: Iterable[Any] | None = None,
     tokenizer: Any = None,
     targets: Sequence[str] | None = None,
     ignore: Sequence[str] = DEFAULT_IGNORE,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
-    format: str = "auto",
+    format: str | None = None,
     dtype: str | None = None,
     allocate: str | Mapping[str, float] = "uniform",
     sequential: bool = True,
@@ -71,26 +74,32 @@ def sparsify_(  # noqa: PLR0913
     seed: int = 0,
     progress: bool | None = None,
 ) -> Report:
-    """Prunes the model's linears in place and stores them compressed; returns a Report.
+    """Prunes the model's linears and 1x1 convolutions in place and stores them compressed.
 
     Args:
         model: Any torch model; of a known family (Llama, Qwen, Gemma, Mistral, OPT, BERT, ViT) the
-            linears in its blocks are pruned, of others all but the output layer.
+            linears in its blocks are pruned, of others all but the output layer, and the nn.Conv2d
+            of one group with 1x1 taps.
         method: Name of a method (`tamis.method.names()`) or a PruneRecipe.
         sparsity: Fraction of zeros, 0 <= sparsity < 1. An N:M pattern fixes its own.
-        pattern: "unstructured", "N:M" (N kept of every M consecutive inputs) or "block:RxC".
+        pattern: "unstructured", "N:M" (N kept of every M consecutive inputs), "block:RxC", or
+            "vector:G" for "block:Gx1": G neighbouring outputs keep the same inputs. None is the
+            method's own, mostly unstructured.
         data: Calibration samples, for methods that need them: strings, token ids or dicts of model
             inputs. Text is cut to `max_length` tokens (or the model's positions); longer token ids
             are refused.
         tokenizer: For strings.
         targets: Layers to prune: exact names, "re:" and a pattern matched from the start of the
-            name, or the class name "Linear".
+            name, or the class names "Linear" and "Conv2d". Only a target finds larger convolutions.
         ignore: Layers to leave alone, spelled the same way.
         filter_fn: Called with (module, name); false leaves the layer alone.
-        format: "auto" takes the one expected to be fastest for one token, the smallest of those
+        format: None is the method's own where the pattern suits it, else "auto", which takes the one expected to be fastest for one token, the smallest of those
             alike, dense included; "dense" keeps masked nn.Linear; "bitmap", "csr", "csr8", "nm",
-            "block" force one.
+            "block" force one, as does "groupq": groups of 16 inputs (32 under "block:1x32") as
+            4-bit codes. With sparsity=0 that is plain W4, also for a head that targets name.
+            Convolutions have "csr" and "block" of one column.
         dtype: "i8" stores the kept weights as int8 with one scale per row; None keeps their dtype.
+            groupq: "u4", which None means, or "u8".
             Kernels with int8 instructions then quantize activations too, token by token, as torch's
             dynamic quantization does. Layers that stay dense keep their dtype.
         allocate: Sparsity per layer: "uniform", "erk", or a dict of names or "re:" patterns.
@@ -107,10 +116,16 @@ def sparsify_(  # noqa: PLR0913
     begin = time.perf_counter()
     recipe = method if isinstance(method, PruneRecipe) else _load(method)
     label = method if isinstance(method, str) else "recipe"
-    shape = parse_pattern(pattern)
-    linears = find_linears(model, targets, ignore, filter_fn)
+    shape = recipe.pattern or Pattern() if pattern is None else parse_pattern(pattern)
+    if format is None:
+        format = recipe.format if shape == recipe.pattern or _in_groups(shape) else "auto"
+    if format == "groupq" and dtype is None:
+        dtype = "u4"
+    layers = find_linears(model, targets, ignore, filter_fn)
+    linears = {name: as_matrix(layer) for name, layer in layers.items()}
     shares = _allocate(linears, shape, sparsity, allocate, recipe)
-    job = _Job(recipe, shape, shares, format, dtype, seed)
+    convs = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
+    job = _Job(recipe, shape, shares, format, dtype, seed, convs)
     _check(linears, job)
     samples = _samples(label, recipe, data, model, tokenizer, max_length)
     with _bar(len(linears), label, progress) as tick:
@@ -118,13 +133,13 @@ def sparsify_(  # noqa: PLR0913
         if recipe.group == "global" and shape.kind != "nm":
             _prune_globally(model, linears, samples, job)
         elif recipe.needs:
-            run = calibrate.run_blocks
-            run(model, samples, linears, recipe.needs, job.visitor(linears), sequential)
+            visit, settle = job.visitor(linears), job.settler(linears)
+            calibrate.run_blocks(model, samples, linears, recipe.needs, visit, sequential, settle)
         else:
             for name, linear in linears.items():
                 job.prune(name, linear, Stats())
     rows = [job.pending[name].row for name in linears]
-    _commit(model, linears, job)
+    _commit(model, layers, job)
     kept = sum(item.nnz for item in job.pending.values())
     size = sum(linear.weight.numel() for linear in linears.values())
     job.pending.clear()
@@ -134,20 +149,21 @@ def sparsify_(  # noqa: PLR0913
         "linear_bytes": sum(row.nbytes for row in rows),
         "dense_linear_bytes": sum(row.dense_nbytes for row in rows),
         "calibration_tokens": job.tokens,
+        **job.errors(),
         "prune_s": time.perf_counter() - begin,
     }
     return Report(f"{label} {1 - kept / size:.0%} {shape}", rows, facts, host_facts(seed=seed))
 
 
 def dense_(model: nn.Module) -> nn.Module:
-    """Turns every SparseLinear back into nn.Linear, in place; zeros and masks stay.
+    """Turns sparse layers back into nn.Linear and nn.Conv2d, in place; zeros and masks stay.
 
     Raises:
         TamisTypeError: model is not a module.
     """
     _check_model("dense_", model)
     sparse = {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear)}
-    swap(model, {name: (module, as_linear(module)) for name, module in sparse.items()})
+    swap(model, {name: (module, as_dense(module)) for name, module in sparse.items()})
     return model
 
 
@@ -155,7 +171,7 @@ def dense_(model: nn.Module) -> nn.Module:
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Pattern of "unstructured", "N:M" or "block:RxC".
+    """Pattern of "unstructured", "N:M", "block:RxC" or "vector:G".
 
     Raises:
         TamisValueError: The text is none of these, or its numbers are out of range.
@@ -166,13 +182,13 @@ def parse_pattern(text: str) -> Pattern:
         keep, of = int(found[1]), int(found[2])
         if 1 <= keep <= of <= 32:
             return Pattern("nm", keep=keep, of=of)
-    elif found := re.fullmatch(r"block:(\d+)x(\d+)", str(text)):
-        rows, cols = int(found[1]), int(found[2])
+    elif found := re.fullmatch(r"block:(\d+)x(\d+)|vector:(\d+)", str(text)):
+        rows, cols = int(found[1] or found[3]), int(found[2] or 1)
         if rows >= 1 and cols >= 1:
             return Pattern("block", rows=rows, cols=cols)
     raise TamisValueError(
         f"sparsify_: pattern: got {text!r}, wanted 'unstructured', 'N:M' with 1 <= N <= M <= 32 "
-        "(N weights kept of M) or 'block:RxC'; for example '2:4' or 'block:16x16'."
+        "(N weights kept of M), 'block:RxC' or 'vector:G'; for example '2:4' or 'block:16x16'."
     )
 
 
@@ -181,36 +197,40 @@ def find_linears(
     targets: Sequence[str] | None = None,
     ignore: Sequence[str] = DEFAULT_IGNORE,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
-) -> dict[str, nn.Linear]:
-    """The nn.Linear modules that may be pruned, by name in model order.
+) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The nn.Linear and nn.Conv2d modules that may be pruned, by name in model order.
 
     Output layers and weights shared with another module are left alone unless a target names them
-    exactly.
+    exactly, convolutions larger than 1x1 unless any target finds them.
 
     Raises:
         TamisTypeError: model is not a module, or targets or ignore is one string.
         TamisValueError: A target or ignore matches nothing, or nothing is left.
     """
     _check_model("sparsify_", model)
-    linears = {n: m for n, m in model.named_modules() if type(m) is nn.Linear}
+    linears = {
+        n: m
+        for n, m in model.named_modules()
+        if type(m) is nn.Linear or (type(m) is nn.Conv2d and m.groups == 1)
+    }
     _check_names("targets", targets, linears)
     _check_names("ignore", () if tuple(ignore) == DEFAULT_IGNORE else ignore, linears)
     kept_dense = _kept_dense(model, linears, by_family=targets is None)
-    wanted = targets if targets is not None else ("Linear",)
+    wanted = targets if targets is not None else ("Linear", "Conv2d")
     found = {
         name: linear
         for name, linear in linears.items()
-        if any(_names(key, name) for key in wanted)
+        if any(_names(key, name, linear) for key in wanted)
         and (name in wanted or name not in kept_dense)
-        and not any(_names(key, name) for key in ignore)
+        and not any(_names(key, name, linear) for key in ignore)
         and (filter_fn is None or filter_fn(linear, name))
     }
     if not found:
         have = any(isinstance(module, SparseLinear) for module in model.modules())
         fix = "call dense_ first: its linears are sparse already" if have else "widen targets"
         raise TamisValueError(
-            f"sparsify_: targets: got no layer to prune among {len(linears)} nn.Linear, wanted at "
-            f"least one; {fix}."
+            f"sparsify_: targets: got no layer to prune among {len(linears)} nn.Linear and nn.Conv2d, "
+            f"wanted at least one; {fix}."
         )
     return found
 
@@ -223,6 +243,9 @@ def _kept_dense(model: nn.Module, linears: Mapping[str, nn.Module], by_family: b
     head = find_head() if callable(find_head) else None
     dense |= {name for name, linear in linears.items() if linear is head}
     family = family_of(model)
+    if by_family:
+        large = (n for n, m in linears.items() if isinstance(m, nn.Conv2d))
+        dense |= {n for n in large if family or linears[n].kernel_size != (1, 1)}
     if family is not None:
         dense |= {name for name in linears if name.rpartition(".")[2] in family.head}
     if family is not None and by_family:
@@ -235,22 +258,23 @@ def _kept_dense(model: nn.Module, linears: Mapping[str, nn.Module], by_family: b
     return dense
 
 
-def _names(key: str, name: str) -> bool:
-    return key == "Linear" or allocation.matches(key, name)
+def _names(key: str, name: str, layer: nn.Module) -> bool:
+    return key == type(layer).__name__ or allocation.matches(key, name)
 
 
-def _check_names(argument: str, keys: Sequence[str] | None, names: Iterable[str]) -> None:
+def _check_names(
+    argument: str, keys: Sequence[str] | None, layers: Mapping[str, nn.Module]
+) -> None:
     if isinstance(keys, str):
         raise TamisTypeError(
             f"sparsify_: {argument}: got the string {keys!r}, wanted a list of names; "
             f"pass [{keys!r}]."
         )
-    names = list(names)
     for key in keys or ():
-        if not any(_names(key, name) for name in names):
+        if not any(_names(key, name, layer) for name, layer in layers.items()):
             raise TamisValueError(
                 f"sparsify_: {argument}: got {key!r}, wanted a name that some nn.Linear has, such "
-                f"as {names[0] if names else 'none'!r}; correct it or prefix a pattern with 're:'."
+                f"as {next(iter(layers), 'none')!r}; correct it or prefix a pattern with 're:'."
             )
 
 
@@ -340,10 +364,13 @@ def _check(linears: Mapping[str, nn.Linear], job: _Job) -> None:
             f"sparsify_: format: got {job.format!r}, wanted 'auto', 'dense' or one of "
             f"{', '.join(FORMATS)}; correct it."
         )
-    if job.dtype not in (None, "i8") or (job.dtype and job.format == "dense"):
+    grouped = job.format == "groupq"
+    known = ("u4", "u8") if grouped else (None,) if job.format == "dense" else (None, "i8")
+    if job.dtype not in known:
         raise TamisValueError(
             f"sparsify_: dtype: got {job.dtype!r} with format {job.format!r}, wanted None or, where "
-            "weights are compressed, 'i8'; a model's own dtype is changed by model.to(dtype)."
+            "weights are compressed, 'i8' (groupq: 'u4' or 'u8'); a model's own dtype is changed by "
+            "model.to(dtype)."
         )
     if job.format in ("nm", "block") and pattern.kind != job.format:
         raise TamisValueError(
@@ -362,11 +389,18 @@ def _check(linears: Mapping[str, nn.Linear], job: _Job) -> None:
             "are known before anything is pruned; use a row or layer group."
         )
     for name, linear in linears.items():
-        _check_layer(name, linear, pattern)
+        _check_layer(name, linear, pattern, grouped)
+    for name, conv in job.convs.items():
+        check_conv(name, conv, pattern, recipe, job.format, job.dtype)
 
 
-def _check_layer(name: str, linear: nn.Linear, pattern: Pattern) -> None:
+def _check_layer(name: str, linear: nn.Linear, pattern: Pattern, grouped: bool) -> None:
     n, k = linear.weight.shape
+    if grouped and k % _group_size(pattern):
+        raise TamisValueError(
+            f"sparsify_: format: got 'groupq' for {name} with {k} inputs, wanted a multiple of "
+            f"{_group_size(pattern)}; use ignore=[{name!r}]."
+        )
     if k % pattern.unit if pattern.unit else False:
         raise TamisValueError(
             f"sparsify_: pattern: got '{pattern}' for {name} with {k} inputs, wanted a multiple of "
@@ -413,9 +447,14 @@ class _Job:
     format: str
     dtype: str | None
     seed: int
+    convs: dict[str, nn.Conv2d] = field(default_factory=dict)
     tick: Callable[[], None] = lambda: None
     tokens: int = 0
     pending: dict[str, _Pending] = field(default_factory=dict)
+    keeps: dict[str, Tensor] = field(default_factory=dict)  # of layers that wait for `recover`
+    trained: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # a block's error, before, after
 
     def visitor(self, linears: Mapping[str, nn.Linear]) -> calibrate.Visit:
         """Prunes the linears whose statistics are ready; hands back their weights."""
@@ -434,7 +473,40 @@ class _Job:
         repaired, keep = apply(self.recipe, context, goal)
         if self.recipe.repair is not None:
             weight = repaired.to(weight.dtype)
+        if self.recipe.recover is not None and self.recipe.needs:
+            self.keeps[name] = keep
+            return torch.where(keep, weight, torch.zeros((), dtype=weight.dtype))
         return self.finish(name, linear, weight, keep)
+
+    def settler(self, linears: Mapping[str, nn.Linear]) -> calibrate.Settle | None:
+        """Trains the pruned weights of a block, as the recipe says, and finishes its layers."""
+        how = self.recipe.recover
+        if how is None:
+            return None
+        bits = {"u4": 4, "u8": 8}.get(self.dtype or "")
+        size = _group_size(self.pattern)
+        stored = partial(quantize.min_max, bits=bits, size=size) if bits else None
+
+        def settle(run: calibrate.BlockRun | None, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+            keeps = {name: self.keeps.pop(name) for name in weights}
+            if run is not None and weights:
+                weights, before, after = reconstruct(run, linears, weights, keeps, how, stored)
+                self.trained.append((before, after))
+            return {
+                name: self.finish(
+                    name, linears[name], w.to(linears[name].weight.dtype), keeps[name]
+                )
+                for name, w in weights.items()
+            }
+
+        return settle
+
+    def errors(self) -> dict[str, float]:
+        """Mean squared error of the blocks before and after training, if any was trained."""
+        if not self.trained:
+            return {}
+        before, after = (sum(each) / len(self.trained) for each in zip(*self.trained, strict=True))
+        return {"block_error_before": before, "block_error_after": after}
 
     def finish(self, name: str, linear: nn.Linear, weight: Tensor, keep: Tensor) -> Tensor:
         """Masks the weight [n, k] and builds the layer that will take its place."""
@@ -442,7 +514,7 @@ class _Job:
         self.pending[name] = _build(name, linear, weight, keep, self)
         self.tick()
         module = self.pending[name].module
-        if module is not None and module.layout.dtype == "i8":
+        if module is not None and module.layout.quantized:
             return module.weight.to_dense().detach()  # what later blocks will see
         return weight
 
@@ -477,20 +549,26 @@ def _prune_globally(
 def _build(name: str, linear: nn.Linear, weight: Tensor, keep: Tensor, job: _Job) -> _Pending:
     """The layer in the format that suits its mask best, or in the one asked for."""
     nnz = int(keep.sum())
-    layout, reason = _choose(name, linear, nnz, keep, job)
+    if name in job.convs and job.format != "dense":
+        layouts = counted_layouts(linear.weight, keep, job.pattern)
+        layout, reason = choose_conv(layouts, nnz / keep.numel(), job.format)
+    else:
+        layout, reason = _choose(linear, nnz, keep, job)
     if layout is None:
         row = describe(name, linear, reason=reason, sparsity=1 - nnz / keep.numel())
         return _Pending(row, nnz, None, weight, keep)
     module = compressed(linear, weight, keep, layout)
+    if name in job.convs:
+        module = SparseConv2d.from_layer(module, window_of(job.convs[name], "sparsify_"))
     return _Pending(describe(name, module, reason=reason), nnz, module)
 
 
-def _choose(
-    name: str, linear: nn.Linear, nnz: int, keep: Tensor, job: _Job
-) -> tuple[Layout | None, str]:
+def _choose(linear: nn.Linear, nnz: int, keep: Tensor, job: _Job) -> tuple[Layout | None, str]:
     """The layout to store the layer in (None: dense), and why."""
     if job.format == "dense":
         return None, "format='dense' was asked for"
+    if job.format == "groupq":
+        return _grouped(linear, job), "format='groupq' was asked for"
     layouts = counted_layouts(linear.weight, keep, job.pattern)
     if not layouts:
         return None, f"no sparse format holds {linear.weight.dtype}"
@@ -499,6 +577,13 @@ def _choose(
         layouts = {f: (replace(a, dtype=job.dtype), c) for f, (a, c) in layouts.items()}
     if job.format != "auto":
         return layouts[job.format][0], f"format={job.format!r} was asked for"
+    return _cheapest(linear, layouts, own)
+
+
+def _cheapest(
+    linear: nn.Linear, layouts: Mapping[str, tuple[Layout, int]], own: str
+) -> tuple[Layout | None, str]:
+    """The layout expected to be fastest, dense (None) included, and why."""
     dense = linear.weight.numel() * linear.weight.element_size()
     bytes_of = {layout: layout.nbytes(count) for layout, count in layouts.values()}
     smallest = min(bytes_of, key=lambda layout: bytes_of[layout])
@@ -517,15 +602,32 @@ def _choose(
     return layout, f"expected to be faster than {smallest.label}, which is smaller; {taken}"
 
 
-def _commit(model: nn.Module, linears: Mapping[str, nn.Linear], job: _Job) -> None:
+def _grouped(linear: nn.Linear, job: _Job) -> Layout:
+    n, k = linear.weight.shape
+    return Layout("groupq", n, k, job.dtype or "u4", group_size=_group_size(job.pattern))
+
+
+def _in_groups(pattern: Pattern) -> bool:
+    """Whether whole groups of groupq are kept or dropped."""
+    return pattern.kind == "block" and pattern.rows == 1 and pattern.cols % 16 == 0
+
+
+def _group_size(pattern: Pattern) -> int:
+    """Columns of a groupq group that suit the pattern."""
+    return 32 if pattern.kind == "block" and pattern.cols % 32 == 0 else 16
+
+
+def _commit(model: nn.Module, layers: Mapping[str, nn.Linear | nn.Conv2d], job: _Job) -> None:
     """Puts all pruned layers in place: the only step that changes the model."""
-    sparse = {n: (linears[n], item.module) for n, item in job.pending.items() if item.module}
+    sparse = {n: (layers[n], item.module) for n, item in job.pending.items() if item.module}
     swap(model, sparse)
     for name, item in job.pending.items():
-        if item.module is None and item.weight is not None:
-            linears[name].weight.data = item.weight
+        if item.module is None and item.weight is not None and item.keep is not None:
+            weight = layers[name].weight
+            weight.data = item.weight.reshape(weight.shape)
             if item.nnz < item.weight.numel():
-                linears[name].register_buffer(KEEP, item.keep, persistent=False)
+                keep = item.keep.reshape(weight.shape)
+                layers[name].register_buffer(KEEP, keep, persistent=False)
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
     python check_sass.py libtamis_cuda.so
 
-Every kernel: no loads or stores to local memory, at most 128 registers. Every product: tensor cores
-in its loop. The loop of sm_90 for up to 8 tokens: its budget per 16 x 64 tile. Prints the counts.
+Every kernel: no loads or stores to local memory, at most 128 registers (168 where three blocks of
+128 threads share an SM). Every product and every attention: tensor cores in its loop. Loops on sm_90:
+their budgets per tile of weights, page of 32 tokens or 16 tokens. Prints the counts.
 Exit code 77 (skipped) where cuobjdump is missing; the wheel nvidia-cuda-cuobjdump has it, with
 nvidia-cuda-nvdisasm beside it.
 """
@@ -20,7 +21,12 @@ from pathlib import Path
 
 SKIPPED = 77
 MAX_REGISTERS = 128  # two blocks of 256 threads on an SM
-MAX_INSTRUCTIONS, MAX_POPC = 240, 0  # sm_90a, one tile of 8 tokens
+MAX_INSTRUCTIONS, MAX_POPC = 240, 0  # sm_90a, one record of t16, 8 tokens
+MAX_SPARSE24 = 30  # the same of m24, whose loop takes several
+# Attention on sm_90: registers, and instructions of a page or tile with all its rarely taken branches
+# (softcap, masks, a new largest score: some 300). DRAM of an H100 leaves 4 * 353 issue slots a page
+# of 4 bits at d = 128, 4 * 212 at 2 bits, 4 * 565 for 16 tokens of bf16.
+MAX_ATTENTION_REGISTERS, MAX_PAGE, MAX_ROWS = 168, 1100, 700
 
 
 def find_cuobjdump() -> str | None:
@@ -85,26 +91,54 @@ def registers(usage: str) -> dict[tuple[str, str], int]:
 
 
 def label(arch: str, name: str) -> str:
-    if match := re.search(r"spmm_t16.*DTypeE(\d)ELi(\d)", name):
-        return f"spmm_t16 {'f16' if match[1] == '1' else 'bf16'} {8 * int(match[2])} tokens {arch}"
-    return f"{'expand_t16' if 'expand_t16' in name else name} {arch}"
+    if match := re.search(r"spmm_t16.*PackedFormatE(\d)E.*DTypeE(\d)ELi(\d)", name):
+        form, dtype = "t16" if match[1] == "0" else "m24", "f16" if match[2] == "1" else "bf16"
+        return f"spmm_{form} {dtype} {8 * int(match[3])} tokens {arch}"
+    if match := re.search(r"PageConfigILi(\d)ELi(\d+)E", name):
+        return f"sparse_attention {match[1]} bits d {match[2]} {arch}"
+    if match := re.search(r"RowConfigILNS_\dDTypeE(\d)ELi(\d+)E", name):
+        return f"sparse_attention {'f16' if match[1] == '1' else 'bf16'} d {match[2]} {arch}"
+    known = ("expand_t16", "expand_m24", "kv_quantize", "kv_estimate", "kv_select",
+             "kv_append_labels")  # fmt: skip
+    return f"{next((k for k in known if k in name), name)} {arch}"
+
+
+def budget(arch: str, name: str) -> int | None:
+    """Most instructions of the main loop; None where none is pinned."""
+    if "sparse_attention" in name:
+        return (MAX_PAGE if "PageConfig" in name else MAX_ROWS) if arch == "sm_90" else None
+    if arch != "sm_90a" or "ELi1E" not in name:
+        return None
+    return MAX_INSTRUCTIONS if "PackedFormatE0" in name else MAX_SPARSE24
+
+
+def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
+    wrong = []
+    if not loop["HMMA"]:
+        wrong.append("no tensor core instruction in a loop")
+    most, size = budget(arch, name), sum(loop.values())
+    if "PackedFormatE1" in name:
+        size = size * 2 // max(loop["HMMA"], 2)  # of one record, two products at 8 tokens
+    if most is not None and size > most:
+        wrong.append(f"{size} instructions in the loop, wanted at most {most}")
+    if loop["POPC"] > MAX_POPC and "spmm" in name:
+        wrong.append(f"{loop['POPC']} POPC in the loop")
+    return wrong
 
 
 def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> list[str]:
     everything = Counter(opcode(text) for _, text in code)
     loop = main_loop(code)
     size = sum(loop.values())
+    attention = "sparse_attention" in name
     wrong = []
     if everything["LDL"] or everything["STL"]:
         wrong.append(f"local memory: {everything['LDL']} loads, {everything['STL']} stores")
-    if used > MAX_REGISTERS:
-        wrong.append(f"{used} registers, wanted at most {MAX_REGISTERS}")
-    if "spmm_t16" in name:
-        if not loop["HMMA"]:
-            wrong.append("no tensor core instruction in a loop")
-        one_tile = re.search(r"ELi1E", name) is not None
-        if arch == "sm_90a" and one_tile and (size > MAX_INSTRUCTIONS or loop["POPC"] > MAX_POPC):
-            wrong.append(f"{size} instructions and {loop['POPC']} POPC in the loop")
+    most = MAX_ATTENTION_REGISTERS if attention else MAX_REGISTERS
+    if used > most:
+        wrong.append(f"{used} registers, wanted at most {most}")
+    if attention or "spmm_t16" in name:
+        wrong += loop_problems(arch, name, loop)
     counts = ", ".join(f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", "HMMA", "LDGSTS"))
     sys.stdout.write(
         f"{label(arch, name):40} {used:4} registers  loop {size:4}: {counts}\n"
@@ -124,8 +158,10 @@ def main() -> int:
         return SKIPPED
     used = registers(run(tool, "--dump-resource-usage", library))
     found = functions(run(tool, "--dump-sass", library))
-    # Three architectures: four token tiles in two dtypes each, and the expansion on two of them.
-    wrong = [] if len(found) == 26 else [f"got {len(found)} kernels, wanted 26"]
+    # On three architectures: two formats with four token tiles in two dtypes, ten attentions, nine for
+    # the rest of a KV cache; the expansions on two of them.
+    wanted = 3 * (16 + 10 + 9) + 2 * 2
+    wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])
     sys.stdout.write("".join(f"FAILED {line}\n" for line in wrong))

@@ -3,6 +3,7 @@
 
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "base/machine.h"
@@ -46,8 +47,19 @@ constexpr Want kWanted[] = {
     {Format::csr8, DType::bf16, DType::bf16, "avx512", "spmm_csr8_bf16_bf16_avx512"},
     {Format::csr8, DType::bf16, DType::bf16, "avx2", "spmm_csr8_bf16_bf16_scalar"},
     {Format::csr, DType::f16, DType::f16, "avx2", "spmm_csr_f16_f16_scalar"},
+    {Format::groupq, DType::u4, DType::bf16, "avx512bf16", "spmm_groupq_u4_bf16_avx512_groups"},
+    {Format::groupq, DType::u8, DType::f32, "avx2", "spmm_groupq_u8_f32_avx2_groups"},
     {Format::block, DType::f32, DType::f32, "avx2", "spmm_block_f32_f32_avx2"},
     {Format::block, DType::bf16, DType::bf16, "avx2", "spmm_block_bf16_bf16_avx2"},
+#elif defined(__aarch64__)
+    {Format::bitmap, DType::bf16, DType::bf16, "neon_bf16", "spmm_bitmap_bf16_bf16_neon_bf16"},
+    {Format::bitmap, DType::bf16, DType::bf16, "neon_fhm", "spmm_bitmap_bf16_bf16_neon"},
+    {Format::bitmap, DType::f16, DType::f16, "neon_bf16", "spmm_bitmap_f16_f16_neon_fhm"},
+    {Format::nm, DType::f16, DType::f16, "neon_dot", "spmm_nm_f16_f16_neon"},
+    {Format::bitmap, DType::f32, DType::f32, "neon_bf16", "spmm_bitmap_f32_f32_neon"},
+    {Format::nm, DType::i8, DType::f32, "neon_bf16", "spmm_nm_i8_f32_neon_dot_codes"},
+    {Format::nm, DType::i8, DType::f32, "neon", "spmm_nm_i8_f32_neon_codes"},
+    {Format::block, DType::f32, DType::f32, "neon", "spmm_block_f32_f32_neon"},
 #endif
     {Format::bitmap, DType::f32, DType::bf16, "scalar", "spmm_bitmap_f32_bf16_scalar"},
 };
@@ -79,9 +91,19 @@ TEST(ChooseSpmm, EveryFormatAndDtypeHasAKernelEverywhere) {
   }
 }
 
+TEST(ChooseSpmm, GroupsOfCodesHaveAKernelEverywhere) {
+  for (const DType w : {DType::u4, DType::u8}) {
+    for (const DType x : {DType::f32, DType::f16, DType::bf16}) {
+      const SpmmRow* row = choose_spmm(desc_of(Format::groupq, w, x), isa::kScalar);
+      ASSERT_NE(row, nullptr) << name_of(w) << " " << name_of(x);
+      EXPECT_EQ(row->isa, isa::kScalar);
+    }
+  }
+}
+
 TEST(ChooseSpmm, NeverPicksWhatTheHostLacks) {
   for (IsaBits bits = 0; bits < 1u << 12; ++bits) {
-    if (bits & 0xf0) continue;  // no level has these
+    if (bits & 0xe0) continue;  // no level has these
     for (const SpmmRow& row : spmm_kernels()) {
       const SpmmRow* got = choose_spmm(desc_of(row.format, row.w_dtype, row.x_dtype), bits);
       ASSERT_NE(got, nullptr);
@@ -102,6 +124,52 @@ TEST(ChooseSpmm, Int8TakesQuadsForManyTokens) {
     EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, kernel) << tokens << " tokens";
   }
   EXPECT_STREQ(choose_spmm(desc, isa::avx512)->name, "spmm_nm_i8_f16_avx2_codes");
+}
+#endif
+
+#if defined(__x86_64__)
+// Tiles cost as much for one token as for sixteen, and little more for many.
+TEST(ChooseSpmm, TilesOfAmxTakeAllButTheFewestTokens) {
+  for (const auto& [format, t, kernel] :
+       {std::tuple{Format::bitmap, DType::bf16, "spmm_bitmap_bf16_bf16_amx_tiles"},
+        {Format::nm, DType::bf16, "spmm_nm_bf16_bf16_amx_tiles"},
+        {Format::csr8, DType::bf16, "spmm_csr8_bf16_bf16_amx_tiles"},
+        {Format::bitmap, DType::i8, "spmm_bitmap_i8_bf16_amx_codetiles"}}) {
+    SpmmDesc desc = desc_of(format, t, DType::bf16);
+    desc.n = desc.k = 4096;
+    desc.nnz = desc.n * desc.k / 10;
+    for (const int64_t m : {32, 64, 256, 2000}) {
+      desc.m = m;
+      EXPECT_STREQ(choose_spmm(desc, isa::amx)->name, kernel) << m << " tokens";
+      EXPECT_STRNE(choose_spmm(desc, isa::avx512bf16)->name, kernel) << m << " tokens";
+    }
+    desc.m = 1;
+    EXPECT_STRNE(choose_spmm(desc, isa::amx)->name, kernel);
+  }
+  // Where vdpbf16ps takes two cycles, two products in f32 are faster.
+  SpmmDesc one = desc_of(Format::bitmap, DType::bf16, DType::bf16);
+  one.n = one.k = 4096;
+  one.nnz = one.n * one.k / 2;
+  EXPECT_STREQ(choose_spmm(one, isa::amx)->name, "spmm_bitmap_bf16_bf16_avx512vbmi2");
+  EXPECT_STREQ(choose_spmm(one, isa::avx512bf16)->name, "spmm_bitmap_bf16_bf16_avx512bf16");
+}
+#endif
+
+#if defined(__aarch64__)
+TEST(ChooseSpmm, ManyTokensTakeMatrixProductsOrLeaveZerosOut) {
+  const auto name = [](Format format, DType w, DType x, int64_t m, IsaBits isa) {
+    SpmmDesc desc = desc_of(format, w, x);
+    desc.m = m;
+    return std::string(choose_spmm(desc, isa)->name);
+  };
+  constexpr DType f32 = DType::f32, bf16 = DType::bf16, i8 = DType::i8;
+  EXPECT_EQ(name(Format::bitmap, f32, f32, 32, isa::neon), "spmm_bitmap_f32_f32_neon_skip");
+  EXPECT_EQ(name(Format::block, f32, f32, 32, isa::neon_bf16), "spmm_block_f32_f32_neon_skip");
+  EXPECT_EQ(name(Format::nm, bf16, bf16, 8, isa::neon_bf16), "spmm_nm_bf16_bf16_neon_bf16_pairs");
+  EXPECT_EQ(name(Format::nm, bf16, bf16, 8, isa::neon_fhm), "spmm_nm_bf16_bf16_neon_skip");
+  EXPECT_EQ(name(Format::csr8, bf16, bf16, 8, isa::neon_bf16), "spmm_csr8_bf16_bf16_neon_skip");
+  EXPECT_EQ(name(Format::nm, i8, bf16, 2, isa::neon_bf16), "spmm_nm_i8_bf16_neon_bf16_codepairs");
+  EXPECT_EQ(name(Format::nm, i8, bf16, 2, isa::neon_dot), "spmm_nm_i8_bf16_neon_dot_codes");
 }
 #endif
 
@@ -153,7 +221,7 @@ TEST(Cost, GrowsWithTokensBytesAndFewerThreads) {
     const auto ns = [&](const SpmmDesc& d, int threads) {
       return predict_spmm(d, row, reference_machine(), 1.0, threads);
     };
-    if (spmm_cost(row) == nullptr) continue;
+    if (spmm_cost(row, reference_machine().isa) == nullptr) continue;
     double before = 0;
     for (const int64_t m : {1, 2, 8, 9, 64, 256}) {
       desc.m = m;
@@ -188,7 +256,7 @@ TEST(Cost, DenseTimesLieBetweenTheTimedOnes) {
 }
 
 TEST(Isa, NamesRoundTripAndUnknownNamesAreRefused) {
-  for (const char* name : {"scalar", "avx2", "avx512", "avx512vbmi2", "avx512bf16", "neon",
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512vbmi2", "avx512bf16", "amx", "neon",
                            "neon_dot", "neon_fhm", "neon_bf16"}) {
     IsaBits bits = ~0u;
     ASSERT_TRUE(isa_from_name(name, &bits));

@@ -389,6 +389,11 @@ TEST(KvSelect, ChoosesTheBestKernel) {
             "kv_select_rows_bf16_f32_avx512");
   EXPECT_EQ(name(KvSummary::labels, DType::f32, DType::bf16, isa::avx512),
             "kv_select_labels_f32_f32_avx2");
+#elif defined(__aarch64__)
+  EXPECT_EQ(name(KvSummary::rows, DType::bf16, DType::bf16, isa::neon_bf16),
+            "kv_select_rows_bf16_bf16_neon_bf16");
+  EXPECT_EQ(name(KvSummary::rows, DType::bf16, DType::bf16, isa::neon_fhm),
+            "kv_select_rows_bf16_f32_neon");
 #endif
   EXPECT_EQ(name(KvSummary::rows, DType::f16, DType::f16, isa::kScalar),
             "kv_select_rows_f16_f32_scalar");

@@ -154,7 +154,7 @@ struct Memory {
 // / sqrt(d): below 6e-3. 8-bit codes reach 128 from their middle, so theirs err most.
 double tolerance(const Case& c, IsaBits isa) {
   const bool rounds =
-      (isa & isa::kAvx512Bf16) != 0 &&
+      (isa & (isa::kAvx512Bf16 | isa::kNeonBf16)) != 0 &&
       (c.storage == KvStorage::pages || (c.storage == KvStorage::bf16 && c.q_dtype == DType::bf16));
   const double unit = c.q_dtype == DType::f32 ? 0 : c.q_dtype == DType::f16 ? 0x1p-10 : 0x1p-7;
   return (rounds ? 1.2e-2 : 3e-5) + unit;
@@ -357,6 +357,12 @@ TEST(SparseAttention, ChoosesTheBestKernel) {
   EXPECT_EQ(name(KvStorage::f16, DType::f16, isa::avx2), "sparse_attention_f16_f32_avx2");
   EXPECT_EQ(name(KvStorage::pages, DType::bf16, isa::avx512bf16),
             "sparse_attention_pages_f32_avx512bf16");
+#elif defined(__aarch64__)
+  EXPECT_EQ(name(KvStorage::bf16, DType::bf16, isa::neon_bf16),
+            "sparse_attention_bf16_bf16_neon_bf16");
+  EXPECT_EQ(name(KvStorage::bf16, DType::bf16, isa::neon_fhm), "sparse_attention_bf16_f32_neon");
+  EXPECT_EQ(name(KvStorage::pages, DType::bf16, isa::neon_bf16),
+            "sparse_attention_pages_f32_neon_bf16");
 #endif
   EXPECT_EQ(name(KvStorage::pages, DType::f32, isa::kScalar), "sparse_attention_pages_f32_scalar");
 }

@@ -29,13 +29,18 @@ def make(dtype: torch.dtype, seed: int = 0) -> tuple[tamis.SparseMatrix, Tensor]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("activation", NAMES)
 def test_one_rounding_from_the_plain_product(
-    activation: str | None, dtype: torch.dtype, lead: tuple[int, ...], gated: bool
+    activation: str | None,
+    dtype: torch.dtype,
+    lead: tuple[int, ...],
+    gated: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(1)
     a, _ = make(dtype)
     x, bias = 3 * torch.randn(*lead, COLS).to(dtype), torch.randn(ROWS).to(dtype)
     multiplier = torch.randn(*lead, ROWS).to(dtype) if gated else None
     wanted = plain = spmm(x, a, bias).double()  # from the second call on, the kernel is direct
+    results = spied(monkeypatch)
     got = spmm(x, a, bias, activation, multiplier)
     if activation is not None:
         wanted = ACTIVATIONS[activation](wanted)
@@ -43,18 +48,18 @@ def test_one_rounding_from_the_plain_product(
     wanted = wanted * factors
     assert got.dtype == dtype
     assert got.shape == wanted.shape
-    # The float32 activation is within 3e-7 of its argument, then one rounding to dtype.
+    # The float32 activation is within 3e-7 of its argument, then one rounding to dtype. Where more
+    # tokens are expected to be faster densely, torch ends the product: it rounds once more.
+    roundings = 2 if gated and results[-1] is None else 1
     info = torch.finfo(dtype)
-    allowed = wanted.abs().clamp(min=info.tiny) * info.eps / 2 + 3e-7 * (plain * factors).abs()
+    unit = roundings * info.eps / 2 * (1 + info.eps)
+    allowed = wanted.abs().clamp(min=info.tiny) * unit + 3e-7 * (plain * factors).abs()
     assert ((got.double() - wanted).abs() <= allowed).all()
 
 
-def test_the_fused_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests above would pass on torch's activations as well."""
-    a, _ = make(torch.bfloat16)
-    x = torch.randn(2, COLS).bfloat16()
-    spmm(x, a)
-    results = []
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
+    """What direct calls of the kernel will return; None: it was left to the operator."""
+    results: list[Tensor | None] = []
     run = Entry.run_direct
 
     def spy(*args: Any) -> Tensor | None:
@@ -62,6 +67,15 @@ def test_the_fused_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         return results[-1]
 
     monkeypatch.setattr(Entry, "run_direct", spy)
+    return results
+
+
+def test_the_fused_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests above would pass on torch's activations as well."""
+    a, _ = make(torch.bfloat16)
+    x = torch.randn(2, COLS).bfloat16()
+    spmm(x, a)
+    results = spied(monkeypatch)
     y = spmm(x, a, activation="silu", multiplier=torch.ones(2, ROWS).bfloat16())
     assert results[0] is y
 

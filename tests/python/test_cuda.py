@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tamis
 from tamis import _C
-from tamis.ops import cuda, cuda_spmm
+from tamis.ops import cuda, cuda_memory, cuda_spmm
 
 needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 SHAPES = [(16, 64), (1, 8), (17, 65), (50, 200), (130, 321), (1024, 4096), (4096, 1024)]
@@ -108,6 +108,18 @@ def at_address(address: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
 
 
+def decode_m24(record: np.ndarray, tile: np.ndarray) -> None:
+    """The same by the layout comment of m24.h."""
+    places, values = record[:128].view(np.uint32), record[128:].view(np.uint16)
+    for step, lane, row, part, i in itertools.product(range(2), range(32), *[range(2)] * 3):
+        element = 8 * part + 2 * (lane % 4) + i
+        word = int(places[lane // 4 * 4 + 2 * step + part])
+        place = word >> (16 * row + 2 * (element % 8)) & 3
+        col = 32 * step + element // 2 * 4 + place
+        value = values[256 * step + 8 * lane + 4 * part + 2 * row + i]
+        tile[lane // 4 + 8 * row, col] |= value
+
+
 class Played:
     """CudaMatrix over host memory."""
 
@@ -119,13 +131,17 @@ class Played:
     ) -> None:
         Played.made += 1
         down, across = -(-rows // 16), -(-cols // 64)
-        starts = 16 * at_address(offsets, (down * across + 1,), np.uint32).astype(np.int64)
+        starts = 1152 * np.arange(down * across + 1)
+        if offsets:
+            starts = 16 * at_address(offsets, (down * across + 1,), np.uint32).astype(np.int64)
         dense = np.zeros((16 * down, 64 * across), np.uint16)
         for tile, (begin, end) in enumerate(itertools.pairwise(starts)):
             r, c = divmod(tile, across)
             record = at_address(records, (nbytes,), np.uint8)[begin:end]
             assert len(record) <= longest
-            decode(record, dense[16 * r : 16 * r + 16, 64 * c : 64 * c + 64])
+            (decode if offsets else decode_m24)(
+                record, dense[16 * r : 16 * r + 16, 64 * c : 64 * c + 64]
+            )
         self.bits = dense[:rows, :cols].copy()
 
     def workspace(self, m: int) -> int:
@@ -157,11 +173,11 @@ def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     monkeypatch.setattr(cuda, "why_off", lambda: "")
     monkeypatch.setattr(cuda_spmm._C, "CudaMatrix", Played)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(cuda_spmm, "_current_device", lambda: 0)
-    monkeypatch.setattr(cuda_spmm, "_raw_stream", lambda _: 7)
-    monkeypatch.setattr(cuda_spmm, "_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr(cuda_spmm, "current_device", lambda: 0)
+    monkeypatch.setattr(cuda_spmm, "raw_stream", lambda _: 7)
+    monkeypatch.setattr(cuda_memory, "_device", lambda _: torch.device("cpu"))
     monkeypatch.setattr(cuda_spmm, "_packed", {})
-    monkeypatch.setattr(cuda_spmm, "_workspaces", {})
+    cuda_memory.workspaces.clear()
     monkeypatch.setattr(Played, "made", 0)
     return Played
 
@@ -226,7 +242,7 @@ def test_known_operands_go_straight_to_the_kernel(
     assert wanted is not None
     packed = cuda_spmm._packed[id(values)]
     packed.device = -1  # that of x here
-    monkeypatch.setattr(cuda_spmm, "_current_device", lambda: -1)
+    monkeypatch.setattr(cuda_spmm, "current_device", lambda: -1)
     y = cuda_spmm.direct(x, token, values, rest, bias)
     assert y is not None
     assert torch.equal(y, wanted)
@@ -237,9 +253,9 @@ def test_known_operands_go_straight_to_the_kernel(
     for other in (x.half(), x[..., :32], x.expand(40, 2, 3, 64), torch.tensor(1.0).bfloat16()):
         assert cuda_spmm.direct(other, token, values, rest, bias) is None
     assert cuda_spmm.direct(x, token, values, rest, bias.clone()) is None
-    monkeypatch.setattr(cuda_spmm, "_current_device", lambda: 0)
+    monkeypatch.setattr(cuda_spmm, "current_device", lambda: 0)
     assert cuda_spmm.direct(x, token, values, rest, bias) is None
-    monkeypatch.setattr(cuda_spmm, "_current_device", lambda: -1)
+    monkeypatch.setattr(cuda_spmm, "current_device", lambda: -1)
     values.mul_(2)
     assert cuda_spmm.direct(x, token, values, rest, bias) is None
     assert played.made == 1
@@ -292,6 +308,22 @@ def test_products(shape: tuple[int, int], density: float, dtype: torch.dtype) ->
     w, a = make(*shape, density, dtype)
     bias = torch.randn(shape[0], dtype=dtype, device="cuda")
     for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 200):
+        x = torch.randn(m, shape[1], dtype=dtype, device="cuda")
+        check(x, w, a, bias if m % 2 else None)
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kept", [1, 2])
+@pytest.mark.parametrize("shape", [(16, 64), (1, 8), (17, 68), (130, 324), (1024, 4096)])
+def test_sparse_tensor_cores(shape: tuple[int, int], kept: int, dtype: torch.dtype) -> None:
+    w = torch.randn(shape, dtype=dtype)
+    keep = torch.rand(shape[0], shape[1] // 4, 4).argsort(-1).lt(kept).view(shape)
+    a = tamis.compress(w, keep=keep, format="nm", n_m=(kept, 4))
+    w = (w * keep).cuda()
+    a = tamis.SparseMatrix(a.layout, {name: array.cuda() for name, array in a.arrays.items()})
+    bias = torch.randn(shape[0], dtype=dtype, device="cuda")
+    for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65):
         x = torch.randn(m, shape[1], dtype=dtype, device="cuda")
         check(x, w, a, bias if m % 2 else None)
 

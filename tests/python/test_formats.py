@@ -279,7 +279,11 @@ W = np.arange(1, 9, dtype=np.float32).reshape(2, 4)
         (ValueError, r"pack: keep: got shape \(4,\), wanted the weights'", {"keep": W[0] > 0}),
         (ValueError, "pack: keep: got a strided array", {"keep": (W.T > 0).copy().T}),
         (ValueError, "pack: format: got 'coo', wanted one of bitmap, csr", {"format": "coo"}),
-        (ValueError, "pack: dtype: got 'f64', wanted f32, f16, bf16 or i8", {"dtype": "f64"}),
+        (
+            ValueError,
+            "pack: dtype: got 'f64', wanted f32, f16, bf16, i8, u4 or u8",
+            {"dtype": "f64"},
+        ),
         (TypeError, "pack: dtype: got bf16 from f32 weights", {"dtype": "bf16"}),
         (ValueError, "pack: keep, of: got 0 of 0", {"format": "nm"}),
         (

@@ -99,6 +99,26 @@ def test_rotation_is_the_model_s_and_has_an_inverse(model):
     torch.testing.assert_close(back, x, rtol=0, atol=1e-5)
 
 
+def test_hybrid_models_turn_their_full_layers_otherwise():
+    kinds = ["sliding_attention", "full_attention"]
+    config = transformers.Gemma3TextConfig(
+        vocab_size=257,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=32,
+        layer_types=kinds,
+    )
+    rotary = transformers.Gemma3ForCausalLM(config).model.rotary_emb
+    torch.testing.assert_close(frequencies(config), rotary.full_attention_inv_freq)
+    scaled = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
+    config.rope_parameters = config.rope_parameters | {"full_attention": scaled}
+    rotary = transformers.Gemma3ForCausalLM(config).model.rotary_emb
+    torch.testing.assert_close(frequencies(config), rotary.full_attention_inv_freq)
+
+
 def test_generates_within_calibrated_windows(model, ids, plans):
     plan = plans["spans"]
     with kv.attach(model), torch.no_grad():

@@ -11,7 +11,16 @@ from tamis.kv.methods import recipe_of
 from tamis.ops.kv_quantize import page_layout
 from tamis.policy import kv_budget, kv_edit, kv_layout, kv_lowrank, kv_score
 from tamis.policy.kv_layout import AShape, LocalStride, SinkWindow, VerticalSlash
-from tamis.policy.kv_recipe import Classes, Evict, KvRecipe, LowRank, Merge, Pattern, Probes
+from tamis.policy.kv_recipe import (
+    Classes,
+    Evict,
+    KvContext,
+    KvRecipe,
+    LowRank,
+    Merge,
+    Pattern,
+    Probes,
+)
 from tamis.policy.kv_tiers import Tiers, plan_tiers, simulate
 
 SMALL = Pattern(LocalStride(local=2, stride=4, block=16))
@@ -129,6 +138,30 @@ def test_tokens_that_are_the_same_merge_without_loss():
     torch.testing.assert_close(merged[stays], v[0, 0], rtol=0, atol=1e-6)
     torch.testing.assert_close(mass[stays], torch.full((60,), 2.0).log())
     assert bool((mass[~stays] == 0).all())
+
+
+def test_the_operator_merges_as_the_policy_does():
+    q, k, v = problem(150, b=2)
+    k[:, :, 70:100] = k[:, :, 40:70] + 0.1 * torch.randn(2, 2, 30, 64)
+    v[:, :, 70:100] = v[:, :, 40:70] + 0.1 * torch.randn(2, 2, 30, 64)
+    evict = replace(recipe_of("ems").evict, merge=Merge(above=0.02, candidates=9.0))
+    store = filled(KvRecipe(evict=evict), q, k, v, budget=64)
+    mass = kv_score.attention_mass(q, k, 0.125, torch.ones(2, 2, 150, dtype=torch.bool))
+    local = kv_score.attention_mass(q[:, :, -32:], k, 0.125, torch.ones(2, 2, 150).bool())
+    places = torch.arange(150).expand(2, 2, 150)
+    score = kv_score.GlobalLocal(5)(KvContext(k, places, mass, local))
+    keep = kv_budget.shared_tokens(score, 64, floor=0.2, recent=32)
+    for i in range(2):
+        held_v, bias = (store.past.rows[x].view[i, 0] for x in ("pool_values", "bias"))
+        for head in range(2):
+            stays = keep[i, head]
+            wanted, mass = kv_edit.merge_values(
+                k[i, head], v[i, head], score[i, head], stays, ~stays, above=0.02
+            )
+            begin, end = (int(store.past.rows[x].view[i, head]) for x in ("begin", "end"))
+            torch.testing.assert_close(held_v[begin:end], wanted[stays], rtol=0, atol=1e-5)
+            torch.testing.assert_close(bias[begin:end], mass[stays], rtol=0, atol=1e-5)
+        assert float(bias.max()) > 0.1
 
 
 # Two classes.
@@ -370,6 +403,26 @@ def test_landmarks_find_the_needle():
     fresh.settle(q.expand(-1, -1, 2, -1))
     wanted = v[:, :, 200:208].mean(2)
     torch.testing.assert_close(fresh.attend(q)[:, ::2, 0], wanted, rtol=0, atol=0.05)
+
+
+def test_a_window_leaves_padding_out():
+    """A sequence with fewer tokens than a step reads, beside one with more."""
+    q, k, v = problem(100, b=2)
+    pad = torch.tensor([0, 70])
+    k[1, :, :70], q[1, :, :70] = 20, 20
+    both = kv.KvStore(recipe_of("alisa"), budget=40)
+    alone = kv.KvStore(recipe_of("alisa"), budget=40)
+    for t in range(90, 101):
+        at = slice(0, 90) if t == 90 else slice(t - 1, t)
+        both.append(k[:, :, at], v[:, :, at])
+        lone = slice(max(at.start, 70), at.stop)
+        alone.append(k[1:, :, lone], v[1:, :, lone])
+        if t > 90:
+            out = both.attend(q[:, :, at], pad=pad)[1:]
+            wanted = alone.attend(q[1:, :, lone])
+            torch.testing.assert_close(out, wanted, rtol=0, atol=1e-5)
+        both.settle(q[:, :, at], pad=pad)
+        alone.settle(q[1:, :, lone])
 
 
 # Placement.

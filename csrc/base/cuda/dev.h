@@ -21,6 +21,16 @@ namespace tamis::dev {
 struct alignas(16) Word4 {  // loaded and stored whole
   uint32_t x, y, z, w;
 };
+struct alignas(8) Word2 {
+  uint32_t x, y;
+};
+
+// Whether this machine code has bulk copies.
+#if __CUDA_ARCH__ >= 900
+inline constexpr bool kBulkCopies = true;
+#else
+inline constexpr bool kBulkCopies = false;
+#endif
 
 TAMIS_DEVICE uint32_t thread_index() {
   return threadIdx.x;
@@ -73,6 +83,17 @@ TAMIS_DEVICE void store_shared(uint32_t at, T value) {
 }
 TAMIS_DEVICE uint32_t shared_address(uint32_t at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared)) + at;
+}
+
+// Four matrices of 8 rows of 16 bytes; lane 8j + r says where row r of matrix j lies. Lane 4g + t
+// gets elements 2t and 2t + 1 of row g of each.
+TAMIS_DEVICE Word4 load_matrices(uint32_t at) {
+  Word4 out;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+               : "r"(shared_address(at))
+               : "memory");
+  return out;
 }
 
 // ---- cp.async: 16 bytes per thread, of which `valid` are read and the others become zero
@@ -128,16 +149,49 @@ TAMIS_DEVICE void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint3
       : "memory");
 }
 
+TAMIS_DEVICE uint32_t add_shared(uint32_t at, uint32_t value) {
+  return atomicAdd(reinterpret_cast<uint32_t*>(dynamic_shared + at), value);
+}
+// Adds one; nobody waits for it.
+TAMIS_DEVICE void count_shared(uint32_t at) {
+  atomicAdd(reinterpret_cast<uint32_t*>(dynamic_shared + at), 1u);
+}
+
 // ---- global memory
 
 template <class T>
 TAMIS_DEVICE T load_global(const T* from) {
   return __ldg(from);
 }
+TAMIS_DEVICE Word2 load_global(const Word2* from) {
+  const uint2 v = __ldg(reinterpret_cast<const uint2*>(from));
+  return {v.x, v.y};
+}
+TAMIS_DEVICE Word4 load_global(const Word4* from) {
+  const uint4 v = __ldg(reinterpret_cast<const uint4*>(from));
+  return {v.x, v.y, v.z, v.w};
+}
+// The same past the L1 cache, in this place of the program: for streams that are read once.
+TAMIS_DEVICE uint32_t load_stream(const uint32_t* from) {
+  uint32_t v;
+  asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(from));
+  return v;
+}
+TAMIS_DEVICE Word4 load_stream(const Word4* from) {
+  Word4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
+  return v;
+}
 // What another block wrote before a fence.
 template <class T>
 TAMIS_DEVICE T load_volatile(const T* from) {
   return __ldcg(from);
+}
+// Towards the L2 cache, soon to be read.
+TAMIS_DEVICE void prefetch(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 TAMIS_DEVICE uint32_t atomic_add(uint32_t* to, uint32_t value) {
   return atomicAdd(to, value);
@@ -147,6 +201,12 @@ TAMIS_DEVICE uint32_t atomic_add(uint32_t* to, uint32_t value) {
 
 TAMIS_DEVICE uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
   return __byte_perm(a, b, selector);
+}
+// a & mask | bits in one instruction, its constants in registers.
+TAMIS_DEVICE uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) {
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(a), "r"(mask), "r"(bits));
+  return out;
 }
 // value + that of the lane `distance` below; lanes without one keep theirs. Steps 1, 2, 4, 8, 16
 // make an inclusive prefix sum. The predicate of SHFL saves a comparison.
@@ -161,6 +221,31 @@ TAMIS_DEVICE uint32_t prefix_step(uint32_t value, int distance) {
       : "+r"(value)
       : "r"(distance));
   return value;
+}
+
+// The value of the lane whose number differs in the bits of `mask`.
+TAMIS_DEVICE float shuffle_xor(float value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+TAMIS_DEVICE int32_t shuffle(int32_t value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
+// Bit i: what lane i says.
+TAMIS_DEVICE uint32_t ballot(bool mine) {
+  return __ballot_sync(0xffffffffu, mine);
+}
+TAMIS_DEVICE int popcount(uint32_t bits) {
+  return __popc(bits);
+}
+// sum + the products of four signed bytes of each.
+TAMIS_DEVICE int32_t dot_bytes(uint32_t a, uint32_t b, int32_t sum) {
+  return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), sum);
+}
+// 8 x 8 elements of 16 bits, two neighbours of row g = lane / 4 in each lane, transposed.
+TAMIS_DEVICE uint32_t transpose(uint32_t pair) {
+  uint32_t out;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+  return out;
 }
 
 // ---- tensor cores: c += a * b for fragments of m16n8k16
@@ -178,6 +263,87 @@ TAMIS_DEVICE void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, ui
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same for m16n8k32 with two of every four elements of a row of `a` kept. places: two bits for
+// each kept element, which of its four it is; lanes 4g + 2 kSelector and the next give those of the
+// first and second eight of rows g (low half) and g + 8.
+template <int kSelector>
+TAMIS_DEVICE void mma_sparse_bf16(float (&c)[4], const Word4& a, const Word4& b, uint32_t places) {
+  asm volatile(
+      "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9,%10,%11}, {%0,%1,%2,%3}, %12, %13;"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w), "r"(places),
+        "n"(kSelector));
+}
+template <int kSelector>
+TAMIS_DEVICE void mma_sparse_f16(float (&c)[4], const Word4& a, const Word4& b, uint32_t places) {
+  asm volatile(
+      "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9,%10,%11}, {%0,%1,%2,%3}, %12, %13;"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w), "r"(places),
+        "n"(kSelector));
+}
+
+// ---- pairs of f16
+
+TAMIS_DEVICE uint32_t mul_f16x2(uint32_t a, uint32_t b) {
+  uint32_t out;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  return out;
+}
+TAMIS_DEVICE uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+}
+
+// The same of bf16.
+TAMIS_DEVICE uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+}
+
+// ---- f32
+
+TAMIS_DEVICE float exp2(float x) {  // within 2 units in the last place; 0 for -inf
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+TAMIS_DEVICE float max(float a, float b) {  // the other one of a NaN
+  return ::fmaxf(a, b);
+}
+TAMIS_DEVICE float log2(float x) {
+  return ::log2f(x);
+}
+TAMIS_DEVICE float divide(float a, float b) {  // rounded to nearest
+  return __fdiv_rn(a, b);
+}
+TAMIS_DEVICE float fma(float a, float b, float c) {
+  return __fmaf_rn(a, b, c);
+}
+// Products and sums that are not joined into one rounding.
+TAMIS_DEVICE float mul(float a, float b) {
+  return __fmul_rn(a, b);
+}
+TAMIS_DEVICE float add(float a, float b) {
+  return __fadd_rn(a, b);
+}
+TAMIS_DEVICE int32_t to_int(float x) {  // towards 0
+  return __float2int_rz(x);
+}
+TAMIS_DEVICE int32_t round_to_int(float x) {  // to even
+  return __float2int_rn(x);
+}
+TAMIS_DEVICE uint32_t bits_of(float x) {
+  return __float_as_uint(x);
+}
+TAMIS_DEVICE float float_of(uint32_t bits) {
+  return __uint_as_float(bits);
 }
 
 // ---- 16-bit floats and f32, rounded to nearest even
@@ -199,6 +365,18 @@ TAMIS_DEVICE uint16_t f32_to_f16(float f) {
   uint16_t h;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
   return h;
+}
+
+// Two f32 as a pair, `low` in the low half.
+TAMIS_DEVICE uint32_t pack_f16(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+TAMIS_DEVICE uint32_t pack_bf16(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
 }
 
 }  // namespace tamis::dev

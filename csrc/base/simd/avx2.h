@@ -32,6 +32,12 @@ TAMIS_INLINE F32 mul(F32 a, F32 b) {
 TAMIS_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return _mm256_fmadd_ps(a, b, c);
 }
+// R neighbouring numbers to multiply vectors by.
+template <int R>
+struct Scalars {
+  const float* p;
+  TAMIS_INLINE F32 fma(int r, F32 x, F32 c) const { return avx2::fma(splat(p[r]), x, c); }
+};
 TAMIS_INLINE float sum(F32 v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));

@@ -35,6 +35,12 @@ TAMIS_INLINE F32 mul(F32 a, F32 b) {
 TAMIS_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return _mm512_fmadd_ps(a, b, c);
 }
+// R neighbouring numbers to multiply vectors by.
+template <int R>
+struct Scalars {
+  const float* p;
+  TAMIS_INLINE F32 fma(int r, F32 x, F32 c) const { return avx512::fma(splat(p[r]), x, c); }
+};
 TAMIS_INLINE float sum(F32 v) {
   return _mm512_reduce_add_ps(v);
 }

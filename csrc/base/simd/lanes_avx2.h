@@ -24,6 +24,9 @@ TAMIS_INLINE F32 div(F32 a, F32 b) {
 TAMIS_INLINE F32 max(F32 a, F32 b) {
   return _mm256_max_ps(a, b);
 }
+TAMIS_INLINE F32 min(F32 a, F32 b) {
+  return _mm256_min_ps(a, b);
+}
 TAMIS_INLINE float max_of(F32 v) {
   __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));

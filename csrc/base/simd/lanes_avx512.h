@@ -24,6 +24,9 @@ TAMIS_INLINE F32 div(F32 a, F32 b) {
 TAMIS_INLINE F32 max(F32 a, F32 b) {
   return _mm512_max_ps(a, b);
 }
+TAMIS_INLINE F32 min(F32 a, F32 b) {
+  return _mm512_min_ps(a, b);
+}
 TAMIS_INLINE float max_of(F32 v) {
   return _mm512_reduce_max_ps(v);
 }

@@ -30,6 +30,12 @@ TAMIS_INLINE float32x4_t max4(float32x4_t a, float32x4_t b) {
 TAMIS_INLINE F32 max(F32 a, F32 b) {
   return {max4(a.low, b.low), max4(a.high, b.high)};
 }
+TAMIS_INLINE float32x4_t min4(float32x4_t a, float32x4_t b) {
+  return vbslq_f32(vcltq_f32(a, b), a, b);
+}
+TAMIS_INLINE F32 min(F32 a, F32 b) {
+  return {min4(a.low, b.low), min4(a.high, b.high)};
+}
 TAMIS_INLINE float max_of(F32 v) {
   return vmaxnmvq_f32(max4(v.low, v.high));
 }

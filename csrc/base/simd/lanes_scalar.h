@@ -21,6 +21,11 @@ TAMIS_INLINE F32 add(F32 a, F32 b) {
 TAMIS_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return a * b + c;
 }
+template <int R>
+struct Scalars {
+  const float* p;
+  TAMIS_INLINE F32 fma(int r, F32 x, F32 c) const { return p[r] * x + c; }
+};
 TAMIS_INLINE float sum(F32 v) {
   return v;
 }
@@ -64,6 +69,9 @@ TAMIS_INLINE F32 div(F32 a, F32 b) {
 }
 TAMIS_INLINE F32 max(F32 a, F32 b) {
   return a > b ? a : b;
+}
+TAMIS_INLINE F32 min(F32 a, F32 b) {
+  return a < b ? a : b;
 }
 TAMIS_INLINE float max_of(F32 v) {
   return v;

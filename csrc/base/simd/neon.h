@@ -36,6 +36,41 @@ TAMIS_INLINE F32 mul(F32 a, F32 b) {
 TAMIS_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
 }
+template <int R>
+struct Scalars;
+template <>
+struct Scalars<1> {
+  float32x4_t lane;
+  // GCC would take ld1r, which needs a port of fmla as well.
+  TAMIS_INLINE explicit Scalars(const float* p) { asm("ldr %s0, %1" : "=w"(lane) : "m"(*p)); }
+  TAMIS_INLINE F32 fma(int /*r*/, F32 x, F32 c) const {
+    return {vfmaq_laneq_f32(c.low, x.low, lane, 0), vfmaq_laneq_f32(c.high, x.high, lane, 0)};
+  }
+};
+// R neighbouring numbers to multiply vectors by: fmla takes a lane, which costs no load of its own.
+template <int R>
+struct Scalars {
+  float32x4_t lanes[R > 4 ? R / 4 : 1];
+  TAMIS_INLINE explicit Scalars(const float* p) {
+    for (int i = 0; i < R / 4; ++i) lanes[i] = vld1q_f32(p + 4 * i);
+    if (R == 2) lanes[0] = vcombine_f32(vld1_f32(p), vdup_n_f32(0.0f));
+  }
+  TAMIS_INLINE static float32x4_t by(float32x4_t c, float32x4_t x, float32x4_t w, int lane) {
+    switch (lane) {
+      case 0:
+        return vfmaq_laneq_f32(c, x, w, 0);
+      case 1:
+        return vfmaq_laneq_f32(c, x, w, 1);
+      case 2:
+        return vfmaq_laneq_f32(c, x, w, 2);
+      default:
+        return vfmaq_laneq_f32(c, x, w, 3);
+    }
+  }
+  TAMIS_INLINE F32 fma(int r, F32 x, F32 c) const {
+    return {by(c.low, x.low, lanes[r / 4], r % 4), by(c.high, x.high, lanes[r / 4], r % 4)};
+  }
+};
 TAMIS_INLINE float sum(F32 v) {
   return vaddvq_f32(vaddq_f32(v.low, v.high));
 }
@@ -180,29 +215,61 @@ TAMIS_INLINE F32 expand(uint32_t bits, const T* p) {
   return spread(bits, copy.element);
 }
 
-// Four lanes, then zeros.
+// Four lanes, then zeros; or eight.
 TAMIS_INLINE F32 join(const float32x4_t (&q)[1]) {
   return {q[0], vdupq_n_f32(0.0f)};
+}
+TAMIS_INLINE F32 join(const float32x4_t (&q)[2]) {
+  return {q[0], q[1]};
 }
 
 // x[indices[i]], kLanes of them; or the first n <= kLanes, zero after them.
 template <class T>
-TAMIS_INLINE F32 gather(const T* x, const int32_t* indices, int n = kLanes) {
+TAMIS_INLINE F32 gather(const T* x, const int32_t* indices, int n) {
   Copy<T> copy(x, 0);
   for (int i = 0; i < n; ++i) copy.element[i] = x[indices[i]];
   return load(copy.element);
 }
-TAMIS_INLINE F32 gather(const float* x, const int32_t* indices) {
+// x[index(i)] of 8 lanes, loaded into them: going through memory, a wide load would wait for eight
+// narrow stores.
+template <class Index>
+TAMIS_INLINE F32 pick(const float* x, const Index& index) {
   F32 v = zero();
-  v.low = vld1q_lane_f32(x + indices[0], v.low, 0);
-  v.high = vld1q_lane_f32(x + indices[4], v.high, 0);
-  v.low = vld1q_lane_f32(x + indices[1], v.low, 1);
-  v.high = vld1q_lane_f32(x + indices[5], v.high, 1);
-  v.low = vld1q_lane_f32(x + indices[2], v.low, 2);
-  v.high = vld1q_lane_f32(x + indices[6], v.high, 2);
-  v.low = vld1q_lane_f32(x + indices[3], v.low, 3);
-  v.high = vld1q_lane_f32(x + indices[7], v.high, 3);
+  v.low = vld1q_lane_f32(x + index(0), v.low, 0);
+  v.high = vld1q_lane_f32(x + index(4), v.high, 0);
+  v.low = vld1q_lane_f32(x + index(1), v.low, 1);
+  v.high = vld1q_lane_f32(x + index(5), v.high, 1);
+  v.low = vld1q_lane_f32(x + index(2), v.low, 2);
+  v.high = vld1q_lane_f32(x + index(6), v.high, 2);
+  v.low = vld1q_lane_f32(x + index(3), v.low, 3);
+  v.high = vld1q_lane_f32(x + index(7), v.high, 3);
   return v;
+}
+// Two halves of four, so that no chain is longer.
+template <class Index>
+TAMIS_INLINE uint16x8_t pick_halves(const uint16_t* x, const Index& index) {
+  uint16x4_t low = vdup_n_u16(0), high = vdup_n_u16(0);
+  low = vld1_lane_u16(x + index(0), low, 0);
+  high = vld1_lane_u16(x + index(4), high, 0);
+  low = vld1_lane_u16(x + index(1), low, 1);
+  high = vld1_lane_u16(x + index(5), high, 1);
+  low = vld1_lane_u16(x + index(2), low, 2);
+  high = vld1_lane_u16(x + index(6), high, 2);
+  low = vld1_lane_u16(x + index(3), low, 3);
+  high = vld1_lane_u16(x + index(7), high, 3);
+  return vcombine_u16(low, high);
+}
+template <class Index>
+TAMIS_INLINE F32 pick(const BF16* x, const Index& index) {
+  return widen_bf16(pick_halves(&x->bits, index));
+}
+template <class Index>
+TAMIS_INLINE F32 pick(const F16* x, const Index& index) {
+  return widen_f16(pick_halves(&x->bits, index));
+}
+template <class T>
+TAMIS_INLINE F32 gather(const T* x, const int32_t* indices) {
+  return pick(x, [indices](int i) __attribute__((always_inline)) { return indices[i]; });
 }
 
 TAMIS_INLINE float to_f32(float v) {

@@ -66,8 +66,10 @@ std::vector<double> scores(const KvUnits& u, int64_t batch, int64_t g, const std
 }
 
 std::vector<float> row(DType type, const void* q, int64_t i, int64_t d) {
-  std::vector<float> out;
-  for (int64_t c = 0; c < d; ++c) out.push_back(static_cast<float>(element(type, q, i * d + c)));
+  std::vector<float> out(static_cast<size_t>(d));
+  for (int64_t c = 0; c < d; ++c) {
+    out[static_cast<size_t>(c)] = static_cast<float>(element(type, q, i * d + c));
+  }
   return out;
 }
 

@@ -31,6 +31,21 @@ struct FloatCodes {
   static TAMIS_INLINE void put(lanes::F32 v, Factor* out) { lanes::store(v, out); }
 };
 
+// sum + q * (min + middle * step): what q adds beside its products with codes less `middle`. A unit
+// whose middle lies outside its codes says how it rounds q * step, so that the error of rounding
+// meets codes less the centre of their range, as it does where that is the middle.
+template <class Unit, int kBits>
+TAMIS_INLINE lanes::F32 beside(lanes::F32 q, lanes::F32 step, lanes::F32 min, lanes::F32 sum) {
+  constexpr float kMiddle = Unit::template kMiddle<kBits>;
+  if constexpr (requires { Unit::kept(step); }) {
+    constexpr float kCentre = 0.5f * ((1 << kBits) - 1);
+    const lanes::F32 kept = Unit::kept(lanes::mul(q, step));
+    sum = simd::fma(kept, lanes::splat(kMiddle - kCentre), sum);
+    return simd::fma(q, simd::fma(lanes::splat(kCentre), step, min), sum);
+  }
+  return simd::fma(q, simd::fma(lanes::splat(kMiddle), step, min), sum);
+}
+
 template <class Unit>
 struct PageScratch {
   alignas(64) typename Unit::Factor keys[kMaxRows][kKvMaxHeadDim];
@@ -114,16 +129,15 @@ TAMIS_INLINE void page_scores(const AttentionPart& a, const uint8_t* record,
   const F16* min = halves(record, layout.key_min());
   lanes::F32 constant[R];
   for (int r = 0; r < R; ++r) constant[r] = simd::zero();
-  const lanes::F32 middle = lanes::splat(Unit::template kMiddle<kBits>);
   for (int64_t c = 0; c < d; c += simd::kLanes) {
     const lanes::F32 step = simd::load(scale + c);
     prefetch(bytes_at(scale + c) + scratch->ahead);
     prefetch(bytes_at(min + c) + scratch->ahead);
-    const lanes::F32 centre = simd::fma(middle, step, simd::load(min + c));
+    const lanes::F32 least = simd::load(min + c);
     for (int r = 0; r < R; ++r) {
       const lanes::F32 q = simd::load(a.q + r * d + c);
       Unit::put(lanes::mul(q, step), scratch->keys[r] + c);
-      constant[r] = simd::fma(q, centre, constant[r]);
+      constant[r] = beside<Unit, kBits>(q, step, least, constant[r]);
     }
   }
   float constants[R];
@@ -169,7 +183,6 @@ template <class Unit, int kBits, int R>
 TAMIS_INLINE void weigh_page(const AttentionPart& a, const uint8_t* record, const Tile& tile,
                              PageScratch<Unit>* scratch, AttentionState* s) {
   const KvPageLayout& layout = a.segment->layout;
-  const lanes::F32 middle = lanes::splat(Unit::template kMiddle<kBits>);
   for (int64_t g = 0; g < layout.groups(); ++g) {
     const F16* scale = halves(record, layout.value_scale()) + g * layout.tokens;
     const F16* min = halves(record, layout.value_min()) + g * layout.tokens;
@@ -177,12 +190,12 @@ TAMIS_INLINE void weigh_page(const AttentionPart& a, const uint8_t* record, cons
       const lanes::F32 step = simd::load(scale + t);
       prefetch(bytes_at(scale + t) + scratch->ahead);
       prefetch(bytes_at(min + t) + scratch->ahead);
-      const lanes::F32 centre = simd::fma(middle, step, simd::load(min + t));
+      const lanes::F32 least = simd::load(min + t);
       for (int r = 0; r < R; ++r) {
         const lanes::F32 p = simd::load(tile.p[r] + t);
         Unit::put(lanes::mul(p, step), scratch->values[r][g] + t);
         float* offset = scratch->offset[r][g];
-        lanes::store(simd::fma(p, centre, simd::load(offset)), offset);
+        lanes::store(beside<Unit, kBits>(p, step, least, simd::load(offset)), offset);
       }
     }
   }

@@ -109,6 +109,34 @@ struct Tile {
     }
   }
 
+  // A whole word, for steps that know where each one's values begin before the first.
+  TAMIS_INLINE void whole(const uint64_t (&bits)[R]) {
+    if constexpr (requires { typename Step::Starts; }) {
+      typename Step::Starts starts[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) starts[r] = typename Step::Starts(bits[r]);
+#pragma GCC unroll 8
+      for (int s = 0; s < kSteps; ++s) {
+        typename Step::Tokens tokens[M];
+#pragma GCC unroll 8
+        for (int t = 0; t < M; ++t) tokens[t] = Step::load(x + t * x_stride + s * kColumns);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const auto weights = Step::expand_at(bits[r], s, starts[r], values[r]);
+#pragma GCC unroll 8
+          for (int t = 0; t < M; ++t) {
+            sum[r][t][s % kChains] = Step::dot(sum[r][t][s % kChains], weights, tokens[t]);
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) values[r] += starts[r].count;
+    } else {
+#pragma GCC unroll 8
+      for (int s = 0; s < kSteps; ++s) step<false>(s, bits);
+    }
+  }
+
   TAMIS_INLINE void fetch(int64_t word) {
     for (int64_t b = 0; b < word_bytes; b += 64) __builtin_prefetch(next_values + b, 0, kToL2);
     next_values += word_bytes;
@@ -132,8 +160,7 @@ struct Tile {
         for (int s = 0; s < kSteps; ++s) step<true>(s, bits);
         continue;
       }
-#pragma GCC unroll 8
-      for (int s = 0; s < kSteps; ++s) step<false>(s, bits);
+      whole(bits);
     }
     columns -= full * 64;
     if (columns == 0) return;

@@ -69,6 +69,8 @@ struct ExpandBytes {
     }
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
+      // Else GCC takes the fields of four words first, into more registers than there are.
+      __asm__ volatile("" ::: "memory");
       int8x8_t low[R], high[R];
 #pragma GCC unroll 2
       for (int i = 0; i < R; ++i) {
@@ -142,7 +144,7 @@ void prepare_codes(const SpmmArgs& a, void* prepared, int part, int parts) {
   }
 }
 
-int64_t codes_bytes(const SpmmArgs& a) {
+TAMIS_INLINE int64_t codes_bytes(const SpmmArgs& a) {
   return XCodes<int8_t>(a, nullptr).bytes;
 }
 

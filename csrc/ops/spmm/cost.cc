@@ -15,12 +15,15 @@ struct Line {
   SpmmCost cost;
 };
 
-constexpr Line kLines[] = {
 #define TAMIS_COST(name, word, word_token, value, value_token, row, row_token, x) \
   {#name, {word, word_token, value, value_token, row, row_token, x}},
+constexpr Line kZen4[] = {
 #include "ops/spmm/costs.def"
-#undef TAMIS_COST
 };
+constexpr Line kEmeraldRapids[] = {
+#include "ops/spmm/costs_amx.def"
+};
+#undef TAMIS_COST
 
 // Every portable kernel visits stored values one by one.
 constexpr SpmmCost kScalar{.word = 0,
@@ -31,15 +34,20 @@ constexpr SpmmCost kScalar{.word = 0,
                            .row_token = 0,
                            .x = 0};
 
-// Constants in the order of spmm_kernels(), so that a row finds its own by its position.
-std::vector<const SpmmCost*> by_row() {
+const SpmmCost* line_of(const SpmmRow& row, std::span<const Line> lines) {
+  const auto line = std::find_if(lines.begin(), lines.end(),
+                                 [&](const Line& a) { return std::strcmp(a.name, row.name) == 0; });
+  return line != lines.end() ? &line->cost : nullptr;
+}
+
+// Constants in the order of spmm_kernels(), so that a row finds its own by its position. What was
+// not fitted on Emerald Rapids has the constants of Zen 4.
+std::vector<const SpmmCost*> by_row(bool amx) {
   std::vector<const SpmmCost*> found;
   for (const SpmmRow& row : spmm_kernels()) {
-    const auto* line = std::find_if(std::begin(kLines), std::end(kLines), [&](const Line& a) {
-      return std::strcmp(a.name, row.name) == 0;
-    });
-    const bool known = line != std::end(kLines);
-    found.push_back(known ? &line->cost : row.isa == isa::scalar ? &kScalar : nullptr);
+    const SpmmCost* cost = amx ? line_of(row, kEmeraldRapids) : nullptr;
+    if (!cost) cost = line_of(row, kZen4);
+    found.push_back(cost ? cost : row.isa == isa::scalar ? &kScalar : nullptr);
   }
   return found;
 }
@@ -58,13 +66,13 @@ double real(int64_t v) {
 
 }  // namespace
 
-const SpmmCost* spmm_cost(const SpmmRow& row) {
-  static const std::vector<const SpmmCost*> costs = by_row();
-  return costs[position(row)];
+const SpmmCost* spmm_cost(const SpmmRow& row, IsaBits isa) {
+  static const std::vector<const SpmmCost*> zen4 = by_row(false), emerald_rapids = by_row(true);
+  return ((isa & isa::amx) == isa::amx ? emerald_rapids : zen4)[position(row)];
 }
 
 double stored_bytes(const SpmmDesc& d) {
-  const double values = real(d.nnz * size_of(d.w_dtype));
+  const double values = real(value_elements(d.w_dtype, d.nnz) * size_of(d.w_dtype));
   const double scales = d.w_dtype == DType::i8 ? 4 * real(d.n) : 0;
   const double mask = 8 * real(d.n * mask_words(d.k)), offsets = 8 * real(d.n + 1);
   switch (d.format) {
@@ -81,6 +89,10 @@ double stored_bytes(const SpmmDesc& d) {
       return values + scales + 4 * real(d.nnz / area) +
              8 * real(d.n / std::max(d.block_rows, 1) + 1);
     }
+    case Format::groupq: {
+      const int64_t size = std::max<int64_t>(d.group_size, 1);
+      return values + 4 * real(d.nnz / size) + 8 * real(d.n * mask_words(d.k / size)) + offsets;
+    }
   }
   return values;
 }
@@ -95,7 +107,7 @@ double compute_ns(const SpmmDesc& d, const SpmmRow& row, const SpmmCost& c) {
 
 double predict_spmm(const SpmmDesc& desc, const SpmmRow& row, const Machine& machine, double scale,
                     int threads) {
-  const SpmmCost* cost = spmm_cost(row);
+  const SpmmCost* cost = spmm_cost(row, machine.isa);
   if (!cost) return -1;
   threads = useful_threads(desc, row, threads);
   const double compute =

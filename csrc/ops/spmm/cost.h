@@ -5,8 +5,9 @@
 //   memory  = (stored bytes + bytes of x and y) / weight rate of the threads in use + n * 5 ns
 //   time    = (compute^3 + memory^3)^(1/3), compute shared by the threads, plus forks and a call
 //
-// words = n * ceil(k / 64). The constants of each kernel stand in costs.def, in ns on the reference
-// machine, fitted by bench/cost.py to times in cache; `scale` carries them to another machine. The
+// words = n * ceil(k / 64). The constants of each kernel stand in costs.def, and for hosts with AMX
+// in costs_amx.def, in ns on the reference machine, fitted by bench/cost.py to times in cache;
+// `scale` carries them to another machine. The
 // cubes say that computing and reading overlap, though less well where they take equally long.
 #pragma once
 
@@ -24,13 +25,13 @@ struct SpmmCost {
   double word, word_token, value, value_token, row, row_token, x;
 };
 
-// One line of costs.def; null if it has none.
-const SpmmCost* spmm_cost(const SpmmRow& row);
+// A kernel's constants on the reference machine of this instruction set; null if it has none.
+const SpmmCost* spmm_cost(const SpmmRow& row, IsaBits isa);
 
 // Bytes of all arrays of such a matrix.
 double stored_bytes(const SpmmDesc& desc);
 
-// ns that the kernel computes on one thread of the reference machine. Needs: spmm_cost(row).
+// ns that the kernel computes on one thread of the reference machine. Needs: spmm_cost(row, isa).
 double compute_ns(const SpmmDesc& desc, const SpmmRow& row, const SpmmCost& cost);
 
 // ns of a whole call whose weights come from memory, on `threads` threads; negative if the kernel

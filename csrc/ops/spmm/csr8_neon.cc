@@ -1,4 +1,4 @@
-// csr8 on NEON: 8 values per step, the inputs of a word picked from L1 lane by lane.
+// csr8 on NEON: 8 values per step, the inputs of a word loaded from L1 lane by lane.
 #include "base/simd/neon.h"
 #include "ops/spmm/csr8-inl.h"
 #include "ops/spmm/kernels.h"
@@ -34,10 +34,7 @@ struct PickLanes {
     return c;
   }
   static TAMIS_INLINE simd::F32 pick(Chunk x, const Columns& c) {
-    alignas(32) X picked[kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes; ++i) picked[i] = x[c.at[i] & 63];
-    return simd::load(picked);
+    return simd::pick(x, [&c](int i) __attribute__((always_inline)) { return c.at[i] & 63; });
   }
   static TAMIS_INLINE simd::F32 dot(simd::F32 sum, simd::F32 w, simd::F32 x) {
     return simd::fma(w, x, sum);

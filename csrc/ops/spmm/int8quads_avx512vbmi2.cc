@@ -16,6 +16,7 @@
 #include "ops/spmm/codes-inl.h"
 #include "ops/spmm/codes_avx512vbmi2.h"
 #include "ops/spmm/kernels.h"
+#include "ops/spmm/quads_avx512vbmi2.h"
 
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12, its own intrinsics
 
@@ -23,103 +24,11 @@ namespace tamis {
 namespace {
 
 constexpr int kRows = 24;
-constexpr int kLanes = 16;  // tokens in a panel
+constexpr int kLanes = kQuadTokens;
 constexpr int kPanels = 8;  // panels per expansion
-
-// The prepared x; a panel is 16 tokens.
-struct XQuads {
-  int8_t* codes;    // [steps, panels, kStepColumns / 4, 16, 4]
-  int32_t* starts;  // [chunks, panels, 16]
-  float* steps;     // [steps, panels, 16]
-  int64_t panels, bytes;
-
-  TAMIS_INLINE XQuads(const SpmmArgs& a, void* prepared) : panels(ceil_div(a.m, kLanes)) {
-    const int64_t code_bytes = step_count(a.w) * panels * kStepColumns * kLanes;
-    const int64_t start_bytes = chunk_limit(a.w) * panels * 64;
-    codes = static_cast<int8_t*>(prepared);
-    starts = reinterpret_cast<int32_t*>(codes + code_bytes);
-    steps = reinterpret_cast<float*>(codes + code_bytes + start_bytes);
-    bytes = code_bytes + start_bytes + step_count(a.w) * panels * 64;
-  }
-  TAMIS_INLINE int8_t* at(int64_t step, int64_t panel) const {
-    return codes + (step * panels + panel) * kStepColumns * kLanes;
-  }
-};
 
 int64_t quads_bytes(const SpmmArgs& a) {
   return XQuads(a, nullptr).bytes;
-}
-
-// 16 vectors of 16 dwords, transposed in place: 4x4 blocks within lanes, then lanes.
-TAMIS_INLINE void transpose(__m512i (&v)[16]) {
-  __m512i q[16];
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    const __m512i ab = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-    const __m512i ab2 = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-    const __m512i cd = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]);
-    const __m512i cd2 = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
-    q[i] = _mm512_unpacklo_epi64(ab, cd);
-    q[i + 1] = _mm512_unpackhi_epi64(ab, cd);
-    q[i + 2] = _mm512_unpacklo_epi64(ab2, cd2);
-    q[i + 3] = _mm512_unpackhi_epi64(ab2, cd2);
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const __m512i low02 = _mm512_shuffle_i32x4(q[j], q[j + 4], 0x88);
-    const __m512i low13 = _mm512_shuffle_i32x4(q[j], q[j + 4], 0xdd);
-    const __m512i high02 = _mm512_shuffle_i32x4(q[j + 8], q[j + 12], 0x88);
-    const __m512i high13 = _mm512_shuffle_i32x4(q[j + 8], q[j + 12], 0xdd);
-    v[j] = _mm512_shuffle_i32x4(low02, high02, 0x88);
-    v[j + 4] = _mm512_shuffle_i32x4(low13, high13, 0x88);
-    v[j + 8] = _mm512_shuffle_i32x4(low02, high02, 0xdd);
-    v[j + 12] = _mm512_shuffle_i32x4(low13, high13, 0xdd);
-  }
-}
-
-// What sums over words [first, last) of a panel start with.
-TAMIS_INLINE __m512i quads_start(const int8_t* codes, int64_t first, int64_t last) {
-  __m512i sum = _mm512_setzero_si512();
-  for (int64_t q = first * 16; q < last * 16; ++q) {
-    sum = _mm512_dpbusd_epi32(sum, bytes_of(-128), _mm512_load_si512(codes + q * 64));
-  }
-  return _mm512_sub_epi32(_mm512_setzero_si512(), sum);
-}
-
-// Panels [part / parts) of all steps.
-template <class X>
-void prepare_quads(const SpmmArgs& a, void* prepared, int part, int parts) {
-  const XQuads to(a, prepared);
-  const int64_t count = step_count(a.w) * to.panels;
-  for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
-    const int64_t step = i / to.panels, panel = i % to.panels, first = step * kStepColumns;
-    const int64_t n = a.w.cols - first < kStepColumns ? a.w.cols - first : kStepColumns;
-    __m512i codes[kLanes][kStepWords];
-    for (int64_t t = 0; t < kLanes; ++t) {
-      const int64_t token = panel * kLanes + t;
-      float of_token = 0;
-      if (token < a.m) {
-        of_token = quantize(static_cast<const X*>(a.x) + token * a.x_stride + first, n, codes[t]);
-      } else {
-        for (auto& word : codes[t]) word = _mm512_setzero_si512();
-      }
-      to.steps[i * kLanes + t] = of_token;
-    }
-    int8_t* out = to.at(step, panel);
-    for (int64_t w = 0; w < kStepWords; ++w) {
-      __m512i v[kLanes];
-#pragma GCC unroll 16
-      for (int t = 0; t < kLanes; ++t) v[t] = codes[t][w];
-      transpose(v);
-#pragma GCC unroll 16
-      for (int q = 0; q < 16; ++q) _mm512_store_si512(out + (w * 16 + q) * 64, v[q]);
-    }
-    for (Chunks chunk(a.w, first); chunk.begin < first + n; chunk.next()) {
-      _mm512_store_si512(
-          to.starts + (chunk.index * to.panels + panel) * kLanes,
-          quads_start(out, (chunk.begin - first) / 64, ceil_div(chunk.end - first, 64)));
-    }
-  }
 }
 
 struct QuadsTile {

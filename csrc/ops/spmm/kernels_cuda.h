@@ -4,9 +4,9 @@
 #include "ops/spmm/spmm_cuda.h"
 
 namespace tamis {
-#define TAMIS_SPMM_CUDA(w, x, capability, exact)                                      \
-  Status spmm_t16_##w##_##x##_sm##capability(const SpmmCudaArgs&, const SpmmT16Plan&, \
-                                             const CudaDevice&, void* stream);
+#define TAMIS_SPMM_CUDA(format, w, x, capability, exact)                                     \
+  Status spmm_##format##_##w##_##x##_sm##capability(const SpmmCudaArgs&, const SpmmT16Plan&, \
+                                                    const CudaDevice&, void* stream);
 #include "ops/spmm/kernels_cuda.def"
 #undef TAMIS_SPMM_CUDA
 }  // namespace tamis

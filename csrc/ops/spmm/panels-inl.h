@@ -150,6 +150,8 @@ struct Expander {
   int count;          // rows that exist
   int64_t at[kRows];  // next value of each
 
+  // Only to ask for masks and where rows begin.
+  TAMIS_INLINE explicit Expander(const MatrixView& w_of) : w(w_of), row(0), count(0) {}
   TAMIS_INLINE Expander(const MatrixView& w_of, int64_t row_of, int64_t row_end)
       : w(w_of),
         row(row_of),

@@ -7,9 +7,14 @@ namespace tamis {
 namespace {
 
 constexpr SpmmCudaRow kKernels[] = {
-#define TAMIS_SPMM_CUDA(w, x, capability, exact)                                   \
-  {"spmm_t16_" #w "_" #x "_sm" #capability, DType::w, DType::x, capability, exact, \
-   &spmm_t16_##w##_##x##_sm##capability},
+#define TAMIS_SPMM_CUDA(format, w, x, capability, exact) \
+  {"spmm_" #format "_" #w "_" #x "_sm" #capability,      \
+   PackedFormat::format,                                 \
+   DType::w,                                             \
+   DType::x,                                             \
+   capability,                                           \
+   exact,                                                \
+   &spmm_##format##_##w##_##x##_sm##capability},
 #include "ops/spmm/kernels_cuda.def"
 #undef TAMIS_SPMM_CUDA
 };
@@ -25,7 +30,8 @@ Status check(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
                  static_cast<long long>(a.x_stride), static_cast<long long>(a.y_stride),
                  static_cast<long long>(a.w.cols), static_cast<long long>(a.w.rows));
   }
-  if (a.x == nullptr || a.y == nullptr || a.w.records == nullptr || a.w.offsets == nullptr) {
+  if (a.x == nullptr || a.y == nullptr || a.w.records == nullptr ||
+      (a.w.format == PackedFormat::t16 && a.w.offsets == nullptr)) {
     return error(Code::invalid_argument, "spmm: x, y, w: got null, wanted arrays on the device");
   }
   if (a.workspace_bytes < plan.workspace_bytes ||
@@ -43,10 +49,10 @@ std::span<const SpmmCudaRow> spmm_cuda_kernels() {
   return kKernels;
 }
 
-const SpmmCudaRow* choose_spmm_cuda(DType dtype, int32_t capability) {
+const SpmmCudaRow* choose_spmm_cuda(PackedFormat format, DType dtype, int32_t capability) {
   for (const SpmmCudaRow& row : kKernels) {
     const bool runs = row.exact ? capability == row.capability : capability >= row.capability;
-    if (row.w_dtype == dtype && runs) return &row;
+    if (row.format == format && row.w_dtype == dtype && runs) return &row;
   }
   return nullptr;
 }
@@ -54,12 +60,17 @@ const SpmmCudaRow* choose_spmm_cuda(DType dtype, int32_t capability) {
 Status spmm_cuda(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
                  void* stream) {
   TAMIS_RETURN_IF_ERROR(check(a, plan));
-  const SpmmCudaRow* row = choose_spmm_cuda(a.w.dtype, device.capability);
+  const SpmmCudaRow* row = choose_spmm_cuda(a.w.format, a.w.dtype, device.capability);
   if (row == nullptr) {
     return error(Code::no_kernel, "spmm: no kernel takes %s weights on sm_%d", name_of(a.w.dtype),
                  device.capability);
   }
   return row->run(a, plan, device, stream);
+}
+
+Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
+  return w.format == PackedFormat::t16 ? expand_t16_cuda(w, out, out_stride, stream)
+                                       : expand_m24_cuda(w, out, out_stride, stream);
 }
 
 }  // namespace tamis

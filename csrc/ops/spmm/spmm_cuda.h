@@ -5,19 +5,12 @@
 #include <cstdint>
 #include <span>
 
+#include "base/cuda/device.h"
 #include "base/dtype.h"
 #include "base/status.h"
 #include "format/t16.h"
 
 namespace tamis {
-
-// What a plan needs to know of a device.
-struct CudaDevice {
-  int32_t index = 0;
-  int32_t capability = 0;  // 90 for 9.0
-  int32_t sms = 0;
-  int32_t shared_per_sm = 0, shared_per_block = 0;  // bytes, the latter with the opt-in
-};
 
 // x, bias and y have w's dtype and lie on the device, as everything does that w points to. y must
 // not overlap x. Strides in elements.
@@ -58,7 +51,8 @@ using SpmmCudaKernel = Status (*)(const SpmmCudaArgs&, const SpmmT16Plan&, const
 
 // One line of kernels_cuda.def.
 struct SpmmCudaRow {
-  const char* name;  // spmm_t16_<w dtype>_<x dtype>_sm<capability>
+  const char* name;  // spmm_<format>_<w dtype>_<x dtype>_sm<capability>
+  PackedFormat format;
   DType w_dtype, x_dtype;
   int32_t capability;  // least that runs it
   bool exact;          // machine code for that capability alone, without PTX for later ones
@@ -68,7 +62,7 @@ struct SpmmCudaRow {
 std::span<const SpmmCudaRow> spmm_cuda_kernels();
 
 // First row that fits; null if none.
-const SpmmCudaRow* choose_spmm_cuda(DType dtype, int32_t capability);
+const SpmmCudaRow* choose_spmm_cuda(PackedFormat format, DType dtype, int32_t capability);
 
 // Checks the arguments and launches as planned for this m and device, which is current. Does not
 // wait and allocates nothing.
@@ -76,6 +70,8 @@ Status spmm_cuda(const SpmmCudaArgs& args, const SpmmT16Plan& plan, const CudaDe
                  void* stream);
 
 // Writes w densely, out [rows, cols], on the device.
+Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
+Status expand_m24_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 
 }  // namespace tamis

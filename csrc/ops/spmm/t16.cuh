@@ -1,18 +1,19 @@
-// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for up to 64 tokens.  w: t16, bf16 or f16; x, bias, y:
-// the same dtype; accumulates f32 on tensor cores: load as sparse, compute as dense.
-// Tile: a warp turns one record (16 rows x 64 columns) into four m16n8k16 A fragments in registers
+// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for up to 64 tokens.  w: t16 or m24, bf16 or f16; x,
+// bias, y: the same dtype; accumulates f32 on tensor cores: t16 is loaded as sparse and computed as
+// dense, m24 goes to sparse tensor cores as it is. Tile: a warp turns one record (16 rows x 64
+// columns) into four m16n8k16 A fragments in registers, or takes it as two sparse m16n8k32 ones,
 // and multiplies each with kTokenTiles token fragments. Warps of a block share the x columns of
-// their part of k; every warp streams its own records through a ring in shared memory.
-// Reduction: warps of a block that split k add up in shared memory; blocks that split k leave f32
-// partial sums in the workspace and the last one to arrive adds them, always from the first part to
-// the last, so results repeat bit for bit.
-// Needs: tickets zero before the first call; every call leaves them zero. Launched so that it may
-// begin before the kernel before it ends, it needs weights which that kernel did not write.
-// Tail: rows and columns beyond w have no bits; x beyond k is filled with zeros; tokens beyond m
-// repeat the last one and are not written. A pruned weight times Inf or NaN is NaN here.
-// Tried on paper: one 64-bit prefix count per 8x8 tile (SpInfer) is bound by POPC at 124 SM clocks
-// per record; a word and a base shuffled per 8x16 tile takes 72; this order of bits takes neither.
-// After: Xia et al. 2023 (Flash-LLM); Fan et al. 2025 (SpInfer).
+// their part of k; every warp streams its own records, t16 through a ring in shared memory, m24
+// through registers. Reduction: warps of a block that split k add up in shared memory; blocks that
+// split k leave f32 partial sums in the workspace and the last one to arrive adds them, always from
+// the first part to the last, so results repeat bit for bit. Needs: tickets zero before the first
+// call; every call leaves them zero. Launched so that it may begin before the kernel before it
+// ends, it needs weights which that kernel did not write. Tail: rows and columns beyond w have no
+// bits; x beyond k is filled with zeros; tokens beyond m repeat the last one and are not written. A
+// pruned weight times Inf or NaN is NaN here. Tried on paper: one 64-bit prefix count per 8x8 tile
+// (SpInfer) is bound by POPC at 124 SM clocks per record; a word and a base shuffled per 8x16 tile
+// takes 72; this order of bits takes neither. After: Xia et al. 2023 (Flash-LLM); Fan et al. 2025
+// (SpInfer).
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -21,12 +22,15 @@
 
 namespace tamis {
 
-template <DType kTypeOf, int kTokenTilesOf, bool kBulkOf>
+template <PackedFormat kFormatOf, DType kTypeOf, int kTokenTilesOf, bool kBulkOf>
 struct T16Config {
-  static constexpr DType kType = kTypeOf;            // of w, x, bias and y
-  static constexpr int kTokenTiles = kTokenTilesOf;  // of 8 tokens
+  static constexpr PackedFormat kFormat = kFormatOf;  // of the records
+  static constexpr DType kType = kTypeOf;             // of w, x, bias and y
+  static constexpr int kTokenTiles = kTokenTilesOf;   // of 8 tokens
   static constexpr bool kBulk = kBulkOf;  // one bulk copy per record (sm_90), or cp.async
   static constexpr int kAccumulators = 4 * kTokenTiles;  // per lane
+  // m24: records of a warp in registers; with 24 warps an SM, 110 KB are on their way.
+  static constexpr int kDepth = kTokenTiles <= 4 ? 4 : 2;
   static_assert(kType == DType::bf16 || kType == DType::f16, "tensor cores take 16-bit floats");
 };
 
@@ -152,12 +156,12 @@ TAMIS_DEVICE void load_x(const SpmmT16Params& p, int32_t tile_begin, int32_t til
   dev::commit_async();
 }
 
-// c += x of one tile's columns * one record. x_at: the lane's 16 columns of its token in each tile
-// of 8 tokens.
+// c += x of one tile's columns * one record of t16. x_at: the lane's 16 columns of its token in
+// each tile of 8 tokens.
 template <class Config>
-TAMIS_DEVICE void multiply_record(uint32_t record, uint32_t lane,
-                                  const uint32_t (&x_at)[Config::kTokenTiles],
-                                  float (&c)[Config::kTokenTiles][4]) {
+TAMIS_DEVICE void multiply_t16(uint32_t record, uint32_t lane,
+                               const uint32_t (&x_at)[Config::kTokenTiles],
+                               float (&c)[Config::kTokenTiles][4]) {
   const uint32_t word = dev::load_shared<uint32_t>(record + 4 * lane);
   uint32_t at[8];
   first_values(record, word, dev::load_shared<dev::Word4>(record + t16::kWordBytes), at);
@@ -175,6 +179,55 @@ TAMIS_DEVICE void multiply_record(uint32_t record, uint32_t lane,
       const dev::Word4 b = dev::load_shared<dev::Word4>(x_at[t] + 16 * half);
       multiply<Config::kType>(c[t], a[0], b.x, b.y);
       multiply<Config::kType>(c[t], a[1], b.z, b.w);
+    }
+  }
+}
+
+// Records of m24 on their way: straight to registers, as they are as long as each other and lie one
+// after another, and a lane's part of one is what it multiplies.
+template <int kDepthOf>
+struct SparseRecords {
+  static constexpr int kDepth = kDepthOf;
+  const uint8_t* next;
+  int32_t left;  // to be requested
+  uint32_t lane;
+  uint32_t places[kDepth];
+  dev::Word4 first[kDepth], second[kDepth];
+
+  TAMIS_DEVICE SparseRecords(const SpmmT16Params& p, int64_t tile, int32_t count, uint32_t lane_of)
+      : next(p.records + tile * int64_t{m24::kRecordBytes}), left(count), lane(lane_of) {
+#pragma unroll
+    for (int slot = 0; slot < kDepth; ++slot) request(slot);
+  }
+
+  TAMIS_DEVICE void request(int slot) {
+    if (left <= 0) return;  // the same in every lane
+    constexpr int64_t kValues = m24::kPlaceBytes, kStep = m24::kStepBytes;
+    const uint8_t* values = next + kValues + 16 * lane;
+    places[slot] = dev::load_stream(reinterpret_cast<const uint32_t*>(next + 4 * lane));
+    first[slot] = dev::load_stream(reinterpret_cast<const dev::Word4*>(values));
+    second[slot] = dev::load_stream(reinterpret_cast<const dev::Word4*>(values + kStep));
+    next += int64_t{m24::kRecordBytes};
+    --left;
+  }
+};
+
+// c += x of one tile's columns * the record in a slot. x_at: row lane % 8 of matrix lane / 8, four
+// of which are 32 columns of 8 tokens.
+template <class Config>
+TAMIS_DEVICE void multiply_m24(const SparseRecords<Config::kDepth>& records, int slot,
+                               const uint32_t (&x_at)[Config::kTokenTiles],
+                               float (&c)[Config::kTokenTiles][4]) {
+#pragma unroll
+  for (int t = 0; t < Config::kTokenTiles; ++t) {
+    const dev::Word4 left = dev::load_matrices(x_at[t]);
+    const dev::Word4 right = dev::load_matrices(x_at[t] + 64);
+    if constexpr (Config::kType == DType::bf16) {
+      dev::mma_sparse_bf16<0>(c[t], records.first[slot], left, records.places[slot]);
+      dev::mma_sparse_bf16<1>(c[t], records.second[slot], right, records.places[slot]);
+    } else {
+      dev::mma_sparse_f16<0>(c[t], records.first[slot], left, records.places[slot]);
+      dev::mma_sparse_f16<1>(c[t], records.second[slot], right, records.places[slot]);
     }
   }
 }
@@ -281,30 +334,55 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, 2) spmm_t16(const SpmmT16Pa
   const int32_t end = boundary(split * p.warps_k + part + 1);
   const int32_t count = row_tile < p.row_tiles ? end - begin : 0;
 
-  // Weights do not depend on the kernel before, so their first records are on their way while it
-  // ends; x, the bias, the workspace and y wait for it. cp.async: x is the oldest of the groups.
-  if constexpr (!Config::kBulk) load_x(p, block_begin, block_end, thread);
-  RecordRing<Config::kBulk> ring(p, int64_t{row_tile} * p.col_tiles + begin, count, warp, lane);
-  ring.start();
-  dev::wait_for_previous();
-  if constexpr (Config::kBulk) load_x(p, block_begin, block_end, thread);
-  dev::wait_async<Config::kBulk ? 0 : kStages>();
-  dev::sync_block();
-  dev::allow_next();
-
+  constexpr bool kT16 = Config::kFormat == PackedFormat::t16;
   uint32_t x_at[Config::kTokenTiles];
+  const auto find_x = [&] {
 #pragma unroll
-  for (int t = 0; t < Config::kTokenTiles; ++t) {
-    const int32_t token = 8 * t + static_cast<int32_t>(lane / 4);
-    x_at[t] = kXAt + (token < p.m ? token : p.m - 1) * p.x_pitch_bytes +
-              128 * (begin - block_begin) + 32 * (lane % 4);
-  }
+    for (int t = 0; t < Config::kTokenTiles; ++t) {
+      const int32_t token = 8 * t + static_cast<int32_t>(kT16 ? lane / 4 : lane % 8);
+      x_at[t] = kXAt + (token < p.m ? token : p.m - 1) * p.x_pitch_bytes +
+                128 * (begin - block_begin) + (kT16 ? 32 * (lane % 4) : 16 * (lane / 8));
+    }
+  };
   float c[Config::kTokenTiles][4] = {};
-  for (int32_t i = 0; i < count; ++i) {
-    multiply_record<Config>(ring.wait(), lane, x_at, c);
-    ring.release();
+  // Weights do not depend on the kernel before, so their first records are on their way while it
+  // ends; x, the bias, the workspace and y wait for it.
+  const int64_t first = int64_t{row_tile} * p.col_tiles + begin;
+  if constexpr (kT16) {
+    // cp.async: x is the oldest of the groups.
+    if constexpr (!Config::kBulk) load_x(p, block_begin, block_end, thread);
+    RecordRing<Config::kBulk> ring(p, first, count, warp, lane);
+    ring.start();
+    dev::wait_for_previous();
+    if constexpr (Config::kBulk) load_x(p, block_begin, block_end, thread);
+    dev::wait_async<Config::kBulk ? 0 : kStages>();
+    dev::sync_block();
+    dev::allow_next();
+    find_x();
+    for (int32_t i = 0; i < count; ++i) {
+      multiply_t16<Config>(ring.wait(), lane, x_at, c);
+      ring.release();
 #pragma unroll
-    for (int t = 0; t < Config::kTokenTiles; ++t) x_at[t] += 128;
+      for (int t = 0; t < Config::kTokenTiles; ++t) x_at[t] += 128;
+    }
+  } else {
+    SparseRecords<Config::kDepth> records(p, first, count, lane);
+    dev::wait_for_previous();
+    load_x(p, block_begin, block_end, thread);
+    dev::wait_async<0>();
+    dev::sync_block();
+    dev::allow_next();
+    find_x();
+    for (int32_t i = 0; i < count; i += Config::kDepth) {
+#pragma unroll
+      for (int slot = 0; slot < Config::kDepth; ++slot) {
+        if (i + slot >= count) break;  // the same in every lane
+        multiply_m24<Config>(records, slot, x_at, c);
+        records.request(slot);
+#pragma unroll
+        for (int t = 0; t < Config::kTokenTiles; ++t) x_at[t] += 128;
+      }
+    }
   }
 
   if (p.warps_k > 1) reduce_warps<Config>(p.warps_k, warp, lane, c);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "format/m24.h"
 #include "ops/spmm/spmm_cuda.h"
 
 namespace tamis {
@@ -20,10 +21,9 @@ inline constexpr int32_t kBarriersAt = 16;
 inline constexpr int32_t kXAt = kBarriersAt + 8 * kBlockWarps * kStages;
 static_assert(kXAt % 16 == 0, "x is copied in 16 bytes");
 
-// The workspace: a ticket per block of rows, then partial sums. The tickets' room does not depend
-// on the plan, so calls of all shapes may take turns with one workspace.
-inline constexpr int64_t kMaxTickets = 16384;
-inline constexpr int64_t kTicketBytes = 4 * kMaxTickets;
+// The workspace: a ticket per block of rows, then partial sums.
+inline constexpr int64_t kMaxTickets = kWorkspaceTickets;
+inline constexpr int64_t kTicketBytes = kWorkspaceTicketBytes;
 
 struct SpmmT16Params {
   const uint8_t* records;

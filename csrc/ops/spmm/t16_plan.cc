@@ -10,7 +10,8 @@ namespace {
 // In SM clocks: fitted to 1150 times on an H100 (four shapes of Llama-3-8B, three densities, 1 and
 // 16 tokens, every layout; bench/RESULTS.md). They only have to rank layouts: in that data what is
 // chosen takes 3 % more than the best layout on average, and 12 % more at worst.
-constexpr double kTileClocks = 79;         // decoding and multiplying one record, 8 tokens
+constexpr double kTileClocks = 79;         // decoding and multiplying one record of t16, 8 tokens
+constexpr double kSparseTileClocks = 25;   // one of m24: 13 of shared memory and issue; not fitted
 constexpr double kTokenTileClocks = 6.6;   // each further 8 tokens: their loads from shared memory
 constexpr double kTileLatency = 740;       // of one record through one warp
 constexpr double kDramBytesPerClock = 11;  // of one SM
@@ -22,6 +23,7 @@ constexpr double kMeetingClocks = 1100;    // ticket, fence and first read of th
 constexpr double kPartialRead = 0.3;       // of partial sums, the others are in time
 constexpr double kUneven = 0.2;            // of a block's time, for which others wait
 constexpr int32_t kSmWarps = 32;           // at most 64 registers per thread
+constexpr int32_t kSparseSmWarps = 24;     // m24, which keeps records in registers: at most 80
 
 // Expected SM clocks of a call among others: the next one begins where SMs are free, so a last
 // round that fills half of them costs half as much again as one whose blocks were shared out.
@@ -33,12 +35,15 @@ double clocks(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevic
   const auto most = static_cast<double>(ceil_div(blocks, device.sms));
   const double per_sm = (most + static_cast<double>(blocks) / device.sms) / 2;
   const int64_t fit =
-      std::min<int64_t>(device.shared_per_sm / (p.shared_bytes + 1024), kSmWarps / kBlockWarps);
+      std::min<int64_t>(device.shared_per_sm / (p.shared_bytes + 1024),
+                        (w.format == PackedFormat::t16 ? kSmWarps : kSparseSmWarps) / kBlockWarps);
   const double rounds = per_sm / std::min(per_sm, static_cast<double>(fit));
   const double share = static_cast<double>(col_tiles) / (p.splits * p.warps_k);
   const double tiles = most > 1 ? share : std::ceil(share);  // long and short shares mix
-  const double per_tile = std::max(kTileClocks + kTokenTileClocks * (p.token_tiles - 1),
-                                   tile_bytes / kDramBytesPerClock);
+  const double per_tile =
+      std::max((w.format == PackedFormat::t16 ? kTileClocks : kSparseTileClocks) +
+                   kTokenTileClocks * (p.token_tiles - 1),
+               tile_bytes / kDramBytesPerClock);
   const double decode =
       std::max(per_sm * kBlockWarps * tiles * per_tile, rounds * tiles * kTileLatency);
   const double x_bytes = 2.0 * static_cast<double>(m) * 64 * tiles * p.warps_k;
@@ -55,14 +60,15 @@ double clocks(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevic
 
 SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32_t splits) {
   const int64_t row_tiles = t16::row_tiles(w.rows);
-  SpmmT16Plan p{.token_tiles = m <= 8    ? 1
-                               : m <= 16 ? 2
-                               : m <= 32 ? 4
-                                         : 8,
-                .warps_n = kBlockWarps / warps_k,
-                .warps_k = warps_k,
-                .splits = splits,
-                .stage_bytes = static_cast<int32_t>(w.max_record_bytes)};
+  SpmmT16Plan p{
+      .token_tiles = m <= 8    ? 1
+                     : m <= 16 ? 2
+                     : m <= 32 ? 4
+                               : 8,
+      .warps_n = kBlockWarps / warps_k,
+      .warps_k = warps_k,
+      .splits = splits,
+      .stage_bytes = w.format == PackedFormat::t16 ? static_cast<int32_t>(w.max_record_bytes) : 0};
   p.blocks_n = static_cast<int32_t>(ceil_div(row_tiles, p.warps_n));
   // 16 bytes more than a multiple of 128: neighbouring token rows start four banks apart, so the 16
   // byte loads of a quarter warp (two tokens, four lanes each) meet in no bank.

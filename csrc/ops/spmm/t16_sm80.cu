@@ -7,12 +7,12 @@ namespace tamis {
 
 Status spmm_t16_bf16_bf16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
                                const CudaDevice& device, void* stream) {
-  return launch_spmm_t16<DType::bf16, false>(a, plan, device, stream);
+  return launch_spmm_t16<PackedFormat::t16, DType::bf16, false>(a, plan, device, stream);
 }
 
 Status spmm_t16_f16_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
                              const CudaDevice& device, void* stream) {
-  return launch_spmm_t16<DType::f16, false>(a, plan, device, stream);
+  return launch_spmm_t16<PackedFormat::t16, DType::f16, false>(a, plan, device, stream);
 }
 
 Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {

@@ -82,6 +82,8 @@ def _ranks(model: Any, ids: list[Tensor], options: dict[str, Any]) -> Plan:
 
     def visit(module: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         layer = module.layer_idx
+        if getattr(module, "is_sliding", False):  # stays transformers' own
+            return
         plain = rotate(k.float(), torch.arange(k.shape[2]), inverse, back=True)
         flat = plain.transpose(1, 2).flatten(0, 1).flatten(1).double()
         grams[layer] = grams.get(layer, torch.zeros(())) + flat.T @ flat

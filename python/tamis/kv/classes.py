@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from tamis.kv.past import Past, Tail
 from tamis.kv.rows import Rows
 from tamis.ops.attention import ALL, DenseSegment, Lists, PageSegment, Segment
 from tamis.ops.kv_quantize import kv_quantize, page_layout
+from tamis.ops.prefill import Pattern, Subset, prefill_attention
 from tamis.policy.kv_budget import important_tokens
 from tamis.policy.kv_recipe import Classes, Probes
 from tamis.policy.kv_score import probe_mass, probe_rows
@@ -49,18 +49,11 @@ class TwoClasses(Past):
         if not self.how.sparse_prefill or tail.q is None:
             return None
         self._chosen = self._important(tail)
-        out = torch.zeros_like(tail.q)
-        for i, chosen in enumerate(self._chosen):
-            at = chosen.nonzero().flatten()
-            out[i, :, at] = scaled_dot_product_attention(
-                tail.q[i, None, :, at],
-                tail.keys[i, None, :, at],
-                tail.values[i, None, :, at],
-                is_causal=True,
-                scale=tail.scale,
-                enable_gqa=True,
-            )[0]
-        return out
+        count = self._chosen.sum(-1).to(torch.int32)
+        ranked = self._chosen.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+        which = Subset(ranked[:, : int(count.max())].to(torch.int32).contiguous(), count)
+        limits = Pattern(rows=which, columns=which)
+        return prefill_attention(tail.q, tail.keys, tail.values, limits, scale=tail.scale)[0]
 
     def absorb(self, tail: Tail) -> int:
         """Whole pages of a prompt, or of ``every`` generated tokens."""

@@ -242,7 +242,8 @@ class KvStore:
         layout = page_layout(keys.buffer.shape[3], how.key_bits, how.value_bits, how.page)
         if "records" not in self.rows:
             b, g = keys.buffer.shape[:2]
-            self.rows["records"] = Rows(torch.empty(b, g, 0, layout.nbytes, dtype=torch.uint8))
+            none = keys.buffer.new_empty(b, g, 0, layout.nbytes, dtype=torch.uint8)
+            self.rows["records"] = Rows(none)
         n = pages * how.page
         out = self.rows["records"].extend(pages)
         kv_quantize(keys.view[:, :, :n], values.view[:, :, :n], layout, out)
@@ -440,7 +441,7 @@ class KvStore:
                 f"KvStore.crop: length: got {length}, wanted 0 to the {self.length} tokens held."
             )
         older = self.length - self.tail_tokens
-        dropped = self.tokens < self.length
+        dropped = self.past is None and self.tokens < self.length
         if self.recipe.evict is not None or dropped or (length < older and not self.paged_tokens):
             raise TamisUnsupported(
                 "KvStore.crop: this method evicts tokens or changes older ones, or some were dropped, "
@@ -492,7 +493,7 @@ class KvStore:
 def _places(first: int, k: Tensor) -> Tensor:
     """Places in their sequence of tokens k [b, g, n, d], [b, g, n] int32."""
     b, g, n, _ = k.shape
-    return torch.arange(first, first + n, dtype=torch.int32).expand(b, g, n)
+    return torch.arange(first, first + n, dtype=torch.int32, device=k.device).expand(b, g, n)
 
 
 def _outside(index: Tensor, tokens: int) -> bool:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from tamis.kv.past import Tail
 from tamis.kv.ragged import Ragged
-from tamis.policy.kv_layout import Layout, prompt_blocks, still_seen, token_mask
-
-_ROWS = 256  # queries whose mask exists at a time
+from tamis.ops.prefill import Blocks, Pattern, prefill_attention
+from tamis.policy.kv_layout import Layout, compressed_rows, prompt_blocks, still_seen
 
 
 class LayoutPast(Ragged):
@@ -24,23 +22,17 @@ class LayoutPast(Ragged):
         """Attention [b, h, n, d] of a prompt along the pattern."""
         if tail.q is None:
             return None
-        b, h, n, _ = tail.q.shape
-        g = tail.keys.shape[1]
-        out = torch.empty_like(tail.q)
-        for i in range(b):
-            place = torch.arange(n) - (0 if tail.pad is None else int(tail.pad[i]))
-            blocks = prompt_blocks(self.layout, g, int(place[-1]) + 1)
-            for at in torch.split(torch.arange(n), _ROWS):
-                upto = int(at[-1]) + 1
-                mask = token_mask(blocks, self.layout.block, place[at], place[:upto])
-                out[i, :, at] = scaled_dot_product_attention(
-                    tail.q[i, None, :, at],
-                    tail.keys[i, None, :, :upto],
-                    tail.values[i, None, :, :upto],
-                    attn_mask=mask.repeat_interleave(h // g, 0).unsqueeze(0),
-                    scale=tail.scale,
-                    enable_gqa=True,
-                )[0].nan_to_num(0.0)
+        out = torch.zeros_like(tail.q)
+        for i in range(len(out)):  # blocks are counted from the first real token
+            first = 0 if tail.pad is None else int(tail.pad[i])
+            q, k, v = (x[i : i + 1, :, first:] for x in (tail.q, tail.keys, tail.values))
+            if not q.shape[2]:
+                continue
+            seen = prompt_blocks(self.layout, k.shape[1], q.shape[2])
+            offsets, columns = compressed_rows(seen)
+            blocks = Blocks(self.layout.block, offsets, columns)
+            found = prefill_attention(q, k, v, Pattern(blocks=blocks), scale=tail.scale)
+            out[i : i + 1, :, first:] = found[0]
         return out
 
     def absorb(self, tail: Tail) -> int:

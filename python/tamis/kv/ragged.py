@@ -8,10 +8,10 @@ from torch import Tensor
 from tamis.kv.past import Past, Tail
 from tamis.kv.rows import Rows
 from tamis.ops.attention import DenseSegment, Lists, Segment
+from tamis.ops.kv_edit import Similar, Tokens, merge_tokens
+from tamis.ops.kv_select import kv_mass
 from tamis.policy.kv_budget import shared_tokens, top_tokens
-from tamis.policy.kv_edit import merge_values
 from tamis.policy.kv_recipe import EVERY_QUERY, Evict, KvContext, Merge
-from tamis.policy.kv_score import attention_mass
 
 
 class Ragged(Past):
@@ -119,6 +119,7 @@ class SharedBudget(Ragged):
         return tail.keys.shape[2]
 
     def _context(self, parts: dict[str, Tensor], real: Tensor, tail: Tail) -> KvContext:
+        begin = (~real).sum(-1).to(torch.int32)  # what is not real comes first
         masses: list[Tensor | None] = []
         for count in (self.how.queries, self.how.local):
             q = tail.q
@@ -126,24 +127,38 @@ class SharedBudget(Ragged):
                 masses.append(None)
                 continue
             last = q if count == EVERY_QUERY else q[:, :, -count:]
-            masses.append(attention_mass(last, parts["pool_keys"], tail.scale, real))
+            masses.append(kv_mass(last, parts["pool_keys"], scale=tail.scale, begin=begin))
         return KvContext(parts["pool_keys"], parts["pool_positions"], *masses)
 
 
 def _merge(how: Merge, parts: dict[str, Tensor], keep: Tensor, score: Tensor) -> None:
-    """Merges the next best tokens of each head into those that stay, in ``parts``."""
-    values = parts["pool_values"] = parts["pool_values"].clone()
-    bias = parts.get("bias", torch.zeros(score.shape)).clone()
-    for i, j in torch.cartesian_prod(torch.arange(keep.shape[0]), torch.arange(keep.shape[1])):
-        stays = keep[i, j]
-        rest = score[i, j].masked_fill(stays, float("-inf"))
-        count = min(int(how.candidates * int(stays.sum())), int((rest > float("-inf")).sum()))
-        joins = torch.zeros_like(stays)
-        joins[rest.topk(count).indices] = True
-        weight = score[i, j].clamp(min=0) * bias[i, j].exp()
-        merged = merge_values(
-            parts["pool_keys"][i, j], values[i, j], weight, stays, joins, above=how.above
-        )
-        values[i, j] = merged[0]
-        bias[i, j] += merged[1]
-    parts["bias"] = bias
+    """Merges the next best tokens of each head into those that stay, in ``parts``.
+
+    As ``policy.kv_edit.merge_values`` does for one head.
+    """
+    values = parts["pool_values"]
+    bias = parts.get("bias", torch.zeros(score.shape))
+    rest = score.masked_fill(keep, float("-inf"))
+    rank = rest.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    count = (how.candidates * keep.sum(-1, keepdim=True)).long()
+    joins = _listed((rank < count) & (rest > float("-inf")))
+    weight = (score.clamp(min=0) * bias.exp()).clamp(min=1e-12).contiguous()
+    kept = _listed(keep)
+    merged = merge_tokens(
+        parts["pool_keys"], values, kept, joins, Similar(how.above), weight=weight
+    )
+    into, own = kept.index.long(), weight.gather(2, kept.index.long())
+    brought = torch.where(merged.joined >= 0, weight.gather(2, joins.index.long()), 0.0)
+    total = own.scatter_add(2, merged.joined.clamp(min=0).long(), brought)
+    # places past a head's count are of tokens that do not stay
+    wide = into.unsqueeze(-1).expand(-1, -1, -1, values.shape[-1])
+    parts["pool_values"] = values.scatter(2, wide, merged.values)
+    parts["bias"] = bias.scatter_add(2, into, (total / own).log())
+
+
+def _listed(mask: Tensor) -> Tokens:
+    """The tokens of a mask [b, g, s], ascending per head."""
+    count = mask.sum(-1)
+    order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)
+    index = order[..., : int(count.max())].to(torch.int32).contiguous()
+    return Tokens(index, count.to(torch.int32))

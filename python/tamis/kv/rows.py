@@ -83,7 +83,7 @@ class Rows:
 def _reserve(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Memory straight from the system where it is large: the heap would keep what is given back."""
     nbytes = math.prod(shape) * like.element_size()
-    if nbytes < 1 << 15:
+    if nbytes < 1 << 15 or not like.is_cpu:
         return like.new_empty(shape)
     return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=like.dtype).view(shape)
 

@@ -117,7 +117,7 @@ class Selection:
         records = -(-s // op.LABEL_TOKENS)
         if not self.rows:
             size = op.label_bytes(self.channels.shape[1])
-            self.rows["labels"] = Rows(torch.empty(b, g, 0, size, dtype=torch.uint8))
+            self.rows["labels"] = Rows(keys.new_empty(b, g, 0, size, dtype=torch.uint8))
         held = self.rows["labels"]
         held.extend(records - held.count)
         if self.labelled < s:
@@ -135,7 +135,7 @@ class Selection:
         index, count = op.kv_select(
             totals, budget, sink=self.how.sink, recent=budget // 2, begin=begin
         )
-        window.read = index
+        window.read = index, count
         return [DenseSegment(keys, values, Lists(index=index, count=count, begin=begin))]
 
     def _by_pages(

@@ -19,7 +19,8 @@ class Window:
     def __init__(self, how: WindowSum) -> None:
         self.how = how
         self.slot = self.steps = 0  # the part that is being filled, and steps in it
-        self.read: Tensor | None = None  # tokens that the latest step read, [b, g, k]; None: all
+        # what the latest step read, tokens [b, g, k] and how many [b, g]; None: all
+        self.read: tuple[Tensor, Tensor] | None = None
 
     def totals(self, rows: dict[str, Rows], tokens: int) -> Tensor:
         """Attention that each of ``tokens`` tokens got within the window, [b, 1, s]."""
@@ -63,8 +64,8 @@ class Window:
         if self.read is None or q.shape[2] > 1:
             sums[:, : keys.shape[2]] += kv_mass(q, keys, begin=begin).sum(1)
             return
-        index = self.read.long()
-        chosen = keys.gather(2, index.unsqueeze(-1).expand(-1, -1, -1, keys.shape[3]))
-        mass = kv_mass(q, chosen)
-        for head in range(index.shape[1]):
-            sums.scatter_add_(1, index[:, head], mass[:, head])
+        for i, (index, count) in enumerate(zip(*self.read, strict=True)):
+            read = index[:, : int(count[0])].long().unsqueeze(0)  # alike in all heads
+            wide = read.unsqueeze(-1).expand(-1, -1, -1, keys.shape[3])
+            mass = kv_mass(q[i : i + 1], keys[i : i + 1].gather(2, wide))
+            sums[i].scatter_add_(0, read[0, 0], mass[0].sum(0))

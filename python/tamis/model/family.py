@@ -36,3 +36,14 @@ class Family:
 
 
 GATED_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+"""What the linears of GATED_MLP are for, in its order."""
+
+
+def role_of(family: Family, name: str) -> str:
+    """What the linear of that module path is for; "" where the family has other parts."""
+    if family.linears != GATED_MLP:
+        return ""
+    last = name.rpartition(".")[2]
+    return ROLES[GATED_MLP.index(last)] if last in GATED_MLP else ""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tamis import _C
 from tamis.errors import TamisValueError
+from tamis.ops import cuda_kv
 from tamis.ops.kv_quantize import float_code, rows_of
 
 __all__ = ["ALL", "DenseSegment", "Lists", "PageSegment", "merge_lse", "sparse_attention"]
@@ -88,16 +89,19 @@ def sparse_attention(
     a past that they all see. A row that sees nothing gets 0 and -inf.
 
     Args:
-        q: [b, h, n, d] float32, float16 or bfloat16 on the CPU, h a multiple of the KV heads.
+        q: [b, h, n, d] float32, float16 or bfloat16 on the CPU or a CUDA device (see
+            ``tamis.kernels()`` for what it takes there), h a multiple of the KV heads.
         segments: What to read; at least one.
         scale: Of the scores; 1 / sqrt(d) by default.
         softcap: c of c * tanh(score / c); 0 for none.
 
     Raises:
         TamisTypeError: A dtype or device has no kernel.
-        TamisValueError: Shapes disagree, or an index lies outside its segment.
+        TamisValueError: Shapes disagree, or an index lies outside its segment (on a CUDA device,
+            where indices are not read here, the nearest unit is taken).
+        NotImplementedError: No CUDA kernel takes these segments.
     """
-    code = float_code("sparse_attention", q)
+    code = float_code("sparse_attention", q, cuda=True)
     b, h, n, d = q.shape
     g = _kv_heads(segments)
     if h % g != 0:
@@ -105,17 +109,23 @@ def sparse_attention(
             f"sparse_attention: q: got {h} heads, wanted a multiple of the {g} KV heads."
         )
     held: list[Tensor] = []  # alive until the call is over
-    parts = [_segment(s, (b, g, d), held) for s in segments]
+    parts = [_segment(s, (b, g, d), held, q.device) for s in segments]
     rows = q.reshape(b, g, h // g * n, d).contiguous()
     out = torch.empty_like(rows)
-    lse = torch.empty(b, h, n)
+    lse = torch.empty(b, h, n, device=q.device)
+    scale = d**-0.5 if scale is None else scale
+    if q.is_cuda:
+        cuda_kv.sparse_attention(
+            (code, (b, g, rows.shape[2], d)), rows, out, lse, scale, softcap, parts
+        )
+        return out.view(b, h, n, d), lse
     _C.sparse_attention(
         code,
         (b, g, rows.shape[2], d),
         rows.data_ptr(),
         out.data_ptr(),
         lse.data_ptr(),
-        d**-0.5 if scale is None else scale,
+        scale,
         softcap,
         parts,
     )
@@ -143,9 +153,16 @@ def _kv_heads(segments: Sequence[Segment]) -> int:
     return first.keys.shape[1] if isinstance(first, DenseSegment) else first.records.shape[1]
 
 
-def _segment(s: Segment, shape: tuple[int, int, int], held: list[Tensor]) -> _C.KvSegment:
+def _segment(
+    s: Segment, shape: tuple[int, int, int], held: list[Tensor], device: torch.device
+) -> _C.KvSegment:
     b, g, d = shape
-    lists = _lists(s.lists, b * g, s.tokens, held)
+    lists = _lists(s.lists, b * g, s.tokens, held, device)
+    memory = [s.records] if isinstance(s, PageSegment) else [s.keys, s.values]
+    if any(x.device != device for x in memory):
+        raise TamisValueError(
+            f"sparse_attention: segments: got memory on {memory[0].device}, wanted q's {device}."
+        )
     if isinstance(s, PageSegment):
         if s.records.shape != (b, g, s.records.shape[2], s.layout.nbytes):
             raise _bad_shape("records", s.records, [b, g, "pages", s.layout.nbytes])
@@ -156,10 +173,12 @@ def _segment(s: Segment, shape: tuple[int, int, int], held: list[Tensor]) -> _C.
     if s.keys.shape != (b, g, s.tokens, d) or s.values.shape != s.keys.shape:
         raise _bad_shape("keys", s.keys, [b, g, "tokens", d])
     keys, values = rows_of(s.keys), rows_of(s.values)
+    if keys.is_cuda:
+        keys, values = _by_16_bytes(keys), _by_16_bytes(values)
     held += [keys, values]
     k, v = keys.stride(), values.stride()
     return _C.kv_dense_segment(
-        float_code("sparse_attention", keys),
+        float_code("sparse_attention", keys, cuda=True),
         s.tokens,
         keys.data_ptr(),
         (k[0], k[1], k[2]),
@@ -169,30 +188,46 @@ def _segment(s: Segment, shape: tuple[int, int, int], held: list[Tensor]) -> _C.
     )
 
 
-def _lists(a: Lists, heads: int, tokens: int, held: list[Tensor]) -> _C.KvLists:
+def _by_16_bytes(x: Tensor) -> Tensor:
+    """X itself, or a copy, whose rows start at multiples of 16 bytes."""
+    size = x.element_size()
+    fits = x.data_ptr() % 16 == 0 and all(step * size % 16 == 0 for step in x.stride()[:-1])
+    return x if fits else x.clone(memory_format=torch.contiguous_format)
+
+
+def _lists(
+    a: Lists, heads: int, tokens: int, held: list[Tensor], device: torch.device
+) -> _C.KvLists:
     if a is ALL:
         return _NO_LISTS
     width = 0 if a.index is None else a.index.shape[-1]
     return _C.KvLists(
-        _address("index", a.index, torch.int32, heads * width, held),
+        _address("index", a.index, torch.int32, heads * width, held, device),
         width,
-        _address("count", a.count, torch.int32, heads, held),
-        _address("begin", a.begin, torch.int32, heads, held),
-        _address("end", a.end, torch.int32, heads, held),
-        _address("bias", a.bias, torch.float32, heads * tokens, held),
+        _address("count", a.count, torch.int32, heads, held, device),
+        _address("begin", a.begin, torch.int32, heads, held, device),
+        _address("end", a.end, torch.int32, heads, held, device),
+        _address("bias", a.bias, torch.float32, heads * tokens, held, device),
     )
 
 
 _NO_LISTS = _C.KvLists()
 
 
-def _address(name: str, x: Tensor | None, dtype: torch.dtype, size: int, held: list[Tensor]) -> int:
+def _address(
+    name: str,
+    x: Tensor | None,
+    dtype: torch.dtype,
+    size: int,
+    held: list[Tensor],
+    device: torch.device,
+) -> int:
     if x is None:
         return 0
-    if x.dtype != dtype or not x.is_cpu or x.numel() != size:
+    if x.dtype != dtype or x.device != device or x.numel() != size:
         raise TamisValueError(
             f"sparse_attention: {name}: got {x.dtype} of shape {list(x.shape)} on {x.device}, "
-            f"wanted {dtype} with {size} elements on cpu."
+            f"wanted {dtype} with {size} elements on {device}."
         )
     held.append(x.contiguous())
     return held[-1].data_ptr()

@@ -12,15 +12,12 @@ from torch.nn import functional
 from tamis import _C
 from tamis.layout import Layout
 from tamis.ops import cuda
+from tamis.ops.cuda_memory import current_device, raw_stream, workspaces
+from tamis.ops.cuda_memory import workspace as new_workspace
 from tamis.ops.handle import make_matrix
 from tamis.ops.tensors import REST, TORCH_DTYPE, Rest, as_numpy
 
 MAX_TOKENS = 64
-
-# What torch.cuda.current_device and current_stream call in the end, at a tenth of their time; builds
-# of torch without CUDA lack them, and nothing here calls them there.
-_current_device: Any = getattr(torch._C, "_cuda_getDevice", None)
-_raw_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 class Packed:
@@ -47,15 +44,19 @@ class Packed:
     def __init__(self, layout: Layout, values: Tensor, rest: Rest) -> None:
         tensors = {"values": values, **dict(zip(REST, rest, strict=True))}
         arrays = {n: as_numpy(t.cpu()) for n, t in tensors.items() if t is not None}
-        tiles = _C.pack_t16(make_matrix(layout, arrays))
+        matrix = make_matrix(layout, arrays)
+        sparse = layout.format == "nm" and layout.of == 4 and layout.keep <= 2  # of tensor cores
+        tiles = _C.pack_m24(matrix) if sparse else _C.pack_t16(matrix)
         self.records = torch.from_numpy(tiles["records"]).to(values.device)
-        self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).to(values.device)
+        self.offsets: Tensor | None = None
+        if not sparse:
+            self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).to(values.device)
         self.device = values.device.index or 0
         self.matrix = _C.CudaMatrix(
             self.records.data_ptr(),
             self.records.numel(),
             tiles["max_record_bytes"],
-            self.offsets.data_ptr(),
+            0 if self.offsets is None else self.offsets.data_ptr(),
             layout.rows,
             layout.cols,
             layout.dtype,
@@ -101,10 +102,10 @@ class Packed:
         nbytes = self.workspaces.get(m)
         if nbytes is None:
             nbytes = self.workspaces[m] = self.matrix.workspace(m)
-        stream = _raw_stream(self.device)
-        workspace = _workspaces.get((self.device, stream))
+        stream = raw_stream(self.device)
+        workspace = workspaces.get((self.device, stream))
         if workspace is None or workspace.nbytes < nbytes:
-            workspace = _new_workspace(self.device, stream, nbytes)
+            workspace = new_workspace(self.device, stream, nbytes)
         self.matrix.spmm(
             m,
             x.data_ptr(),
@@ -119,18 +120,7 @@ class Packed:
         return y
 
 
-class Workspace:
-    """Zeros that calls on one stream take turns with."""
-
-    __slots__ = ("nbytes", "pointer", "tensor")
-
-    def __init__(self, nbytes: int, device: int) -> None:
-        self.tensor = torch.zeros(nbytes, dtype=torch.uint8, device=_device(device))
-        self.pointer, self.nbytes = self.tensor.data_ptr(), nbytes
-
-
 _packed: dict[int, Packed] = {}
-_workspaces: dict[tuple[int, int], Workspace] = {}
 
 
 def direct(x: Tensor, token: str, values: Tensor, rest: Rest, bias: Tensor | None) -> Tensor | None:
@@ -146,7 +136,7 @@ def direct(x: Tensor, token: str, values: Tensor, rest: Rest, bias: Tensor | Non
         or x.shape[-1] != packed.cols
         or x.numel() > MAX_TOKENS * packed.cols
         or x.get_device() != packed.device
-        or _current_device() != packed.device
+        or current_device() != packed.device
         or (bias is not None and bias is not packed.bias)
         or not packed.fits(token, values, rest)
     ):
@@ -194,18 +184,8 @@ def _takes(x: Tensor, values: Tensor, layout: Layout) -> bool:
 
 def _expand(packed: Packed, values: Tensor, layout: Layout) -> Tensor:
     dense = values.new_empty((layout.rows, layout.cols))
-    packed.matrix.unpack(dense.data_ptr(), layout.cols, _raw_stream(packed.device))
+    packed.matrix.unpack(dense.data_ptr(), layout.cols, raw_stream(packed.device))
     return dense
-
-
-def _new_workspace(device: int, stream: int, nbytes: int) -> Workspace:
-    """It grows, and then no call allocates."""
-    found = _workspaces[device, stream] = Workspace(max(nbytes, 1 << 20), device)
-    return found
-
-
-def _device(index: int) -> torch.device:
-    return torch.device("cuda", index)
 
 
 def _versions(values: Tensor, rest: Rest) -> tuple[int, ...]:

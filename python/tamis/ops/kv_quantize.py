@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tamis import _C
 from tamis.errors import TamisTypeError, TamisValueError
+from tamis.ops import cuda_kv
 from tamis.ops.handle import CODE
 from tamis.ops.tensors import DTYPE_NAME
 
@@ -42,7 +43,7 @@ def kv_quantize(keys: Tensor, values: Tensor, layout: _C.KvPageLayout, out: Tens
     """Writes the records ``out`` [b, g, pages, nbytes] of keys, values [b, g, pages * tokens, d].
 
     Args:
-        keys: float32, float16 or bfloat16 on the CPU, channels contiguous; finite.
+        keys: float32, float16 or bfloat16 on the CPU or a CUDA device, channels contiguous; finite.
         values: The same dtype and shape.
         layout: Sizes of a record.
         out: uint8, records contiguous; may be a slice of a longer store.
@@ -60,13 +61,21 @@ def kv_quantize(keys: Tensor, values: Tensor, layout: _C.KvPageLayout, out: Tens
             f"{list(out.shape)}, wanted [b, g, pages * {layout.tokens}, {layout.head_dim}] twice "
             f"and [b, g, pages, {layout.nbytes}]."
         )
-    code = float_code("kv_quantize", keys)
+    code = float_code("kv_quantize", keys, cuda=True)
+    if values.device != keys.device or out.device != keys.device:
+        raise TamisValueError(
+            f"kv_quantize: values, out: got {values.device} and {out.device}, wanted the device of "
+            f"keys, {keys.device}."
+        )
     if values.dtype != keys.dtype:
         raise TamisTypeError(
             f"kv_quantize: values: got {values.dtype}, wanted the dtype of keys, {keys.dtype}."
         )
     for i in range(b):  # heads of a batch lie evenly apart, batches need not
         k, v, o = rows_of(keys[i]), rows_of(values[i]), out[i]
+        if keys.is_cuda:
+            cuda_kv.kv_quantize(layout, code, (g, pages), k, v, o)
+            continue
         _C.kv_quantize(
             layout,
             code,
@@ -84,24 +93,27 @@ def kv_quantize(keys: Tensor, values: Tensor, layout: _C.KvPageLayout, out: Tens
 def kv_unpack(records: Tensor, layout: _C.KvPageLayout) -> tuple[Tensor, Tensor]:
     """Keys and values [b, g, pages * tokens, d] f32 of records [b, g, pages, nbytes]."""
     b, g, pages, _ = records.shape
-    records = records.contiguous()
+    device = records.device
+    records = records.cpu().contiguous()
     keys = torch.empty(b, g, pages * layout.tokens, layout.head_dim)
     values = torch.empty_like(keys)
     _C.kv_unpack(layout, records.data_ptr(), b * g * pages, keys.data_ptr(), values.data_ptr())
-    return keys, values
+    return keys.to(device), values.to(device)
 
 
-def float_code(function: str, x: Tensor) -> int:
+def float_code(function: str, x: Tensor, *, cuda: bool = False) -> int:
     """The core's code of a float dtype.
 
     Raises:
-        TamisTypeError: Not float32, float16 or bfloat16, or not on the CPU.
+        TamisTypeError: Not float32, float16 or bfloat16, or not on the CPU (nor, with ``cuda``, on
+            a CUDA device).
+        TamisUnsupported: On a CUDA device, and the CUDA library is off.
     """
     name = DTYPE_NAME.get(x.dtype)
-    if name not in CODE or not x.is_cpu:
+    if name not in CODE or not (x.is_cpu or (cuda and cuda_kv.on_device(function, x))):
         raise TamisTypeError(
-            f"{function}: got {x.dtype} on {x.device}, wanted float32, float16 or bfloat16 on cpu; "
-            "convert it."
+            f"{function}: got {x.dtype} on {x.device}, wanted float32, float16 or bfloat16 on cpu"
+            f"{' or cuda' if cuda else ''}; convert it."
         )
     return CODE[name]
 

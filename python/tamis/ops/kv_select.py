@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tamis import _C
 from tamis.errors import TamisValueError
+from tamis.ops import cuda_kv
 from tamis.ops.handle import core_errors
 from tamis.ops.kv_quantize import float_code, rows_of
 
@@ -81,7 +82,8 @@ def kv_estimate(
     """Score of each unit, [b, g, units] f32: the largest over the query rows of its KV head.
 
     Args:
-        q: [b, h, n, d] float32, float16 or bfloat16 on the CPU, h a multiple of the KV heads.
+        q: [b, h, n, d] float32, float16 or bfloat16 on the CPU or, up to 8 rows a KV head, a CUDA
+            device; h a multiple of the KV heads.
         units: What is stored of them.
         scale: Of the scores; 1 / sqrt(d) by default.
         log_weight: Subtract the logarithm of the sum of exponentials of each row, so that rows
@@ -92,20 +94,26 @@ def kv_estimate(
         TamisTypeError: A dtype or device has no kernel.
         TamisValueError: Shapes disagree.
     """
-    code = float_code("kv_estimate", q)
+    code = float_code("kv_estimate", q, cuda=True)
     memory, (b, g, count) = _units("kv_estimate", units, q)
     h, n, d = q.shape[1:]
     rows = q.reshape(b, g, h // g * n, d).contiguous()
-    out = torch.empty(b, g, count)
+    out = torch.empty(b, g, count, device=q.device)
+    scale = d**-0.5 if scale is None else scale
+    first = _int32("kv_estimate", "begin", begin, b * g, q.device)
+    if q.is_cuda:
+        what = (code, (b, g, rows.shape[2], d))
+        cuda_kv.kv_estimate(what, rows, scale, memory[0], log_weight, first, out)
+        return out
     with core_errors():
         _C.kv_estimate(
             code,
             (b, g, rows.shape[2], d),
             rows.data_ptr(),
-            d**-0.5 if scale is None else scale,
+            scale,
             memory[0],
             log_weight,
-            _int32("kv_estimate", "begin", begin, b * g),
+            first,
             out.data_ptr(),
         )
     return out
@@ -152,7 +160,7 @@ def kv_mass(
             rows.data_ptr(),
             d**-0.5 if scale is None else scale,
             memory[0],
-            _int32("kv_mass", "begin", begin, b * g),
+            _int32("kv_mass", "begin", begin, b * g, q.device),
             out.data_ptr(),
         )
     return out
@@ -173,9 +181,9 @@ def kv_select(
     Exact; ties go to the lower unit, NaN comes last.
 
     Args:
-        scores: [b, g, units] f32, larger is taken.
+        scores: [b, g, units] f32 on the CPU or a CUDA device, larger is taken.
         k: Units per head, forced ones included; a tensor [b, g] int32 gives each head its own.
-        top_p: Instead of k: the fewest units whose scores (not below 0) reach this share of all.
+        top_p: Instead of k, on the CPU: the fewest units whose scores (not below 0) reach this share of all.
         sink: First units that are always taken.
         recent: Last units that are always taken.
         page: Tokens of a unit; each unit becomes as many tokens.
@@ -185,9 +193,12 @@ def kv_select(
         TamisValueError: Neither k nor top_p is given, or one is out of range.
     """
     b, g, units = scores.shape
-    if scores.dtype != torch.float32 or not scores.is_cpu:
+    if scores.dtype != torch.float32 or not (
+        scores.is_cpu or cuda_kv.on_device("kv_select", scores)
+    ):
         raise TamisValueError(
-            f"kv_select: scores: got {scores.dtype} on {scores.device}, wanted float32 on cpu."
+            f"kv_select: scores: got {scores.dtype} on {scores.device}, wanted float32 on cpu or "
+            "cuda."
         )
     if (k is None) == (top_p <= 0.0):
         raise TamisValueError(
@@ -197,28 +208,31 @@ def kv_select(
     scores = scores.contiguous()
     budget, most = None, 0
     if isinstance(k, Tensor):
-        budget, most = k, int(k.max()) if k.numel() else 0
+        # The largest of them stands on the device, which nobody waits for.
+        budget, most = k, units if k.is_cuda else int(k.max()) if k.numel() else 0
     elif k is not None:
         most = k
     width = units if k is None else min(units, max(most, sink + recent))
-    index = torch.empty(b, g, max(width, 0) * page, dtype=torch.int32)
-    count = torch.empty(b, g, dtype=torch.int32)
-    with core_errors():
-        _C.kv_select(
-            b * g,
-            units,
-            scores.data_ptr(),
-            most,
-            _int32("kv_select", "k", budget, b * g),
-            top_p,
-            sink,
-            recent,
-            page,
-            _int32("kv_select", "begin", begin, b * g),
-            index.data_ptr(),
-            index.shape[2],
-            count.data_ptr(),
-        )
+    device = scores.device
+    index = torch.empty(b, g, max(width, 0) * page, dtype=torch.int32, device=device)
+    count = torch.empty(b, g, dtype=torch.int32, device=device)
+    rest = (
+        most,
+        _int32("kv_select", "k", budget, b * g, device),
+        top_p,
+        sink,
+        recent,
+        page,
+        _int32("kv_select", "begin", begin, b * g, device),
+        index.data_ptr(),
+        index.shape[2],
+        count.data_ptr(),
+    )
+    if scores.is_cuda:
+        cuda_kv.kv_select(scores, *rest)
+    else:
+        with core_errors():
+            _C.kv_select(b * g, units, scores.data_ptr(), *rest)
     return index, count
 
 
@@ -238,7 +252,7 @@ def append_labels(records: Tensor, keys: Tensor, channels: Tensor, first: int) -
 
     Args:
         records: [b, g, records, nbytes] uint8, records of a head contiguous, enough of them.
-        keys: float32, float16 or bfloat16 on the CPU.
+        keys: float32, float16 or bfloat16 on the CPU or a CUDA device.
         channels: [g, r] int32, r a multiple of 8, at most 128.
         first: Tokens labelled before.
 
@@ -246,31 +260,33 @@ def append_labels(records: Tensor, keys: Tensor, channels: Tensor, first: int) -
         TamisTypeError: A dtype or device has no kernel.
         TamisValueError: Shapes disagree.
     """
-    code = float_code("append_labels", keys)
+    code = float_code("append_labels", keys, cuda=True)
     b, g, n, d = keys.shape
     r = channels.shape[1]
     need = -(-(first + n) // LABEL_TOKENS)
     wanted = (b, g, max(need, records.shape[2]), label_bytes(r))
-    if records.shape != wanted or records.dtype != torch.uint8:
+    if records.shape != wanted or records.dtype != torch.uint8 or records.device != keys.device:
         raise TamisValueError(
             f"append_labels: records: got {records.dtype} of shape {list(records.shape)}, wanted "
             f"uint8 of shape {[b, g, f'at least {need}', wanted[3]]}."
         )
     keys = rows_of(keys)
     steps = keys.stride()
-    with core_errors():
-        _C.kv_append_labels(
-            r,
-            code,
-            (b, g, d),
-            keys.data_ptr(),
-            (steps[0], steps[1], steps[2]),
-            _int32("append_labels", "channels", channels, g * r),
-            first,
-            n,
-            records.data_ptr(),
-            (records.stride(0), records.stride(1)),
-        )
+    rest = (
+        (b, g, d),
+        keys.data_ptr(),
+        (steps[0], steps[1], steps[2]),
+        _int32("append_labels", "channels", channels, g * r, keys.device),
+        first,
+        n,
+        records.data_ptr(),
+        (records.stride(0), records.stride(1)),
+    )
+    if keys.is_cuda:
+        cuda_kv.append_labels(keys, r, code, *rest)
+    else:
+        with core_errors():
+            _C.kv_append_labels(r, code, *rest)
 
 
 def _units(
@@ -298,6 +314,8 @@ def _units(
             f"{function}: q, units: got shapes {list(q.shape)} and {list(x.shape)}, wanted "
             f"[b, h, n, d] and {list(wanted)} with h a multiple of {g}."
         )
+    if x.device != q.device:
+        raise TamisValueError(f"{function}: units: got {x.device}, wanted q's {q.device}.")
     steps = x.stride()
     if isinstance(u, Labels):
         if not 0 <= units <= LABEL_TOKENS * x.shape[2]:
@@ -305,7 +323,7 @@ def _units(
                 f"{function}: tokens: got {units}, wanted 0 to {LABEL_TOKENS * x.shape[2]} for "
                 f"{x.shape[2]} records."
             )
-        ids = _int32(function, "channels", u.channels, g * r)
+        ids = _int32(function, "channels", u.channels, g * r, q.device)
         return (_C.kv_label_units(r, units, x.data_ptr(), (steps[0], steps[1]), ids), x), (
             b,
             g,
@@ -313,7 +331,7 @@ def _units(
         )
     made = _C.kv_row_units(
         isinstance(u, PageBounds),
-        float_code(function, x),
+        float_code(function, x, cuda=function == "kv_estimate"),
         units,
         x.data_ptr(),
         (steps[0], steps[1], steps[2]),
@@ -321,13 +339,13 @@ def _units(
     return (made, x), (b, g, units)
 
 
-def _int32(function: str, name: str, x: Tensor | None, size: int) -> int:
+def _int32(function: str, name: str, x: Tensor | None, size: int, device: torch.device) -> int:
     """Address of a list that its owner keeps alive, or 0."""
     if x is None:
         return 0
-    if x.dtype != torch.int32 or not x.is_cpu or x.numel() != size or not x.is_contiguous():
+    if x.dtype != torch.int32 or x.device != device or x.numel() != size or not x.is_contiguous():
         raise TamisValueError(
             f"{function}: {name}: got {x.dtype} of shape {list(x.shape)} on {x.device}, wanted "
-            f"contiguous torch.int32 with {size} elements on cpu."
+            f"contiguous torch.int32 with {size} elements on {device}."
         )
     return x.data_ptr()

@@ -23,7 +23,7 @@ from tamis.layout import Layout
 TOKENS = (1, 2, 4, 8, 16, 64, 256)  # of the dense tables, as in csrc/base/machine.h
 COLUMNS = (576, 4096)
 ROWS = 1024
-_COLD_BYTES = 160 << 20
+_COLD_BYTES = 160 << 20  # at least, and more than the caches
 _DENSE_S = 0.03  # per point and round
 _KERNEL_CALLS = 20
 _ROUNDS = 3
@@ -58,8 +58,8 @@ def measure(say: Callable[[str], None] = lambda _: None) -> Path:
     threads = _C.num_threads()
     say("memory")
     figures["threads"] = threads
-    figures["read_one"] = _C.stream_read(1, _COLD_BYTES)
-    figures["read_all"] = _C.stream_read(threads, _COLD_BYTES)
+    figures["read_one"] = _C.stream_read(1, cold_bytes())
+    figures["read_all"] = _C.stream_read(threads, cold_bytes())
     if threads > 1:
         figures["fork"] = _C.fork_ns(threads)
     _measure_kernels(figures, say)
@@ -90,6 +90,15 @@ def file() -> Path:
         base = Path.home() / "Library" / "Caches"
     name = hashlib.sha256(json.dumps(key(), sort_keys=True).encode()).hexdigest()[:12]
     return Path(base) / "tamis" / f"machine-{name}.json"
+
+
+def cold_bytes() -> int:
+    """So much data that reading it again comes from memory; at most 512 MB."""
+    largest = 0
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        found = re.fullmatch(r"(\d+)K\s*", path.read_text(encoding="ascii", errors="replace"))
+        largest = max(largest, int(found.group(1)) << 10 if found else 0)
+    return min(max(_COLD_BYTES, largest * 3 // 2), 512 << 20)
 
 
 def cpu_name() -> str:
@@ -145,10 +154,11 @@ def _measure_weights(figures: Any, threads: int, say: Callable[[str], None]) -> 
     from tamis.ops.handle import make_matrix
 
     say("weights")
-    kernel = _C.choose("bitmap", "f32", "f32", 1, ROWS, COLUMNS[1], 1, _C.isa()["active"])
+    half = ROWS * COLUMNS[1] // 2
+    kernel = _C.choose("bitmap", "f32", "f32", 1, ROWS, COLUMNS[1], half, _C.isa()["active"])
     layout, first = _half_full("bitmap", "f32", ROWS, COLUMNS[1])
     nbytes = sum(array.nbytes for array in first.values())
-    copies = [{n: a.copy() for n, a in first.items()} for _ in range(_COLD_BYTES // nbytes + 2)]
+    copies = [{n: a.copy() for n, a in first.items()} for _ in range(cold_bytes() // nbytes + 2)]
     cold = [make_matrix(layout, arrays, check=False) for arrays in copies]
     near = _small("bitmap", "f32")
     alone = 0.0
@@ -196,7 +206,9 @@ def _half_full(format: str, dtype: str, n: int, k: int) -> tuple[Layout, dict[st
     block = (16, 16) if format == "block" else (0, 0)
     layout = Layout(format, n, k, dtype, kept, of, block)
     source = "f32" if dtype == "i8" else dtype
-    w = np.ones((n, k), dtype=NUMPY_VALUES[source])
+    # Of bf16 the bits: as integer 1 it would be a denormal, which costs some processors 100 cycles.
+    one = 0x3F80 if source == "bf16" else 1
+    w = np.full((n, k), one, dtype=NUMPY_VALUES[source])
     return layout, pack(layout, w, source, keep.reshape(n, k))
 
 
@@ -212,18 +224,22 @@ def _measure_torch(figures: Any, threads: int, say: Callable[[str], None]) -> No
     try:
         with torch.no_grad():
             one = torch.ones(1, 1)
+            torch.set_num_threads(1)
             figures["call"] = min(_timed(lambda: linear(one, one)) for _ in range(200)) * 1e9
             for name, dtype in (("dense_f32", torch.float32), ("dense_16", torch.bfloat16)):
                 for wide, k in enumerate(COLUMNS):
                     say(f"torch {dtype} {ROWS}x{k}")
                     first = torch.ones(ROWS, k, dtype=dtype)
-                    count = _COLD_BYTES // (first.numel() * first.element_size())
+                    count = cold_bytes() // (first.numel() * first.element_size())
                     weights = [first, *(first.clone() for _ in range(count))]
                     least = dict.fromkeys(points, np.inf)
                     for point in points * _ROUNDS:
                         torch.set_num_threads(threads if point[0] else 1)
                         x = torch.ones(TOKENS[point[1]], k, dtype=dtype)
-                        least[point] = min(least[point], _dense_seconds(linear, x, weights))
+                        clock = (
+                            time.perf_counter if torch.get_num_threads() > 1 else time.thread_time
+                        )
+                        least[point] = min(least[point], _dense_seconds(linear, x, weights, clock))
                     for (t, i), seconds in least.items():
                         ns = max(seconds * 1e9 - figures["call"], 1.0) / (ROWS * k)
                         figures[name][t][wide][i] = float(ns)
@@ -231,21 +247,22 @@ def _measure_torch(figures: Any, threads: int, say: Callable[[str], None]) -> No
         torch.set_num_threads(before)
 
 
-def _dense_seconds(linear: Any, x: Any, weights: list[Any]) -> float:
+def _dense_seconds(linear: Any, x: Any, weights: list[Any], clock: Callable[[], float]) -> float:
     """A typical time: the lower third of some calls, each with the next weight."""
     times: list[float] = []
     begin = time.perf_counter()
     linear(x, weights[-1])
     while len(times) < 5 or (time.perf_counter() - begin < _DENSE_S and len(times) < 300):
         w = weights[len(times) % len(weights)]
-        times.append(_timed(partial(linear, x, w)))
+        times.append(_timed(partial(linear, x, w), clock))
     return sorted(times)[len(times) // 3]
 
 
-def _timed(call: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
+def _timed(call: Callable[[], Any], clock: Callable[[], float] = time.thread_time) -> float:
+    """Seconds; by the clock of this thread they leave out what others do on its core meanwhile."""
+    begin = clock()
     call()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def _write(path: Path, text: str) -> None:

@@ -141,18 +141,16 @@ def prompt_blocks(layout: Layout, heads: int, tokens: int) -> Tensor:
     return layout.blocks(heads, at, at) & (at.view(1, -1) <= at.view(-1, 1))
 
 
-def token_mask(blocks: Tensor, block: int, rows: Tensor, cols: Tensor) -> Tensor:
-    """Which tokens see which, [g, m, n] bool, causal; places below 0 are padding and show nothing.
-
-    Args:
-        blocks: ``prompt_blocks``.
-        block: Tokens of a block.
-        rows: Places of the queries, [m].
-        cols: Places of the keys, [n].
-    """
-    i, j = (x.clamp(min=0) // block for x in (rows, cols))
-    causal = (cols.view(1, 1, -1) <= rows.view(1, -1, 1)) & (cols >= 0)
-    return blocks[:, i][:, :, j] & causal
+def compressed_rows(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Offsets [heads, m + 1] and columns [heads, width] int32 of a pattern [heads, m, m] bool."""
+    heads, m, _ = blocks.shape
+    offsets = torch.zeros(heads, m + 1, dtype=torch.int32)
+    offsets[:, 1:] = blocks.sum(-1).cumsum(-1)
+    columns = torch.zeros(heads, int(offsets[:, -1].max()), dtype=torch.int32)
+    for head, kept in enumerate(blocks):
+        found = kept.nonzero()[:, 1].to(torch.int32)
+        columns[head, : len(found)] = found
+    return offsets, columns
 
 
 def still_seen(layout: Layout, places: Tensor, tokens: int) -> Tensor:

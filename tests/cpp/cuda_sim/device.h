@@ -2,6 +2,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -16,6 +17,9 @@ namespace tamis::dev {
 
 struct alignas(16) Word4 {
   uint32_t x, y, z, w;
+};
+struct alignas(8) Word2 {
+  uint32_t x, y;
 };
 
 inline uint32_t thread_index() {
@@ -49,6 +53,16 @@ void store_shared(uint32_t at, T value) {
   std::memcpy(sim::shared(at, sizeof(T), sizeof(T), "store"), &value, sizeof(T));
 }
 
+inline uint32_t add_shared(uint32_t at, uint32_t value) {
+  const auto before = load_shared<uint32_t>(at);
+  store_shared<uint32_t>(at, before + value);
+  return before;
+}
+inline void prefetch(const void*) {}
+inline void count_shared(uint32_t at) {
+  store_shared<uint32_t>(at, load_shared<uint32_t>(at) + 1);
+}
+
 inline void copy_async16(uint32_t to, const void* from, uint32_t valid) {
   sim::copy_async(to, from, 16, valid);
 }
@@ -78,6 +92,10 @@ T load_global(const T* from) {
   return *from;
 }
 template <class T>
+T load_stream(const T* from) {
+  return *from;
+}
+template <class T>
 T load_volatile(const T* from) {
   return *from;
 }
@@ -97,6 +115,9 @@ inline uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
   return result;
 }
 
+inline uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) {
+  return (a & mask) | bits;
+}
 inline uint32_t prefix_step(uint32_t value, int distance) {
   const uint32_t lane = sim::thread_index().x % 32;
   const uint8_t* slots = sim::exchange(&value, sizeof value);
@@ -104,6 +125,56 @@ inline uint32_t prefix_step(uint32_t value, int distance) {
   uint32_t other;
   std::memcpy(&other, slots + (lane - distance) * sim::kSlotBytes, sizeof other);
   return value + other;
+}
+
+template <class T>
+T from_lane(const uint8_t* slots, uint32_t lane) {
+  T value;
+  std::memcpy(&value, slots + lane * sim::kSlotBytes, sizeof value);
+  return value;
+}
+inline float shuffle_xor(float value, int mask) {
+  const uint32_t lane = sim::thread_index().x % 32;
+  return from_lane<float>(sim::exchange(&value, sizeof value), lane ^ static_cast<uint32_t>(mask));
+}
+inline int32_t shuffle(int32_t value, int lane) {
+  return from_lane<int32_t>(sim::exchange(&value, sizeof value), static_cast<uint32_t>(lane));
+}
+inline uint32_t ballot(bool mine) {
+  const uint32_t said = mine ? 1 : 0;
+  const uint8_t* slots = sim::exchange(&said, sizeof said);
+  uint32_t bits = 0;
+  for (uint32_t lane = 0; lane < 32; ++lane) bits |= from_lane<uint32_t>(slots, lane) << lane;
+  return bits;
+}
+inline int popcount(uint32_t bits) {
+  return std::popcount(bits);
+}
+inline int32_t dot_bytes(uint32_t a, uint32_t b, int32_t sum) {
+  for (int i = 0; i < 4; ++i)
+    sum += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);
+  return sum;
+}
+inline uint32_t transpose(uint32_t pair) {
+  const uint32_t lane = sim::thread_index().x % 32, row = lane / 4, col = lane % 4 * 2;
+  const uint8_t* slots = sim::exchange(&pair, sizeof pair);
+  uint32_t out = 0;
+  for (uint32_t i = 0; i < 2; ++i) {  // element [col + i][row]
+    const auto from = from_lane<uint32_t>(slots, (col + i) * 4 + row / 2);
+    out |= (from >> (16 * (row % 2)) & 0xffffu) << (16 * i);
+  }
+  return out;
+}
+
+inline Word4 load_matrices(uint32_t at) {
+  sim::shared(at, 16, 16, "ldmatrix");
+  const uint8_t* slots = sim::exchange(&at, sizeof at);
+  const uint32_t lane = sim::thread_index().x % 32;
+  uint32_t out[4];
+  for (uint32_t j = 0; j < 4; ++j) {
+    out[j] = load_shared<uint32_t>(from_lane<uint32_t>(slots, 8 * j + lane / 4) + 4 * (lane % 4));
+  }
+  return {out[0], out[1], out[2], out[3]};
 }
 
 // One m16n8k16 fragment of a lane, deposited for the others.
@@ -142,6 +213,106 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
 }
 inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   multiply<f32_from_f16>(c, a, b0, b1);
+}
+
+// m16n8k32 with the second operand's places of a 2:4 row read from the metadata of lanes 4g, 4g
+// + 1.
+struct SparseFragment {
+  uint32_t a[4], places;
+};
+static_assert(sizeof(SparseFragment) <= sim::kSlotBytes);
+
+template <float (*kToF32)(uint16_t)>
+void multiply_sparse(float (&c)[4], const Word4& a, const Word4& b, uint32_t places,
+                     uint32_t first) {
+  const SparseFragment mine{{a.x, a.y, a.z, a.w}, places};
+  SparseFragment rows[32];
+  const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+  for (uint32_t i = 0; i < 32; ++i) rows[i] = from_lane<SparseFragment>(slots, i);
+  slots = sim::exchange(&b, sizeof b);
+  const auto half = [](uint32_t pair, uint32_t i) {
+    return kToF32(static_cast<uint16_t>(pair >> (16 * i)));
+  };
+  const uint32_t lane = sim::thread_index().x % 32, group = lane / 4, t = lane % 4;
+  for (uint32_t high = 0; high < 2; ++high) {     // row group + 8 * high
+    for (uint32_t kept = 0; kept < 16; ++kept) {  // its kept elements in order
+      const uint32_t pair = rows[group * 4 + kept / 2 % 4].a[kept / 8 * 2 + high];
+      const uint32_t said = rows[group * 4 + first + kept / 8].places;
+      const uint32_t col = kept / 2 * 4 + (said >> (16 * high + 2 * (kept % 8)) & 3);
+      for (uint32_t n = 0; n < 2; ++n) {
+        uint32_t from[4];
+        std::memcpy(from, slots + ((2 * t + n) * 4 + col % 8 / 2) * sim::kSlotBytes, sizeof from);
+        c[2 * high + n] += half(pair, kept % 2) * half(from[col / 8], col % 2);
+      }
+    }
+  }
+}
+template <int kSelector>
+void mma_sparse_bf16(float (&c)[4], const Word4& a, const Word4& b, uint32_t places) {
+  multiply_sparse<f32_from_bf16>(c, a, b, places, 2 * kSelector);
+}
+template <int kSelector>
+void mma_sparse_f16(float (&c)[4], const Word4& a, const Word4& b, uint32_t places) {
+  multiply_sparse<f32_from_f16>(c, a, b, places, 2 * kSelector);
+}
+
+inline uint32_t pack_f16(float low, float high) {
+  return uint32_t{f16_from_f32(low)} | uint32_t{f16_from_f32(high)} << 16;
+}
+inline uint32_t pack_bf16(float low, float high) {
+  return uint32_t{bf16_from_f32(low)} | uint32_t{bf16_from_f32(high)} << 16;
+}
+inline float half_of(uint32_t pair, int i) {
+  return f32_from_f16(static_cast<uint16_t>(pair >> (16 * i)));
+}
+inline uint32_t mul_f16x2(uint32_t a, uint32_t b) {
+  return pack_f16(half_of(a, 0) * half_of(b, 0), half_of(a, 1) * half_of(b, 1));
+}
+inline uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+  return pack_f16(std::fma(half_of(a, 0), half_of(b, 0), half_of(c, 0)),
+                  std::fma(half_of(a, 1), half_of(b, 1), half_of(c, 1)));
+}
+
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  const auto half = [](uint32_t pair, int i) {
+    return f32_from_bf16(static_cast<uint16_t>(pair >> (16 * i)));
+  };
+  return pack_bf16(std::fma(half(a, 0), half(b, 0), half(c, 0)),
+                   std::fma(half(a, 1), half(b, 1), half(c, 1)));
+}
+
+inline float exp2(float x) {
+  return std::exp2(x);
+}
+inline float max(float a, float b) {
+  return std::fmax(a, b);
+}
+inline float log2(float x) {
+  return std::log2(x);
+}
+inline float divide(float a, float b) {
+  return a / b;
+}
+inline float fma(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
+inline float mul(float a, float b) {
+  return a * b;
+}
+inline float add(float a, float b) {
+  return a + b;
+}
+inline int32_t to_int(float x) {
+  return static_cast<int32_t>(x);
+}
+inline int32_t round_to_int(float x) {
+  return static_cast<int32_t>(std::nearbyint(x));
+}
+inline uint32_t bits_of(float x) {
+  return std::bit_cast<uint32_t>(x);
+}
+inline float float_of(uint32_t bits) {
+  return std::bit_cast<float>(bits);
 }
 
 inline float bf16_to_f32(uint16_t h) {

@@ -11,8 +11,10 @@
 
 #include "base/numeric.h"
 #include "format/format.h"
+#include "format/m24.h"
 #include "format/t16.h"
 #include "guarded.h"
+#include "ops/spmm/m24_expand.cuh"
 #include "ops/spmm/spmm.h"
 #include "ops/spmm/t16.cuh"
 #include "ops/spmm/t16_expand.cuh"
@@ -37,7 +39,8 @@ struct Problem {
   int64_t n = 0, k = 0, m = 0;
   double sparsity = 0;
   DType dtype = DType::bf16;
-  bool integers = false;  // small ones, whose sums are exact
+  PackedFormat format = PackedFormat::t16;  // m24: columns in fours, 2 kept, above sparsity 0.8 one
+  bool integers = false;                    // small ones, whose sums are exact
   bool bias = true;
   int64_t x_padding = 0, y_padding = 0;
   uint64_t seed = 1;
@@ -47,6 +50,7 @@ struct Problem {
 class Case {
  public:
   explicit Case(const Problem& problem) : p_(problem), random_(problem.seed) {
+    if (p_.format == PackedFormat::m24) p_.k = ceil_div(p_.k, 4) * 4;
     make_weights();
     make_vectors();
     pack_weights();
@@ -110,6 +114,19 @@ class Case {
 
   void make_weights() {
     dense_.assign(p_.n * p_.k, 0);
+    if (p_.format == PackedFormat::m24) {
+      keep_.assign(dense_.size(), 0);
+      for (size_t i = 0; i < dense_.size(); i += 4) {
+        for (int kept = 0; kept < of_four();) {
+          const size_t j = i + random_() % 4;
+          if (keep_[j]) continue;
+          keep_[j] = 1;
+          ++kept;
+          if (p_.sparsity < 1.0) dense_[j] = number();
+        }
+      }
+      return;
+    }
     std::uniform_real_distribution<double> uniform;
     for (uint16_t& w : dense_) {
       if (uniform(random_) >= p_.sparsity) w = number();
@@ -131,7 +148,44 @@ class Case {
     clear_y();
   }
 
+  int of_four() const { return p_.sparsity > 0.8 ? 1 : 2; }
+
+  void pack_sparse24() {
+    const DenseView w{.data = dense_.data(),
+                      .dtype = p_.dtype,
+                      .rows = p_.n,
+                      .cols = p_.k,
+                      .stride = p_.k,
+                      .keep = keep_.data()};
+    const PackSpec spec{.format = Format::nm, .dtype = p_.dtype, .keep = of_four(), .of = 4};
+    PackSizes sizes;
+    must(pack_sizes(w, spec, &sizes));
+    std::vector<uint16_t> values(sizes.values);
+    std::vector<uint64_t> mask(sizes.mask);
+    must(pack(w, spec, {.values = values.data(), .mask = mask.data()}));
+    const int64_t bytes = m24::record_bytes(p_.n, p_.k);
+    records_ = std::make_unique<Guarded<Unit>>(bytes / t16::kUnit);
+    must(m24::pack({.format = Format::nm,
+                    .rows = p_.n,
+                    .cols = p_.k,
+                    .dtype = p_.dtype,
+                    .values = values.data(),
+                    .nnz = sizes.values,
+                    .mask = mask.data(),
+                    .keep = of_four(),
+                    .of = 4},
+                   records_->data()));
+    t16_ = {.format = PackedFormat::m24,
+            .rows = p_.n,
+            .cols = p_.k,
+            .dtype = p_.dtype,
+            .records = records_->data(),
+            .record_bytes = bytes,
+            .max_record_bytes = m24::kRecordBytes};
+  }
+
   void pack_weights() {
+    if (p_.format == PackedFormat::m24) return pack_sparse24();
     const DenseView w{
         .data = dense_.data(), .dtype = p_.dtype, .rows = p_.n, .cols = p_.k, .stride = p_.k};
     const PackSpec spec{.format = Format::bitmap, .dtype = p_.dtype};
@@ -175,6 +229,7 @@ class Case {
   Problem p_;
   std::mt19937_64 random_;
   std::vector<uint16_t> dense_;
+  std::vector<uint8_t> keep_;
   std::unique_ptr<Guarded<uint16_t>> x_, y_, bias_;
   std::unique_ptr<Guarded<Unit>> records_;
   std::unique_ptr<Guarded<uint32_t>> offsets_;
@@ -184,14 +239,15 @@ class Case {
 // One line of kernels_cuda.def on the simulator.
 struct SimRow {
   const char* name;
+  PackedFormat format;
   DType dtype;
   std::string (*run)(const sim::Launch&, const SpmmT16Params&, int token_tiles);
 };
 
-template <DType kType, bool kBulk>
+template <PackedFormat kFormat, DType kType, bool kBulk>
 std::string simulate(const sim::Launch& launch, const SpmmT16Params& p, int token_tiles) {
   const auto run = [&]<int kTokenTiles>(std::integral_constant<int, kTokenTiles>) {
-    return sim::launch(launch, [&] { spmm_t16<T16Config<kType, kTokenTiles, kBulk>>(p); });
+    return sim::launch(launch, [&] { spmm_t16<T16Config<kFormat, kType, kTokenTiles, kBulk>>(p); });
   };
   switch (token_tiles) {
     case 1:
@@ -207,8 +263,9 @@ std::string simulate(const sim::Launch& launch, const SpmmT16Params& p, int toke
 
 inline const std::vector<SimRow>& sim_rows() {
   static const std::vector<SimRow> rows = {
-#define TAMIS_SPMM_CUDA(w, x, capability, exact) \
-  {"spmm_t16_" #w "_" #x "_sm" #capability, DType::w, &simulate<DType::w, (capability >= 90)>},
+#define TAMIS_SPMM_CUDA(format, w, x, capability, exact)                            \
+  {"spmm_" #format "_" #w "_" #x "_sm" #capability, PackedFormat::format, DType::w, \
+   &simulate<PackedFormat::format, DType::w, (capability >= 90)>},
 #include "ops/spmm/kernels_cuda.def"
 #undef TAMIS_SPMM_CUDA
   };

@@ -19,6 +19,7 @@ class SpmmT16 : public testing::TestWithParam<SimRow> {
  protected:
   void expect_right(Problem p, int32_t warps_k, int32_t splits) {
     p.dtype = GetParam().dtype;
+    p.format = GetParam().format;
     Case c(p);
     SpmmT16Plan plan;
     if (warps_k > 0) {
@@ -84,7 +85,13 @@ TEST_P(SpmmT16, LongRows) {
 }
 
 TEST_P(SpmmT16, TwoRunsAgreeInEveryBit) {
-  Case c({.n = 100, .k = 640, .m = 9, .sparsity = 0.5, .dtype = GetParam().dtype, .seed = 51});
+  Case c({.n = 100,
+          .k = 640,
+          .m = 9,
+          .sparsity = 0.5,
+          .dtype = GetParam().dtype,
+          .format = GetParam().format,
+          .seed = 51});
   const SpmmT16Plan plan = lay_out_spmm_t16(c.t16(), 9, 4, 2);
   ASSERT_EQ(run(GetParam(), c, plan, 1), "");
   const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
@@ -97,20 +104,30 @@ INSTANTIATE_TEST_SUITE_P(Rows, SpmmT16, testing::ValuesIn(sim_rows()),
 
 TEST(ExpandT16, EqualsUnpack) {
   uint64_t seed = 400;
-  for (const double sparsity : {0.0, 0.5, 0.95, 1.0}) {
-    for (const auto& [n, k] : {std::pair{16, 64}, {17, 65}, {3, 5}, {50, 200}, {40, 256}}) {
-      for (const int64_t padding : {0, 3}) {
-        Case c({.n = n, .k = k, .m = 1, .sparsity = sparsity, .seed = ++seed});
-        Guarded<uint16_t> out(static_cast<size_t>((n - 1) * (k + padding) + k));
-        std::fill(out.span().begin(), out.span().end(), uint16_t{0x7fff});
-        const ExpandT16Params p = expand_t16_params(c.t16(), out.data(), k + padding);
-        const auto blocks = static_cast<uint32_t>(ceil_div(p.row_tiles * p.col_tiles, kBlockWarps));
-        const sim::Launch launch{.grid = {blocks}, .block = {kBlockThreads}, .seed = seed};
-        ASSERT_EQ(sim::launch(launch, [&] { expand_t16(p); }), "");
-        for (int64_t r = 0; r < n; ++r) {
-          for (int64_t col = 0; col < k + (r + 1 < n ? padding : 0); ++col) {
-            ASSERT_EQ(out[r * (k + padding) + col], col < k ? c.dense()[r * k + col] : 0x7fff)
-                << r << ", " << col;
+  for (const PackedFormat format : {PackedFormat::t16, PackedFormat::m24}) {
+    for (const double sparsity : {0.0, 0.5, 0.95, 1.0}) {
+      for (const auto& [n, k] : {std::pair{16, 64}, {17, 65}, {3, 5}, {50, 200}, {40, 256}}) {
+        for (const int64_t padding : {0, 3}) {
+          Case c({.n = n, .k = k, .m = 1, .sparsity = sparsity, .format = format, .seed = ++seed});
+          const int64_t width = c.problem().k, stride = width + padding;
+          Guarded<uint16_t> out(static_cast<size_t>((n - 1) * stride + width));
+          std::fill(out.span().begin(), out.span().end(), uint16_t{0x7fff});
+          const ExpandT16Params p = expand_t16_params(c.t16(), out.data(), stride);
+          const auto blocks =
+              static_cast<uint32_t>(ceil_div(p.row_tiles * p.col_tiles, kBlockWarps));
+          const sim::Launch launch{.grid = {blocks}, .block = {kBlockThreads}, .seed = seed};
+          const bool t16 = format == PackedFormat::t16;
+          ASSERT_EQ(sim::launch(launch, [&] { t16 ? expand_t16(p) : expand_m24(p); }), "");
+          if (!t16) {
+            std::vector<uint16_t> unpacked(c.dense().size());
+            m24::unpack(n, width, c.t16().records, unpacked.data(), width);
+            ASSERT_EQ(unpacked, c.dense());
+          }
+          for (int64_t r = 0; r < n; ++r) {
+            for (int64_t col = 0; col < width + (r + 1 < n ? padding : 0); ++col) {
+              ASSERT_EQ(out[r * stride + col], col < width ? c.dense()[r * width + col] : 0x7fff)
+                  << r << ", " << col;
+            }
           }
         }
       }

@@ -1,0 +1,119 @@
+"""Expected ratios over dense bf16 per GPU, calculated: machine code of the CUDA library and bytes.
+
+    python bench/gpu_cost.py build/libtamis_cuda.so
+
+Reads the main loops with cuobjdump (see tests/cpp/check_sass.py) and sets each against DRAM: the time
+of a tile is the larger of its bytes at 90 % of the vendor's DRAM rate, its instructions at four a
+clock, and what its loads take of shared memory at 128 bytes a clock. Dense bf16 streams at 90 % too.
+Rarely taken branches are counted, launches and ramps are not: a ceiling for large operands, not a
+prediction for small ones. Nothing here is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "cpp"))
+import check_sass
+
+# SMs, GHz under load, TB/s; the machine code that such a GPU runs.
+GPUS = {
+    "A100 80GB": (108, 1.41, 2.04, "sm_80"),
+    "H100 SXM": (132, 1.755, 3.35, "sm_90"),
+    "H200": (132, 1.755, 4.8, "sm_90"),
+    "L40S": (142, 2.52, 0.864, "sm_89"),
+    "RTX 4090": (128, 2.52, 1.008, "sm_89"),
+}
+STREAMED = 0.9  # of the DRAM rate
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One turn of a main loop, by one warp."""
+
+    what: str
+    name: str  # pieces of the mangled name, in order
+    dense_bytes: float  # of what bf16 would read instead
+    nbytes: float
+    wavefronts: float  # of shared memory
+    products: int  # HMMA of one tile: loops may be unrolled
+
+
+def tiles() -> list[Tile]:
+    """t16: bytes and wavefronts as counted over random records (bench/RESULTS.md, GPU)."""
+    found = []
+    for density, waves in ((0.5, 62), (0.3, 55), (0.2, 55)):
+        found.append(
+            Tile(f"t16 {density}, 8 tokens", "PackedFormatE0 DTypeE2ELi1E", 2048,
+                 2048 * density + 152, waves, 4)
+        )  # fmt: skip
+    for tokens in (8, 32):
+        # 9 wavefronts of the record, 4 for each of two loads of x a tile of 8 tokens.
+        found.append(
+            Tile(f"m24, {tokens} tokens", f"PackedFormatE1 DTypeE2ELi{tokens // 8}E", 2048, 1152,
+                 9 + tokens, tokens // 4)
+        )  # fmt: skip
+    for bits in (8, 4, 2):
+        record = 32 * 128 * bits / 4 + 1024  # codes of keys and values, scales and minima
+        # Codes once (keys in 16 bytes meet in banks by two), 16 loads of key scales, 8 of values'.
+        waves = 32 * 128 * bits / 8 / 128 * 3 + 32
+        found.append(Tile(f"attention, {bits} bits, d 128", f"PageConfigILi{bits}ELi128E",
+                          32 * 512, record, waves, 48))  # fmt: skip
+    found.append(Tile("attention, bf16, d 128", "RowConfig DTypeE2ELi128E", 8192, 8192, 2 * 64, 16))
+    return found
+
+
+def fits(name: str, pieces: str) -> bool:
+    at = 0
+    for piece in pieces.split():
+        at = name.find(piece, at)
+        if at < 0:
+            return False
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("library")
+    library = parser.parse_args().library
+    tool = check_sass.find_cuobjdump()
+    if tool is None:
+        print("SKIP gpu_cost: no cuobjdump on PATH, in the toolkit or as a wheel")
+        return 0
+    code = check_sass.functions(check_sass.run(tool, "--dump-sass", library))
+    loops: dict[tuple[str, str], Counter[str]] = {
+        key: check_sass.main_loop(body) for key, body in code.items()
+    }
+    print(f"calculated, not measured; dense bf16 at {STREAMED:.0%} of DRAM")
+    print(f"{'tile':28} {'bytes ratio':>11}  " + "  ".join(f"{gpu:>22}" for gpu in GPUS))
+    for tile in tiles():
+        line = f"{tile.what:28} {tile.dense_bytes / tile.nbytes:11.2f}  "
+        for sms, ghz, rate, arch in GPUS.values():
+            sizes = [
+                sum(loop.values()) * tile.products / loop["HMMA"]
+                for (built, name), loop in loops.items()
+                if built.rstrip("a") == arch and fits(name, tile.name)
+            ]
+            if not sizes:
+                line += f"  {'no kernel':>22}"
+                continue
+            per_clock = STREAMED * rate * 1e3 / sms / ghz  # bytes of DRAM a clock and SM
+            clocks = {
+                "DRAM": tile.nbytes / per_clock,
+                "issue": min(sizes) / 4,
+                "shared": tile.wavefronts,
+            }
+            bound = max(clocks, key=lambda n: clocks[n])
+            share = clocks["DRAM"] / clocks[bound]
+            ratio = tile.dense_bytes / per_clock / clocks[bound]
+            line += f"  {ratio:5.2f} {bound:>6} {share:4.0%} DRAM"
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

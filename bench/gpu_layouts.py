@@ -1,0 +1,60 @@
+"""Every layout of a product on a CUDA device against the one that is planned, one weight at a time.
+
+python bench/gpu_layouts.py [--tokens 1 8] [--shapes "q, o" "gate, up"]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+import torch
+from gpu import SHAPES, Sparse
+from gpu_timing import timed_in_turns
+
+
+def layouts(sparse: Sparse, w: torch.Tensor, m: int) -> list[tuple[float, int, int]]:
+    """Microseconds of each layout that fits, best first, with warps and blocks over k."""
+    x = torch.randn(m, w.shape[1], dtype=torch.bfloat16, device="cuda")
+    y = x.new_empty(m, len(w))
+    count = len(sparse.matrices)
+    found = []
+    for warps_k in (1, 2, 4, 8):
+        for splits in (1, 2, 3, 4, 6, 8, 12, 16):
+            if not all(a.lay_out(m, warps_k, splits) for a in sparse.matrices):
+                continue
+            if sparse.matrices[0].workspace(m) > sparse.workspace.numel():
+                continue
+            times = timed_in_turns({"": lambda: sparse.calls(x, y, count)}, count, warm_up_s=0.02)
+            found.append((1e6 * times[""], warps_k, splits))
+    return sorted(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, nargs="*", default=[1, 8])
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES))
+    a = parser.parse_args()
+    print(torch.cuda.get_device_name())
+    for name in a.shapes:
+        rows, cols = SHAPES[name]
+        dense = torch.randn(rows, cols, dtype=torch.bfloat16, device="cuda")
+        keep = torch.rand(rows, cols // 4, 4, device="cuda").argsort(-1).lt(2).view(rows, cols)
+        half = torch.rand_like(dense, dtype=torch.float32) < 0.5
+        for what, sparse, w in (
+            ("m24", Sparse(dense * keep, keep), dense * keep),
+            ("t16 0.5", Sparse(dense * half), dense * half),
+        ):
+            for m in a.tokens:
+                plan = sparse.matrices[0].plan(m)
+                planned = (plan["warps_k"], plan["splits"])
+                all_of_them = layouts(sparse, w, m)
+                line = ", ".join(f"{us:.1f} ({k} x {s})" for us, k, s in all_of_them[:4])
+                mine = next((us for us, k, s in all_of_them if (k, s) == planned), float("nan"))
+                print(f"{name:9} {what:8} m {m:2}: planned {mine:.1f} {planned}; best {line}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+// What every launcher does: results of the runtime as a Status, shared memory beyond 48 KB,
+// launches that may begin while the kernel before them ends.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "base/status.h"
+
+namespace tamis {
+
+inline Status cuda_status(const char* function, cudaError_t result) {
+  if (result == cudaSuccess) return {};
+  return error(Code::no_kernel, "%s: CUDA: got '%s', wanted success", function,
+               cudaGetErrorString(result));
+}
+
+// Lets a kernel use up to `bytes` of shared memory a block; once per kernel and device.
+template <class Kernel>
+Status allow_shared_memory(const char* function, Kernel* kernel, std::atomic<uint64_t>& allowed,
+                           int32_t device, int32_t bytes) {
+  const uint64_t bit = uint64_t{1} << (device % 64);
+  if (allowed.load(std::memory_order_relaxed) & bit) return {};
+  TAMIS_RETURN_IF_ERROR(cuda_status(
+      function, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)));
+  allowed.fetch_or(bit, std::memory_order_relaxed);
+  return {};
+}
+
+struct CudaGrid {
+  dim3 grid;
+  uint32_t threads;
+  size_t shared_bytes;
+  bool early;  // may begin before the kernel before it ends; it then waits itself (sm_90)
+  void* stream;
+};
+
+template <class Params>
+Status launch(const char* function, const CudaGrid& g, void (*kernel)(Params),
+              const Params& params) {
+  cudaLaunchAttribute early{.id = cudaLaunchAttributeProgrammaticStreamSerialization};
+  early.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config{.gridDim = g.grid,
+                                  .blockDim = dim3(g.threads),
+                                  .dynamicSmemBytes = g.shared_bytes,
+                                  .stream = static_cast<cudaStream_t>(g.stream),
+                                  .attrs = &early,
+                                  .numAttrs = g.early ? 1u : 0u};
+  return cuda_status(function, cudaLaunchKernelEx(&config, kernel, params));
+}
+
+}  // namespace tamis

@@ -1,0 +1,121 @@
+// sparse_input and sparse_mlp over raw addresses.
+#include "binding/activation.h"
+
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <tuple>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "binding/array.h"
+#include "ops/sparse_input/sparse_input.h"
+#include "ops/sparse_mlp/sparse_mlp.h"
+
+namespace tamis::binding {
+namespace {
+
+DType float_dtype(const char* op, int code) {
+  if (code < 0 || code > static_cast<int>(DType::bf16)) {
+    throw py::type_error(std::string(op) + ": dtype: got " + std::to_string(code) +
+                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
+  }
+  return static_cast<DType>(code);
+}
+
+template <class T>
+T* address(uintptr_t p) {
+  return reinterpret_cast<T*>(p);
+}
+
+// Both return how many inputs or activations counted.
+int64_t input(int dtype, std::tuple<int64_t, int64_t, int64_t> shape, uintptr_t x, int64_t x_stride,
+              uintptr_t w, uintptr_t threshold, uintptr_t bias, uintptr_t y, int64_t y_stride) {
+  int64_t kept = 0;
+  SparseInputArgs args{.dtype = float_dtype("sparse_input", dtype),
+                       .x = address<const void>(x),
+                       .x_stride = x_stride,
+                       .w = address<const void>(w),
+                       .threshold = address<const float>(threshold),
+                       .bias = address<const void>(bias),
+                       .y = address<void>(y),
+                       .y_stride = y_stride,
+                       .kept = &kept};
+  std::tie(args.m, args.n, args.k) = shape;
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = sparse_input(args);
+  }
+  raise_if_error(status);
+  return kept;
+}
+
+int64_t mlp(int dtype, std::tuple<int64_t, int64_t, int64_t, int64_t> shape, uintptr_t x,
+            int64_t x_stride, uintptr_t gate, uintptr_t up, uintptr_t down, uintptr_t threshold,
+            int activation, uintptr_t y, int64_t y_stride) {
+  if (activation < 0 || activation > static_cast<int>(Activation::silu)) {
+    throw py::value_error("sparse_mlp: activation: got " + std::to_string(activation) +
+                          ", wanted 0 (none), 1 (relu), 2 (gelu), 3 (gelu_tanh) or 4 (silu)");
+  }
+  int64_t kept = 0;
+  SparseMlpArgs args{.dtype = float_dtype("sparse_mlp", dtype),
+                     .x = address<const void>(x),
+                     .x_stride = x_stride,
+                     .gate = address<const void>(gate),
+                     .up = address<const void>(up),
+                     .down = address<const void>(down),
+                     .threshold = address<const float>(threshold),
+                     .activation = static_cast<Activation>(activation),
+                     .y = address<void>(y),
+                     .y_stride = y_stride,
+                     .kept = &kept};
+  std::tie(args.m, args.k, args.n, args.d) = shape;
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = sparse_mlp(args);
+  }
+  raise_if_error(status);
+  return kept;
+}
+
+template <class Row>
+void add_rows(std::span<const Row> rows, const char* op, py::list* out) {
+  for (const Row& row : rows) {
+    py::dict entry;
+    entry["name"] = row.name;
+    entry["op"] = op;
+    entry["format"] = "dense";
+    entry["w_dtype"] = name_of(row.dtype);
+    entry["x_dtype"] = name_of(row.dtype);
+    entry["isa"] = isa_name(row.isa);
+    entry["tile_m"] = kMaxTokens;
+    entry["tile_n"] = 1;
+    entry["runs_here"] = (row.isa & active_isa()) == row.isa;
+    out->append(entry);
+  }
+}
+
+py::list kernel_rows() {
+  py::list rows;
+  add_rows(sparse_input_kernels(), "sparse_input", &rows);
+  add_rows(sparse_mlp_kernels(), "sparse_mlp", &rows);
+  return rows;
+}
+
+}  // namespace
+
+void bind_activation(py::module_& m) {
+  using namespace py::literals;
+  m.attr("sparse_activation_tokens") = kMaxTokens;
+  m.def("sparse_input", &input, "dtype"_a, "shape"_a, "x_ptr"_a, "x_stride"_a, "w_ptr"_a,
+        "threshold_ptr"_a, "bias_ptr"_a, "y_ptr"_a, "y_stride"_a);
+  m.def("sparse_mlp", &mlp, "dtype"_a, "shape"_a, "x_ptr"_a, "x_stride"_a, "gate_ptr"_a, "up_ptr"_a,
+        "down_ptr"_a, "threshold_ptr"_a, "activation"_a, "y_ptr"_a, "y_stride"_a);
+  m.def("activation_kernels", &kernel_rows);
+}
+
+}  // namespace tamis::binding

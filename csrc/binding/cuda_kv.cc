@@ -1,0 +1,157 @@
+// The KV cache's operators on a device, over raw addresses that torch gives as integers. Nothing
+// here allocates, copies or waits.
+#include "binding/cuda_kv.h"
+
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "binding/array.h"
+#include "binding/cuda.h"
+#include "binding/cuda_abi.h"
+
+namespace tamis::binding {
+namespace {
+
+using Strides = std::pair<int64_t, int64_t>;
+using Strides3 = std::tuple<int64_t, int64_t, int64_t>;
+using Shape = std::tuple<int64_t, int64_t, int64_t, int64_t>;
+
+DType float_dtype(int code) {
+  if (code < 0 || code > static_cast<int>(DType::bf16)) {
+    throw py::type_error("cuda: dtype: got " + std::to_string(code) +
+                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
+  }
+  return static_cast<DType>(code);
+}
+
+template <class T>
+T* address(uintptr_t p) {
+  return reinterpret_cast<T*>(p);
+}
+
+void quantize(int32_t device, uintptr_t stream, const KvPageLayout& layout, int dtype,
+              int64_t heads, int64_t pages, uintptr_t keys, Strides key_strides, uintptr_t values,
+              Strides value_strides, uintptr_t out, int64_t out_stride_bytes) {
+  const KvQuantizeArgs args{.layout = layout,
+                            .dtype = float_dtype(dtype),
+                            .heads = heads,
+                            .pages = pages,
+                            .keys = address<const void>(keys),
+                            .values = address<const void>(values),
+                            .key_head_stride = key_strides.first,
+                            .key_token_stride = key_strides.second,
+                            .value_head_stride = value_strides.first,
+                            .value_token_stride = value_strides.second,
+                            .out = address<void>(out),
+                            .out_stride_bytes = out_stride_bytes};
+  raise_if_error(cuda_library().kv_quantize(args, cuda_device(device), address<void>(stream)));
+}
+
+// 0 when launched; else the bytes of workspace that the call wants.
+int64_t attend(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q, uintptr_t out,
+               uintptr_t lse, float scale, float softcap, const std::vector<KvSegment>& segments,
+               uintptr_t workspace, int64_t workspace_bytes) {
+  SparseAttentionCudaArgs args{.attention = {.q_dtype = float_dtype(dtype),
+                                             .q = address<const void>(q),
+                                             .out = address<void>(out),
+                                             .lse = address<float>(lse),
+                                             .scale = scale,
+                                             .softcap = softcap,
+                                             .segments = segments},
+                               .workspace = address<void>(workspace),
+                               .workspace_bytes = workspace_bytes};
+  SparseAttentionArgs& a = args.attention;
+  std::tie(a.batch, a.kv_heads, a.rows, a.head_dim) = shape;
+  const CudaDevice& facts = cuda_device(device);
+  int64_t wanted = 0;
+  raise_if_error(cuda_library().attention_workspace(a, facts, &wanted));
+  if (wanted > workspace_bytes) return wanted;
+  raise_if_error(cuda_library().attention(args, facts, address<void>(stream)));
+  return 0;
+}
+
+// The same.
+int64_t estimate(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q, float scale,
+                 const KvUnits& units, bool log_weight, uintptr_t begin, uintptr_t out,
+                 uintptr_t workspace, int64_t workspace_bytes) {
+  KvEstimateArgs args{.q_dtype = float_dtype(dtype),
+                      .q = address<const void>(q),
+                      .scale = scale,
+                      .units = units,
+                      .reduce = log_weight ? KvReduce::log_weight : KvReduce::score,
+                      .begin = address<const int32_t>(begin),
+                      .out = address<float>(out)};
+  std::tie(args.batch, args.kv_heads, args.rows, args.head_dim) = shape;
+  const int64_t wanted = cuda_library().estimate_workspace(args);
+  if (wanted > workspace_bytes) return wanted;
+  raise_if_error(cuda_library().kv_estimate(args, address<void>(workspace), workspace_bytes,
+                                            cuda_device(device), address<void>(stream)));
+  return 0;
+}
+
+void select(int32_t device, uintptr_t stream, int64_t heads, int64_t units, uintptr_t scores,
+            int64_t k, uintptr_t budget, double top_p, int64_t sink, int64_t recent, int64_t page,
+            uintptr_t begin, uintptr_t index, int64_t index_stride, uintptr_t count) {
+  const KvSelectArgs args{.heads = heads,
+                          .units = units,
+                          .scores = address<const float>(scores),
+                          .budget = address<const int32_t>(budget),
+                          .k = k,
+                          .top_p = top_p,
+                          .sink = sink,
+                          .recent = recent,
+                          .page = page,
+                          .begin = address<const int32_t>(begin),
+                          .index = address<int32_t>(index),
+                          .index_stride = index_stride,
+                          .count = address<int32_t>(count)};
+  raise_if_error(cuda_library().kv_select(args, cuda_device(device), address<void>(stream)));
+}
+
+void append_labels(int32_t device, uintptr_t stream, int32_t channels, int dtype,
+                   std::tuple<int64_t, int64_t, int64_t> shape, uintptr_t keys,
+                   Strides3 key_strides, uintptr_t channel_ids, int64_t first, int64_t count,
+                   uintptr_t records, Strides strides_bytes) {
+  KvAppendLabelsArgs args{.labels = {.channels = channels},
+                          .keys_dtype = float_dtype(dtype),
+                          .keys = address<const void>(keys),
+                          .channels = address<const int32_t>(channel_ids),
+                          .first = first,
+                          .count = count,
+                          .records = address<void>(records),
+                          .batch_stride_bytes = strides_bytes.first,
+                          .head_stride_bytes = strides_bytes.second};
+  std::tie(args.batch, args.kv_heads, args.head_dim) = shape;
+  std::tie(args.key_batch_stride, args.key_head_stride, args.key_token_stride) = key_strides;
+  raise_if_error(cuda_library().kv_append_labels(args, cuda_device(device), address<void>(stream)));
+}
+
+}  // namespace
+
+void bind_cuda_kv(py::module_& m) {
+  using namespace py::literals;
+  m.def("cuda_kv_quantize", &quantize, "device"_a, "stream"_a, "layout"_a, "dtype"_a, "heads"_a,
+        "pages"_a, "keys_ptr"_a, "key_strides"_a, "values_ptr"_a, "value_strides"_a, "out_ptr"_a,
+        "out_stride_bytes"_a);
+  m.def("cuda_sparse_attention", &attend, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "q_ptr"_a,
+        "out_ptr"_a, "lse_ptr"_a, "scale"_a, "softcap"_a, "segments"_a, "workspace_ptr"_a,
+        "workspace_bytes"_a);
+  m.def("cuda_kv_estimate", &estimate, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "q_ptr"_a,
+        "scale"_a, "units"_a, "log_weight"_a, "begin_ptr"_a, "out_ptr"_a, "workspace_ptr"_a,
+        "workspace_bytes"_a);
+  m.def("cuda_kv_select", &select, "device"_a, "stream"_a, "heads"_a, "units"_a, "scores_ptr"_a,
+        "k"_a, "budget_ptr"_a, "top_p"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a,
+        "index_ptr"_a, "index_stride"_a, "count_ptr"_a);
+  m.def("cuda_kv_append_labels", &append_labels, "device"_a, "stream"_a, "channels"_a, "dtype"_a,
+        "shape"_a, "keys_ptr"_a, "key_strides"_a, "channels_ptr"_a, "first"_a, "count"_a,
+        "records_ptr"_a, "strides_bytes"_a);
+}
+
+}  // namespace tamis::binding

@@ -1,0 +1,18 @@
+// Convolution in channel planes on scalar.
+#include "base/simd/lanes_scalar.h"
+#include "ops/conv2d/kernels.h"
+
+namespace tamis {
+namespace {
+// Vectors of a strip for 1, 2 and 4 outputs together: what the registers hold.
+inline constexpr int kStripVectors[] = {4, 2, 1};
+}  // namespace
+}  // namespace tamis
+
+#include "ops/conv2d/conv2d-inl.h"
+
+namespace tamis {
+
+TAMIS_CONV2D_KERNELS(scalar)
+
+}  // namespace tamis

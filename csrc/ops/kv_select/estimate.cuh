@@ -1,0 +1,406 @@
+// kv_estimate: out[u] = max_r e[r,u] or max_r (e[r,u] - log sum_u exp e[r,u]), in one or two
+// passes. A block scores 1024 units for all rows of one KV head. Labels: a thread four tokens,
+// their codes times q in bytes by dot products of four. Rows and bounds: a warp a unit, 8 bytes a
+// lane, q in shared memory. For log weights the first pass leaves, per row and block, the largest
+// score and the sum of exponentials; the second adds those up in order and scores again: reading
+// labels twice (8 bytes a token at r = 8) is less than writing and reading the scores of four rows
+// (32). Needs: rows and bounds at multiples of 16 bytes.
+#pragma once
+
+#include "base/cuda/dev.h"
+#include "ops/kv_select/estimate_params.h"
+
+namespace tamis {
+
+inline constexpr float kEstimateNever = -__builtin_inff();
+
+TAMIS_DEVICE float estimate_element(DType dtype, const void* x, int64_t i) {
+  switch (dtype) {
+    case DType::f16:
+      return dev::f16_to_f32(dev::load_global(static_cast<const uint16_t*>(x) + i));
+    case DType::bf16:
+      return dev::bf16_to_f32(dev::load_global(static_cast<const uint16_t*>(x) + i));
+    default:
+      return dev::load_global(static_cast<const float*>(x) + i);
+  }
+}
+
+struct EstimatePlace {
+  int32_t head, batch, kv_head;
+  int32_t first, last;  // units of this block that count
+  uint32_t thread, warp, lane;
+
+  TAMIS_DEVICE explicit EstimatePlace(const EstimateParams& p) {
+    const KvEstimateArgs& a = p.args;
+    head = static_cast<int32_t>(dev::block_index_y());
+    batch = head / static_cast<int32_t>(a.kv_heads);
+    kv_head = head % static_cast<int32_t>(a.kv_heads);
+    thread = dev::thread_index();
+    warp = thread / 32;
+    lane = thread % 32;
+    first = static_cast<int32_t>(dev::block_index_x()) * p.span;
+    const auto units = static_cast<int32_t>(a.units.units);
+    last = first + p.span < units ? first + p.span : units;
+  }
+};
+
+TAMIS_DEVICE int32_t estimate_begin(const EstimateParams& p, int32_t head) {
+  if (p.args.begin == nullptr) return 0;
+  const int32_t begin = dev::load_global(p.args.begin + head);
+  const auto units = static_cast<int32_t>(p.args.units.units);
+  return begin < 0 ? 0 : begin < units ? begin : units;
+}
+
+// Where things lie in shared memory: bytes from its start.
+struct EstimateShared {
+  uint32_t chosen, steps, parts;
+
+  TAMIS_DEVICE explicit EstimateShared(const EstimateParams& p) {
+    const auto rows = static_cast<uint32_t>(p.args.rows), width = static_cast<uint32_t>(p.width);
+    chosen = 4 * rows * width;
+    steps = chosen + 16 * rows * width;
+    parts = steps + 8 * rows;
+  }
+};
+
+// q of labels: bytes [rows, r], a step (scale included) and step * sum of bytes a row. A warp a
+// row.
+TAMIS_DEVICE void round_queries(const EstimateParams& p, const EstimatePlace& at) {
+  const KvEstimateArgs& a = p.args;
+  const EstimateShared in(p);
+  const int32_t r = a.units.labels.channels;
+  const int32_t* ids = a.units.channels + at.kv_head * r;
+  for (auto i = static_cast<int32_t>(at.thread); i < a.rows * r; i += kEstimateThreads) {
+    const int64_t from = (int64_t{at.head} * a.rows + i / r) * a.head_dim;
+    dev::store_shared<float>(
+        in.chosen + 4 * static_cast<uint32_t>(i),
+        estimate_element(a.q_dtype, a.q, from + dev::load_global(ids + i % r)));
+  }
+  dev::sync_block();
+  static_assert(kEstimateRows <= kEstimateThreads / 32, "a warp a row");
+  const auto row = static_cast<int32_t>(at.warp);
+  if (row >= a.rows) return;
+  const uint32_t chosen = in.chosen + 4 * static_cast<uint32_t>(row * r);
+  float most = 0;
+  for (auto c = static_cast<int32_t>(at.lane); c < r; c += 32) {
+    const auto x = dev::load_shared<float>(chosen + 4 * static_cast<uint32_t>(c));
+    most = dev::max(most, x < 0 ? -x : x);
+  }
+  for (int mask = 16; mask > 0; mask /= 2) most = dev::max(most, dev::shuffle_xor(most, mask));
+  const float inverse = most > 0 ? dev::divide(127.0f, most) : 0.0f;
+  float sum = 0;  // of whole numbers below 2^24
+  for (auto c = static_cast<int32_t>(at.lane); c < r; c += 32) {
+    const auto x = dev::load_shared<float>(chosen + 4 * static_cast<uint32_t>(c));
+    const int32_t code = dev::round_to_int(dev::mul(x, inverse));
+    dev::store_shared<int8_t>(4 * static_cast<uint32_t>(row * p.width) + static_cast<uint32_t>(c),
+                              static_cast<int8_t>(code));
+    sum += static_cast<float>(code);
+  }
+  for (int mask = 16; mask > 0; mask /= 2) sum += dev::shuffle_xor(sum, mask);
+  if (at.lane == 0) {
+    const float step = dev::mul(dev::divide(most, 127.0f), a.scale);
+    const uint32_t to = in.steps + 8 * static_cast<uint32_t>(row);
+    dev::store_shared<float>(to, step);
+    dev::store_shared<float>(to + 4, dev::mul(step, sum));
+  }
+}
+
+TAMIS_DEVICE void widen_queries(const EstimateParams& p, const EstimatePlace& at) {
+  const KvEstimateArgs& a = p.args;
+  const auto d = static_cast<int32_t>(a.head_dim);
+  for (auto i = static_cast<int32_t>(at.thread); i < a.rows * d; i += kEstimateThreads) {
+    const float x = estimate_element(a.q_dtype, a.q, int64_t{at.head} * a.rows * d + i);
+    const uint32_t to = 4 * static_cast<uint32_t>(i / d * p.width + i % d);
+    if (a.units.kind == KvSummary::bounds) {
+      dev::store_shared<float>(to, x < 0 ? x : 0.0f);
+      dev::store_shared<float>(to + 4 * static_cast<uint32_t>(d), x > 0 ? x : 0.0f);
+    } else {
+      dev::store_shared<float>(to, x);
+    }
+  }
+}
+
+inline constexpr int kLabelUnits = kEstimateUnits / kEstimateThreads;  // of a thread
+
+// Scores of the units from + thread + 256 i for all rows by one thread.
+template <int kRows>
+TAMIS_DEVICE void label_scores(const EstimateParams& p, const EstimatePlace& at,
+                               const uint8_t* records, int32_t from,
+                               float (&s)[kLabelUnits][kRows]) {
+  const KvEstimateArgs& a = p.args;
+  const EstimateShared in(p);
+  const uint8_t* record[kLabelUnits];
+  float scale[kLabelUnits], min[kLabelUnits];
+#pragma unroll
+  for (int i = 0; i < kLabelUnits; ++i) {
+    int32_t unit = from + static_cast<int32_t>(at.thread) + i * kEstimateThreads;
+    unit = unit < at.last ? unit : at.last - 1;
+    const int32_t lane = unit % kLabelTokens;
+    const uint8_t* start = records + unit / kLabelTokens * p.label_bytes;
+    record[i] = start + 4 * lane;
+    scale[i] = dev::f16_to_f32(
+        dev::load_global(reinterpret_cast<const uint16_t*>(start + p.label_scale) + lane));
+    min[i] = dev::f16_to_f32(
+        dev::load_global(reinterpret_cast<const uint16_t*>(start + p.label_min) + lane));
+  }
+  int32_t sum[kLabelUnits][kRows] = {};
+  for (int32_t w = 0; w < a.units.labels.channels / 8; ++w) {
+    uint32_t word[kLabelUnits];
+#pragma unroll
+    for (int i = 0; i < kLabelUnits; ++i) {
+      word[i] = dev::load_global(reinterpret_cast<const uint32_t*>(record[i]) + w * kLabelTokens);
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const uint32_t at_q = 4 * static_cast<uint32_t>((r < a.rows ? r : 0) * p.width);
+      const auto q = dev::load_shared<dev::Word2>(at_q + 8 * static_cast<uint32_t>(w));
+#pragma unroll
+      for (int i = 0; i < kLabelUnits; ++i) {
+        sum[i][r] = dev::dot_bytes(word[i] & 0x0f0f0f0fu, q.x, sum[i][r]);
+        sum[i][r] = dev::dot_bytes(word[i] >> 4 & 0x0f0f0f0fu, q.y, sum[i][r]);
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const uint32_t steps = in.steps + 8 * static_cast<uint32_t>(r < a.rows ? r : 0);
+    const auto step = dev::load_shared<float>(steps), whole = dev::load_shared<float>(steps + 4);
+#pragma unroll
+    for (int i = 0; i < kLabelUnits; ++i) {
+      const float product = dev::mul(dev::mul(scale[i], step), static_cast<float>(sum[i][r]));
+      s[i][r] = dev::fma(min[i], whole, product);
+    }
+  }
+}
+
+// The same of a row or pair of rows by a warp; every lane has them.
+template <int kRows>
+TAMIS_DEVICE void row_scores(const EstimateParams& p, const EstimatePlace& at, const uint8_t* units,
+                             int32_t unit, float (&s)[kRows]) {
+  const KvEstimateArgs& a = p.args;
+  const int64_t size = a.units.dtype == DType::f32 ? 4 : 2;
+  const uint8_t* row = units + unit * a.units.unit_stride * size;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) s[r] = 0;
+  for (auto c = 4 * static_cast<int32_t>(at.lane); c < p.width; c += 128) {
+    float x[4];
+    if (a.units.dtype == DType::f32) {
+      const auto v = dev::load_global(reinterpret_cast<const dev::Word4*>(row + 4 * c));
+      x[0] = dev::float_of(v.x);
+      x[1] = dev::float_of(v.y);
+      x[2] = dev::float_of(v.z);
+      x[3] = dev::float_of(v.w);
+    } else {
+      const auto v = dev::load_global(reinterpret_cast<const dev::Word2*>(row + 2 * c));
+      const uint32_t pair[2] = {v.x, v.y};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const auto bits = static_cast<uint16_t>(pair[i / 2] >> (16 * (i % 2)));
+        x[i] = a.units.dtype == DType::bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (r < a.rows) {
+        const auto q = dev::load_shared<dev::Word4>(4 * static_cast<uint32_t>(r * p.width + c));
+        s[r] = dev::fma(dev::float_of(q.x), x[0], s[r]);
+        s[r] = dev::fma(dev::float_of(q.y), x[1], s[r]);
+        s[r] = dev::fma(dev::float_of(q.z), x[2], s[r]);
+        s[r] = dev::fma(dev::float_of(q.w), x[3], s[r]);
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (r < a.rows) {
+#pragma unroll
+      for (int mask = 16; mask > 0; mask /= 2) s[r] += dev::shuffle_xor(s[r], mask);
+      s[r] *= a.scale;
+    }
+  }
+}
+
+// exp(x), for sums that end in a logarithm.
+TAMIS_DEVICE float exp_of(float x) {
+  constexpr float kLog2E = 1.4426950408889634f;
+  return dev::exp2(x * kLog2E);
+}
+
+// Largest of, and sum of exp(s - largest) over, what the lanes of a warp have; in every lane.
+TAMIS_DEVICE void join_lanes(float* most, float* sum) {
+  float all = *most;
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) all = dev::max(all, dev::shuffle_xor(all, mask));
+  *sum = *most == kEstimateNever ? 0.0f : *sum * exp_of(*most - all);
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) *sum += dev::shuffle_xor(*sum, mask);
+  *most = all;
+}
+
+// Pass 1's answer: what this thread has of each row becomes the block's.
+template <int kRows>
+TAMIS_DEVICE void put_stats(const EstimateParams& p, const EstimatePlace& at, float (&most)[kRows],
+                            float (&sum)[kRows]) {
+  const EstimateShared in(p);
+  constexpr uint32_t kWarps = kEstimateThreads / 32;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    join_lanes(&most[r], &sum[r]);
+    if (at.lane == 0 && r < p.args.rows) {
+      const uint32_t to = in.parts + 8 * (static_cast<uint32_t>(r) * kWarps + at.warp);
+      dev::store_shared<float>(to, most[r]);
+      dev::store_shared<float>(to + 4, sum[r]);
+    }
+  }
+  dev::sync_block();
+  for (auto r = static_cast<int32_t>(at.thread); r < p.args.rows; r += kEstimateThreads) {
+    const uint32_t from = in.parts + 8 * static_cast<uint32_t>(r) * kWarps;
+    float all = kEstimateNever, total = 0;
+    for (uint32_t w = 0; w < kWarps; ++w) {
+      all = dev::max(all, dev::load_shared<float>(from + 8 * w));
+    }
+    for (uint32_t w = 0; w < kWarps; ++w) {
+      const auto theirs = dev::load_shared<float>(from + 8 * w);
+      if (theirs == kEstimateNever) continue;
+      total += dev::load_shared<float>(from + 8 * w + 4) * exp_of(theirs - all);
+    }
+    float* to =
+        p.stats + ((int64_t{at.head} * p.args.rows + r) * p.blocks + dev::block_index_x()) * 2;
+    to[0] = all;
+    to[1] = total;
+  }
+}
+
+// Pass 2: the logarithm of each row's sum, a warp a row; +inf where nothing counts.
+TAMIS_DEVICE void find_shifts(const EstimateParams& p, const EstimatePlace& at,
+                              uint32_t shifts_at) {
+  constexpr float kLn2 = 0.6931471805599453f;
+  if (at.warp < p.args.rows) {
+    const float* stats = p.stats + (int64_t{at.head} * p.args.rows + at.warp) * p.blocks * 2;
+    float most = kEstimateNever, sum = 0;
+    for (auto b = static_cast<int32_t>(at.lane); b < p.blocks; b += 32) {
+      const float theirs = dev::load_volatile(stats + 2 * b);
+      const float all = dev::max(most, theirs);
+      if (all == kEstimateNever) continue;
+      sum =
+          (most == kEstimateNever ? 0.0f : sum * exp_of(most - all)) +
+          (theirs == kEstimateNever ? 0.0f
+                                    : dev::load_volatile(stats + 2 * b + 1) * exp_of(theirs - all));
+      most = all;
+    }
+    join_lanes(&most, &sum);
+    if (at.lane == 0) {
+      dev::store_shared<float>(shifts_at + 4 * at.warp, most == kEstimateNever
+                                                            ? -kEstimateNever
+                                                            : most + dev::log2(sum) * kLn2);
+    }
+  }
+  dev::sync_block();
+}
+
+// Pass 1 (kStats) of log weights, or the only or second pass. Grid [blocks, heads].
+template <int kRows, bool kStats>
+TAMIS_DEVICE void score_units(const EstimateParams& p) {
+  dev::wait_for_previous();
+  dev::allow_next();
+  const KvEstimateArgs& a = p.args;
+  const EstimatePlace at(p);
+  const EstimateShared in(p);
+  const bool labels = a.units.kind == KvSummary::labels;
+  const int64_t size = labels ? 1 : a.units.dtype == DType::f32 ? 4 : 2;
+  const uint8_t* units =
+      static_cast<const uint8_t*>(a.units.data) +
+      (at.batch * a.units.batch_stride + at.kv_head * a.units.head_stride) * size;
+  if (labels) {  // on their way while q is looked at
+    const int64_t there = (at.last - at.first + kLabelTokens - 1) / kLabelTokens * p.label_bytes;
+    const uint8_t* from = units + at.first / kLabelTokens * p.label_bytes;
+    for (int64_t i = 128 * int64_t{at.thread}; i < there; i += 128 * kEstimateThreads) {
+      dev::prefetch(from + i);
+    }
+  }
+  float shift[kRows] = {};
+  if (!kStats && p.weighted) {
+    find_shifts(p, at, in.parts);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      shift[r] = dev::load_shared<float>(in.parts + 4 * static_cast<uint32_t>(r < a.rows ? r : 0));
+    }
+  }
+  labels ? round_queries(p, at) : widen_queries(p, at);
+  dev::sync_block();
+  const int32_t begin = estimate_begin(p, at.head);
+  float most[kRows], sum[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    most[r] = kEstimateNever;
+    sum[r] = 0;
+  }
+  // Scores of kUnits units, of which some count: into the sums, or their largest out.
+  const auto take = [&]<int kUnits>(const int32_t (&unit)[kUnits],
+                                    const float (&s)[kUnits][kRows]) {
+    if constexpr (kStats) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        float all = most[r];
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) {
+          if (unit[i] >= begin && unit[i] < at.last) all = dev::max(all, s[i][r]);
+        }
+        if (all == kEstimateNever) continue;
+        float total = sum[r] * exp_of(most[r] - all);
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) {
+          total += unit[i] >= begin && unit[i] < at.last ? exp_of(s[i][r] - all) : 0.0f;
+        }
+        sum[r] = total;
+        most[r] = all;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        float best = kEstimateNever;
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          if (r < a.rows && unit[i] >= begin) best = dev::max(best, s[i][r] - shift[r]);
+        }
+        if (unit[i] < at.last) a.out[int64_t{at.head} * a.units.units + unit[i]] = best;
+      }
+    }
+  };
+  if (labels) {
+    for (int32_t from = at.first; from < at.last; from += kEstimateUnits) {
+      float s[kLabelUnits][kRows];
+      int32_t unit[kLabelUnits];
+      label_scores<kRows>(p, at, units, from, s);
+#pragma unroll
+      for (int i = 0; i < kLabelUnits; ++i) {
+        unit[i] = from + static_cast<int32_t>(at.thread) + i * kEstimateThreads;
+      }
+      take(unit, s);
+    }
+  } else {
+#pragma unroll 2
+    for (int32_t u = at.first + static_cast<int32_t>(at.warp); u < at.last;
+         u += kEstimateThreads / 32) {
+      float s[1][kRows];
+      row_scores<kRows>(p, at, units, u, s[0]);
+      const int32_t unit[1] = {u};
+      if (at.lane == 0) take(unit, s);
+    }
+  }
+  if constexpr (kStats) put_stats<kRows>(p, at, most, sum);
+}
+
+// Calls run(a tag with the number of rows that a kernel is made for).
+template <int N>
+struct EstimateTag {
+  static constexpr int kRows = N;
+};
+template <class Run>
+auto with_estimate_rows(int64_t rows, const Run& run) {
+  return rows <= 1   ? run(EstimateTag<1>{})
+         : rows <= 4 ? run(EstimateTag<4>{})
+                     : run(EstimateTag<kEstimateRows>{});
+}
+
+}  // namespace tamis

@@ -1,0 +1,132 @@
+// kv_select on CUDA: the checks of a call and the memory between its kernels.
+#include "ops/kv_select/kv_select_cuda.h"
+
+#include <algorithm>
+
+#include "format/matrix.h"
+#include "ops/kv_select/estimate_params.h"
+
+namespace tamis {
+namespace {
+
+Status bad(const char* what, int64_t got, const char* wanted) {
+  return error(Code::invalid_argument, "kv_select: %s: got %lld, wanted %s", what,
+               static_cast<long long>(got), wanted);
+}
+
+Status check_float(const char* what, DType type) {
+  if (type == DType::f32 || type == DType::f16 || type == DType::bf16) return {};
+  return error(Code::unsupported_dtype, "kv_select: %s: got %s, wanted f32, f16 or bf16", what,
+               name_of(type));
+}
+
+constexpr int64_t kMaxHeads = 65535;  // of a grid
+
+bool weighted(const KvEstimateArgs& a) {
+  return a.reduce == KvReduce::log_weight;
+}
+
+int64_t units_at_a_time(const KvEstimateArgs& a) {
+  return a.units.kind == KvSummary::labels ? kEstimateUnits : kEstimateRowUnits;
+}
+
+}  // namespace
+
+Status check_estimate_cuda(const KvEstimateArgs& a) {
+  const KvUnits& u = a.units;
+  const int64_t heads = a.batch * a.kv_heads;
+  if (std::min({a.batch, a.kv_heads, a.rows}) < 0 || heads > kMaxHeads) {
+    return bad("q", heads, "0 to 65535 KV heads");
+  }
+  if (a.rows > kEstimateRows) return bad("rows", a.rows, "at most 8 a KV head on CUDA");
+  TAMIS_RETURN_IF_ERROR(check_float("q", a.q_dtype));
+  if (a.head_dim < 16 || a.head_dim > kMaxWidth / 2 || a.head_dim % 16 != 0) {
+    return bad("head_dim", a.head_dim, "a multiple of 16 from 16 to 256");
+  }
+  if (u.units < 0 || u.units > INT32_MAX) return bad("units", u.units, "0 to 2^31 - 1");
+  if (heads * a.rows * u.units > 0 && (!a.q || !a.out || !u.data)) {
+    return error(Code::invalid_argument, "kv_select: q, units, out: got null");
+  }
+  if (u.kind == KvSummary::labels) {
+    TAMIS_RETURN_IF_ERROR(check_kv_label(u.labels));
+    if (!u.channels) return error(Code::invalid_argument, "kv_select: channels: got null");
+    const int64_t strides = u.batch_stride | u.head_stride;
+    if (reinterpret_cast<uintptr_t>(u.data) % 4 != 0 || strides % 4 != 0) {
+      return bad("labels", strides, "records at multiples of 4 bytes");
+    }
+    return {};
+  }
+  TAMIS_RETURN_IF_ERROR(check_float("units", u.dtype));
+  const int64_t strides = u.batch_stride | u.head_stride | u.unit_stride;
+  const int64_t each = u.dtype == DType::f32 ? 4 : 8;  // elements of 16 bytes
+  if (reinterpret_cast<uintptr_t>(u.data) % 16 != 0 || strides % each != 0) {
+    return bad("units", strides, "rows at multiples of 16 bytes; copy them");
+  }
+  return {};
+}
+
+Status check_select_cuda(const KvSelectArgs& a) {
+  if (a.heads < 0 || a.units < 0 || a.units > kSelectUnits) {
+    return bad("units", a.units, "0 to 2 million on CUDA");
+  }
+  if (std::min({a.k, a.sink, a.recent}) < 0) return bad("k, sink, recent", -1, "none below 0");
+  if (a.page < 1) return bad("page", a.page, "1 or more");
+  if (a.top_p > 0) {
+    return error(Code::no_kernel, "kv_select: top_p: no CUDA kernel takes it; pass k");
+  }
+  if (a.heads > 0 &&
+      (!a.count || (a.units > 0 && (!a.scores || (a.index_stride > 0 && !a.index))))) {
+    return error(Code::invalid_argument, "kv_select: scores, index, count: got null");
+  }
+  const int64_t k = std::max(a.budget ? 0 : a.k, a.sink + a.recent);
+  if (std::min(a.units, k) * a.page > a.index_stride) {
+    return bad("index_stride", a.index_stride, "room for the budget");
+  }
+  return {};
+}
+
+Status check_append_labels_cuda(const KvAppendLabelsArgs& a) {
+  TAMIS_RETURN_IF_ERROR(check_kv_label(a.labels));
+  TAMIS_RETURN_IF_ERROR(check_float("keys", a.keys_dtype));
+  if (std::min({a.batch, a.kv_heads, a.first, a.count}) < 0 || a.batch * a.kv_heads > kMaxHeads) {
+    return bad("keys", a.batch * a.kv_heads, "no size below 0, at most 65535 KV heads");
+  }
+  if (a.batch * a.kv_heads * a.count > 0 && (!a.keys || !a.channels || !a.records)) {
+    return error(Code::invalid_argument, "kv_append_labels: keys, channels, records: got null");
+  }
+  const int64_t strides = a.batch_stride_bytes | a.head_stride_bytes;
+  if (reinterpret_cast<uintptr_t>(a.records) % 4 != 0 || strides % 4 != 0) {
+    return bad("records", strides, "records at multiples of 4 bytes");
+  }
+  return {};
+}
+
+int64_t estimate_workspace(const KvEstimateArgs& a) {
+  if (!weighted(a)) return kWorkspaceTicketBytes;
+  const int64_t rows = a.batch * a.kv_heads * a.rows;
+  return kWorkspaceTicketBytes + 8 * rows * ceil_div(a.units.units, units_at_a_time(a));
+}
+
+EstimateParams estimate_params(const KvEstimateArgs& a, void* workspace, const CudaDevice& device) {
+  const int64_t d = a.head_dim;
+  const bool labels = a.units.kind == KvSummary::labels;
+  // One round of blocks, three of which share an SM: what a block does before its first score is
+  // longer than scoring the units it takes at a time.
+  const int64_t each = units_at_a_time(a), turns = ceil_div(a.units.units, each);
+  const int64_t span =
+      each * std::max<int64_t>(1, ceil_div(a.batch * a.kv_heads * turns, 3 * device.sms));
+  auto* stats = reinterpret_cast<float*>(static_cast<uint8_t*>(workspace) + kWorkspaceTicketBytes);
+  return {.args = a,
+          .label_scale = a.units.labels.scale(),
+          .label_min = a.units.labels.min(),
+          .label_bytes = a.units.labels.bytes(),
+          .blocks = static_cast<int32_t>(ceil_div(a.units.units, span)),
+          .span = static_cast<int32_t>(span),
+          .width = static_cast<int32_t>(labels ? a.units.labels.channels / 4
+                                        : a.units.kind == KvSummary::bounds ? 2 * d
+                                                                            : d),
+          .weighted = weighted(a),
+          .stats = stats};
+}
+
+}  // namespace tamis

@@ -1,0 +1,88 @@
+// kv_select from sm_80 on.
+#include "base/cuda/launch.h"
+#include "format/matrix.h"
+#include "ops/kv_select/estimate.cuh"
+#include "ops/kv_select/labels.cuh"
+#include "ops/kv_select/select.cuh"
+
+namespace tamis {
+namespace {
+
+template <int kRows, bool kStats>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kEstimateThreads, kRows > 4 ? 2 : 3)
+    kv_estimate(const EstimateParams p) {
+  score_units<kRows, kStats>(p);
+}
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kSelectThreads, 1) kv_select_kernel(const SelectParams p) {
+  select_units(p);
+}
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kEstimateThreads, 4)
+    kv_append_labels_kernel(const LabelParams p) {
+  append_labels(p);
+}
+
+dim3 grid(int64_t blocks, int64_t heads) {
+  return dim3(static_cast<uint32_t>(blocks), static_cast<uint32_t>(heads));
+}
+
+}  // namespace
+
+Status kv_estimate_cuda(const KvEstimateArgs& a, void* workspace, int64_t workspace_bytes,
+                        const CudaDevice& device, void* stream) {
+  TAMIS_RETURN_IF_ERROR(check_estimate_cuda(a));
+  if (workspace_bytes < estimate_workspace(a) || reinterpret_cast<uintptr_t>(workspace) % 16 != 0) {
+    return error(Code::invalid_argument,
+                 "kv_estimate: workspace: got %lld bytes, wanted %lld at a multiple of 16",
+                 static_cast<long long>(workspace_bytes),
+                 static_cast<long long>(estimate_workspace(a)));
+  }
+  const int64_t heads = a.batch * a.kv_heads;
+  if (heads * a.rows * a.units.units == 0) return {};
+  const EstimateParams p = estimate_params(a, workspace, device);
+  const bool early = device.capability >= 90;
+  const CudaGrid g{
+      .grid = grid(p.blocks, heads),
+      .threads = kEstimateThreads,
+      .shared_bytes = static_cast<size_t>(estimate_shared(static_cast<int32_t>(a.rows), p.width)),
+      .early = early,
+      .stream = stream};
+  return with_estimate_rows(a.rows, [&](auto tag) -> Status {
+    constexpr int kRows = decltype(tag)::kRows;
+    if (p.weighted) {
+      TAMIS_RETURN_IF_ERROR(launch("kv_estimate", g, &kv_estimate<kRows, true>, p));
+    }
+    return launch("kv_estimate", g, &kv_estimate<kRows, false>, p);
+  });
+}
+
+Status kv_select_cuda(const KvSelectArgs& a, const CudaDevice& device, void* stream) {
+  TAMIS_RETURN_IF_ERROR(check_select_cuda(a));
+  if (a.heads == 0) return {};
+  static std::atomic<uint64_t> allowed{0};
+  TAMIS_RETURN_IF_ERROR(allow_shared_memory("kv_select", &kv_select_kernel, allowed, device.index,
+                                            device.shared_per_block));
+  const bool cached = select_shared(a.units) <= device.shared_per_block;
+  return launch("kv_select",
+                {.grid = grid(a.heads, 1),
+                 .threads = kSelectThreads,
+                 .shared_bytes = static_cast<size_t>(cached ? select_shared(a.units) : kScoresAt),
+                 .early = device.capability >= 90,
+                 .stream = stream},
+                &kv_select_kernel, SelectParams{a, cached});
+}
+
+Status kv_append_labels_cuda(const KvAppendLabelsArgs& a, const CudaDevice& device, void* stream) {
+  TAMIS_RETURN_IF_ERROR(check_append_labels_cuda(a));
+  const int64_t heads = a.batch * a.kv_heads;
+  if (heads * a.count == 0) return {};
+  const int64_t tokens = a.first % kLabelTokens + a.count;
+  return launch("kv_append_labels",
+                {.grid = grid(ceil_div(tokens + kLabelTokens - 1, kEstimateThreads), heads),
+                 .threads = kEstimateThreads,
+                 .shared_bytes = 0,
+                 .early = device.capability >= 90,
+                 .stream = stream},
+                &kv_append_labels_kernel, label_params(a));
+}
+
+}  // namespace tamis

@@ -1,0 +1,356 @@
+// out[r] = sum_t p[r,t] v[t] / sum_t p[r,t], p = exp(f(scale q[r] . k[t]) + bias[t]), over the
+// tokens of one segment, 8 query rows of a KV head at a time, on tensor cores with f32 sums. Tile:
+// a warp takes a unit of 16 or 32 tokens as the 16-row operand (scores) and its transposed values
+// as another (output), so up to 8 query rows cost one pass and their weights cross from one product
+// to the next by transposing 8 x 8 blocks in registers. Warps stream their own units through rings
+// in shared memory; nothing waits for another warp before the end. Reduction: online softmax a
+// warp, then warps, then blocks in the workspace, added by the block that arrives last, always in
+// the same order, so results repeat bit for bit. Needs: tickets zero before the first call; every
+// call leaves them zero. Tail: the last unit of rows repeats its last token, which does not count.
+// After: Dao 2023 (flash-decoding), Liu et al. 2024 (KIVI).
+#pragma once
+
+#include "base/cuda/dev.h"
+#include "ops/sparse_attention/attention_params.h"
+
+namespace tamis {
+
+inline constexpr float kLog2E = 1.4426950408889634f;
+inline constexpr float kLn2 = 0.6931471805599453f;
+inline constexpr float kNever = -__builtin_inff();
+
+// What a warp accumulates: rows 2t and 2t + 1 of the block's 8 in lane 4g + t; scores times log2 e.
+template <int kTiles>  // of 16 channels
+struct WarpSums {
+  float most[2] = {kNever, kNever};
+  float sum[2] = {0, 0};  // of this lane's tokens
+  float weighted[kTiles][4] = {};
+};
+
+TAMIS_DEVICE float q_element(const AttentionCudaParams& p, int64_t i) {
+  switch (p.q_dtype) {
+    case DType::f16:
+      return dev::f16_to_f32(dev::load_global(static_cast<const uint16_t*>(p.q) + i));
+    case DType::bf16:
+      return dev::bf16_to_f32(dev::load_global(static_cast<const uint16_t*>(p.q) + i));
+    default:
+      return dev::load_global(static_cast<const float*>(p.q) + i);
+  }
+}
+
+// The block's place.
+struct AttentionPlace {
+  int32_t head, batch, kv_head, row_tile;  // head: batch and KV head as one number
+  int32_t units;                           // listed for this head
+  uint32_t warp, lane, group, t;           // lane = 4 * group + t
+
+  TAMIS_DEVICE explicit AttentionPlace(const AttentionCudaParams& p) {
+    const auto y = static_cast<int32_t>(dev::block_index_y());
+    head = y / p.row_tiles;
+    row_tile = y % p.row_tiles;
+    batch = head / p.kv_heads;
+    kv_head = head % p.kv_heads;
+    warp = dev::thread_index() / 32;
+    lane = dev::thread_index() % 32;
+    group = lane / 4;
+    t = lane % 4;
+    units = p.listed;
+    if (p.count != nullptr) {
+      const int32_t count = dev::load_global(p.count + head);
+      units = count < 0 ? 0 : count < units ? count : units;
+    }
+  }
+};
+
+// Scores to weights: c[i][j] = q . k of token id(i, j / 2) and row 2t + j % 2. `factor`: what
+// makes scores of them. Keeps `s` in step.
+template <int kScoreTiles, int kTiles, class Id>
+TAMIS_DEVICE void soften(const AttentionCudaParams& p, const AttentionPlace& at,
+                         const float (&factor)[2], bool masked, const Id& id,
+                         float (&c)[kScoreTiles][4], WarpSums<kTiles>& s) {
+  if (p.softcap > 0) {
+    const float inverse = 1.0f / p.softcap;
+#pragma unroll
+    for (int i = 0; i < kScoreTiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float x = c[i][j] * factor[j % 2] * inverse;
+        const float e = dev::exp2(-2 * kLog2E * (x < 0 ? -x : x));
+        const float tanh = (1 - e) / (1 + e);
+        c[i][j] = kLog2E * p.softcap * (x < 0 ? -tanh : tanh);
+      }
+    }
+  } else {
+    const float scale[2] = {factor[0] * kLog2E, factor[1] * kLog2E};
+#pragma unroll
+    for (int i = 0; i < kScoreTiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) c[i][j] *= scale[j % 2];
+    }
+  }
+  if (masked) {
+    const int32_t begin = p.begin ? dev::load_global(p.begin + at.head) : 0;
+    const int32_t end = p.end ? dev::load_global(p.end + at.head) : p.tokens;
+#pragma unroll
+    for (int i = 0; i < kScoreTiles; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int32_t token = id(i, half);
+        const bool counts = token >= 0 && token >= begin && token < end;
+        const float bias =
+            counts && p.bias ? dev::load_global(p.bias + int64_t{at.head} * p.tokens + token) : 0;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          float& score = c[i][2 * half + r];
+          score = counts ? score + kLog2E * bias : kNever;
+        }
+      }
+    }
+  }
+  float shift[2];
+  bool moved = false;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float most = s.most[r];
+#pragma unroll
+    for (int i = 0; i < kScoreTiles; ++i) most = dev::max(most, dev::max(c[i][r], c[i][2 + r]));
+#pragma unroll
+    for (int mask = 4; mask < 32; mask *= 2) most = dev::max(most, dev::shuffle_xor(most, mask));
+    shift[r] = most;
+    moved = moved || most > s.most[r];
+  }
+  if (dev::ballot(moved) != 0) {  // the same in every lane
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float shrink = shift[r] > s.most[r] ? dev::exp2(s.most[r] - shift[r]) : 1.0f;
+      s.most[r] = shift[r];
+      s.sum[r] *= shrink;
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        s.weighted[i][r] *= shrink;
+        s.weighted[i][2 + r] *= shrink;
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float from = shift[r] == kNever ? 0.0f : shift[r];
+#pragma unroll
+    for (int i = 0; i < kScoreTiles; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        c[i][2 * half + r] = dev::exp2(c[i][2 * half + r] - from);
+        s.sum[r] += c[i][2 * half + r];
+      }
+    }
+  }
+}
+
+// Of one channel, in thread `channel`: writes the answer of all rows.
+template <class Config>
+TAMIS_DEVICE void write_channel(const AttentionCudaParams& p, const AttentionPlace& at,
+                                const float (&weighted)[kRowsPerTile], uint32_t sums_at) {
+  const uint32_t channel = dev::thread_index();
+#pragma unroll
+  for (int r = 0; r < kRowsPerTile; ++r) {
+    const int32_t row = kRowsPerTile * at.row_tile + r;
+    if (row >= p.rows) continue;
+    const auto sum = dev::load_shared<float>(sums_at + 4 * r);
+    const float value = sum > 0 ? weighted[r] / sum : 0.0f;
+    const int64_t to = (int64_t{at.head} * p.rows + row) * Config::kDim + channel;
+    if (p.q_dtype == DType::f32) {
+      static_cast<float*>(p.out)[to] = value;
+    } else {
+      static_cast<uint16_t*>(p.out)[to] =
+          p.q_dtype == DType::bf16 ? dev::f32_to_bf16(value) : dev::f32_to_f16(value);
+    }
+  }
+}
+
+// One thread a row: the logarithm of its sum.
+TAMIS_DEVICE void write_lse(const AttentionCudaParams& p, const AttentionPlace& at, float most,
+                            float sum) {
+  const int32_t row = kRowsPerTile * at.row_tile + static_cast<int32_t>(dev::thread_index());
+  if (p.lse == nullptr || row >= p.rows) return;
+  p.lse[int64_t{at.head} * p.rows + row] = sum > 0 ? (most + dev::log2(sum)) * kLn2 : kNever;
+}
+
+// Shared memory of the end, over the rings: largest scores and sums [warps or splits][8], then
+// weighted values [warps][channel][kPitch], a pitch that spreads a warp's stores over the banks.
+inline constexpr uint32_t kEndMostAt = kAttentionRingAt;
+inline constexpr uint32_t kEndSumAt = kEndMostAt + 32 * kAttentionWarps;
+inline constexpr uint32_t kEndWeightedAt = kEndSumAt + 32 * kAttentionWarps;
+inline constexpr uint32_t kPitch = 4 * (kRowsPerTile + 2);
+
+// Adds up the block's warps: thread `channel` gets that channel of all rows; the first eight
+// threads have largest scores and sums of a row in *most and *sum.
+template <class Config>
+TAMIS_DEVICE void merge_warps(const AttentionPlace& at, WarpSums<Config::kTiles>& s,
+                              float (&weighted)[kRowsPerTile], float* most, float* sum) {
+  constexpr uint32_t kWarpBytes = Config::kDim * kPitch;
+  dev::sync_block();  // nobody reads its ring any more
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int mask = 4; mask < 32; mask *= 2) s.sum[r] += dev::shuffle_xor(s.sum[r], mask);
+    if (at.group == 0) {
+      dev::store_shared<float>(kEndMostAt + 4 * (8 * at.warp + 2 * at.t + r), s.most[r]);
+    }
+  }
+  dev::sync_block();
+  float shrink[2];
+#pragma unroll
+  for (uint32_t r = 0; r < 2; ++r) {
+    float all = kNever;
+#pragma unroll
+    for (uint32_t w = 0; w < kAttentionWarps; ++w) {
+      all = dev::max(all, dev::load_shared<float>(kEndMostAt + 4 * (8 * w + 2 * at.t + r)));
+    }
+    shrink[r] = s.most[r] == kNever ? 0.0f : dev::exp2(s.most[r] - all);
+    if (at.group == 0) {
+      dev::store_shared<float>(kEndSumAt + 4 * (8 * at.warp + 2 * at.t + r), s.sum[r] * shrink[r]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < Config::kTiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const auto channel = static_cast<uint32_t>(Config::channel(i, at.group, half));
+      const uint32_t to = kEndWeightedAt + at.warp * kWarpBytes + channel * kPitch + 8 * at.t;
+      dev::store_shared<dev::Word2>(to, {dev::bits_of(s.weighted[i][2 * half] * shrink[0]),
+                                         dev::bits_of(s.weighted[i][2 * half + 1] * shrink[1])});
+    }
+  }
+  dev::sync_block();
+  const uint32_t thread = dev::thread_index();
+  if (thread < kRowsPerTile) {
+    for (uint32_t w = 0; w < kAttentionWarps; ++w) {
+      *most = dev::max(*most, dev::load_shared<float>(kEndMostAt + 4 * (8 * w + thread)));
+      *sum += dev::load_shared<float>(kEndSumAt + 4 * (8 * w + thread));
+    }
+  }
+  if (thread >= Config::kDim) return;
+#pragma unroll
+  for (uint32_t w = 0; w < kAttentionWarps; ++w) {
+#pragma unroll
+    for (uint32_t r = 0; r < kRowsPerTile; r += 2) {
+      const auto pair =
+          dev::load_shared<dev::Word2>(kEndWeightedAt + w * kWarpBytes + thread * kPitch + 4 * r);
+      weighted[r] += dev::float_of(pair.x);
+      weighted[r + 1] += dev::float_of(pair.y);
+    }
+  }
+}
+
+// The parts of all blocks, in order: the largest scores and sums of a part to shared memory, from
+// them what each part counts, then a thread a channel.
+template <class Config>
+TAMIS_DEVICE void merge_parts(const AttentionCudaParams& p, const AttentionPlace& at,
+                              const float* parts) {
+  constexpr int64_t kPartial = int64_t{Config::kDim + 2} * kRowsPerTile;
+  const uint32_t thread = dev::thread_index();
+  const auto stats = static_cast<uint32_t>(p.all_splits) * kRowsPerTile;
+  const uint32_t sums_at = kEndMostAt + 4 * stats, total_at = sums_at + 4 * stats;
+  for (uint32_t i = thread; i < stats; i += kAttentionThreads) {
+    const float* from = parts + i / kRowsPerTile * kPartial + kRowsPerTile * Config::kDim;
+    dev::store_shared<float>(kEndMostAt + 4 * i, dev::load_volatile(from + i % kRowsPerTile));
+    dev::store_shared<float>(sums_at + 4 * i, dev::load_volatile(from + 8 + i % kRowsPerTile));
+  }
+  dev::sync_block();
+  if (thread < kRowsPerTile) {
+    float most = kNever, sum = 0;
+    for (uint32_t i = thread; i < stats; i += kRowsPerTile) {
+      most = dev::max(most, dev::load_shared<float>(kEndMostAt + 4 * i));
+    }
+    for (uint32_t i = thread; i < stats; i += kRowsPerTile) {
+      const auto theirs = dev::load_shared<float>(kEndMostAt + 4 * i);
+      const float share = theirs == kNever ? 0.0f : dev::exp2(theirs - most);
+      dev::store_shared<float>(kEndMostAt + 4 * i, share);
+      sum += share * dev::load_shared<float>(sums_at + 4 * i);
+    }
+    dev::store_shared<float>(total_at + 4 * thread, sum);
+    write_lse(p, at, most, sum);
+  }
+  dev::sync_block();
+  if (thread >= Config::kDim) return;
+  float weighted[kRowsPerTile] = {};
+#pragma unroll 4
+  for (int32_t split = 0; split < p.all_splits; ++split) {
+    const float* from = parts + split * kPartial + thread;
+    const auto share = kEndMostAt + 4 * kRowsPerTile * static_cast<uint32_t>(split);
+#pragma unroll
+    for (int r = 0; r < kRowsPerTile; ++r) {
+      weighted[r] +=
+          dev::load_shared<float>(share + 4 * r) * dev::load_volatile(from + r * Config::kDim);
+    }
+  }
+  write_channel<Config>(p, at, weighted, total_at);
+}
+
+// Leaves the block's sums as a part [8][d], [8], [8]; the block that arrives last adds up all parts
+// and writes the answer. With one block there are no parts.
+template <class Config>
+TAMIS_DEVICE void finish(const AttentionCudaParams& p, const AttentionPlace& at,
+                         WarpSums<Config::kTiles>& s) {
+  static_assert(Config::kDim <= kAttentionThreads, "a thread a channel");
+  const uint32_t thread = dev::thread_index();
+  float weighted[kRowsPerTile] = {}, most = kNever, sum = 0;
+  merge_warps<Config>(at, s, weighted, &most, &sum);
+  if (p.all_splits == 1) {
+    if (thread < kRowsPerTile) {
+      dev::store_shared<float>(kEndSumAt + 4 * thread, sum);  // read by this thread alone before
+      write_lse(p, at, most, sum);
+    }
+    dev::sync_block();
+    if (thread < Config::kDim) write_channel<Config>(p, at, weighted, kEndSumAt);
+    return;
+  }
+  constexpr int64_t kPartial = int64_t{Config::kDim + 2} * kRowsPerTile;  // attention_partial
+  float* parts = p.partial + int64_t{dev::block_index_y()} * p.all_splits * kPartial;
+  float* mine = parts + (p.first_split + static_cast<int32_t>(dev::block_index_x())) * kPartial;
+  if (thread < Config::kDim) {
+#pragma unroll
+    for (int r = 0; r < kRowsPerTile; ++r) mine[r * Config::kDim + thread] = weighted[r];
+  }
+  if (thread < kRowsPerTile) {
+    mine[kRowsPerTile * Config::kDim + thread] = most;
+    mine[kRowsPerTile * Config::kDim + 8 + thread] = sum;
+  }
+  if (!p.last) return;  // a later launch adds up
+  dev::fence_device();
+  dev::sync_block();
+  if (thread == 0) {
+    uint32_t* ticket = p.tickets + dev::block_index_y();
+    const bool last = dev::atomic_add(ticket, 1) + 1 == static_cast<uint32_t>(p.splits);
+    if (last) *ticket = 0;
+    dev::fence_device();
+    dev::store_shared<uint32_t>(kAttentionFlagAt, last);
+  }
+  dev::sync_block();
+  if (dev::load_shared<uint32_t>(kAttentionFlagAt) != 0) merge_parts<Config>(p, at, parts);
+}
+
+// Grid [splits, heads * row_tiles] of kAttentionThreads.
+template <class Config, bool kBulk>
+TAMIS_DEVICE void attend(const AttentionCudaParams& p) {
+  dev::wait_for_previous();
+  dev::allow_next();
+  const AttentionPlace at(p);
+  const auto split = static_cast<int32_t>(dev::block_index_x());
+  const int32_t tiles = Config::tiles_of(at.units);
+  const auto begin = static_cast<int32_t>(int64_t{split} * tiles / p.splits);
+  const auto end = static_cast<int32_t>((int64_t{split} + 1) * tiles / p.splits);
+  typename Config::template Ring<kBulk> ring(p, at, begin + static_cast<int32_t>(at.warp), end);
+  ring.start();
+  typename Config::Query query(p, at);
+  WarpSums<Config::kHeldTiles> held;
+  for (int32_t tile = begin + static_cast<int32_t>(at.warp); tile < end; tile += kAttentionWarps) {
+    Config::add_tile(p, at, query, ring.wait(), tile, held);
+    ring.release();
+  }
+  WarpSums<Config::kTiles> sums;
+  Config::join(held, sums);
+  finish<Config>(p, at, sums);
+}
+
+}  // namespace tamis

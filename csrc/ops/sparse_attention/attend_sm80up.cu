@@ -1,0 +1,50 @@
+// Attention over pages and rows from sm_80 on; pages by bulk copy where there are such.
+#include "base/cuda/launch.h"
+#include "ops/sparse_attention/attend_pages.cuh"
+#include "ops/sparse_attention/attend_rows.cuh"
+#include "ops/sparse_attention/kernels_cuda.h"
+
+namespace tamis {
+namespace {
+
+template <class Config>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kAttentionThreads, 3)
+    sparse_attention(const AttentionCudaParams p) {
+  attend<Config, dev::kBulkCopies>(p);
+}
+
+template <class Config>
+Status run(const AttentionCudaParams& p, const AttentionPlan& plan, int32_t heads,
+           const CudaDevice& device, void* stream) {
+  static std::atomic<uint64_t> allowed{0};
+  TAMIS_RETURN_IF_ERROR(allow_shared_memory("sparse_attention", &sparse_attention<Config>, allowed,
+                                            device.index, Config::kSharedBytes));
+  return launch(
+      "sparse_attention",
+      {.grid = dim3(static_cast<uint32_t>(plan.splits), static_cast<uint32_t>(heads * p.row_tiles)),
+       .threads = kAttentionThreads,
+       .shared_bytes = static_cast<size_t>(Config::kSharedBytes),
+       .early = device.capability >= 90,
+       .stream = stream},
+      &sparse_attention<Config>, p);
+}
+
+}  // namespace
+
+#define TAMIS_ATTENTION_PAGES(bits, d)                                                          \
+  Status sparse_attention_pages##bits##_d##d##_sm80up(const AttentionCudaParams& p,             \
+                                                      const AttentionPlan& plan, int32_t heads, \
+                                                      const CudaDevice& device, void* stream) { \
+    return run<PageConfig<bits, d>>(p, plan, heads, device, stream);                            \
+  }
+#define TAMIS_ATTENTION_ROWS(dtype, d)                                                      \
+  Status sparse_attention_##dtype##_d##d##_sm80up(const AttentionCudaParams& p,             \
+                                                  const AttentionPlan& plan, int32_t heads, \
+                                                  const CudaDevice& device, void* stream) { \
+    return run<RowConfig<DType::dtype, d>>(p, plan, heads, device, stream);                 \
+  }
+#include "ops/sparse_attention/kernels_cuda.def"
+#undef TAMIS_ATTENTION_PAGES
+#undef TAMIS_ATTENTION_ROWS
+
+}  // namespace tamis

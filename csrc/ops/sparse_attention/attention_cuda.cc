@@ -1,0 +1,43 @@
+// sparse_attention on CUDA: a call is checked and planned in attention_plan.cc, launched here.
+#include "ops/sparse_attention/kernels_cuda.h"
+
+namespace tamis {
+namespace {
+
+// In the order of attention_cuda_kernels(), from the same list.
+constexpr AttentionCudaKernel kLaunchers[] = {
+#define TAMIS_ATTENTION_PAGES(bits, d) &sparse_attention_pages##bits##_d##d##_sm80up,
+#define TAMIS_ATTENTION_ROWS(dtype, d) &sparse_attention_##dtype##_d##d##_sm80up,
+#include "ops/sparse_attention/kernels_cuda.def"
+#undef TAMIS_ATTENTION_PAGES
+#undef TAMIS_ATTENTION_ROWS
+};
+
+}  // namespace
+
+Status sparse_attention_cuda(const SparseAttentionCudaArgs& args, const CudaDevice& device,
+                             void* stream) {
+  const SparseAttentionArgs& a = args.attention;
+  AttentionPlan plans[kMaxSegments];
+  int32_t all_splits = 0;
+  TAMIS_RETURN_IF_ERROR(plan_attention(a, device, plans, &all_splits));
+  int64_t bytes = 0;
+  TAMIS_RETURN_IF_ERROR(attention_workspace(a, device, &bytes));
+  if (args.workspace_bytes < bytes || reinterpret_cast<uintptr_t>(args.workspace) % 16 != 0) {
+    return error(Code::invalid_argument,
+                 "sparse_attention: workspace: got %lld bytes, wanted %lld at a multiple of 16",
+                 static_cast<long long>(args.workspace_bytes), static_cast<long long>(bytes));
+  }
+  if (a.batch * a.kv_heads * a.rows == 0) return {};
+  const auto heads = static_cast<int32_t>(a.batch * a.kv_heads);
+  for (size_t i = 0; i < a.segments.size(); ++i) {
+    const AttentionCudaRow& row = *choose_attention_cuda(a.segments[i], a.head_dim);
+    const auto segment = static_cast<int64_t>(i);
+    const AttentionCudaKernel kernel = kLaunchers[&row - attention_cuda_kernels().data()];
+    TAMIS_RETURN_IF_ERROR(kernel(attention_params(args, segment, plans[i], all_splits), plans[i],
+                                 heads, device, stream));
+  }
+  return {};
+}
+
+}  // namespace tamis

@@ -1,0 +1,54 @@
+// sparse_attention on CUDA: the same formula over memory of a device, one launch a segment, as rows
+// of kernels_cuda.def. Host side only; nothing here needs the CUDA toolkit.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/cuda/device.h"
+#include "base/status.h"
+#include "ops/sparse_attention/sparse_attention.h"
+
+namespace tamis {
+
+// Everything that `attention` points to lies on the device. Nothing there is read by the host, so
+// indices beyond their segment are not refused: the kernels read the nearest unit there is.
+struct SparseAttentionCudaArgs {
+  SparseAttentionArgs attention;
+  // As many bytes as attention_workspace says, 16-byte aligned, its first kWorkspaceTicketBytes
+  // zero before the first call. Calls that can overlap, as those on two streams, need one each.
+  void* workspace = nullptr;
+  int64_t workspace_bytes = 0;
+};
+
+// How one segment is laid out: blocks over its tokens for each batch, KV head and 8 query rows.
+struct AttentionPlan {
+  int32_t splits = 0;
+  int32_t first_split = 0;  // those of the segments before
+  int32_t shared_bytes = 0;
+};
+
+// One line of kernels_cuda.def.
+struct AttentionCudaRow {
+  const char* name;  // sparse_attention_<storage>_<d>_sm80up
+  KvStorage storage;
+  int32_t bits;      // of pages, keys and values alike
+  int32_t head_dim;  // d
+  int32_t unit;      // tokens that a warp takes at a time
+  int32_t shared_bytes;
+};
+
+std::span<const AttentionCudaRow> attention_cuda_kernels();
+
+// First row that fits the segment and d; null if none.
+const AttentionCudaRow* choose_attention_cuda(const KvSegment& segment, int64_t head_dim);
+
+// Bytes of workspace for a call; pure. Fails as the call would.
+Status attention_workspace(const SparseAttentionArgs& args, const CudaDevice& device,
+                           int64_t* bytes);
+
+// Checks the arguments and launches. Does not wait and allocates nothing.
+Status sparse_attention_cuda(const SparseAttentionCudaArgs& args, const CudaDevice& device,
+                             void* stream);
+
+}  // namespace tamis

@@ -1,0 +1,69 @@
+// What the attention kernels get, and the memory they and the host agree on.
+#pragma once
+
+#include <cstdint>
+
+#include "base/cuda/device.h"
+#include "ops/sparse_attention/attention_cuda.h"
+
+namespace tamis {
+
+inline constexpr int32_t kAttentionWarps = 4;
+inline constexpr int32_t kAttentionThreads = 32 * kAttentionWarps;
+inline constexpr int32_t kRowsPerTile = 8;  // query rows of a block: the n of the tensor core
+inline constexpr int32_t kMaxStages = 8;
+
+// Shared memory of a block: the flag of the last block, mbarriers, then the rings; what warps and
+// blocks add up lies over the rings.
+inline constexpr int32_t kAttentionFlagAt = 0;
+inline constexpr int32_t kAttentionBarriersAt = 16;
+inline constexpr int32_t kAttentionRingAt = kAttentionBarriersAt + 8 * kAttentionWarps * kMaxStages;
+static_assert(kAttentionRingAt % 16 == 0, "rings are copied in 16 bytes");
+
+// Floats that one block leaves: weighted values, largest scores and sums of 8 rows.
+constexpr int64_t attention_partial(int64_t head_dim) {
+  return (head_dim + 2) * kRowsPerTile;
+}
+
+struct AttentionCudaParams {
+  // The segment; strides in bytes.
+  const uint8_t* keys;
+  const uint8_t* values;
+  int64_t key_batch, key_head, key_token;
+  int64_t value_batch, value_head, value_token;
+  const int32_t *index, *count, *begin, *end;
+  const float* bias;
+  int32_t index_stride;
+  int32_t units;   // in memory
+  int32_t listed;  // at most so many are read
+  int32_t tokens;
+  // The queries.
+  const void* q;
+  void* out;
+  float* lse;
+  DType q_dtype;
+  int32_t kv_heads, rows, row_tiles;
+  float scale, softcap;
+  // The layout.
+  int32_t splits, first_split, all_splits;
+  bool last;  // of the segments: whoever arrives last adds up all parts
+  uint32_t* tickets;
+  float* partial;  // [heads * row_tiles, all_splits, attention_partial]
+};
+
+// Launches one row's kernel for a segment and `heads` batches and KV heads on a stream.
+using AttentionCudaKernel = Status (*)(const AttentionCudaParams&, const AttentionPlan&,
+                                       int32_t heads, const CudaDevice&, void* stream);
+
+// Params of segment i as planned.
+AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, int64_t segment,
+                                     const AttentionPlan& plan, int32_t all_splits);
+
+// Pure: the plan of each segment.
+Status plan_attention(const SparseAttentionArgs& args, const CudaDevice& device,
+                      std::span<AttentionPlan> plans, int32_t* all_splits);
+
+inline constexpr int64_t kMaxSegments = 8;
+inline constexpr int64_t kMaxSplits = 64;  // of a segment: shared memory holds two numbers of each
+
+}  // namespace tamis

@@ -1,0 +1,222 @@
+// sparse_attention on CUDA without the kernels: their list, the choice, the checks of a call, its
+// layout.
+#include <algorithm>
+
+#include "format/matrix.h"
+#include "ops/sparse_attention/attention_cuda.h"
+#include "ops/sparse_attention/attention_params.h"
+
+namespace tamis {
+namespace {
+
+// Shared memory of a block: rings of 4 warps; the same numbers as PageConfig and RowConfig, which
+// only device code may see (a test compares them).
+constexpr int32_t page_shared(int32_t bits, int32_t d) {
+  const KvPageLayout layout{
+      .head_dim = d, .tokens = 32, .key_bits = bits, .value_bits = bits, .group = 32};
+  return kAttentionRingAt + static_cast<int32_t>(kAttentionWarps *
+                                                 (bits == 8   ? 2
+                                                  : bits == 4 ? 3
+                                                              : 4) *
+                                                 layout.bytes());
+}
+constexpr int32_t row_shared(int32_t d) {
+  return kAttentionRingAt + kAttentionWarps * 3 * 2 * 16 * 2 * d;
+}
+
+constexpr AttentionCudaRow kKernels[] = {
+#define TAMIS_ATTENTION_PAGES(bits, d)               \
+  {"sparse_attention_pages" #bits "_d" #d "_sm80up", \
+   KvStorage::pages,                                 \
+   bits,                                             \
+   d,                                                \
+   32,                                               \
+   page_shared(bits, d)},
+#define TAMIS_ATTENTION_ROWS(dtype, d) \
+  {"sparse_attention_" #dtype "_d" #d "_sm80up", KvStorage::dtype, 16, d, 16, row_shared(d)},
+#include "ops/sparse_attention/kernels_cuda.def"
+#undef TAMIS_ATTENTION_PAGES
+#undef TAMIS_ATTENTION_ROWS
+};
+
+// In units of a warp's tile: what a block costs beside its tiles, what meeting costs where there
+// are several, and what adding up each part does. Guessed from 11 us that 16 tiles took an H200.
+constexpr double kBlockTiles = 4, kMeetingTiles = 6, kPartTiles = 0.12;
+
+int64_t listed_units(const KvSegment& s) {
+  if (s.index) return s.index_stride;
+  return s.storage == KvStorage::pages ? s.tokens / s.layout.tokens : s.tokens;
+}
+
+bool aligned(const KvSegment& s) {
+  const bool pages = s.storage == KvStorage::pages;
+  const int64_t each = pages ? 16 : 8;  // bytes or elements
+  const auto multiple = [each](int64_t stride) { return stride % each == 0; };
+  return reinterpret_cast<uintptr_t>(s.keys) % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(s.values) % 16 == 0 && multiple(s.key_batch_stride) &&
+         multiple(s.key_head_stride) && multiple(s.key_token_stride) &&
+         multiple(s.value_batch_stride) && multiple(s.value_head_stride) &&
+         multiple(s.value_token_stride);
+}
+
+Status check_segment(const SparseAttentionArgs& a, const KvSegment& s) {
+  if (!choose_attention_cuda(s, a.head_dim)) {
+    return error(Code::no_kernel,
+                 "sparse_attention: no CUDA kernel takes %s of d = %lld; it has bf16 and f16 rows "
+                 "and pages of 32 tokens in 2, 4 or 8 bits for d = 64 and 128",
+                 name_of(s.storage), static_cast<long long>(a.head_dim));
+  }
+  const bool same = (s.storage == KvStorage::bf16) == (a.q_dtype == DType::bf16) &&
+                    (s.storage == KvStorage::f16) == (a.q_dtype == DType::f16);
+  if (s.storage != KvStorage::pages && !same) {
+    return error(Code::unsupported_dtype, "sparse_attention: q: got %s, wanted %s as the keys",
+                 name_of(a.q_dtype), name_of(s.storage));
+  }
+  if (s.tokens > 0 && (!s.keys || (s.storage != KvStorage::pages && !s.values))) {
+    return error(Code::invalid_argument, "sparse_attention: keys, values: got null, wanted arrays");
+  }
+  if (!aligned(s)) {
+    return error(Code::invalid_argument,
+                 "sparse_attention: keys, values: got rows that do not start at multiples of 16 "
+                 "bytes; copy them");
+  }
+  return {};
+}
+
+Status check(const SparseAttentionArgs& a) {
+  const auto count = static_cast<int64_t>(a.segments.size());
+  if (count < 1 || count > kMaxSegments) {
+    return error(Code::invalid_argument, "sparse_attention: segments: got %lld, wanted 1 to %lld",
+                 static_cast<long long>(count), static_cast<long long>(kMaxSegments));
+  }
+  if (a.batch < 0 || a.kv_heads < 0 || a.rows < 0) {
+    return error(Code::invalid_argument, "sparse_attention: q: got a size below 0");
+  }
+  if (a.batch * a.kv_heads * a.rows > 0 && (!a.q || !a.out)) {
+    return error(Code::invalid_argument, "sparse_attention: q, out: got null, wanted arrays");
+  }
+  if (a.batch * a.kv_heads * ceil_div(a.rows, kRowsPerTile) > kWorkspaceTickets) {
+    return error(Code::invalid_argument,
+                 "sparse_attention: q: got %lld rows in %lld KV heads, wanted at most %lld groups "
+                 "of 8 rows",
+                 static_cast<long long>(a.rows), static_cast<long long>(a.batch * a.kv_heads),
+                 static_cast<long long>(kWorkspaceTickets));
+  }
+  for (const KvSegment& s : a.segments) TAMIS_RETURN_IF_ERROR(check_segment(a, s));
+  return {};
+}
+
+// Blocks over a segment's tiles that keep the SMs evenly busy.
+int32_t splits_of(int64_t heads, int64_t tiles, int64_t blocks_at_once) {
+  int32_t best = 1;
+  double least = 0;
+  const int64_t most = std::clamp<int64_t>(tiles / kAttentionWarps, 1, kMaxSplits);
+  for (int64_t splits = 1; splits <= most; ++splits) {
+    const double rounds = static_cast<double>(ceil_div(heads * splits, blocks_at_once));
+    const double each = static_cast<double>(ceil_div(ceil_div(tiles, splits), kAttentionWarps));
+    const double time = rounds * (each + kBlockTiles) +
+                        (splits > 1 ? kMeetingTiles + kPartTiles * static_cast<double>(splits) : 0);
+    if (splits == 1 || time < least) {
+      least = time;
+      best = static_cast<int32_t>(splits);
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+std::span<const AttentionCudaRow> attention_cuda_kernels() {
+  return kKernels;
+}
+
+const AttentionCudaRow* choose_attention_cuda(const KvSegment& s, int64_t head_dim) {
+  const KvPageLayout& l = s.layout;
+  const bool pages = s.storage == KvStorage::pages;
+  if (pages &&
+      (l.head_dim != head_dim || l.tokens != 32 || l.group != 32 || l.key_bits != l.value_bits)) {
+    return nullptr;
+  }
+  for (const AttentionCudaRow& row : kKernels) {
+    if (row.storage == s.storage && row.head_dim == head_dim &&
+        (!pages || row.bits == l.key_bits)) {
+      return &row;
+    }
+  }
+  return nullptr;
+}
+
+Status plan_attention(const SparseAttentionArgs& a, const CudaDevice& device,
+                      std::span<AttentionPlan> plans, int32_t* all_splits) {
+  TAMIS_RETURN_IF_ERROR(check(a));
+  const int64_t heads = a.batch * a.kv_heads * ceil_div(a.rows, kRowsPerTile);
+  *all_splits = 0;
+  for (size_t i = 0; i < a.segments.size(); ++i) {
+    const AttentionCudaRow& row = *choose_attention_cuda(a.segments[i], a.head_dim);
+    if (row.shared_bytes > device.shared_per_block) {
+      return error(Code::no_kernel, "sparse_attention: %s wants %d bytes of shared memory, got %d",
+                   row.name, row.shared_bytes, device.shared_per_block);
+    }
+    const int64_t fit = std::clamp<int64_t>(device.shared_per_sm / (row.shared_bytes + 1024), 1, 3);
+    const int64_t units = listed_units(a.segments[i]);
+    const int64_t tiles = row.storage == KvStorage::pages ? units : ceil_div(units, row.unit);
+    plans[i] = {.splits = splits_of(std::max<int64_t>(heads, 1), tiles, device.sms * fit),
+                .first_split = *all_splits,
+                .shared_bytes = row.shared_bytes};
+    *all_splits += plans[i].splits;
+  }
+  return {};
+}
+
+Status attention_workspace(const SparseAttentionArgs& a, const CudaDevice& device, int64_t* bytes) {
+  AttentionPlan plans[kMaxSegments];
+  int32_t all_splits = 0;
+  TAMIS_RETURN_IF_ERROR(plan_attention(a, device, plans, &all_splits));
+  const int64_t heads = a.batch * a.kv_heads * ceil_div(a.rows, kRowsPerTile);
+  *bytes = kWorkspaceTicketBytes;
+  if (all_splits > 1) *bytes += 4 * heads * all_splits * attention_partial(a.head_dim);
+  return {};
+}
+
+AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, int64_t segment,
+                                     const AttentionPlan& plan, int32_t all_splits) {
+  const SparseAttentionArgs& a = args.attention;
+  const KvSegment& s = a.segments[static_cast<size_t>(segment)];
+  const bool pages = s.storage == KvStorage::pages;
+  const int64_t size = pages ? 1 : 2;
+  auto* workspace = static_cast<uint8_t*>(args.workspace);
+  return {.keys = static_cast<const uint8_t*>(s.keys),
+          .values = static_cast<const uint8_t*>(s.values),
+          .key_batch = size * s.key_batch_stride,
+          .key_head = size * s.key_head_stride,
+          .key_token = size * s.key_token_stride,
+          .value_batch = size * s.value_batch_stride,
+          .value_head = size * s.value_head_stride,
+          .value_token = size * s.value_token_stride,
+          .index = s.index,
+          .count = s.count,
+          .begin = s.begin,
+          .end = s.end,
+          .bias = s.bias,
+          .index_stride = static_cast<int32_t>(s.index_stride),
+          .units = static_cast<int32_t>(pages ? s.tokens / s.layout.tokens : s.tokens),
+          .listed = s.tokens == 0 ? 0 : static_cast<int32_t>(listed_units(s)),
+          .tokens = static_cast<int32_t>(s.tokens),
+          .q = a.q,
+          .out = a.out,
+          .lse = a.lse,
+          .q_dtype = a.q_dtype,
+          .kv_heads = static_cast<int32_t>(a.kv_heads),
+          .rows = static_cast<int32_t>(a.rows),
+          .row_tiles = static_cast<int32_t>(ceil_div(a.rows, kRowsPerTile)),
+          .scale = a.scale,
+          .softcap = a.softcap,
+          .splits = plan.splits,
+          .first_split = plan.first_split,
+          .all_splits = all_splits,
+          .last = segment + 1 == static_cast<int64_t>(a.segments.size()),
+          .tickets = reinterpret_cast<uint32_t*>(workspace),
+          .partial = reinterpret_cast<float*>(workspace + kWorkspaceTicketBytes)};
+}
+
+}  // namespace tamis

@@ -1,0 +1,16 @@
+// Declares every kernel of kernels_cuda.def.
+#pragma once
+
+#include "ops/sparse_attention/attention_params.h"
+
+namespace tamis {
+#define TAMIS_ATTENTION_PAGES(bits, d)                 \
+  Status sparse_attention_pages##bits##_d##d##_sm80up( \
+      const AttentionCudaParams&, const AttentionPlan&, int32_t heads, const CudaDevice&, void*);
+#define TAMIS_ATTENTION_ROWS(dtype, d)             \
+  Status sparse_attention_##dtype##_d##d##_sm80up( \
+      const AttentionCudaParams&, const AttentionPlan&, int32_t heads, const CudaDevice&, void*);
+#include "ops/sparse_attention/kernels_cuda.def"
+#undef TAMIS_ATTENTION_PAGES
+#undef TAMIS_ATTENTION_ROWS
+}  // namespace tamis

@@ -1,0 +1,17 @@
+// The m24 product for sm_90a: records by bulk copy.
+#include "ops/spmm/kernels_cuda.h"
+#include "ops/spmm/t16_launch.cuh"
+
+namespace tamis {
+
+Status spmm_m24_bf16_bf16_sm90(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+                               const CudaDevice& device, void* stream) {
+  return launch_spmm_t16<PackedFormat::m24, DType::bf16, true>(a, plan, device, stream);
+}
+
+Status spmm_m24_f16_f16_sm90(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+                             const CudaDevice& device, void* stream) {
+  return launch_spmm_t16<PackedFormat::m24, DType::f16, true>(a, plan, device, stream);
+}
+
+}  // namespace tamis

@@ -1,0 +1,358 @@
+// y[m,n] = sum_k x[m,k] * w[n,k] by AMX, for any number of tokens.  w: bitmap, nm or csr8; x: 1 KB
+// tiles [columns / 256, m / 16, steps of 256 columns, 16 dwords of columns, 16 tokens], zero past k
+// and m; a step is the 64 bytes of columns that one tile row holds.
+//
+// Tile: kPanelRows rows of w, two left-hand tiles, times two panels of 16 tokens: four sums. The
+// columns of a chunk, at most 256, are expanded to the stack as plain rows, which is what a
+// left-hand tile reads; while the products of one chunk run, the vector ports expand the next.
+//
+// Spans: columns are taken in spans whose x stays in L2 (kSpanBytes), for all rows, with sums in
+// the prepared memory between spans; the weights are read once for kMostPanels panels.
+//
+// Needs: mask bits past k clear (format check); x finite where w is zero, else the sum may be NaN.
+//
+// Tail: rows past the last keep whatever they held, and are not stored; values are never read past
+// nnz.
+//
+// Cost (Emerald Rapids): 16 cycles for 16 rows x 16 tokens of a step; 6 cycles to expand 64 columns
+// of bf16 (port 5: two kmov, two vpexpandw), so up to 16 tokens cost what expanding does.
+#pragma once
+
+#include "base/simd/amx.h"
+#include "base/simd/avx512.h"
+#include "base/simd/transpose16.h"
+#include "ops/spmm/codes.h"
+#include "ops/spmm/spmm.h"
+
+namespace tamis {
+namespace {
+
+inline constexpr int kPanelTokens = 16;
+inline constexpr int kPanelRows = 2 * kTileRows;
+inline constexpr int64_t kMostPanels = 32;      // that share one expansion
+inline constexpr int64_t kSpanBytes = 1 << 20;  // of x, to stay in L2 for all rows
+inline constexpr int kTilesToL2 = 2;
+
+// The sums of two panels by kPanelRows rows, and of all rows and panels.
+using TileSums = float[2][kTileRows][kPanelTokens];
+
+// ---- where things are in the prepared memory
+
+// `base` bytes of x, then what has to outlive a span.
+struct TilePlan {
+  int64_t panels;  // of 16 tokens
+  int64_t group;   // panels that share one expansion
+  int64_t span;    // columns, a multiple of kStepColumns
+  int64_t sums_at, values_at, bytes;
+
+  TAMIS_INLINE TilePlan(const SpmmArgs& a, int64_t base, int64_t step_bytes)
+      : panels(ceil_div(a.m, kPanelTokens)),
+        group(panels < kMostPanels ? panels : kMostPanels),
+        span(kSpanBytes / (group * step_bytes)),
+        sums_at(ceil_div(base, 64) * 64),
+        values_at(sums_at),
+        bytes(sums_at) {
+    span = (span < 1 ? 1 : span) * kStepColumns;
+    if (span >= a.w.cols) return;
+    values_at += ceil_div(a.w.rows, kPanelRows) * group * static_cast<int64_t>(sizeof(TileSums));
+    bytes = values_at + a.w.rows * 8;
+  }
+};
+
+// ---- weights to the stack
+
+TAMIS_INLINE int64_t tile_row_start(const MatrixView& w, int64_t row) {
+  return w.format == Format::nm ? row * (w.cols / w.of * w.keep) : w.row_offsets[row];
+}
+
+// The mask of a word of csr8 whose `count` columns are at p. Up to 16 without a branch.
+TAMIS_INLINE __m512i bits_of(const uint8_t* p, int count) {
+  const auto mine = static_cast<__mmask8>(_bzhi_u32(0xff, count > 0 ? count : 0));
+  const __m512i columns = _mm512_cvtepu8_epi64(_mm_maskz_loadu_epi8(mine, p));
+  return _mm512_maskz_sllv_epi64(mine, _mm512_set1_epi64(1), columns);
+}
+TAMIS_INLINE uint64_t mask_of(const uint8_t* p, int count) {
+  __m512i bits = _mm512_or_si512(bits_of(p, count), bits_of(p + 8, count - 8));
+  for (int i = 16; i < count; i += 8) bits = _mm512_or_si512(bits, bits_of(p + i, count - i));
+  return static_cast<uint64_t>(_mm512_reduce_or_epi64(bits));
+}
+
+// Expands the chunks of all row panels in order, one row at a time, ahead of the products.
+template <class Unit>
+struct TileFeed {
+  using W = typename Unit::W;
+  static constexpr int64_t kRowBytes = kStepColumns * static_cast<int64_t>(sizeof(W));
+
+  const MatrixView& w;
+  const W* values;
+  int64_t words, row_end, first_column, last_column;
+  int64_t* resume;  // next value of each row at first_column, or null where that is its start
+  int64_t row;      // of the panel that `chunk` belongs to
+  int count;        // of its rows that exist
+  Chunks chunk;
+  char* out;                                    // [kPanelRows][kRowBytes]
+  int64_t at[kPanelRows];                       // next value of each row
+  const char *fetch_values, *fetch_mask;        // of the next panel, in storage order
+  int64_t fetch_value_bytes, fetch_mask_bytes;  // a row and chunk
+
+  TAMIS_INLINE TileFeed(const MatrixView& w_of, int64_t row_begin, int64_t row_end_of,
+                        int64_t first, int64_t last, int64_t* resume_of)
+      : w(w_of),
+        values(static_cast<const W*>(w_of.values)),
+        words(mask_words(w_of.cols)),
+        row_end(row_end_of),
+        first_column(first),
+        last_column(last),
+        resume(resume_of),
+        row(row_begin),
+        count(0),
+        chunk(w_of, first),
+        out(nullptr) {
+    begin_panel();
+  }
+
+  TAMIS_INLINE void begin_panel() {
+    count = static_cast<int>(row_end - row < kPanelRows ? row_end - row : kPanelRows);
+    if (count <= 0) {
+      count = 0;
+      return;
+    }
+    chunk = Chunks(w, first_column);
+    for (int r = 0; r < count; ++r) {
+      at[r] = first_column > 0 ? resume[row + r] : tile_row_start(w, row + r);
+    }
+    const int64_t next = row + kPanelRows < w.rows ? row + kPanelRows : w.rows;
+    const int64_t after = next + kPanelRows < w.rows ? next + kPanelRows : w.rows;
+    const int64_t parts = ceil_div(w.cols, kStepColumns) * kPanelRows;
+    const int64_t begin = tile_row_start(w, next), end = tile_row_start(w, after);
+    const int64_t skipped = first_column / kStepColumns * kPanelRows;
+    fetch_value_bytes = parts ? (end - begin) * static_cast<int64_t>(sizeof(W)) / parts : 0;
+    fetch_values = reinterpret_cast<const char*>(values + begin) + skipped * fetch_value_bytes;
+    const char* beside = reinterpret_cast<const char*>(w.mask + next * words);
+    int64_t bytes = (after - next) * words * 8;
+    if (w.format == Format::csr8) {
+      beside = reinterpret_cast<const char*>(w.col_bytes + w.rows * words + begin);
+      bytes = end - begin;
+    }
+    fetch_mask_bytes = parts ? bytes / parts : 0;
+    fetch_mask = beside + skipped * fetch_mask_bytes;
+  }
+
+  // After all rows of a chunk: the chunk that follows, of this panel or the next.
+  TAMIS_INLINE void next() {
+    chunk.next();
+    if (chunk.more() && chunk.begin < last_column) return;
+    for (int r = 0; r < count && resume; ++r) resume[row + r] = at[r];
+    row += kPanelRows;
+    begin_panel();
+  }
+
+  TAMIS_INLINE void fetch() {
+    for (int64_t b = 0; b < fetch_value_bytes; b += 64) {
+      __builtin_prefetch(fetch_values + b, 0, kTilesToL2);
+    }
+    __builtin_prefetch(fetch_mask, 0, kTilesToL2);
+    fetch_values += fetch_value_bytes;
+    fetch_mask += fetch_mask_bytes;
+  }
+
+  // kWhole: the chunk has all columns of its words, as all have without groups.
+  template <bool kExact, bool kWhole>
+  TAMIS_INLINE void expand(int r) {
+    const int64_t first = chunk.begin / 64, count_words = ceil_div(chunk.end, 64) - first;
+    const uint64_t* mask = w.mask + (row + r) * words + first;
+    const W* p = values + at[r];
+    char* to = out + r * kRowBytes;
+    for (int64_t i = 0; i < count_words; ++i, to += 64 * sizeof(W)) {
+      uint64_t mine = mask[i];
+      if (!kWhole) mine &= bits_within(first + i, chunk.begin, chunk.end);
+      Unit::template expand<kExact>(mine, p, to);
+      p += simd::popcount(mine);
+    }
+    at[r] = p - values;
+  }
+  template <bool kExact>
+  TAMIS_INLINE void expand_bytes(int r) {
+    const uint8_t* counts = w.col_bytes + (row + r) * words;
+    const uint8_t* columns = w.col_bytes + w.rows * words + at[r];
+    const W* p = values + at[r];
+    char* to = out + r * kRowBytes;
+    for (int64_t word = chunk.begin / 64; word * 64 < chunk.end; ++word, to += 64 * sizeof(W)) {
+      Unit::template expand<kExact>(mask_of(columns, counts[word]), p, to);
+      columns += counts[word];
+      p += counts[word];
+    }
+    at[r] = p - values;
+  }
+
+  TAMIS_INLINE void expand_row(int r) {
+    fetch();
+    const bool near_end = w.nnz - at[r] < kStepColumns + Unit::kReadsPast;
+    if (w.format == Format::csr8) return near_end ? expand_bytes<true>(r) : expand_bytes<false>(r);
+    const bool whole = chunk.begin % 64 == 0 && (chunk.end % 64 == 0 || chunk.end == w.cols);
+    if (near_end || !whole) return near_end ? expand<true, false>(r) : expand<false, false>(r);
+    expand<false, true>(r);
+  }
+};
+
+// ---- the product
+
+// Loads the sums of P panels from memory, or zeros them; and back.
+template <int P>
+TAMIS_INLINE void load_sums(const TileSums* sums, bool zero) {
+  tiles_fence();
+  if (zero) {
+    _tile_zero(0);
+    _tile_zero(2);
+    if (P == 2) _tile_zero(1);
+    if (P == 2) _tile_zero(3);
+    return;
+  }
+  _tile_loadd(0, sums[0][0], kTileRowBytes);
+  _tile_loadd(2, sums[0][1], kTileRowBytes);
+  if (P == 2) _tile_loadd(1, sums[1][0], kTileRowBytes);
+  if (P == 2) _tile_loadd(3, sums[1][1], kTileRowBytes);
+}
+template <int P>
+TAMIS_INLINE void store_sums(TileSums* sums) {
+  _tile_stored(0, sums[0][0], kTileRowBytes);
+  _tile_stored(2, sums[0][1], kTileRowBytes);
+  if (P == 2) _tile_stored(1, sums[1][0], kTileRowBytes);
+  if (P == 2) _tile_stored(3, sums[1][1], kTileRowBytes);
+}
+
+// Adds `steps` steps of kPanelRows rows at w, times P panels at x; chore(step) runs beside them.
+template <class Unit, int P, class Chore>
+TAMIS_INLINE void multiply(const char* w, int64_t row_bytes, const char* x, int64_t panel_bytes,
+                           int64_t steps, const Chore& chore) {
+  for (int64_t s = 0; s < steps; ++s, w += kTileRowBytes, x += kTileBytes) {
+    chore(s);
+    tiles_fence();
+    _tile_loadd(4, w, row_bytes);
+    _tile_loadd(6, x, kTileRowBytes);
+    _tile_loadd(5, w + kTileRows * row_bytes, row_bytes);
+    if (P == 2) _tile_loadd(7, x + panel_bytes, kTileRowBytes);
+    Unit::template products<P>();
+  }
+}
+
+// Sums that do not stay in f32 between chunks: integers, which become part of the f32 sums of two
+// panels while the next two are multiplied.
+struct NoPending {
+  TAMIS_INLINE void some() {}
+  TAMIS_INLINE void all() {}
+};
+
+// One chunk of kPanelRows rows, as multiply_pairs() takes it.
+struct TileChunk {
+  const char* w;
+  const char* x;  // of the first panel
+  int64_t steps;
+  int64_t step, group;  // as Chunks counts
+  int64_t row;
+  bool first, load, store;  // begins the sums; the sums come from memory, and go there
+};
+
+template <class Unit, int P, class Chore>
+TAMIS_INLINE void multiply_pair(const SpmmArgs& a, const Unit& unit, const TileChunk& c,
+                                int64_t panel, int64_t p, TileSums* sums,
+                                typename Unit::Pending& pending, const Chore& chore) {
+  constexpr int64_t kRowBytes = TileFeed<Unit>::kRowBytes, kStepBytes = Unit::kStepBytes;
+  if (Unit::kSumsStay ? c.load : true) load_sums<P>(sums, Unit::kSumsStay ? c.first : true);
+  multiply<Unit, P>(c.w, kRowBytes, c.x + p * kStepBytes, kStepBytes, c.steps,
+                    [&](int64_t) __attribute__((always_inline)) {
+                      chore();
+                      pending.some();
+                    });
+  if constexpr (Unit::kSumsStay) {
+    if (c.store) store_sums<P>(sums);
+  } else {
+    pending.all();
+    store_sums<P>(pending.other());
+    unit.hand_over(a, pending, c, panel + p, P, sums);
+  }
+}
+
+// Rows [row_begin, row_end), tokens of panels [panel, panel + panels).
+template <class Unit>
+void multiply_tiles(const SpmmArgs& a, const MatrixView& w, const Unit& unit, const TilePlan& plan,
+                    int64_t row_begin, int64_t row_end, int64_t panel, int64_t panels) {
+  using Feed = TileFeed<Unit>;
+  alignas(64) char weights[2][kPanelRows * Feed::kRowBytes];
+  alignas(64) TileSums here[kMostPanels];
+  auto* prepared = static_cast<char*>(const_cast<void*>(a.prepared));
+  const bool spans = plan.span < w.cols;
+  auto* kept = reinterpret_cast<TileSums*>(prepared + plan.sums_at);
+  auto* resume = spans ? reinterpret_cast<int64_t*>(prepared + plan.values_at) : nullptr;
+  // With one pair of panels the sums stay in their tiles from chunk to chunk.
+  const bool stay = panels <= 2;
+  if (w.cols == 0) __builtin_memset(here, 0, sizeof here);
+
+  for (int64_t first = 0; first < w.cols || first == 0; first += plan.span) {
+    const int64_t last = first + plan.span < w.cols ? first + plan.span : w.cols;
+    Feed feed(w, row_begin, row_end, first, last, resume);
+    int turn = 0;
+    feed.out = weights[turn];
+    for (int r = 0; r < feed.count && w.cols > 0; ++r) feed.expand_row(r);
+    for (int64_t row = row_begin; row < row_end; row += kPanelRows) {
+      TileSums* sums = spans ? kept + row / kPanelRows * plan.group : here;
+      typename Unit::Pending pending;
+      for (Chunks chunk(w, first); chunk.more() && chunk.begin < last; chunk.next()) {
+        const int64_t begin = chunk.begin / 64, in_step = begin % (kStepColumns / 64);
+        TileChunk c{.w = weights[turn],
+                    .x = unit.x + (chunk.step() * plan.panels + panel) * Unit::kStepBytes +
+                         in_step * Unit::kWordSteps * kTileBytes,
+                    .steps = (ceil_div(chunk.end, 64) - begin) * Unit::kWordSteps,
+                    .step = chunk.step(),
+                    .group = chunk.group,
+                    .row = row,
+                    .first = chunk.begin == 0,
+                    .load = !stay || chunk.begin == first,
+                    .store = !stay || chunk.end == last};
+        turn ^= 1;
+        feed.next();
+        feed.out = weights[turn];
+        int64_t done = 0, passed = 0;
+        const int64_t passes = ceil_div(panels, 2) * c.steps;
+        const auto chore = [&]() __attribute__((always_inline)) {
+          for (++passed; done < feed.count && done * passes < passed * feed.count; ++done) {
+            feed.expand_row(static_cast<int>(done));
+          }
+        };
+        int64_t p = 0;
+        for (; p + 2 <= panels; p += 2) {
+          multiply_pair<Unit, 2>(a, unit, c, panel, p, sums + p, pending, chore);
+        }
+        if (p < panels) multiply_pair<Unit, 1>(a, unit, c, panel, p, sums + p, pending, chore);
+        for (; done < feed.count; ++done) feed.expand_row(static_cast<int>(done));
+      }
+      pending.all();
+      if (last < w.cols) continue;
+      const int rows = static_cast<int>(row_end - row < kPanelRows ? row_end - row : kPanelRows);
+      for (int64_t i = 0; i < panels; ++i) {
+        for (int r = 0; r < rows; r += kTileRows) {
+          __m512i v[kTileRows];
+#pragma GCC unroll 16
+          for (int j = 0; j < kTileRows; ++j) v[j] = _mm512_load_si512(sums[i][r / kTileRows][j]);
+          transpose(v);
+          unit.store(a, v, row + r, rows - r < kTileRows ? rows - r : kTileRows,
+                     (panel + i) * kPanelTokens);
+        }
+      }
+    }
+  }
+}
+
+template <class Unit>
+TAMIS_INLINE void spmm_tiles(const SpmmArgs& a, const MatrixView& w, const Unit& unit,
+                             const TilePlan& plan, int64_t row_begin, int64_t row_end) {
+  const TileRegisters registers;
+  for (int64_t panel = 0; panel < plan.panels; panel += plan.group) {
+    const int64_t left = plan.panels - panel;
+    multiply_tiles<Unit>(a, w, unit, plan, row_begin, row_end, panel,
+                         left < plan.group ? left : plan.group);
+  }
+}
+
+}  // namespace
+}  // namespace tamis

@@ -1,0 +1,1 @@
+"""Activation sparsity: which activations of a token are left out."""

@@ -1,0 +1,150 @@
+"""The KV cache's operators on CUDA devices: the same calls over memory of the device.
+
+No call waits for the device or reads from it, so all of them can be captured in a graph once a first
+call has made the workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tamis import _C
+from tamis.errors import TamisUnsupported
+from tamis.ops import cuda
+from tamis.ops.cuda_memory import raw_stream, workspace
+from tamis.ops.handle import core_errors
+
+
+def on_device(function: str, x: Tensor) -> bool:
+    """Whether the CUDA library takes over.
+
+    Raises:
+        TamisUnsupported: x lies on a CUDA device and the library is off.
+    """
+    if not x.is_cuda:
+        return False
+    if reason := cuda.why_off():
+        raise TamisUnsupported(
+            f"{function}: got a tensor on {x.device}, but CUDA is off: {reason}; move it to the CPU."
+        )
+    return True
+
+
+def kv_quantize(
+    layout: _C.KvPageLayout,
+    code: int,
+    head: tuple[int, int],
+    keys: Tensor,
+    values: Tensor,
+    out: Tensor,
+) -> None:
+    """Records of one batch; head: heads and pages; keys, values [g, tokens, d], out [g, pages, n]."""
+    device = _place(keys)
+    with torch.cuda.device(device), core_errors():
+        _C.cuda_kv_quantize(
+            device,
+            raw_stream(device),
+            layout,
+            code,
+            *head,
+            keys.data_ptr(),
+            (keys.stride(0), keys.stride(1)),
+            values.data_ptr(),
+            (values.stride(0), values.stride(1)),
+            out.data_ptr(),
+            out.stride(0),
+        )
+
+
+def sparse_attention(
+    what: tuple[int, tuple[int, int, int, int]],
+    rows: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    softcap: float,
+    parts: Sequence[_C.KvSegment],
+) -> None:
+    """Launches one kernel a segment; what: dtype and shape. As the core's ``sparse_attention``."""
+    device = _place(rows)
+    given = list(parts)
+
+    def run(stream: int, pointer: int, nbytes: int) -> int:
+        return _C.cuda_sparse_attention(
+            device,
+            stream,
+            *what,
+            rows.data_ptr(),
+            out.data_ptr(),
+            lse.data_ptr(),
+            scale,
+            softcap,
+            given,
+            pointer,
+            nbytes,
+        )
+
+    _with_workspace(device, run)
+
+
+def kv_estimate(
+    what: tuple[int, tuple[int, int, int, int]],
+    rows: Tensor,
+    scale: float,
+    units: _C.KvUnits,
+    log_weight: bool,
+    begin: int,
+    out: Tensor,
+) -> None:
+    """Scores of units; what: dtype and shape of q. As the core's ``kv_estimate``."""
+    device = _place(rows)
+
+    def run(stream: int, pointer: int, nbytes: int) -> int:
+        return _C.cuda_kv_estimate(
+            device,
+            stream,
+            *what,
+            rows.data_ptr(),
+            scale,
+            units,
+            log_weight,
+            begin,
+            out.data_ptr(),
+            pointer,
+            nbytes,
+        )
+
+    _with_workspace(device, run)
+
+
+def kv_select(scores: Tensor, *rest: Any) -> None:
+    """Lists of the best units; rest as the core's ``kv_select`` has it after the scores."""
+    device = _place(scores)
+    heads, units = scores.shape[0] * scores.shape[1], scores.shape[2]
+    with torch.cuda.device(device), core_errors():
+        _C.cuda_kv_select(device, raw_stream(device), heads, units, scores.data_ptr(), *rest)
+
+
+def append_labels(keys: Tensor, channels: int, code: int, *rest: Any) -> None:
+    """Labels of new tokens; rest as the core's ``kv_append_labels`` has it after the dtype."""
+    device = _place(keys)
+    with torch.cuda.device(device), core_errors():
+        _C.cuda_kv_append_labels(device, raw_stream(device), channels, code, *rest)
+
+
+def _place(x: Tensor) -> int:
+    return x.device.index or 0
+
+
+def _with_workspace(device: int, run: Callable[[int, int, int], int]) -> None:
+    """Calls run(stream, pointer, nbytes) until its workspace is large enough."""
+    with torch.cuda.device(device), core_errors():
+        stream = raw_stream(device)
+        memory = workspace(device, stream, 0)
+        if wanted := run(stream, memory.pointer, memory.nbytes):
+            memory = workspace(device, stream, wanted)
+            run(stream, memory.pointer, memory.nbytes)

@@ -1,0 +1,113 @@
+"""sparse_mlp: a gated MLP that reads up and down only for the neurons whose activation is not small.
+
+``torch.ops.tamis.sparse_mlp`` has a fake version, so that compile and export see one operator; it
+has no gradient: train with ``masked_mlp`` instead, which is also the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tamis import _C
+from tamis.errors import TamisValueError
+from tamis.ops.handle import core_errors
+from tamis.ops.sparse_input import check_operand, check_tokens
+from tamis.ops.spmm import ACTIVATIONS
+
+__all__ = ["masked_mlp", "sparse_mlp"]
+
+_CODES = {name: code for code, name in enumerate(ACTIVATIONS, start=1)}
+
+
+def masked_mlp(
+    x: Tensor, gate: Tensor, up: Tensor, down: Tensor, threshold: Tensor, activation: str = "silu"
+) -> Tensor:
+    """The same by torch: small activations become zero, then dense products. Differentiable."""
+    a = ACTIVATIONS[activation](functional.linear(x, gate))
+    kept = torch.where(a.abs() < threshold, a.new_zeros(()), a)
+    return functional.linear(kept * functional.linear(x, up), down)
+
+
+def sparse_mlp(
+    x: Tensor, gate: Tensor, up: Tensor, down: Tensor, threshold: Tensor, activation: str = "silu"
+) -> Tensor:
+    """Output y [..., d] = (z * (x @ up.T)) @ down.T, z = f(x @ gate.T) where at least threshold.
+
+    Reads gate whole, up and down for the neurons that some of up to 4 tokens needs, so it is for
+    decoding (CATS, arXiv:2404.08763, sec. 4). Activations stay float32 until y; which of them count
+    is decided in float32.
+
+    Args:
+        x: [..., k] float32, float16 or bfloat16 on the CPU.
+        gate: [n, k] of the same dtype, as are all weights.
+        up: [n, k].
+        down: [d, n], its transpose contiguous: a neuron is one run of memory.
+        threshold: [n] float32, at least 0, of |f(x @ gate.T)|; 0 keeps everything.
+        activation: f: "silu", "relu", "gelu" or "gelu_tanh".
+
+    Raises:
+        TamisTypeError: A dtype or device has no kernel, or dtypes differ.
+        TamisValueError: Shapes disagree, down lies row by row, or no such activation.
+    """
+    if activation not in _CODES:
+        raise TamisValueError(
+            f"sparse_mlp: activation: got {activation!r}, wanted {', '.join(map(repr, _CODES))}."
+        )
+    y: Tensor = torch.ops.tamis.sparse_mlp(x, gate, up, down, threshold, _CODES[activation])
+    return y
+
+
+_lib: Any = torch.library.Library("tamis", "FRAGMENT")  # type: ignore[no-untyped-call]
+_lib.define(
+    "sparse_mlp(Tensor x, Tensor gate, Tensor up, Tensor down, Tensor threshold, int activation) "
+    "-> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _cpu(
+    x: Tensor, gate: Tensor, up: Tensor, down: Tensor, threshold: Tensor, activation: int
+) -> Tensor:
+    op = "sparse_mlp"
+    n, k = gate.shape
+    d = down.shape[0]
+    tokens, code = check_tokens(op, x, k)
+    gate = check_operand(op, "gate", gate, (n, k), x)
+    up = check_operand(op, "up", up, (n, k), x)
+    if not down.t().is_contiguous():
+        raise TamisValueError(
+            "sparse_mlp: down: got rows that are contiguous, wanted columns; store it as "
+            "down.t().contiguous().t()."
+        )
+    rows = check_operand(op, "down", down.t(), (n, d), x)
+    bound = check_operand(op, "threshold", threshold, (n,), threshold.float())
+    y = x.new_empty(tokens.shape[0], d)
+    with core_errors():
+        _C.sparse_mlp(
+            code,
+            (tokens.shape[0], k, n, d),
+            tokens.data_ptr(),
+            k,
+            gate.data_ptr(),
+            up.data_ptr(),
+            rows.data_ptr(),
+            bound.data_ptr(),
+            activation,
+            y.data_ptr(),
+            d,
+        )
+    return y.view(*x.shape[:-1], d)
+
+
+def _fake(
+    x: Tensor, gate: Tensor, up: Tensor, down: Tensor, threshold: Tensor, activation: int
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], down.shape[0]))
+
+
+_lib.impl("sparse_mlp", _cpu, "CPU")
+torch.library.register_fake("tamis::sparse_mlp", _fake, lib=_lib)

@@ -1,0 +1,402 @@
+// Every row of sparse_attention/kernels_cuda.def on the simulator against the double reference:
+// pages and dense tokens, lists, spans, biases, several segments, guard pages round every array.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/numeric.h"
+#include "format/matrix.h"
+#include "guarded.h"
+#include "ops/kv_quantize/kv_quantize.h"
+#include "ops/sparse_attention/attend_pages.cuh"
+#include "ops/sparse_attention/attend_rows.cuh"
+
+namespace tamis::test {
+namespace {
+
+constexpr CudaDevice kH100{
+    .capability = 90, .sms = 132, .shared_per_sm = 233472, .shared_per_block = 232448};
+
+// One line of kernels_cuda.def on the simulator, with or without bulk copies.
+struct Row {
+  std::string name;
+  KvStorage storage;
+  int bits, d;
+  int32_t shared_bytes;
+  std::string (*run)(const sim::Launch&, const AttentionCudaParams&);
+};
+
+template <class Config, bool kBulk>
+std::string simulate(const sim::Launch& launch, const AttentionCudaParams& p) {
+  return sim::launch(launch, [&] { attend<Config, kBulk>(p); });
+}
+
+std::vector<Row> rows() {
+  return {
+#define TAMIS_ATTENTION_PAGES(bits, d)     \
+  {"pages" #bits "_d" #d "_async",         \
+   KvStorage::pages,                       \
+   bits,                                   \
+   d,                                      \
+   PageConfig<bits, d>::kSharedBytes,      \
+   &simulate<PageConfig<bits, d>, false>}, \
+      {"pages" #bits "_d" #d "_bulk",      \
+       KvStorage::pages,                   \
+       bits,                               \
+       d,                                  \
+       PageConfig<bits, d>::kSharedBytes,  \
+       &simulate<PageConfig<bits, d>, true>},
+#define TAMIS_ATTENTION_ROWS(dtype, d)       \
+  {#dtype "_d" #d,                           \
+   KvStorage::dtype,                         \
+   16,                                       \
+   d,                                        \
+   RowConfig<DType::dtype, d>::kSharedBytes, \
+   &simulate<RowConfig<DType::dtype, d>, false>},
+#include "ops/sparse_attention/kernels_cuda.def"
+#undef TAMIS_ATTENTION_PAGES
+#undef TAMIS_ATTENTION_ROWS
+  };
+}
+
+struct Problem {
+  int64_t batch = 1, kv_heads = 2, rows = 4, units = 3;  // units: pages, or 16 tokens
+  DType q_dtype = DType::bf16;
+  bool listed = false, spans = false, bias = false;
+  float softcap = 0, amplitude = 1;
+  int segments = 1;
+  bool mixed = false;  // the second segment is of dense bf16
+  int32_t splits = 1;
+  uint64_t seed = 1;
+};
+
+std::string label(const Problem& p) {
+  return "b " + std::to_string(p.batch) + ", g " + std::to_string(p.kv_heads) + ", rows " +
+         std::to_string(p.rows) + ", units " + std::to_string(p.units) + ", lists " +
+         std::to_string(p.listed) + ", spans " + std::to_string(p.spans) + ", bias " +
+         std::to_string(p.bias) + ", segments " + std::to_string(p.segments) + ", splits " +
+         std::to_string(p.splits) + ", seed " + std::to_string(p.seed);
+}
+
+uint16_t narrowed(float x, DType dtype) {
+  return dtype == DType::bf16 ? bf16_from_f32(x) : f16_from_f32(x);
+}
+float widened(uint16_t x, DType dtype) {
+  return dtype == DType::bf16 ? f32_from_bf16(x) : f32_from_f16(x);
+}
+
+struct alignas(16) Chunk {
+  uint8_t bytes[16];
+};
+
+// Memory of one segment.
+struct Memory {
+  std::unique_ptr<Guarded<Chunk>> keys, values;
+  std::vector<int32_t> index, count, begin, end;
+  std::vector<float> bias;
+  KvSegment view;
+};
+
+class Case {
+ public:
+  Case(const Row& row, const Problem& p) : row_(row), p_(p), random_(p.seed) {
+    const auto size = static_cast<size_t>(p.batch * p.kv_heads * p.rows * row.d);
+    q_ = std::make_unique<Guarded<float>>(size);
+    out_ = std::make_unique<Guarded<float>>(size);
+    lse_ = std::make_unique<Guarded<float>>(static_cast<size_t>(p.batch * p.kv_heads * p.rows));
+    for (size_t i = 0; i < size; ++i) put(q_->data(), static_cast<int64_t>(i), number());
+    for (int s = 0; s < p.segments; ++s) {
+      segments_.push_back(
+          make_segment(p.units + 2 * s, p.mixed && s == 1 ? KvStorage::bf16 : row.storage));
+    }
+    for (const Memory& m : segments_) views_.push_back(m.view);
+  }
+
+  // What is wrong with the answer; empty if nothing.
+  std::string run(uint64_t seed, const sim::Faults& faults = {}) {
+    SparseAttentionCudaArgs args{.attention = arguments()};
+    AttentionPlan plans[kMaxSegments];
+    int32_t all_splits = 0;
+    const Status status = plan_attention(args.attention, kH100, plans, &all_splits);
+    if (!status.ok()) return status.text;
+    all_splits = 0;
+    for (size_t i = 0; i < views_.size(); ++i) {
+      plans[i].splits = p_.splits;
+      plans[i].first_split = all_splits;
+      all_splits += p_.splits;
+      if (!p_.mixed && plans[i].shared_bytes != row_.shared_bytes) {
+        return "the list has other shared bytes";
+      }
+    }
+    const int64_t heads = p_.batch * p_.kv_heads * ceil_div(p_.rows, 8);
+    std::vector<float> workspace(
+        static_cast<size_t>(kWorkspaceTicketBytes / 4 +
+                            heads * all_splits * attention_partial(row_.d)),
+        std::nanf(""));
+    std::fill_n(workspace.begin(), kWorkspaceTicketBytes / 4, 0.0f);
+    args.workspace = workspace.data();
+    std::fill(out_->span().begin(), out_->span().end(), std::nanf(""));
+    std::fill(lse_->span().begin(), lse_->span().end(), std::nanf(""));
+    for (size_t i = 0; i < views_.size(); ++i) {
+      const sim::Launch launch{
+          .grid = {static_cast<uint32_t>(plans[i].splits), static_cast<uint32_t>(heads)},
+          .block = {kAttentionThreads},
+          .shared_bytes = static_cast<size_t>(plans[i].shared_bytes),
+          .seed = seed,
+          .faults = faults};
+      const auto kernel = views_[i].storage == row_.storage ? row_.run
+                          : row_.d == 64 ? &simulate<RowConfig<DType::bf16, 64>, false>
+                                         : &simulate<RowConfig<DType::bf16, 128>, false>;
+      const std::string wrong =
+          kernel(launch, attention_params(args, static_cast<int64_t>(i), plans[i], all_splits));
+      if (!wrong.empty()) return wrong;
+    }
+    for (int64_t i = 0; i < heads; ++i) {
+      if (reinterpret_cast<uint32_t*>(workspace.data())[i] != 0) return "a ticket is not zero";
+    }
+    return compare();
+  }
+  std::vector<float> out() const { return {out_->data(), out_->data() + out_->size()}; }
+
+ private:
+  float number() { return p_.amplitude * std::normal_distribution<float>()(random_); }
+
+  void put(float* to, int64_t i, float x) {
+    if (p_.q_dtype == DType::f32) {
+      to[i] = x;
+    } else {
+      reinterpret_cast<uint16_t*>(to)[i] = narrowed(x, p_.q_dtype);
+    }
+  }
+
+  SparseAttentionArgs arguments() {
+    return {.q_dtype = p_.q_dtype,
+            .batch = p_.batch,
+            .kv_heads = p_.kv_heads,
+            .rows = p_.rows,
+            .head_dim = row_.d,
+            .q = q_->data(),
+            .out = out_->data(),
+            .lse = lse_->data(),
+            .scale = 1.0f / std::sqrt(static_cast<float>(row_.d)),
+            .softcap = p_.softcap,
+            .segments = views_};
+  }
+
+  Memory make_segment(int64_t units, KvStorage storage) {
+    Memory m;
+    const bool pages = storage == KvStorage::pages;
+    const int64_t heads = p_.batch * p_.kv_heads, d = row_.d;
+    const int64_t tokens = pages ? 32 * units : 16 * units - 5;  // rows: not whole tiles
+    std::vector<float> keys(static_cast<size_t>(heads * tokens * d)), values(keys.size());
+    for (float& x : keys) x = number();
+    for (float& x : values) x = number();
+    if (pages) {
+      const KvPageLayout layout{.head_dim = row_.d,
+                                .tokens = 32,
+                                .key_bits = row_.bits,
+                                .value_bits = row_.bits,
+                                .group = 32};
+      m.keys = std::make_unique<Guarded<Chunk>>(
+          static_cast<size_t>(heads * units * layout.bytes() / 16));
+      const Status status = kv_quantize_reference({.layout = layout,
+                                                   .dtype = DType::f32,
+                                                   .heads = heads,
+                                                   .pages = units,
+                                                   .keys = keys.data(),
+                                                   .values = values.data(),
+                                                   .key_head_stride = tokens * d,
+                                                   .key_token_stride = d,
+                                                   .value_head_stride = tokens * d,
+                                                   .value_token_stride = d,
+                                                   .out = m.keys->data(),
+                                                   .out_stride_bytes = units * layout.bytes()});
+      if (!status.ok()) throw std::runtime_error(status.text);
+      m.view = {.storage = KvStorage::pages,
+                .layout = layout,
+                .tokens = tokens,
+                .keys = m.keys->data(),
+                .key_batch_stride = p_.kv_heads * units * layout.bytes(),
+                .key_head_stride = units * layout.bytes()};
+    } else {
+      const DType dtype = storage == KvStorage::bf16 ? DType::bf16 : DType::f16;
+      const int64_t stride = d + 8;
+      const int64_t length = heads * tokens * stride;
+      m.keys = std::make_unique<Guarded<Chunk>>(static_cast<size_t>(length / 8));
+      m.values = std::make_unique<Guarded<Chunk>>(static_cast<size_t>(length / 8));
+      auto* k = reinterpret_cast<uint16_t*>(m.keys->data());
+      auto* v = reinterpret_cast<uint16_t*>(m.values->data());
+      std::fill_n(k, length, uint16_t{0x7fff});
+      std::fill_n(v, length, uint16_t{0x7fff});
+      for (int64_t t = 0; t < heads * tokens; ++t) {
+        for (int64_t c = 0; c < d; ++c) {
+          k[t * stride + c] = narrowed(keys[static_cast<size_t>(t * d + c)], dtype);
+          v[t * stride + c] = narrowed(values[static_cast<size_t>(t * d + c)], dtype);
+        }
+      }
+      m.view = {.storage = storage,
+                .tokens = tokens,
+                .keys = k,
+                .values = v,
+                .key_batch_stride = p_.kv_heads * tokens * stride,
+                .key_head_stride = tokens * stride,
+                .key_token_stride = stride,
+                .value_batch_stride = p_.kv_heads * tokens * stride,
+                .value_head_stride = tokens * stride,
+                .value_token_stride = stride};
+    }
+    for (const float v : values) largest_ = std::max(largest_, std::fabs(v));
+    add_lists(pages ? units : tokens, tokens, heads, &m);
+    return m;
+  }
+
+  void add_lists(int64_t units, int64_t tokens, int64_t heads, Memory* m) {
+    if (p_.listed) {
+      const int64_t width = units / 2 + 1;
+      for (int64_t h = 0; h < heads; ++h) {
+        std::vector<int32_t> order;
+        for (int32_t u = 0; u < units; ++u) order.push_back(u);
+        std::shuffle(order.begin(), order.end(), random_);
+        m->index.insert(m->index.end(), order.begin(), order.begin() + width);
+        m->count.push_back(h == 1 ? 0 : static_cast<int32_t>(random_() % (width + 1)));
+      }
+      m->view.index = m->index.data();
+      m->view.index_stride = width;
+      m->view.count = m->count.data();
+    }
+    if (p_.spans) {
+      for (int64_t h = 0; h < heads; ++h) {
+        m->begin.push_back(static_cast<int32_t>(random_() % (tokens / 2)));
+        m->end.push_back(static_cast<int32_t>(tokens / 2 + random_() % (tokens / 2)));
+      }
+      m->view.begin = m->begin.data();
+      m->view.end = m->end.data();
+    }
+    if (p_.bias) {
+      for (int64_t i = 0; i < heads * tokens; ++i) m->bias.push_back(number());
+      m->view.bias = m->bias.data();
+    }
+  }
+
+  std::string compare() {
+    const auto count = static_cast<int64_t>(q_->size());
+    std::vector<double> wanted(q_->size()), lse(lse_->size());
+    const Status status = sparse_attention_reference(arguments(), wanted.data(), lse.data());
+    if (!status.ok()) return status.text;
+    const bool rough = row_.storage == KvStorage::bf16 || p_.mixed;
+    const double eps = rough ? 0x1p-7 : 0x1p-8;
+    // An error of scores, which grow with both factors, is a relative error of weights.
+    const double scores = std::max(1.0, 0.5 * p_.amplitude * p_.amplitude);
+    for (int64_t i = 0; i < count; ++i) {
+      const double got = p_.q_dtype == DType::f32
+                             ? out_->data()[i]
+                             : widened(reinterpret_cast<uint16_t*>(out_->data())[i], p_.q_dtype);
+      const double want = wanted[static_cast<size_t>(i)];
+      const double rounding = p_.q_dtype == DType::bf16 ? 0x1p-8 : 0x1p-11;
+      if (!(std::fabs(got - want) <= rounding * std::fabs(want) + eps * largest_ / 4 * scores)) {
+        return "out[" + std::to_string(i) + "] = " + std::to_string(got) + ", wanted " +
+               std::to_string(want);
+      }
+    }
+    for (size_t i = 0; i < lse.size(); ++i) {
+      const double got = (*lse_)[i];
+      const bool none = std::isinf(lse[i]) && got == lse[i];
+      if (!none && !(std::fabs(got - lse[i]) <= 1e-2 * p_.amplitude * p_.amplitude)) {
+        return "lse[" + std::to_string(i) + "] = " + std::to_string(got) + ", wanted " +
+               std::to_string(lse[i]);
+      }
+    }
+    return {};
+  }
+
+  Row row_;
+  Problem p_;
+  std::mt19937_64 random_;
+  std::unique_ptr<Guarded<float>> q_, out_, lse_;
+  std::vector<Memory> segments_;
+  std::vector<KvSegment> views_;
+  float largest_ = 0;
+};
+
+class Attention : public testing::TestWithParam<Row> {
+ protected:
+  void expect_right(Problem p) {
+    if (GetParam().storage == KvStorage::f16) p.q_dtype = DType::f16;
+    if (GetParam().storage == KvStorage::bf16) p.q_dtype = DType::bf16;
+    EXPECT_EQ(Case(GetParam(), p).run(p.seed), "") << label(p);
+  }
+};
+
+TEST_P(Attention, Shapes) {
+  uint64_t seed = 100;
+  for (const int64_t rows : {1, 4, 8, 11}) {
+    expect_right({.rows = rows, .seed = ++seed});
+    expect_right({.batch = 2, .rows = rows, .q_dtype = DType::f16, .splits = 3, .seed = ++seed});
+  }
+  expect_right({.units = 1, .q_dtype = DType::f32, .seed = ++seed});
+  expect_right({.units = 19, .splits = 2, .seed = ++seed});  // stages are used again
+}
+
+TEST_P(Attention, ListsSpansAndBiases) {
+  uint64_t seed = 200;
+  for (const int32_t splits : {1, 2}) {
+    expect_right({.units = 9, .listed = true, .splits = splits, .seed = ++seed});
+    expect_right({.units = 5, .spans = true, .splits = splits, .seed = ++seed});
+    expect_right({.units = 5, .bias = true, .softcap = 3, .splits = splits, .seed = ++seed});
+    expect_right({.batch = 2,
+                  .units = 9,
+                  .listed = true,
+                  .spans = true,
+                  .bias = true,
+                  .splits = splits,
+                  .seed = ++seed});
+  }
+}
+
+TEST_P(Attention, Segments) {
+  expect_right({.rows = 9, .segments = 3, .splits = 2, .seed = 301});
+  expect_right({.listed = true, .segments = 2, .splits = 1, .seed = 302});
+  if (GetParam().storage != KvStorage::pages) return;
+  expect_right({.segments = 2, .mixed = true, .splits = 2, .seed = 303});
+  expect_right({.spans = true, .segments = 3, .mixed = true, .splits = 1, .seed = 304});
+}
+
+TEST_P(Attention, LargeAndSmallNumbers) {
+  expect_right({.units = 4, .q_dtype = DType::f32, .amplitude = 4, .seed = 401});
+  expect_right({.units = 4, .q_dtype = DType::f32, .amplitude = 0.01f, .seed = 402});
+}
+
+TEST_P(Attention, TwoRunsAgreeInEveryBit) {
+  Problem p{.rows = 5, .units = 11, .splits = 3, .seed = 51};
+  if (GetParam().storage == KvStorage::f16) p.q_dtype = DType::f16;
+  Case c(GetParam(), p);
+  ASSERT_EQ(c.run(1), "");
+  const auto first = c.out();
+  ASSERT_EQ(c.run(2), "");
+  EXPECT_EQ(0, std::memcmp(first.data(), c.out().data(), first.size() * sizeof(float) / 2));
+}
+
+TEST_P(Attention, FaultsAreNoticed) {
+  Problem p{.kv_heads = 1, .units = 20, .seed = 61};
+  if (GetParam().storage == KvStorage::f16) p.q_dtype = DType::f16;
+  Case c(GetParam(), p);
+  for (const int wait : {0, 1, 3}) EXPECT_NE(c.run(1, {.wait = wait}), "") << "wait " << wait;
+  // One of the 16 bytes of codes may be too few to be noticed, those of scales are not.
+  int copies = 0, barriers = 0;
+  for (int copy = 0; copy < 320; copy += 32) copies += c.run(1, {.copy = copy}).empty() ? 0 : 1;
+  EXPECT_GT(copies, 0);
+  for (uint64_t seed = 1; seed <= 8; ++seed)
+    barriers += c.run(seed, {.barrier = 1}).empty() ? 0 : 1;
+  EXPECT_GT(barriers, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, Attention, testing::ValuesIn(rows()),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace tamis::test

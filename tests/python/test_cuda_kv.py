@@ -1,0 +1,199 @@
+"""KV caches on a CUDA device: bit for bit or within rounding what the CPU computes from the same bytes."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+import tamis
+from tamis.errors import TamisUnsupported
+from tamis.ops import cuda, kv_select
+from tamis.ops.attention import DenseSegment, Lists, PageSegment, sparse_attention
+from tamis.ops.kv_quantize import kv_quantize, kv_unpack, page_layout
+
+needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
+B, G = 2, 4
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(torch.randint(1 << 30, ()).item())
+
+
+def cuda_(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.cuda()
+
+
+def moved(lists: Lists) -> Lists:
+    return Lists(*(cuda_(getattr(lists, n)) for n in ("index", "count", "begin", "end", "bias")))
+
+
+def on_cuda(s: DenseSegment | PageSegment) -> DenseSegment | PageSegment:
+    if isinstance(s, PageSegment):
+        return PageSegment(s.records.cuda(), s.layout, moved(s.lists))
+    return DenseSegment(s.keys.cuda(), s.values.cuda(), moved(s.lists))
+
+
+def pages(bits: int, d: int, count: int, lists: Lists, dtype: torch.dtype) -> PageSegment:
+    layout = page_layout(d, bits, bits)
+    k, v = torch.randn(2, B, G, 32 * count, d).to(dtype)
+    records = torch.empty(B, G, count, layout.nbytes, dtype=torch.uint8)
+    kv_quantize(k, v, layout, records)
+    return PageSegment(records, layout, lists)
+
+
+def a_choice(units: int) -> Lists:
+    width = units // 2 + 1
+    index = torch.stack([torch.randperm(units)[:width] for _ in range(B * G)]).view(B, G, width)
+    count = torch.randint(0, width + 1, (B, G), dtype=torch.int32)
+    return Lists(index=index.int(), count=count)
+
+
+def check(q: Tensor, segments: list, *, rough: bool = False, **options: float) -> None:
+    want, want_lse = sparse_attention(q.float(), segments, **options)
+    moved_segments = [on_cuda(s) for s in segments]
+    runs = [sparse_attention(q.cuda(), moved_segments, **options) for _ in range(2)]
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])
+    got, lse = (x.cpu() for x in runs[0])
+    assert got.dtype == q.dtype
+    torch.testing.assert_close(got.float(), want, rtol=1e-2, atol=2e-2 if rough else 1e-2)
+    torch.testing.assert_close(lse, want_lse, rtol=0, atol=1e-2)
+
+
+def test_cuda_tensors_say_why_nothing_takes_them() -> None:
+    if not cuda.why_off():
+        pytest.skip("CUDA is on")
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no device either")
+    with pytest.raises(TamisUnsupported, match="CUDA is off"):
+        sparse_attention(torch.randn(1, 1, 1, 64, device="cuda"), [])
+
+
+@needs_device
+@pytest.mark.parametrize(("bits", "d"), list(product((2, 4, 8), (64, 128))))
+@pytest.mark.parametrize("h", [4, 16, 48])
+def test_pages(bits: int, d: int, h: int) -> None:
+    for dtype, count in product((torch.bfloat16, torch.float16), (1, 40)):
+        q = torch.randn(B, h, 1, d).to(dtype)
+        check(q, [pages(bits, d, count, Lists(), dtype)])
+        check(q, [pages(bits, d, count, a_choice(count), dtype)])
+    spans = Lists(
+        begin=torch.randint(0, 300, (B, G), dtype=torch.int32),
+        end=torch.randint(400, 1280, (B, G), dtype=torch.int32),
+        bias=torch.randn(B, G, 1280),
+    )
+    q = torch.randn(B, h, 1, d).bfloat16()
+    check(q, [pages(bits, d, 40, spans, torch.bfloat16)], softcap=5.0)
+
+
+@needs_device
+@pytest.mark.parametrize(("dtype", "d"), product((torch.bfloat16, torch.float16), (64, 128)))
+def test_rows_and_segments(dtype: torch.dtype, d: int) -> None:
+    for tokens, h in ((1, 4), (37, 16), (2000, 32)):
+        k, v = torch.randn(2, B, G, tokens, d).to(dtype)
+        q = torch.randn(B, h, 1, d).to(dtype)
+        check(q, [DenseSegment(k, v)], rough=True)
+        check(q, [DenseSegment(k, v, a_choice(tokens))], rough=True)
+        check(q, [pages(4, d, 9, Lists(), dtype), DenseSegment(k, v)], rough=True)
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_records_are_the_cpus(dtype: torch.dtype) -> None:
+    for bits, d, tokens in product((2, 4, 8), (64, 128), (32, 64)):
+        layout = page_layout(d, bits, bits, tokens)
+        k, v = (torch.randn(2, B, G, 3 * tokens, d) * torch.logspace(-6, 4, d)).to(dtype)
+        k[:, :, 5] = 0.0
+        want = torch.empty(B, G, 3, layout.nbytes, dtype=torch.uint8)
+        kv_quantize(k, v, layout, want)
+        got = torch.empty_like(want, device="cuda")
+        kv_quantize(k.cuda(), v.cuda(), layout, got)
+        assert torch.equal(got.cpu(), want)
+        assert torch.equal(kv_unpack(got, layout)[0].cpu(), kv_unpack(want, layout)[0])
+
+
+@needs_device
+def test_labels_are_the_cpus() -> None:
+    keys = torch.randn(B, G, 777, 128).bfloat16()
+    channels = torch.randint(0, 128, (G, 16), dtype=torch.int32)
+    size = kv_select.label_bytes(16)
+    want = torch.empty(B, G, 49, size, dtype=torch.uint8)
+    got = torch.empty_like(want, device="cuda")
+    for first, last in ((0, 500), (500, 501), (501, 777)):
+        kv_select.append_labels(want, keys[:, :, first:last], channels, first)
+        kv_select.append_labels(got, keys.cuda()[:, :, first:last], channels.cuda(), first)
+    assert torch.equal(got.cpu(), want)
+
+
+@needs_device
+@pytest.mark.parametrize("log_weight", [True, False])
+@pytest.mark.parametrize("tokens", [1, 50, 5000])
+def test_estimates(tokens: int, log_weight: bool) -> None:
+    keys = torch.randn(B, G, tokens, 128).bfloat16()
+    q = torch.randn(B, 16, 1, 128).bfloat16()
+    channels = torch.randint(0, 128, (G, 16), dtype=torch.int32)
+    records = torch.empty(B, G, -(-tokens // 16), kv_select.label_bytes(16), dtype=torch.uint8)
+    kv_select.append_labels(records, keys, channels, 0)
+    bounds = torch.stack([keys - 0.5, keys + 0.5], 3)
+    begin = torch.randint(0, tokens, (B, G), dtype=torch.int32)
+    for cpu, gpu in (
+        (kv_select.KeyRows(keys), kv_select.KeyRows(keys.cuda())),
+        (kv_select.PageBounds(bounds), kv_select.PageBounds(bounds.cuda())),
+        (
+            kv_select.Labels(records, channels, tokens),
+            kv_select.Labels(records.cuda(), channels.cuda(), tokens),
+        ),
+    ):
+        want = kv_select.kv_estimate(q.float(), cpu, log_weight=log_weight, begin=begin)
+        got = kv_select.kv_estimate(q.cuda(), gpu, log_weight=log_weight, begin=begin.cuda())
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-3)
+
+
+@needs_device
+@pytest.mark.parametrize("units", [1, 100, 33000, 70000])
+@pytest.mark.parametrize("levels", [0, 3])
+def test_selection_is_the_cpus(units: int, levels: int) -> None:
+    scores = torch.randn(B, G, units)
+    if levels:
+        scores = (scores * levels).round()
+    scores[torch.rand(scores.shape) < 0.01] = float("nan")
+    begin = torch.randint(0, units, (B, G), dtype=torch.int32)
+    budget = torch.randint(0, units + 1, (B, G), dtype=torch.int32)
+    for k, options in (
+        (max(1, units // 16), {}),
+        (units // 3, {"sink": 4, "recent": 30, "begin": begin}),
+        (budget, {"page": 2}),
+    ):
+        want = kv_select.kv_select(scores, k, **options)
+        on = {n: x.cuda() if isinstance(x, Tensor) else x for n, x in options.items()}
+        got = kv_select.kv_select(scores.cuda(), k.cuda() if isinstance(k, Tensor) else k, **on)
+        assert torch.equal(got[1].cpu(), want[1])
+        for i in range(B * G):
+            count = int(want[1].view(-1)[i])
+            mine, theirs = (x.view(B * G, -1)[i, :count] for x in (got[0].cpu(), want[0]))
+            assert torch.equal(mine, theirs)
+
+
+@needs_device
+@pytest.mark.parametrize("method", ["full", "kivi4", "kivi2", "quest", "double_sparsity"])
+def test_stores_live_on_the_device_and_in_graphs(method: str) -> None:
+    k, v = torch.randn(2, 1, 2, 1000, 64).bfloat16()
+    q = torch.randn(1, 8, 1, 64).bfloat16()
+    budget = 128 if method in ("quest", "double_sparsity") else None
+    host = tamis.kv.store(method, k, v, budget=budget)
+    want = host.attend(q)
+    store = tamis.kv.store(method, k.cuda(), v.cuda(), budget=budget)
+    on = q.cuda()
+    torch.testing.assert_close(store.attend(on).cpu(), want, rtol=2e-2, atol=2e-2)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        store.attend(on)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        out = store.attend(on)
+    on.copy_(torch.randn(1, 8, 1, 64))
+    graph.replay()
+    torch.testing.assert_close(out.cpu(), host.attend(on.cpu()), rtol=2e-2, atol=2e-2)
