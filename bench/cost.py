@@ -59,11 +59,13 @@ def packed(
         keep = draw.reshape(rows, k)
     elif format == "block":
         keep = (rng.random((rows // block, k // block)) < density).repeat(block, 0).repeat(block, 1)
+    elif format == "groupq":
+        keep = (rng.random((rows, k // 16)) < density).repeat(16, 1)
     else:
         keep = rng.random((rows, k)) < density
     keep = np.ascontiguousarray(np.tile(keep, (-(-n // rows), 1))[:n])
-    kinds = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16, "i8": np.float32}
-    w = np.full((n, k), 0x3F80 if dtype == "bf16" else 1, dtype=kinds[dtype])
+    kinds = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
+    w = np.full((n, k), 0x3F80 if dtype == "bf16" else 1, dtype=kinds.get(dtype, np.float32))
     layout = Layout(
         format,
         n,
@@ -71,8 +73,9 @@ def packed(
         dtype,
         *(PATTERNS[density] if format == "nm" else (0, 0)),
         block=(block, block) if format == "block" else (0, 0),
+        group_size=16 if format == "groupq" else 0,
     )
-    return layout, pack(layout, w, "f32" if dtype == "i8" else dtype, keep)
+    return layout, pack(layout, w, dtype if dtype in kinds else "f32", keep)
 
 
 # Fitting

@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("--text", help="text of the perplexity")
     parser.add_argument("--out", default="out/e2e", help="folder of the pruned models, kept")
     parser.add_argument("--method", default="wanda")
-    parser.add_argument("--patterns", nargs="+", default=["unstructured", "2:4"])
+    parser.add_argument("--patterns", nargs="*", default=["unstructured", "2:4"])
+    parser.add_argument("--w4", action="store_true", help="also 4-bit codes, the head's too")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--windows", type=int, default=6, help="of the perplexity; 0 skips it")
@@ -85,7 +86,29 @@ def prune_all(a: argparse.Namespace) -> dict[str, Path]:
         tamis.sparsify_(opened.model, a.method, pattern=pattern, data=data)
         print(f"pruned {name} in {time.perf_counter() - start:.1f} s", file=sys.stderr)
         tamis.save(opened.model, folders[name], tokenizer=opened.tokenizer)
+    if a.w4:
+        add_w4(folders, out, a.data)
     return folders
+
+
+def add_w4(folders: dict[str, Path], out: Path, data: str | None) -> None:
+    """Plain W4 and gqsa at 50 %, each with an output layer of plain W4."""
+    for name, method, sparsity in (("W4", "magnitude", 0.0), ("gqsa W4 50 %", "gqsa", 0.5)):
+        folders[name] = out / f"w4-{method}"
+        if (folders[name] / "config.json").is_file():
+            continue
+        opened = source.open_model(str(folders["dense"]))
+        text = corpus.default_text("calibrate", data)[1]
+        windows = evaluate.token_windows(opened.tokenizer, text, length=512, count=16)
+        start = time.perf_counter()
+        report = tamis.sparsify_(
+            opened.model, method, sparsity=sparsity, format="groupq", data=windows
+        )
+        head = {"format": "groupq", "targets": ["lm_head"], "ignore": []}
+        tamis.sparsify_(opened.model, "magnitude", sparsity=0.0, **head)
+        errors = {k: v for k, v in report.metrics.items() if k.startswith("block_error")}
+        print(f"pruned {name} in {time.perf_counter() - start:.1f} s {errors}", file=sys.stderr)
+        tamis.save(opened.model, folders[name], tokenizer=opened.tokenizer)
 
 
 def share(model: torch.nn.Module, ids: list[int], threads: int) -> float:

@@ -47,6 +47,7 @@ struct Matrix {
   std::vector<int32_t> col_indices;
   std::vector<uint8_t> col_bytes;
   std::vector<float> scales;
+  std::vector<uint16_t> group_scales;
   MatrixView view;
 
   void point() {
@@ -56,10 +57,12 @@ struct Matrix {
     view.col_indices = col_indices.data();
     view.col_bytes = col_bytes.data();
     view.scales = scales.data();
+    view.group_scales = group_scales.data();
   }
   int64_t bytes() const {
     return static_cast<int64_t>(values.size() + mask.size() * 8 + row_offsets.size() * 8 +
-                                col_indices.size() * 4 + col_bytes.size() + scales.size() * 4);
+                                col_indices.size() * 4 + col_bytes.size() + scales.size() * 4 +
+                                group_scales.size() * 2);
   }
 };
 
@@ -69,6 +72,7 @@ PackSpec spec_of(const SpmmRow& row, int sparsity) {
     spec.keep = sparsity == 50 ? 16 : sparsity == 70 ? 10 : sparsity == 80 ? 6 : 3;
   if (row.format == Format::nm) spec.of = 32;
   if (row.format == Format::block) spec.block_rows = spec.block_cols = 16;
+  if (row.format == Format::groupq) spec.group_size = 16;
   return spec;
 }
 
@@ -86,6 +90,11 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
       keep[static_cast<size_t>(i)] = keep[static_cast<size_t>(i % shape.k / 16 * 16)];
     }
   }
+  if (spec.format == Format::groupq) {
+    for (int64_t i = 0; i < 16 * shape.k; ++i) {
+      keep[static_cast<size_t>(i)] = keep[static_cast<size_t>(i / 16 * 16)];
+    }
+  }
   if (spec.format == Format::nm) {
     for (int64_t g = 0; g < 16 * shape.k; g += spec.of) {
       for (int i = 0; i < spec.of; ++i) keep[static_cast<size_t>(g + i)] = i < spec.keep;
@@ -96,7 +105,7 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
     std::memcpy(&keep[static_cast<size_t>(r * shape.k)],
                 &keep[static_cast<size_t>(r % 16 * shape.k)], static_cast<size_t>(shape.k));
   }
-  const DType source = spec.dtype == DType::i8 ? DType::f32 : spec.dtype;
+  const DType source = is_float(spec.dtype) ? spec.dtype : DType::f32;
   std::vector<uint8_t> dense(size * static_cast<size_t>(size_of(source)), 0x3c);
   const DenseView view{.data = dense.data(),
                        .dtype = source,
@@ -113,6 +122,7 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
   m.col_indices.resize(static_cast<size_t>(sizes.col_indices));
   m.col_bytes.resize(static_cast<size_t>(sizes.col_bytes));
   m.scales.resize(static_cast<size_t>(sizes.scales));
+  m.group_scales.resize(static_cast<size_t>(sizes.group_scales));
   m.point();
   if (!pack(view, spec,
             {.values = m.values.data(),
@@ -120,7 +130,8 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
              .row_offsets = m.row_offsets.data(),
              .col_indices = m.col_indices.data(),
              .col_bytes = m.col_bytes.data(),
-             .scales = m.scales.data()})
+             .scales = m.scales.data(),
+             .group_scales = m.group_scales.data()})
            .ok()) {
     std::abort();
   }
@@ -128,7 +139,7 @@ Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
             .rows = shape.n,
             .cols = shape.k,
             .dtype = spec.dtype,
-            .nnz = sizes.values,
+            .nnz = spec.dtype == DType::u4 ? 2 * sizes.values : sizes.values,
             .keep = spec.keep,
             .of = spec.of,
             .block_rows = spec.block_rows,

@@ -70,10 +70,10 @@ void raise_if_error(const Status& status) {
 }
 
 DType dtype_from(const char* function, const char* argument, std::string_view name) {
-  for (const DType t : {DType::f32, DType::f16, DType::bf16, DType::i8}) {
+  for (const DType t : {DType::f32, DType::f16, DType::bf16, DType::i8, DType::u4, DType::u8}) {
     if (name == name_of(t)) return t;
   }
-  raise_value(function, argument, "'" + std::string(name) + "'", "f32, f16, bf16 or i8");
+  raise_value(function, argument, "'" + std::string(name) + "'", "f32, f16, bf16, i8, u4 or u8");
 }
 
 Format format_from(const char* function, std::string_view name) {
@@ -102,6 +102,9 @@ Element element_of(DType dtype) {
       return {"float16", "f", 2};
     case DType::bf16:
       return {"uint16 (bf16 bit patterns)", "iu", 2};
+    case DType::u4:
+    case DType::u8:
+      return kUint8;
     case DType::i8:
       break;
   }

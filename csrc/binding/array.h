@@ -42,6 +42,7 @@ inline constexpr Element kInt64{"int64", "i", 8};
 inline constexpr Element kUint32{"uint32", "u", 4};
 inline constexpr Element kWord{"int64", "iu", 8};  // bit pattern of u64
 inline constexpr Element kFloat32{"float32", "f", 4};
+inline constexpr Element kFloat16{"float16", "f", 2};
 
 // NumPy has no bf16: its bit patterns travel as uint16 (or int16).
 Element element_of(DType dtype);

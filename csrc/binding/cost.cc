@@ -138,7 +138,7 @@ void set_machine(const py::object& given) {
 
 SpmmDesc desc_from(const char* function, const std::string& format, const std::string& w_dtype,
                    const std::string& x_dtype, std::array<int64_t, 4> sizes,
-                   std::pair<int32_t, int32_t> block) {
+                   std::pair<int32_t, int32_t> block, int64_t group_size) {
   return {.format = format_from(function, format),
           .w_dtype = dtype_from(function, "w_dtype", w_dtype),
           .x_dtype = dtype_from(function, "x_dtype", x_dtype),
@@ -147,7 +147,8 @@ SpmmDesc desc_from(const char* function, const std::string& format, const std::s
           .k = sizes[2],
           .nnz = sizes[3],
           .block_rows = block.first,
-          .block_cols = block.second};
+          .block_cols = block.second,
+          .group_size = group_size};
 }
 
 void fill(void* x, DType dtype, int64_t count) {  // with ones
@@ -239,15 +240,16 @@ void bind_cost(py::module_& m) {
       "predict",
       [](const std::string& format, const std::string& w_dtype, const std::string& x_dtype,
          int64_t m, int64_t n, int64_t k, int64_t nnz, int threads, std::pair<int, int> block,
-         const std::string& kernel) {
-        const SpmmDesc desc = desc_from("predict", format, w_dtype, x_dtype, {m, n, k, nnz}, block);
+         const std::string& kernel, int64_t group_size) {
+        const SpmmDesc desc =
+            desc_from("predict", format, w_dtype, x_dtype, {m, n, k, nnz}, block, group_size);
         if (kernel.empty()) return predict(desc, threads);
         const SpmmRow& row = *row_named("predict", kernel);
         const auto now = figures();
         return predict_spmm(desc, row, now->machine, now->scale[position(row)], threads);
       },
       "format"_a, "w_dtype"_a, "x_dtype"_a, "m"_a, "n"_a, "k"_a, "nnz"_a, "threads"_a,
-      "block"_a = std::pair{1, 1}, "kernel"_a = "");
+      "block"_a = std::pair{1, 1}, "kernel"_a = "", "group_size"_a = 16);
   m.def(
       "predict_dense",
       [](const std::string& x_dtype, int64_t m, int64_t n, int64_t k, int threads) {

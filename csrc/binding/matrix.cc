@@ -58,11 +58,13 @@ Matrix::Matrix(const std::string& format, const py::dict& arrays, const std::str
   // One name for either kind of column index: a format has one of them.
   const bool narrow = view_.format == Format::csr8;
   const TensorView columns = reader.read("col_indices", narrow ? kUint8 : kInt32);
-  const TensorView scales = reader.read("scales", kFloat32);
+  // Likewise of scales.
+  const bool groups = view_.format == Format::groupq;
+  const TensorView scales = reader.read("scales", groups ? kFloat16 : kFloat32);
   reader.refuse_unknown();
 
   view_.values = values.data;
-  view_.nnz = values.size;
+  view_.nnz = view_.dtype == DType::u4 ? 2 * values.size : values.size;
   view_.mask = static_cast<const uint64_t*>(mask.data);
   view_.row_offsets = static_cast<const int64_t*>(row_offsets.data);
   if (narrow) {
@@ -70,13 +72,18 @@ Matrix::Matrix(const std::string& format, const py::dict& arrays, const std::str
   } else {
     view_.col_indices = static_cast<const int32_t*>(columns.data);
   }
-  view_.scales = static_cast<const float*>(scales.data);
+  if (groups) {
+    view_.group_scales = static_cast<const uint16_t*>(scales.data);
+  } else {
+    view_.scales = static_cast<const float*>(scales.data);
+  }
   const PackSizes sizes{.values = values.size,
                         .mask = mask.size,
                         .row_offsets = row_offsets.size,
                         .col_indices = narrow ? 0 : columns.size,
                         .col_bytes = narrow ? columns.size : 0,
-                        .scales = scales.size};
+                        .scales = groups ? 0 : scales.size,
+                        .group_scales = groups ? scales.size : 0};
   Status status;
   {
     const py::gil_scoped_release release;
@@ -88,7 +95,7 @@ Matrix::Matrix(const std::string& format, const py::dict& arrays, const std::str
 }
 
 py::array Matrix::unpack() const {
-  const DType dtype = view_.dtype == DType::i8 ? DType::f32 : view_.dtype;
+  const DType dtype = is_float(view_.dtype) ? view_.dtype : DType::f32;
   py::array out = new_array(element_of(dtype), {view_.rows, view_.cols});
   Status status;
   {

@@ -15,7 +15,10 @@ namespace {
 
 DenseView weights(const py::object& w, const std::string& w_dtype, const py::object& keep) {
   const DType dtype = dtype_from("pack", "w_dtype", w_dtype);
-  if (dtype == DType::i8) throw py::type_error("pack: w_dtype: got i8, wanted f32, f16 or bf16");
+  if (!is_float(dtype)) {
+    throw py::type_error("pack: w_dtype: got " + std::string(name_of(dtype)) +
+                         ", wanted f32, f16 or bf16");
+  }
   DenseView view = dense_view("pack", "w", w, dtype);
   if (keep.is_none()) return view;
   const TensorView mask = contiguous_view("pack", "keep", keep, kBool);
@@ -45,9 +48,10 @@ py::dict pack_arrays(const DenseView& w, const PackSpec& spec) {
     return array.mutable_data();
   };
   out.values = add("values", element_of(spec.dtype), {sizes.values});
-  const bool has_mask = spec.format == Format::bitmap || spec.format == Format::nm;
-  if (has_mask) {
-    out.mask = static_cast<uint64_t*>(add("mask", kWord, {w.rows, mask_words(w.cols)}));
+  const bool groups = spec.format == Format::groupq;
+  if (spec.format == Format::bitmap || spec.format == Format::nm || groups) {
+    const int64_t words = mask_words(groups ? w.cols / spec.group_size : w.cols);
+    out.mask = static_cast<uint64_t*>(add("mask", kWord, {w.rows, words}));
   }
   if (sizes.row_offsets > 0) {
     out.row_offsets = static_cast<int64_t*>(add("row_offsets", kInt64, {sizes.row_offsets}));
@@ -61,6 +65,10 @@ py::dict pack_arrays(const DenseView& w, const PackSpec& spec) {
   if (spec.dtype == DType::i8) {
     const int64_t groups = scale_groups(w.cols, spec.group_size);
     out.scales = static_cast<float*>(add("scales", kFloat32, {w.rows, groups}));
+  }
+  if (groups) {
+    void* scales = add("scales", kFloat16, {sizes.group_scales / 2, 2});
+    out.group_scales = static_cast<uint16_t*>(scales);
   }
   {
     const py::gil_scoped_release release;

@@ -11,6 +11,7 @@
 #include "format/checks.h"
 #include "format/csr.h"
 #include "format/csr8.h"
+#include "format/groupq.h"
 #include "format/matrix.h"
 #include "format/nm.h"
 #include "format/rows.h"
@@ -27,7 +28,7 @@ Status check_extents(const char* function, int64_t rows, int64_t cols) {
                function, LL{rows}, LL{cols}, LL{kMaxExtent});
 }
 
-// The parameters of nm and block, against the extents they divide.
+// The parameters of nm, block and groupq, against the extents they divide.
 Status check_pattern(const char* function, const MatrixView& a) {
   if (a.format == Format::nm) {
     if (a.keep < 1 || a.keep > a.of || a.of > 32) {
@@ -52,10 +53,24 @@ Status check_pattern(const char* function, const MatrixView& a) {
                    a.block_rows, a.block_cols, LL{a.rows}, LL{a.cols});
     }
   }
+  if (a.format == Format::groupq && a.cols % a.group_size != 0) {
+    return error(Code::invalid_argument,
+                 "%s: cols: got %lld, wanted a multiple of the %lld columns of a group", function,
+                 LL{a.cols}, LL{a.group_size});
+  }
   return {};
 }
 
-Status check_group(const char* function, DType dtype, int64_t group_size) {
+bool holds(Format format, DType dtype) {
+  return (format == Format::groupq) == (dtype == DType::u4 || dtype == DType::u8);
+}
+
+Status check_group(const char* function, Format format, DType dtype, int64_t group_size) {
+  if (format == Format::groupq) {
+    if (group_size == 16 || group_size == 32) return {};
+    return error(Code::invalid_argument, "%s: group_size: got %lld, wanted 16 or 32 for groupq",
+                 function, LL{group_size});
+  }
   if (dtype == DType::i8 ? group_size >= 0 && group_size <= kMaxExtent : group_size == 0) return {};
   return error(
       Code::invalid_argument, "%s: group_size: got %lld, wanted %s", function, LL{group_size},
@@ -64,12 +79,17 @@ Status check_group(const char* function, DType dtype, int64_t group_size) {
 
 Status check_dense(const DenseView& w, const PackSpec& spec) {
   TAMIS_RETURN_IF_ERROR(check_extents("pack", w.rows, w.cols));
-  if (static_cast<uint8_t>(spec.format) > static_cast<uint8_t>(Format::csr8)) {
+  if (static_cast<uint8_t>(spec.format) > static_cast<uint8_t>(Format::groupq)) {
     return error(Code::invalid_argument,
-                 "pack: format: got %d, wanted bitmap, csr, nm, block or csr8",
+                 "pack: format: got %d, wanted bitmap, csr, nm, block, csr8 or groupq",
                  static_cast<int>(spec.format));
   }
-  if (w.dtype == DType::i8 || (spec.dtype != w.dtype && spec.dtype != DType::i8)) {
+  if (!holds(spec.format, spec.dtype)) {
+    return error(Code::unsupported_dtype,
+                 "pack: dtype: got %s for %s, wanted u4 or u8 for groupq and for no other format",
+                 name_of(spec.dtype), name_of(spec.format));
+  }
+  if (!is_float(w.dtype) || (is_float(spec.dtype) && spec.dtype != w.dtype)) {
     return error(
         Code::unsupported_dtype,
         "pack: dtype: got %s from %s weights, wanted the weights' own f32, f16 or bf16, or "
@@ -84,14 +104,15 @@ Status check_dense(const DenseView& w, const PackSpec& spec) {
     return error(Code::invalid_argument, "pack: w: got a null pointer, wanted %lld x %lld weights",
                  LL{w.rows}, LL{w.cols});
   }
-  TAMIS_RETURN_IF_ERROR(check_group("pack", spec.dtype, spec.group_size));
+  TAMIS_RETURN_IF_ERROR(check_group("pack", spec.format, spec.dtype, spec.group_size));
   return check_pattern("pack", {.format = spec.format,
                                 .rows = w.rows,
                                 .cols = w.cols,
                                 .keep = spec.keep,
                                 .of = spec.of,
                                 .block_rows = spec.block_rows,
-                                .block_cols = spec.block_cols});
+                                .block_cols = spec.block_cols,
+                                .group_size = spec.group_size});
 }
 
 // A kernel may read `count` elements of `size` bytes at `data`.
@@ -184,12 +205,14 @@ Status unpack_keep(const MatrixView& a, uint8_t* keep) {
 
 Status check_sizes(const MatrixView& a, const PackSizes& sizes) {
   TAMIS_RETURN_IF_ERROR(check_extents("check", a.rows, a.cols));
-  if (static_cast<uint8_t>(a.dtype) > static_cast<uint8_t>(DType::i8) ||
-      static_cast<uint8_t>(a.format) > static_cast<uint8_t>(Format::csr8)) {
-    return error(Code::corrupt, "check: format, dtype: got %d and %d, wanted 0 to 4 and 0 to 3",
+  if (static_cast<uint8_t>(a.dtype) > static_cast<uint8_t>(DType::u8) ||
+      static_cast<uint8_t>(a.format) > static_cast<uint8_t>(Format::groupq) ||
+      !holds(a.format, a.dtype)) {
+    return error(Code::corrupt,
+                 "check: format, dtype: got %d and %d, wanted 0 to 4 and 0 to 3, or 5 and 4 to 5",
                  static_cast<int>(a.format), static_cast<int>(a.dtype));
   }
-  TAMIS_RETURN_IF_ERROR(check_group("check", a.dtype, a.group_size));
+  TAMIS_RETURN_IF_ERROR(check_group("check", a.format, a.dtype, a.group_size));
   TAMIS_RETURN_IF_ERROR(check_pattern("check", a));
   TAMIS_RETURN_IF_ERROR(check_array("values", a.values, sizes.values, size_of(a.dtype)));
   TAMIS_RETURN_IF_ERROR(check_array("mask", a.mask, sizes.mask, 8));
@@ -200,11 +223,15 @@ Status check_sizes(const MatrixView& a, const PackSizes& sizes) {
     TAMIS_RETURN_IF_ERROR(check_length("col_bytes", sizes.col_bytes, 0));
   }
   TAMIS_RETURN_IF_ERROR(check_array("scales", a.scales, sizes.scales, 4));
-  TAMIS_RETURN_IF_ERROR(check_length("values", sizes.values, a.nnz));
+  TAMIS_RETURN_IF_ERROR(check_array("scales", a.group_scales, sizes.group_scales, 2));
+  if (a.format != Format::groupq) {
+    TAMIS_RETURN_IF_ERROR(check_length("scales", sizes.group_scales, 0));
+  }
   if (a.nnz > a.rows * a.cols) {
-    return error(Code::corrupt, "check: values: got %lld elements, wanted at most %lld x %lld",
+    return error(Code::corrupt, "check: values: got %lld values, wanted at most %lld x %lld",
                  LL{a.nnz}, LL{a.rows}, LL{a.cols});
   }
+  TAMIS_RETURN_IF_ERROR(check_length("values", sizes.values, value_elements(a.dtype, a.nnz)));
   const int64_t groups = a.dtype == DType::i8 ? scale_groups(a.cols, a.group_size) : 0;
   TAMIS_RETURN_IF_ERROR(check_length("scales", sizes.scales, a.rows * groups));
   switch (a.format) {

@@ -1,4 +1,4 @@
-// pack, unpack and check over every format: the four canonical weight formats behind one door.
+// pack, unpack and check over every format: the canonical weight formats behind one door.
 #pragma once
 
 #include <cstdint>
@@ -16,13 +16,13 @@ struct DenseView {
   const uint8_t* keep = nullptr;  // [rows, cols] contiguous, nonzero = kept; null = keep w != 0
 };
 
-// What to pack into. dtype equals the source's, or i8 (then group_size applies).
+// What to pack into. dtype equals the source's, or i8 (then group_size applies); groupq: u4 or u8.
 struct PackSpec {
   Format format = Format::bitmap;
   DType dtype = DType::f32;
   int32_t keep = 0, of = 0;                // nm
   int32_t block_rows = 0, block_cols = 0;  // block
-  int64_t group_size = 0;                  // i8: columns per scale; 0 = whole row
+  int64_t group_size = 0;                  // i8: columns per scale, 0 = whole row; groupq: 16, 32
 };
 
 // Caller-owned outputs; lengths from pack_sizes. Arrays the format does not use may be null.
@@ -33,24 +33,27 @@ struct PackBuffers {
   int32_t* col_indices = nullptr;
   uint8_t* col_bytes = nullptr;
   float* scales = nullptr;
+  uint16_t* group_scales = nullptr;
 };
 
-// Element counts of each array; 0 = not used by the format.
+// Element counts of each array; 0 = not used by the format. Of u4 an element is two values.
 struct PackSizes {
   int64_t values = 0, mask = 0, row_offsets = 0, col_indices = 0, col_bytes = 0, scales = 0;
+  int64_t group_scales = 0;
 };
 
 // Extents are at most 2^31 - 1. w and keep must not change between the two calls.
 // nm: fails if a group of `of` columns does not keep exactly `keep`, or cols % of != 0 (with a null
 // keep mask a group with fewer nonzeros is filled up with its lowest-indexed zeros, more is an
 // error). block: fails if rows % r or cols % c; stores every block with at least one kept weight.
+// groupq: fails if cols % group_size; stores every group with at least one kept weight.
 Status pack_sizes(const DenseView& w, const PackSpec& spec, PackSizes* sizes);
 Status pack(const DenseView& w, const PackSpec& spec, const PackBuffers& out);
 
-// Writes all rows*cols elements of `out` (dtype = a.dtype, or f32 if i8), zeros included.
+// Writes all rows*cols elements of `out` (dtype = a.dtype, or f32 of codes), zeros included.
 Status unpack(const MatrixView& a, void* out, int64_t out_stride);
 
-// keep[rows*cols], 1 where a value is stored (block: where its block is stored).
+// keep[rows*cols], 1 where a value is stored (block, groupq: where its block or group is).
 Status unpack_keep(const MatrixView& a, uint8_t* keep);
 
 // Everything a kernel relies on: popcounts, monotone offsets, index ranges, finite scales, sizes.

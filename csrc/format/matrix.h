@@ -7,7 +7,7 @@
 
 namespace tamis {
 
-enum class Format : uint8_t { bitmap = 0, csr = 1, nm = 2, block = 3, csr8 = 4 };
+enum class Format : uint8_t { bitmap = 0, csr = 1, nm = 2, block = 3, csr8 = 4, groupq = 5 };
 
 constexpr const char* name_of(Format f) {
   switch (f) {
@@ -21,6 +21,8 @@ constexpr const char* name_of(Format f) {
       return "block";
     case Format::csr8:
       return "csr8";
+    case Format::groupq:
+      return "groupq";
   }
   return "?";
 }
@@ -34,12 +36,13 @@ struct MatrixView {
   int64_t cols = 0;  // k, input features
 
   DType dtype = DType::f32;      // of values
-  const void* values = nullptr;  // [nnz], kept values; explicit zeros are allowed
-  int64_t nnz = 0;               // stored values (block: including zeros inside blocks)
+  const void* values = nullptr;  // [nnz], kept values, of u4 two in a byte; zeros are allowed
+  int64_t nnz = 0;               // stored values (block, groupq: zeros inside them included)
 
-  // bitmap, nm: [rows, words(cols)]; bit j of word w = column 64w+j
+  // bitmap, nm: [rows, words(cols)]; bit j of word w = column 64w+j. groupq: of groups, not columns
   const uint64_t* mask = nullptr;
-  // bitmap, csr, csr8: [rows+1], in values; block: [rows/block_rows+1], in blocks
+  // bitmap, csr, csr8: [rows+1], in values; block: [rows/block_rows+1], in blocks;
+  // groupq: [rows+1], in groups
   const int64_t* row_offsets = nullptr;
   // csr: [nnz], ascending in a row; block: [blocks], block column
   const int32_t* col_indices = nullptr;
@@ -49,8 +52,10 @@ struct MatrixView {
   int32_t keep = 0, of = 0;                // nm: `keep` kept of every `of` consecutive columns
   int32_t block_rows = 0, block_cols = 0;  // block: r x c
 
-  const float* scales = nullptr;  // i8 only: [rows, groups(cols)], w = scale * code
-  int64_t group_size = 0;         // i8 only: columns that share a scale; cols = one scale per row
+  const float* scales = nullptr;           // i8 only: [rows, groups(cols)], w = scale * code
+  const uint16_t* group_scales = nullptr;  // groupq only: [groups, 2] f16, scale and zero point
+  // Columns that share a scale; i8: cols = one scale per row, groupq: 16 or 32.
+  int64_t group_size = 0;
 };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) {

@@ -169,6 +169,7 @@ def predict(
     threads: int,
     block: tuple[int, int] = (1, 1),
     kernel: str = "",
+    group_size: int = 16,
 ) -> float:
     """Expected ns of a product with cold weights, by the chosen or a named kernel; -1: unknown."""
 

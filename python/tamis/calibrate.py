@@ -31,6 +31,10 @@ Visit = Callable[[dict[str, Stats]], "dict[str, Tensor]"]
 """Prunes linears given their statistics; returns the new weights [n, k] by linear name."""
 
 
+Settle = Callable[["BlockRun | None", dict[str, "Tensor"]], "dict[str, Tensor]"]
+"""Finishes the weights that a Visit returned, with the block they are in (None: none)."""
+
+
 @dataclass
 class Sample:
     """One forward pass: the model's keyword inputs, and which tokens are real ([b, s] or None)."""
@@ -261,6 +265,33 @@ class _Call:
         return states
 
 
+@dataclass
+class BlockRun:
+    """One block with the inputs it gets now, and the outputs that it gave on them when dense."""
+
+    block: nn.Module
+    calls: list[_Call]
+    hidden: list[Tensor]
+    targets: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def loss(self, i: int) -> Tensor:
+        """Mean squared error of the block's output on sample i, scalar f32."""
+        out = self.calls[i].run(self.block, self.hidden[i])
+        return torch.nn.functional.mse_loss(out.float(), self.targets[i].float())
+
+    def error(self, samples: Iterable[int]) -> float:
+        """The mean of `loss` over samples, without gradients."""
+        losses = [float(self.loss(i)) for i in samples]
+        return sum(losses) / len(losses)
+
+    def replaced(self, forwards: Mapping[nn.Module, Callable[..., Any]]) -> Any:
+        """Context in which modules of the block have other forwards."""
+        return _forwards(forwards)
+
+
 class _Recorded(Exception):
     """Ends the recording pass once the last block was reached."""
 
@@ -272,12 +303,15 @@ def run_blocks(
     needs: frozenset[str],
     visit: Visit,
     sequential: bool = True,
+    settle: Settle | None = None,
 ) -> None:
     """Collects statistics of `linears` and hands them to `visit`, block after block.
 
     sequential: the weights that `visit` returns are put in place while the block runs again, so
     that later blocks see what the pruned ones produce; otherwise the model runs once, unpruned.
     The model's weights, hooks and training mode are as before when this returns or raises.
+
+    settle: called after `visit` with the block and its dense outputs; its weights count then.
 
     Linears outside the family's blocks, or all of a model of no known family, are collected in one
     pass of the whole model (after the blocks, unpruned).
@@ -294,10 +328,10 @@ def run_blocks(
             groups = {b: _within(linears, b) for b in blocks}
             inside = {name for group in groups.values() for name in group}
             if inside:
-                _stream(model, family, data, groups, needs, visit, sequential)
+                _stream(model, family, data, groups, needs, (visit, settle), sequential)
         rest = {name: linear for name, linear in linears.items() if name not in inside}
         if rest:
-            _whole(model, data, rest, needs, visit)
+            _whole(model, data, rest, needs, (visit, settle))
 
 
 def _within(linears: Mapping[str, nn.Linear], block: str) -> dict[str, nn.Linear]:
@@ -310,7 +344,7 @@ def _stream(
     data: list[Sample],
     groups: dict[str, dict[str, nn.Linear]],
     needs: frozenset[str],
-    visit: Visit,
+    then: tuple[Visit, Settle | None],
     sequential: bool,
 ) -> None:
     blocks = family.find_blocks(model)
@@ -320,15 +354,10 @@ def _stream(
         if index > last:
             break
         again = sequential and bool(groups[name]) and index < last
-        collector = Collector(groups[name], needs)
-        with collector.watching():
-            for i, sample in enumerate(data):
-                collector.begin(sample.real)
-                out = calls[i][index].run(block, hidden[i])
-                if not again:
-                    hidden[i] = out
-        weights = visit(collector.stats()) if groups[name] else {}
-        del collector
+        run = BlockRun(block, [calls[i][index] for i in range(len(data))], hidden, [])
+        weights = _visit_block(run, data, groups[name], needs, then, again)
+        if run.targets and not again:
+            hidden = run.targets
         if again:
             with _replaced(groups[name], weights):
                 for i in range(len(data)):
@@ -337,19 +366,52 @@ def _stream(
         trim()
 
 
+def _visit_block(
+    run: BlockRun,
+    data: list[Sample],
+    linears: dict[str, nn.Linear],
+    needs: frozenset[str],
+    then: tuple[Visit, Settle | None],
+    again: bool,
+) -> dict[str, Tensor]:
+    """What the linears of a block become.
+
+    Its outputs go to `run.targets` if it is trained to give them, else, unless it runs again, in
+    place of its inputs.
+    """
+    visit, settle = then
+    collector = Collector(linears, needs)
+    with collector.watching():
+        for i, sample in enumerate(data):
+            collector.begin(sample.real)
+            out = run.calls[i].run(run.block, run.hidden[i])
+            if settle is not None and linears:
+                run.targets.append(out)
+            elif not again:
+                run.hidden[i] = out
+    if not linears:
+        return {}
+    weights = visit(collector.stats())
+    del collector
+    return weights if settle is None else settle(run, weights)
+
+
 def _whole(
     model: nn.Module,
     data: list[Sample],
     linears: dict[str, nn.Linear],
     needs: frozenset[str],
-    visit: Visit,
+    then: tuple[Visit, Settle | None],
 ) -> None:
+    visit, settle = then
     collector = Collector(linears, needs)
     with collector.watching():
         for sample in data:
             collector.begin(sample.real)
             call_model(model, sample)
-    visit(collector.stats())
+    weights = visit(collector.stats())
+    if settle is not None:
+        settle(None, weights)
 
 
 def call_model(model: nn.Module, sample: Sample) -> Any:

@@ -112,12 +112,12 @@ def _prune(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--method", default="wanda", choices=methods())
     sub.add_argument("--sparsity", type=_share, default=0.5, help="fraction of zeros")
     sub.add_argument(
-        "--pattern", type=_pattern, default="unstructured", help="unstructured, N:M or block:RxC"
+        "--pattern", type=_pattern, help="unstructured, N:M or block:RxC; default: the method's"
     )
     sub.add_argument(
         "--format",
-        default="auto",
-        choices=["auto", "dense", "bitmap", "csr", "csr8", "nm", "block"],
+        choices=["auto", "dense", "bitmap", "csr", "csr8", "nm", "block", "groupq"],
+        help="default: the method's, mostly auto",
     )
     sub.add_argument(
         "--optimize",
@@ -168,7 +168,7 @@ def _convert(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--format",
         default="auto",
-        choices=["auto", "dense", "bitmap", "csr", "csr8"],
+        choices=["auto", "dense", "bitmap", "csr", "csr8", "groupq"],
         help="auto: compressed where smaller; dense: loads without tamis",
     )
     sub.add_argument("--force", action="store_true", help="replace what is in DST")

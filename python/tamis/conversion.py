@@ -46,7 +46,8 @@ def convert(
         dst: Folder to make; the tokenizer is copied along.
         format: "auto" keeps compressed weights as they are and stores each dense linear layer in
             the smallest format, dense included. "dense" makes a stock checkpoint that loads
-            without tamis. "bitmap", "csr", "csr8", "nm" (2:4) or "block" (16x16) force that one.
+            without tamis. "bitmap", "csr", "csr8", "nm" (2:4), "block" (16x16) or "groupq" (4-bit
+            codes in groups of 16 inputs) force that one.
         overwrite: Replace a model that is already there.
 
     Raises:

@@ -10,20 +10,22 @@ from functools import lru_cache
 
 from tamis.errors import TamisTypeError, TamisValueError
 
-FORMATS = ("bitmap", "csr", "nm", "block", "csr8")
-DTYPES = ("f32", "f16", "bf16", "i8")
-ITEMSIZE = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1}
+FORMATS = ("bitmap", "csr", "nm", "block", "csr8", "groupq")
+DTYPES = ("f32", "f16", "bf16", "i8", "u4", "u8")
+CODES = ("i8", "u4", "u8")  # integers that scales make weights of
+ITEMSIZE = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1, "u4": 0.5, "u8": 1}
 
-# Arrays of each format, in the order of every signature; i8 adds scales.
+# Arrays of each format, in the order of every signature; codes add scales.
 _ARRAYS = {
     "bitmap": ("values", "mask", "row_offsets"),
     "csr": ("values", "row_offsets", "col_indices"),
     "nm": ("values", "mask"),
     "block": ("values", "row_offsets", "col_indices"),
     "csr8": ("values", "row_offsets", "col_indices"),
+    "groupq": ("values", "mask", "row_offsets"),
 }
 _INDEX = {"mask": "i64", "row_offsets": "i64", "col_indices": "i32", "scales": "f32"}
-_INDEX_BYTES = {"i64": 8, "i32": 4, "u8": 1, "f32": 4}
+_INDEX_BYTES = {"i64": 8, "i32": 4, "u8": 1, "f32": 4, "f16": 2}
 _JSON_KEYS = ("format", "rows", "cols", "dtype", "keep", "of", "block", "group_size")
 
 
@@ -32,14 +34,16 @@ class Layout:
     """Format, shape and element type of a compressed weight w [rows, cols].
 
     Args:
-        format: "bitmap", "csr", "nm", "block" or "csr8".
+        format: "bitmap", "csr", "nm", "block", "csr8" or "groupq".
         rows: Output features, n.
         cols: Input features, k.
-        dtype: Element type of ``values``: "f32", "f16", "bf16" or "i8".
+        dtype: What ``values`` holds: "f32", "f16", "bf16" or "i8"; groupq: codes of 4 bits, "u4",
+            two to an element, or "u8".
         keep: nm: weights kept of every ``of`` consecutive columns.
         of: nm: length of a group of columns; divides ``cols``.
         block: block: rows and columns of a block; they divide ``rows`` and ``cols``.
-        group_size: i8: columns that share a scale; 0 is one scale per row.
+        group_size: i8: columns that share a scale; 0 is one scale per row. groupq: columns that
+            are kept together and share a scale and zero point, 16 or 32; they divide ``cols``.
 
     Raises:
         TamisTypeError: A field has the wrong type.
@@ -62,10 +66,11 @@ class Layout:
         _check_integers(self)
         _check_nm(self)
         _check_block(self)
-        if self.dtype != "i8" and self.group_size != 0:
+        _check_groupq(self)
+        if not self.quantized and self.group_size != 0:
             raise TamisValueError(
                 f"Layout: group_size: got {self.group_size} with dtype {self.dtype}, wanted 0; "
-                "only i8 has scales."
+                "only codes have scales."
             )
         object.__setattr__(self, "token", json.dumps(self.to_json(), separators=(",", ":")))
 
@@ -73,10 +78,19 @@ class Layout:
     def array_names(self) -> tuple[str, ...]:
         """Names of the arrays, values first."""
         names = _ARRAYS[self.format]
-        return (*names, "scales") if self.dtype == "i8" else names
+        return (*names, "scales") if self.quantized else names
+
+    @property
+    def quantized(self) -> bool:
+        """Whether values are integer codes, which are not trained."""
+        return self.dtype in CODES
+
+    def stored(self, elements: int) -> int:
+        """Stored values, nnz, where ``values`` has this many elements."""
+        return 2 * elements if self.dtype == "u4" else elements
 
     def array_shapes(self, nnz: int) -> dict[str, tuple[int, ...]]:
-        """Shape of each array when ``nnz`` values are stored (block: zeros in blocks included).
+        """Shape of each array when ``nnz`` values are stored (block, groupq: zeros in them too).
 
         Raises:
             TamisValueError: No matrix of this layout stores ``nnz`` values.
@@ -84,11 +98,11 @@ class Layout:
         self._check_nnz(nnz)
         r, c = self.block
         shapes: dict[str, tuple[int, ...]] = {
-            "values": (nnz,),
-            "mask": (self.rows, -(-self.cols // 64)),
+            "values": (nnz // 2 if self.dtype == "u4" else nnz,),
+            "mask": (self.rows, -(-self._units() // 64)),
             "row_offsets": (self.rows // r + 1 if self.format == "block" else self.rows + 1,),
             "col_indices": (self._columns(nnz),),
-            "scales": (self.rows, -(-self.cols // (self.group_size or self.cols))),
+            "scales": self._scales_shape(nnz),
         }
         return {name: shapes[name] for name in self.array_names}
 
@@ -97,19 +111,23 @@ class Layout:
         shapes = self.array_shapes(nnz)
         return sum(
             math.prod(shape)
-            * (ITEMSIZE[self.dtype] if name == "values" else _INDEX_BYTES[self.index_dtype(name)])
+            * (self._value_bytes() if name == "values" else _INDEX_BYTES[self.index_dtype(name)])
             for name, shape in shapes.items()
         )
 
     def index_dtype(self, name: str) -> str:
-        """Element type of an array other than ``values``: "i64", "i32", "u8" or "f32"."""
+        """Element type of an array other than ``values``: "i64", "i32", "u8", "f32" or "f16"."""
+        if name == "scales" and self.format == "groupq":
+            return "f16"
         return "u8" if name == "col_indices" and self.format == "csr8" else _INDEX[name]
 
     @property
     def dense_nbytes(self) -> int:
-        """Bytes of the same weight stored densely in the same dtype (i8: with its scales)."""
-        scales = 4 * math.prod(self._scales_shape()) if self.dtype == "i8" else 0
-        return self.rows * self.cols * ITEMSIZE[self.dtype] + scales
+        """Bytes of the same weight stored densely in the same dtype (codes: with their scales)."""
+        size = self.rows * self.cols
+        scales = math.prod(self._scales_shape(size)) if self.quantized else 0
+        bytes_each = 2 if self.format == "groupq" else 4
+        return int(size * ITEMSIZE[self.dtype]) + bytes_each * scales
 
     @property
     def label(self) -> str:
@@ -179,7 +197,16 @@ class Layout:
             return nnz // (r * c)
         return nnz + (self.rows * -(-self.cols // 64) if self.format == "csr8" else 0)
 
-    def _scales_shape(self) -> tuple[int, int]:
+    def _units(self) -> int:
+        """What the mask has a bit for, in a row."""
+        return self.cols // self.group_size if self.format == "groupq" else self.cols
+
+    def _value_bytes(self) -> int:
+        return max(1, int(ITEMSIZE[self.dtype]))
+
+    def _scales_shape(self, nnz: int) -> tuple[int, int]:
+        if self.format == "groupq":
+            return (nnz // self.group_size, 2)
         return (self.rows, -(-self.cols // (self.group_size or self.cols)))
 
     def _check_nnz(self, nnz: int) -> None:
@@ -193,6 +220,10 @@ class Layout:
             raise TamisValueError(
                 f"Layout: nnz: got {nnz}, wanted {size // self.of * self.keep} "
                 f"for {self.keep}:{self.of} of [{self.rows}, {self.cols}]."
+            )
+        if self.format == "groupq" and nnz % self.group_size:
+            raise TamisValueError(
+                f"Layout: nnz: got {nnz}, wanted a multiple of a group's {self.group_size} values."
             )
         if self.format == "block" and nnz % (r * c):
             raise TamisValueError(
@@ -237,6 +268,25 @@ def _check_nm(a: Layout) -> None:
         raise TamisValueError(
             f"Layout: cols: got {a.cols}, wanted a multiple of {a.of} for {a.keep}:{a.of}; "
             'use format="bitmap" for this shape.'
+        )
+
+
+def _check_groupq(a: Layout) -> None:
+    if (a.format == "groupq") != (a.dtype in ("u4", "u8")):
+        raise TamisValueError(
+            f"Layout: dtype: got {a.dtype} with format {a.format!r}, wanted u4 or u8 with groupq and "
+            "with no other format."
+        )
+    if a.format != "groupq":
+        return
+    if a.group_size not in (16, 32):
+        raise TamisValueError(
+            f"Layout: group_size: got {a.group_size} with format 'groupq', wanted 16 or 32."
+        )
+    if a.cols % a.group_size:
+        raise TamisValueError(
+            f"Layout: cols: got {a.cols}, wanted a multiple of the {a.group_size} columns of a "
+            'group; use format="bitmap" for this shape.'
         )
 
 

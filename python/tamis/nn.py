@@ -101,7 +101,7 @@ class SparseLinear(nn.Module):
     The constructor makes an empty layer to load into: memory is there, contents are not, and a
     forward refuses them until a state is loaded. ``from_linear`` and ``from_matrix`` fill it.
 
-    State: ``weight_values`` (a Parameter; a buffer if int8), the index arrays of the format as
+    State: ``weight_values`` (a Parameter; a buffer of codes), the index arrays of the format as
     buffers ``weight_mask``, ``weight_row_offsets``, ``weight_col_indices``, ``weight_scales``, and
     ``bias``. Training updates the kept values alone, so pruned weights stay zero under any
     optimizer. ``.to(dtype)`` converts values and bias, never indices or scales.
@@ -137,13 +137,13 @@ class SparseLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dtype is not None and layout.dtype != "i8":
+        if dtype is not None and not layout.quantized:
             layout = replace(layout, dtype=_float_name(dtype))
         self._set_layout(layout, dtype)
         self.in_features, self.out_features = layout.cols, layout.rows
         shapes = layout.array_shapes(nnz)
         values = torch.zeros(shapes["values"], dtype=TORCH_DTYPE[layout.dtype], device=device)
-        if layout.dtype == "i8":
+        if layout.quantized:
             self.register_buffer("weight_values", values)
         else:
             self.weight_values = nn.Parameter(values)
@@ -194,8 +194,8 @@ class SparseLinear(nn.Module):
             group_size,
         )
         layer = cls.from_matrix(a, linear.bias)
-        layer.weight_values.requires_grad_(weight.requires_grad and a.dtype != "i8")
-        if a.dtype == "i8":
+        layer.weight_values.requires_grad_(weight.requires_grad and not a.layout.quantized)
+        if a.layout.quantized:
             layer._set_layout(a.layout, weight.dtype)
         return layer.train(linear.training)
 
@@ -214,7 +214,7 @@ class SparseLinear(nn.Module):
             )
         a = a.to_tensors()
         layer = cls(a.layout, a.nnz, bias is not None, "meta")
-        if a.dtype == "i8":
+        if a.layout.quantized:
             layer._set_layout(a.layout, torch.float32 if bias is None else bias.dtype)
             layer.weight_values = a.arrays["values"]
         else:
@@ -277,7 +277,7 @@ class SparseLinear(nn.Module):
     @property
     def nnz(self) -> int:
         """Stored values."""
-        return self.weight_values.shape[0]
+        return self.layout.stored(self.weight_values.shape[0])
 
     @property
     def nbytes(self) -> int:
@@ -310,14 +310,14 @@ class SparseLinear(nn.Module):
     def _set_layout(self, layout: Layout, float_dtype: torch.dtype | None = None) -> None:
         self._layout = layout
         self._token = layout.token
-        if layout.dtype != "i8":
+        if not layout.quantized:
             self._float_dtype = TORCH_DTYPE[layout.dtype]
         else:
             self._float_dtype = float_dtype or torch.get_default_dtype()
             _float_name(self._float_dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
-        """``nn.Module._apply`` that keeps scales in float32 and the layout in step."""
+        """``nn.Module._apply`` that keeps the dtype of scales and the layout in step."""
         float_dtype = fn(torch.empty(0, dtype=self._float_dtype)).dtype
         name = _float_name(float_dtype)
         scales = self._buffers["weight_scales"]
@@ -326,9 +326,7 @@ class SparseLinear(nn.Module):
         if scales is not None and moved is not None and moved.dtype != scales.dtype:
             self._buffers["weight_scales"] = scales.to(moved.device)
         layout = self._layout
-        self._set_layout(
-            layout if layout.dtype == "i8" else replace(layout, dtype=name), float_dtype
-        )
+        self._set_layout(layout if layout.quantized else replace(layout, dtype=name), float_dtype)
         return self
 
 
@@ -339,7 +337,7 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
 
 
 def _float_name(dtype: torch.dtype) -> str:
-    if dtype not in DTYPE_NAME or dtype == torch.int8:
+    if dtype not in DTYPE_NAME:
         raise TamisTypeError(
             f"SparseLinear: dtype: got {dtype}, wanted torch.float32, float16 or bfloat16; nothing "
             "was changed."

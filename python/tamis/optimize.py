@@ -249,7 +249,7 @@ def _candidates(layer: nn.Module) -> dict[str, nn.Module]:
     own = _format_of(layer)
     if isinstance(layer, SparseLinear):
         candidates[own] = layer
-    if isinstance(layer, SparseLinear) and layer.layout.dtype == "i8":
+    if isinstance(layer, SparseLinear) and layer.layout.quantized:
         return candidates  # other formats would need the codes; dense is its only rival
     keep = mask_of(linear)
     if bool(keep.all()):
@@ -271,7 +271,7 @@ def compressed(linear: nn.Linear, weight: Tensor, keep: Tensor, layout: Layout) 
         format=layout.format,
         n_m=(layout.keep, layout.of) if layout.format == "nm" else None,
         block=layout.block if layout.format == "block" else None,
-        dtype="i8" if layout.dtype == "i8" else None,
+        dtype=layout.dtype if layout.quantized else None,
         group_size=layout.group_size,
     )
     return module.train(linear.training)
@@ -489,7 +489,7 @@ def _agrees(module: nn.Module, dense: nn.Linear, x: Tensor) -> bool:
     wanted, got = dense(x).float(), module(x).float()
     scale = float(wanted.abs().max())
     allowed = TOLERANCE.get(x.dtype, 1e-4)
-    if isinstance(module, SparseLinear) and module.layout.dtype == "i8":
+    if isinstance(module, SparseLinear) and module.layout.quantized:
         allowed = max(allowed, TOLERANCE_I8)
     return float((got - wanted).abs().max()) <= allowed * max(scale, 1e-30)
 

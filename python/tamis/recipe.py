@@ -108,6 +108,21 @@ Allocate = Callable[[dict[str, tuple[int, int]], float], dict[str, float]]
 
 
 @dataclass(frozen=True)
+class Reconstruct:
+    """Training of a block's kept weights to the output of the dense block, with Adam.
+
+    Attributes:
+        steps: Updates per block.
+        samples: Calibration samples in each.
+        lr: Learning rate of the first step; it falls linearly to zero.
+    """
+
+    steps: int
+    samples: int
+    lr: float
+
+
+@dataclass(frozen=True)
 class PruneRecipe:
     """A published way to prune a linear, as data.
 
@@ -118,6 +133,9 @@ class PruneRecipe:
         repair: Changes the kept weights to make up for the dropped ones.
         needs: Statistics that calibration must collect: "x_sq", "hessian".
         damping: Added to the Hessian's diagonal, as a fraction of its mean.
+        pattern: What it prunes to where the caller names no pattern; None: single weights.
+        format: How it stores such a pattern where the caller names no format.
+        recover: Training of each block once its linears are pruned.
     """
 
     score: Score
@@ -126,6 +144,9 @@ class PruneRecipe:
     repair: Repair | None = None
     needs: frozenset[str] = frozenset()
     damping: float = 0.01
+    pattern: Pattern | None = None
+    format: str = "auto"
+    recover: Reconstruct | None = None
 
 
 def apply(recipe: PruneRecipe, ctx: LinearContext, goal: Goal) -> tuple[Tensor, Tensor]:

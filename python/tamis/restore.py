@@ -55,7 +55,7 @@ def _sparse(
     matrix = stored.read_matrix(checkpoint, name, layout)
     made = SparseLinear(
         layout, matrix.nnz, linear.bias is not None, "meta",
-        (dtype or linear.weight.dtype) if layout.dtype == "i8" else dtype,
+        (dtype or linear.weight.dtype) if layout.quantized else dtype,
     )  # fmt: skip
     for array, value in matrix.arrays.items():
         value = value if array == "scales" else _cast(value, dtype)

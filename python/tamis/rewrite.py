@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import nn
 
 from tamis import calibrate, method
 from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
+from tamis.layout import Layout
 from tamis.model import family_of
 from tamis.nn import SparseLinear
 from tamis.ops import cost
@@ -36,16 +38,15 @@ from tamis.optimize import (
     tied,
 )
 from tamis.policy import allocate as allocation
-from tamis.policy import select
+from tamis.policy import quantize, select
 from tamis.recipe import KEEP, Goal, LinearContext, Pattern, PruneRecipe, Stats, apply
+from tamis.reconstruct import reconstruct
 from tamis.report import LayerReport, Report, host_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
-
-    from tamis.layout import Layout
 
 __all__ = ["dense_", "explain", "optimize_", "sparsify_"]
 
@@ -57,13 +58,13 @@ def sparsify_(  # noqa: PLR0913
     method: str | PruneRecipe,
     *,
     sparsity: float = 0.5,
-    pattern: str = "unstructured",
+    pattern: str | None = None,
     data: Iterable[Any] | None = None,
     tokenizer: Any = None,
     targets: Sequence[str] | None = None,
     ignore: Sequence[str] = DEFAULT_IGNORE,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
-    format: str = "auto",
+    format: str | None = None,
     dtype: str | None = None,
     allocate: str | Mapping[str, float] = "uniform",
     sequential: bool = True,
@@ -78,7 +79,8 @@ def sparsify_(  # noqa: PLR0913
             linears in its blocks are pruned, of others all but the output layer.
         method: Name of a method (`tamis.method.names()`) or a PruneRecipe.
         sparsity: Fraction of zeros, 0 <= sparsity < 1. An N:M pattern fixes its own.
-        pattern: "unstructured", "N:M" (N kept of every M consecutive inputs) or "block:RxC".
+        pattern: "unstructured", "N:M" (N kept of every M consecutive inputs) or "block:RxC"; None
+            is the method's own, mostly unstructured.
         data: Calibration samples, for methods that need them: strings, token ids or dicts of model
             inputs. Text is cut to `max_length` tokens (or the model's positions); longer token ids
             are refused.
@@ -87,10 +89,12 @@ def sparsify_(  # noqa: PLR0913
             name, or the class name "Linear".
         ignore: Layers to leave alone, spelled the same way.
         filter_fn: Called with (module, name); false leaves the layer alone.
-        format: "auto" takes the one expected to be fastest for one token, the smallest of those
+        format: None is the method's own where the pattern suits it, else "auto", which takes the one expected to be fastest for one token, the smallest of those
             alike, dense included; "dense" keeps masked nn.Linear; "bitmap", "csr", "csr8", "nm",
-            "block" force one.
+            "block" force one, as does "groupq": groups of 16 inputs (32 under "block:1x32") as
+            4-bit codes. With sparsity=0 that is plain W4, also for a head that targets name.
         dtype: "i8" stores the kept weights as int8 with one scale per row; None keeps their dtype.
+            groupq: "u4", which None means, or "u8".
             Kernels with int8 instructions then quantize activations too, token by token, as torch's
             dynamic quantization does. Layers that stay dense keep their dtype.
         allocate: Sparsity per layer: "uniform", "erk", or a dict of names or "re:" patterns.
@@ -107,7 +111,11 @@ def sparsify_(  # noqa: PLR0913
     begin = time.perf_counter()
     recipe = method if isinstance(method, PruneRecipe) else _load(method)
     label = method if isinstance(method, str) else "recipe"
-    shape = parse_pattern(pattern)
+    shape = recipe.pattern or Pattern() if pattern is None else parse_pattern(pattern)
+    if format is None:
+        format = recipe.format if shape == recipe.pattern or _in_groups(shape) else "auto"
+    if format == "groupq" and dtype is None:
+        dtype = "u4"
     linears = find_linears(model, targets, ignore, filter_fn)
     shares = _allocate(linears, shape, sparsity, allocate, recipe)
     job = _Job(recipe, shape, shares, format, dtype, seed)
@@ -118,8 +126,8 @@ def sparsify_(  # noqa: PLR0913
         if recipe.group == "global" and shape.kind != "nm":
             _prune_globally(model, linears, samples, job)
         elif recipe.needs:
-            run = calibrate.run_blocks
-            run(model, samples, linears, recipe.needs, job.visitor(linears), sequential)
+            visit, settle = job.visitor(linears), job.settler(linears)
+            calibrate.run_blocks(model, samples, linears, recipe.needs, visit, sequential, settle)
         else:
             for name, linear in linears.items():
                 job.prune(name, linear, Stats())
@@ -134,6 +142,7 @@ def sparsify_(  # noqa: PLR0913
         "linear_bytes": sum(row.nbytes for row in rows),
         "dense_linear_bytes": sum(row.dense_nbytes for row in rows),
         "calibration_tokens": job.tokens,
+        **job.errors(),
         "prune_s": time.perf_counter() - begin,
     }
     return Report(f"{label} {1 - kept / size:.0%} {shape}", rows, facts, host_facts(seed=seed))
@@ -340,10 +349,13 @@ def _check(linears: Mapping[str, nn.Linear], job: _Job) -> None:
             f"sparsify_: format: got {job.format!r}, wanted 'auto', 'dense' or one of "
             f"{', '.join(FORMATS)}; correct it."
         )
-    if job.dtype not in (None, "i8") or (job.dtype and job.format == "dense"):
+    grouped = job.format == "groupq"
+    known = ("u4", "u8") if grouped else (None,) if job.format == "dense" else (None, "i8")
+    if job.dtype not in known:
         raise TamisValueError(
             f"sparsify_: dtype: got {job.dtype!r} with format {job.format!r}, wanted None or, where "
-            "weights are compressed, 'i8'; a model's own dtype is changed by model.to(dtype)."
+            "weights are compressed, 'i8' (groupq: 'u4' or 'u8'); a model's own dtype is changed by "
+            "model.to(dtype)."
         )
     if job.format in ("nm", "block") and pattern.kind != job.format:
         raise TamisValueError(
@@ -363,6 +375,11 @@ def _check(linears: Mapping[str, nn.Linear], job: _Job) -> None:
         )
     for name, linear in linears.items():
         _check_layer(name, linear, pattern)
+        if grouped and linear.in_features % _group_size(pattern):
+            raise TamisValueError(
+                f"sparsify_: format: got 'groupq' for {name} with {linear.in_features} inputs, wanted "
+                f"a multiple of {_group_size(pattern)}; use ignore=[{name!r}]."
+            )
 
 
 def _check_layer(name: str, linear: nn.Linear, pattern: Pattern) -> None:
@@ -416,6 +433,10 @@ class _Job:
     tick: Callable[[], None] = lambda: None
     tokens: int = 0
     pending: dict[str, _Pending] = field(default_factory=dict)
+    keeps: dict[str, Tensor] = field(default_factory=dict)  # of layers that wait for `recover`
+    trained: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # a block's error, before, after
 
     def visitor(self, linears: Mapping[str, nn.Linear]) -> calibrate.Visit:
         """Prunes the linears whose statistics are ready; hands back their weights."""
@@ -434,7 +455,40 @@ class _Job:
         repaired, keep = apply(self.recipe, context, goal)
         if self.recipe.repair is not None:
             weight = repaired.to(weight.dtype)
+        if self.recipe.recover is not None and self.recipe.needs:
+            self.keeps[name] = keep
+            return torch.where(keep, weight, torch.zeros((), dtype=weight.dtype))
         return self.finish(name, linear, weight, keep)
+
+    def settler(self, linears: Mapping[str, nn.Linear]) -> calibrate.Settle | None:
+        """Trains the pruned weights of a block, as the recipe says, and finishes its layers."""
+        how = self.recipe.recover
+        if how is None:
+            return None
+        bits = {"u4": 4, "u8": 8}.get(self.dtype or "")
+        size = _group_size(self.pattern)
+        stored = partial(quantize.min_max, bits=bits, size=size) if bits else None
+
+        def settle(run: calibrate.BlockRun | None, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+            keeps = {name: self.keeps.pop(name) for name in weights}
+            if run is not None and weights:
+                weights, before, after = reconstruct(run, linears, weights, keeps, how, stored)
+                self.trained.append((before, after))
+            return {
+                name: self.finish(
+                    name, linears[name], w.to(linears[name].weight.dtype), keeps[name]
+                )
+                for name, w in weights.items()
+            }
+
+        return settle
+
+    def errors(self) -> dict[str, float]:
+        """Mean squared error of the blocks before and after training, if any was trained."""
+        if not self.trained:
+            return {}
+        before, after = (sum(each) / len(self.trained) for each in zip(*self.trained, strict=True))
+        return {"block_error_before": before, "block_error_after": after}
 
     def finish(self, name: str, linear: nn.Linear, weight: Tensor, keep: Tensor) -> Tensor:
         """Masks the weight [n, k] and builds the layer that will take its place."""
@@ -442,7 +496,7 @@ class _Job:
         self.pending[name] = _build(name, linear, weight, keep, self)
         self.tick()
         module = self.pending[name].module
-        if module is not None and module.layout.dtype == "i8":
+        if module is not None and module.layout.quantized:
             return module.weight.to_dense().detach()  # what later blocks will see
         return weight
 
@@ -491,6 +545,8 @@ def _choose(
     """The layout to store the layer in (None: dense), and why."""
     if job.format == "dense":
         return None, "format='dense' was asked for"
+    if job.format == "groupq":
+        return _grouped(linear, job), "format='groupq' was asked for"
     layouts = counted_layouts(linear.weight, keep, job.pattern)
     if not layouts:
         return None, f"no sparse format holds {linear.weight.dtype}"
@@ -499,6 +555,13 @@ def _choose(
         layouts = {f: (replace(a, dtype=job.dtype), c) for f, (a, c) in layouts.items()}
     if job.format != "auto":
         return layouts[job.format][0], f"format={job.format!r} was asked for"
+    return _cheapest(linear, layouts, own)
+
+
+def _cheapest(
+    linear: nn.Linear, layouts: Mapping[str, tuple[Layout, int]], own: str
+) -> tuple[Layout | None, str]:
+    """The layout expected to be fastest, dense (None) included, and why."""
     dense = linear.weight.numel() * linear.weight.element_size()
     bytes_of = {layout: layout.nbytes(count) for layout, count in layouts.values()}
     smallest = min(bytes_of, key=lambda layout: bytes_of[layout])
@@ -515,6 +578,21 @@ def _choose(
     if layout is smallest:
         return layout, f"smallest format that holds the mask, {taken}"
     return layout, f"expected to be faster than {smallest.label}, which is smaller; {taken}"
+
+
+def _grouped(linear: nn.Linear, job: _Job) -> Layout:
+    n, k = linear.weight.shape
+    return Layout("groupq", n, k, job.dtype or "u4", group_size=_group_size(job.pattern))
+
+
+def _in_groups(pattern: Pattern) -> bool:
+    """Whether whole groups of groupq are kept or dropped."""
+    return pattern.kind == "block" and pattern.rows == 1 and pattern.cols % 16 == 0
+
+
+def _group_size(pattern: Pattern) -> int:
+    """Columns of a groupq group that suit the pattern."""
+    return 32 if pattern.kind == "block" and pattern.cols % 32 == 0 else 16
 
 
 def _commit(model: nn.Module, linears: Mapping[str, nn.Linear], job: _Job) -> None:

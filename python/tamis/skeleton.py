@@ -136,7 +136,7 @@ def check_loaded(model: PreTrainedModel) -> None:
         ]
         if missing:
             raise _missing(f"{name}.{missing[0]}")
-        if module.layout.dtype != "i8":
+        if not module.layout.quantized:
             module.to(module.weight_values.dtype)  # transformers keeps some layers in float32
         arrays = {name: array.cpu() for name, array in _arrays(module).items()}
         stored.checked_matrix(module.layout, arrays, name, CALLER)

@@ -19,7 +19,7 @@ from tamis.tensor.matrix import SparseMatrix
 FORMAT_VERSION = 1
 
 # Names of element types in safetensors.
-SAFE_DTYPE = {"f32": "F32", "f16": "F16", "bf16": "BF16", "i8": "I8"}
+SAFE_DTYPE = {"f32": "F32", "f16": "F16", "bf16": "BF16", "i8": "I8", "u4": "U8", "u8": "U8"}
 COMPANIONS = ("mask", "row_offsets", "col_indices", "scales")
 
 
@@ -117,7 +117,8 @@ def check_stored(checkpoint: Checkpoint, prefix: str, layout: Layout) -> int:
     """
     values = f"{prefix}.weight_values"
     entry = checkpoint.entries.get(values)
-    nnz = entry.shape[0] if entry is not None and len(entry.shape) == 1 else 0
+    size = entry.shape[0] if entry is not None and len(entry.shape) == 1 else 0
+    nnz = layout.stored(size)
     try:
         shapes = layout.array_shapes(nnz)
     except TamisError as err:

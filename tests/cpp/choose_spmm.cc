@@ -46,6 +46,8 @@ constexpr Want kWanted[] = {
     {Format::csr8, DType::bf16, DType::bf16, "avx512", "spmm_csr8_bf16_bf16_avx512"},
     {Format::csr8, DType::bf16, DType::bf16, "avx2", "spmm_csr8_bf16_bf16_scalar"},
     {Format::csr, DType::f16, DType::f16, "avx2", "spmm_csr_f16_f16_scalar"},
+    {Format::groupq, DType::u4, DType::bf16, "avx512bf16", "spmm_groupq_u4_bf16_avx512_groups"},
+    {Format::groupq, DType::u8, DType::f32, "avx2", "spmm_groupq_u8_f32_avx2_groups"},
     {Format::block, DType::f32, DType::f32, "avx2", "spmm_block_f32_f32_avx2"},
     {Format::block, DType::bf16, DType::bf16, "avx2", "spmm_block_bf16_bf16_avx2"},
 #endif
@@ -75,6 +77,16 @@ TEST(ChooseSpmm, EveryFormatAndDtypeHasAKernelEverywhere) {
         ASSERT_NE(row, nullptr) << name_of(format) << " " << name_of(w) << " " << name_of(x);
         EXPECT_EQ(row->isa, isa::kScalar);
       }
+    }
+  }
+}
+
+TEST(ChooseSpmm, GroupsOfCodesHaveAKernelEverywhere) {
+  for (const DType w : {DType::u4, DType::u8}) {
+    for (const DType x : {DType::f32, DType::f16, DType::bf16}) {
+      const SpmmRow* row = choose_spmm(desc_of(Format::groupq, w, x), isa::kScalar);
+      ASSERT_NE(row, nullptr) << name_of(w) << " " << name_of(x);
+      EXPECT_EQ(row->isa, isa::kScalar);
     }
   }
 }

@@ -132,6 +132,7 @@ int largest_divisor(int64_t k, int limit) {
 
 PackSpec spec_for(const Case& c) {
   PackSpec spec{.format = c.row.format, .dtype = c.row.w_dtype};
+  if (c.row.format == Format::groupq) spec.group_size = c.k % 32 || c.seed % 2 ? 16 : 32;
   if (c.row.format == Format::nm) {
     spec.of = largest_divisor(c.k, c.seed % 2 ? 4 : 32);
     spec.keep = static_cast<int32_t>(std::lround((1 - c.sparsity) * spec.of));
@@ -158,14 +159,18 @@ struct Problem {
       w[i] = c.integers ? static_cast<float>(static_cast<int>(random() % 9) - 4) : normal(random);
       keep[i] = static_cast<double>(random() % 1000) >= c.sparsity * 1000;
     }
+    if (spec.format == Format::groupq) {
+      const auto size = static_cast<size_t>(spec.group_size);
+      for (size_t i = 0; i < keep.size(); ++i) keep[i] = keep[i / size * size];
+    }
     if (spec.format == Format::nm) {
       for (size_t g = 0; g < keep.size(); g += static_cast<size_t>(spec.of)) {
         for (int i = 0; i < spec.of; ++i) keep[g + static_cast<size_t>(i)] = i < spec.keep;
         std::shuffle(&keep[g], &keep[g] + spec.of, random);
       }
     }
-    // Sources in the dtype that the values will have, i8 from f32.
-    const DType source = spec.dtype == DType::i8 ? DType::f32 : spec.dtype;
+    // Sources in the dtype that the values will have, codes from f32.
+    const DType source = is_float(spec.dtype) ? spec.dtype : DType::f32;
     std::vector<uint8_t> stored(w.size() * static_cast<size_t>(size_of(source)));
     for (size_t i = 0; i < w.size(); ++i) {
       put(stored.data(), source, static_cast<int64_t>(i), w[i]);
@@ -181,6 +186,9 @@ struct Problem {
     packed.view.group_size = spec.group_size ? spec.group_size : c.k;
     if (c.integers) {  // powers of two instead of max / 127, so that i8 products are exact too
       for (float& scale : packed.scales->span()) scale = random() % 2 ? 0.5f : 2.0f;
+      for (size_t i = 0; i < packed.group_scales->size(); i += 2) {
+        (*packed.group_scales)[i] = f16_from_f32(random() % 2 ? 0.5f : 2.0f);
+      }
     }
     dense.resize(w.size() * static_cast<size_t>(size_of(source)));
     const Status u = unpack(packed.view, dense.data(), c.k);
@@ -287,6 +295,11 @@ void run(const Case& c) {
   compare(c, p, x, biased ? &bias : nullptr, y);
 }
 
+std::vector<int64_t> columns_for(const SpmmRow& row) {
+  if (row.format == Format::groupq) return {16, 32, 64, 272, 576, 1056};
+  return {1, 31, 63, 64, 65, 130, 576};
+}
+
 std::vector<int64_t> around(int64_t tile) {
   return {1, tile, tile + 1, 2 * tile + 3};
 }
@@ -296,7 +309,7 @@ std::vector<Case> cases_of(const SpmmRow& row) {
   uint64_t seed = 0;
   for (const int64_t m : around(row.tile_m)) {
     for (const int64_t n : around(row.tile_n)) {
-      for (const int64_t k : {1, 31, 63, 64, 65, 130, 576}) {
+      for (const int64_t k : columns_for(row)) {
         for (const double sparsity : {0.0, 0.5, 0.9, 1.0}) {
           ++seed;
           if (!keeps_case(seed)) continue;
@@ -327,7 +340,9 @@ TEST_P(Kernel, MatchesReference) {
 TEST_P(Kernel, ManyTokens) {
   const SpmmRow& row = GetParam();
   if ((row.isa & host_isa()) != row.isa) GTEST_SKIP();
-  run({row, 37, 50, 191, 0.5, true, false, 3});
+  const bool groups = row.format == Format::groupq;
+  run({row, 37, 50, groups ? 192 : 191, 0.5, true, false, 3});
+  if (groups) run({row, 5, 3, 16 * 1100, 0.3, true, false, 5});  // more than are decoded at once
   run({row, 16, 12, 2048, 0.7, true, false, 4});
 }
 
@@ -390,9 +405,9 @@ TEST(Quantized, RoundsToTheNearestStepAndKeepsNaN) {
 TEST(Spmm, SameBitsAtEveryThreadCount) {
   const IsaBits isa = active_isa();
   for (const Format format :
-       {Format::bitmap, Format::csr, Format::nm, Format::block, Format::csr8}) {
+       {Format::bitmap, Format::csr, Format::nm, Format::block, Format::csr8, Format::groupq}) {
     const SpmmDesc desc{.format = format,
-                        .w_dtype = DType::bf16,
+                        .w_dtype = format == Format::groupq ? DType::u4 : DType::bf16,
                         .x_dtype = DType::bf16,
                         .m = 3,
                         .n = 1201,
@@ -428,7 +443,7 @@ TEST(Spmm, SameBitsAtEveryThreadCount) {
 TEST(Spmm, ReferenceMatchesDefinition) {
   for (const SpmmRow& row : spmm_kernels()) {
     if (row.isa != isa::scalar) continue;
-    const Case c{row, 5, 12, 130, 0.5, false, false, 11};
+    const Case c{row, 5, 12, row.format == Format::groupq ? 128 : 130, 0.5, false, false, 11};
     Problem p(c);
     Rows x(row.x_dtype, c.m, c.k, 2, false);
     fill(x, p.random, false);

@@ -50,8 +50,26 @@ inline std::vector<Sample> samples() {
   return all;
 }
 
+// groupq, whose values are codes whatever the weights are.
+inline std::vector<Sample> group_samples() {
+  std::vector<Sample> all;
+  for (const DType dtype : {DType::u4, DType::u8}) {
+    for (const int64_t size : {16, 32}) {
+      all.push_back({std::string("groupq_") + name_of(dtype) + "_" + std::to_string(size),
+                     {.format = Format::groupq, .dtype = dtype, .group_size = size}});
+    }
+  }
+  return all;
+}
+inline std::vector<Sample> all_samples() {
+  std::vector<Sample> all = samples();
+  for (const Sample& sample : group_samples()) all.push_back(sample);
+  return all;
+}
+
 inline bool fits(const PackSpec& s, int64_t rows, int64_t cols) {
   if (s.format == Format::nm) return cols % s.of == 0;
+  if (s.format == Format::groupq) return cols % s.group_size == 0;
   if (s.format == Format::block) return rows % s.block_rows == 0 && cols % s.block_cols == 0;
   return true;
 }
@@ -183,11 +201,12 @@ struct Packed {
   std::unique_ptr<Guarded<int32_t>> col_indices;
   std::unique_ptr<Guarded<uint8_t>> col_bytes;
   std::unique_ptr<Guarded<float>> scales;
+  std::unique_ptr<Guarded<uint16_t>> group_scales;
   MatrixView view;
 
   int64_t nbytes() const {
     return static_cast<int64_t>(values->size()) + 8 * sizes.mask + 8 * sizes.row_offsets +
-           4 * sizes.col_indices + sizes.col_bytes + 4 * sizes.scales;
+           4 * sizes.col_indices + sizes.col_bytes + 4 * sizes.scales + 2 * sizes.group_scales;
   }
 };
 
@@ -200,19 +219,21 @@ inline Status pack_guarded(const DenseView& w, const PackSpec& spec, Packed* p) 
   p->col_indices = std::make_unique<Guarded<int32_t>>(count(p->sizes.col_indices));
   p->col_bytes = std::make_unique<Guarded<uint8_t>>(count(p->sizes.col_bytes));
   p->scales = std::make_unique<Guarded<float>>(count(p->sizes.scales));
+  p->group_scales = std::make_unique<Guarded<uint16_t>>(count(p->sizes.group_scales));
   TAMIS_RETURN_IF_ERROR(pack(w, spec,
                              {.values = p->values->data(),
                               .mask = p->mask->data(),
                               .row_offsets = p->row_offsets->data(),
                               .col_indices = p->col_indices->data(),
                               .col_bytes = p->col_bytes->data(),
-                              .scales = p->scales->data()}));
+                              .scales = p->scales->data(),
+                              .group_scales = p->group_scales->data()}));
   p->view = {.format = spec.format,
              .rows = w.rows,
              .cols = w.cols,
              .dtype = spec.dtype,
              .values = p->values->data(),
-             .nnz = p->sizes.values,
+             .nnz = spec.dtype == DType::u4 ? 2 * p->sizes.values : p->sizes.values,
              .mask = p->mask->data(),
              .row_offsets = p->row_offsets->data(),
              .col_indices = p->col_indices->data(),
@@ -222,6 +243,7 @@ inline Status pack_guarded(const DenseView& w, const PackSpec& spec, Packed* p) 
              .block_rows = spec.block_rows,
              .block_cols = spec.block_cols,
              .scales = p->scales->data(),
+             .group_scales = p->group_scales->data(),
              .group_size = spec.group_size};
   return {};
 }

@@ -49,13 +49,15 @@ class RoundTrip : public testing::TestWithParam<Sample> {
   }
 };
 
-// Whether the law says that the format stores element (r, c); block widens to whole blocks.
+// Whether the law says that the format stores element (r, c); block and groupq widen to whole ones.
 bool stored(const Weights& w, const PackSpec& spec, int64_t r, int64_t c) {
-  if (spec.format != Format::block) return w.kept(r, c);
-  const int64_t r0 = r / spec.block_rows * spec.block_rows;
-  const int64_t c0 = c / spec.block_cols * spec.block_cols;
-  for (int64_t i = 0; i < spec.block_rows; ++i) {
-    for (int64_t j = 0; j < spec.block_cols; ++j) {
+  const bool groups = spec.format == Format::groupq;
+  if (spec.format != Format::block && !groups) return w.kept(r, c);
+  const int64_t rows = groups ? 1 : spec.block_rows;
+  const int64_t cols = groups ? spec.group_size : spec.block_cols;
+  const int64_t r0 = r / rows * rows, c0 = c / cols * cols;
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < cols; ++j) {
       if (w.kept(r0 + i, c0 + j)) return true;
     }
   }
@@ -83,6 +85,11 @@ int64_t formula(const MatrixView& a) {
       return a.nnz * (value + 1) + a.rows * words + 8 * (a.rows + 1) + scales;
     case Format::nm:
       return a.rows * a.cols / a.of * a.keep * value + 8 * a.rows * words + scales;
+    case Format::groupq: {
+      const int64_t stored = a.nnz / group, bits = a.dtype == DType::u4 ? 4 : 8;
+      return stored * (group * bits / 8 + 4) + 8 * a.rows * ((a.cols / group + 63) / 64) +
+             8 * (a.rows + 1);
+    }
     case Format::block: {
       const int64_t area = int64_t{a.block_rows} * a.block_cols;
       return a.nnz / area * (area * value + 4) + 8 * (a.rows / a.block_rows + 1) + scales;
@@ -220,6 +227,65 @@ TEST_P(RoundTrip, ThreadsDoNotChangeTheArrays) {
   }
 }
 
+// Stored groups come back within half a step, what is not kept as 0; steps are as large as the
+// range, widened to take in 0, needs, or the next f16 above.
+class GroupTrip : public RoundTrip {};
+
+TEST_P(GroupTrip, CodesAreWithinHalfAStep) {
+  const PackSpec& spec = GetParam().spec;
+  const double highest = spec.dtype == DType::u4 ? 15 : 255;
+  for (const DType dtype : {DType::f16, DType::bf16, DType::f32}) {
+    SCOPED_TRACE(name_of(dtype));
+    for_each_input(dtype, /*finite=*/true, [&](const Weights& all) {
+      // Any f16 range fits; the wider dtypes are scaled down to what f16 steps hold.
+      const Weights& w = all;
+      for (int64_t i = 0; dtype != DType::f16 && i < w.view.rows * w.view.stride; ++i) {
+        if (i >= static_cast<int64_t>(w.bytes->size()) / size_of(dtype)) break;
+        if (dtype == DType::f32) {
+          auto& v = reinterpret_cast<float*>(w.bytes->data())[i];
+          if (std::abs(v) > 1e4f) v = std::copysign(1e4f, v);
+        } else {
+          auto& v = reinterpret_cast<uint16_t*>(w.bytes->data())[i];
+          if (std::abs(f32_from_bf16(v)) > 1e4f) v = static_cast<uint16_t>((v & 0x8000) | 0x461c);
+        }
+      }
+      Packed p;
+      const Status packed = pack_guarded(w.view, spec, &p);
+      ASSERT_TRUE(packed.ok()) << packed.text;
+      const Status checked = check(p.view, p.sizes);
+      ASSERT_TRUE(checked.ok()) << checked.text;
+      EXPECT_EQ(p.nbytes(), formula(p.view));
+      Guarded<float> out(static_cast<size_t>(w.view.rows * w.view.cols));
+      ASSERT_TRUE(unpack(p.view, out.data(), w.view.cols).ok());
+      expect_keep(w, spec, p);
+      int64_t group = 0;
+      for (int64_t r = 0; r < w.view.rows; ++r) {
+        for (int64_t c = 0; c < w.view.cols; c += spec.group_size) {
+          if (!stored(w, spec, r, c)) continue;
+          const float scale = f32_from_f16((*p.group_scales)[static_cast<size_t>(2 * group)]);
+          float low = 0, high = 0;
+          for (int64_t j = c; j < c + spec.group_size; ++j) {
+            const float wanted = w.kept(r, j) ? value_of(w.bits(r, j), dtype) : 0;
+            const float got = out[static_cast<size_t>(r * w.view.cols + j)];
+            low = std::min(low, wanted);
+            high = std::max(high, wanted);
+            ASSERT_LE(std::abs(double{got} - wanted), 0.5001 * scale) << r << ", " << j;
+            if (wanted == 0) ASSERT_EQ(got, 0.0f) << r << ", " << j;
+          }
+          const double needed = (double{high} - low) / highest;
+          ASSERT_GE(scale, needed * (1 - 1e-6));
+          ASSERT_LE(scale, std::max(needed * (1 + 0x1p-10), needed + 0x1p-24));
+          ++group;
+        }
+      }
+      EXPECT_EQ(2 * group, p.sizes.group_scales);
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, GroupTrip, testing::ValuesIn(group_samples()),
+                         [](const auto& info) { return info.param.name; });
+
 INSTANTIATE_TEST_SUITE_P(Formats, RoundTrip, testing::ValuesIn(samples()),
                          [](const auto& info) { return info.param.name; });
 
@@ -260,6 +326,26 @@ TEST(Golden, Layouts) {
   const auto* c = reinterpret_cast<const int8_t*>(codes.values->data());
   // 1 / (2/127) = 63.5 rounds to the even 64; 4 / (5/127) = 101.6.
   EXPECT_EQ(std::vector<int>(c, c + 5), (std::vector<int>{64, 127, 127, 102, 127}));
+}
+
+TEST(Golden, GroupLayout) {
+  // Three groups of 16; the middle one is dropped.
+  float w[48] = {};
+  for (int j = 0; j < 16; ++j) w[j] = static_cast<float>(j) - 5;  // -5 to 10: a step of 1
+  w[32] = 30;                                                     // 0 to 30: a step of 2
+  w[47] = 4;
+  Packed p;
+  const DenseView view{.data = w, .rows = 1, .cols = 48, .stride = 48};
+  const PackSpec spec{.format = Format::groupq, .dtype = DType::u4, .group_size = 16};
+  ASSERT_TRUE(pack_guarded(view, spec, &p).ok());
+  EXPECT_EQ((*p.mask)[0], 0b101u);
+  EXPECT_EQ((*p.row_offsets)[1], 2);
+  const auto list = [](const auto& a) { return std::vector(a->span().begin(), a->span().end()); };
+  EXPECT_EQ(list(p.group_scales), (std::vector<uint16_t>{0x3c00, f16_from_f32(5), 0x4000, 0}));
+  std::vector<uint8_t> codes;
+  for (int j = 0; j < 8; ++j) codes.push_back(static_cast<uint8_t>(j | (j + 8) << 4));
+  codes.insert(codes.end(), {15, 0, 0, 0, 0, 0, 0, 2 << 4});
+  EXPECT_EQ(list(p.values), codes);
 }
 
 TEST(PackErrors, NameTheArgument) {
@@ -321,6 +407,22 @@ TEST(PackErrors, NameTheArgument) {
        {.dtype = DType::i8, .group_size = -1},
        Code::invalid_argument,
        "pack: group_size: got -1, wanted 1 to 2147483647, or 0 for whole rows"},
+      {view,
+       {.format = Format::groupq},
+       Code::unsupported_dtype,
+       "pack: dtype: got f32 for groupq, wanted u4 or u8 for groupq and for no other format"},
+      {view,
+       {.dtype = DType::u4},
+       Code::unsupported_dtype,
+       "pack: dtype: got u4 for bitmap, wanted u4 or u8 for groupq and for no other format"},
+      {view,
+       {.format = Format::groupq, .dtype = DType::u4, .group_size = 8},
+       Code::invalid_argument,
+       "pack: group_size: got 8, wanted 16 or 32 for groupq"},
+      {view,
+       {.format = Format::groupq, .dtype = DType::u4, .group_size = 16},
+       Code::invalid_argument,
+       "pack: cols: got 4, wanted a multiple of the 16 columns of a group"},
       {narrow, {}, Code::invalid_argument, "pack: w: got a row stride of 3, wanted at least 4"},
       {negative,
        {},

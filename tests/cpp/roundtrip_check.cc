@@ -22,12 +22,12 @@ bool same(const Guarded<T>& a, const Guarded<T>& b) {
 // For views that check accepts and that are small enough to unpack.
 void expect_canonical(const Packed& p, const PackSpec& spec) {
   const MatrixView& a = p.view;
-  const DType dtype = a.dtype == DType::i8 ? DType::f32 : a.dtype;
+  const DType dtype = is_float(a.dtype) ? a.dtype : DType::f32;
   Guarded<uint8_t> dense(static_cast<size_t>(a.rows * a.cols * size_of(dtype)));
   Guarded<uint8_t> keep(static_cast<size_t>(a.rows * a.cols));
   ASSERT_TRUE(unpack(a, dense.data(), a.cols).ok());
   ASSERT_TRUE(unpack_keep(a, keep.data()).ok());
-  if (a.dtype == DType::i8) return;  // flipped codes and scales need not be what pack would choose
+  if (!is_float(a.dtype)) return;  // flipped codes and scales need not be what pack would choose
   Packed again;
   const DenseView w{.data = dense.data(),
                     .dtype = dtype,
@@ -48,8 +48,12 @@ class Check : public testing::TestWithParam<Sample> {
   // A matrix of this format that every sample's group or block divides.
   Packed packed(DType dtype, uint64_t seed) {
     spec_ = GetParam().spec;
-    spec_.dtype = dtype;
-    spec_.group_size = dtype == DType::i8 ? 48 : 0;
+    if (spec_.format == Format::groupq) {
+      dtype = DType::f16;  // of the weights; the codes are what the sample says
+    } else {
+      spec_.dtype = dtype;
+      spec_.group_size = dtype == DType::i8 ? 48 : 0;
+    }
     std::mt19937_64 random(seed);
     const auto [rows, cols] = shape();
     weights_ = make_weights(random, {rows, cols}, dtype == DType::i8 ? DType::f32 : dtype, spec_,
@@ -62,6 +66,7 @@ class Check : public testing::TestWithParam<Sample> {
   std::pair<int64_t, int64_t> shape() const {
     const PackSpec& s = GetParam().spec;
     if (s.format == Format::nm) return {6, 130 / s.of * s.of};
+    if (s.format == Format::groupq) return {6, 67 * s.group_size};
     if (s.format == Format::block) return {s.block_rows * 3, (200 / s.block_cols) * s.block_cols};
     return {6, 130};
   }
@@ -109,6 +114,7 @@ TEST_P(Check, BitFlipsAreRefusedOrHarmless) {
           break;
         default:
           flip(*p.scales);
+          flip(*p.group_scales);
           break;
       }
     }
@@ -161,6 +167,7 @@ TEST_P(Check, HostileFieldsAreRefused) {
     if (random() % 16 == 0) a.mask = nullptr;
     if (random() % 16 == 0) a.row_offsets = nullptr;
     if (random() % 16 == 0) a.col_indices = nullptr;
+    if (random() % 16 == 0) a.group_scales = nullptr;
     // values' bytes are f32: as narrower elements there would be more of them.
     const Status s = check(a, sizes);
     refused += s.ok() ? 0 : 1;
@@ -175,7 +182,7 @@ TEST_P(Check, EveryLengthMatters) {
   const Packed p = packed(DType::i8, 3);
   for (int64_t PackSizes::* field :
        {&PackSizes::values, &PackSizes::mask, &PackSizes::row_offsets, &PackSizes::col_indices,
-        &PackSizes::col_bytes, &PackSizes::scales}) {
+        &PackSizes::col_bytes, &PackSizes::scales, &PackSizes::group_scales}) {
     for (const int64_t change : {-1, 1}) {
       PackSizes sizes = p.sizes;
       sizes.*field += change;
@@ -186,7 +193,7 @@ TEST_P(Check, EveryLengthMatters) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, Check, testing::ValuesIn(samples()),
+INSTANTIATE_TEST_SUITE_P(Formats, Check, testing::ValuesIn(all_samples()),
                          [](const auto& info) { return info.param.name; });
 
 TEST(CheckText, SaysWhatIsWrong) {

@@ -79,6 +79,31 @@ def sparsegpt(weight, x, case, keep=None):
     return w, chosen
 
 
+def gqsa(weight, x, sparsity, size=16):
+    """Sections 3.1 and 3.2: group saliency, then the sweep, then min-max codes of 4 bits."""
+    n, k = weight.shape
+    hessian = x.astype(np.float64).T @ x.astype(np.float64) / len(x)
+    hessian[np.diag_indices(k)] += np.diag(hessian) == 0
+    u = np.linalg.cholesky(np.linalg.inv(hessian + 0.01 * np.mean(np.diag(hessian)) * np.eye(k))).T
+    scores = (weight.astype(np.float64) / np.diag(u)) ** 2
+    groups = [scores[i, j : j + size].sum() for i in range(n) for j in range(0, k, size)]
+    kept = drop_first(np.array(groups), floor_share(sparsity, len(groups)))
+    keep = np.repeat(kept.reshape(n, k // size), size, axis=1)
+    swept, _ = sparsegpt(weight, x, (sparsity, 0, 0), keep)
+    stored = np.zeros((n, k))
+    for i in range(n):
+        for j in range(0, k, size):
+            part = swept[i, j : j + size]
+            low, high = min(part.min(), 0), max(part.max(), 0)
+            if high == low:
+                continue
+            scale = (high - low) / 15
+            zero = np.rint(-low / scale)
+            codes = np.clip(np.rint(part / scale) + zero, 0, 15)
+            stored[i, j : j + size] = scale * (codes - zero)
+    return swept, keep, stored
+
+
 def write(name, arrays):
     np.savez_compressed(HERE / f"{name}.npz", **arrays)
 
@@ -123,6 +148,13 @@ def main():
         repaired, arrays[f"{label}_keep"] = sparsegpt(weight, x, case)
         arrays[f"{label}_weight"] = repaired.astype(np.float32)
     write("sparsegpt", arrays)
+    arrays = {"weight": weight, "x": x}
+    for label in ("u50", "u30"):
+        swept, keep, stored = gqsa(weight, x, CASES[label][0])
+        arrays[f"{label}_keep"] = keep
+        arrays[f"{label}_weight"] = swept.astype(np.float32)
+        arrays[f"{label}_stored"] = stored.astype(np.float32)
+    write("gqsa", arrays)
     global_magnitude(np.random.default_rng(8))
     # nothing of a random method can be transcribed but its counts per row
     counts = {

@@ -11,7 +11,7 @@ import torch
 
 import tamis.method
 from tamis.errors import TamisValueError
-from tamis.policy import repair, score, select
+from tamis.policy import quantize, repair, score, select
 from tamis.recipe import Goal, LinearContext, Pattern, PruneRecipe, Stats, apply
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -36,7 +36,9 @@ def golden_of(name):
 
 
 @pytest.mark.parametrize("label", GOALS)
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("random", "magnitude_global")])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n not in ("random", "magnitude_global", "gqsa")]
+)
 def test_golden(name, label):
     golden = golden_of(name)
     weight, keep = apply(tamis.method.load(name), context(golden), GOALS[label])
@@ -53,6 +55,21 @@ def test_golden_sparsegpt_in_f64(label):
     weight, keep = apply(tamis.method.load("sparsegpt"), ctx, GOALS[label])
     np.testing.assert_array_equal(keep.numpy(), golden[f"{label}_keep"])
     np.testing.assert_allclose((weight * keep).numpy(), golden[f"{label}_weight"], 1e-6, 1e-7)
+
+
+@pytest.mark.parametrize("label", ["u50", "u30"])
+def test_golden_groups_and_their_codes(label):
+    golden = golden_of("gqsa")
+    recipe = tamis.method.load("gqsa")
+    goal = Goal(recipe.pattern, GOALS[label].sparsity)
+    weight, keep = apply(recipe, context(golden, torch.float64), goal)
+    np.testing.assert_array_equal(keep.numpy(), golden[f"{label}_keep"])
+    kept = weight * keep
+    np.testing.assert_allclose(kept.numpy(), golden[f"{label}_weight"], 1e-6, 1e-7)
+    stored = quantize.min_max(kept.requires_grad_(), 4, 16)
+    np.testing.assert_allclose(stored.detach().numpy(), golden[f"{label}_stored"], 1e-5, 1e-6)
+    stored.sum().backward()
+    assert torch.equal(kept.grad, torch.ones_like(kept))
 
 
 @pytest.mark.parametrize("label", GOALS)

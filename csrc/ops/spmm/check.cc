@@ -17,7 +17,8 @@ Status check_weight(const MatrixView& w) {
   }
   if (w.rows == 0 || w.cols == 0) return {};
   if (w.nnz > 0 && !w.values) return missing("w.values");
-  const bool masked = w.format == Format::bitmap || w.format == Format::nm;
+  const bool masked =
+      w.format == Format::bitmap || w.format == Format::nm || w.format == Format::groupq;
   const bool indexed = w.format == Format::csr || w.format == Format::block;
   if (masked && !w.mask) return missing("w.mask");
   if (w.format != Format::nm && !w.row_offsets) return missing("w.row_offsets");
@@ -41,6 +42,15 @@ Status check_weight(const MatrixView& w) {
     return error(Code::invalid_argument, "spmm: w.group_size: got %lld, wanted at least 1",
                  static_cast<long long>(w.group_size));
   }
+  if (w.format == Format::groupq) {
+    if (w.nnz > 0 && !w.group_scales) return missing("w.group_scales");
+    if ((w.group_size != 16 && w.group_size != 32) || w.cols % w.group_size != 0) {
+      return error(
+          Code::invalid_argument,
+          "spmm: w.group_size: got %lld for %lld columns, wanted 16 or 32 that divide them",
+          static_cast<long long>(w.group_size), static_cast<long long>(w.cols));
+    }
+  }
   return {};
 }
 
@@ -54,8 +64,9 @@ Status check_stride(const char* name, int64_t stride, int64_t width, int64_t m) 
 
 Status check_spmm(const SpmmArgs& a) {
   TAMIS_RETURN_IF_ERROR(check_weight(a.w));
-  if (a.x_dtype == DType::i8) {
-    return error(Code::unsupported_dtype, "spmm: x: got i8, wanted f32, f16 or bf16");
+  if (!is_float(a.x_dtype)) {
+    return error(Code::unsupported_dtype, "spmm: x: got %s, wanted f32, f16 or bf16",
+                 name_of(a.x_dtype));
   }
   if (a.m < 0) {
     return error(Code::invalid_argument, "spmm: m: got %lld, wanted at least 0",

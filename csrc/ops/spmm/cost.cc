@@ -64,7 +64,7 @@ const SpmmCost* spmm_cost(const SpmmRow& row) {
 }
 
 double stored_bytes(const SpmmDesc& d) {
-  const double values = real(d.nnz * size_of(d.w_dtype));
+  const double values = real(value_elements(d.w_dtype, d.nnz) * size_of(d.w_dtype));
   const double scales = d.w_dtype == DType::i8 ? 4 * real(d.n) : 0;
   const double mask = 8 * real(d.n * mask_words(d.k)), offsets = 8 * real(d.n + 1);
   switch (d.format) {
@@ -80,6 +80,10 @@ double stored_bytes(const SpmmDesc& d) {
       const int64_t area = std::max<int64_t>(int64_t{d.block_rows} * d.block_cols, 1);
       return values + scales + 4 * real(d.nnz / area) +
              8 * real(d.n / std::max(d.block_rows, 1) + 1);
+    }
+    case Format::groupq: {
+      const int64_t size = std::max<int64_t>(d.group_size, 1);
+      return values + 4 * real(d.nnz / size) + 8 * real(d.n * mask_words(d.k / size)) + offsets;
     }
   }
   return values;

@@ -16,8 +16,18 @@ double element(const void* data, DType type, int64_t i) {
       return f32_from_bf16(static_cast<const uint16_t*>(data)[i]);
     case DType::i8:
       return static_cast<const int8_t*>(data)[i];
+    case DType::u8:
+      return static_cast<const uint8_t*>(data)[i];
+    case DType::u4:  // halves of a group lie in one nibble each: add_groups finds them
+      return 0;
   }
   return 0;
+}
+
+void add_product(const SpmmArgs& a, int64_t row, int64_t column, double w, double* y) {
+  for (int64_t t = 0; t < a.m; ++t) {
+    y[t * a.w.rows + row] += w * element(a.x, a.x_dtype, t * a.x_stride + column);
+  }
 }
 
 // Adds w[row, column] * x[token, column] to y[token, row]; `i` is where the value is stored.
@@ -26,8 +36,25 @@ void add(const SpmmArgs& a, int64_t row, int64_t column, int64_t i, double* y) {
   if (a.w.dtype == DType::i8) {
     w *= a.w.scales[row * ceil_div(a.w.cols, a.w.group_size) + column / a.w.group_size];
   }
-  for (int64_t t = 0; t < a.m; ++t) {
-    y[t * a.w.rows + row] += w * element(a.x, a.x_dtype, t * a.x_stride + column);
+  add_product(a, row, column, w, y);
+}
+
+void add_groups(const SpmmArgs& a, int64_t row, double* y) {
+  const MatrixView& w = a.w;
+  const int64_t size = w.group_size, groups = w.cols / size;
+  const auto* bytes = static_cast<const uint8_t*>(w.values);
+  int64_t i = w.row_offsets[row];
+  for (int64_t g = 0; g < groups; ++g) {
+    if (!(w.mask[row * mask_words(groups) + g / 64] >> (g % 64) & 1)) continue;
+    const double scale = f32_from_f16(w.group_scales[2 * i]);
+    const double zero = f32_from_f16(w.group_scales[2 * i + 1]);
+    for (int64_t j = 0; j < size; ++j) {
+      const int code = w.dtype == DType::u8
+                           ? bytes[i * size + j]
+                           : bytes[i * size / 2 + j % (size / 2)] >> (j < size / 2 ? 0 : 4) & 15;
+      add_product(a, row, g * size + j, scale * (code - zero), y);
+    }
+    ++i;
   }
 }
 
@@ -59,6 +86,8 @@ void add_row(const SpmmArgs& a, int64_t row, double* y) {
       }
       return;
     }
+    case Format::groupq:
+      return add_groups(a, row, y);
     case Format::block:
       for (int64_t b = w.row_offsets[row / w.block_rows]; b < w.row_offsets[row / w.block_rows + 1];
            ++b) {

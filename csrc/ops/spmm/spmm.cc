@@ -54,6 +54,8 @@ int64_t row_bytes(const MatrixView& w) {
       return 8;
     case Format::csr8:
       return mask_words(w.cols) + 8;
+    case Format::groupq:
+      return mask_words(w.cols / w.group_size) * 8 + 8;
     case Format::block:
       return 0;
   }
@@ -69,6 +71,9 @@ int64_t bytes_before(const MatrixView& w, int64_t row) {
   if (w.format == Format::block) {
     const int64_t area = int64_t{w.block_rows} * w.block_cols;
     values = w.row_offsets[row / w.block_rows] * (area * size_of(w.dtype) + 4);
+  }
+  if (w.format == Format::groupq) {
+    values = w.row_offsets[row] * (value_elements(w.dtype, w.group_size) + 4);
   }
   return row * row_bytes(w) + values;
 }
@@ -112,7 +117,8 @@ SpmmDesc describe(const SpmmArgs& a) {
           .k = a.w.cols,
           .nnz = a.w.nnz,
           .block_rows = a.w.block_rows,
-          .block_cols = a.w.block_cols};
+          .block_cols = a.w.block_cols,
+          .group_size = a.w.group_size};
 }
 
 const SpmmRow* choose_spmm(const SpmmDesc& desc, IsaBits isa) {

@@ -68,6 +68,7 @@ struct SpmmDesc {
   DType w_dtype, x_dtype;
   int64_t m, n, k, nnz;
   int32_t block_rows = 1, block_cols = 1;
+  int64_t group_size = 16;  // groupq
 };
 
 SpmmDesc describe(const SpmmArgs& args);

@@ -18,13 +18,13 @@ def sparse_ns(layout: Layout, nnz: int, tokens: int = 1, threads: int = 0) -> fl
     """Expected ns of x [tokens, cols] times a weight of this layout; None where it is unknown.
 
     Args:
-        layout: Of the weight; x has its dtype, float32 with int8 values.
+        layout: Of the weight; x has its dtype, float32 with codes.
         nnz: Stored values.
         tokens: Rows of x.
         threads: Threads of the call; 0 is what is set now.
     """
     machine.load()
-    own = "f32" if layout.dtype == "i8" else layout.dtype
+    own = "f32" if layout.quantized else layout.dtype
     threads = threads or _C.num_threads()
     found = []
     for x_dtype in {own, "f32"}:  # x widens where only float32 has a vector kernel
@@ -38,6 +38,7 @@ def sparse_ns(layout: Layout, nnz: int, tokens: int = 1, threads: int = 0) -> fl
             nnz,
             threads,
             layout.block if layout.format == "block" else (1, 1),
+            group_size=layout.group_size,
         )
         if ns >= 0:
             found.append(ns)

@@ -15,12 +15,14 @@ from tamis.layout import Layout
 def keep_of(
     layout: Layout, mask: Tensor | None, row_offsets: Tensor | None, col_indices: Tensor | None
 ) -> Tensor:
-    """Boolean [rows, cols], true where a value is stored (block: where its block is stored)."""
+    """Boolean [rows, cols], true where a value is stored (block, groupq: where its group is)."""
     if mask is not None:
+        width = layout.group_size if layout.format == "groupq" else 1
         bits = torch.arange(8, dtype=torch.uint8, device=mask.device)
         octets = mask.contiguous().view(torch.uint8)  # little-endian words
         kept = torch.bitwise_right_shift(octets.unsqueeze(-1), bits).bitwise_and_(1)
-        return kept.view(torch.bool).view(layout.rows, -1)[:, : layout.cols].contiguous()
+        kept = kept.view(torch.bool).view(layout.rows, -1)[:, : layout.cols // width]
+        return kept.contiguous() if width == 1 else kept.repeat_interleave(width, 1)
     if row_offsets is None or col_indices is None:
         raise TypeError("keep_of: row_offsets, col_indices: got None, wanted tensors.")
     if layout.format == "csr8":
@@ -66,7 +68,9 @@ def unpack_dense(
     col_indices: Tensor | None,
     scales: Tensor | None,
 ) -> Tensor:
-    """Dense [rows, cols] in the dtype of ``values``; float32 where they are int8 codes."""
+    """Dense [rows, cols] in the dtype of ``values``; float32 where they are codes."""
+    if layout.format == "groupq" and scales is not None:
+        return _unpack_groups(values, layout, mask, row_offsets, scales)
     codes = values if scales is None else values.to(torch.float32)
     dense = codes.new_zeros(layout.rows, layout.cols)
     if layout.format == "block" and row_offsets is not None and col_indices is not None:
@@ -78,6 +82,19 @@ def unpack_dense(
         size = layout.group_size or layout.cols
         dense *= scales.repeat_interleave(size, 1)[:, : layout.cols]
     return dense
+
+
+def _unpack_groups(
+    values: Tensor, layout: Layout, mask: Tensor | None, row_offsets: Tensor | None, scales: Tensor
+) -> Tensor:
+    """Dense w [rows, cols] = scale * (code - zero); the low halves of u4 come first."""
+    codes = values.view(scales.shape[0], -1)
+    if layout.dtype == "u4":
+        codes = torch.cat([codes.bitwise_and(15), codes.bitwise_right_shift(4)], 1)
+    scale, zero = scales.float().unsqueeze(-1).unbind(1)
+    groups = scale * (codes.float() - zero)
+    dense = groups.new_zeros(layout.rows, layout.cols)
+    return dense.masked_scatter_(keep_of(layout, mask, row_offsets, None), groups)
 
 
 def _row_of_entry(row_offsets: Tensor, col_indices: Tensor) -> Tensor:

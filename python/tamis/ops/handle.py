@@ -19,8 +19,21 @@ Array = NDArray[Any]
 # DType enum of the core, by name.
 CODE = {"f32": 0, "f16": 1, "bf16": 2}
 # NumPy has no bf16: its bits travel as uint16.
-NUMPY_VALUES = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16, "i8": np.int8}
-NUMPY_INDEX = {"i64": np.int64, "i32": np.int32, "u8": np.uint8, "f32": np.float32}
+NUMPY_VALUES: dict[str, type[np.generic]] = {
+    "f32": np.float32,
+    "f16": np.float16,
+    "bf16": np.uint16,
+    "i8": np.int8,
+    "u4": np.uint8,
+    "u8": np.uint8,
+}
+NUMPY_INDEX: dict[str, type[np.generic]] = {
+    "i64": np.int64,
+    "i32": np.int32,
+    "u8": np.uint8,
+    "f32": np.float32,
+    "f16": np.float16,
+}
 
 
 @contextmanager
@@ -93,7 +106,7 @@ def check_arrays(layout: Layout, arrays: Mapping[str, Array]) -> None:
             f"SparseMatrix: arrays: got {sorted(arrays)}, wanted {sorted(layout.array_names)} "
             f"for {layout.label}."
         )
-    shapes = layout.array_shapes(int(arrays["values"].size))
+    shapes = layout.array_shapes(layout.stored(int(arrays["values"].size)))
     for name, shape in shapes.items():
         array = arrays[name]
         wanted = np.dtype(

@@ -160,7 +160,7 @@ def unpack(layout: str, values: Tensor, rest: Rest) -> Tensor:
 
 
 def _bad_x(x: Tensor, layout: Layout) -> TamisTypeError | TamisValueError:
-    if x.dtype not in DTYPE_NAME or x.dtype == torch.int8:
+    if x.dtype not in DTYPE_NAME:
         return TamisTypeError(
             f"spmm: x: got dtype {x.dtype}, wanted torch.float32, float16 or bfloat16; convert it "
             "with x.to(torch.float32)."
@@ -172,7 +172,7 @@ def _bad_x(x: Tensor, layout: Layout) -> TamisTypeError | TamisValueError:
 
 
 def _check_x(x: Tensor, values: Tensor, layout: Layout) -> None:
-    if x.dtype not in DTYPE_NAME or x.dtype == torch.int8 or x.dim() == 0:
+    if x.dtype not in DTYPE_NAME or x.dim() == 0:
         raise _bad_x(x, layout)
     if x.shape[-1] != layout.cols:
         raise _bad_x(x, layout)
@@ -240,7 +240,7 @@ def _unpack_any(values: Tensor, *rest_layout: Any) -> Tensor:
 
 def _unpack_fake(values: Tensor, *rest_layout: Any) -> Tensor:
     layout = Layout.from_token(rest_layout[-1])
-    dtype = torch.float32 if layout.dtype == "i8" else values.dtype
+    dtype = torch.float32 if layout.quantized else values.dtype
     return values.new_empty((layout.rows, layout.cols), dtype=dtype)
 
 

@@ -12,13 +12,16 @@ TORCH_DTYPE = {
     "f16": torch.float16,
     "bf16": torch.bfloat16,
     "i8": torch.int8,
+    "u4": torch.uint8,
+    "u8": torch.uint8,
 }
-DTYPE_NAME = {dtype: name for name, dtype in TORCH_DTYPE.items()}
+DTYPE_NAME = {TORCH_DTYPE[name]: name for name in ("f32", "f16", "bf16")}
 INDEX_DTYPE = {
     "i64": torch.int64,
     "i32": torch.int32,
     "u8": torch.uint8,
     "f32": torch.float32,
+    "f16": torch.float16,
 }
 
 # The arrays after ``values``, in the operators' order: mask, row_offsets, col_indices, scales.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamis.errors import TamisTypeError, TamisValueError
-from tamis.layout import DTYPES, FORMATS, Layout
+from tamis.layout import CODES, DTYPES, FORMATS, Layout
 from tamis.ops.cost import fastest
 from tamis.ops.handle import pack
 from tamis.tensor.matrix import SparseMatrix
@@ -40,15 +40,17 @@ def compress(
         W: NumPy array, scipy.sparse matrix or torch tensor (strided or any sparse layout). A torch
             source gives torch arrays on its device, any other gives NumPy arrays. Non-contiguous
             input is copied. Values stored by a sparse source stay stored, zeros included.
-        format: "auto", "bitmap", "csr", "csr8", "nm" or "block".
+        format: "auto", "bitmap", "csr", "csr8", "nm", "block" or "groupq".
         keep: Boolean [rows, cols], true stays; None keeps what is not zero. nm with None fills up
             a group that has too few; with a mask every group must keep exactly N.
         dtype: "f32", "f16", "bf16" or "i8"; None keeps the dtype of ``W``, float64 becoming f32.
+            groupq has codes of 4 or 8 bits, "u4" (what None means) or "u8".
             Casts round to nearest even; a weight that overflows is an error. Products with i8 bitmap
             and nm quantize x too where the CPU has int8 kernels: see SparseLinear.
         n_m: nm: N kept of every M columns.
         block: block: rows and columns of a block, stored where any weight of it is kept.
-        group_size: i8: columns that share a scale; 0 is one scale per row.
+        group_size: i8: columns that share a scale; 0 is one scale per row. groupq: columns kept or
+            dropped together, with a scale and a zero point, 16 (what 0 means) or 32.
 
     Raises:
         TamisTypeError: ``W``, its dtype or ``keep`` has an unfit type.
@@ -57,6 +59,8 @@ def compress(
     _check_choice("format", format, ("auto", *FORMATS))
     _check_choice("dtype", dtype, (None, *DTYPES))
     source = read(W)
+    if format == "groupq" or dtype in ("u4", "u8"):
+        format, dtype, group_size = "groupq", dtype or "u4", group_size or 16
     wanted = dtype or source.dtype
     request = _Request(source.shape, wanted, n_m, block, group_size)
     if isinstance(source, Rows):
@@ -119,7 +123,7 @@ def _compress_rows(source: Rows, format: str, request: _Request) -> SparseMatrix
         layout = _best(request, source.nnz, lambda a: _nnz_of_rows(a, source))
     else:
         layout = request.layout(format)
-    if layout.format == "csr" and layout.dtype != "i8":
+    if layout.format == "csr" and not layout.quantized:
         values = _checked_cast(source.values, source.dtype, layout.dtype)
         arrays = {
             "values": values,
@@ -169,7 +173,7 @@ def _nnz_of_rows(layout: Layout, source: Rows) -> int | None:
 
 
 def _cast_dense(source: Dense, wanted: str) -> Dense:
-    if wanted in ("i8", source.dtype):
+    if wanted in (*CODES, source.dtype):
         return source
     return Dense(_checked_cast(source.w, source.dtype, wanted), wanted, source.device)
 

@@ -66,13 +66,13 @@ class SparseMatrix:
 
     @property
     def dtype(self) -> str:
-        """Element type of the stored values: "f32", "f16", "bf16" or "i8"."""
+        """What the stored values are: "f32", "f16", "bf16", "i8", "u4" or "u8"."""
         return self.layout.dtype
 
     @property
     def nnz(self) -> int:
-        """Stored values; zeros that were stored (in blocks, in N:M groups) count."""
-        return int(self.arrays["values"].shape[0])
+        """Stored values; zeros that were stored (in blocks, in groups) count."""
+        return self.layout.stored(int(self.arrays["values"].shape[0]))
 
     @property
     def sparsity(self) -> float:
@@ -86,7 +86,7 @@ class SparseMatrix:
 
     @property
     def dense_nbytes(self) -> int:
-        """Bytes of the same weight stored densely in the same dtype (i8: with its scales)."""
+        """Bytes of the same weight stored densely in the same dtype (codes: with their scales)."""
         return self.layout.dense_nbytes
 
     def __matmul__(self, x: Any) -> Any:
@@ -116,7 +116,7 @@ class SparseMatrix:
         return y[0] if x.ndim == 1 else y.T
 
     def to_dense(self) -> Any:
-        """Dense w [rows, cols], NumPy or torch as inside; i8 and NumPy's bf16 widen to float32."""
+        """Dense w [rows, cols], NumPy or torch as inside; codes and NumPy's bf16 become float32."""
         if self._torch:
             return _torch_side().to_dense(self)
         dense = self._handle().unpack()
@@ -146,7 +146,7 @@ class SparseMatrix:
     def to_torch(self, layout: str = "csr") -> Any:
         """Torch tensor [rows, cols] with layout "strided", "csr" or "bsr" (block only).
 
-        Values keep their dtype, i8 widens to float32; stored zeros stay stored.
+        Values keep their dtype, codes become float32; stored zeros stay stored.
 
         Raises:
             TamisValueError: ``layout`` is none of these, or "bsr" of another format than block.
@@ -192,7 +192,7 @@ class SparseMatrix:
     def _csr(self) -> tuple[Array, Array, Array]:
         """row_offsets, col_indices and float32 values, in NumPy."""
         matrix = self._handle()
-        if self.layout.format == "csr" and self.layout.dtype != "i8":
+        if self.layout.format == "csr" and not self.layout.quantized:
             names = ("row_offsets", "col_indices", "values")
             offsets, columns, values = (_numpy(self.arrays[name]) for name in names)
             return offsets, columns, widen(values, self.layout.dtype)

@@ -66,7 +66,8 @@ def check_tensors(layout: Layout, arrays: Mapping[str, Tensor]) -> None:
             f"for {layout.label}."
         )
     device = arrays["values"].device
-    for name, shape in layout.array_shapes(arrays["values"].numel()).items():
+    nnz = layout.stored(arrays["values"].numel())
+    for name, shape in layout.array_shapes(nnz).items():
         tensor = arrays[name]
         own = name == "values"
         dtype = TORCH_DTYPE[layout.dtype] if own else INDEX_DTYPE[layout.index_dtype(name)]
@@ -120,7 +121,7 @@ def to_torch(a: SparseMatrix, layout: str) -> Tensor:
 
 
 def _to_csr(a: SparseMatrix) -> Tensor:
-    if a.layout.format == "csr" and a.layout.dtype != "i8":
+    if a.layout.format == "csr" and not a.layout.quantized:
         offsets, columns = a.arrays["row_offsets"], a.arrays["col_indices"].long()
         return torch.sparse_csr_tensor(
             offsets, columns, a.arrays["values"].clone(), a.shape, check_invariants=True

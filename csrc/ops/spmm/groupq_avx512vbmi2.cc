@@ -1,0 +1,266 @@
+// groupq for several tokens with VNNI: codes of w times 8-bit codes of x (W4A8, W8A8).
+//
+// y[m,n] = sum_k x[m,k] * w[n,k].  x: lanes, i.e. codes in blocks of T = 4, 8 or 16 tokens, one
+// step per token and kStepColumns columns (codes.h); a vector is T tokens times 64/T columns, so
+// that a broadcast of as many codes of w meets them. For each stored group
+//   y += scale * step * sum(codes of w * codes of x) - scale * zero * step * sum(codes of x),
+// whose last sums are made once a call.  Error: that of x, at most half a step per element of a
+// stored group, plus c * eps * sum |w||x| of the f32 sums.
+//
+// Tile: one row times a block. Codes of 4 bits are split 64 at a time onto the stack, from where
+// broadcasts take load ports alone. Per group of 16 and 4 / 8 / 16 tokens: 1 / 2 / 4 vpdpbusd,
+// vcvtdq2ps, vmulps, two vfmadd: 5 to 9 operations of ports 0 and 5.
+//
+// Needs: codes of missing tokens zero.   Tail: masked loads of a row's last codes.
+// A token with NaN or Inf gets NaN where a row stores a group among those kStepColumns columns.
+#include "base/simd/avx512.h"
+#include "ops/spmm/codes-inl.h"
+#include "ops/spmm/codes_avx512vbmi2.h"
+#include "ops/spmm/groupq_avx512.h"
+#include "ops/spmm/kernels.h"
+
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12, its own intrinsics
+
+namespace tamis {
+namespace {
+
+constexpr int kRowsAtOnce = 16;  // whose outputs are stored together
+constexpr int64_t kLanesAhead = 4096;
+
+int64_t block_tokens(int64_t m) {
+  return m <= 4 ? 4 : m <= 8 ? 8 : 16;
+}
+
+// One block of the prepared x.
+struct XLanes {
+  int8_t* codes;  // [groups][group_size * T / 64][T][64 / T]
+  float* sums;    // [groups][T]: step times sum of codes
+  float* steps;   // [steps][T][16 / T]
+  int64_t bytes;
+
+  TAMIS_INLINE XLanes(const SpmmArgs& a, void* prepared, int64_t block) {
+    const int64_t tokens = block_tokens(a.m), groups = a.w.cols / a.w.group_size;
+    const int64_t code_bytes = a.w.cols * tokens, sum_bytes = groups * tokens * 4;
+    bytes = code_bytes + ceil_div(sum_bytes, 64) * 64 + step_count(a.w) * 64;
+    codes = static_cast<int8_t*>(prepared) + block * bytes;
+    sums = reinterpret_cast<float*>(codes + code_bytes);
+    steps = reinterpret_cast<float*>(codes + code_bytes + ceil_div(sum_bytes, 64) * 64);
+  }
+};
+
+int64_t lanes_bytes(const SpmmArgs& a) {
+  return XLanes(a, nullptr, 0).bytes * ceil_div(a.m, block_tokens(a.m));
+}
+
+// Steps [part / parts) of all tokens, those that are missing included.
+template <class X>
+void prepare_lanes(const SpmmArgs& a, void* prepared, int part, int parts) {
+  const int64_t tokens = block_tokens(a.m), size = a.w.group_size, steps = step_count(a.w);
+  const int64_t width = 64 / tokens;  // codes of a token in a vector
+  for (int64_t s = steps * part / parts; s < steps * (part + 1) / parts; ++s) {
+    const int64_t first = s * kStepColumns;
+    const int64_t n = a.w.cols - first < kStepColumns ? a.w.cols - first : kStepColumns;
+    for (int64_t token = 0; token < ceil_div(a.m, tokens) * tokens; ++token) {
+      const XLanes to(a, prepared, token / tokens);
+      const int64_t t = token % tokens;
+      __m512i codes[kStepWords];
+      for (auto& word : codes) word = _mm512_setzero_si512();
+      float step = 0;
+      if (token < a.m) {
+        step = quantize(static_cast<const X*>(a.x) + token * a.x_stride + first, n, codes);
+      }
+      alignas(64) int8_t bytes[kStepColumns];
+      alignas(64) int32_t four[kStepColumns / 4];  // sums of four codes
+      for (int w = 0; w < kStepWords; ++w) {
+        _mm512_store_si512(bytes + 64 * w, codes[w]);
+        _mm512_store_si512(four + 16 * w,
+                           _mm512_dpbusd_epi32(_mm512_setzero_si512(), bytes_of(1), codes[w]));
+      }
+      int8_t* out = to.codes + first * tokens + t * width;
+      for (int64_t j = 0; j < n; j += width, out += 64) {
+        __builtin_memcpy(out, bytes + j, static_cast<size_t>(width));
+      }
+      for (int64_t g = 0; g < n / size; ++g) {
+        int32_t sum = 0;
+        for (int64_t j = g * size / 4; j < (g + 1) * size / 4; ++j) sum += four[j];
+        to.sums[(first / size + g) * tokens + t] = step * static_cast<float>(sum);
+      }
+      for (int64_t j = 0; j < 16 / tokens; ++j) to.steps[s * 16 + t * (16 / tokens) + j] = step;
+    }
+  }
+}
+
+// 64 / T codes, repeated.
+template <int T>
+TAMIS_INLINE __m512i repeat(const uint8_t* p) {
+  if constexpr (T == 4) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  } else if constexpr (T == 8) {
+    int64_t eight;
+    __builtin_memcpy(&eight, p, 8);
+    return _mm512_set1_epi64(eight);
+  } else {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+  }
+}
+
+// The codes of groups worth 64 columns, of which the first `groups` exist, to out[64] in order.
+template <int G>
+TAMIS_INLINE void split_codes(const uint8_t* p, int64_t groups, uint8_t* out) {
+  constexpr int kWords = G / 16;  // qwords of a group
+  const auto words = static_cast<unsigned>(groups < 0 ? 0 : groups < 4 ? groups * kWords : 4);
+  const auto there = static_cast<__mmask8>(_bzhi_u32(0xf, words));
+  const __m512i packed = _mm512_castsi256_si512(_mm256_maskz_loadu_epi64(there, p));
+  const __m512i order = G == 16 ? _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3)
+                                : _mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3);
+  const __m512i shift = G == 16 ? _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4)
+                                : _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
+  const __m512i halves = _mm512_srlv_epi64(_mm512_permutexvar_epi64(order, packed), shift);
+  _mm512_store_si512(out, _mm512_and_si512(halves, bytes_of(15)));
+}
+
+// Lane t = the sum of a token's 16 / T lanes, plus rest's.
+template <int T>
+TAMIS_INLINE __m512 join_lanes(__m512 v, __m512 rest) {
+  if constexpr (T == 4) {
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0x4e));
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0xb1));
+    v = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12),
+                              v);
+  } else if constexpr (T == 8) {
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0xb1));
+    v = _mm512_permutexvar_ps(
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14), v);
+  }
+  return _mm512_add_ps(v, rest);
+}
+
+// T floats, zeros after them.
+template <int T>
+TAMIS_INLINE __m512 load_tokens(const float* p) {
+  if constexpr (T == 4) return _mm512_zextps128_ps512(_mm_loadu_ps(p));
+  if constexpr (T == 8) return _mm512_zextps256_ps512(_mm256_loadu_ps(p));
+  return _mm512_loadu_ps(p);
+}
+
+// One row times a block: a sum per token.
+template <DType kW, int G, int T>
+TAMIS_INLINE __m512 lanes_row(const SpmmArgs& a, const XLanes& x, int64_t row,
+                              StoredGroups& stored) {
+  constexpr int kBytes = kW == DType::u4 ? G / 2 : G;
+  constexpr int kVectors = G * T / 64;
+  // Each with chains of its own, or the latency of vfmadd would be what a group costs.
+  constexpr int kBatch = 4;
+  constexpr int kStepGroups = kStepColumns / G;
+  const int64_t groups = a.w.cols / G;
+  __m512 sum[kBatch], rest[kBatch];
+#pragma GCC unroll 4
+  for (int j = 0; j < kBatch; ++j) sum[j] = rest[j] = simd::zero();
+  int64_t at = a.w.row_offsets[row];
+  for (int64_t first = 0; first < groups; first += kMostGroups, at += stored.count) {
+    decode_groups<Decode512>(a.w, row, first, at, 1, stored);
+    const uint8_t* codes = static_cast<const uint8_t*>(a.w.values) + at * kBytes;
+    const auto multiply = [&](int64_t i, const uint8_t* w, int j) __attribute__((always_inline)) {
+      const int64_t g = first + stored.x[i];
+      const int8_t* columns = x.codes + g * (G * T);
+      __m512i dots = _mm512_setzero_si512();
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        dots = _mm512_dpbusd_epi32(dots, repeat<T>(w + v * (64 / T)),
+                                   _mm512_load_si512(columns + 64 * v));
+      }
+      const __m512 in_steps =
+          _mm512_mul_ps(_mm512_cvtepi32_ps(dots), _mm512_load_ps(x.steps + g / kStepGroups * 16));
+      sum[j] = simd::fma(in_steps, simd::splat(stored.scale[i]), sum[j]);
+      rest[j] = simd::fma(load_tokens<T>(x.sums + g * T), simd::splat(stored.offset[i]), rest[j]);
+    };
+    for (int64_t i = 0; i < stored.count; i += kBatch, codes += kBatch * kBytes) {
+      const int64_t left = stored.count - i;
+      alignas(64) uint8_t split[kBatch * G];
+      const uint8_t* w = codes;
+      if constexpr (kW == DType::u4) {
+#pragma GCC unroll 2
+        for (int c = 0; c < kBatch * G; c += 64) {
+          split_codes<G>(codes + c / 2, left - c / G, split + c);
+        }
+        w = split;
+      }
+      if (left >= kBatch) {
+        __builtin_prefetch(codes + kLanesAhead, 0, kCodesToL2);
+#pragma GCC unroll 4
+        for (int j = 0; j < kBatch; ++j) multiply(i + j, w + j * G, j);
+      } else {
+#pragma GCC unroll 4
+        for (int j = 0; j < kBatch - 1; ++j) {
+          if (j < left) multiply(i + j, w + j * G, j);
+        }
+      }
+    }
+  }
+  for (__m512(*chain)[kBatch] : {&sum, &rest}) {
+    (*chain)[0] = _mm512_add_ps(_mm512_add_ps((*chain)[0], (*chain)[1]),
+                                _mm512_add_ps((*chain)[2], (*chain)[3]));
+  }
+  return join_lanes<T>(sum[0], rest[0]);
+}
+
+template <DType kW, int G, int T>
+void lanes_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) {
+  const XLanes x(a, const_cast<void*>(a.prepared), token / T);
+  const int64_t tokens = a.m - token < T ? a.m - token : T;
+  StoredGroups stored;
+  alignas(64) float out[T][kRowsAtOnce] = {};
+  for (; row < row_end; row += kRowsAtOnce) {
+    const int rows = static_cast<int>(row_end - row < kRowsAtOnce ? row_end - row : kRowsAtOnce);
+    for (int r = 0; r < rows; ++r) {
+      alignas(64) float of_row[16];
+      _mm512_store_ps(of_row, lanes_row<kW, G, T>(a, x, row + r, stored));
+      for (int t = 0; t < T; ++t) out[t][r] = of_row[t];
+    }
+    for (int64_t t = 0; t < tokens; ++t) {
+      store_rows(a, _mm512_load_ps(out[t]), row, token + t, rows);
+    }
+  }
+}
+
+// Rows per turn over all blocks of tokens: few enough for their weights to stay in L1.
+constexpr int64_t kLanesTurnBytes = 16 * 1024;
+
+template <DType kW, int G>
+void spmm_lanes(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
+  if (a.m <= 4) return lanes_pass<kW, G, 4>(a, row_begin, row_end, 0);
+  if (a.m <= 8) return lanes_pass<kW, G, 8>(a, row_begin, row_end, 0);
+  const int64_t row_bytes = a.w.nnz / a.w.rows + 1;
+  const int64_t turn = kLanesTurnBytes / row_bytes < 2 ? kRowsAtOnce : kLanesTurnBytes / row_bytes;
+  for (int64_t row = row_begin; row < row_end; row += turn) {
+    const int64_t end = row + turn < row_end ? row + turn : row_end;
+    for (int64_t token = 0; token < a.m; token += 16) lanes_pass<kW, G, 16>(a, row, end, token);
+  }
+}
+
+template <DType kW>
+void spmm_lanes(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
+  if (a.w.group_size == 16) return spmm_lanes<kW, 16>(a, row_begin, row_end);
+  spmm_lanes<kW, 32>(a, row_begin, row_end);
+}
+
+}  // namespace
+
+#define TAMIS_LANES_KERNEL(x, X)                                                               \
+  const SpmmXForm spmm_lanes_##x##_avx512vbmi2 = {lanes_bytes, prepare_lanes<X>, true};        \
+  void spmm_groupq_u4_##x##_avx512vbmi2_lanes(const SpmmArgs& a, int64_t begin, int64_t end) { \
+    spmm_lanes<DType::u4>(a, begin, end);                                                      \
+  }                                                                                            \
+  void spmm_groupq_u8_##x##_avx512vbmi2_lanes(const SpmmArgs& a, int64_t begin, int64_t end) { \
+    spmm_lanes<DType::u8>(a, begin, end);                                                      \
+  }
+
+TAMIS_LANES_KERNEL(f32, float)
+TAMIS_LANES_KERNEL(f16, F16)
+TAMIS_LANES_KERNEL(bf16, BF16)
+
+#undef TAMIS_LANES_KERNEL
+
+}  // namespace tamis
