@@ -74,13 +74,18 @@ k, v = torch.randn(2, 1, 2, 200, 64, device="cuda").bfloat16()
 q = torch.randn(1, 8, 1, 64, device="cuda").bfloat16()
 for method, budget in (("full", None), ("kivi4", None), ("quest", 64), ("double_sparsity", 64)):
     tamis.kv.store(method, k, v, budget=budget).attend(q)
-for n, k in ((50, 200), (130, 1100)):
-    w = torch.randn(n, k, dtype=torch.bfloat16)
+for n, k in ((50, 192), (130, 1120)):
+    w = torch.randn(n, k)
     w[torch.rand(n, k) < 0.5] = 0
-    a = tamis.compress(w, format="bitmap")
-    a = tamis.SparseMatrix(a.layout, {name: t.cuda() for name, t in a.arrays.items()})
-    for m in (1, 9, 33, 70):
-        y = spmm(torch.randn(m, k, dtype=torch.bfloat16, device="cuda"), a)
+    two = torch.rand(n, k // 4, 4).argsort(-1).lt(2).view(n, k)
+    for made in (
+        tamis.compress(w.bfloat16(), format="bitmap"),
+        tamis.compress(w.bfloat16(), keep=two, format="nm", n_m=(2, 4)),
+        tamis.compress(w, format="groupq", dtype="u4", group_size=16),
+    ):
+        a = tamis.SparseMatrix(made.layout, {name: t.cuda() for name, t in made.arrays.items()})
+        for m in (1, 9, 33, 70):
+            y = spmm(torch.randn(m, k, dtype=torch.bfloat16, device="cuda"), a)
 torch.cuda.synchronize()
 print("finished")
 """
@@ -141,8 +146,8 @@ def copy_rate() -> dict[str, Any]:
 class Sparse:
     """Copies of one packed weight, and a workspace."""
 
-    def __init__(self, w: Any, keep: Any = None) -> None:
-        """With ``keep`` a 2:4 weight for sparse tensor cores, else an unstructured one."""
+    def __init__(self, w: Any, keep: Any = None, group_size: int = 0) -> None:
+        """A 2:4 weight with ``keep``, 4-bit codes in groups with ``group_size``, or unstructured."""
         import torch
 
         import tamis
@@ -153,22 +158,27 @@ class Sparse:
 
         if reason := cuda.why_off():
             raise SystemExit(f"gpu: {reason}")
-        if keep is None:
+        form, pack = "t16", _C.pack_t16
+        if group_size:
+            form, pack = "g4", _C.pack_g4
+            a = tamis.compress(w.float().cpu(), format="groupq", dtype="u4", group_size=group_size)
+            self.exact = a.to_dense().cuda()
+        elif keep is None:
             a = tamis.compress(w.cpu(), format="bitmap")
         else:
+            form, pack = "m24", _C.pack_m24
             a = tamis.compress(w.cpu(), keep=keep.cpu(), format="nm", n_m=(2, 4))
-        pack = _C.pack_t16 if keep is None else _C.pack_m24
         tiles = pack(make_matrix(a.layout, {name: as_numpy(t) for name, t in a.arrays.items()}))
         records = torch.from_numpy(tiles["records"]).cuda()
         self.nbytes, offsets = records.numel(), 0
-        if keep is None:
+        if form != "m24":
             self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).cuda()
             self.nbytes += 4 * self.offsets.numel()
             offsets = self.offsets.data_ptr()
         self.records = [records] + [records.clone() for _ in range(copies_of(self.nbytes) - 1)]
         self.matrices = [
             _C.CudaMatrix(r.data_ptr(), r.numel(), tiles["max_record_bytes"],
-                          offsets, *w.shape, "bf16", 0)
+                          offsets, *w.shape, "bf16", 0, form)
             for r in self.records
         ]  # fmt: skip
         self.workspace = torch.zeros(64 << 20, dtype=torch.uint8, device="cuda")
@@ -282,6 +292,26 @@ def one_shape24(name: str, rate: float) -> list[dict[str, Any]]:
     return found
 
 
+def one_shape_g4(name: str, rate: float) -> list[dict[str, Any]]:
+    """4-bit codes, groups of 16, half of them and all."""
+    import torch
+
+    rows, cols = SHAPES[name]
+    dense = torch.randn(rows, cols, dtype=torch.bfloat16, device="cuda")
+    weights = [dense] + [dense.clone() for _ in range(copies_of(2 * rows * cols) - 1)]
+    found = []
+    for density in (0.5, 1.0):
+        kept = torch.rand(rows, cols // 16, 1, device="cuda") < density
+        w = (dense.view(rows, -1, 16) * kept).view(rows, cols)
+        sparse = Sparse(w, group_size=16)
+        for m in TOKENS:
+            row = {"shape": name, "density": f"g4 {density}"}
+            row |= one_case(sparse, sparse.exact, weights, m)
+            row["of_copy_rate"] = row["bytes"] / row["us"] * 1e-3 / rate
+            found.append(row)
+    return found
+
+
 def print_rows(rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
@@ -314,6 +344,8 @@ def run_sections(args: argparse.Namespace) -> dict[str, Any]:
         sections[f"spmm {shape}"] = lambda shape=shape: one_shape(shape, done["copy"]["gb_per_s"])
     for shape in SHAPES:
         sections[f"m24 {shape}"] = lambda shape=shape: one_shape24(shape, done["copy"]["gb_per_s"])
+    for shape in SHAPES:
+        sections[f"g4 {shape}"] = lambda shape=shape: one_shape_g4(shape, done["copy"]["gb_per_s"])
     for batch in (1, 8):
         sections[f"kv {batch}"] = lambda batch=batch: kv(batch, done["copy"]["gb_per_s"])
     for name, section in sections.items():
@@ -354,7 +386,9 @@ def main() -> int:
     if "copy" in done:
         print(f"{done['copy']['device']}: copies {done['copy']['gb_per_s']:.0f} GB/s")
     print_kv([row for name in done if name.startswith("kv") for row in done[name]])
-    print_rows([row for name in done if name.startswith(("spmm", "m24")) for row in done[name]])
+    print_rows(
+        [row for name in done if name.startswith(("spmm", "m24", "g4")) for row in done[name]]
+    )
     failed = not done.get("conformance", {"ok": True})["ok"]
     return 1 if failed else 0
 

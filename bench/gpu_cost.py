@@ -57,6 +57,13 @@ def tiles() -> list[Tile]:
             Tile(f"m24, {tokens} tokens", f"PackedFormatE1 DTypeE2ELi{tokens // 8}E", 2048, 1152,
                  9 + tokens, tokens // 4)
         )  # fmt: skip
+    for density in (0.5, 1.0):
+        # 8 wavefronts of x; codes, scales and the mask; half of the units in g4.
+        nbytes = 16 + 768 * density + 8
+        found.append(
+            Tile(f"g4 {density}, 8 tokens", "PackedFormatE2 DTypeE2ELi1E", 2048, nbytes,
+                 8 + 8 * density, 4)
+        )  # fmt: skip
     for bits in (8, 4, 2):
         record = 32 * 128 * bits / 4 + 1024  # codes of keys and values, scales and minima
         # Codes once (keys in 16 bytes meet in banks by two), 16 loads of key scales, 8 of values'.

@@ -12,6 +12,7 @@
 #include "binding/array.h"
 #include "binding/cuda_abi.h"
 #include "binding/matrix.h"
+#include "format/g4.h"
 #include "format/m24.h"
 #include "ops/spmm/t16_params.h"
 
@@ -69,7 +70,7 @@ py::list kernels(int32_t capability) {
     entry["isa"] = "sm" + std::to_string(row.capability);
     entry["tile_m"] = kMaxTokens;
     entry["tile_n"] = t16::kTileRows;
-    entry["runs_here"] = cuda_library().choose_spmm(row.format, row.w_dtype, capability) == &row;
+    entry["runs_here"] = cuda_library().choose_spmm(row.format, row.x_dtype, capability) == &row;
     rows.append(entry);
   }
   for (const AttentionCudaRow& row : cuda_library().attention_kernels()) {
@@ -89,12 +90,21 @@ py::list kernels(int32_t capability) {
   return rows;
 }
 
-py::dict pack_t16(const Matrix& a) {
+PackedFormat format_from(const std::string& name) {
+  for (const PackedFormat f : {PackedFormat::t16, PackedFormat::m24, PackedFormat::g4}) {
+    if (name == name_of(f)) return f;
+  }
+  throw py::value_error("CudaMatrix: format: got " + name + ", wanted t16, m24 or g4");
+}
+
+// Records that offsets find, by a format's two functions.
+template <class Sized, class Packed>
+py::dict pack_tiles(const Matrix& a, const Sized& pack_sizes, const Packed& pack) {
   t16::Sizes sizes;
   Status status;
   {
     const py::gil_scoped_release release;
-    status = t16::pack_sizes(a.view(), &sizes);
+    status = pack_sizes(a.view(), &sizes);
   }
   raise_if_error(status);
   py::array records = new_array({"uint8", "u", 1}, {sizes.record_bytes});
@@ -103,7 +113,7 @@ py::dict pack_t16(const Matrix& a) {
     void* to = records.mutable_data();
     auto* starts = static_cast<uint32_t*>(offsets.mutable_data());
     const py::gil_scoped_release release;
-    status = t16::pack(a.view(), starts, to);
+    status = pack(a.view(), starts, to);
   }
   raise_if_error(status);
   py::dict packed;
@@ -111,6 +121,13 @@ py::dict pack_t16(const Matrix& a) {
   packed["offsets"] = offsets;
   packed["max_record_bytes"] = sizes.max_record_bytes;
   return packed;
+}
+
+py::dict pack_t16(const Matrix& a) {
+  return pack_tiles(a, &t16::pack_sizes, &t16::pack);
+}
+py::dict pack_g4(const Matrix& a) {
+  return pack_tiles(a, &g4::pack_sizes, &g4::pack);
 }
 
 py::dict pack_m24(const Matrix& a) {
@@ -133,13 +150,14 @@ void* pointer(uintptr_t address) {
   return reinterpret_cast<void*>(address);
 }
 
-// A t16 weight on a device, or without offsets an m24 one, with a plan per number of tokens, made
+// A t16, m24 (without offsets) or g4 weight on a device, with a plan per number of tokens, made
 // on first use.
 class CudaMatrix {
  public:
   CudaMatrix(uintptr_t records, int64_t record_bytes, int64_t max_record_bytes, uintptr_t offsets,
-             int64_t rows, int64_t cols, const std::string& dtype, int32_t device)
-      : w_{.format = offsets == 0 ? PackedFormat::m24 : PackedFormat::t16,
+             int64_t rows, int64_t cols, const std::string& dtype, int32_t device,
+             const std::string& format)
+      : w_{.format = format_from(format),
            .rows = rows,
            .cols = cols,
            .dtype = dtype_from("CudaMatrix", "dtype", dtype),
@@ -238,11 +256,12 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_kernels", &kernels, "capability"_a);
   m.def("pack_t16", &pack_t16, "matrix"_a);
   m.def("pack_m24", &pack_m24, "matrix"_a);
+  m.def("pack_g4", &pack_g4, "matrix"_a);
   py::class_<CudaMatrix>(m, "CudaMatrix", "A packed weight on a device, with its plans.")
       .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, const std::string&,
-                    int32_t>(),
+                    int32_t, const std::string&>(),
            "records_ptr"_a, "record_bytes"_a, "max_record_bytes"_a, "offsets_ptr"_a, "rows"_a,
-           "cols"_a, "dtype"_a, "device"_a)
+           "cols"_a, "dtype"_a, "device"_a, "format"_a = "t16")
       .def_property_readonly("kernel", &CudaMatrix::kernel)
       .def(
           "workspace", [](CudaMatrix& w, int64_t m) { return w.plan(m).workspace_bytes; }, "m"_a)

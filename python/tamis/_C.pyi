@@ -460,6 +460,9 @@ def pack_t16(matrix: Matrix) -> dict[str, Any]:
 def pack_m24(matrix: Matrix) -> dict[str, Any]:
     """`records` of m24, uint8, and the `max_record_bytes` of one, of an nm matrix of 2:4 or 1:4."""
 
+def pack_g4(matrix: Matrix) -> dict[str, Any]:
+    """Groupq of u4 in tiles for CUDA, as `pack_t16`; NotImplementedError if a zero is no code."""
+
 def cuda_load(path: str) -> str:
     """Open the CUDA library; why it cannot be used, empty if it can."""
 
@@ -565,6 +568,7 @@ class CudaMatrix:
         cols: int,
         dtype: str,
         device: int,
+        format: str = "t16",
     ) -> None: ...
     @property
     def kernel(self) -> str:

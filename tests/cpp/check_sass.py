@@ -22,6 +22,7 @@ from pathlib import Path
 SKIPPED = 77
 MAX_REGISTERS = 128  # two blocks of 256 threads on an SM
 MAX_INSTRUCTIONS, MAX_POPC = 240, 0  # sm_90a, one record of t16, 8 tokens
+MAX_CODES = 170  # the same of g4
 MAX_SPARSE24 = 30  # the same of m24, whose loop takes several
 # Attention on sm_90: registers, and instructions of a page or tile with all its rarely taken branches
 # (softcap, masks, a new largest score: some 300). DRAM of an H100 leaves 4 * 353 issue slots a page
@@ -92,13 +93,13 @@ def registers(usage: str) -> dict[tuple[str, str], int]:
 
 def label(arch: str, name: str) -> str:
     if match := re.search(r"spmm_t16.*PackedFormatE(\d)E.*DTypeE(\d)ELi(\d)", name):
-        form, dtype = "t16" if match[1] == "0" else "m24", "f16" if match[2] == "1" else "bf16"
+        form, dtype = ("t16", "m24", "g4")[int(match[1])], "f16" if match[2] == "1" else "bf16"
         return f"spmm_{form} {dtype} {8 * int(match[3])} tokens {arch}"
     if match := re.search(r"PageConfigILi(\d)ELi(\d+)E", name):
         return f"sparse_attention {match[1]} bits d {match[2]} {arch}"
     if match := re.search(r"RowConfigILNS_\dDTypeE(\d)ELi(\d+)E", name):
         return f"sparse_attention {'f16' if match[1] == '1' else 'bf16'} d {match[2]} {arch}"
-    known = ("expand_t16", "expand_m24", "kv_quantize", "kv_estimate", "kv_select",
+    known = ("expand_t16", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select",
              "kv_append_labels")  # fmt: skip
     return f"{next((k for k in known if k in name), name)} {arch}"
 
@@ -109,6 +110,8 @@ def budget(arch: str, name: str) -> int | None:
         return (MAX_PAGE if "PageConfig" in name else MAX_ROWS) if arch == "sm_90" else None
     if arch != "sm_90a" or "ELi1E" not in name:
         return None
+    if "PackedFormatE2" in name:
+        return MAX_CODES
     return MAX_INSTRUCTIONS if "PackedFormatE0" in name else MAX_SPARSE24
 
 
@@ -117,11 +120,12 @@ def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
     if not loop["HMMA"]:
         wrong.append("no tensor core instruction in a loop")
     most, size = budget(arch, name), sum(loop.values())
-    if "PackedFormatE1" in name:
-        size = size * 2 // max(loop["HMMA"], 2)  # of one record, two products at 8 tokens
+    if "PackedFormatE1" in name or "PackedFormatE2" in name:  # of one of the loop's records
+        products = 2 if "PackedFormatE1" in name else 4  # at 8 tokens
+        size = size * products // max(loop["HMMA"], products)
     if most is not None and size > most:
         wrong.append(f"{size} instructions in the loop, wanted at most {most}")
-    if loop["POPC"] > MAX_POPC and "spmm" in name:
+    if loop["POPC"] > MAX_POPC and "PackedFormatE0" in name:
         wrong.append(f"{loop['POPC']} POPC in the loop")
     return wrong
 
@@ -134,7 +138,8 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     wrong = []
     if everything["LDL"] or everything["STL"]:
         wrong.append(f"local memory: {everything['LDL']} loads, {everything['STL']} stores")
-    most = MAX_ATTENTION_REGISTERS if attention else MAX_REGISTERS
+    alone = "PackedFormatE2" in name and "ELi8E" in name  # g4 for 64 tokens, a block an SM
+    most = MAX_ATTENTION_REGISTERS if attention or alone else MAX_REGISTERS
     if used > most:
         wrong.append(f"{used} registers, wanted at most {most}")
     if attention or "spmm_t16" in name:
@@ -158,9 +163,9 @@ def main() -> int:
         return SKIPPED
     used = registers(run(tool, "--dump-resource-usage", library))
     found = functions(run(tool, "--dump-sass", library))
-    # On three architectures: two formats with four token tiles in two dtypes, ten attentions, nine for
+    # On three architectures: three formats with four token tiles in two dtypes, ten attentions, nine for
     # the rest of a KV cache; the expansions on two of them.
-    wanted = 3 * (16 + 10 + 9) + 2 * 2
+    wanted = 3 * (24 + 10 + 9) + 3 * 2
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

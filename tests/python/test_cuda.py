@@ -58,7 +58,7 @@ def test_a_file_that_is_no_library_is_a_reason(tmp_path: Path) -> None:
 def test_without_cuda_nothing_is_listed_and_handles_refuse() -> None:
     assert cuda.kernel_rows() == []
     with pytest.raises(NotImplementedError, match="not loaded"):
-        _C.CudaMatrix(0, 0, 0, 0, 16, 64, "bf16", 0)
+        _C.CudaMatrix(0, 0, 0, 0, 16, 64, "bf16", 0, "t16")
 
 
 def test_tiles_hold_every_value_once() -> None:
@@ -120,15 +120,37 @@ def decode_m24(record: np.ndarray, tile: np.ndarray) -> None:
         tile[lane // 4 + 8 * row, col] |= value
 
 
+def decode_g4(record: np.ndarray, tile: np.ndarray) -> None:
+    """The same by the layout comment of g4.h, rounded to bf16."""
+    mask, at = int(record[:8].view(np.uint64)[0]), 16
+    kept = mask.bit_count()
+    for rank, bit in enumerate(b for b in range(64) if mask >> b & 1):
+        words = record[at + 8 * rank : at + 8 * rank + 8].view(np.uint32)
+        scale, zero = record[at + 8 * kept + 4 * rank :][:4].view(np.float16).astype(np.float32)
+        for j in range(16):
+            code = int(words[j // 8]) >> (j % 8 // 2 * 4 + j % 2 * 16) & 15
+            row, col = bit % 32 // 4 + 8 * (bit // 32), 16 * (bit % 4) + j
+            w = torch.tensor(scale * (code - zero)).bfloat16()
+            tile[row, col] = w.view(torch.uint16).item()
+
+
 class Played:
     """CudaMatrix over host memory."""
 
     kernel = "played"
     made = 0
 
-    def __init__(
-        self, records: int, nbytes: int, longest: int, offsets: int, rows: int, cols: int, *_: Any
+    def __init__(  # noqa: PLR0913
+        self,
+        records: int,
+        nbytes: int,
+        longest: int,
+        offsets: int,
+        rows: int,
+        cols: int,
+        *rest: Any,
     ) -> None:
+        form = rest[2]
         Played.made += 1
         down, across = -(-rows // 16), -(-cols // 64)
         starts = 1152 * np.arange(down * across + 1)
@@ -139,7 +161,7 @@ class Played:
             r, c = divmod(tile, across)
             record = at_address(records, (nbytes,), np.uint8)[begin:end]
             assert len(record) <= longest
-            (decode if offsets else decode_m24)(
+            {"t16": decode, "m24": decode_m24, "g4": decode_g4}[form](
                 record, dense[16 * r : 16 * r + 16, 64 * c : 64 * c + 64]
             )
         self.bits = dense[:rows, :cols].copy()
@@ -186,6 +208,19 @@ def call(x: Tensor, a: tamis.SparseMatrix, bias: Tensor | None = None) -> Tensor
     get = a.arrays.get
     rest = (get("mask"), get("row_offsets"), get("col_indices"), get("scales"))
     return cuda_spmm.spmm(x, a.arrays["values"], rest, bias, a.layout)
+
+
+def test_codes_reach_the_kernel(played: type[Played]) -> None:
+    w = torch.randn(40, 160)
+    w.view(40, 10, 16)[torch.rand(40, 10) < 0.5] = 0
+    for size in (16, 32):
+        a = tamis.compress(w, format="groupq", dtype="u4", group_size=size)
+        for m in (1, 5, 65):
+            x = torch.randn(m, 160, dtype=torch.bfloat16)
+            y = call(x, a)
+            assert y is not None
+            wanted = x.float() @ a.to_dense().float().T
+            torch.testing.assert_close(y.float(), wanted, rtol=2e-2, atol=0.2)
 
 
 @pytest.mark.parametrize("pattern", ["bitmap", "nm"])
@@ -310,6 +345,27 @@ def test_products(shape: tuple[int, int], density: float, dtype: torch.dtype) ->
     for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 200):
         x = torch.randn(m, shape[1], dtype=dtype, device="cuda")
         check(x, w, a, bias if m % 2 else None)
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize("shape", [(16, 64), (1, 32), (17, 96), (130, 320), (1024, 4096)])
+def test_groups_of_codes(shape: tuple[int, int], size: int, dtype: torch.dtype) -> None:
+    w = torch.randn(shape)
+    w.view(shape[0], -1, size)[torch.rand(shape[0], shape[1] // size) < 0.5] = 0
+    a = tamis.compress(w, format="groupq", dtype="u4", group_size=size)
+    w = a.to_dense().double().cuda()
+    a = tamis.SparseMatrix(a.layout, {name: array.cuda() for name, array in a.arrays.items()})
+    eps = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11
+    for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65):
+        x = torch.randn(m, shape[1], dtype=dtype, device="cuda")
+        y = tamis.ops.spmm.spmm(x, a)
+        assert torch.equal(y, tamis.ops.spmm.spmm(x, a))
+        wanted, scale = x.double() @ w.T, x.double().abs() @ w.abs().T
+        # Weights are rounded, twice in bf16; above 64 tokens torch may round its sums as well.
+        allowed = eps * wanted.abs() + (2.5 * eps + 32 * 2.0**-23) * scale + 1e-6
+        assert bool(((y.double() - wanted).abs() <= allowed).all())
 
 
 @needs_device

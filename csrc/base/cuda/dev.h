@@ -177,6 +177,13 @@ TAMIS_DEVICE uint32_t load_stream(const uint32_t* from) {
   asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(from));
   return v;
 }
+TAMIS_DEVICE Word2 load_stream(const Word2* from) {
+  Word2 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];"
+               : "=r"(v.x), "=r"(v.y)
+               : "l"(from));
+  return v;
+}
 TAMIS_DEVICE Word4 load_stream(const Word4* from) {
   Word4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"

@@ -31,7 +31,7 @@ Status check(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
                  static_cast<long long>(a.w.cols), static_cast<long long>(a.w.rows));
   }
   if (a.x == nullptr || a.y == nullptr || a.w.records == nullptr ||
-      (a.w.format == PackedFormat::t16 && a.w.offsets == nullptr)) {
+      (a.w.format != PackedFormat::m24 && a.w.offsets == nullptr)) {
     return error(Code::invalid_argument, "spmm: x, y, w: got null, wanted arrays on the device");
   }
   if (a.workspace_bytes < plan.workspace_bytes ||
@@ -52,7 +52,7 @@ std::span<const SpmmCudaRow> spmm_cuda_kernels() {
 const SpmmCudaRow* choose_spmm_cuda(PackedFormat format, DType dtype, int32_t capability) {
   for (const SpmmCudaRow& row : kKernels) {
     const bool runs = row.exact ? capability == row.capability : capability >= row.capability;
-    if (row.format == format && row.w_dtype == dtype && runs) return &row;
+    if (row.format == format && row.x_dtype == dtype && runs) return &row;
   }
   return nullptr;
 }
@@ -69,8 +69,14 @@ Status spmm_cuda(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevic
 }
 
 Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
-  return w.format == PackedFormat::t16 ? expand_t16_cuda(w, out, out_stride, stream)
-                                       : expand_m24_cuda(w, out, out_stride, stream);
+  switch (w.format) {
+    case PackedFormat::m24:
+      return expand_m24_cuda(w, out, out_stride, stream);
+    case PackedFormat::g4:
+      return expand_g4_cuda(w, out, out_stride, stream);
+    default:
+      return expand_t16_cuda(w, out, out_stride, stream);
+  }
 }
 
 }  // namespace tamis

@@ -61,7 +61,7 @@ struct SpmmCudaRow {
 
 std::span<const SpmmCudaRow> spmm_cuda_kernels();
 
-// First row that fits; null if none.
+// First row that fits, by the dtype of x; null if none.
 const SpmmCudaRow* choose_spmm_cuda(PackedFormat format, DType dtype, int32_t capability);
 
 // Checks the arguments and launches as planned for this m and device, which is current. Does not
@@ -72,6 +72,7 @@ Status spmm_cuda(const SpmmCudaArgs& args, const SpmmT16Plan& plan, const CudaDe
 // Writes w densely, out [rows, cols], on the device.
 Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
+Status expand_g4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_m24_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 
 }  // namespace tamis

@@ -51,6 +51,7 @@ struct ExpandT16Params {
   const uint32_t* offsets;
   uint16_t* out;
   int64_t out_stride;
+  DType dtype;  // of out: bf16 or f16
   int32_t rows, cols;
   int32_t row_tiles, col_tiles;
   bool out_aligned;  // rows of out start at multiples of 16 bytes

@@ -11,6 +11,7 @@ namespace {
 // 16 tokens, every layout; bench/RESULTS.md). They only have to rank layouts: in that data what is
 // chosen takes 3 % more than the best layout on average, and 12 % more at worst.
 constexpr double kTileClocks = 79;         // decoding and multiplying one record of t16, 8 tokens
+constexpr double kCodeTileClocks = 40;     // one of g4: issue; not fitted
 constexpr double kSparseTileClocks = 25;   // one of m24: 13 of shared memory and issue; not fitted
 constexpr double kTokenTileClocks = 6.6;   // each further 8 tokens: their loads from shared memory
 constexpr double kTileLatency = 740;       // of one record through one warp
@@ -23,7 +24,13 @@ constexpr double kMeetingClocks = 1100;    // ticket, fence and first read of th
 constexpr double kPartialRead = 0.3;       // of partial sums, the others are in time
 constexpr double kUneven = 0.2;            // of a block's time, for which others wait
 constexpr int32_t kSmWarps = 32;           // at most 64 registers per thread
-constexpr int32_t kSparseSmWarps = 24;     // m24, which keeps records in registers: at most 80
+constexpr int32_t kSparseSmWarps = 24;     // m24, g4: records in registers, at most 80
+
+double tile_clocks(PackedFormat format) {
+  return format == PackedFormat::t16   ? kTileClocks
+         : format == PackedFormat::m24 ? kSparseTileClocks
+                                       : kCodeTileClocks;
+}
 
 // Expected SM clocks of a call among others: the next one begins where SMs are free, so a last
 // round that fills half of them costs half as much again as one whose blocks were shared out.
@@ -40,10 +47,8 @@ double clocks(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevic
   const double rounds = per_sm / std::min(per_sm, static_cast<double>(fit));
   const double share = static_cast<double>(col_tiles) / (p.splits * p.warps_k);
   const double tiles = most > 1 ? share : std::ceil(share);  // long and short shares mix
-  const double per_tile =
-      std::max((w.format == PackedFormat::t16 ? kTileClocks : kSparseTileClocks) +
-                   kTokenTileClocks * (p.token_tiles - 1),
-               tile_bytes / kDramBytesPerClock);
+  const double per_tile = std::max(tile_clocks(w.format) + kTokenTileClocks * (p.token_tiles - 1),
+                                   tile_bytes / kDramBytesPerClock);
   const double decode =
       std::max(per_sm * kBlockWarps * tiles * per_tile, rounds * tiles * kTileLatency);
   const double x_bytes = 2.0 * static_cast<double>(m) * 64 * tiles * p.warps_k;
@@ -140,6 +145,7 @@ ExpandT16Params expand_t16_params(const T16View& w, void* out, int64_t out_strid
           .offsets = w.offsets,
           .out = static_cast<uint16_t*>(out),
           .out_stride = out_stride,
+          .dtype = w.dtype,
           .rows = static_cast<int32_t>(w.rows),
           .cols = static_cast<int32_t>(w.cols),
           .row_tiles = static_cast<int32_t>(t16::row_tiles(w.rows)),

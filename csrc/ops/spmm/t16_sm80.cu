@@ -15,6 +15,15 @@ Status spmm_t16_f16_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
   return launch_spmm_t16<PackedFormat::t16, DType::f16, false>(a, plan, device, stream);
 }
 
+Status expand_g4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
+  const ExpandT16Params p = expand_t16_params(w, out, out_stride);
+  const int64_t tiles = int64_t{p.row_tiles} * p.col_tiles;
+  if (tiles == 0) return {};
+  const auto grid = static_cast<uint32_t>(ceil_div(tiles, kBlockWarps));
+  expand_g4<<<grid, kBlockThreads, 0, static_cast<cudaStream_t>(stream)>>>(p);
+  return cuda_status("unpack", cudaGetLastError());
+}
+
 Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
   const ExpandT16Params p = expand_t16_params(w, out, out_stride);
   const int64_t tiles = int64_t{p.row_tiles} * p.col_tiles;

@@ -15,7 +15,7 @@ from tamis.ops import cuda
 from tamis.ops.cuda_memory import current_device, raw_stream, workspaces
 from tamis.ops.cuda_memory import workspace as new_workspace
 from tamis.ops.handle import make_matrix
-from tamis.ops.tensors import REST, TORCH_DTYPE, Rest, as_numpy
+from tamis.ops.tensors import DTYPE_NAME, REST, Rest, as_numpy
 
 MAX_TOKENS = 64
 
@@ -41,15 +41,16 @@ class Packed:
         "workspaces",
     )
 
-    def __init__(self, layout: Layout, values: Tensor, rest: Rest) -> None:
+    def __init__(self, layout: Layout, values: Tensor, rest: Rest, dtype: torch.dtype) -> None:
         tensors = {"values": values, **dict(zip(REST, rest, strict=True))}
         arrays = {n: as_numpy(t.cpu()) for n, t in tensors.items() if t is not None}
         matrix = make_matrix(layout, arrays)
-        sparse = layout.format == "nm" and layout.of == 4 and layout.keep <= 2  # of tensor cores
-        tiles = _C.pack_m24(matrix) if sparse else _C.pack_t16(matrix)
+        form = _form(layout)
+        pack = {"t16": _C.pack_t16, "m24": _C.pack_m24, "g4": _C.pack_g4}[form]
+        tiles = pack(matrix)
         self.records = torch.from_numpy(tiles["records"]).to(values.device)
         self.offsets: Tensor | None = None
-        if not sparse:
+        if "offsets" in tiles:
             self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).to(values.device)
         self.device = values.device.index or 0
         self.matrix = _C.CudaMatrix(
@@ -59,11 +60,12 @@ class Packed:
             0 if self.offsets is None else self.offsets.data_ptr(),
             layout.rows,
             layout.cols,
-            layout.dtype,
+            DTYPE_NAME[dtype],
             self.device,
+            form,
         )
         self.token, self.layout = layout.token, layout
-        self.rows, self.cols, self.dtype = layout.rows, layout.cols, TORCH_DTYPE[layout.dtype]
+        self.rows, self.cols, self.dtype = layout.rows, layout.cols, dtype
         self.rest = rest
         self.owner = weakref.ref(values, _forgetter(id(values)))
         self.pointer = values.data_ptr()
@@ -153,15 +155,19 @@ def spmm(
 ) -> Tensor | None:
     """Product y [..., rows] by a CUDA kernel, or None where none takes these operands.
 
-    Takes bitmap and nm weights in f16 or bf16 with x of that dtype and any number of tokens; above
-    64 the weight is expanded on the device and multiplied densely. The first call packs the weight,
+    Takes bitmap and nm weights in f16 or bf16 with x of that dtype, groupq ones of 4 bits with x of
+    either, and any number of tokens; above 64 the weight is expanded on the device and multiplied
+    densely. The first call packs the weight,
     through the host, and so do the calls after its values were written: not while they train.
     """
     if not _takes(x, values, layout) or (values.requires_grad and torch.is_grad_enabled()):
         return None
     packed = _packed.get(id(values))
-    if packed is None or not packed.fits(layout.token, values, rest):
-        packed = _packed[id(values)] = Packed(layout, values, rest)
+    if packed is None or packed.dtype != x.dtype or not packed.fits(layout.token, values, rest):
+        try:
+            packed = _packed[id(values)] = Packed(layout, values, rest, x.dtype)
+        except NotImplementedError:  # zero points that are no codes
+            return None
     if not packed.matrix.kernel:
         return None
     with torch.cuda.device(x.device):
@@ -173,17 +179,23 @@ def spmm(
 
 
 def _takes(x: Tensor, values: Tensor, layout: Layout) -> bool:
-    return (
-        layout.format in ("bitmap", "nm")
-        and layout.dtype in ("f16", "bf16")
-        and layout.cols > 0
-        and x.dtype == values.dtype
-        and not cuda.why_off()
-    )
+    if layout.format == "groupq":
+        fits = layout.dtype == "u4" and x.dtype in (torch.float16, torch.bfloat16)
+    else:
+        fits = layout.format in ("bitmap", "nm") and layout.dtype in ("f16", "bf16")
+        fits = fits and x.dtype == values.dtype
+    return fits and layout.cols > 0 and not cuda.why_off()
+
+
+def _form(layout: Layout) -> str:
+    """The packed form: tiles of sparse tensor cores, of codes, or of any zeros."""
+    if layout.format == "groupq":
+        return "g4"
+    return "m24" if layout.format == "nm" and layout.of == 4 and layout.keep <= 2 else "t16"
 
 
 def _expand(packed: Packed, values: Tensor, layout: Layout) -> Tensor:
-    dense = values.new_empty((layout.rows, layout.cols))
+    dense = torch.empty((layout.rows, layout.cols), dtype=packed.dtype, device=values.device)
     packed.matrix.unpack(dense.data_ptr(), layout.cols, raw_stream(packed.device))
     return dense
 

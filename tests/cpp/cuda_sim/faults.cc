@@ -43,7 +43,7 @@ TEST_P(Faults, MissingBarrier) {
   EXPECT_GT(noticed({.barrier = 2}), 0) << "before sums are read";
 }
 
-// Rows whose records come through shared memory; those of m24 go straight to registers.
+// Rows whose records come through shared memory; others go straight to registers.
 class RingFaults : public Faults {};
 
 TEST_P(Faults, MissingWaitForX) {

@@ -11,6 +11,8 @@
 
 #include "base/numeric.h"
 #include "format/format.h"
+#include "format/g4.h"
+#include "format/groupq.h"
 #include "format/m24.h"
 #include "format/t16.h"
 #include "guarded.h"
@@ -51,6 +53,7 @@ class Case {
  public:
   explicit Case(const Problem& problem) : p_(problem), random_(problem.seed) {
     if (p_.format == PackedFormat::m24) p_.k = ceil_div(p_.k, 4) * 4;
+    if (p_.format == PackedFormat::g4) p_.k = ceil_div(p_.k, 32) * 32;
     make_weights();
     make_vectors();
     pack_weights();
@@ -70,6 +73,7 @@ class Case {
   void clear_y() { std::fill(y_->span().begin(), y_->span().end(), kUnwritten); }
   const Guarded<uint16_t>& y() const { return *y_; }
   const std::vector<uint16_t>& dense() const { return dense_; }
+  const std::vector<float>& exact() const { return exact_; }  // g4: before any rounding
 
   // What differs from the answer; empty if nothing.
   std::string compare() const {
@@ -78,7 +82,9 @@ class Case {
       for (int64_t r = 0; r < p_.n; ++r) {
         double wanted = 0, magnitude = 0;
         for (int64_t c = 0; c < p_.k; ++c) {
-          const double product = double{widened(dense_[r * p_.k + c], p_.dtype)} *
+          const bool codes = p_.format == PackedFormat::g4;
+          const size_t at = static_cast<size_t>(r * p_.k + c);
+          const double product = double{codes ? exact_[at] : widened(dense_[at], p_.dtype)} *
                                  widened((*x_)[t * (p_.k + p_.x_padding) + c], p_.dtype);
           wanted += product;
           magnitude += std::fabs(product);
@@ -87,8 +93,11 @@ class Case {
         const uint16_t got = (*y_)[t * (p_.n + p_.y_padding) + r];
         const uint16_t exact = narrowed(static_cast<float>(wanted), p_.dtype);
         const double off = std::fabs(widened(got, p_.dtype) - wanted);
-        const double allowed = eps * std::fabs(wanted) + 0x1p-23 * 32 * magnitude;
-        if (p_.integers ? got != exact : !(off <= allowed)) {
+        // Weights of g4 are rounded on the way: once in f16, twice in bf16.
+        const bool codes = p_.format == PackedFormat::g4;
+        const double weights = codes ? 2 * eps : 0;
+        const double allowed = eps * std::fabs(wanted) + (0x1p-23 * 32 + weights) * magnitude;
+        if (p_.integers && !codes ? got != exact : !(off <= allowed)) {
           return "y[" + std::to_string(t) + ", " + std::to_string(r) +
                  "] = " + std::to_string(widened(got, p_.dtype)) + ", wanted " +
                  std::to_string(wanted);
@@ -184,8 +193,59 @@ class Case {
             .max_record_bytes = m24::kRecordBytes};
   }
 
+  // Groups of 16 or 32 columns, by the seed.
+  void pack_codes() {
+    const int64_t size = p_.seed % 2 ? 16 : 32;
+    exact_.assign(dense_.size(), 0);
+    std::uniform_real_distribution<double> uniform;
+    for (size_t i = 0; i < exact_.size(); i += static_cast<size_t>(size)) {
+      if (uniform(random_) < p_.sparsity) continue;
+      for (size_t j = i; j < i + static_cast<size_t>(size); ++j) {
+        exact_[j] = std::normal_distribution<float>()(random_);
+      }
+    }
+    const DenseView w{.data = exact_.data(), .rows = p_.n, .cols = p_.k, .stride = p_.k};
+    const PackSpec spec{.format = Format::groupq, .dtype = DType::u4, .group_size = size};
+    PackSizes sizes;
+    must(pack_sizes(w, spec, &sizes));
+    std::vector<uint8_t> values(static_cast<size_t>(sizes.values) + 1);
+    std::vector<uint64_t> mask(static_cast<size_t>(sizes.mask));
+    std::vector<int64_t> row_offsets(static_cast<size_t>(sizes.row_offsets));
+    std::vector<uint16_t> scales(static_cast<size_t>(sizes.group_scales) + 1);
+    must(pack(w, spec,
+              {.values = values.data(),
+               .mask = mask.data(),
+               .row_offsets = row_offsets.data(),
+               .group_scales = scales.data()}));
+    const MatrixView groups{.format = Format::groupq,
+                            .rows = p_.n,
+                            .cols = p_.k,
+                            .dtype = DType::u4,
+                            .values = values.data(),
+                            .nnz = 2 * sizes.values,
+                            .mask = mask.data(),
+                            .row_offsets = row_offsets.data(),
+                            .group_scales = scales.data(),
+                            .group_size = size};
+    groupq::unpack(groups, exact_.data(), p_.k);
+    t16::Sizes packed;
+    must(g4::pack_sizes(groups, &packed));
+    records_ = std::make_unique<Guarded<Unit>>(packed.record_bytes / t16::kUnit);
+    offsets_ = std::make_unique<Guarded<uint32_t>>(packed.offsets);
+    must(g4::pack(groups, offsets_->data(), records_->data()));
+    t16_ = {.format = PackedFormat::g4,
+            .rows = p_.n,
+            .cols = p_.k,
+            .dtype = p_.dtype,
+            .records = records_->data(),
+            .offsets = offsets_->data(),
+            .record_bytes = packed.record_bytes,
+            .max_record_bytes = packed.max_record_bytes};
+  }
+
   void pack_weights() {
     if (p_.format == PackedFormat::m24) return pack_sparse24();
+    if (p_.format == PackedFormat::g4) return pack_codes();
     const DenseView w{
         .data = dense_.data(), .dtype = p_.dtype, .rows = p_.n, .cols = p_.k, .stride = p_.k};
     const PackSpec spec{.format = Format::bitmap, .dtype = p_.dtype};
@@ -230,6 +290,7 @@ class Case {
   std::mt19937_64 random_;
   std::vector<uint16_t> dense_;
   std::vector<uint8_t> keep_;
+  std::vector<float> exact_;
   std::unique_ptr<Guarded<uint16_t>> x_, y_, bias_;
   std::unique_ptr<Guarded<Unit>> records_;
   std::unique_ptr<Guarded<uint32_t>> offsets_;
@@ -264,8 +325,8 @@ std::string simulate(const sim::Launch& launch, const SpmmT16Params& p, int toke
 inline const std::vector<SimRow>& sim_rows() {
   static const std::vector<SimRow> rows = {
 #define TAMIS_SPMM_CUDA(format, w, x, capability, exact)                            \
-  {"spmm_" #format "_" #w "_" #x "_sm" #capability, PackedFormat::format, DType::w, \
-   &simulate<PackedFormat::format, DType::w, (capability >= 90)>},
+  {"spmm_" #format "_" #w "_" #x "_sm" #capability, PackedFormat::format, DType::x, \
+   &simulate<PackedFormat::format, DType::x, (capability >= 90)>},
 #include "ops/spmm/kernels_cuda.def"
 #undef TAMIS_SPMM_CUDA
   };

@@ -135,5 +135,34 @@ TEST(ExpandT16, EqualsUnpack) {
   }
 }
 
+TEST(ExpandG4, IsTheUnpackedGroupsRounded) {
+  uint64_t seed = 500;
+  for (const DType dtype : {DType::f16, DType::bf16}) {
+    for (const double sparsity : {0.0, 0.5, 1.0}) {
+      for (const auto& [n, k] : {std::pair{16, 64}, {17, 96}, {50, 224}}) {
+        Case c({.n = n,
+                .k = k,
+                .m = 1,
+                .sparsity = sparsity,
+                .dtype = dtype,
+                .format = PackedFormat::g4,
+                .seed = ++seed});
+        Guarded<uint16_t> out(static_cast<size_t>(n * k));
+        std::fill(out.span().begin(), out.span().end(), uint16_t{0x7fff});
+        const ExpandT16Params p = expand_t16_params(c.t16(), out.data(), k);
+        const auto blocks = static_cast<uint32_t>(ceil_div(p.row_tiles * p.col_tiles, kBlockWarps));
+        const sim::Launch launch{.grid = {blocks}, .block = {kBlockThreads}, .seed = seed};
+        ASSERT_EQ(sim::launch(launch, [&] { expand_g4(p); }), "");
+        const double eps = dtype == DType::bf16 ? 0x1p-8 : 0x1p-11;
+        for (size_t i = 0; i < c.exact().size(); ++i) {
+          ASSERT_NEAR(widened(out[i], dtype), c.exact()[i],
+                      2 * eps * std::fabs(c.exact()[i]) + 0x1p-24)
+              << i;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tamis::test
