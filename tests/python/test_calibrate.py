@@ -11,7 +11,7 @@ from torch import nn
 
 from tamis import calibrate
 from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
-from tamis.rewrite import find_linears
+from tamis.scope import find_linears
 
 NEEDS = frozenset({"x_sq", "hessian"})
 

@@ -9,7 +9,8 @@ from tamis import rewrite
 from tamis.errors import TamisValueError
 from tamis.nn import SparseLinear
 from tamis.recipe import Pattern, PruneRecipe, Reconstruct
-from tamis.rewrite import find_linears, sparsify_
+from tamis.rewrite import sparsify_
+from tamis.scope import find_linears
 
 
 def prune(model, data, steps=24, lr=3e-3, **options):

@@ -29,9 +29,9 @@ MAY_IMPORT = {
     "checkpoint": {"errors"},
     "kv": BASE | {"_C", "ops", "tensor", "recipe", "policy", "method", "checkpoint"},
 }
-# The only knowledge of model families has three readers; the command line has none but itself.
+# The only knowledge of model families has few readers; the command line has none but itself.
 READERS = {
-    "model": {"activation", "calibrate", "rewrite"},
+    "model": {"activation", "calibrate", "rewrite", "scope"},
     "cli": {"__main__"},
     "commands": {"cli", "__main__"},
 }

@@ -14,7 +14,8 @@ from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.nn import SparseLinear
 from tamis.policy import score, select
 from tamis.recipe import KEEP, PruneRecipe
-from tamis.rewrite import dense_, find_linears, sparsify_
+from tamis.rewrite import dense_, sparsify_
+from tamis.scope import find_linears
 
 METHODS = tamis.method.names()
 

@@ -8,7 +8,8 @@ from torch import nn
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.nn import SparseLinear
 from tamis.recipe import KEEP
-from tamis.rewrite import find_linears, sparsify_
+from tamis.rewrite import sparsify_
+from tamis.scope import find_linears
 from tamis.train import MaskGuard
 
 OPTIMIZERS = {

@@ -1,0 +1,183 @@
+"""What sparsify_ works on: layers by name, the pattern of what stays, and each layer's share of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import nn
+
+from tamis.errors import TamisTypeError, TamisValueError
+from tamis.model import family_of
+from tamis.nn import SparseLinear
+from tamis.optimize import tied
+from tamis.policy import allocate as allocation
+from tamis.recipe import Pattern, PruneRecipe
+
+__all__ = ["DEFAULT_IGNORE", "allocate", "check_model", "find_linears", "parse_pattern"]
+
+DEFAULT_IGNORE = ("lm_head",)
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Pattern of "unstructured", "N:M", "block:RxC" or "vector:G".
+
+    Raises:
+        TamisValueError: The text is none of these, or its numbers are out of range.
+    """
+    if text == "unstructured":
+        return Pattern()
+    if found := re.fullmatch(r"(\d+):(\d+)", str(text)):
+        keep, of = int(found[1]), int(found[2])
+        if 1 <= keep <= of <= 32:
+            return Pattern("nm", keep=keep, of=of)
+    elif found := re.fullmatch(r"block:(\d+)x(\d+)|vector:(\d+)", str(text)):
+        rows, cols = int(found[1] or found[3]), int(found[2] or 1)
+        if rows >= 1 and cols >= 1:
+            return Pattern("block", rows=rows, cols=cols)
+    raise TamisValueError(
+        f"sparsify_: pattern: got {text!r}, wanted 'unstructured', 'N:M' with 1 <= N <= M <= 32 "
+        "(N weights kept of M), 'block:RxC' or 'vector:G'; for example '2:4' or 'block:16x16'."
+    )
+
+
+def find_linears(
+    model: nn.Module,
+    targets: Sequence[str] | None = None,
+    ignore: Sequence[str] = DEFAULT_IGNORE,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The nn.Linear and nn.Conv2d modules that may be pruned, by name in model order.
+
+    Output layers and weights shared with another module are left alone unless a target names them
+    exactly, convolutions larger than 1x1 unless any target finds them.
+
+    Raises:
+        TamisTypeError: model is not a module, or targets or ignore is one string.
+        TamisValueError: A target or ignore matches nothing, or nothing is left.
+    """
+    check_model("sparsify_", model)
+    linears = {
+        n: m
+        for n, m in model.named_modules()
+        if type(m) is nn.Linear or (type(m) is nn.Conv2d and m.groups == 1)
+    }
+    _check_names("targets", targets, linears)
+    _check_names("ignore", () if tuple(ignore) == DEFAULT_IGNORE else ignore, linears)
+    kept_dense = _kept_dense(model, linears, by_family=targets is None)
+    wanted = targets if targets is not None else ("Linear", "Conv2d")
+    found = {
+        name: linear
+        for name, linear in linears.items()
+        if any(_names(key, name, linear) for key in wanted)
+        and (name in wanted or name not in kept_dense)
+        and not any(_names(key, name, linear) for key in ignore)
+        and (filter_fn is None or filter_fn(linear, name))
+    }
+    if not found:
+        have = any(isinstance(module, SparseLinear) for module in model.modules())
+        fix = "call dense_ first: its linears are sparse already" if have else "widen targets"
+        raise TamisValueError(
+            f"sparsify_: targets: got no layer to prune among {len(linears)} nn.Linear and nn.Conv2d, "
+            f"wanted at least one; {fix}."
+        )
+    return found
+
+
+def _kept_dense(model: nn.Module, linears: Mapping[str, nn.Module], by_family: bool) -> set[str]:
+    """Linears left alone by default: tied, output layers, and those outside a family's blocks."""
+    shared = tied(model)
+    dense = {name for name, linear in linears.items() if linear in shared}
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if callable(find_head) else None
+    dense |= {name for name, linear in linears.items() if linear is head}
+    family = family_of(model)
+    if by_family:
+        large = (n for n, m in linears.items() if isinstance(m, nn.Conv2d))
+        dense |= {n for n in large if family or linears[n].kernel_size != (1, 1)}
+    if family is not None:
+        dense |= {name for name in linears if name.rpartition(".")[2] in family.head}
+    if family is not None and by_family:
+        blocks = tuple(f"{name}." for name in family.find_blocks(model))
+        dense |= {
+            name
+            for name in linears
+            if not (name.startswith(blocks) and name.rpartition(".")[2] in family.linears)
+        }
+    return dense
+
+
+def _names(key: str, name: str, layer: nn.Module) -> bool:
+    return key == type(layer).__name__ or allocation.matches(key, name)
+
+
+def _check_names(
+    argument: str, keys: Sequence[str] | None, layers: Mapping[str, nn.Module]
+) -> None:
+    if isinstance(keys, str):
+        raise TamisTypeError(
+            f"sparsify_: {argument}: got the string {keys!r}, wanted a list of names; "
+            f"pass [{keys!r}]."
+        )
+    for key in keys or ():
+        if not any(_names(key, name, layer) for name, layer in layers.items()):
+            raise TamisValueError(
+                f"sparsify_: {argument}: got {key!r}, wanted a name that some nn.Linear has, such "
+                f"as {next(iter(layers), 'none')!r}; correct it or prefix a pattern with 're:'."
+            )
+
+
+def check_model(function: str, model: object) -> None:
+    """Refuses what is not a module.
+
+    Raises:
+        TamisTypeError: It is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise TamisTypeError(
+            f"{function}: model: got {type(model).__name__}, wanted a torch.nn.Module; "
+            "load it first."
+        )
+
+
+def allocate(
+    linears: Mapping[str, nn.Linear],
+    pattern: Pattern,
+    sparsity: float,
+    how: str | Mapping[str, float],
+    recipe: PruneRecipe,
+) -> dict[str, float]:
+    """Sparsity by layer."""
+    if (
+        isinstance(sparsity, bool)
+        or not isinstance(sparsity, (int, float))
+        or not 0 <= sparsity < 1
+    ):
+        raise TamisValueError(
+            f"sparsify_: sparsity: got {sparsity!r}, wanted 0 <= sparsity < 1; it is the fraction "
+            "of zeros."
+        )
+    shapes = {n: (m.out_features, m.in_features) for n, m in linears.items()}
+    if how != "uniform" and (pattern.kind == "nm" or recipe.group == "global"):
+        fixed = f"the pattern {pattern}" if pattern.kind == "nm" else "a global group"
+        raise TamisValueError(
+            f"sparsify_: allocate: got {how!r} with {fixed}, wanted 'uniform'; {fixed} decides "
+            "every layer's sparsity itself."
+        )
+    if pattern.kind == "nm":
+        own = 1 - pattern.keep / pattern.of
+        if sparsity not in (0.5, own):  # 0.5 is the default
+            raise TamisValueError(
+                f"sparsify_: sparsity: got {sparsity} with pattern '{pattern}', wanted {own:g}; "
+                "leave sparsity out or change N:M."
+            )
+        return allocation.uniform(shapes, own)
+    if isinstance(how, Mapping):
+        return allocation.given(shapes, sparsity, how)
+    known = {"uniform": allocation.uniform, "erk": allocation.erk}
+    if how not in known:
+        raise TamisValueError(
+            f"sparsify_: allocate: got {how!r}, wanted 'uniform', 'erk' or a dict of sparsities by "
+            "layer name; correct it."
+        )
+    return known[how](shapes, sparsity)
