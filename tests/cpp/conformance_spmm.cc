@@ -425,15 +425,18 @@ TEST(Spmm, SameBitsAtEveryThreadCount) {
     for (const int threads : {1, 2, 3}) {
       set_num_threads(threads);
       Rows y(DType::bf16, c.m, c.n, 0, false);
-      const Status s = spmm({.w = p.packed.view,
-                             .x_dtype = DType::bf16,
-                             .m = c.m,
-                             .x = x.bytes.data(),
-                             .x_stride = x.stride,
-                             .y = y.bytes.data(),
-                             .y_stride = y.stride});
+      const SpmmArgs args{.w = p.packed.view,
+                          .x_dtype = DType::bf16,
+                          .m = c.m,
+                          .x = x.bytes.data(),
+                          .x_stride = x.stride,
+                          .y = y.bytes.data(),
+                          .y_stride = y.stride};
+      const Status s = spmm(args);
       ASSERT_TRUE(s.ok()) << s.text;
-      compare(c, p, x, nullptr, y);
+      // What ran says how exact it is; the choice depends on how many values are stored.
+      const Case ran{*choose_spmm(describe(args), isa), 3, 1216, 576, 0.5, false, false, 7};
+      compare(ran, p, x, nullptr, y);
       results.emplace_back(y.bytes.data(), y.bytes.data() + y.bytes.size());
     }
     set_num_threads(0);
