@@ -19,6 +19,7 @@ block, and fails if that is not within 5 % of what the estimates assume.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -337,7 +338,8 @@ def counted(program: Path, kernel: Kernel, arguments: list[int]) -> tuple[float,
     command = ["qemu-aarch64", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu", "-d", "plugin"]
     command += ["-plugin", f"{plugin},ranges={ranges}"]
     command += [str(program), f"spmm_{kernel.row}", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    one = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads would race for the plugin's counters
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=one)
     runs = [int(n) for n in done.stderr.split()]
     turns = sum(n / len(block[2]) for n, block in zip(runs, blocks, strict=True))
     return turns, marks(blocks[0], kernel.mark)

@@ -41,8 +41,12 @@ struct Scalars;
 template <>
 struct Scalars<1> {
   float32x4_t lane;
+#if defined(TAMIS_SIMDE)
+  TAMIS_INLINE explicit Scalars(const float* p) : lane(vdupq_n_f32(*p)) {}
+#else
   // GCC would take ld1r, which needs a port of fmla as well.
   TAMIS_INLINE explicit Scalars(const float* p) { asm("ldr %s0, %1" : "=w"(lane) : "m"(*p)); }
+#endif
   TAMIS_INLINE F32 fma(int /*r*/, F32 x, F32 c) const {
     return {vfmaq_laneq_f32(c.low, x.low, lane, 0), vfmaq_laneq_f32(c.high, x.high, lane, 0)};
   }
