@@ -59,6 +59,8 @@ constexpr Want kWanted[] = {
     {Format::nm, DType::i8, DType::f32, "neon_bf16", "spmm_nm_i8_f32_neon_dot_codes"},
     {Format::nm, DType::i8, DType::f32, "neon", "spmm_nm_i8_f32_neon_codes"},
     {Format::block, DType::f32, DType::f32, "neon", "spmm_block_f32_f32_neon"},
+    {Format::groupq, DType::u4, DType::bf16, "neon_bf16", "spmm_groupq_u4_bf16_neon_dot_lanes"},
+    {Format::groupq, DType::u4, DType::bf16, "neon", "spmm_groupq_u4_bf16_neon_groups"},
 #endif
     {Format::bitmap, DType::f32, DType::bf16, "scalar", "spmm_bitmap_f32_bf16_scalar"},
 };
@@ -166,9 +168,10 @@ TEST(ChooseSpmm, TilesOfAmxTakeAllButTheFewestTokens) {
 
 #if defined(__aarch64__)
 TEST(ChooseSpmm, ManyTokensTakeMatrixProductsOrLeaveZerosOut) {
-  const auto name = [](Format format, DType w, DType x, int64_t m, IsaBits isa) {
+  const auto name = [](Format format, DType w, DType x, int64_t m, IsaBits isa, int kept = 50) {
     SpmmDesc desc = desc_of(format, w, x);
     desc.m = m;
+    desc.nnz = desc.n * desc.k * kept / 100;
     return std::string(choose_spmm(desc, isa)->name);
   };
   constexpr DType f32 = DType::f32, bf16 = DType::bf16, i8 = DType::i8;
@@ -176,6 +179,14 @@ TEST(ChooseSpmm, ManyTokensTakeMatrixProductsOrLeaveZerosOut) {
   EXPECT_EQ(name(Format::block, f32, f32, 32, isa::neon_bf16), "spmm_block_f32_f32_neon_skip");
   EXPECT_EQ(name(Format::nm, bf16, bf16, 8, isa::neon_bf16), "spmm_nm_bf16_bf16_neon_bf16_pairs");
   EXPECT_EQ(name(Format::nm, bf16, bf16, 8, isa::neon_fhm), "spmm_nm_bf16_bf16_neon_skip");
+  for (const int64_t m : {8, 256}) {
+    EXPECT_EQ(name(Format::bitmap, bf16, bf16, m, isa::neon_bf16, 20),
+              "spmm_bitmap_bf16_bf16_neon_bf16_pairs");
+    EXPECT_EQ(name(Format::bitmap, bf16, bf16, m, isa::neon_bf16, 10),
+              "spmm_bitmap_bf16_bf16_neon_skip");
+  }
+  EXPECT_EQ(name(Format::bitmap, bf16, bf16, 5, isa::neon_bf16, 10),
+            "spmm_bitmap_bf16_bf16_neon_bf16_pairs");
   EXPECT_EQ(name(Format::csr8, bf16, bf16, 8, isa::neon_bf16), "spmm_csr8_bf16_bf16_neon_skip");
   EXPECT_EQ(name(Format::nm, i8, bf16, 2, isa::neon_bf16), "spmm_nm_i8_bf16_neon_bf16_codepairs");
   EXPECT_EQ(name(Format::nm, i8, bf16, 2, isa::neon_dot), "spmm_nm_i8_bf16_neon_dot_codes");

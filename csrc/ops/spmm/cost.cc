@@ -23,6 +23,9 @@ constexpr Line kZen4[] = {
 constexpr Line kEmeraldRapids[] = {
 #include "ops/spmm/costs_amx.def"
 };
+constexpr Line kNeon[] = {
+#include "ops/spmm/costs_neon.def"
+};
 #undef TAMIS_COST
 
 // Every portable kernel visits stored values one by one.
@@ -69,6 +72,16 @@ double real(int64_t v) {
 const SpmmCost* spmm_cost(const SpmmRow& row, IsaBits isa) {
   static const std::vector<const SpmmCost*> zen4 = by_row(false), emerald_rapids = by_row(true);
   return ((isa & isa::amx) == isa::amx ? emerald_rapids : zen4)[position(row)];
+}
+
+const SpmmCost* spmm_choice_cost(const SpmmRow& row, IsaBits isa) {
+  static const std::vector<const SpmmCost*> estimated = [] {
+    std::vector<const SpmmCost*> found;
+    for (const SpmmRow& r : spmm_kernels()) found.push_back(line_of(r, kNeon));
+    return found;
+  }();
+  const SpmmCost* cost = estimated[position(row)];
+  return cost ? cost : spmm_cost(row, isa);
 }
 
 double stored_bytes(const SpmmDesc& d) {

@@ -28,6 +28,10 @@ struct SpmmCost {
 // A kernel's constants on the reference machine of this instruction set; null if it has none.
 const SpmmCost* spmm_cost(const SpmmRow& row, IsaBits isa);
 
+// What kernels are compared by: the same, and estimates where nothing was measured
+// (costs_neon.def).
+const SpmmCost* spmm_choice_cost(const SpmmRow& row, IsaBits isa);
+
 // Bytes of all arrays of such a matrix.
 double stored_bytes(const SpmmDesc& desc);
 

@@ -132,7 +132,7 @@ const SpmmRow* choose_spmm(const SpmmDesc& desc, IsaBits isa) {
         (row.isa & isa) != row.isa || std::max<int64_t>(desc.m, 1) < row.from_m) {
       continue;
     }
-    const SpmmCost* cost = spmm_cost(row, isa);
+    const SpmmCost* cost = spmm_choice_cost(row, isa);
     if (!best) {
       best = &row;
       if (!cost) return best;
