@@ -87,6 +87,8 @@ TAMIS_INLINE Words load_words(const uint8_t* p) {
 // The codes that start at bit `shift` of each word.
 template <int kBits>
 TAMIS_INLINE F32 codes(Words words, int shift) {
+  // Else GCC loads what all codes of a word are multiplied by first, and spills the sums.
+  asm volatile("" ::: "memory");
   const int32x4_t by = vdupq_n_s32(-shift);
   const uint32x4_t mask = vdupq_n_u32((1u << kBits) - 1);
   return {vcvtq_f32_u32(vandq_u32(vshlq_u32(words.low, by), mask)),

@@ -46,23 +46,39 @@ struct Partial {
   }
 };
 
+// sum[r] += w's r-th number of those that start at `first` times the row that starts at `from`.
+template <int R, int T, class Weights, class Extent>
+TAMIS_INLINE void add_weighted_row(const Weights& w, int first, const float* from, Extent extent,
+                                   simd::F32 (&sum)[R][T]) {
+  asm("" : "+r"(from));  // or GCC adds every vector's distance to the offset, not to the address
+  simd::F32 row[T];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) row[t] = extent.template load<T>(from, t);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) sum[r][t] = w.fma(first + r, row[t], sum[r][t]);
+  }
+}
+
 // Entries [begin, end): w of entry e is values[e * stride + r], its row lies at x + offset(e).
 template <int R, int T, class Offset, class Extent>
 TAMIS_INLINE void add_weighted_rows(const float* values, int64_t stride, int64_t begin, int64_t end,
                                     const float* x, Offset offset, Extent extent,
                                     simd::F32 (&sum)[R][T]) {
-  for (int64_t e = begin; e < end; ++e) {
-    const float* from = x + offset(e);
-    asm("" : "+r"(from));  // or GCC adds every vector's distance to the offset, not to the address
-    const simd::Scalars<R> w{values + e * stride};
-    simd::F32 row[T];
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) row[t] = extent.template load<T>(from, t);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) sum[r][t] = w.fma(r, row[t], sum[r][t]);
+  int64_t e = begin;
+  if constexpr (R == 1) {  // bound by loads: four weights are one
+    if (stride == 1) {
+      for (; e + 4 <= end; e += 4) {
+        const simd::Scalars<4> w{values + e};
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) add_weighted_row(w, i, x + offset(e + i), extent, sum);
+      }
     }
+  }
+  for (; e < end; ++e) {
+    const simd::Scalars<R> w{values + e * stride};
+    add_weighted_row(w, 0, x + offset(e), extent, sum);
   }
 }
 
