@@ -44,6 +44,7 @@ test-neon: $(VENV)/.dev
 	$(VENV)/bin/ctest --test-dir $(ARM) --output-on-failure --parallel $(JOBS)
 	cc -O2 -shared -fPIC -o $(ARM)/bench/libcount_plugin.so bench/count_plugin.c
 	$(PY) bench/arm_cost.py --counts
+	$(PY) bench/arm_cost_ops.py --counts
 
 # The NEON sources of formats and products through SIMDe under the address and undefined-behaviour
 # sanitizers: a copy of the tree in which x86 is ARM, without the levels that SIMDe lacks, and without

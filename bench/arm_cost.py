@@ -71,9 +71,11 @@ class Estimate:
 CORES = (
     Core("cortex-a55", 1.8, 4.0),
     Core("neoverse-n1", 2.6, 12.0),
+    Core("neoverse-v1", 2.6, 20.0),
     Core("neoverse-v2", 3.0, 25.0),
     Core("apple-m1", 3.2, 50.0),
 )
+MATRIX_CORES = ("neoverse-v1", "neoverse-v2")  # that have BF16 and I8MM
 ONE = "pass<.*{}, 1>"
 CODES = "codes_steps<.*{}.*, 1, 2>"
 FEW = (
@@ -312,7 +314,7 @@ def print_matrix(program: Path, kept: float, tokens: int) -> None:
     print(f"\n{tokens} tokens, {1 - kept:.0%} zeros, cycles per 8 weights and 8 tokens")
     print("kernel | core | product | expansion | x dense from cache | x dense from memory")
     for kernel, expansion, columns in MATRIX:
-        for core in CORES[2:3]:
+        for core in (c for c in CORES if c.name in MATRIX_CORES):
             loop, _ = of_block(program, kernel, core.name)
             product = loop.per(columns)  # 8 rows times `columns` columns are as many eights
             expand, count = of_block(program, expansion, core.name)
@@ -330,19 +332,25 @@ def print_matrix(program: Path, kept: float, tokens: int) -> None:
             )
 
 
-def counted(program: Path, kernel: Kernel, arguments: list[int]) -> tuple[float, int]:
-    """How often qemu runs a kernel's hot block in one call, and marks of the block."""
-    blocks = hot_blocks(program, kernel)
+def count_runs(program: Path, blocks: list[Block], arguments: list[str]) -> list[float]:
+    """How often each straight piece runs in one call of arm_count under qemu."""
     ranges = ":".join(f"{begin:#x}-{end:#x}" for begin, end, _ in blocks)
     plugin = program.parent / "libcount_plugin.so"
     command = ["qemu-aarch64", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu", "-d", "plugin"]
-    command += ["-plugin", f"{plugin},ranges={ranges}"]
-    command += [str(program), f"spmm_{kernel.row}", *map(str, arguments)]
+    command += ["-plugin", f"{plugin},ranges={ranges}", str(program), *arguments]
     one = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads would race for the plugin's counters
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=one)
-    runs = [int(n) for n in done.stderr.split()]
-    turns = sum(n / len(block[2]) for n, block in zip(runs, blocks, strict=True))
-    return turns, marks(blocks[0], kernel.mark)
+    done = subprocess.run(command, capture_output=True, text=True, env=one)
+    if done.returncode:
+        raise SystemExit(f"arm_cost: {' '.join(arguments)}: {done.stderr.strip()[:200]}")
+    counts = [int(n) for n in done.stderr.split()]
+    return [n / len(block[2]) for n, block in zip(counts, blocks, strict=True)]
+
+
+def counted(program: Path, kernel: Kernel, arguments: list[int]) -> tuple[float, int]:
+    """How often qemu runs a kernel's hot block in one call, and marks of the block."""
+    blocks = hot_blocks(program, kernel)
+    runs = count_runs(program, blocks, [f"spmm_{kernel.row}", *map(str, arguments)])
+    return sum(runs), marks(blocks[0], kernel.mark)
 
 
 def check_counts(program: Path) -> bool:

@@ -19,8 +19,8 @@ from pathlib import Path
 from arm_cost import CORES
 
 OBJECT = "tamis_conv2d_neon.dir/csrc/ops/conv2d/conv2d_neon.cc.o"
-# Outputs that share their inputs: positions of a strip.
-STRIPS = {1: 40, 2: 32, 4: 16}
+# Outputs that share their inputs: positions of a strip, and entries that a turn of the loop takes.
+STRIPS = {1: (40, 4), 2: (32, 1), 4: (16, 1)}
 DENSE_SHARE = 0.9  # of the peak
 INPUTS = 256
 MISPREDICT = 14  # cycles, about what each of these cores takes
@@ -45,15 +45,15 @@ def loops(path: Path) -> list[list[str]]:
     return found
 
 
-def entry_loop(all_loops: list[list[str]], height: int, fmla: int) -> list[str]:
+def entry_loop(all_loops: list[list[str]], height: int, entries: int, fmla: int) -> list[str]:
     """The shortest loop of a block height and no table of offsets: a 1x1 layer's, whole strips."""
-    lanes = {f"s[{i}]" for i in range(height)}
+    lanes = {f"s[{i}]" for i in range(height * entries)}
     with_ids = [
         body
         for body in all_loops
         if sum(line.startswith("fmla") for line in body) == fmla
         and {line.split(".")[-1].strip() for line in body if line.startswith("fmla")} == lanes
-        and any(line.startswith("ldrsw") for line in body)
+        and any(line.startswith("ldrsw") or line.startswith("ldpsw") for line in body)
         and not any(re.match(r"ldr\s+x\d+, .*lsl #3", line) for line in body)
     ]
     if not with_ids:
@@ -84,19 +84,20 @@ def main() -> None:
     print(f"estimated; {arguments.sparsity:.0%} zeros, in blocks of g x 1; dense at 90 % of peak")
     print("strip   core          cycles of an entry  share of peak      x dense, loop      layer")
     for core in CORES:
-        for height, positions in STRIPS.items():
+        for height, (positions, entries) in STRIPS.items():
             fmla = height * positions // 4
             peak = cycles(
                 "\n".join(f"fmla v{i}.4s, v28.4s, v29.s[0]" for i in range(16)), core.name
             )
             least = max(peak) / 16 * fmla
-            took = cycles("\n".join(entry_loop(found, height, fmla)), core.name)
+            loop = "\n".join(entry_loop(found, height, entries, fmla * entries))
+            took = [turn / entries for turn in cycles(loop, core.name)]
             dense = least / DENSE_SHARE
-            entries = INPUTS * density
+            kept = INPUTS * density
             # bias, clamp with a comparison and a selection for each bound, store
             end = MISPREDICT + least / fmla * 6 * fmla
             gain = [dense / (density * c) for c in took]
-            layer = [INPUTS * dense / (entries * c + end) for c in took]
+            layer = [INPUTS * dense / (kept * c + end) for c in took]
             print(
                 f"{positions}x{height:<4} {core.name:12} {min(took):8.1f} to {max(took):<8.1f} "
                 f"{least / max(took):6.0%} to {least / min(took):<6.0%} "

@@ -25,7 +25,7 @@ void qemu_plugin_outs(const char* text);
 
 __attribute__((visibility("default"))) int qemu_plugin_version = 1;
 
-enum { kMost = 64 };
+enum { kMost = 8192 };
 static struct {
   uint64_t begin, end, count;
 } range[kMost];
