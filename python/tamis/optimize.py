@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tamis import stored
+from tamis.activation import InputSparseLinear, SparseMLP
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import FORMATS, Layout
 from tamis.nn import SparseConv2d, SparseLinear
@@ -110,6 +111,8 @@ def optimize_(  # noqa: PLR0913
 def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: int = 0) -> Report:
     """What every linear and sparse convolution of the model is, costs and reaches.
 
+    Layers that leave activations out name their kernel; what they gain is the handle's to say.
+
     Args:
         model: Any torch model.
         measure: Times each layer and its dense twin too; the cost model's times are always there.
@@ -124,9 +127,13 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
     convs = {n: m for n, m in model.named_modules() if isinstance(m, SparseConv2d)}
     layers = linear_layers(model)
     bench = _Bench(tokens, seed, sum(_dense_bytes(layer) for layer in layers.values()))
-    layers = {n: m for n, m in model.named_modules() if n in layers or n in convs}
+    leaving = _leaving_out(model)
+    layers = {n: m for n, m in model.named_modules() if {n} & {*layers, *convs, *leaving}}
     rows = []
     for name, layer in layers.items():
+        if name in leaving:
+            rows.append(leaving[name])
+            continue
         row = describe(name, layer, reason=_no_choice(layer), tokens=tokens)
         if measure and name not in convs:  # a convolution's time is a matter of its images
             own = _format_of(layer)
@@ -352,6 +359,38 @@ def describe(
         kernel="torch",
         predicted_ms=_dense_ms(linear, tokens),
         reason=reason,
+    )
+
+
+def _leaving_out(model: nn.Module) -> dict[str, LayerReport]:
+    """Rows of the linears whose small activations are left out, by name."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, InputSparseLinear):
+            reason = "reads the columns of inputs that count, up to 4 tokens at a time"
+            found[name] = _by_column(name, module.weight, "sparse_input", reason)
+        elif isinstance(module, SparseMLP):
+            counts = "reads what neurons that count meet, up to 4 tokens at a time"
+            reasons = ("read whole: it says which neurons count", counts, counts)
+            for part, weight, reason in zip(module.names, module.weights(), reasons, strict=True):
+                found[f"{name}.{part}"] = _by_column(f"{name}.{part}", weight, "sparse_mlp", reason)
+    return found
+
+
+def _by_column(name: str, weight: Tensor, op: str, reason: str) -> LayerReport:
+    from tamis import _C
+
+    dtype = DTYPE_NAMES.get(weight.dtype, "")
+    names = [
+        row["name"]
+        for row in _C.activation_kernels()
+        if row["op"] == op and row["w_dtype"] == dtype and row["runs_here"]
+    ]
+    nbytes = weight.numel() * weight.element_size()
+    shape = (weight.shape[0], weight.shape[1])
+    kernel = names[0] if names else "torch"
+    return LayerReport(
+        name, shape, 0.0, f"dense {dtype}", nbytes, nbytes, kernel=kernel, reason=reason
     )
 
 

@@ -222,6 +222,20 @@ def test_a_module_that_is_not_faster_stays_dense() -> None:
     assert str(handle).count("\n") == len(handle.places)
 
 
+@pytest.mark.parametrize(("method", "op"), [("teal", "sparse_input"), ("cats", "sparse_mlp")])
+def test_explain_names_the_kernels(method: str, op: str) -> None:
+    model = tiny("llama")
+    names = [row.name for row in tamis.explain(model).layers]
+    with activation.attach(model, plan_of(model, method), measure=False):
+        rows = tamis.explain(model).layers
+    assert [row.name for row in rows] == names
+    up = next(row for row in rows if row.name.endswith("0.mlp.up_proj"))
+    assert up.kernel.startswith(f"{op}_f32_")
+    assert up.nbytes == up.dense_nbytes
+    assert "that count" in up.reason
+    assert not any("sparse_" in row.kernel for row in tamis.explain(model).layers)
+
+
 def test_gradients_flow_through_the_masked_form() -> None:
     model = tiny("llama")
     with activation.attach(model, plan_of(model, "cats"), measure=False):
