@@ -61,7 +61,12 @@ TAMIS_INLINE void add_weighted_row(const Weights& w, int first, const float* fro
   }
 }
 
-// Entries [begin, end): w of entry e is values[e * stride + r], its row lies at x + offset(e).
+TAMIS_INLINE const float* bytes_after(const float* p, int64_t bytes) {
+  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(p) + bytes);
+}
+
+// Entries [begin, end): w of entry e is values[e * stride + r], its row lies offset(e) bytes after
+// x.
 template <int R, int T, class Offset, class Extent>
 TAMIS_INLINE void add_weighted_rows(const float* values, int64_t stride, int64_t begin, int64_t end,
                                     const float* x, Offset offset, Extent extent,
@@ -72,13 +77,14 @@ TAMIS_INLINE void add_weighted_rows(const float* values, int64_t stride, int64_t
       for (; e + 4 <= end; e += 4) {
         const simd::Scalars<4> w{values + e};
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) add_weighted_row(w, i, x + offset(e + i), extent, sum);
+        for (int i = 0; i < 4; ++i)
+          add_weighted_row(w, i, bytes_after(x, offset(e + i)), extent, sum);
       }
     }
   }
   for (; e < end; ++e) {
     const simd::Scalars<R> w{values + e * stride};
-    add_weighted_row(w, 0, x + offset(e), extent, sum);
+    add_weighted_row(w, 0, bytes_after(x, offset(e)), extent, sum);
   }
 }
 

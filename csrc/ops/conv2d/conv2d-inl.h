@@ -23,20 +23,20 @@ static_assert(kMostVectors<1> <= 5 && kMostVectors<2> <= 5 && kMostVectors<4> <=
               "for_strips has a case for each number of vectors");
 static_assert(kMostVectors<1> * simd::kLanes <= kStripPositions, "a strip fits its room");
 
-// Where the entries of a row find their planes.
+// Where the entries of a row find their planes, in bytes.
 struct ByColumn {  // 1x1
   const int32_t* columns;
-  int64_t channel;
-  TAMIS_INLINE int64_t operator()(int64_t e) const { return columns[e] * channel; }
+  int64_t channel_bytes;
+  TAMIS_INLINE int64_t operator()(int64_t e) const { return columns[e] * channel_bytes; }
 };
 struct ByTable {
   const int32_t* columns;
   const int64_t* offsets;
-  TAMIS_INLINE int64_t operator()(int64_t e) const { return offsets[columns[e]]; }
+  TAMIS_INLINE int64_t operator()(int64_t e) const { return offsets[columns[e]] * 4; }
 };
 struct InOrder {  // depthwise
   const int64_t* offsets;
-  TAMIS_INLINE int64_t operator()(int64_t e) const { return offsets[e]; }
+  TAMIS_INLINE int64_t operator()(int64_t e) const { return offsets[e] * 4; }
 };
 
 // Outputs among `width` positions from `first` on: pieces of rows.
@@ -201,9 +201,9 @@ void conv2d_rows(const Conv2dArgs& a, const Conv2dPlan& plan, const Conv2dImage&
       Conv2dImage packed = image;
       packed.x = image.room - strip.first;
       const int64_t width = strip.pack(image.x, image.room);
-      strip.template rows<R>(packed, ByColumn{a.w.col_indices, width}, begin, end);
+      strip.template rows<R>(packed, ByColumn{a.w.col_indices, width * 4}, begin, end);
     } else {
-      strip.template rows<R>(image, ByColumn{a.w.col_indices, plan.channel}, begin, end);
+      strip.template rows<R>(image, ByColumn{a.w.col_indices, plan.channel * 4}, begin, end);
     }
   });
 }
