@@ -257,10 +257,11 @@ void attend_pages(const AttentionPart& a, AttentionState* s) {
     });
   }
   for (int r = 0; r < R; ++r) {
-    for (int64_t c = 0; c < a.head_dim; ++c) {
+    for (int64_t g = 0; g < layout.groups(); ++g) {
       float offset = 0.0f;
-      for (const float x : scratch.offset[r][c / layout.group]) offset += x;
-      s->weighted[r][c] += offset;
+      for (const float x : scratch.offset[r][g]) offset += x;
+      float* group = s->weighted[r] + g * layout.group;
+      for (int64_t c = 0; c < layout.group; ++c) group[c] += offset;
     }
   }
 }
