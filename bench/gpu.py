@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpu_activation import activation, print_activation
 from gpu_kv import kv, print_kv
 from gpu_rates import rates
 from gpu_timing import copies_of, timed, timed_in_turns
@@ -60,7 +61,7 @@ def build() -> dict[str, Any]:
 def conformance() -> dict[str, Any]:
     said = run(
         sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider",
-        "tests/python/test_cuda.py", "tests/python/test_cuda_kv.py",
+        *(f"tests/python/test_{name}.py" for name in ("cuda", "cuda_kv", "cuda_activation")),
     )  # fmt: skip
     print(said[-1500:])
     return {"ok": said.startswith("rc 0"), "output": said[-3000:]}
@@ -348,6 +349,7 @@ def run_sections(args: argparse.Namespace) -> dict[str, Any]:
         sections[f"g4 {shape}"] = lambda shape=shape: one_shape_g4(shape, done["copy"]["gb_per_s"])
     for batch in (1, 8):
         sections[f"kv {batch}"] = lambda batch=batch: kv(batch, done["copy"]["gb_per_s"])
+    sections["activation"] = lambda: activation(done["copy"]["gb_per_s"])
     for name, section in sections.items():
         named = name in args.sections or name.split()[0] in args.sections
         if not named and (args.sections or name in done):
@@ -385,6 +387,7 @@ def main() -> int:
     done = run_sections(args)
     if "copy" in done:
         print(f"{done['copy']['device']}: copies {done['copy']['gb_per_s']:.0f} GB/s")
+    print_activation(done.get("activation", []))
     print_kv([row for name in done if name.startswith("kv") for row in done[name]])
     print_rows(
         [row for name in done if name.startswith(("spmm", "m24", "g4")) for row in done[name]]

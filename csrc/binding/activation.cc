@@ -92,7 +92,7 @@ void add_rows(std::span<const Row> rows, const char* op, py::list* out) {
     entry["w_dtype"] = name_of(row.dtype);
     entry["x_dtype"] = name_of(row.dtype);
     entry["isa"] = isa_name(row.isa);
-    entry["tile_m"] = kMaxTokens;
+    entry["tile_m"] = kPassTokens;
     entry["tile_n"] = 1;
     entry["runs_here"] = (row.isa & active_isa()) == row.isa;
     out->append(entry);
@@ -110,7 +110,7 @@ py::list kernel_rows() {
 
 void bind_activation(py::module_& m) {
   using namespace py::literals;
-  m.attr("sparse_activation_tokens") = kMaxTokens;
+  m.attr("sparse_activation_tokens") = kPassTokens;
   m.def("sparse_input", &input, "dtype"_a, "shape"_a, "x_ptr"_a, "x_stride"_a, "w_ptr"_a,
         "threshold_ptr"_a, "bias_ptr"_a, "y_ptr"_a, "y_stride"_a);
   m.def("sparse_mlp", &mlp, "dtype"_a, "shape"_a, "x_ptr"_a, "x_stride"_a, "gate_ptr"_a, "up_ptr"_a,

@@ -58,6 +58,24 @@ py::list devices() {
   return all;
 }
 
+template <class Row>
+void add_activation_rows(std::span<const Row> rows, const char* op, int32_t capability,
+                         py::list* out) {
+  for (const Row& row : rows) {
+    py::dict entry;
+    entry["name"] = row.name;
+    entry["op"] = op;
+    entry["format"] = "dense";
+    entry["w_dtype"] = name_of(row.dtype);
+    entry["x_dtype"] = name_of(row.dtype);
+    entry["isa"] = "sm80";
+    entry["tile_m"] = 8;
+    entry["tile_n"] = 1;
+    entry["runs_here"] = capability >= 80;
+    out->append(entry);
+  }
+}
+
 py::list kernels(int32_t capability) {
   py::list rows;
   for (const SpmmCudaRow& row : cuda_library().spmm_kernels()) {
@@ -87,6 +105,9 @@ py::list kernels(int32_t capability) {
     entry["runs_here"] = capability >= 80;
     rows.append(entry);
   }
+  const CudaLibrary& library = cuda_library();
+  add_activation_rows(library.sparse_input_kernels(), "sparse_input", capability, &rows);
+  add_activation_rows(library.sparse_mlp_kernels(), "sparse_mlp", capability, &rows);
   return rows;
 }
 

@@ -8,11 +8,13 @@
 #include "ops/kv_quantize/kv_quantize_cuda.h"
 #include "ops/kv_select/kv_select_cuda.h"
 #include "ops/sparse_attention/attention_cuda.h"
+#include "ops/sparse_input/sparse_input_cuda.h"
+#include "ops/sparse_mlp/sparse_mlp_cuda.h"
 #include "ops/spmm/spmm_cuda.h"
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 3;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 4;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;
@@ -33,6 +35,14 @@ struct CudaLibrary {
   std::span<const AttentionCudaRow> (*attention_kernels)();
   Status (*attention_workspace)(const SparseAttentionArgs&, const CudaDevice&, int64_t* bytes);
   Status (*attention)(const SparseAttentionCudaArgs&, const CudaDevice&, void* stream);
+  std::span<const SparseInputCudaRow> (*sparse_input_kernels)();
+  Status (*sparse_input_workspace)(const SparseInputArgs&, const CudaDevice&, int64_t* bytes);
+  Status (*sparse_input)(const SparseInputArgs&, void* workspace, int64_t workspace_bytes,
+                         const CudaDevice&, void* stream);
+  std::span<const SparseMlpCudaRow> (*sparse_mlp_kernels)();
+  Status (*sparse_mlp_workspace)(const SparseMlpArgs&, const CudaDevice&, int64_t* bytes);
+  Status (*sparse_mlp)(const SparseMlpArgs&, void* workspace, int64_t workspace_bytes,
+                       const CudaDevice&, void* stream);
 };
 
 inline constexpr const char* kCudaSymbol = "tamis_cuda_library";

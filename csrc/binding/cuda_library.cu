@@ -65,7 +65,13 @@ constexpr CudaLibrary kLibrary{.abi = kCudaAbi,
                                .kv_select = &kv_select_cuda,
                                .attention_kernels = &attention_cuda_kernels,
                                .attention_workspace = &attention_workspace,
-                               .attention = &sparse_attention_cuda};
+                               .attention = &sparse_attention_cuda,
+                               .sparse_input_kernels = &sparse_input_cuda_kernels,
+                               .sparse_input_workspace = &sparse_input_workspace,
+                               .sparse_input = &sparse_input_cuda,
+                               .sparse_mlp_kernels = &sparse_mlp_cuda_kernels,
+                               .sparse_mlp_workspace = &sparse_mlp_workspace,
+                               .sparse_mlp = &sparse_mlp_cuda};
 
 }  // namespace
 }  // namespace tamis

@@ -14,6 +14,7 @@
 #include "binding/conv2d.h"
 #include "binding/cost.h"
 #include "binding/cuda.h"
+#include "binding/cuda_activation.h"
 #include "binding/cuda_kv.h"
 #include "binding/kv.h"
 #include "binding/kv_edit.h"
@@ -66,6 +67,7 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   binding::bind_conv2d(m);
   binding::bind_cost(m);
   binding::bind_cuda(m);
+  binding::bind_cuda_activation(m);
   binding::bind_cuda_kv(m);
   binding::bind_kv(m);
   binding::bind_kv_edit(m);

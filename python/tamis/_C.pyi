@@ -555,6 +555,40 @@ def cuda_kv_append_labels(
 ) -> None:
     """``kv_append_labels`` on a device and stream."""
 
+def cuda_sparse_input(
+    device: int,
+    stream: int,
+    dtype: int,
+    shape: tuple[int, int, int],
+    x_ptr: int,
+    x_stride: int,
+    w_ptr: int,
+    threshold_ptr: int,
+    bias_ptr: int,
+    y_ptr: int,
+    y_stride: int,
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """``sparse_input`` on a device and stream; 0, or the bytes of workspace that it wants."""
+
+def cuda_sparse_mlp(
+    device: int,
+    stream: int,
+    dtype: int,
+    shape: tuple[int, int, int, int],
+    x_ptr: int,
+    x_stride: int,
+    weight_ptrs: tuple[int, int, int],
+    threshold_ptr: int,
+    activation: int,
+    y_ptr: int,
+    y_stride: int,
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """``sparse_mlp`` on a device and stream; 0, or the bytes of workspace that it wants."""
+
 class CudaMatrix:
     """A packed weight on a device, with a plan per number of tokens. Borrows all memory."""
 

@@ -24,6 +24,7 @@ MAX_REGISTERS = 128  # two blocks of 256 threads on an SM
 MAX_INSTRUCTIONS, MAX_POPC = 240, 0  # sm_90a, one record of t16, 8 tokens
 MAX_CODES = 170  # the same of g4
 MAX_SPARSE24 = 30  # the same of m24, whose loop takes several
+MAX_DOTS, MAX_ROW_SUMS = 100, 200  # sm_90, 1024 weights of sparse_mlp's rows, of listed rows
 # Attention on sm_90: registers, and instructions of a page or tile with all its rarely taken branches
 # (softcap, masks, a new largest score: some 300). DRAM of an H100 leaves 4 * 353 issue slots a page
 # of 4 bits at d = 128, 4 * 212 at 2 bits, 4 * 565 for 16 tokens of bf16.
@@ -99,15 +100,24 @@ def label(arch: str, name: str) -> str:
         return f"sparse_attention {match[1]} bits d {match[2]} {arch}"
     if match := re.search(r"RowConfigILNS_\dDTypeE(\d)ELi(\d+)E", name):
         return f"sparse_attention {'f16' if match[1] == '1' else 'bf16'} d {match[2]} {arch}"
+    if match := re.search(r"(sparse_input|sparse_mlp_(?:gate|up|down))\w*DTypeE(\d)E", name):
+        return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
     known = ("expand_t16", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select",
              "kv_append_labels")  # fmt: skip
     return f"{next((k for k in known if k in name), name)} {arch}"
+
+
+def activation(name: str) -> bool:
+    return "sparse_input" in name or "sparse_mlp" in name
 
 
 def budget(arch: str, name: str) -> int | None:
     """Most instructions of the main loop; None where none is pinned."""
     if "sparse_attention" in name:
         return (MAX_PAGE if "PageConfig" in name else MAX_ROWS) if arch == "sm_90" else None
+    if activation(name):
+        sums = "sparse_input" in name or "sparse_mlp_down" in name
+        return (MAX_ROW_SUMS if sums else MAX_DOTS) if arch == "sm_90" else None
     if arch != "sm_90a" or "ELi1E" not in name:
         return None
     if "PackedFormatE2" in name:
@@ -123,6 +133,8 @@ def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
     if "PackedFormatE1" in name or "PackedFormatE2" in name:  # of one of the loop's records
         products = 2 if "PackedFormatE1" in name else 4  # at 8 tokens
         size = size * products // max(loop["HMMA"], products)
+    if activation(name):  # of 1024 weights: two products for each with factors in two parts
+        size = size * (8 if "sparse_mlp_down" in name else 4) // max(loop["HMMA"], 1)
     if most is not None and size > most:
         wrong.append(f"{size} instructions in the loop, wanted at most {most}")
     if loop["POPC"] > MAX_POPC and "PackedFormatE0" in name:
@@ -142,7 +154,7 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     most = MAX_ATTENTION_REGISTERS if attention or alone else MAX_REGISTERS
     if used > most:
         wrong.append(f"{used} registers, wanted at most {most}")
-    if attention or "spmm_t16" in name:
+    if attention or activation(name) or "spmm_t16" in name:
         wrong += loop_problems(arch, name, loop)
     counts = ", ".join(f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", "HMMA", "LDGSTS"))
     sys.stdout.write(
@@ -164,8 +176,8 @@ def main() -> int:
     used = registers(run(tool, "--dump-resource-usage", library))
     found = functions(run(tool, "--dump-sass", library))
     # On three architectures: three formats with four token tiles in two dtypes, ten attentions, nine for
-    # the rest of a KV cache; the expansions on two of them.
-    wanted = 3 * (24 + 10 + 9) + 3 * 2
+    # the rest of a KV cache, four of activations in two dtypes; the expansions on two of them.
+    wanted = 3 * (24 + 10 + 9 + 8) + 3 * 2
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

@@ -96,6 +96,16 @@ TAMIS_DEVICE Word4 load_matrices(uint32_t at) {
   return out;
 }
 
+// The same transposed: lane 4g + t gets elements g of rows 2t and 2t + 1 of each.
+TAMIS_DEVICE Word4 load_matrices_transposed(uint32_t at) {
+  Word4 out;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+               : "r"(shared_address(at))
+               : "memory");
+  return out;
+}
+
 // ---- cp.async: 16 bytes per thread, of which `valid` are read and the others become zero
 
 TAMIS_DEVICE void copy_async16(uint32_t to, const void* from, uint32_t valid) {
@@ -195,6 +205,10 @@ TAMIS_DEVICE Word4 load_stream(const Word4* from) {
 template <class T>
 TAMIS_DEVICE T load_volatile(const T* from) {
   return __ldcg(from);
+}
+TAMIS_DEVICE Word2 load_volatile(const Word2* from) {
+  const uint2 v = __ldcg(reinterpret_cast<const uint2*>(from));
+  return {v.x, v.y};
 }
 // Towards the L2 cache, soon to be read.
 TAMIS_DEVICE void prefetch(const void* from) {

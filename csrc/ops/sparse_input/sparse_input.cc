@@ -60,12 +60,12 @@ struct Memory {
   float* sums;
 
   static int64_t bytes(const SparseInputArgs& a) {
-    return 4 * (a.k * (1 + kMaxTokens) + a.n * kMaxTokens);
+    return 4 * (a.k * (1 + kPassTokens) + a.n * kPassTokens);
   }
   Memory(const SparseInputArgs& a, void* base)
       : ids(static_cast<int32_t*>(base)),
         factors(reinterpret_cast<float*>(ids + a.k)),
-        sums(factors + a.k * kMaxTokens) {}
+        sums(factors + a.k * kPassTokens) {}
 };
 
 // Lists the inputs that some of tokens [first, first + tokens) need; returns how many pairs count.
@@ -151,8 +151,8 @@ Status sparse_input_with(const SparseInputRow& row, const SparseInputArgs& a) {
   void* base = scratch(Memory::bytes(a));
   if (!base) return error(Code::out_of_memory, "sparse_input: no memory for sums");
   const Memory memory(a, base);
-  for (int64_t first = 0; first < a.m; first += kMaxTokens) {
-    const int64_t tokens = std::min(kMaxTokens, a.m - first);
+  for (int64_t first = 0; first < a.m; first += kPassTokens) {
+    const int64_t tokens = std::min(kPassTokens, a.m - first);
     WeightedRows rows;
     const int64_t kept = list_inputs(a, first, tokens, memory, &rows);
     if (a.kept) *a.kept += kept;

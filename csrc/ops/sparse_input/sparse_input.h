@@ -14,7 +14,7 @@ namespace tamis {
 
 // Tokens that share one pass over the weights. Meant for that few: the union of what several tokens
 // need soon is all of w.
-inline constexpr int64_t kMaxTokens = 4;
+inline constexpr int64_t kPassTokens = 4;
 
 // x [m, k], w [k, n] and y [m, n] have contiguous rows; bias [n] or null; all of one dtype, f32,
 // f16 or bf16. Products accumulate in f32. A NaN counts, whatever the threshold.
@@ -43,7 +43,7 @@ struct WeightedRows {
 // what is there.
 struct RowSum {
   WeightedRows rows;
-  int64_t tokens = 0;  // 1 .. kMaxTokens
+  int64_t tokens = 0;  // 1 .. kPassTokens
   const void* w = nullptr;
   int64_t stride = 0;
   float* sum = nullptr;

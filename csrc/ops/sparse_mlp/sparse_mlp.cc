@@ -67,12 +67,12 @@ struct Memory {
   float* sums;
 
   static int64_t bytes(const SparseMlpArgs& a, int64_t tasks) {
-    return 8 * tasks + 4 * kMaxTokens * (a.k + tasks * a.d);
+    return 8 * tasks + 4 * kPassTokens * (a.k + tasks * a.d);
   }
   Memory(const SparseMlpArgs& a, int64_t tasks, void* base)
       : kept(static_cast<int64_t*>(base)),
         x(reinterpret_cast<float*>(kept + tasks)),
-        sums(x + kMaxTokens * a.k) {}
+        sums(x + kPassTokens * a.k) {}
 };
 
 // Tokens [first, first + tokens); returns how many activations counted.
@@ -147,8 +147,8 @@ Status sparse_mlp_with(const SparseMlpRow& row, const SparseMlpArgs& a) {
   void* base = scratch(Memory::bytes(a, tasks));
   if (!base) return error(Code::out_of_memory, "sparse_mlp: no memory for sums");
   const Memory memory(a, tasks, base);
-  for (int64_t first = 0; first < a.m; first += kMaxTokens) {
-    const int64_t tokens = std::min(kMaxTokens, a.m - first);
+  for (int64_t first = 0; first < a.m; first += kPassTokens) {
+    const int64_t tokens = std::min(kPassTokens, a.m - first);
     const int64_t kept = run_pass(row, a, first, tokens, tasks, memory);
     if (a.kept) *a.kept += kept;
   }

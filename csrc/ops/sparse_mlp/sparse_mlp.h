@@ -32,7 +32,7 @@ struct SparseMlpArgs {
   int64_t* kept = nullptr;  // null, or gets how many of the m * n activations counted
 };
 
-// Neurons [begin, end) for up to kMaxTokens tokens.
+// Neurons [begin, end) for up to kPassTokens tokens.
 struct MlpPart {
   const SparseMlpArgs* args;
   const float* x;  // [tokens, k]

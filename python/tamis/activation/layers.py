@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tamis.ops import cuda_activation
 from tamis.ops.sparse_input import TOKENS, masked_input, sparse_input
 from tamis.ops.sparse_mlp import masked_mlp, sparse_mlp
 
@@ -19,11 +20,18 @@ def by_column(weight: Tensor) -> Tensor:
     return weight.t().contiguous().t()
 
 
+def _few(x: Tensor) -> int:
+    """Most tokens of a step of decoding: those that share a pass of the kernels."""
+    return cuda_activation.TOKENS if x.is_cuda else TOKENS
+
+
 def _decodes(x: Tensor, width: int, *weights: Tensor) -> bool:
-    """Whether the kernels take it: few tokens on the CPU, and nobody wants a gradient."""
-    if not x.is_cpu or x.numel() > TOKENS * width or any(w.dtype != x.dtype for w in weights):
-        return False
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    """Whether the kernels take it: few tokens where there are kernels, and nobody wants a gradient."""
+    if x.is_cuda:
+        fits = cuda_activation.takes(x)
+    else:
+        fits = x.is_cpu and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    if not fits or x.numel() > _few(x) * width or any(w.dtype != x.dtype for w in weights):
         return False
     return not (
         torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights))
@@ -33,15 +41,16 @@ def _decodes(x: Tensor, width: int, *weights: Tensor) -> bool:
 class InputSparseLinear(nn.Module):
     """y [..., out] = x [..., in] @ w.T + bias with |x[k]| < threshold[k] counting as zero.
 
-    Up to 4 tokens read only the columns of w that some of them needs; more tokens, other devices and
-    training multiply densely, with the same inputs set to zero unless ``prompts`` is false.
+    Up to 4 tokens (8 on CUDA) read only the columns of w that some of them needs; more tokens, devices
+    without kernels and training multiply densely, with the same inputs set to zero unless ``prompts``
+    is false.
 
     State: ``weight`` and ``bias``, as nn.Linear has them; thresholds belong to the plan.
 
     Args:
         linear: Its parameters are taken over; ``weight`` gets contiguous columns.
         threshold: [in] f32, at least 0.
-        prompts: Whether more than 4 tokens at a time leave inputs out too.
+        prompts: Whether more tokens at a time leave inputs out too.
     """
 
     threshold: Tensor
@@ -59,7 +68,7 @@ class InputSparseLinear(nn.Module):
         weights = (self.weight,) if self.bias is None else (self.weight, self.bias)
         if _decodes(x, self.in_features, *weights) and self.weight.t().is_contiguous():
             return sparse_input(x, self.weight, self.threshold, self.bias)
-        if not self.prompts and x.numel() > TOKENS * self.in_features:
+        if not self.prompts and x.numel() > _few(x) * self.in_features:
             return functional.linear(x, self.weight, self.bias)
         return masked_input(x, self.weight, self.threshold, self.bias)
 
@@ -71,9 +80,9 @@ class InputSparseLinear(nn.Module):
 class SparseMLP(nn.Module):
     """down(a * up(x)), a = f(gate(x)) with |a[j]| < threshold[j] counting as zero.
 
-    Up to 4 tokens read only the rows of up and columns of down of the neurons that some of them
-    needs; more tokens, other devices and training multiply densely, with the same activations set to
-    zero unless ``prompts`` is false.
+    Up to 4 tokens (8 on CUDA) read only the rows of up and columns of down of the neurons that some of
+    them needs; more tokens, devices without kernels and training multiply densely, with the same
+    activations set to zero unless ``prompts`` is false.
 
     State: the three layers under the names of the module it replaces; thresholds belong to the plan.
 
@@ -82,7 +91,7 @@ class SparseMLP(nn.Module):
             columns.
         threshold: [neurons] f32, at least 0.
         activation: f: "silu", "relu", "gelu" or "gelu_tanh".
-        prompts: Whether more than 4 tokens at a time leave neurons out too.
+        prompts: Whether more tokens at a time leave neurons out too.
     """
 
     threshold: Tensor
@@ -114,7 +123,7 @@ class SparseMLP(nn.Module):
         if _decodes(x, gate.shape[1], gate, up, down) and down.t().is_contiguous():
             return sparse_mlp(x, gate, up, down, self.threshold, self.activation)
         threshold = self.threshold
-        if not self.prompts and x.numel() > TOKENS * gate.shape[1]:
+        if not self.prompts and x.numel() > _few(x) * gate.shape[1]:
             threshold = torch.zeros_like(threshold)
         return masked_mlp(x, gate, up, down, threshold, self.activation)
 

@@ -6,7 +6,7 @@ call has made the workspace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from tamis import _C
 from tamis.errors import TamisUnsupported
 from tamis.ops import cuda
-from tamis.ops.cuda_memory import raw_stream, workspace
+from tamis.ops.cuda_memory import raw_stream, with_workspace
 from tamis.ops.handle import core_errors
 
 
@@ -88,7 +88,7 @@ def sparse_attention(
             nbytes,
         )
 
-    _with_workspace(device, run)
+    with_workspace(device, run)
 
 
 def kv_estimate(
@@ -118,7 +118,7 @@ def kv_estimate(
             nbytes,
         )
 
-    _with_workspace(device, run)
+    with_workspace(device, run)
 
 
 def kv_select(scores: Tensor, *rest: Any) -> None:
@@ -138,13 +138,3 @@ def append_labels(keys: Tensor, channels: int, code: int, *rest: Any) -> None:
 
 def _place(x: Tensor) -> int:
     return x.device.index or 0
-
-
-def _with_workspace(device: int, run: Callable[[int, int, int], int]) -> None:
-    """Calls run(stream, pointer, nbytes) until its workspace is large enough."""
-    with torch.cuda.device(device), core_errors():
-        stream = raw_stream(device)
-        memory = workspace(device, stream, 0)
-        if wanted := run(stream, memory.pointer, memory.nbytes):
-            memory = workspace(device, stream, wanted)
-            run(stream, memory.pointer, memory.nbytes)

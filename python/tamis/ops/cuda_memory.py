@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from tamis.ops.handle import core_errors
 
 # What torch.cuda.current_device and current_stream call in the end, at a tenth of their time; builds
 # of torch without CUDA lack them, and nothing here calls them there.
@@ -37,3 +40,13 @@ def workspace(device: int, stream: int, nbytes: int) -> Workspace:
     if found is None or found.nbytes < nbytes:
         found = workspaces[device, stream] = Workspace(max(nbytes, LEAST), device)
     return found
+
+
+def with_workspace(device: int, run: Callable[[int, int, int], int]) -> None:
+    """Calls run(stream, pointer, nbytes) until its workspace is large enough."""
+    with torch.cuda.device(device), core_errors():
+        stream = raw_stream(device)
+        memory = workspace(device, stream, 0)
+        if wanted := run(stream, memory.pointer, memory.nbytes):
+            memory = workspace(device, stream, wanted)
+            run(stream, memory.pointer, memory.nbytes)

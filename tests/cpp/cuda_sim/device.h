@@ -177,6 +177,21 @@ inline Word4 load_matrices(uint32_t at) {
   return {out[0], out[1], out[2], out[3]};
 }
 
+inline Word4 load_matrices_transposed(uint32_t at) {
+  sim::shared(at, 16, 16, "ldmatrix");
+  const uint8_t* slots = sim::exchange(&at, sizeof at);
+  const uint32_t lane = sim::thread_index().x % 32, row = lane % 4 * 2, col = lane / 4;
+  uint32_t out[4];
+  for (uint32_t j = 0; j < 4; ++j) {
+    out[j] = 0;
+    for (uint32_t i = 0; i < 2; ++i) {
+      const auto from = from_lane<uint32_t>(slots, 8 * j + row + i) + 2 * col;
+      out[j] |= uint32_t{load_shared<uint16_t>(from)} << (16 * i);
+    }
+  }
+  return {out[0], out[1], out[2], out[3]};
+}
+
 // One m16n8k16 fragment of a lane, deposited for the others.
 struct Fragment {
   uint32_t a[4], b[2];

@@ -1,0 +1,97 @@
+// sparse_input and sparse_mlp on a device, over raw addresses that torch gives as integers. Nothing
+// here allocates, copies or waits.
+#include "binding/cuda_activation.h"
+
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <tuple>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "binding/array.h"
+#include "binding/cuda.h"
+#include "binding/cuda_abi.h"
+
+namespace tamis::binding {
+namespace {
+
+template <class T>
+T* address(uintptr_t p) {
+  return reinterpret_cast<T*>(p);
+}
+
+DType float_dtype(int code) {
+  if (code < 0 || code > static_cast<int>(DType::bf16)) {
+    throw py::type_error("cuda: dtype: got " + std::to_string(code) +
+                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
+  }
+  return static_cast<DType>(code);
+}
+
+// Both: 0 when launched; else the bytes of workspace that the call wants.
+int64_t input(int32_t device, uintptr_t stream, int dtype,
+              std::tuple<int64_t, int64_t, int64_t> shape, uintptr_t x, int64_t x_stride,
+              uintptr_t w, uintptr_t threshold, uintptr_t bias, uintptr_t y, int64_t y_stride,
+              uintptr_t workspace, int64_t workspace_bytes) {
+  SparseInputArgs args{.dtype = float_dtype(dtype),
+                       .x = address<const void>(x),
+                       .x_stride = x_stride,
+                       .w = address<const void>(w),
+                       .threshold = address<const float>(threshold),
+                       .bias = address<const void>(bias),
+                       .y = address<void>(y),
+                       .y_stride = y_stride};
+  std::tie(args.m, args.n, args.k) = shape;
+  const CudaDevice& facts = cuda_device(device);
+  int64_t wanted = 0;
+  raise_if_error(cuda_library().sparse_input_workspace(args, facts, &wanted));
+  if (wanted > workspace_bytes) return wanted;
+  raise_if_error(cuda_library().sparse_input(args, address<void>(workspace), workspace_bytes, facts,
+                                             address<void>(stream)));
+  return 0;
+}
+
+int64_t mlp(int32_t device, uintptr_t stream, int dtype,
+            std::tuple<int64_t, int64_t, int64_t, int64_t> shape, uintptr_t x, int64_t x_stride,
+            std::tuple<uintptr_t, uintptr_t, uintptr_t> weights, uintptr_t threshold,
+            int activation, uintptr_t y, int64_t y_stride, uintptr_t workspace,
+            int64_t workspace_bytes) {
+  if (activation < 0 || activation > static_cast<int>(Activation::silu)) {
+    throw py::value_error("sparse_mlp: activation: got " + std::to_string(activation) +
+                          ", wanted 0 (none), 1 (relu), 2 (gelu), 3 (gelu_tanh) or 4 (silu)");
+  }
+  const auto [gate, up, down] = weights;
+  SparseMlpArgs args{.dtype = float_dtype(dtype),
+                     .x = address<const void>(x),
+                     .x_stride = x_stride,
+                     .gate = address<const void>(gate),
+                     .up = address<const void>(up),
+                     .down = address<const void>(down),
+                     .threshold = address<const float>(threshold),
+                     .activation = static_cast<Activation>(activation),
+                     .y = address<void>(y),
+                     .y_stride = y_stride};
+  std::tie(args.m, args.k, args.n, args.d) = shape;
+  const CudaDevice& facts = cuda_device(device);
+  int64_t wanted = 0;
+  raise_if_error(cuda_library().sparse_mlp_workspace(args, facts, &wanted));
+  if (wanted > workspace_bytes) return wanted;
+  raise_if_error(cuda_library().sparse_mlp(args, address<void>(workspace), workspace_bytes, facts,
+                                           address<void>(stream)));
+  return 0;
+}
+
+}  // namespace
+
+void bind_cuda_activation(py::module_& m) {
+  using namespace py::literals;
+  m.def("cuda_sparse_input", &input, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "x_ptr"_a,
+        "x_stride"_a, "w_ptr"_a, "threshold_ptr"_a, "bias_ptr"_a, "y_ptr"_a, "y_stride"_a,
+        "workspace_ptr"_a, "workspace_bytes"_a);
+  m.def("cuda_sparse_mlp", &mlp, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "x_ptr"_a,
+        "x_stride"_a, "weight_ptrs"_a, "threshold_ptr"_a, "activation"_a, "y_ptr"_a, "y_stride"_a,
+        "workspace_ptr"_a, "workspace_bytes"_a);
+}
+
+}  // namespace tamis::binding

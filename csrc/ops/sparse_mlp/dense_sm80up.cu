@@ -1,0 +1,76 @@
+// sparse_mlp from sm_80 on.
+#include "base/cuda/launch.h"
+#include "ops/sparse_mlp/mlp.cuh"
+#include "ops/sparse_mlp/sparse_mlp_cuda.h"
+
+namespace tamis {
+namespace {
+
+template <DType kType>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kDotThreads, 2) sparse_mlp_gate(const MlpParams p) {
+  mlp_gate<kType>(p);
+}
+template <DType kType>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kDotThreads, 2) sparse_mlp_up(const MlpParams p) {
+  mlp_up<kType>(p);
+}
+template <DType kType>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kRowSumThreads, kRowSumBlocks)
+    sparse_mlp_down(const DownParams p) {
+  mlp_down<kType>(p);
+}
+
+template <class Params>
+Status start(void (*kernel)(Params), std::atomic<uint64_t>& allowed, dim3 grid, int32_t shared,
+             const CudaDevice& device, void* stream, const Params& params) {
+  TAMIS_RETURN_IF_ERROR(
+      allow_shared_memory("sparse_mlp", kernel, allowed, device.index, device.shared_per_block));
+  return launch("sparse_mlp",
+                {.grid = grid,
+                 .threads = kDotThreads,
+                 .shared_bytes = static_cast<size_t>(shared),
+                 .early = device.capability >= 90,
+                 .stream = stream},
+                kernel, params);
+}
+
+template <DType kType>
+Status run(const SparseMlpArgs& a, const MlpPlan& plan, int64_t first, void* workspace,
+           const CudaDevice& device, void* stream) {
+  static_assert(kDotThreads == kRowSumThreads, "one launcher");
+  static std::atomic<uint64_t> gate{0}, up{0}, down{0};
+  const MlpParams p = mlp_params(a, plan, first, workspace);
+  const auto blocks = static_cast<uint32_t>(plan.blocks);
+  TAMIS_RETURN_IF_ERROR(
+      start(&sparse_mlp_gate<kType>, gate, dim3(blocks), plan.gate_shared, device, stream, p));
+  TAMIS_RETURN_IF_ERROR(
+      start(&sparse_mlp_up<kType>, up, dim3(blocks), plan.up_shared, device, stream, p));
+  const DownParams sum{mlp_down_params(a, plan, first, workspace), p.total, p.listed, p.factors};
+  return start(&sparse_mlp_down<kType>, down,
+               dim3(static_cast<uint32_t>(ceil_div(a.d, kRowSumColumns)),
+                    static_cast<uint32_t>(plan.splits)),
+               plan.down_shared, device, stream, sum);
+}
+
+}  // namespace
+
+Status sparse_mlp_cuda(const SparseMlpArgs& a, void* workspace, int64_t workspace_bytes,
+                       const CudaDevice& device, void* stream) {
+  MlpPlan plan;
+  TAMIS_RETURN_IF_ERROR(plan_mlp(a, device, &plan));
+  if (workspace_bytes < plan.workspace_bytes || reinterpret_cast<uintptr_t>(workspace) % 16 != 0) {
+    return error(Code::invalid_argument,
+                 "sparse_mlp: workspace: got %lld bytes, wanted %lld at a multiple of 16",
+                 static_cast<long long>(workspace_bytes),
+                 static_cast<long long>(plan.workspace_bytes));
+  }
+  if (a.d == 0) return {};
+  for (int64_t first = 0; first < a.m; first += plan.tokens) {
+    TAMIS_RETURN_IF_ERROR(a.dtype == DType::bf16
+                              ? run<DType::bf16>(a, plan, first, workspace, device, stream)
+                              : run<DType::f16>(a, plan, first, workspace, device, stream));
+  }
+  return {};
+}
+
+}  // namespace tamis
