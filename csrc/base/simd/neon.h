@@ -119,6 +119,21 @@ TAMIS_INLINE int popcount(uint64_t bits) {
   return vaddv_u8(vcnt_u8(vcreate_u8(bits)));
 }
 
+// For each byte of mask bits: which lanes have a value, in order.
+struct PositionTable {
+  alignas(64) uint8_t lane[256][8];
+
+  constexpr PositionTable() : lane() {
+    for (int bits = 0; bits < 256; ++bits) {
+      int count = 0;
+      for (int i = 0; i < 8; ++i) {
+        if (bits >> i & 1) lane[bits][count++] = static_cast<uint8_t>(i);
+      }
+    }
+  }
+};
+constexpr PositionTable kPositions;
+
 // For each byte of mask bits: where each lane's value is among the packed ones.
 struct ExpandTable {
   alignas(64) uint8_t word[256][32];       // f32: byte shuffle within 32 packed bytes

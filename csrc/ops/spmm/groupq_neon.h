@@ -1,4 +1,4 @@
-// Decoding groupq rows on NEON: places bit by bit, four scales a conversion.
+// Decoding groupq rows on NEON: places by a table of 8 bits, four scales a conversion.
 #pragma once
 
 #include "base/simd/neon.h"
@@ -13,8 +13,12 @@ struct DecodeNeon {
   static TAMIS_INLINE int64_t put_offsets(uint64_t bits, uint32_t first, uint32_t step,
                                           uint32_t* out) {
     uint32_t* to = out;
-    for (; bits != 0; bits &= bits - 1) {
-      *to++ = first + static_cast<uint32_t>(__builtin_ctzll(bits)) * step;
+    for (; bits != 0; bits >>= 8, first += 8 * step) {
+      const uint16x8_t places = vmovl_u8(vld1_u8(simd::kPositions.lane[bits & 0xff]));
+      const uint32x4_t from = vdupq_n_u32(first), by = vdupq_n_u32(step);
+      vst1q_u32(to, vmlaq_u32(from, vmovl_u16(vget_low_u16(places)), by));
+      vst1q_u32(to + 4, vmlaq_u32(from, vmovl_high_u16(places), by));
+      to += simd::popcount(bits & 0xff);
     }
     return to - out;
   }

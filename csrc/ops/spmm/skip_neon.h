@@ -92,21 +92,6 @@ void prepare_strips(const SpmmArgs& a, void* prepared, int part, int parts) {
 
 // ---- entries
 
-// For each byte of mask bits: which lanes have a value, in order.
-struct PositionTable {
-  alignas(64) uint8_t lane[256][8];
-
-  constexpr PositionTable() : lane() {
-    for (int bits = 0; bits < 256; ++bits) {
-      int count = 0;
-      for (int i = 0; i < 8; ++i) {
-        if (bits >> i & 1) lane[bits][count++] = static_cast<uint8_t>(i);
-      }
-    }
-  }
-};
-constexpr PositionTable kPositions;
-
 // R rows that share columns, and their entries of the current block.
 struct Group {
   int64_t row;
@@ -137,7 +122,7 @@ TAMIS_INLINE uint16_t* list_mask(uint64_t bits, int64_t base, uint16_t* out) {
 #pragma GCC unroll 8
   for (int b = 0; b < 8; ++b) {
     const auto mine = static_cast<uint8_t>(bits >> (8 * b));
-    put_columns(kPositions.lane[mine], base + 8 * b, out);
+    put_columns(simd::kPositions.lane[mine], base + 8 * b, out);
     out += simd::kCounts.ones[mine];
   }
   return out;
