@@ -6,6 +6,18 @@
 
 namespace tamis {
 
+// The same pairs as f16 below its smallest normal number, which products take as exactly as others:
+// one instruction a pair. Pair i counts 2^(kBits * (i % (8 / kBits)) - 24) a step.
+template <int kBits>
+TAMIS_DEVICE void raw_pairs(uint32_t word, uint32_t (&pairs)[16 / kBits]) {
+  constexpr uint32_t kMask = ((1u << kBits) - 1) * 0x00010001u;
+#pragma unroll
+  for (int i = 0; i < 16 / kBits; ++i) {
+    constexpr int kOfByte = 8 / kBits;
+    pairs[i] = (i < kOfByte ? word : word >> 8) & (kMask << i % kOfByte * kBits);
+  }
+}
+
 // A lane's pairs of neighbouring codes of a word, as f16: pair i is codes 2i and 2i + 1.
 template <int kBits>
 TAMIS_DEVICE void code_pairs(uint32_t word, uint32_t (&pairs)[16 / kBits]) {

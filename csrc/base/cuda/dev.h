@@ -210,6 +210,10 @@ TAMIS_DEVICE Word2 load_volatile(const Word2* from) {
   const uint2 v = __ldcg(reinterpret_cast<const uint2*>(from));
   return {v.x, v.y};
 }
+TAMIS_DEVICE Word4 load_volatile(const Word4* from) {
+  const uint4 v = __ldcg(reinterpret_cast<const uint4*>(from));
+  return {v.x, v.y, v.z, v.w};
+}
 // Towards the L2 cache, soon to be read.
 TAMIS_DEVICE void prefetch(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));

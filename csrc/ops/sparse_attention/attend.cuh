@@ -27,14 +27,40 @@ struct WarpSums {
   float weighted[kTiles][4] = {};
 };
 
-TAMIS_DEVICE float q_element(const AttentionCudaParams& p, int64_t i) {
-  switch (p.q_dtype) {
-    case DType::f16:
-      return dev::f16_to_f32(dev::load_global(static_cast<const uint16_t*>(p.q) + i));
-    case DType::bf16:
-      return dev::bf16_to_f32(dev::load_global(static_cast<const uint16_t*>(p.q) + i));
-    default:
-      return dev::load_global(static_cast<const float*>(p.q) + i);
+// Four neighbouring channels of a query row at each of the places first + at(step), zeros where the
+// row does not exist: all loads are on their way before the first is looked at.
+template <int kSteps, class At>
+TAMIS_DEVICE void q_fours(const AttentionCudaParams& p, int64_t first, bool exists, const At& at,
+                          float (&x)[kSteps][4]) {
+  if (p.q_dtype == DType::f32) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      dev::Word4 v{0, 0, 0, 0};
+      const float* from = static_cast<const float*>(p.q) + first + at(step);
+      if (exists) v = dev::load_global(reinterpret_cast<const dev::Word4*>(from));
+      x[step][0] = dev::float_of(v.x);
+      x[step][1] = dev::float_of(v.y);
+      x[step][2] = dev::float_of(v.z);
+      x[step][3] = dev::float_of(v.w);
+    }
+    return;
+  }
+  dev::Word2 v[kSteps];
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    v[step] = {0, 0};
+    const uint16_t* from = static_cast<const uint16_t*>(p.q) + first + at(step);
+    if (exists) v[step] = dev::load_global(reinterpret_cast<const dev::Word2*>(from));
+  }
+  const bool bf16 = p.q_dtype == DType::bf16;
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const uint32_t pair[2] = {v[step].x, v[step].y};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto bits = static_cast<uint16_t>(pair[i / 2] >> (16 * (i % 2)));
+      x[step][i] = bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
+    }
   }
 }
 
@@ -69,12 +95,11 @@ TAMIS_DEVICE void soften(const AttentionCudaParams& p, const AttentionPlace& at,
                          const float (&factor)[2], bool masked, const Id& id,
                          float (&c)[kScoreTiles][4], WarpSums<kTiles>& s) {
   if (p.softcap > 0) {
-    const float inverse = 1.0f / p.softcap;
 #pragma unroll
     for (int i = 0; i < kScoreTiles; ++i) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float x = c[i][j] * factor[j % 2] * inverse;
+        const float x = c[i][j] * factor[j % 2] * p.per_softcap;
         const float e = dev::exp2(-2 * kLog2E * (x < 0 ? -x : x));
         const float tanh = (1 - e) / (1 + e);
         c[i][j] = kLog2E * p.softcap * (x < 0 ? -tanh : tanh);
@@ -167,10 +192,10 @@ TAMIS_DEVICE void write_channel(const AttentionCudaParams& p, const AttentionPla
   }
 }
 
-// One thread a row: the logarithm of its sum.
-TAMIS_DEVICE void write_lse(const AttentionCudaParams& p, const AttentionPlace& at, float most,
-                            float sum) {
-  const int32_t row = kRowsPerTile * at.row_tile + static_cast<int32_t>(dev::thread_index());
+// The logarithm of the sum of row `of_tile` of the tile, by one thread.
+TAMIS_DEVICE void write_lse(const AttentionCudaParams& p, const AttentionPlace& at, int32_t of_tile,
+                            float most, float sum) {
+  const int32_t row = kRowsPerTile * at.row_tile + of_tile;
   if (p.lse == nullptr || row >= p.rows) return;
   p.lse[int64_t{at.head} * p.rows + row] = sum > 0 ? (most + dev::log2(sum)) * kLn2 : kNever;
 }
@@ -242,49 +267,109 @@ TAMIS_DEVICE void merge_warps(const AttentionPlace& at, WarpSums<Config::kTiles>
   }
 }
 
-// The parts of all blocks, in order: the largest scores and sums of a part to shared memory, from
-// them what each part counts, then a thread a channel.
-template <class Config>
+// What the last block adds up of a part: rows that exist.
+TAMIS_DEVICE int32_t rows_of(const AttentionCudaParams& p, const AttentionPlace& at) {
+  const int32_t left = p.rows - kRowsPerTile * at.row_tile;
+  return left < kRowsPerTile ? left : kRowsPerTile;
+}
+
+// `count` neighbouring floats that another block wrote.
+template <int kCount>
+TAMIS_DEVICE void load_parts(const float* from, float (&x)[kCount]) {
+  static_assert(kCount == 2 || kCount == 4, "8 or 16 bytes");
+  if constexpr (kCount == 4) {
+    const auto v = dev::load_volatile(reinterpret_cast<const dev::Word4*>(from));
+    x[0] = dev::float_of(v.x);
+    x[1] = dev::float_of(v.y);
+    x[2] = dev::float_of(v.z);
+    x[3] = dev::float_of(v.w);
+  } else {
+    const auto v = dev::load_volatile(reinterpret_cast<const dev::Word2*>(from));
+    x[0] = dev::float_of(v.x);
+    x[1] = dev::float_of(v.y);
+  }
+}
+
+// The parts of all blocks: what each counts, a warp a row and a lane a part; then each warp adds up
+// every fourth part, all lanes its channels, and a thread a channel the four sums. kRows: 4 or 8,
+// at least those that exist.
+template <class Config, int kRows>
 TAMIS_DEVICE void merge_parts(const AttentionCudaParams& p, const AttentionPlace& at,
                               const float* parts) {
   constexpr int64_t kPartial = int64_t{Config::kDim + 2} * kRowsPerTile;
+  constexpr int kChannels = Config::kDim / 32;  // of a lane
+  constexpr uint32_t kWarpBytes = 4 * kRowsPerTile * Config::kDim;
+  const int32_t rows = rows_of(p, at);
+  const uint32_t sums_at = kEndMostAt, shares_at = sums_at + 4 * kRowsPerTile;
+  for (auto row = static_cast<int32_t>(at.warp); row < rows; row += kAttentionWarps) {
+    const auto at_row = [&](int32_t split) {
+      return shares_at + 4 * static_cast<uint32_t>(split * kRowsPerTile + row);
+    };
+    const float* stats = parts + kRowsPerTile * Config::kDim + row;
+    float most = kNever;
+    for (auto split = static_cast<int32_t>(at.lane); split < p.all_splits; split += 32) {
+      const float theirs = dev::load_volatile(stats + split * kPartial);
+      dev::store_shared<float>(at_row(split), theirs);
+      most = dev::max(most, theirs);
+    }
+#pragma unroll
+    for (int mask = 1; mask < 32; mask *= 2) most = dev::max(most, dev::shuffle_xor(most, mask));
+    float sum = 0;
+    for (auto split = static_cast<int32_t>(at.lane); split < p.all_splits; split += 32) {
+      const float theirs = dev::load_volatile(stats + split * kPartial + kRowsPerTile);
+      const auto largest = dev::load_shared<float>(at_row(split));
+      const float share = largest == kNever ? 0.0f : dev::exp2(largest - most);
+      dev::store_shared<float>(at_row(split), share);
+      sum += share * theirs;
+    }
+#pragma unroll
+    for (int mask = 1; mask < 32; mask *= 2) sum += dev::shuffle_xor(sum, mask);
+    if (at.lane == 0) {
+      dev::store_shared<float>(sums_at + 4 * static_cast<uint32_t>(row), sum);
+      write_lse(p, at, row, most, sum);
+    }
+  }
+  dev::sync_block();
+  float mine[kRows][kChannels] = {};
+#pragma unroll 4
+  for (auto split = static_cast<int32_t>(at.warp); split < p.all_splits; split += kAttentionWarps) {
+    const float* from = parts + split * kPartial + kChannels * at.lane;
+    const uint32_t share_at = shares_at + 4 * kRowsPerTile * static_cast<uint32_t>(split);
+    float theirs[kRows]
+                [kChannels];  // of rows that do not exist: whatever lies there, never written
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) load_parts(from + r * Config::kDim, theirs[r]);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const auto share = r < rows ? dev::load_shared<float>(share_at + 4 * r) : 0.0f;
+#pragma unroll
+      for (int i = 0; i < kChannels; ++i) mine[r][i] += share * theirs[r][i];
+    }
+  }
+  dev::sync_block();  // nobody reads shares any more
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      const uint32_t channel = kChannels * at.lane + static_cast<uint32_t>(i);
+      dev::store_shared<float>(shares_at + at.warp * kWarpBytes +
+                                   4 * (static_cast<uint32_t>(r) * Config::kDim + channel),
+                               mine[r][i]);
+    }
+  }
+  dev::sync_block();
   const uint32_t thread = dev::thread_index();
-  const auto stats = static_cast<uint32_t>(p.all_splits) * kRowsPerTile;
-  const uint32_t sums_at = kEndMostAt + 4 * stats, total_at = sums_at + 4 * stats;
-  for (uint32_t i = thread; i < stats; i += kAttentionThreads) {
-    const float* from = parts + i / kRowsPerTile * kPartial + kRowsPerTile * Config::kDim;
-    dev::store_shared<float>(kEndMostAt + 4 * i, dev::load_volatile(from + i % kRowsPerTile));
-    dev::store_shared<float>(sums_at + 4 * i, dev::load_volatile(from + 8 + i % kRowsPerTile));
-  }
-  dev::sync_block();
-  if (thread < kRowsPerTile) {
-    float most = kNever, sum = 0;
-    for (uint32_t i = thread; i < stats; i += kRowsPerTile) {
-      most = dev::max(most, dev::load_shared<float>(kEndMostAt + 4 * i));
-    }
-    for (uint32_t i = thread; i < stats; i += kRowsPerTile) {
-      const auto theirs = dev::load_shared<float>(kEndMostAt + 4 * i);
-      const float share = theirs == kNever ? 0.0f : dev::exp2(theirs - most);
-      dev::store_shared<float>(kEndMostAt + 4 * i, share);
-      sum += share * dev::load_shared<float>(sums_at + 4 * i);
-    }
-    dev::store_shared<float>(total_at + 4 * thread, sum);
-    write_lse(p, at, most, sum);
-  }
-  dev::sync_block();
   if (thread >= Config::kDim) return;
   float weighted[kRowsPerTile] = {};
-#pragma unroll 4
-  for (int32_t split = 0; split < p.all_splits; ++split) {
-    const float* from = parts + split * kPartial + thread;
-    const auto share = kEndMostAt + 4 * kRowsPerTile * static_cast<uint32_t>(split);
 #pragma unroll
-    for (int r = 0; r < kRowsPerTile; ++r) {
+  for (uint32_t w = 0; w < kAttentionWarps; ++w) {
+#pragma unroll
+    for (uint32_t r = 0; r < kRows; ++r) {
       weighted[r] +=
-          dev::load_shared<float>(share + 4 * r) * dev::load_volatile(from + r * Config::kDim);
+          dev::load_shared<float>(shares_at + w * kWarpBytes + 4 * (r * Config::kDim + thread));
     }
   }
-  write_channel<Config>(p, at, weighted, total_at);
+  write_channel<Config>(p, at, weighted, sums_at);
 }
 
 // Leaves the block's sums as a part [8][d], [8], [8]; the block that arrives last adds up all parts
@@ -299,7 +384,7 @@ TAMIS_DEVICE void finish(const AttentionCudaParams& p, const AttentionPlace& at,
   if (p.all_splits == 1) {
     if (thread < kRowsPerTile) {
       dev::store_shared<float>(kEndSumAt + 4 * thread, sum);  // read by this thread alone before
-      write_lse(p, at, most, sum);
+      write_lse(p, at, static_cast<int32_t>(thread), most, sum);
     }
     dev::sync_block();
     if (thread < Config::kDim) write_channel<Config>(p, at, weighted, kEndSumAt);
@@ -310,7 +395,9 @@ TAMIS_DEVICE void finish(const AttentionCudaParams& p, const AttentionPlace& at,
   float* mine = parts + (p.first_split + static_cast<int32_t>(dev::block_index_x())) * kPartial;
   if (thread < Config::kDim) {
 #pragma unroll
-    for (int r = 0; r < kRowsPerTile; ++r) mine[r * Config::kDim + thread] = weighted[r];
+    for (int r = 0; r < kRowsPerTile; ++r) {
+      if (r < rows_of(p, at)) mine[r * Config::kDim + thread] = weighted[r];
+    }
   }
   if (thread < kRowsPerTile) {
     mine[kRowsPerTile * Config::kDim + thread] = most;
@@ -327,7 +414,12 @@ TAMIS_DEVICE void finish(const AttentionCudaParams& p, const AttentionPlace& at,
     dev::store_shared<uint32_t>(kAttentionFlagAt, last);
   }
   dev::sync_block();
-  if (dev::load_shared<uint32_t>(kAttentionFlagAt) != 0) merge_parts<Config>(p, at, parts);
+  if (dev::load_shared<uint32_t>(kAttentionFlagAt) == 0) return;
+  if (rows_of(p, at) <= 4) {
+    merge_parts<Config, 4>(p, at, parts);
+  } else {
+    merge_parts<Config, kRowsPerTile>(p, at, parts);
+  }
 }
 
 // Grid [splits, heads * row_tiles] of kAttentionThreads.
@@ -349,7 +441,7 @@ TAMIS_DEVICE void attend(const AttentionCudaParams& p) {
     ring.release();
   }
   WarpSums<Config::kTiles> sums;
-  Config::join(held, sums);
+  Config::join(at, held, sums);
   finish<Config>(p, at, sums);
 }
 

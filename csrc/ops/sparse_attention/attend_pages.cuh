@@ -1,12 +1,14 @@
 // Attention over kv_page records of 32 tokens, which are never unpacked to memory.
 //   score[t]  = sum_c (q[c] scale[c]) code[t,c]      +  sum_c q[c] min[c]
 //   out[c]   += sum_t (p[t] scale[t,g]) code[t,c]    +  sum_t p[t] min[t,g]
-// Codes are exact f16 values, made of a word by OR with the bits of 1024 and one subtraction a pair
-// (x + 1024, where only the low bits of a significand differ). Scales fold into q, once a page, and
-// into weights; minima go through the tensor cores as rows that are all alike.
-// Range: q is taken times a power of two that brings its largest element to [0.5, 1), so a folded
-// factor stays below the largest scale, 43669 at 2 bits, which f16 holds. Factors and weights below
-// 6e-5 of the largest lose bits.
+// Codes of 4 and 8 bits are masked out of a word, two at a time, and stand in f16 numbers below the
+// smallest normal one, 2^-24 a step (2^-20 the upper of two in a byte): sums are scaled back once.
+// Codes of 2 bits would need factors too far apart: an OR with the bits of 1024 and a subtraction.
+// Scales fold into q, once a page, and into weights; minima of keys go through the tensor cores as
+// rows that are all alike, those of values as a row a group of channels.
+// Range: q is taken times a power of two that brings its largest element to [kUp / 2, kUp), so a
+// folded factor stays below kUp times the largest scale (2 bits: 43669, 4: 8734), which f16 holds.
+// Factors and weights below 6e-5 of the largest lose bits.
 // Floor: 5120 bytes a page of 4 bits at d = 128, 353 SM clocks of an H100's DRAM.
 // Needs: records of 32 tokens, value groups of 32 channels, 16-byte aligned.
 #pragma once
@@ -22,12 +24,18 @@ template <int kBitsOf, int kDimOf>
 struct PageConfig {
   static constexpr int kBits = kBitsOf;
   static constexpr int kDim = kDimOf;
-  static constexpr int kPer = 32 / kBits;              // codes of a word
-  static constexpr int kTiles = kDim / 16;             // of the output
-  static constexpr int kGroups = kDim / kPageGroup;    // of value scales
-  static constexpr int kHeldTiles = kTiles + kGroups;  // with what minima add to each group
-  static constexpr int kSteps = kDim / 16;             // products of 16 channels
-  static constexpr int kStages = kBits == 8 ? 2 : kBits == 4 ? 3 : 4;
+  static constexpr int kPer = 32 / kBits;            // codes of a word
+  static constexpr int kTiles = kDim / 16;           // of the output
+  static constexpr int kGroups = kDim / kPageGroup;  // of value scales
+  static constexpr int kHeldTiles = kTiles + 1;      // with what minima add: row i to group i
+  static constexpr int kSteps = kDim / 16;           // products of 16 channels
+  static constexpr int kStages = page_stages(kBits);
+  static constexpr int kBlocks = page_blocks(kBits);
+  static constexpr bool kRaw = kBits > 2;
+  static constexpr float kUp = kBits == 4 ? 4 : 1;
+  static constexpr float kStep = kRaw ? 0x1p24f / kUp : 1;  // what a sum of codes counts
+  // f16 pairs of kUp and of what an odd pair takes instead; see even_out.
+  static constexpr uint32_t kUp2 = 0x44004400u, kDown2 = 0x34003400u;
   static constexpr KvPageLayout kLayout{.head_dim = kDim,
                                         .tokens = kPageTokens,
                                         .key_bits = kBits,
@@ -53,6 +61,18 @@ struct PageConfig {
     constexpr int kPerWord = kPer / 4;  // steps of a word
     return (4 * static_cast<uint32_t>(step / kPerWord) + t) * kPer +
            4 * static_cast<uint32_t>(step % kPerWord);
+  }
+
+  static TAMIS_DEVICE void pairs_of(uint32_t word, uint32_t (&pairs)[16 / kBits]) {
+    if constexpr (kRaw) {
+      raw_pairs<kBits>(word, pairs);
+    } else {
+      code_pairs<kBits>(word, pairs);
+    }
+  }
+  // What pairs with odd numbers are multiplied with, so that all count alike.
+  static TAMIS_DEVICE uint32_t even_out(uint32_t factors) {
+    return kBits == 4 ? dev::mul_f16x2(factors, 0x2c002c00u) : factors;  // 1 / 16
   }
 
   // Pages on their way; see RecordRing of spmm.
@@ -140,11 +160,11 @@ struct PageConfig {
       const int64_t from = (int64_t{at.head} * p.rows + row) * kDim;
       float x[kSteps][4];
       float most = 0;
+      q_fours(p, from, row < p.rows, [&](int step) { return channel_of_step(step, at.t); }, x);
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          x[step][i] = row < p.rows ? q_element(p, from + channel_of_step(step, at.t) + i) : 0.0f;
           most = dev::max(most, x[step][i] < 0 ? -x[step][i] : x[step][i]);
         }
       }
@@ -153,8 +173,8 @@ struct PageConfig {
       // most = m * 2^e, 1 <= m < 2: down has the exponent -e - 1, up undoes it.
       uint32_t exponent = dev::bits_of(most) >> 23 & 255u;
       exponent = exponent < 2 ? 127 : exponent > 251 ? 251 : exponent;
-      const float down = dev::float_of((253 - exponent) << 23);
-      const float up = dev::float_of((exponent + 1) << 23);
+      const float down = dev::float_of((253 - exponent) << 23) * kUp;
+      const float up = dev::float_of((exponent + 1) << 23) / kUp;
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         q[step][0] = dev::pack_f16(x[step][0] * down, x[step][1] * down);
@@ -169,7 +189,7 @@ struct PageConfig {
     }
   };
 
-  // c[i]: products of tokens 4g + 2i and 4g + 2i + 1 with all rows.
+  // c[i], zero before: products of tokens 4g + 2i and 4g + 2i + 1 with all rows, times `factor`.
   static TAMIS_DEVICE void score(uint32_t record, const AttentionPlace& at, const Query& query,
                                  float (&c)[2][4]) {
     uint32_t folded[kSteps][2];
@@ -180,14 +200,9 @@ struct PageConfig {
       const auto scale = dev::load_shared<dev::Word2>(record + kKeyScale + 2 * channel);
       const auto min = dev::load_shared<dev::Word2>(record + kKeyMin + 2 * channel);
       folded[step][0] = dev::mul_f16x2(query.q[step][0], scale.x);
-      folded[step][1] = dev::mul_f16x2(query.q[step][1], scale.y);
+      folded[step][1] = even_out(dev::mul_f16x2(query.q[step][1], scale.y));
       const uint32_t all[4] = {min.x, min.x, min.y, min.y};
       dev::mma_f16(constant, all, query.q[step][0], query.q[step][1]);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) c[i][j] = constant[j];
     }
     constexpr uint32_t kRow = 4 * kKvLanes;  // bytes of the words of one set of channels
     const uint32_t words =
@@ -199,8 +214,8 @@ struct PageConfig {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         uint32_t low[16 / kBits], high[16 / kBits];
-        code_pairs<kBits>(token[2 * i], low);
-        code_pairs<kBits>(token[2 * i + 1], high);
+        pairs_of(token[2 * i], low);
+        pairs_of(token[2 * i + 1], high);
 #pragma unroll
         for (int s = 0; s < kPer / 4; ++s) {
           const int step = j * (kPer / 4) + s;
@@ -208,6 +223,11 @@ struct PageConfig {
           dev::mma_f16(c[i], a, folded[step][0], folded[step][1]);
         }
       }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) c[i][j] = dev::fma(c[i][j], kStep * kUp, constant[j]);
     }
   }
 
@@ -222,25 +242,25 @@ struct PageConfig {
       for (uint32_t i = 0; i < 2; ++i) {
         const auto word = dev::load_shared<dev::Word2>(block + (2 * at.t + i) * kRow);
         uint32_t pairs[2];
-        code_pairs<8>(word.x, pairs);
+        pairs_of(word.x, pairs);
         low[2 * i] = pairs[0];
         low[2 * i + 1] = pairs[1];
-        code_pairs<8>(word.y, pairs);
+        pairs_of(word.y, pairs);
         high[2 * i] = pairs[0];
         high[2 * i + 1] = pairs[1];
       }
     } else if constexpr (kBits == 4) {
       const auto word = dev::load_shared<dev::Word2>(block + at.t * kRow);
-      code_pairs<4>(word.x, low);
-      code_pairs<4>(word.y, high);
+      pairs_of(word.x, low);
+      pairs_of(word.y, high);
     } else {
       const auto word = dev::load_shared<dev::Word2>(block + at.t / 2 * kRow);
       const uint32_t shift = 8 * (at.t % 2);
       uint32_t pairs[8];  // the second half is of the other lane and falls away
-      code_pairs<2>(word.x >> shift, pairs);
+      pairs_of(word.x >> shift, pairs);
 #pragma unroll
       for (int i = 0; i < 4; ++i) low[i] = pairs[i];
-      code_pairs<2>(word.y >> shift, pairs);
+      pairs_of(word.y >> shift, pairs);
 #pragma unroll
       for (int i = 0; i < 4; ++i) high[i] = pairs[i];
     }
@@ -262,22 +282,26 @@ struct PageConfig {
                                 dev::byte_permute(turned[1][0], turned[1][1], 0x5410),
                                 dev::byte_permute(turned[0][0], turned[0][1], 0x7632),
                                 dev::byte_permute(turned[1][0], turned[1][1], 0x7632)};
+    const uint32_t tokens = 16 * at.t;  // bytes of a group's eight
+    const uint32_t at_min = 2 * kPageTokens * (at.group % kGroups) + tokens;
+    const auto minima = dev::load_shared<dev::Word4>(record + kValueMin + at_min);
+    const uint32_t first[4] = {minima.x, minima.x, minima.y, minima.y};
+    const uint32_t second[4] = {minima.z, minima.z, minima.w, minima.w};
+    dev::mma_f16(s.weighted[kTiles], first, weight[0], weight[1]);
+    dev::mma_f16(s.weighted[kTiles], second, weight[2], weight[3]);
+    uint32_t scaled[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      scaled[i] = kUp == 1 ? weight[i] : dev::mul_f16x2(weight[i], i % 2 == 0 ? kUp2 : kDown2);
+    }
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
-      const uint32_t row = 2 * (static_cast<uint32_t>(g) * kPageTokens + 8 * at.t);
-      const auto scales = dev::load_shared<dev::Word4>(record + kValueScale + row);
-      const auto minima = dev::load_shared<dev::Word4>(record + kValueMin + row);
+      const auto scales = dev::load_shared<dev::Word4>(
+          record + kValueScale + 2 * kPageTokens * static_cast<uint32_t>(g) + tokens);
       const uint32_t scale[4] = {scales.x, scales.y, scales.z, scales.w};
-      const uint32_t min[4] = {minima.x, minima.y, minima.z, minima.w};
       uint32_t folded[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) folded[i] = dev::mul_f16x2(weight[i], scale[i]);
-#pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        const uint32_t all[4] = {min[2 * step], min[2 * step], min[2 * step + 1],
-                                 min[2 * step + 1]};
-        dev::mma_f16(s.weighted[kTiles + g], all, weight[2 * step], weight[2 * step + 1]);
-      }
+      for (int i = 0; i < 4; ++i) folded[i] = dev::mul_f16x2(scaled[i], scale[i]);
 #pragma unroll
       for (int i = 0; i < kPageGroup / 16; ++i) {
         const int tile = g * (kPageGroup / 16) + i;
@@ -296,7 +320,7 @@ struct PageConfig {
   static TAMIS_DEVICE void add_tile(const AttentionCudaParams& p, const AttentionPlace& at,
                                     const Query& query, uint32_t record, int32_t unit,
                                     WarpSums<kHeldTiles>& s) {
-    float c[2][4];
+    float c[2][4] = {};
     score(record, at, query, c);
     const bool masked = p.begin != nullptr || p.end != nullptr || p.bias != nullptr;
     int32_t page = unit;
@@ -310,19 +334,24 @@ struct PageConfig {
     weigh(record, at, c, s);
   }
 
-  // What minima added belongs to every channel of the group.
-  static TAMIS_DEVICE void join(const WarpSums<kHeldTiles>& held, WarpSums<kTiles>& sums) {
+  // What minima added to a group, which lanes 4 group + t have, belongs to all of its channels.
+  static TAMIS_DEVICE void join(const AttentionPlace& at, const WarpSums<kHeldTiles>& held,
+                                WarpSums<kTiles>& sums) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       sums.most[r] = held.most[r];
       sums.sum[r] = held.sum[r];
-    }
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
+      for (int g = 0; g < kGroups; ++g) {
+        const auto mine = static_cast<int32_t>(dev::bits_of(held.weighted[kTiles][r]));
+        const int32_t bits = dev::shuffle(mine, 4 * g + static_cast<int>(at.t));
+        const float minima = dev::float_of(static_cast<uint32_t>(bits));
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        sums.weighted[tile][j] =
-            held.weighted[tile][j] + held.weighted[kTiles + tile / (kPageGroup / 16)][j];
+        for (int i = 0; i < kPageGroup / 16; ++i) {
+          const int tile = g * (kPageGroup / 16) + i;
+          sums.weighted[tile][r] = dev::fma(held.weighted[tile][r], kStep, minima);
+          sums.weighted[tile][2 + r] = dev::fma(held.weighted[tile][2 + r], kStep, minima);
+        }
       }
     }
   }

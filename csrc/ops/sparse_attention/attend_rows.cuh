@@ -18,7 +18,8 @@ struct RowConfig {
   static constexpr int kTiles = kDim / 16;
   static constexpr int kHeldTiles = kTiles;
   static constexpr int kSteps = kDim / 16;
-  static constexpr int kStages = 3;
+  static constexpr int kStages = kRowStages;
+  static constexpr int kBlocks = kRowBlocks;
   static constexpr uint32_t kRow = 2 * kDim;  // bytes
   static constexpr uint32_t kChunks = kRow / 16;
   static constexpr uint32_t kBytes = 2 * kTokens * kRow;  // keys, then values
@@ -121,14 +122,13 @@ struct RowConfig {
         : factor{p.scale, p.scale} {
       const int32_t row = kRowsPerTile * at.row_tile + static_cast<int32_t>(at.group);
       const int64_t from = (int64_t{at.head} * p.rows + row) * kDim;
+      float x[kSteps][4];
+      const auto place = [&](int step) { return 32 * (step / 2) + 8 * at.t + 4 * (step % 2); };
+      q_fours(p, from, row < p.rows, place, x);
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        const int64_t channel = from + 32 * (step / 2) + 8 * at.t + 4 * (step % 2);
-        float x[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) x[i] = row < p.rows ? q_element(p, channel + i) : 0.0f;
-        q[step][0] = pack(x[0], x[1]);
-        q[step][1] = pack(x[2], x[3]);
+        q[step][0] = pack(x[step][0], x[step][1]);
+        q[step][1] = pack(x[step][2], x[step][3]);
       }
     }
   };
@@ -180,7 +180,8 @@ struct RowConfig {
     }
   }
 
-  static TAMIS_DEVICE void join(const WarpSums<kHeldTiles>& held, WarpSums<kTiles>& sums) {
+  static TAMIS_DEVICE void join(const AttentionPlace&, const WarpSums<kHeldTiles>& held,
+                                WarpSums<kTiles>& sums) {
     sums = held;
   }
 };

@@ -8,7 +8,7 @@ namespace tamis {
 namespace {
 
 template <class Config>
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kAttentionThreads, 3)
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kAttentionThreads, Config::kBlocks)
     sparse_attention(const AttentionCudaParams p) {
   attend<Config, dev::kBulkCopies>(p);
 }

@@ -20,6 +20,16 @@ inline constexpr int32_t kAttentionBarriersAt = 16;
 inline constexpr int32_t kAttentionRingAt = kAttentionBarriersAt + 8 * kAttentionWarps * kMaxStages;
 static_assert(kAttentionRingAt % 16 == 0, "rings are copied in 16 bytes");
 
+// Units that a warp has on their way, and blocks that registers leave an SM room for: four warps a
+// scheduler hide each other's latency better than three with a longer ring (bench/RESULTS.md).
+constexpr int page_stages(int bits) {
+  return bits == 2 ? 4 : 2;
+}
+constexpr int page_blocks(int bits) {
+  return bits == 4 ? 4 : 3;
+}
+inline constexpr int kRowStages = 2, kRowBlocks = 3;
+
 // Floats that one block leaves: weighted values, largest scores and sums of 8 rows.
 constexpr int64_t attention_partial(int64_t head_dim) {
   return (head_dim + 2) * kRowsPerTile;
@@ -43,7 +53,7 @@ struct AttentionCudaParams {
   float* lse;
   DType q_dtype;
   int32_t kv_heads, rows, row_tiles;
-  float scale, softcap;
+  float scale, softcap, per_softcap;  // 1 / softcap: a division here costs every block 2 us
   // The layout.
   int32_t splits, first_split, all_splits;
   bool last;  // of the segments: whoever arrives last adds up all parts

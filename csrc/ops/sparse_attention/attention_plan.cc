@@ -14,14 +14,11 @@ namespace {
 constexpr int32_t page_shared(int32_t bits, int32_t d) {
   const KvPageLayout layout{
       .head_dim = d, .tokens = 32, .key_bits = bits, .value_bits = bits, .group = 32};
-  return kAttentionRingAt + static_cast<int32_t>(kAttentionWarps *
-                                                 (bits == 8   ? 2
-                                                  : bits == 4 ? 3
-                                                              : 4) *
-                                                 layout.bytes());
+  return kAttentionRingAt +
+         static_cast<int32_t>(kAttentionWarps * page_stages(bits) * layout.bytes());
 }
 constexpr int32_t row_shared(int32_t d) {
-  return kAttentionRingAt + kAttentionWarps * 3 * 2 * 16 * 2 * d;
+  return kAttentionRingAt + kAttentionWarps * kRowStages * 2 * 16 * 2 * d;
 }
 
 constexpr AttentionCudaRow kKernels[] = {
@@ -41,7 +38,7 @@ constexpr AttentionCudaRow kKernels[] = {
 
 // In units of a warp's tile: what a block costs beside its tiles, what meeting costs where there
 // are several, and what adding up each part does. Guessed from 11 us that 16 tiles took an H200.
-constexpr double kBlockTiles = 4, kMeetingTiles = 6, kPartTiles = 0.12;
+constexpr double kBlockTiles = 4, kMeetingTiles = 6, kPartTiles = 0.04;
 
 int64_t listed_units(const KvSegment& s) {
   if (s.index) return s.index_stride;
@@ -94,6 +91,10 @@ Status check(const SparseAttentionArgs& a) {
   }
   if (a.batch * a.kv_heads * a.rows > 0 && (!a.q || !a.out)) {
     return error(Code::invalid_argument, "sparse_attention: q, out: got null, wanted arrays");
+  }
+  if (reinterpret_cast<uintptr_t>(a.q) % 16 != 0) {
+    return error(Code::invalid_argument,
+                 "sparse_attention: q: got an address that is no multiple of 16; copy it");
   }
   if (a.batch * a.kv_heads * ceil_div(a.rows, kRowsPerTile) > kWorkspaceTickets) {
     return error(Code::invalid_argument,
@@ -157,7 +158,9 @@ Status plan_attention(const SparseAttentionArgs& a, const CudaDevice& device,
       return error(Code::no_kernel, "sparse_attention: %s wants %d bytes of shared memory, got %d",
                    row.name, row.shared_bytes, device.shared_per_block);
     }
-    const int64_t fit = std::clamp<int64_t>(device.shared_per_sm / (row.shared_bytes + 1024), 1, 3);
+    const int64_t most = row.storage == KvStorage::pages ? page_blocks(row.bits) : kRowBlocks;
+    const int64_t fit =
+        std::clamp<int64_t>(device.shared_per_sm / (row.shared_bytes + 1024), 1, most);
     const int64_t units = listed_units(a.segments[i]);
     const int64_t tiles = row.storage == KvStorage::pages ? units : ceil_div(units, row.unit);
     plans[i] = {.splits = splits_of(std::max<int64_t>(heads, 1), tiles, device.sms * fit),
@@ -211,6 +214,7 @@ AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, int64_
           .row_tiles = static_cast<int32_t>(ceil_div(a.rows, kRowsPerTile)),
           .scale = a.scale,
           .softcap = a.softcap,
+          .per_softcap = a.softcap > 0 ? 1 / a.softcap : 0,
           .splits = plan.splits,
           .first_split = plan.first_split,
           .all_splits = all_splits,
