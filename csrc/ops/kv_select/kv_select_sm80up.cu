@@ -13,8 +13,9 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kEstimateThreads, kRows > 4 ? 2 : 3)
     kv_estimate(const EstimateParams p) {
   score_units<kRows, kStats>(p);
 }
+template <bool kOne>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kSelectThreads, 1) kv_select_kernel(const SelectParams p) {
-  select_units(p);
+  select_units<kOne>(p);
 }
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kEstimateThreads, 4)
     kv_append_labels_kernel(const LabelParams p) {
@@ -58,17 +59,14 @@ Status kv_estimate_cuda(const KvEstimateArgs& a, void* workspace, int64_t worksp
 Status kv_select_cuda(const KvSelectArgs& a, const CudaDevice& device, void* stream) {
   TAMIS_RETURN_IF_ERROR(check_select_cuda(a));
   if (a.heads == 0) return {};
-  static std::atomic<uint64_t> allowed{0};
-  TAMIS_RETURN_IF_ERROR(allow_shared_memory("kv_select", &kv_select_kernel, allowed, device.index,
-                                            device.shared_per_block));
-  const bool cached = select_shared(a.units) <= device.shared_per_block;
   return launch("kv_select",
                 {.grid = grid(a.heads, 1),
                  .threads = kSelectThreads,
-                 .shared_bytes = static_cast<size_t>(cached ? select_shared(a.units) : kScoresAt),
+                 .shared_bytes = kSelectShared,
                  .early = device.capability >= 90,
                  .stream = stream},
-                &kv_select_kernel, SelectParams{a, cached});
+                a.units <= kSelectAtOnce ? &kv_select_kernel<true> : &kv_select_kernel<false>,
+                SelectParams{a});
 }
 
 Status kv_append_labels_cuda(const KvAppendLabelsArgs& a, const CudaDevice& device, void* stream) {

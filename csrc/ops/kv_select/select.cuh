@@ -1,12 +1,14 @@
 // kv_select: the k largest of n scores exactly, ties to the lower unit, ascending. One block a
-// head. Where the scores fit in shared memory: a count over 2047 equal steps from the smallest to
-// the largest score finds the step of the k-th, whose few scores are compared with each other.
-// Where they do not, or a step holds more than a thousand (many equal scores, or one far from all
-// others): a radix over the ordered bits of f32, digits of 11, 11 and 10 bits. Then each warp lists
-// its share of the units, in order, by ballots. Four scores a thread and turn: instructions are
-// what bounds it. Steps of equal width spread scores over addresses that a warp counts at;
-// exponents do not, log weights of a long context mostly share one (41 us for 32768 units on an
-// H200 with the radix alone). NaN counts as -inf; -0 equals +0.
+// head; a thread holds 32 scores in registers, so up to 32768 are read once (more: again by every
+// pass, in chunks). A count over 2047 equal steps from the smallest to the largest score finds the
+// step of the k-th, whose few scores are compared with each other. Where a step holds more than a
+// thousand (many equal scores, or one far from all others): a radix over the ordered bits of f32,
+// digits of 11, 11 and 10 bits. Then each warp lists its share of the units, in order, by ballots.
+// Instructions of the one SM are what bounds it. Steps of equal width spread scores over addresses
+// that a warp counts at; exponents do not, log weights of a long context mostly share one (41 us
+// for 32768 units on an H200 with the radix alone). NaN counts as -inf; -0 equals +0. Tried: scores
+// in shared memory, 110 instructions a score in all, 21 us; unrolled writes of pages, 14000
+// instructions, 21 us too (bench/RESULTS.md).
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -18,21 +20,19 @@ inline constexpr uint32_t kDigitBits = 11;
 inline constexpr uint32_t kSelectWarps = kSelectThreads / 32;
 inline constexpr uint32_t kCandidates = kSelectThreads;
 
-// Shared memory of a block: counts of digits; a few words; two numbers a warp; candidates; scores.
+inline constexpr int kSelectHeld = 32;  // scores of a thread
+inline constexpr int64_t kSelectAtOnce = int64_t{kSelectHeld} * kSelectThreads;
+
+// Shared memory of a block: counts of digits; a few words; two numbers a warp; candidates.
 inline constexpr uint32_t kCountsAt = 0;
 inline constexpr uint32_t kStateAt = 4u << kDigitBits;
 inline constexpr uint32_t kWarpsAt = kStateAt + 16;
 inline constexpr uint32_t kCandidatesAt = kWarpsAt + 8 * kSelectWarps;
-inline constexpr uint32_t kScoresAt = kCandidatesAt + 4 * kCandidates;
+inline constexpr uint32_t kSelectShared = kCandidatesAt + 4 * kCandidates;
 
 struct SelectParams {
   KvSelectArgs args;
-  bool cached;  // scores lie in shared memory
 };
-
-constexpr int64_t select_shared(int64_t units) {
-  return kScoresAt + 4 * ((units + 3) / 4 * 4);
-}
 
 inline constexpr float kSelectNever = -__builtin_inff();
 
@@ -47,27 +47,68 @@ TAMIS_DEVICE float from_ordered(uint32_t bits) {
   return dev::float_of(bits >> 31 ? bits & 0x7fffffffu : ~bits);
 }
 
-// Units [first, first + n) of a head, less those that are forced. Cached: filled up with -inf to a
-// multiple of four.
+// Units [first, first + n) of a head, less those that are forced.
 struct SelectRange {
   const float* scores;
   int32_t first, n;
-  bool cached;
 
   TAMIS_DEVICE float score(int32_t i) const {
-    if (cached) return dev::load_shared<float>(kScoresAt + 4 * static_cast<uint32_t>(i));
     return clean_score(dev::load_volatile(scores + first + i));
   }
-  // Calls fn(score) for this thread's share of the cached ones, in no order.
+};
+
+// A chunk of a range in registers: warp w has 32 * turns neighbours, lane l of turn j the one at
+// 32 * (turns * w + j) + l; -inf beyond the end. kOne: the only chunk, loaded once.
+template <bool kOne>
+struct HeldScores {
+  static constexpr int kHeld = kOne ? kSelectHeld : kSelectHeld / 2;
+  static constexpr int32_t kChunk = kHeld * kSelectThreads;
+  static constexpr int kAtOnce = 4;  // turns come in fours
+  const SelectRange& range;
+  int32_t begin = 0, turns = 0;  // of the chunk
+  float x[kHeld];
+
+  TAMIS_DEVICE explicit HeldScores(const SelectRange& range_of) : range(range_of) {
+    if constexpr (kOne) load(0);
+  }
+
+  TAMIS_DEVICE int32_t place(int turn) const {
+    const auto warp = static_cast<int32_t>(dev::thread_index() / 32);
+    return begin + 32 * (turns * warp + turn) + static_cast<int32_t>(dev::thread_index() % 32);
+  }
+  TAMIS_DEVICE void load(int32_t from) {
+    const int32_t left = range.n - from;
+    begin = from;
+    constexpr int32_t kRound = kAtOnce * kSelectThreads;
+    turns = left < kChunk ? kAtOnce * ((left + kRound - 1) / kRound) : kHeld;
+    const int32_t i = place(0), there = (range.n - i + 31) / 32;  // turns that this lane has
+    const float* mine = range.scores + (range.first + i);
+    for_turns([&](int turn) {
+      x[turn] = kSelectNever;
+      if (turn < there) x[turn] = dev::load_volatile(mine + 32 * turn);
+    });
+    for_turns([&](int turn) { x[turn] = clean_score(x[turn]); });
+  }
+  // Calls fn(turn) for every turn of the chunk.
   template <class Fn>
-  TAMIS_DEVICE void for_cached(const Fn& fn) const {
-    const auto quads = static_cast<uint32_t>(n + 3) / 4;
-    for (uint32_t i = dev::thread_index(); i < quads; i += kSelectThreads) {
-      const auto four = dev::load_shared<dev::Word4>(kScoresAt + 16 * i);
-      fn(dev::float_of(four.x));
-      fn(dev::float_of(four.y));
-      fn(dev::float_of(four.z));
-      fn(dev::float_of(four.w));
+  TAMIS_DEVICE void for_turns(const Fn& fn) const {
+#pragma unroll
+    for (int turn = 0; turn < kHeld; turn += kAtOnce) {
+      if (turn >= turns) break;  // the same in every thread
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) fn(turn + i);
+    }
+  }
+  // Calls fn() with each chunk in registers, from the first to the last.
+  template <class Fn>
+  TAMIS_DEVICE void for_chunks(const Fn& fn) {
+    if constexpr (kOne) {
+      fn();
+    } else {
+      for (int32_t from = 0; from < range.n; from += kChunk) {
+        load(from);
+        fn();
+      }
     }
   }
 };
@@ -138,30 +179,17 @@ TAMIS_DEVICE void radix_threshold(const SelectRange& s, int32_t k, float* thresh
   *ties = k;
 }
 
-// Fills the cache. Smallest and largest score above -inf, in every thread; none: low > high.
-TAMIS_DEVICE void cache_scores(const SelectRange& s, float* low, float* high) {
+// Smallest and largest score above -inf, in every thread; none: low > high.
+template <bool kOne>
+TAMIS_DEVICE void find_range(HeldScores<kOne>& s, float* low, float* high) {
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
   float a = -kSelectNever, b = kSelectNever;
-  const int32_t whole = (s.n + 3) / 4 * 4;
-  constexpr int kAtOnce = 8;  // loads on their way before the first store, which loads do not pass
-  for (int32_t from = 0; from < whole; from += kAtOnce * kSelectThreads) {
-    float x[kAtOnce];
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      const int32_t i = from + j * kSelectThreads + static_cast<int32_t>(thread);
-      x[j] = i < s.n ? dev::load_volatile(s.scores + s.first + i) : kSelectNever;
-    }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      const int32_t i = from + j * kSelectThreads + static_cast<int32_t>(thread);
-      const float clean = clean_score(x[j]);
-      if (i < whole) {
-        dev::store_shared<float>(kScoresAt + 4 * static_cast<uint32_t>(i), clean);
-        b = dev::max(b, clean);
-        a = clean == kSelectNever ? a : -dev::max(-a, -clean);
-      }
-    }
-  }
+  s.for_chunks([&] {
+    s.for_turns([&](int turn) {
+      b = dev::max(b, s.x[turn]);
+      a = s.x[turn] == kSelectNever ? a : -dev::max(-a, -s.x[turn]);
+    });
+  });
   const auto join = [&] {
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) {
@@ -183,29 +211,36 @@ TAMIS_DEVICE void cache_scores(const SelectRange& s, float* low, float* high) {
   dev::sync_block();
 }
 
-// The same as radix_threshold where the scores are cached and spread enough; false elsewhere.
-TAMIS_DEVICE bool linear_threshold(const SelectRange& s, int32_t k, float* threshold,
+// The same as radix_threshold where the scores spread enough; false elsewhere.
+template <bool kOne>
+TAMIS_DEVICE bool linear_threshold(HeldScores<kOne>& s, int32_t k, float* threshold,
                                    int32_t* ties) {
   float low, high;
-  cache_scores(s, &low, &high);
+  find_range(s, &low, &high);
   const float width = dev::add(high, -low);
   if (!(width > 0) || width > 3e38f) return false;
-  // Rounded sums and products rise with x, so a larger score never has a smaller step; -inf has 0,
-  // and what fills the cache up only adds to it.
+  // Rounded sums and products rise with x, so a larger score never has a smaller step; -inf has 0.
+  // 2^23 + 1 leaves the step, 1 to 2046 for the others, in the low bits of the sum.
   const float scale = dev::divide(2045.0f, width);
   const auto step_of = [&](float x) {
-    return 1 + dev::to_int(dev::max(dev::mul(dev::add(x, -low), scale), -1.0f));
+    const float steps = dev::max(dev::mul(dev::add(x, -low), scale), -1.0f);
+    return dev::bits_of(dev::add(steps, 8388609.0f)) - 0x4b000000u;
   };
   clear_counts();
-  s.for_cached(
-      [&](float x) { dev::count_shared(kCountsAt + 4 * static_cast<uint32_t>(step_of(x))); });
+  s.for_chunks([&] {
+    s.for_turns([&](int turn) { dev::count_shared(kCountsAt + 4 * step_of(s.x[turn])); });
+  });
   const Digit found = find_digit(k);
   if (found.digit == 0 || found.here > kCandidates) return false;
   if (dev::thread_index() == 0) dev::store_shared<uint32_t>(kStateAt, 0);
   dev::sync_block();
-  s.for_cached([&](float x) {
-    if (step_of(x) == static_cast<int32_t>(found.digit)) {  // in any order: only ranks count
-      dev::store_shared<float>(kCandidatesAt + 4 * dev::add_shared(kStateAt, 1), x);
+  s.for_chunks([&] {
+    uint32_t hits = 0;  // turns of this thread; few
+    s.for_turns([&](int turn) { hits |= step_of(s.x[turn]) == found.digit ? 1u << turn : 0u; });
+    for (int turn = 0; hits != 0; ++turn, hits >>= 1) {
+      if ((hits & 1) == 0) continue;
+      const float x = s.range.score(s.place(turn));  // registers have no numbers
+      dev::store_shared<float>(kCandidatesAt + 4 * dev::add_shared(kStateAt, 1), x);  // any order
     }
   });
   dev::sync_block();
@@ -229,92 +264,157 @@ TAMIS_DEVICE bool linear_threshold(const SelectRange& s, int32_t k, float* thres
 }
 
 // Lists units first + i of all scores above the threshold and of the first `ties` equal to it.
-template <class Put>
-TAMIS_DEVICE void list_chosen(const SelectRange& s, float threshold, int32_t ties, const Put& put) {
+template <bool kOne, class Put>
+TAMIS_DEVICE void list_chosen(HeldScores<kOne>& s, float threshold, int32_t ties, const Put& put) {
+  static_assert(kSelectHeld == 32 && 8u * kSelectHeld * kSelectWarps <= 4u << kDigitBits,
+                "a lane a turn, in the memory of counts");
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
-  const int32_t share = (s.n / 32 / static_cast<int32_t>(kSelectWarps) + 1) * 32;
-  const int32_t begin = static_cast<int32_t>(warp) * share;
-  const int32_t end = begin + share < s.n ? begin + share : s.n;
-  const uint32_t before = (1u << lane) - 1;
-  uint32_t both = 0;  // of this lane: above, and equal in the high half
-#pragma unroll 4
-  for (int32_t i = begin + static_cast<int32_t>(lane); i < end; i += 32) {
-    const float x = s.score(i);
-    both += x > threshold ? 1u : x == threshold ? 0x10000u : 0u;
-  }
-  for (int distance = 1; distance < 32; distance *= 2) both = dev::prefix_step(both, distance);
-  if (lane == 31) dev::store_shared<uint32_t>(kWarpsAt + 4 * warp, both);
-  dev::sync_block();
-  // A warp's share has at most 65535 units: kSelectUnits.
-  uint32_t place = lane < warp ? dev::load_shared<uint32_t>(kWarpsAt + 4 * lane) & 0xffffu : 0;
-  uint32_t equals = lane < warp ? dev::load_shared<uint32_t>(kWarpsAt + 4 * lane) >> 16 : 0;
-  for (int distance = 1; distance < 32; distance *= 2) {
-    place = dev::prefix_step(place, distance);
-    equals = dev::prefix_step(equals, distance);
-  }
-  auto at = static_cast<int32_t>(dev::shuffle(static_cast<int32_t>(place), 31));
-  auto seen = static_cast<int32_t>(dev::shuffle(static_cast<int32_t>(equals), 31));
-  at += seen < ties ? seen : ties;
-#pragma unroll 2
-  for (int32_t i = begin; i < end; i += 32) {  // the same in every lane
-    const int32_t here = i + static_cast<int32_t>(lane);
-    const float x = here < end ? s.score(here) : kSelectNever;
-    bool mine = here < end && x > threshold;
-    const uint32_t same = dev::ballot(here < end && x == threshold);
-    if (same != 0) {
-      mine = mine || ((same >> lane & 1) != 0 && seen + dev::popcount(same & before) < ties);
-      seen += dev::popcount(same);
+  int32_t listed = 0, met = 0;  // above and equal, in the chunks before
+  s.for_chunks([&] {
+    // Bits of all lanes by turn, handed over where the counts were: lane j takes turn j's.
+    const uint32_t words = kCountsAt + 8 * kSelectHeld * warp;
+    s.for_turns([&](int turn) {
+      const uint32_t more = dev::ballot(s.x[turn] > threshold);
+      const uint32_t equal = dev::ballot(s.x[turn] == threshold);
+      if (lane == 0) {
+        dev::store_shared<dev::Word2>(words + 8 * static_cast<uint32_t>(turn), {more, equal});
+      }
+    });
+    dev::sync_warp();
+    dev::Word2 bits{0, 0};
+    if (static_cast<int32_t>(lane) < s.turns) bits = dev::load_shared<dev::Word2>(words + 8 * lane);
+    const uint32_t above = bits.x;
+    uint32_t same = bits.y;
+    const int32_t first = s.place(0) + 31 * static_cast<int32_t>(lane);  // of turn j
+    const int32_t there = s.range.n - first;
+    if (there < 32) same &= there > 0 ? (1u << there) - 1 : 0;
+    // Of lanes up to this one, then of warps before: above, and equal in the high half.
+    const auto mine = static_cast<uint32_t>(dev::popcount(above) | dev::popcount(same) << 16);
+    uint32_t through = mine;
+    for (int distance = 1; distance < 32; distance *= 2) {
+      through = dev::prefix_step(through, distance);
     }
-    const uint32_t taken = dev::ballot(mine);
-    if (mine) put(at + dev::popcount(taken & before), s.first + here);
-    at += dev::popcount(taken);
+    if (lane == 31) dev::store_shared<uint32_t>(kWarpsAt + 4 * warp, through);
+    dev::sync_block();
+    const auto theirs = dev::load_shared<uint32_t>(kWarpsAt + 4 * lane);
+    uint32_t places = lane < warp ? theirs & 0xffffu : 0, equals = lane < warp ? theirs >> 16 : 0;
+    for (int distance = 1; distance < 32; distance *= 2) {
+      places = dev::prefix_step(places, distance);
+      equals = dev::prefix_step(equals, distance);
+    }
+    const auto last = [](uint32_t sums) { return dev::shuffle(static_cast<int32_t>(sums), 31); };
+    const auto until = static_cast<int32_t>(through - mine);
+    const int32_t seen = met + last(equals) + (until >> 16);
+    int32_t at = listed + last(places) + (until & 0xffff) + (seen < ties ? seen : ties);
+    const int32_t wanted = ties - seen;
+    if (wanted < dev::popcount(same)) {  // the lowest of them
+      uint32_t chosen = 0;
+      for (int32_t i = 0; i < wanted; ++i) {
+        chosen |= same & (0u - same);
+        same &= same - 1;
+      }
+      same = chosen;
+    }
+    uint32_t taken = above | same;
+    for (; taken != 0; taken &= taken - 1) {
+      const int lowest = dev::popcount((taken & (0u - taken)) - 1);
+      put(at++, s.range.first + first + lowest);
+    }
+    if constexpr (!kOne) {
+      dev::sync_block();  // before the warps' numbers change
+      int32_t all = static_cast<int32_t>(theirs & 0xffffu),
+              alike = static_cast<int32_t>(theirs >> 16);
+#pragma unroll
+      for (int mask = 16; mask > 0; mask /= 2) {
+        all += dev::shuffle(all, static_cast<int>(lane) ^ mask);
+        alike += dev::shuffle(alike, static_cast<int>(lane) ^ mask);
+      }
+      listed += all;
+      met += alike;
+    }
+  });
+}
+
+template <bool kOne, class Put>
+TAMIS_DEVICE void choose(const SelectRange& range, int32_t k, const Put& put) {
+  HeldScores<kOne> held(range);
+  float threshold = 0;
+  int32_t ties = 0;
+  if (!linear_threshold(held, k, &threshold, &ties)) {
+    radix_threshold(range, k, &threshold, &ties);
+    if constexpr (kOne) held.load(0);  // rather than keeping registers until here
+  }
+  list_chosen(held, threshold, ties, put);
+}
+
+// The other entries of `listed` pages, from the first ones, which the block wrote.
+TAMIS_DEVICE void fill_pages(const KvSelectArgs& a, int32_t listed) {
+  dev::sync_block();
+  const auto page = static_cast<int32_t>(a.page);
+  int32_t* index = a.index + dev::block_index_x() * a.index_stride;
+  for (auto i = static_cast<int32_t>(dev::thread_index()); i < listed * page; i += kSelectThreads) {
+    if (i % page != 0) index[i] = dev::load_volatile(index + i / page * page) + i % page;
   }
 }
 
-// Grid [heads] of kSelectThreads.
+// What a block is to choose: k of n units from begin + sink on, beside those that are forced.
+struct SelectTask {
+  int32_t begin, sink, recent, n, k;
+
+  TAMIS_DEVICE explicit SelectTask(const KvSelectArgs& a) {
+    const int64_t head = dev::block_index_x();
+    const auto units = static_cast<int32_t>(a.units);
+    begin = a.begin ? dev::load_volatile(a.begin + head) : 0;
+    begin = begin < 0 ? 0 : begin < units ? begin : units;
+    const int32_t all = units - begin;
+    sink = a.sink < all ? static_cast<int32_t>(a.sink) : all;
+    recent = a.recent < all - sink ? static_cast<int32_t>(a.recent) : all - sink;
+    n = all - sink - recent;
+    const int64_t budget = a.budget ? int64_t{dev::load_volatile(a.budget + head)} : a.k;
+    const int64_t room = a.index_stride / a.page;  // never written beyond
+    int64_t wanted = (budget < room ? budget : room) - sink - recent;
+    wanted = wanted < 0 ? 0 : wanted < n ? wanted : n;
+    k = static_cast<int32_t>(wanted);
+  }
+};
+
+// The first entry of listed unit `place`; fill_pages writes the others, so that what lists stays
+// small: the instruction cache is what a longer program waits for.
+TAMIS_DEVICE void put_unit(const KvSelectArgs& a, int32_t place, int32_t unit) {
+  const auto page = static_cast<int32_t>(a.page);
+  a.index[dev::block_index_x() * a.index_stride + int64_t{place} * page] = unit * page;
+}
+
+// Grid [heads] of kSelectThreads. kOne: for at most kSelectAtOnce units, which before sm_90 come in
+// chunks all the same: its compiler needs more registers for them than there are.
+template <bool kOne>
 TAMIS_DEVICE void select_units(const SelectParams& p) {
   dev::wait_for_previous();
   dev::allow_next();
   const KvSelectArgs& a = p.args;
-  const uint32_t thread = dev::thread_index();
-  const int64_t head = dev::block_index_x();
-  const auto units = static_cast<int32_t>(a.units);
-  const auto page = static_cast<int32_t>(a.page);
-  int32_t begin = a.begin ? dev::load_global(a.begin + head) : 0;
-  begin = begin < 0 ? 0 : begin < units ? begin : units;
-  const int32_t all = units - begin;
-  const int32_t sink = a.sink < all ? static_cast<int32_t>(a.sink) : all;
-  const int32_t recent = a.recent < all - sink ? static_cast<int32_t>(a.recent) : all - sink;
-  const int32_t n = all - sink - recent;
-  const int64_t budget = a.budget ? int64_t{dev::load_global(a.budget + head)} : a.k;
-  const int64_t room = a.index_stride / page;  // never written beyond
-  int64_t wanted = (budget < room ? budget : room) - sink - recent;
-  wanted = wanted < 0 ? 0 : wanted < n ? wanted : n;
-  const auto k = static_cast<int32_t>(wanted);
-  int32_t* index = a.index + head * a.index_stride;
-  const auto put = [&](int32_t place, int32_t unit) {
-    for (int32_t j = 0; j < page; ++j) index[int64_t{place} * page + j] = unit * page + j;
-  };
-  for (auto i = static_cast<int32_t>(thread); i < sink; i += kSelectThreads) put(i, begin + i);
-  for (auto i = static_cast<int32_t>(thread); i < recent; i += kSelectThreads) {
-    put(sink + k + i, units - recent + i);
-  }
-  if (thread == 0) a.count[head] = (sink + k + recent) * page;
-  if (k == n) {
-    for (auto i = static_cast<int32_t>(thread); i < n; i += kSelectThreads) {
-      put(sink + i, begin + sink + i);
+  const auto thread = static_cast<int32_t>(dev::thread_index());
+  {
+    const SelectTask task(a);
+    if (task.k == task.n) {
+      for (int32_t i = thread; i < task.n; i += kSelectThreads) {
+        put_unit(a, task.sink + i, task.begin + task.sink + i);
+      }
+    } else if (task.k > 0) {
+      const SelectRange range{a.scores + dev::block_index_x() * a.units, task.begin + task.sink,
+                              task.n};
+      choose<kOne && dev::kBulkCopies>(range, task.k, [&](int32_t place, int32_t unit) {
+        put_unit(a, task.sink + place, unit);
+      });
     }
-    return;
   }
-  if (k == 0) return;
-  const SelectRange range{a.scores + head * a.units, begin + sink, n, p.cached};
-  float threshold = 0;
-  int32_t ties = 0;
-  if (!p.cached || !linear_threshold(range, k, &threshold, &ties)) {
-    radix_threshold(range, k, &threshold, &ties);
+  const SelectTask task(a);  // again: registers are short before
+  for (int32_t i = thread; i < task.sink; i += kSelectThreads) put_unit(a, i, task.begin + i);
+  for (int32_t i = thread; i < task.recent; i += kSelectThreads) {
+    put_unit(a, task.sink + task.k + i, static_cast<int32_t>(a.units) - task.recent + i);
   }
-  list_chosen(range, threshold, ties,
-              [&](int32_t place, int32_t unit) { put(sink + place, unit); });
+  const int32_t listed = task.sink + task.k + task.recent;
+  if (thread == 0) a.count[dev::block_index_x()] = listed * static_cast<int32_t>(a.page);
+  if (a.page > 1) fill_pages(a, listed);
 }
 
 }  // namespace tamis

@@ -15,6 +15,8 @@
 
 namespace tamis::dev {
 
+inline constexpr bool kBulkCopies = true;
+
 struct alignas(16) Word4 {
   uint32_t x, y, z, w;
 };

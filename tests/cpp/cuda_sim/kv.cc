@@ -254,13 +254,15 @@ TEST(KvEstimate, ScoresEverySummary) {
 
 struct Choice {
   int64_t units, k, sink = 0, recent = 0, page = 1;
-  bool begin = false, budget = false, cached = true;
+  bool begin = false, budget = false;
   int levels = 0;  // that many different scores; 0: all differ
+  int64_t heads = 3;
+  bool chunks = false;  // as more units than registers hold
 };
 
 void expect_choice(const Choice& c, uint64_t seed) {
   std::mt19937_64 random(seed);
-  const int64_t heads = 3;
+  const int64_t heads = c.heads;
   Guarded<float> scores(static_cast<size_t>(heads * c.units));
   for (float& s : scores.span()) {
     s = std::normal_distribution<float>()(random);
@@ -296,13 +298,15 @@ void expect_choice(const Choice& c, uint64_t seed) {
   args.index = got.data();
   args.count = counts[1];
   ASSERT_TRUE(check_select_cuda(args).ok());
-  const SelectParams params{args, c.cached};
-  ASSERT_EQ(sim::launch(
-                {.grid = {static_cast<uint32_t>(heads)},
-                 .block = {kSelectThreads},
-                 .shared_bytes = static_cast<size_t>(c.cached ? select_shared(c.units) : kScoresAt),
-                 .seed = seed},
-                [&] { select_units(params); }),
+  const SelectParams params{args};
+  ASSERT_EQ(sim::launch({.grid = {static_cast<uint32_t>(heads)},
+                         .block = {kSelectThreads},
+                         .shared_bytes = kSelectShared,
+                         .seed = seed},
+                        [&] {
+                          c.units <= kSelectAtOnce && !c.chunks ? select_units<true>(params)
+                                                                : select_units<false>(params);
+                        }),
             "");
   const std::string what = "units " + std::to_string(c.units) + ", k " + std::to_string(c.k) +
                            ", levels " + std::to_string(c.levels) + ", seed " +
@@ -318,9 +322,9 @@ void expect_choice(const Choice& c, uint64_t seed) {
 TEST(KvSelect, ChoosesAsTheCpuDoes) {
   uint64_t seed = 70;
   for (const int levels : {0, 1, 2, 9}) {
-    for (const bool cached : {true, false}) {
-      expect_choice({.units = 3000, .k = 170, .cached = cached, .levels = levels}, ++seed);
-    }
+    expect_choice({.units = 3000, .k = 170, .levels = levels}, ++seed);
+    expect_choice({.units = 5000, .k = 4700, .levels = levels}, ++seed);
+    expect_choice({.units = 3000, .k = 170, .levels = levels, .chunks = true}, ++seed);
     expect_choice({.units = 1, .k = 1, .levels = levels}, ++seed);
     expect_choice({.units = 40, .k = 0, .levels = levels}, ++seed);
     expect_choice({.units = 40, .k = 90, .levels = levels}, ++seed);
@@ -331,6 +335,7 @@ TEST(KvSelect, ChoosesAsTheCpuDoes) {
         {.units = 300, .k = 60, .page = 16, .begin = true, .budget = true, .levels = levels},
         ++seed);
   }
+  expect_choice({.units = kSelectAtOnce + 777, .k = 1500, .heads = 1}, ++seed);
 }
 
 }  // namespace
