@@ -7,7 +7,7 @@
 namespace tamis {
 
 // A warp writes one tile, each lane eight groups of four columns. Grid [ceil(tiles / kBlockWarps)].
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, 2) expand_m24(const ExpandT16Params p) {
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, 4) expand_m24(const ExpandT16Params p) {
   const uint32_t warp = dev::thread_index() / 32, lane = dev::thread_index() % 32;
   const int64_t tile = int64_t{dev::block_index_x()} * kBlockWarps + warp;
   if (tile >= int64_t{p.row_tiles} * p.col_tiles) return;
@@ -26,13 +26,22 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, 2) expand_m24(const ExpandT
       const auto col =
           static_cast<int32_t>(tile % p.col_tiles * 64 + 32 * step + 16 * (i / 2) + 4 * (lane % 4));
       if (row >= p.rows) continue;
+      uint16_t* out = p.out + row * p.out_stride + col;
+      uint32_t value[4];
+#pragma unroll
+      for (uint32_t j = 0; j < 4; ++j) {
+        value[j] = j == (places & 3)        ? pairs[i] & 0xffffu
+                   : j == (places >> 2 & 3) ? pairs[i] >> 16
+                                            : 0;
+      }
+      if (p.out_aligned && col + 4 <= p.cols) {
+        *reinterpret_cast<dev::Word2*>(out) = {value[0] | value[1] << 16,
+                                               value[2] | value[3] << 16};
+        continue;
+      }
 #pragma unroll
       for (int32_t j = 0; j < 4; ++j) {
-        const auto place = static_cast<uint32_t>(j);
-        const uint32_t value = place == (places & 3)        ? pairs[i]
-                               : place == (places >> 2 & 3) ? pairs[i] >> 16
-                                                            : 0;
-        if (col + j < p.cols) p.out[row * p.out_stride + col + j] = static_cast<uint16_t>(value);
+        if (col + j < p.cols) out[j] = static_cast<uint16_t>(value[j]);
       }
     }
   }

@@ -31,21 +31,27 @@ TAMIS_DEVICE void write_fragments(const ExpandT16Params& p, int64_t tile, uint32
   }
 }
 
-// A warp writes one tile, each lane 16 columns of two rows. Grid [ceil(tiles / kBlockWarps)].
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, 2) expand_t16(const ExpandT16Params p) {
+// A warp writes one tile, each lane 16 columns of two rows, from its record in shared memory
+// (values picked out of global memory took twice as long). Grid [ceil(tiles / kBlockWarps)].
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, 4) expand_t16(const ExpandT16Params p) {
   const uint32_t warp = dev::thread_index() / 32, lane = dev::thread_index() % 32;
   const int64_t tile = int64_t{dev::block_index_x()} * kBlockWarps + warp;
   if (tile >= int64_t{p.row_tiles} * p.col_tiles) return;
-  const uint8_t* record = p.records + dev::load_global(p.offsets + tile) * t16::kUnit;
-  const auto* words = reinterpret_cast<const uint32_t*>(record);
-  const uint32_t word = dev::load_global(words + lane);
-  const dev::Word4 starts{dev::load_global(words + 32), dev::load_global(words + 33),
-                          dev::load_global(words + 34), dev::load_global(words + 35)};
+  const uint32_t begin = dev::load_global(p.offsets + tile);
+  const uint32_t bytes =
+      (dev::load_global(p.offsets + tile + 1) - begin) * static_cast<uint32_t>(t16::kUnit);
+  const uint8_t* from = p.records + int64_t{begin} * t16::kUnit;
+  const uint32_t record = warp * p.stage_bytes;
+  for (uint32_t i = 16 * lane; i < bytes; i += 16 * 32) {
+    dev::copy_async16(record + i, from + i, 16);
+  }
+  dev::commit_async();
+  dev::wait_async<0>();
+  dev::sync_warp();
+  const auto word = dev::load_shared<uint32_t>(record + 4 * lane);
   uint32_t at[8], a[4][4];
-  first_values(0, word, starts, at);
-  const auto load = [&](uint32_t i) {
-    return dev::load_global(reinterpret_cast<const uint16_t*>(record + i));
-  };
+  first_values(record, word, dev::load_shared<dev::Word4>(record + t16::kWordBytes), at);
+  const auto load = [](uint32_t i) { return dev::load_shared<uint16_t>(i); };
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
     expand_step(load, word >> (8 * step), at[2 * step], at[2 * step + 1], a[step]);

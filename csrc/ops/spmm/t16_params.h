@@ -54,7 +54,8 @@ struct ExpandT16Params {
   DType dtype;  // of out: bf16 or f16
   int32_t rows, cols;
   int32_t row_tiles, col_tiles;
-  bool out_aligned;  // rows of out start at multiples of 16 bytes
+  int32_t stage_bytes;  // shared memory of a warp: the longest record of t16
+  bool out_aligned;     // rows of out start at multiples of 16 bytes
 };
 
 ExpandT16Params expand_t16_params(const T16View& w, void* out, int64_t out_stride);

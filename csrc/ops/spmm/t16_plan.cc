@@ -150,6 +150,7 @@ ExpandT16Params expand_t16_params(const T16View& w, void* out, int64_t out_strid
           .cols = static_cast<int32_t>(w.cols),
           .row_tiles = static_cast<int32_t>(t16::row_tiles(w.rows)),
           .col_tiles = static_cast<int32_t>(t16::col_tiles(w.cols)),
+          .stage_bytes = static_cast<int32_t>(w.max_record_bytes),
           .out_aligned = reinterpret_cast<uintptr_t>(out) % 16 == 0 && out_stride % 8 == 0};
 }
 

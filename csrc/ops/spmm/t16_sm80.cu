@@ -29,7 +29,8 @@ Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* st
   const int64_t tiles = int64_t{p.row_tiles} * p.col_tiles;
   if (tiles == 0) return {};
   const auto grid = static_cast<uint32_t>(ceil_div(tiles, kBlockWarps));
-  expand_t16<<<grid, kBlockThreads, 0, static_cast<cudaStream_t>(stream)>>>(p);
+  const auto shared = static_cast<size_t>(kBlockWarps) * static_cast<size_t>(p.stage_bytes);
+  expand_t16<<<grid, kBlockThreads, shared, static_cast<cudaStream_t>(stream)>>>(p);
   return cuda_status("unpack", cudaGetLastError());
 }
 

@@ -115,7 +115,11 @@ TEST(ExpandT16, EqualsUnpack) {
           const ExpandT16Params p = expand_t16_params(c.t16(), out.data(), stride);
           const auto blocks =
               static_cast<uint32_t>(ceil_div(p.row_tiles * p.col_tiles, kBlockWarps));
-          const sim::Launch launch{.grid = {blocks}, .block = {kBlockThreads}, .seed = seed};
+          const sim::Launch launch{
+              .grid = {blocks},
+              .block = {kBlockThreads},
+              .shared_bytes = static_cast<size_t>(kBlockWarps) * static_cast<size_t>(p.stage_bytes),
+              .seed = seed};
           const bool t16 = format == PackedFormat::t16;
           ASSERT_EQ(sim::launch(launch, [&] { t16 ? expand_t16(p) : expand_m24(p); }), "");
           if (!t16) {
