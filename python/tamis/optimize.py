@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from tamis.activation import InputSparseLinear, SparseMLP
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import FORMATS, Layout
 from tamis.nn import SparseConv2d, SparseLinear
-from tamis.ops import cost
+from tamis.ops import cost, cuda_cost
 from tamis.ops.conv2d import NO_BOUNDS
 from tamis.policy import select
 from tamis.policy.allocate import matches
@@ -40,6 +40,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # 
 TOLERANCE_I8 = 2e-2
 ROUNDS = 9  # interleaved timings per candidate; the least counts, as noise only ever adds
 ROUND_S = 2e-3  # aim per timing
+DEVICE_CALLS = 64  # at most, of a timing on a CUDA device
 DEFAULT_CACHE_BYTES = 32 << 20
 
 
@@ -274,7 +275,10 @@ def _candidates(layer: nn.Module) -> dict[str, nn.Module]:
     keep = mask_of(linear)
     if bool(keep.all()):
         return candidates
+    on_device = device_of(linear) is not None
     for name, (layout, nbytes) in holding_layouts(linear.weight, keep).items():
+        if on_device and not cuda_cost.packed_form(layout):
+            continue
         if name not in candidates and nbytes < _dense_bytes(linear):
             candidates[name] = compressed(linear, linear.weight.detach(), keep, layout)
     return candidates
@@ -340,7 +344,7 @@ def describe(
             kernel=_kernel(layer, tokens),
             predicted_ms=None
             if isinstance(layer, SparseConv2d)
-            else _ms(cost.sparse_ns(layout, matrix.nnz, tokens)),
+            else _ms(cost.sparse_ns(layout, matrix.nnz, tokens, device=device_of(layer))),
             reason=reason,
         )
     linear = as_linear(layer)
@@ -420,7 +424,9 @@ def _timed(row: LayerReport, own_ms: float, dense_ms: float) -> LayerReport:
 
 def _no_choice(layer: nn.Module) -> str:
     if isinstance(layer, SparseLinear):
-        return f"stored as {layer.layout.label}"
+        device = None if isinstance(layer, SparseConv2d) else device_of(layer)
+        pays = "" if device is None else tokens_of(layer.layout, layer.nnz, device)
+        return f"stored as {layer.layout.label}{pays}"
     zeros = 1 - float(mask_of(as_linear(layer)).float().mean())
     return f"stored dense with {zeros:.1%} zeros" if zeros else "dense: no zeros to leave out"
 
@@ -442,20 +448,36 @@ def _kernel(layer: SparseLinear, tokens: int) -> str:
     shape = (tokens, layout.rows, layout.cols, layer.nnz)
     x_dtype = DTYPE_NAMES[layer.float_dtype]
     active = str(_C.isa()["active"])
+    if (device := device_of(layer)) is not None:
+        return cuda_cost.kernel(layout, device) or "torch"
     if isinstance(layer, SparseConv2d):
         return str(_C.choose_conv2d(layout.format, active)) if layout.dtype == "f32" else "torch"
     return str(_C.choose(layout.format, layout.dtype, x_dtype, *shape, active))
 
 
+def device_of(layer: nn.Module) -> int | None:
+    """Number of the CUDA device that a layer's weight lies on; None on others."""
+    weight: Any = layer.weight
+    return (weight.device.index or 0) if weight.is_cuda else None
+
+
+def tokens_of(layout: Layout, nnz: int, device: int) -> str:
+    """What a report adds on a CUDA device: up to how many tokens it pays."""
+    most = cuda_cost.most_tokens(layout, nnz, device)
+    if most is None:
+        return ""
+    return f"; on CUDA no slower than dense up to {most} tokens" if most else "; on CUDA slower"
+
+
 def _ms(ns: float | None) -> float | None:
-    return None if ns is None else ns * 1e-6
+    return None if ns is None or ns == cuda_cost.NEVER else ns * 1e-6
 
 
 def _dense_ms(linear: nn.Linear, tokens: int) -> float | None:
     """What torch is expected to take; None for dtypes that no figure is about."""
     dtype = DTYPE_NAMES.get(linear.weight.dtype)
     n, k = linear.weight.shape
-    return _ms(cost.dense_ns(dtype, n, k, tokens)) if dtype else None
+    return _ms(cost.dense_ns(dtype, n, k, tokens, device=device_of(linear))) if dtype else None
 
 
 def _bandwidth() -> float:
@@ -513,6 +535,7 @@ class _Bench:
             )  # the first call of a layer checks its arrays, which is no part of its time
         at = dict.fromkeys(copies, 0)
         calls = max(1, int(ROUND_S / max(_seconds(copies["dense"], x, 0, 3), 1e-7)))
+        calls = min(calls, DEVICE_CALLS) if x.is_cuda else calls
         seen: dict[str, list[float]] = {name: [] for name in copies}
         names = list(copies)
         for turn in range(ROUNDS):
@@ -531,10 +554,43 @@ class _Bench:
 def _seconds(modules: list[nn.Module], x: Tensor, at: int, calls: int) -> float:
     """Seconds per call, over consecutive copies."""
     turn = [modules[(at + i) % len(modules)] for i in range(calls)]
+    if x.is_cuda:
+        return _device_seconds(turn, x)
     begin = time.perf_counter()
     for module in turn:
         module(x)
     return (time.perf_counter() - begin) / calls
+
+
+def _device_seconds(modules: list[nn.Module], x: Tensor) -> float:
+    """The same on a CUDA device, where a graph of the calls shows its time and not the host's.
+
+    What no kernel takes is expanded by torch, in ways that graphs do not hold: timed as it is called.
+    """
+    device = x.device
+    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    events: Any = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+    with torch.cuda.device(device), torch.cuda.stream(stream):
+        for module in modules:  # packs and plans
+            module(x)
+        stream.synchronize()
+        begin, end = events
+        if all(not isinstance(m, SparseLinear) or cuda_cost.packed_form(m.layout) for m in modules):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                for module in modules:
+                    module(x)
+            graph.replay()
+            begin.record()
+            graph.replay()
+        else:
+            begin.record()
+            for module in modules:
+                module(x)
+        end.record()
+        end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3 / len(modules)
 
 
 @torch.no_grad()

@@ -25,16 +25,18 @@ from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
 from tamis.nn.conv import window_of
-from tamis.ops import cost
+from tamis.ops import cost, cuda_cost
 from tamis.optimize import (
     FORMATS,
     as_dense,
     compressed,
     counted_layouts,
     describe,
+    device_of,
     explain,
     optimize_,
     swap,
+    tokens_of,
 )
 from tamis.policy import quantize, select
 from tamis.recipe import KEEP, Goal, LinearContext, Pattern, PruneRecipe, Stats, apply
@@ -427,13 +429,20 @@ def _cheapest(
     share = bytes_of[smallest] / dense
     if share >= 1:
         return None, f"{smallest.label} would take {share:.2f} of the dense bytes"
-    chosen = cost.fastest(item for item in layouts.values() if bytes_of[item[0]] < dense)
+    device = device_of(linear)
+    smaller = [item for item in layouts.values() if bytes_of[item[0]] < dense]
+    chosen = cost.fastest(smaller, device=device)
     layout, count = chosen or layouts[smallest.format]
     n, k = linear.weight.shape
-    sparse_ns, dense_ns = cost.sparse_ns(layout, count), cost.dense_ns(own, n, k)
-    if sparse_ns is not None and sparse_ns > dense_ns:
+    sparse_ns = cost.sparse_ns(layout, count, device=device)
+    dense_ns = cost.dense_ns(own, n, k, device=device)
+    if sparse_ns == cuda_cost.NEVER:
+        return None, f"no CUDA kernel takes {layout.label}"
+    if sparse_ns is not None and dense_ns is not None and sparse_ns > dense_ns:
         return None, f"dense is expected to be {sparse_ns / dense_ns:.2f} x as fast"
     taken = f"{bytes_of[layout] / dense:.2f} of the dense bytes"
+    if device is not None:
+        taken += tokens_of(layout, count, device)
     if layout is smallest:
         return layout, f"smallest format that holds the mask, {taken}"
     return layout, f"expected to be faster than {smallest.label}, which is smaller; {taken}"

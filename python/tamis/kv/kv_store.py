@@ -19,7 +19,15 @@ from tamis.kv.ragged import Ragged, SharedBudget
 from tamis.kv.rows import Rows, indices
 from tamis.kv.selection import Selection
 from tamis.kv.tiers import FileRows, Tier, reader
-from tamis.ops.attention import ALL, DenseSegment, Lists, PageSegment, Segment, sparse_attention
+from tamis.ops.attention import (
+    ALL,
+    DenseSegment,
+    Lists,
+    PageSegment,
+    Segment,
+    attention,
+    sparse_attention,
+)
 from tamis.ops.kv_quantize import kv_quantize, kv_unpack, page_layout
 from tamis.policy.kv_budget import top_tokens
 from tamis.policy.kv_layout import SinkWindow
@@ -332,7 +340,10 @@ class KvStore:
         pad: Tensor | None = None,
     ) -> Tensor:
         """Attention of q [b, h, n, d] over all tokens held, [b, h, n, d]."""
-        return self.attend_lse(q, scale=scale, softcap=softcap, pad=pad)[0]
+        if self.tier is not None:
+            return self.attend_lse(q, scale=scale, softcap=softcap, pad=pad)[0]
+        segments = self._seen(q, self._first(pad), scale)
+        return attention(q, segments, scale=scale, softcap=softcap)
 
     def attend_lse(
         self,
@@ -347,11 +358,24 @@ class KvStore:
         Raises:
             TamisValueError: Nothing was appended yet, or q has the wrong shape.
         """
+        first = self._first(pad)
+        segments = self._seen(q, first, scale)
+        if self.tier is None:
+            return sparse_attention(q, segments, scale=scale, softcap=softcap)
+        found = self.tier.attend(q, segments, scale, softcap)
+        self.tier.first = first
+        self._drop()
+        return found
+
+    def _first(self, pad: Tensor | None) -> Tensor | None:
         if not self.rows:
             raise TamisValueError(
                 "KvStore.attend: got an empty store, wanted tokens; append first."
             )
-        first = self.first(pad)
+        return self.first(pad)
+
+    def _seen(self, q: Tensor, first: Tensor | None, scale: float | None) -> list[Segment]:
+        """What a step with queries q reads."""
         segments: list[Segment] | None = None
         if self.selection is not None and q.shape[2] == 1:
             keys, values = self.rows["keys"].view, self.rows["values"].view
@@ -360,12 +384,7 @@ class KvStore:
             segments = self._segments(first)
         if self.past is not None:
             segments += self.past.segments(q, q.shape[-1] ** -0.5 if scale is None else scale)
-        if self.tier is None:
-            return sparse_attention(q, segments, scale=scale, softcap=softcap)
-        found = self.tier.attend(q, segments, scale, softcap)
-        self.tier.first = first
-        self._drop()
-        return found
+        return segments
 
     def fetch_ahead(self, q: Tensor) -> None:
         """Starts to bring what a step with queries like q [b, h, 1, d] would read; returns at once."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from tamis import _C
 from tamis.layout import Layout
-from tamis.ops import machine
+from tamis.ops import cuda_cost, machine
 
 # Times closer than this are alike to the model; bytes then decide.
 ALIKE = 1.05
@@ -14,7 +14,9 @@ ALIKE = 1.05
 LARGER = 1.25
 
 
-def sparse_ns(layout: Layout, nnz: int, tokens: int = 1, threads: int = 0) -> float | None:
+def sparse_ns(
+    layout: Layout, nnz: int, tokens: int = 1, threads: int = 0, device: int | None = None
+) -> float | None:
     """Expected ns of x [tokens, cols] times a weight of this layout; None where it is unknown.
 
     Args:
@@ -22,7 +24,10 @@ def sparse_ns(layout: Layout, nnz: int, tokens: int = 1, threads: int = 0) -> fl
         nnz: Stored values.
         tokens: Rows of x.
         threads: Threads of the call; 0 is what is set now.
+        device: Number of a CUDA device instead of the CPU; infinite where it has no kernel.
     """
+    if device is not None:
+        return cuda_cost.sparse_ns(layout, nnz, tokens, device)
     machine.load()
     own = "f32" if layout.quantized else layout.dtype
     threads = threads or _C.num_threads()
@@ -45,23 +50,33 @@ def sparse_ns(layout: Layout, nnz: int, tokens: int = 1, threads: int = 0) -> fl
     return min(found, default=None)
 
 
-def dense_ns(dtype: str, rows: int, cols: int, tokens: int = 1, threads: int = 0) -> float:
-    """Expected ns of the same product with a dense weight, by torch."""
+def dense_ns(
+    dtype: str, rows: int, cols: int, tokens: int = 1, threads: int = 0, device: int | None = None
+) -> float | None:
+    """Expected ns of the same product with a dense weight, by torch; None where it is unknown."""
+    if device is not None:
+        known = dtype in ("f16", "bf16")
+        return cuda_cost.dense_ns(rows, cols, tokens, device) if known else None
     machine.load()
     return _C.predict_dense(dtype, tokens, rows, cols, threads or _C.num_threads())
 
 
-def fastest(candidates: Iterable[tuple[Layout, int]], tokens: int = 1) -> tuple[Layout, int] | None:
+def fastest(
+    candidates: Iterable[tuple[Layout, int]], tokens: int = 1, device: int | None = None
+) -> tuple[Layout, int] | None:
     """The (layout, nnz) expected to be fastest; among those alike, the smallest.
 
     Nothing over a quarter larger than the smallest is taken, and only bytes decide where a time is
-    unknown. None if there is no candidate.
+    unknown. On a CUDA device only what a kernel takes is a candidate, where anything is. None if
+    there is no candidate.
     """
     held = sorted(candidates, key=lambda item: item[0].nbytes(item[1]))
+    if device is not None:
+        held = [item for item in held if cuda_cost.packed_form(item[0])] or held
     held = [
         item for item in held if item[0].nbytes(item[1]) <= LARGER * held[0][0].nbytes(held[0][1])
     ]
-    times = [sparse_ns(layout, nnz, tokens) for layout, nnz in held]
+    times = [sparse_ns(layout, nnz, tokens, device=device) for layout, nnz in held]
     known = [ns for ns in times if ns is not None]
     if len(known) < len(held):
         return held[0] if held else None

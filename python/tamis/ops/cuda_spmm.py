@@ -12,6 +12,7 @@ from torch.nn import functional
 from tamis import _C
 from tamis.layout import Layout
 from tamis.ops import cuda
+from tamis.ops.cuda_cost import packed_form
 from tamis.ops.cuda_memory import current_device, raw_stream, workspaces
 from tamis.ops.cuda_memory import workspace as new_workspace
 from tamis.ops.handle import make_matrix
@@ -45,7 +46,7 @@ class Packed:
         tensors = {"values": values, **dict(zip(REST, rest, strict=True))}
         arrays = {n: as_numpy(t.cpu()) for n, t in tensors.items() if t is not None}
         matrix = make_matrix(layout, arrays)
-        form = _form(layout)
+        form = packed_form(layout)
         pack = {"t16": _C.pack_t16, "m24": _C.pack_m24, "g4": _C.pack_g4}[form]
         tiles = pack(matrix)
         self.records = torch.from_numpy(tiles["records"]).to(values.device)
@@ -179,19 +180,9 @@ def spmm(
 
 
 def _takes(x: Tensor, values: Tensor, layout: Layout) -> bool:
-    if layout.format == "groupq":
-        fits = layout.dtype == "u4" and x.dtype in (torch.float16, torch.bfloat16)
-    else:
-        fits = layout.format in ("bitmap", "nm") and layout.dtype in ("f16", "bf16")
-        fits = fits and x.dtype == values.dtype
+    fits = bool(packed_form(layout)) and x.dtype in (torch.float16, torch.bfloat16)
+    fits = fits and (layout.quantized or x.dtype == values.dtype)
     return fits and layout.cols > 0 and not cuda.why_off()
-
-
-def _form(layout: Layout) -> str:
-    """The packed form: tiles of sparse tensor cores, of codes, or of any zeros."""
-    if layout.format == "groupq":
-        return "g4"
-    return "m24" if layout.format == "nm" and layout.of == 4 and layout.keep <= 2 else "t16"
 
 
 def _expand(packed: Packed, values: Tensor, layout: Layout) -> Tensor:

@@ -1,0 +1,138 @@
+"""What products are expected to take on a CUDA device; nothing here knows torch.
+
+A weight is read in records of 16 x 64; a call takes a start, then for each record the larger of its
+bytes at the device's rate and what decoding and multiplying it takes, which grows in steps with the
+tokens. A dense call takes a start and its bytes. Fitted to every layout of the four shapes of
+Llama-3-8B on an H200, and to the H100's times (bench/RESULTS.md, GPU); other devices are not
+predicted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from tamis import _C
+from tamis.layout import Layout
+from tamis.ops import cuda
+
+TOKENS = (8, 16, 32, 64)  # a kernel takes as long for any number up to the next of these
+NEVER = float("inf")
+_RECORD = 16 * 64  # weights
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A device: bytes a ns, and ns that a call takes whatever it reads."""
+
+    read: float
+    start: float
+    dense_start: float
+
+
+RATES = {
+    "H200": Rates(read=4460.0, start=4000.0, dense_start=5900.0),
+    "H100": Rates(read=3130.0, start=6000.0, dense_start=7100.0),
+}
+WRITTEN = 0.8  # of that rate, where a weight is read and written out
+# ns a record by TOKENS, both devices' SMs being alike.
+DECODE = {
+    "t16": (0.46, 0.57, 0.90, 1.38),
+    "m24": (0.22, 0.32, 0.41, 0.88),
+    "g4": (0.28, 0.49, 0.52, 1.35),
+}
+
+
+def packed_form(layout: Layout) -> str:
+    """The packed form that CUDA kernels read: tiles of any zeros, of 2:4, of codes; "" for none."""
+    if layout.format == "groupq":
+        return "g4" if layout.dtype == "u4" else ""
+    if layout.format not in ("bitmap", "nm") or layout.dtype not in ("f16", "bf16"):
+        return ""
+    return "m24" if layout.format == "nm" and layout.of == 4 and layout.keep <= 2 else "t16"
+
+
+def packed_nbytes(layout: Layout, nnz: int) -> float:
+    """Bytes of the packed form, padding on average."""
+    records = -(-layout.rows // 16) * -(-layout.cols // 64)
+    form = packed_form(layout)
+    if form == "m24":
+        return 1152.0 * records
+    return 2.0 * nnz + 152.0 * records if form == "t16" else 0.75 * nnz + 24.0 * records
+
+
+def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | None:
+    """Expected ns of a product on the device, ``NEVER`` where no kernel takes it; None: unknown.
+
+    Above 64 tokens: the weight is written out, then multiplied densely.
+    """
+    rates = _rates(device)
+    if rates is None:
+        return None
+    form = packed_form(layout)
+    if not form:
+        return NEVER
+    nbytes = packed_nbytes(layout, nnz)
+    if tokens > TOKENS[-1]:
+        dense = 2.0 * layout.rows * layout.cols
+        written = rates.start + (nbytes + dense) / (WRITTEN * rates.read)
+        return written + _dense(rates, layout.rows, layout.cols, tokens)
+    step = next(i for i, most in enumerate(TOKENS) if tokens <= most)
+    records = -(-layout.rows // 16) * -(-layout.cols // 64)
+    return rates.start + max(records * DECODE[form][step], nbytes / rates.read)
+
+
+def dense_ns(rows: int, cols: int, tokens: int, device: int) -> float | None:
+    """Expected ns of the same product by torch in 16 bits; None where it is unknown."""
+    rates = _rates(device)
+    return None if rates is None else _dense(rates, rows, cols, tokens)
+
+
+def most_tokens(layout: Layout, nnz: int, device: int) -> int | None:
+    """Tokens up to which the product is expected to take no longer than dense; None: unknown."""
+    found = 0
+    for tokens in TOKENS:
+        ours = sparse_ns(layout, nnz, tokens, device)
+        dense = dense_ns(layout.rows, layout.cols, tokens, device)
+        if ours is None or dense is None:
+            return None
+        if ours > dense:
+            break
+        found = tokens
+    return found
+
+
+def kernel(layout: Layout, device: int) -> str:
+    """Name of the kernel that takes the layout there; empty if none does."""
+    form, x_dtype = packed_form(layout), "bf16" if layout.quantized else layout.dtype
+    return next(
+        (
+            row["name"]
+            for row in ([] if cuda.why_off() else _C.cuda_kernels(_devices()[device][1]))
+            if row["op"] == "spmm"
+            and row["format"] == form
+            and row["x_dtype"] == x_dtype
+            and row["runs_here"]
+        ),
+        "",
+    )
+
+
+def _dense(rates: Rates, rows: int, cols: int, tokens: int) -> float:
+    flops = 2.0 * rows * cols * tokens
+    return rates.dense_start + max(2.0 * rows * cols / rates.read, flops / _DENSE_FLOPS_A_NS)
+
+
+_DENSE_FLOPS_A_NS = 650e3  # of large products in 16 bits, Hopper
+
+
+def _rates(device: int) -> Rates | None:
+    if cuda.why_off():
+        return None
+    name = _devices()[device][0]
+    return next((rates for part, rates in RATES.items() if part in name), None)
+
+
+@cache
+def _devices() -> list[tuple[str, int]]:
+    return [(str(d["name"]), int(d["capability"])) for d in _C.cuda_devices()]

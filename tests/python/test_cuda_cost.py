@@ -1,0 +1,82 @@
+"""Expected times on CUDA devices, what they decide, and on a device what is measured."""
+
+import pytest
+import torch
+
+import tamis
+from tamis.layout import Layout
+from tamis.ops import cost, cuda, cuda_cost
+from tamis.ops.attention import ALL, DenseSegment, Lists, attention, sparse_attention
+from tamis.optimize import tokens_of
+
+needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
+N, K = 14336, 4096
+HALF = N * K // 2
+
+
+@pytest.fixture
+def h200(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_cost, "_devices", lambda: [("NVIDIA H200", 90), ("Unmeasured", 80)])
+    monkeypatch.setattr(cuda, "why_off", lambda: "")
+
+
+@pytest.mark.usefixtures("h200")
+def test_expectations_rise_with_tokens_and_bytes() -> None:
+    bitmap, pairs = Layout("bitmap", N, K, "bf16"), Layout("nm", N, K, "bf16", keep=2, of=4)
+    for layout in (bitmap, pairs):
+        times = [cost.sparse_ns(layout, HALF, m, device=0) for m in (1, 8, 9, 17, 33, 65)]
+        assert times[0] == times[1]
+        assert times == sorted(times)
+    assert cuda_cost.most_tokens(bitmap, HALF, 0) == 8
+    assert cuda_cost.most_tokens(pairs, HALF, 0) == 32
+    # Above 64 tokens the weight is written out first: never faster than dense.
+    assert cost.sparse_ns(bitmap, HALF, 100, device=0) > cost.dense_ns("bf16", N, K, 100, device=0)
+    full = cost.sparse_ns(bitmap, N * K, device=0)
+    assert full > cost.sparse_ns(bitmap, HALF, device=0)
+    assert full > cost.dense_ns("bf16", N, K, device=0)
+
+
+@pytest.mark.usefixtures("h200")
+def test_only_what_a_kernel_takes_is_chosen_on_a_device() -> None:
+    few = N * K // 20
+    csr8, bitmap = Layout("csr8", N, K, "bf16"), Layout("bitmap", N, K, "bf16")
+    assert cost.sparse_ns(csr8, few, device=0) == cuda_cost.NEVER
+    assert cost.fastest([(csr8, few), (bitmap, few)], device=0) == (bitmap, few)
+    assert cost.fastest([(csr8, few)], device=0) == (csr8, few)
+    assert cost.sparse_ns(bitmap, few, device=1) is None  # an unmeasured device
+    assert tokens_of(bitmap, HALF, 0) == "; on CUDA no slower than dense up to 8 tokens"
+    assert tokens_of(csr8, few, 0) == "; on CUDA slower"
+    assert tokens_of(bitmap, HALF, 1) == ""
+
+
+def test_attention_gives_the_output_of_sparse_attention() -> None:
+    q, k, v = torch.randn(2, 8, 1, 64), torch.randn(2, 2, 50, 64), torch.randn(2, 2, 50, 64)
+    for lists in (ALL, Lists(begin=torch.full((2, 2), 3, dtype=torch.int32))):
+        parts = [DenseSegment(k, v, lists)]
+        assert torch.equal(attention(q, parts), sparse_attention(q, parts)[0])
+
+
+@needs_device
+def test_dense_rows_go_to_torch() -> None:
+    q = torch.randn(2, 8, 1, 64, device="cuda").bfloat16()
+    k, v = torch.randn(2, 2, 2, 500, 64, device="cuda").bfloat16()
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    assert torch.equal(attention(q, [DenseSegment(k, v)]), wanted)
+    torch.testing.assert_close(
+        sparse_attention(q, [DenseSegment(k, v)])[0], wanted, rtol=2e-2, atol=2e-2
+    )
+
+
+@needs_device
+def test_models_on_a_device_are_sparsified_and_timed_there() -> None:
+    """At one token 2:4 is faster and stays; at 64 tokens optimize_ measures that dense is."""
+    linear = torch.nn.Linear(4096, 14336, bias=False, device="cuda", dtype=torch.bfloat16)
+    model = torch.nn.Sequential(linear)
+    report = tamis.sparsify_(model, "magnitude", pattern="2:4")
+    assert isinstance(model[0], tamis.nn.SparseLinear)
+    assert "on CUDA" in report.layers[0].reason or "H" not in torch.cuda.get_device_name()
+    row = tamis.explain(model, measure=True).layers[0]
+    assert row.kernel.startswith("spmm_m24_bf16_bf16_sm")
+    assert row.measured_ms < row.dense_ms
+    tamis.optimize_(model, tokens=64)
+    assert isinstance(model[0], torch.nn.Linear)
