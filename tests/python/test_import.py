@@ -6,6 +6,8 @@ import importlib
 import subprocess
 import sys
 import time
+import zlib
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +104,13 @@ info = tamis.info()
 print(info["isa"]["active"], all(r["runs_here"] == (r["isa"] == "scalar") for r in tamis.kernels()))
 """
     assert run(code) == "scalar True"
+
+
+def test_a_wheel_stays_below_40_mb() -> None:
+    """The package as a wheel holds it, CUDA library included, compressed as wheels are."""
+    root = Path(tamis.__file__).parent
+    kinds = (".py", ".pyi", ".so", ".def", ".typed")
+    held = [p for p in root.rglob("*") if p.suffix in kinds and "__pycache__" not in p.parts]
+    assert any(p.name.startswith("_C.") for p in held)
+    size = sum(len(zlib.compress(p.read_bytes(), 1)) for p in held)
+    assert size < 40 << 20
