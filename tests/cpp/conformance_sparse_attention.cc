@@ -22,8 +22,9 @@
 namespace tamis::test {
 namespace {
 
-constexpr IsaBits kLevels[] = {isa::kScalar, isa::avx2,     isa::avx512,   isa::avx512bf16,
-                               isa::neon,    isa::neon_dot, isa::neon_fhm, isa::neon_bf16};
+constexpr IsaBits kLevels[] = {isa::kScalar,    isa::avx2,     isa::avx512, isa::avx512vbmi2,
+                               isa::avx512bf16, isa::amx,      isa::neon,   isa::neon_dot,
+                               isa::neon_fhm,   isa::neon_bf16};
 
 void put(void* data, DType type, size_t i, float v) {
   if (type == DType::f32) {
@@ -151,13 +152,15 @@ struct Memory {
 // under an exponential of scores of size 4: 3e-5. bf16 products round the weights, and for pages
 // the folded factors too, by up to 2^-9 each, half of it on average and with both signs: the sum
 // over tokens with weights p errs by about 2^-10 * |p|_2 and by what the scores err, 2^-10 * |q||k|
-// / sqrt(d): below 6e-3. 8-bit codes reach 128 from their middle, so theirs err most.
+// / sqrt(d): below 6e-3. 8-bit codes reach 128 from their middle, so theirs err most. Factors of 16
+// bits (AVX-512 VNNI) err by up to 1.5 * 2^-15 of the largest one, so scores by some 2e-4.
 double tolerance(const Case& c, IsaBits isa) {
-  const bool rounds =
-      (isa & (isa::kAvx512Bf16 | isa::kNeonBf16)) != 0 &&
-      (c.storage == KvStorage::pages || (c.storage == KvStorage::bf16 && c.q_dtype == DType::bf16));
+  const bool pages = c.storage == KvStorage::pages;
+  const bool integers = pages && (isa == isa::avx512vbmi2 || isa == isa::amx);
+  const bool rounds = !integers && (isa & (isa::kAvx512Bf16 | isa::kNeonBf16)) != 0 &&
+                      (pages || (c.storage == KvStorage::bf16 && c.q_dtype == DType::bf16));
   const double unit = c.q_dtype == DType::f32 ? 0 : c.q_dtype == DType::f16 ? 0x1p-10 : 0x1p-7;
-  return (rounds ? 1.2e-2 : 3e-5) + unit;
+  return (rounds ? 1.2e-2 : integers ? 3e-4 : 3e-5) + unit;
 }
 
 void expect_reference(const Case& c, int threads = 1) {
@@ -357,6 +360,9 @@ TEST(SparseAttention, ChoosesTheBestKernel) {
   EXPECT_EQ(name(KvStorage::f16, DType::f16, isa::avx2), "sparse_attention_f16_f32_avx2");
   EXPECT_EQ(name(KvStorage::pages, DType::bf16, isa::avx512bf16),
             "sparse_attention_pages_f32_avx512bf16");
+  EXPECT_EQ(name(KvStorage::pages, DType::bf16, isa::amx), "sparse_attention_pages_f32_amx");
+  EXPECT_EQ(name(KvStorage::pages, DType::bf16, isa::avx512vbmi2),
+            "sparse_attention_pages_f32_avx512vbmi2");
 #elif defined(__aarch64__)
   EXPECT_EQ(name(KvStorage::bf16, DType::bf16, isa::neon_bf16),
             "sparse_attention_bf16_bf16_neon_bf16");

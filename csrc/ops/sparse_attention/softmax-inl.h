@@ -12,9 +12,11 @@ namespace {
 inline constexpr float kNever = -__builtin_inff();
 
 // Scores, then weights, of a tile's tokens.
-struct Tile {
-  alignas(64) float p[kMaxRows][kKvMaxTokens];
+template <int kTokens>
+struct TileOf {
+  alignas(64) float p[kMaxRows][kTokens];
 };
+using Tile = TileOf<kKvMaxTokens>;
 
 // Into L2: what a tile or page needs next would push what it needs now out of L1.
 TAMIS_INLINE void prefetch(const void* p) {
@@ -39,8 +41,8 @@ TAMIS_INLINE lanes::F32 cap(lanes::F32 score, float softcap) {  // softcap * tan
 
 // Adds the biases and drops tokens that do not count. token(i): the id of the tile's i-th token, or
 // a negative number past the last.
-template <int R, class Token>
-TAMIS_INLINE void adjust(const AttentionPart& a, int64_t slots, Tile* tile, const Token& token) {
+template <int R, class AnyTile, class Token>
+TAMIS_INLINE void adjust(const AttentionPart& a, int64_t slots, AnyTile* tile, const Token& token) {
   for (int64_t i = 0; i < slots; ++i) {
     const int64_t id = token(i);
     const bool counts = id >= a.begin && id < a.end;
@@ -56,8 +58,8 @@ TAMIS_INLINE void adjust(const AttentionPart& a, int64_t slots, Tile* tile, cons
 
 // Scores to weights for `slots` tokens, a multiple of the lanes. `whole`: all count and none has a
 // bias. rescale(r, factor): multiplies what the kernel itself holds of row r.
-template <int R, class Token, class Rescale>
-TAMIS_INLINE void softmax(const AttentionPart& a, int64_t slots, bool whole, Tile* tile,
+template <int R, class AnyTile, class Token, class Rescale>
+TAMIS_INLINE void softmax(const AttentionPart& a, int64_t slots, bool whole, AnyTile* tile,
                           AttentionState* s, const Token& token, const Rescale& rescale) {
   for (int r = 0; r < R; ++r) {
     for (int64_t i = 0; i < slots; i += simd::kLanes) {
@@ -74,15 +76,17 @@ TAMIS_INLINE void softmax(const AttentionPart& a, int64_t slots, bool whole, Til
     }
     const float largest = lanes::max_of(most);
     if (largest > s->largest[r]) {
-      alignas(64) float factor[simd::kLanes];
-      lanes::store(lanes::exp(lanes::splat(s->largest[r] - largest)), factor);
-      s->largest[r] = largest;
-      s->sum[r] *= factor[0];
-      for (int64_t c = 0; c < a.head_dim; c += simd::kLanes) {
-        float* at = s->weighted[r] + c;
-        lanes::store(lanes::mul(simd::load(at), lanes::splat(factor[0])), at);
+      if (s->largest[r] > kNever) {  // else all that shrinks is zero
+        alignas(64) float factor[simd::kLanes];
+        lanes::store(lanes::exp(lanes::splat(s->largest[r] - largest)), factor);
+        s->sum[r] *= factor[0];
+        for (int64_t c = 0; c < a.head_dim; c += simd::kLanes) {
+          float* at = s->weighted[r] + c;
+          lanes::store(lanes::mul(simd::load(at), lanes::splat(factor[0])), at);
+        }
+        rescale(r, factor[0]);
       }
-      rescale(r, factor[0]);
+      s->largest[r] = largest;
     }
     // While no token counts, largest is -inf: subtracting 0 instead leaves weights of 0.
     const lanes::F32 shift = lanes::splat(s->largest[r] == kNever ? 0.0f : s->largest[r]);
