@@ -7,7 +7,8 @@
 // Needs: d a multiple of 16, rows of d contiguous elements.   Tail: repeats the last token, whose
 // copies do not count.
 //
-// Included after a base/simd/lanes_<isa>.h. Unit: how 16-bit or f32 elements are multiplied.
+// Included after a base/simd/lanes_<isa>.h. Unit: how 16-bit or f32 elements are multiplied; it may
+// hold the weighted sums in another order until finish().
 #pragma once
 
 #include "ops/sparse_attention/softmax-inl.h"
@@ -140,6 +141,9 @@ void attend_dense(const AttentionPart& a, AttentionState* s) {
     TileRows<T>* done = rows;
     rows = next;
     next = done;
+  }
+  if constexpr (requires { Unit::template finish<R>(a.head_dim, s); }) {
+    Unit::template finish<R>(a.head_dim, s);
   }
 }
 
