@@ -164,7 +164,8 @@ py::list kernel_rows() {
         pages ? "codes" : name_of(row.storage), name_of(row.q_dtype), row.isa, kMaxRows, 32);
   }
   for (const PrefillRow& row : prefill_attention_kernels()) {
-    add(row.name, "prefill_attention", "dense", "f32", "f32", row.isa, kPrefillRows, kPrefillKeys);
+    const char* type = row.bf16 ? "bf16" : "f32";
+    add(row.name, "prefill_attention", "dense", type, type, row.isa, kPrefillRows, kPrefillKeys);
   }
   for (const KvQuantizeRow& row : kv_quantize_kernels()) {
     add(row.name, "kv_quantize", "kv_page", "codes", name_of(row.dtype), row.isa, 1, 32);

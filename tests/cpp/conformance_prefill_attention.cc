@@ -1,4 +1,4 @@
-// Every ISA level of this host against the reference in double: causal or not, padding, spans,
+// Every kernel of this host against the reference in double: causal or not, padding, spans,
 // blocks, subsets and all of them together, head sizes, dtypes, groups, lengths around a tile; with
 // guard pages after each array and NaN in tokens that padding hides.
 #include <gtest/gtest.h>
@@ -19,17 +19,33 @@
 #include "guarded.h"
 #include "ops/prefill_attention/prefill_attention.h"
 
+namespace tamis {
+void prefill_attention_bf16_simulated(const PrefillPart& part);
+}
+
 namespace tamis::test {
 namespace {
 
-constexpr IsaBits kLevels[] = {isa::kScalar, isa::avx2, isa::avx512, isa::avx512bf16, isa::neon};
+// Every kernel that this host runs, and that for AMX with its tiles simulated.
+std::vector<PrefillRow> kernels() {
+  std::vector<PrefillRow> found;
+  for (const PrefillRow& row : prefill_attention_kernels()) {
+    if ((row.isa & host_isa()) == row.isa) found.push_back(row);
+  }
+#if defined(__x86_64__)
+  found.push_back({"simulated", isa::avx512vbmi2, true, &prefill_tile_floats,
+                   &prefill_attention_bf16_simulated});
+  if ((isa::avx512vbmi2 & host_isa()) != isa::avx512vbmi2) found.pop_back();
+#endif
+  return found;
+}
 
 struct Case {
   DType q_dtype = DType::f32, kv_dtype = DType::f32;
   int64_t batch = 2, heads = 4, kv_heads = 2, queries = 70, tokens = 70, head_dim = 32;
   bool causal = true, padding = false, spans = false, rows = false, columns = false;
   int64_t block = 0, pattern_heads = 1;
-  float softcap = 0;
+  float softcap = 0, scale = 0;  // scale 0: 1 / sqrt(d)
 
   std::string text() const {
     char s[200];
@@ -99,7 +115,8 @@ void expect_reference(const Case& c, int threads = 1) {
   for (int64_t b = 0; c.padding && b < c.batch; ++b) begin.push_back(static_cast<int32_t>(9 * b));
   const auto q = make(c.q_dtype, c.batch, c.heads, c.queries, c.head_dim, {}, &random);
   const auto k = make(c.kv_dtype, c.batch, c.kv_heads, c.tokens, c.head_dim, begin, &random);
-  const auto v = make(c.kv_dtype, c.batch, c.kv_heads, c.tokens, c.head_dim, begin, &random);
+  std::mt19937 v_random = random;
+  auto v = make(c.kv_dtype, c.batch, c.kv_heads, c.tokens, c.head_dim, begin, &random);
   const int64_t d = c.head_dim;
   std::vector<int32_t> sink, window, offsets, blocks, row_count, column_count;
   for (int64_t h = 0; h < c.pattern_heads; ++h) {
@@ -141,7 +158,7 @@ void expect_reference(const Case& c, int threads = 1) {
                    .out_head_stride = c.queries * d,
                    .out_token_stride = d,
                    .lse = lse.data(),
-                   .scale = 1.0f / std::sqrt(static_cast<float>(d)),
+                   .scale = c.scale != 0 ? c.scale : 1.0f / std::sqrt(static_cast<float>(d)),
                    .softcap = c.softcap,
                    .causal = c.causal,
                    .first = c.tokens - c.queries,
@@ -155,22 +172,32 @@ void expect_reference(const Case& c, int threads = 1) {
   std::vector<double> wanted(count), wanted_lse(lse.size());
   ASSERT_TRUE(prefill_attention_reference(args, wanted.data(), wanted_lse.data()).ok());
   const double unit = c.q_dtype == DType::f32 ? 0 : c.q_dtype == DType::f16 ? 0x1p-10 : 0x1p-7;
+  // Kernels for bf16 round each weight, so outputs differ by half a unit of the sum of p |v|.
+  std::vector<double> sums(count);
+  const bool rounds = c.q_dtype == DType::bf16 && c.kv_dtype == DType::bf16;
+  if (rounds) {
+    for (size_t i = 0; i < v->size(); i += 2) v->data()[i + 1] &= 0x7f;
+    ASSERT_TRUE(prefill_attention_reference(args, sums.data(), nullptr).ok());
+    v = make(c.kv_dtype, c.batch, c.kv_heads, c.tokens, d, begin, &v_random);
+    args.values.data = v->data();
+  }
   set_num_threads(threads);
-  for (const IsaBits isa : kLevels) {
-    if ((isa & host_isa()) != isa) continue;
+  for (const PrefillRow& kernel : kernels()) {
+    if (kernel.bf16 && !rounds) continue;
     std::fill(out.data(), out.data() + out.size(), uint8_t{0});
     std::fill(lse.begin(), lse.end(), -INFINITY);
-    const Status status = prefill_attention_on(isa, args);
+    const Status status = prefill_attention_by(kernel, args);
     ASSERT_TRUE(status.ok()) << status.text;
     for (size_t i = 0; i < count; ++i) {
-      ASSERT_NEAR(get(out.data(), c.q_dtype, i), wanted[i], 3e-5 + unit)
-          << c.text() << " " << isa_name(isa) << " at " << i;
+      const double most = kernel.bf16 ? unit / 2 * (std::abs(wanted[i]) + sums[i]) : unit;
+      ASSERT_NEAR(get(out.data(), c.q_dtype, i), wanted[i], 3e-5 + most)
+          << c.text() << " " << kernel.name << " at " << i;
     }
     for (size_t i = 0; i < lse.size(); ++i) {
       if (std::isinf(wanted_lse[i])) {
-        ASSERT_EQ(lse[i], -INFINITY) << c.text() << " " << isa_name(isa) << " at " << i;
+        ASSERT_EQ(lse[i], -INFINITY) << c.text() << " " << kernel.name << " at " << i;
       } else {
-        ASSERT_NEAR(lse[i], wanted_lse[i], 3e-5) << c.text() << " " << isa_name(isa);
+        ASSERT_NEAR(lse[i], wanted_lse[i], 3e-5) << c.text() << " " << kernel.name;
       }
     }
   }
@@ -190,6 +217,9 @@ TEST(PrefillAttention, Patterns) {
       expect_reference(c);
       c.queries = 11;
       expect_reference(c);
+      c.queries = 70;
+      c.q_dtype = c.kv_dtype = DType::bf16;
+      expect_reference(c);
     }
   }
 }
@@ -205,22 +235,53 @@ TEST(PrefillAttention, HeadSizesAndTypes) {
 }
 
 TEST(PrefillAttention, LengthsGroupsAndBlocks) {
-  for (const int64_t n : {1, 63, 64, 65, 130}) {
-    for (const int64_t heads : {1, 3, 9}) {
-      Case c{.batch = 1, .heads = heads, .kv_heads = 1, .queries = n, .tokens = n};
-      expect_reference(c);
-      c.tokens = n + 77;
-      expect_reference(c);
-      c.block = 48;
-      expect_reference(c, 3);
-      c.block = 128;
-      c.softcap = 2.5f;
-      expect_reference(c, 2);
+  for (const DType type : {DType::f32, DType::bf16}) {
+    for (const int64_t n : {1, 63, 64, 65, 130}) {
+      for (const int64_t heads : {1, 3, 9}) {
+        Case c{.q_dtype = type,
+               .kv_dtype = type,
+               .batch = 1,
+               .heads = heads,
+               .kv_heads = 1,
+               .queries = n,
+               .tokens = n};
+        expect_reference(c);
+        c.tokens = n + 77;
+        expect_reference(c);
+        c.block = 48;
+        expect_reference(c, 3);
+        c.block = 128;
+        c.softcap = 2.5f;
+        expect_reference(c, 2);
+        c.scale = -0.3f;
+        expect_reference(c);
+      }
     }
   }
+  // More tokens than a thread keeps rewritten.
+  expect_reference({.q_dtype = DType::bf16,
+                    .kv_dtype = DType::bf16,
+                    .batch = 1,
+                    .heads = 1,
+                    .kv_heads = 1,
+                    .queries = 65,
+                    .tokens = 8300,
+                    .head_dim = 256});
   // More heads than a tile has queries.
   expect_reference({.batch = 1, .heads = 300, .kv_heads = 1, .queries = 3, .tokens = 5});
 }
+
+#if defined(__x86_64__)
+TEST(PrefillAttention, TilesTakeWhatIsAllBf16) {
+  const auto chosen = [](DType q, DType kv, IsaBits isa) {
+    return std::string(choose_prefill_attention(q, kv, isa).name);
+  };
+  EXPECT_EQ(chosen(DType::bf16, DType::bf16, isa::amx), "prefill_attention_bf16_amx");
+  EXPECT_EQ(chosen(DType::f32, DType::bf16, isa::amx), "prefill_attention_avx512");
+  EXPECT_EQ(chosen(DType::bf16, DType::f16, isa::amx), "prefill_attention_avx512");
+  EXPECT_EQ(chosen(DType::bf16, DType::bf16, isa::avx512bf16), "prefill_attention_avx512");
+}
+#endif
 
 TEST(PrefillAttention, RefusesWhatItCannotRead) {
   std::vector<float> memory(64 * 64);

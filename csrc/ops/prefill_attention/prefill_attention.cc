@@ -13,8 +13,13 @@ namespace tamis {
 namespace {
 
 constexpr PrefillRow kKernels[] = {
-#define TAMIS_PREFILL(level) {"prefill_attention_" #level, isa::level, &prefill_attention_##level},
+#define TAMIS_PREFILL(level) \
+  {"prefill_attention_" #level, isa::level, false, &prefill_floats, &prefill_attention_##level},
+#define TAMIS_PREFILL_TILES(level)                                           \
+  {"prefill_attention_bf16_" #level, isa::level, true, &prefill_tile_floats, \
+   &prefill_attention_bf16_##level},
 #include "ops/prefill_attention/kernels.def"
+#undef TAMIS_PREFILL_TILES
 #undef TAMIS_PREFILL
 };
 
@@ -105,7 +110,7 @@ const void* element(const PrefillArray& x, DType type, int64_t batch, int64_t he
 
 // One tile of a unit: slots [begin, end) of its queries, all its heads.
 void run_tile(const PrefillArgs& a, const PrefillRow& kernel, const Unit& u, int64_t begin,
-              int64_t end, float* memory, int32_t* list) {
+              int64_t end, bool fresh, float* memory, int32_t* list) {
   const int64_t queries = end - begin;
   const int64_t low = a.first + query_at(a, u.batch, begin);
   const int64_t high = a.first + query_at(a, u.batch, end - 1);
@@ -148,7 +153,10 @@ void run_tile(const PrefillArgs& a, const PrefillRow& kernel, const Unit& u, int
                 .window = a.window ? a.window[u.pattern] : 0,
                 .scale = a.scale,
                 .softcap = a.softcap,
+                .most = a.tokens,
+                .fresh = fresh,
                 .memory = memory});
+    fresh = false;
   }
 }
 
@@ -158,24 +166,25 @@ std::span<const PrefillRow> prefill_attention_kernels() {
   return kKernels;
 }
 
-const PrefillRow& choose_prefill_attention(IsaBits isa) {
+const PrefillRow& choose_prefill_attention(DType q_dtype, DType kv_dtype, IsaBits isa) {
+  const bool bf16 = q_dtype == DType::bf16 && kv_dtype == DType::bf16;
   for (const PrefillRow& row : kKernels) {
-    if ((row.isa & isa) == row.isa) return row;
+    if ((row.isa & isa) == row.isa && (bf16 || !row.bf16)) return row;
   }
   return kKernels[std::size(kKernels) - 1];
 }
 
 Status prefill_attention(const PrefillArgs& args) {
-  return prefill_attention_on(active_isa(), args);
+  return prefill_attention_by(choose_prefill_attention(args.q_dtype, args.kv_dtype, active_isa()),
+                              args);
 }
 
-Status prefill_attention_on(IsaBits isa, const PrefillArgs& a) {
+Status prefill_attention_by(const PrefillRow& kernel, const PrefillArgs& a) {
   TAMIS_RETURN_IF_ERROR(check_prefill_attention(a));
   if (a.batch * a.heads * a.queries == 0) return {};
-  const PrefillRow& kernel = choose_prefill_attention(isa);
   const int64_t group = unit_at(a, 0).heads;
   const int64_t most = std::clamp<int64_t>(kPrefillRows / group, 1, kMostQueries);
-  const int64_t floats = prefill_floats(kPrefillRows, a.head_dim);
+  const int64_t floats = kernel.floats(a.head_dim, a.tokens);
   const int64_t bytes = (floats + a.tokens) * static_cast<int64_t>(sizeof(float));
   const int64_t units = units_of(a);
   bool failed[256] = {};
@@ -187,12 +196,15 @@ Status prefill_attention_on(IsaBits isa, const PrefillArgs& a) {
     }
     auto* list = reinterpret_cast<int32_t*>(memory + floats);
     int64_t number = 0;  // later tiles see more, so threads take turns
+    bool fresh = true;
     for (int64_t unit = 0; unit < units; ++unit) {
       const Unit u = unit_at(a, unit);
       const int64_t slots = count_of(a.rows, u.batch, a.queries);
       for (int64_t begin = 0, end = 0; begin < slots; begin = end) {
         end = tile_end(a, u, begin, slots, most);
-        if (number++ % threads == thread) run_tile(a, kernel, u, begin, end, memory, list);
+        if (number++ % threads != thread) continue;
+        run_tile(a, kernel, u, begin, end, fresh, memory, list);
+        fresh = false;
       }
     }
   };

@@ -80,21 +80,41 @@ struct PrefillPart {
   bool causal;
   int64_t sink, window;  // window 0: no spans
   float scale, softcap;
-  float* memory;  // prefill_floats(rows, head_dim), on a cache line
+  int64_t most;   // tokens of the call
+  bool fresh;     // memory holds nothing of this call yet
+  float* memory;  // floats(head_dim, most), on a cache line; one for all parts that a thread runs
 };
 using PrefillKernel = void (*)(const PrefillPart&);
 
 // What a kernel may use of memory: queries, outputs, one tile of keys and values, its scores.
-constexpr int64_t prefill_floats(int64_t rows, int64_t head_dim) {
-  const int64_t padded = (rows + 31) / 32 * 32;
-  return 2 * padded * (head_dim + 16) + 4 * padded + 2 * kPrefillKeys * (head_dim + 16) +
-         32 * kPrefillKeys;
+constexpr int64_t prefill_floats(int64_t head_dim, int64_t /*most*/) {
+  return 2 * kPrefillRows * (head_dim + 16) + 4 * kPrefillRows +
+         2 * kPrefillKeys * (head_dim + 16) + 32 * kPrefillKeys;
+}
+
+// The same of kernels that keep rewritten keys and values, kPrefillKeys tokens a slot: as many as
+// there are, two more than one call of them needs at a time, within kPrefillSlotBytes.
+inline constexpr int64_t kPrefillSlotBytes = 8 << 20, kPrefillTagBytes = 320;
+constexpr int64_t prefill_slot_bytes(int64_t head_dim) {
+  return (head_dim + 31) / 32 * 32 * kPrefillKeys * 4;
+}
+constexpr int64_t prefill_slots(int64_t head_dim, int64_t most) {
+  const int64_t all = (most + kPrefillKeys - 1) / kPrefillKeys;
+  const int64_t held = kPrefillSlotBytes / prefill_slot_bytes(head_dim);
+  return 2 + (all < held ? all : held);
+}
+constexpr int64_t prefill_tile_floats(int64_t head_dim, int64_t most) {
+  return kPrefillRows * (prefill_slot_bytes(head_dim) / (4 * kPrefillKeys) * 3 / 2 + 18) +
+         2 * (48 * kPrefillKeys + 48) +
+         prefill_slots(head_dim, most) * (prefill_slot_bytes(head_dim) + kPrefillTagBytes) / 4 + 64;
 }
 
 // One line of kernels.def.
 struct PrefillRow {
-  const char* name;  // prefill_attention_<isa>
+  const char* name;  // prefill_attention_<types>_<isa>, or _<isa> for all types
   IsaBits isa;
+  bool bf16;  // takes bf16 queries, keys and values only; else all types
+  int64_t (*floats)(int64_t head_dim, int64_t most);
   PrefillKernel run;
 };
 
@@ -102,14 +122,14 @@ struct PrefillRow {
 std::span<const PrefillRow> prefill_attention_kernels();
 
 // First row that fits. Pure.
-const PrefillRow& choose_prefill_attention(IsaBits isa);
+const PrefillRow& choose_prefill_attention(DType q_dtype, DType kv_dtype, IsaBits isa);
 
 // Checks, chooses for this host and runs on the pool. The result does not depend on the number of
 // threads.
 Status prefill_attention(const PrefillArgs& args);
 
-// The same with the kernels of one ISA level: for tests and benchmarks.
-Status prefill_attention_on(IsaBits isa, const PrefillArgs& args);
+// The same by one kernel that takes the types: for tests and benchmarks.
+Status prefill_attention_by(const PrefillRow& kernel, const PrefillArgs& args);
 
 // In double; out [b, heads, queries, d] and lse are f64, 0 and -inf for queries left out.
 Status prefill_attention_reference(const PrefillArgs& args, double* out, double* lse);
