@@ -79,11 +79,12 @@ void estimate(int dtype, Shape shape, uintptr_t q, float scale, const KvUnits& u
 }
 
 void mass(int dtype, std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> shape, uintptr_t q,
-          float scale, const KvUnits& keys, uintptr_t begin, uintptr_t out) {
+          float scale, const KvUnits& keys, uintptr_t positions, uintptr_t begin, uintptr_t out) {
   KvMassArgs args{.q_dtype = float_dtype(dtype),
                   .q = address<const void>(q),
                   .scale = scale,
                   .keys = keys,
+                  .positions = address<const int32_t>(positions),
                   .begin = address<const int32_t>(begin),
                   .out = address<float>(out)};
   std::tie(args.batch, args.kv_heads, args.heads, args.queries, args.head_dim) = shape;
@@ -138,8 +139,8 @@ void bind_kv_select(py::module_& m) {
       "channels"_a);
   m.def("kv_estimate", &estimate, "dtype"_a, "shape"_a, "q_ptr"_a, "scale"_a, "units"_a,
         "log_weight"_a, "begin_ptr"_a, "out_ptr"_a);
-  m.def("kv_mass", &mass, "dtype"_a, "shape"_a, "q_ptr"_a, "scale"_a, "keys"_a, "begin_ptr"_a,
-        "out_ptr"_a);
+  m.def("kv_mass", &mass, "dtype"_a, "shape"_a, "q_ptr"_a, "scale"_a, "keys"_a, "positions_ptr"_a,
+        "begin_ptr"_a, "out_ptr"_a);
   m.def("kv_select", &select, "heads"_a, "units"_a, "scores_ptr"_a, "k"_a, "budget_ptr"_a,
         "top_p"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a, "index_ptr"_a, "index_stride"_a,
         "count_ptr"_a);

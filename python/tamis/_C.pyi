@@ -418,6 +418,7 @@ def kv_mass(
     q_ptr: int,
     scale: float,
     keys: KvUnits,
+    positions_ptr: int,
     begin_ptr: int,
     out_ptr: int,
 ) -> None:

@@ -229,25 +229,29 @@ TEST(KvMass, AgainstTheReference) {
       for (const int64_t n : {1, 16, 50, 1100}) {
         for (const int64_t queries : {1, 3, 16, 17, 40}) {
           if (queries > n || !keeps_case(number++)) continue;
+          const auto spread = [&](int64_t i) { return static_cast<int32_t>(i * n / queries); };
+          std::vector<int32_t> positions;
+          for (int64_t i = 0; i < queries; ++i) positions.push_back(spread(i));
           Case c{.dtype = dtype, .q_dtype = q, .rows = 2 * queries, .units = n};
           c.begin = queries % 2 == 1;
           const Memory m(c);
           const auto count = static_cast<size_t>(4 * n);
           Guarded<float> out(count);
-          const KvMassArgs args{.q_dtype = q,
-                                .batch = 2,
-                                .kv_heads = 2,
-                                .heads = 2,
-                                .queries = queries,
-                                .head_dim = c.head_dim,
-                                .q = m.q->data(),
-                                .scale = 0.125f,
-                                .keys = m.units,
-                                .begin = c.begin ? m.begins.data() : nullptr,
-                                .out = out.data()};
+          KvMassArgs args{.q_dtype = q,
+                          .batch = 2,
+                          .kv_heads = 2,
+                          .heads = 2,
+                          .queries = queries,
+                          .head_dim = c.head_dim,
+                          .q = m.q->data(),
+                          .scale = 0.125f,
+                          .keys = m.units,
+                          .begin = c.begin ? m.begins.data() : nullptr,
+                          .out = out.data()};
           std::vector<double> wanted(count);
-          ASSERT_TRUE(kv_mass_reference(args, wanted.data()).ok());
           for (const int threads : {1, 5}) {
+            args.positions = threads == 1 ? nullptr : positions.data();
+            ASSERT_TRUE(kv_mass_reference(args, wanted.data()).ok());
             set_num_threads(threads);
             for (const IsaBits isa : kLevels) {
               if ((isa & host_isa()) != isa) continue;

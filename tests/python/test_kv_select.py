@@ -16,7 +16,7 @@ from tamis.ops.kv_select import (
     label_channels,
 )
 from tamis.policy.kv_estimate import label_weights, page_bound
-from tamis.policy.kv_score import attention_mass
+from tamis.policy.kv_score import attention_mass, probe_mass
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -76,6 +76,20 @@ def test_mass_matches_the_policy(n, dtype):
     torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-4, atol=1e-5)
     twice = kv_mass(q, keys, scale=0.125, begin=begin, out=found.clone())
     torch.testing.assert_close(twice, 2 * found)
+
+
+def test_mass_of_probes_matches_the_policy():
+    q, keys = torch.randn(2, 6, 30, 64), torch.randn(2, 3, 40, 64)
+    rows, begin = torch.tensor([0, 3, 4, 29]), torch.tensor([[0, 0, 0], [12, 12, 12]]).int()
+    seen = torch.arange(40) >= begin[:, :1]
+    places = (rows + 10).int()
+    found = kv_mass(q[:, :, rows], keys, scale=0.125, positions=places, begin=begin)
+    wanted, _ = probe_mass(q, keys, rows, 0.125, seen)
+    torch.testing.assert_close(2 * found.sum(1), wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(TamisValueError, match="positions: got 3, wanted none below the one before"):
+        kv_mass(q[:, :, :2], keys, positions=torch.tensor([4, 3]).int())
+    with pytest.raises(TamisValueError, match="positions: got 40, wanted numbers of tokens"):
+        kv_mass(q[:, :, :2], keys, positions=torch.tensor([4, 40]).int())
 
 
 def test_selection_is_exact_with_forced_units_and_padding():

@@ -52,7 +52,14 @@ Status check_kv_mass(const KvMassArgs& a) {
   }
   TAMIS_RETURN_IF_ERROR(
       check_q(a.q_dtype, a.q, a.out, a.batch * a.kv_heads * a.heads * a.queries, a.head_dim));
-  if (a.queries > a.keys.units) return bad("queries", a.queries, "no more than tokens");
+  if (!a.positions && a.queries > a.keys.units) {
+    return bad("queries", a.queries, "no more than tokens");
+  }
+  for (int64_t i = 0; a.positions && i < a.queries; ++i) {
+    const int32_t p = a.positions[i];
+    if (p < 0 || p >= a.keys.units) return bad("positions", p, "numbers of tokens");
+    if (i > 0 && p < a.positions[i - 1]) return bad("positions", p, "none below the one before");
+  }
   if (a.keys.kind != KvSummary::rows) return bad("keys", 1, "rows");
   return check_units(a.keys, a.kv_heads, a.head_dim);
 }

@@ -61,7 +61,8 @@ ScoreJob mass_job(const void* context, int64_t head, int64_t number) {
           std::min<int64_t>(kMassQueries, a.queries - i),
           first_of(a.begin, head, a.keys.units),
           a.keys.units - a.queries + i + 1,
-          1};
+          1,
+          a.positions ? a.positions + i : nullptr};
 }
 
 void mass_end(const void* context, const KvReduceRow& reduce, const ScoreJob& job, const float* s,

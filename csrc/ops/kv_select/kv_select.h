@@ -62,7 +62,9 @@ struct KvMassArgs {
   int64_t batch = 0, kv_heads = 0, heads = 0, queries = 0, head_dim = 0;
   const void* q = nullptr;
   float scale = 1.0f;
-  KvUnits keys;  // rows
+  KvUnits keys;                        // rows
+  const int32_t* positions = nullptr;  // [queries], last token that each sees, none below the one
+                                       // before; null: the queries of the last tokens
   const int32_t* begin = nullptr;
   float* out = nullptr;
 };

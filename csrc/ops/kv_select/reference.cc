@@ -111,7 +111,8 @@ Status kv_mass_reference(const KvMassArgs& a, double* out) {
   for (int64_t head = 0; head < a.batch * a.kv_heads; ++head) {
     const int64_t begin = first_of(a.begin, head, n);
     for (int64_t r = 0; r < a.heads * a.queries; ++r) {
-      const int64_t end = n - a.queries + r % a.queries + 1;
+      const int64_t i = r % a.queries;
+      const int64_t end = (a.positions ? a.positions[i] : n - a.queries + i) + 1;
       if (begin >= end) continue;
       const auto s =
           scores(a.keys, head / a.kv_heads, head % a.kv_heads,

@@ -95,7 +95,7 @@ struct Run {
   ScoreFinish finish;
   const void* context;
 
-  int64_t seen(const ScoreJob& job) const { return job.end + (job.rows - 1) * job.step; }
+  static int64_t seen(const ScoreJob& job) { return job.end_of(job.rows - 1); }
 
   // Scores of units [first, last) into memory, -inf for what a row does not see.
   void score(const ScoreJob& job, int64_t chunk, const Memory& m) const {
@@ -134,7 +134,7 @@ struct Run {
     }
     for (int64_t r = 0; r < job.rows; ++r) {
       float* s = m.scores + r * n;
-      for (int64_t u = std::max(first, job.end + r * job.step); u < last; ++u) s[u] = -INFINITY;
+      for (int64_t u = std::max(first, job.end_of(r)); u < last; ++u) s[u] = -INFINITY;
       if (!p.normalize) continue;
       reduce.stats(s + first, last - first, &m.largest[chunk * p.most_rows + r],
                    &m.sum[chunk * p.most_rows + r]);

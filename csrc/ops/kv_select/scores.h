@@ -7,10 +7,14 @@
 namespace tamis {
 
 // Rows [first_row, first_row + rows) of head `head` (batch and KV head as one number). Row i sees
-// units [begin, end + i * step): step is 0, or 1 where rows are consecutive queries.
+// units [begin, end_of(i)): as positions say, or [begin, end + i * step), where step is 0, or 1
+// where rows are consecutive queries. No row sees fewer than the one before.
 struct ScoreJob {
   int64_t head, first_row, rows;
   int64_t begin, end, step;
+  const int32_t* positions = nullptr;
+
+  int64_t end_of(int64_t i) const { return positions ? positions[i] + 1 : end + i * step; }
 };
 
 // Everything that jobs have in common. rows_of_head: of q. width: of a row of q as given.

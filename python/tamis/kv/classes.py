@@ -9,10 +9,11 @@ from tamis.kv.past import Past, Tail
 from tamis.kv.rows import Rows
 from tamis.ops.attention import ALL, DenseSegment, Lists, PageSegment, Segment
 from tamis.ops.kv_quantize import kv_quantize, page_layout
+from tamis.ops.kv_select import kv_mass
 from tamis.ops.prefill import Pattern, Subset, prefill_attention
 from tamis.policy.kv_budget import important_tokens
 from tamis.policy.kv_recipe import Classes, Probes
-from tamis.policy.kv_score import probe_mass, probe_rows
+from tamis.policy.kv_score import probe_rows
 
 _LATEST = Probes(recent=1, random=0)
 
@@ -91,7 +92,18 @@ class TwoClasses(Past):
         probes = self.how.probes if tail.fresh else _LATEST
         rows = probe_rows(q.shape[2], probes)
         real = tail.positions[:, 0] >= (0 if tail.pad is None else tail.pad.view(-1, 1))
-        mass, seen_by = probe_mass(q, keys, rows, tail.scale, real)
+        group, places = q.shape[1] // keys.shape[1], (rows + n - q.shape[2]).to(torch.int32)
+        begin = (~real).sum(-1, dtype=torch.int32)  # padding comes first
+        mass = group * kv_mass(
+            q[:, :, rows],
+            keys,
+            scale=tail.scale,
+            positions=places,
+            begin=begin.unsqueeze(-1).expand(-1, keys.shape[1]).contiguous(),
+        ).sum(1)
+        # probes at or behind each token
+        seen_by = len(places) - torch.searchsorted(places, torch.arange(n, dtype=torch.int32))
+        seen_by = seen_by.expand_as(mass)
         self._rank = (mass / seen_by.clamp(min=1)).masked_fill(~real, -1.0)
         recent = int((rows >= q.shape[2] - self._recent(probes, q.shape[2])).sum())
         return important_tokens(

@@ -124,6 +124,7 @@ def kv_mass(
     keys: Tensor,
     *,
     scale: float | None = None,
+    positions: Tensor | None = None,
     begin: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -132,9 +133,10 @@ def kv_mass(
     Never holds more than 16 rows of scores.
 
     Args:
-        q: [b, h, n, d], the queries of the last n tokens; each sees the tokens up to its own.
+        q: [b, h, n, d]; each query sees the tokens up to its own.
         keys: [b, g, s, d].
         scale: Of the scores; 1 / sqrt(d) by default.
+        positions: The queries' tokens, [n] int32, none below the one before; the last n by default.
         begin: First token that counts, [b, g] int32.
         out: Added to, contiguous f32; a new tensor by default.
 
@@ -160,6 +162,7 @@ def kv_mass(
             rows.data_ptr(),
             d**-0.5 if scale is None else scale,
             memory[0],
+            _int32("kv_mass", "positions", positions, n, q.device),
             _int32("kv_mass", "begin", begin, b * g, q.device),
             out.data_ptr(),
         )
