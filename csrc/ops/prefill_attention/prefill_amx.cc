@@ -14,8 +14,6 @@
 // Error: weights and outputs are rounded to bf16; 2^x within 3e-6; tdpbf16ps takes denormals as 0.
 // Needs: d a multiple of 16, rows of d contiguous elements.   Tail: channels up to a multiple of
 // 32, tokens and queries past the last are zeros that no query sees or that are not stored.
-#include <type_traits>
-
 #include "base/simd/amx.h"
 #include "base/simd/lanes_avx512.h"
 #include "base/simd/transpose16.h"
@@ -35,15 +33,16 @@ constexpr float kHidden = -__builtin_inff();
 constexpr float kSlack = 8.0f;
 constexpr float kLog2e = 0x1.715476p+0f;
 
-// 2^x for x <= kSlack, within 3e-6 of it; 0 for -inf.
+// 2^x for x <= kSlack, within 3e-6 of it; 0 below -126, as in lanes::exp.
 TAMIS_INLINE __m512 exp2(__m512 x) {
+  const __mmask16 present = _mm512_cmp_ps_mask(x, simd::splat(-126.0f), _CMP_NLT_UQ);
   const __m512 f = _mm512_reduce_ps(x, 1);  // x - floor(x)
   __m512 y = simd::splat(0x1.b7f734p-7f);
   y = simd::fma(y, f, simd::splat(0x1.abf868p-5f));
   y = simd::fma(y, f, simd::splat(0x1.ee2452p-3f));
   y = simd::fma(y, f, simd::splat(0x1.62d6c6p-1f));
   y = simd::fma(y, f, simd::splat(1.0f));
-  return _mm512_scalef_ps(y, x);
+  return _mm512_maskz_scalef_ps(present, y, x);
 }
 
 // ---- keys and values as tiles
@@ -325,23 +324,26 @@ struct Softmax {
     return factor;
   }
 
+  // Scores of row i at s as they are to be: scaled and capped, kHidden where it sees nothing.
+  __attribute__((noinline)) void adjust(const Item& item, int64_t r, float* s) const {
+    const int32_t position = a.position[r < a.rows ? r : a.rows - 1];
+    for (int t = 0; t < kTileTokens; ++t, s += kTileFloats) {
+      __m512 v = _mm512_load_ps(s);
+      if (!plain) v = scaled(v);
+      if (!item.whole) v = hide(item, v, 16 * t, position);
+      _mm512_store_ps(s, v);
+    }
+  }
+
   // Row i of an item: s and p as multiply_* take them. True if its outputs are to shrink.
-  template <bool kWhole>
-  TAMIS_INLINE bool row(const Item& item, int64_t i, const float* s, char* p, float* factor) const {
+  TAMIS_INLINE bool row(const Item& item, int64_t i, float* s, char* p, float* factor) const {
     const int64_t r = item.block * kBlockRows + i;
     s += i / 16 * kTileTokens * kTileFloats + i % 16 * 16;
     p += i / 16 * (kPrefillKeys / 32) * kTileBytes + i % 16 * kTileRowBytes;
+    if (!item.whole || !plain) adjust(item, r, s);
     __m512 v[kTileTokens];
 #pragma GCC unroll 4
     for (int t = 0; t < kTileTokens; ++t) v[t] = _mm512_load_ps(s + t * kTileFloats);
-    if (!kWhole || !plain) {
-      const int32_t position = a.position[r < a.rows ? r : a.rows - 1];
-#pragma GCC unroll 4
-      for (int t = 0; t < kTileTokens; ++t) {
-        if (!plain) v[t] = scaled(v[t]);
-        if (!kWhole) v[t] = hide(item, v[t], 16 * t, position);
-      }
-    }
     const __m512 most = lanes::max(lanes::max(v[0], v[1]), lanes::max(v[2], v[3]));
     const bool raised = lanes::above(most, simd::splat(m.limit[r])) != 0;
     if (__builtin_expect(raised, 0)) factor[i] = raise(r, most);
@@ -421,20 +423,16 @@ void prefill_attention_bf16_amx(const PrefillPart& a) {
       const bool more = items.next(&next);
       uint32_t raised = 0;
       if (any) softmax.shrink(last.block, shrinks, m.factor[turn ^ 1]);
-      const auto run = [&](auto whole) __attribute__((always_inline)) {
-        int64_t row = 0, due = 0;
-        const auto chore = [&]() __attribute__((always_inline)) {
-          for (due += kBlockRows; row * 4 * m.steps < due; ++row) {
-            const bool up = softmax.row<decltype(whole)::value>(item, row, m.scores[turn],
-                                                                m.weights[turn], m.factor[turn]);
-            raised |= static_cast<uint32_t>(up) << row;
-          }
-        };
-        if (more) multiply_keys(m, next, m.scores[turn ^ 1], chore);
-        if (any) multiply_values(m, last, m.weights[turn ^ 1], chore);
-        while (row < kBlockRows) chore();
+      int64_t row = 0, due = 0;
+      const auto chore = [&]() __attribute__((always_inline)) {
+        for (due += kBlockRows; row * 4 * m.steps < due; ++row) {
+          const bool up = softmax.row(item, row, m.scores[turn], m.weights[turn], m.factor[turn]);
+          raised |= static_cast<uint32_t>(up) << row;
+        }
       };
-      item.whole ? run(std::true_type{}) : run(std::false_type{});
+      if (more) multiply_keys(m, next, m.scores[turn ^ 1], chore);
+      if (any) multiply_values(m, last, m.weights[turn ^ 1], chore);
+      while (row < kBlockRows) chore();
       shrinks = raised;
       last = item;
       item = next;
