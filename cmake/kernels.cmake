@@ -26,7 +26,8 @@ set(TAMIS_FLAGS_avx512 ${TAMIS_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx
 set(TAMIS_FLAGS_avx512vbmi2 ${TAMIS_FLAGS_avx512}
   -mavx512vbmi -mavx512vbmi2 -mavx512vnni -mavx512vpopcntdq -mavx512bitalg)
 set(TAMIS_FLAGS_avx512bf16 ${TAMIS_FLAGS_avx512vbmi2} -mavx512bf16)
-set(TAMIS_FLAGS_amx ${TAMIS_FLAGS_avx512bf16} -mamx-tile -mamx-int8 -mamx-bf16)
+# Nothing throws there, but the release of tile registers would leave a mergeable symbol.
+set(TAMIS_FLAGS_amx ${TAMIS_FLAGS_avx512bf16} -mamx-tile -mamx-int8 -mamx-bf16 -fno-exceptions)
 
 set(TAMIS_LEVELS_X86 avx2 avx512 avx512vbmi2 avx512bf16 amx)
 
