@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,7 +80,9 @@ def calibrate(
         TamisValueError: No such method, a sparsity out of range, or data that cannot be used.
         TamisUnsupported: The model's layers are not known.
     """
-    recipe = recipe_of(method)
+    recipe = methods.recipe_of(
+        method, "activation", ActivationRecipe, "activation.calibrate: method"
+    )
     if not 0 <= sparsity < 1:
         raise TamisValueError(
             f"activation.calibrate: sparsity: got {sparsity}, wanted 0 to below 1; it is the share "
@@ -117,24 +118,6 @@ def calibrate(
         )
     label = method if isinstance(method, str) else "recipe"
     return Plan(label, sparsity, model_mark(model), found)
-
-
-def recipe_of(method: str | ActivationRecipe) -> ActivationRecipe:
-    """The recipe itself, or the one of that name.
-
-    Raises:
-        TamisValueError: There is no such method.
-    """
-    if isinstance(method, ActivationRecipe):
-        return method
-    known = methods.names("activation")
-    if method not in known:
-        raise TamisValueError(
-            f"activation.calibrate: method: got {method!r}, wanted one of {', '.join(known)}; "
-            "correct the name or pass an ActivationRecipe."
-        )
-    recipe: ActivationRecipe = import_module(f"tamis.method.activation.{method}").RECIPE
-    return recipe
 
 
 def inputs_of(model: nn.Module, family: Family, recipe: ActivationRecipe) -> dict[str, nn.Linear]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import import_module
 
 from tamis import method as methods
 from tamis.errors import TamisUnsupported, TamisValueError
@@ -18,16 +17,7 @@ def recipe_of(method: str | KvRecipe) -> KvRecipe:
     Raises:
         TamisValueError: There is no such method.
     """
-    if isinstance(method, KvRecipe):
-        return method
-    known = methods.names("kv")
-    if method not in known:
-        raise TamisValueError(
-            f"kv: method: got {method!r}, wanted one of {', '.join(known)}; correct the name or "
-            "pass a KvRecipe of your own."
-        )
-    recipe: KvRecipe = import_module(f"tamis.method.kv.{method}").RECIPE
-    return recipe
+    return methods.recipe_of(method, "kv", KvRecipe, "kv: method")
 
 
 def in_16_bits(recipe: KvRecipe) -> KvRecipe:

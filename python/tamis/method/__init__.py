@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
+from typing import TypeVar
 
 from tamis.errors import TamisValueError
 from tamis.recipe import PruneRecipe
+
+Recipe = TypeVar("Recipe")
 
 
 def names(kind: str = "prune") -> list[str]:
@@ -21,10 +24,28 @@ def load(name: str, kind: str = "prune") -> PruneRecipe:
     Raises:
         TamisValueError: There is no such method.
     """
-    if name not in names(kind):
+    return recipe_of(name, kind, PruneRecipe, "method.load: name")
+
+
+def recipe_of(method: str | Recipe, kind: str, made_of: type[Recipe], where: str) -> Recipe:
+    """The recipe itself, or the one of that name.
+
+    Args:
+        method: Name or recipe.
+        kind: Of the methods.
+        made_of: Class of their recipes.
+        where: Function and argument, for the error.
+
+    Raises:
+        TamisValueError: There is no such method.
+    """
+    if isinstance(method, made_of):
+        return method
+    known = names(kind)
+    if method not in known:
         raise TamisValueError(
-            f"method.load: name: got {name!r}, wanted one of {', '.join(names(kind))}; "
-            "correct the name or pass a PruneRecipe of your own."
+            f"{where}: got {method!r}, wanted one of {', '.join(known)}; correct the name or pass a "
+            f"{made_of.__name__} of your own."
         )
-    recipe: PruneRecipe = import_module(f"{__name__}.{kind}.{name}").RECIPE
+    recipe: Recipe = import_module(f"{__name__}.{kind}.{method}").RECIPE
     return recipe
