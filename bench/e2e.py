@@ -131,10 +131,10 @@ def share(model: torch.nn.Module, ids: list[int], threads: int) -> float:
         with evaluate.threads_set(threads), torch.inference_mode():
             out = model(input_ids=torch.tensor([ids]), use_cache=True)
             token = out.logits[:, -1:].argmax(-1)
-            shares = []
+            shares, held = [], evaluate.cache_argument(model)
             for _ in range(12):
                 spent[0], start = 0.0, time.perf_counter()
-                out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+                out = model(input_ids=token, use_cache=True, **{held: getattr(out, held)})
                 shares.append(spent[0] / (time.perf_counter() - start))
     finally:
         for hook in hooks:
@@ -149,9 +149,10 @@ def profile(name: str, model: torch.nn.Module, ids: list[int], threads: int) -> 
     with evaluate.threads_set(threads), torch.inference_mode():
         out = model(input_ids=torch.tensor([ids]), use_cache=True)
         token = out.logits[:, -1:].argmax(-1)
+        held = evaluate.cache_argument(model)
         with record(activities=[ProfilerActivity.CPU]) as events:
             for _ in range(8):
-                out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+                out = model(input_ids=token, use_cache=True, **{held: getattr(out, held)})
     print(f"\n{name}, 8 tokens")
     print(
         events.key_averages().table(

@@ -49,16 +49,31 @@ def main() -> None:
             cache = make(layers)
             if cache is not None:
                 runs[name] = Run(model, cache, ids[:, a.tokens : a.tokens + 1])
-        for turn in range(-(-a.new // a.burst)):
-            for run in list(runs.values())[:: 1 if turn % 2 == 0 else -1]:
-                run.step(timed=False)  # finds another cache's data in the processor's caches
-                for _ in range(a.burst):
-                    run.step(timed=True)
+        if a.new:
+            take_turns(list(runs.values()), a.new, a.burst)
+            show(a, runs)
+
+
+def take_turns(runs: list["Run"], new: int, burst: int) -> None:
+    """Each generates ``new`` counted tokens, some at a time, so that all see the same machine."""
+    for turn in range(-(-new // burst)):
+        for run in runs[:: 1 if turn % 2 == 0 else -1]:
+            run.step(timed=False)  # finds another cache's data in the processor's caches
+            for _ in range(burst):
+                run.step(timed=True)
+
+
+def show(a: argparse.Namespace, runs: dict[str, "Run"]) -> None:
+    """The table, and how ours read."""
     print(f"{a.model} {a.dtype}, {a.tokens} tokens, {a.threads} thread(s), {a.new} tokens each")
     print("cache              tokens/s  ms/token      MB")
     for name, run in runs.items():
         ms = median(run.times) * 1e3
         print(f"{name:18} {1e3 / ms:8.1f} {ms:9.1f} {nbytes(run.cache) / 1e6:7.1f}")
+    for name, run in runs.items():
+        if isinstance(run.cache, kv.Cache):
+            ways = run.cache.explain().items()
+            print(f"{name}: " + "; ".join(f"{len(at)} layers {way}" for way, at in ways))
 
 
 class Run:
@@ -78,7 +93,7 @@ class Run:
 
     def _step(self, timed: bool) -> None:
         start = time.perf_counter()
-        logits = self.model(self.next, past_key_values=self.cache).logits
+        logits = self.model(self.next, cache=self.cache).logits
         self.next = logits[:, -1:].argmax(-1)
         if timed:
             self.times.append(time.perf_counter() - start)
@@ -100,7 +115,7 @@ def context(model: Any, ids: Tensor, keep: str | None) -> list[tuple[Tensor, Ten
         layer.store = Recorder(cache.recipe, layer=i)
     start = time.perf_counter()
     with kv.attach(model):
-        model(ids, past_key_values=cache, logits_to_keep=1)
+        model(ids, cache=cache, logits_to_keep=1)
     print(f"prompt of {ids.shape[1]} tokens: {time.perf_counter() - start:.1f} s")
     layers = [(s.rows["keys"].view, s.rows["values"].view, s.q) for s in cache.stores]
     if keep:

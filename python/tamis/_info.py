@@ -8,6 +8,7 @@ from typing import Any
 
 import tamis
 from tamis import _C
+from tamis.kv import limits
 from tamis.ops import cuda, machine
 
 ENVIRONMENT = {
@@ -56,10 +57,13 @@ def _figures() -> dict[str, str]:
     """Where predictions come from, and what this machine reads."""
     path = machine.load()
     now = _C.machine()
+    kv = limits.limits()
     return {
         "figures": path or "built in; tamis info --measure replaces them by this machine's",
         "reads": f"{now['read_one']:.1f} GB/s on one thread, {now['read_all']:.1f} on "
         f"{now['threads']}",
+        "KV caches": f"by torch's SDPA below {kv.sdpa_f32} tokens in f32, {kv.sdpa_16} in 16 bits; "
+        f"chosen tokens from {kv.choose_bytes} bytes left out",
     }
 
 

@@ -34,10 +34,18 @@ def info(a: Namespace) -> None:
 
 
 def _measure() -> None:
+    from importlib.util import find_spec
+
+    from tamis.kv import limits
     from tamis.ops import machine
 
+    def say(what: str) -> None:
+        logging.getLogger("tamis").info("measuring %s", what)
+
     try:
-        machine.measure(lambda what: logging.getLogger("tamis").info("measuring %s", what))
+        machine.measure(say)
+        if find_spec("torch") is not None:
+            limits.measure(say)
     except OSError as error:
         raise TamisFileError(
             f"info: --measure: got {machine.file()} ({error.strerror}), wanted a file that can be "

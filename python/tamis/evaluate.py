@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import time
@@ -147,7 +148,7 @@ class _Decoder:
     def __init__(self, model: torch.nn.Module, prompt: Sequence[int]) -> None:
         import torch
 
-        self.model = model
+        self.model, self.argument = model, cache_argument(model)
         self.times: list[float] = []
         self.ids: list[int] = []
         self.next = torch.tensor([list(prompt)])
@@ -159,13 +160,19 @@ class _Decoder:
 
         with torch.inference_mode(), _evaluating(self.model):
             start = time.perf_counter()
-            out = self.model(input_ids=self.next, past_key_values=self.cache, use_cache=True)
+            out = self.model(input_ids=self.next, use_cache=True, **{self.argument: self.cache})
             self.next = out.logits[:, -1:].argmax(-1)
             elapsed = time.perf_counter() - start
-        self.cache = out.past_key_values
+        self.cache = getattr(out, self.argument)
         self.ids.append(int(self.next))
         if timed:
             self.times.append(elapsed)
+
+
+def cache_argument(model: Any) -> str:
+    """Name by which the model takes a cache: ``past_key_values`` until transformers 5.24, now ``cache``."""
+    taken = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in taken else "past_key_values"
 
 
 def generate_text(model: torch.nn.Module, tokenizer: Any, prompt: str, new_tokens: int = 32) -> str:

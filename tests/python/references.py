@@ -56,3 +56,26 @@ def bound(x: Array, w: Array, dtype: str, bias: Array | None = None, stored: str
     if bias is not None:
         size = size + np.abs(bias)
     return lost + (8 * EPS["f32"] + EPS[dtype]) * (size + lost) + 1e-7
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    keep: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(q k) v in float64, and the logarithm of its sums; keep: [b, g, s] bool."""
+    b, h, n, d = q.shape
+    g = k.shape[1]
+    q, k, v = q.double(), k.double(), v.double()
+    k, v = k.repeat_interleave(h // g, 1), v.repeat_interleave(h // g, 1)
+    scores = q @ k.transpose(-1, -2) * (d**-0.5 if scale is None else scale)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if keep is not None:
+        hidden = ~keep.repeat_interleave(h // g, 1).unsqueeze(2)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    return scores.softmax(-1).nan_to_num(0.0) @ v, scores.logsumexp(-1)

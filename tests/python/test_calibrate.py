@@ -242,4 +242,4 @@ def test_no_cache_is_kept(family):
         _, calls = calibrate._record(model, known, known.find_blocks(model), samples)
     assert [len(per_block) for per_block in calls] == [3, 3, 3]
     for call in (call for per_block in calls for call in per_block):
-        assert call.kwargs.get("past_key_values") is None
+        assert call.kwargs.get("cache", call.kwargs.get("past_key_values")) is None

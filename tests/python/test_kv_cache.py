@@ -37,7 +37,7 @@ def attached(model):
 def generate(model, ids, cache, **options):
     options = {"max_new_tokens": 64, "do_sample": False, "eos_token_id": None} | options
     mask = options.pop("attention_mask", torch.ones_like(ids))
-    return model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+    return model.generate(ids, attention_mask=mask, cache=cache, **options)
 
 
 def prompt(n, b=1):
@@ -54,7 +54,7 @@ def test_at_full_budget_tokens_are_the_plain_cache_s(model, method):
     wanted = generate(model, ids, DynamicCache(config=model.config))
     with kv.attach(model):
         recipe = in_16_bits(recipe_of(method))
-        cache = kv.Cache(model.config, recipe, budget=budget_of(method, 208))
+        cache = kv.Cache(model.config, recipe, budget=budget_of(method, 208), fallback=False)
         assert torch.equal(generate(model, ids, cache), wanted)
     assert cache.get_seq_length() == 70 + 63
     plain = 2 * 2 * 2 * 133 * 16 * 4  # layers, keys and values, heads, tokens, d, f32
@@ -66,7 +66,7 @@ def test_at_full_budget_tokens_are_the_plain_cache_s(model, method):
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in UNEVEN])
 def test_every_method_generates_within_its_budget(attached, method):
-    cache = kv.Cache(attached.config, method, budget=budget_of(method, 48))
+    cache = kv.Cache(attached.config, method, budget=budget_of(method, 48), fallback=False)
     out = generate(attached, prompt(90), cache, max_new_tokens=20)
     assert out.shape == (1, 110)
     report = cache.report()
@@ -82,7 +82,7 @@ def test_another_cache_and_a_removed_handle_change_no_bit(model):
     with torch.no_grad():
         before = model(ids).logits
         handle = kv.attach(model)
-        attached = model(ids, past_key_values=DynamicCache(config=model.config)).logits
+        attached = model(ids, cache=DynamicCache(config=model.config)).logits
         handle.remove()
         after = model(ids).logits
     assert torch.equal(attached, before)
@@ -129,8 +129,8 @@ def test_a_second_turn_sees_the_first(attached, method):
     mine, plain = kv.Cache(attached.config, method), DynamicCache(config=attached.config)
     with torch.no_grad():
         for part in (ids[:, :60], ids[:, 60:61], ids[:, 61:80], ids[:, 80:]):
-            a = attached(part, past_key_values=mine).logits
-            b = attached(part, past_key_values=plain).logits
+            a = attached(part, cache=mine).logits
+            b = attached(part, cache=plain).logits
             tolerance = 1e-3 if method == "full" else 0.15
             torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
@@ -138,11 +138,11 @@ def test_a_second_turn_sees_the_first(attached, method):
 def test_snapshot_answers_twice_the_same(attached):
     cache = kv.Cache(attached.config, "kivi4")
     with torch.no_grad():
-        attached(prompt(80), past_key_values=cache)
+        attached(prompt(80), cache=cache)
         saved = cache.snapshot()
         answers = []
         for question in (prompt(5), prompt(9), prompt(5)):
-            answers.append(attached(question, past_key_values=cache).logits)
+            answers.append(attached(question, cache=cache).logits)
             cache.restore(saved)
     assert torch.equal(answers[0], answers[2])
     with pytest.raises(TamisValueError, match="got 0 layers, wanted 2"):
@@ -152,11 +152,11 @@ def test_snapshot_answers_twice_the_same(attached):
 def test_crop_takes_back_what_was_generated(attached):
     cache = kv.Cache(attached.config, "full")
     with torch.no_grad():
-        attached(prompt(40), past_key_values=cache)
-        first = attached(prompt(3), past_key_values=cache).logits
+        attached(prompt(40), cache=cache)
+        first = attached(prompt(3), cache=cache).logits
         cache.crop(-3)
         assert cache.get_seq_length() == 40
-        assert torch.equal(attached(prompt(3), past_key_values=cache).logits, first)
+        assert torch.equal(attached(prompt(3), cache=cache).logits, first)
         with pytest.raises(TamisValueError, match="wanted minus the number"):
             cache.crop(5)
     cache.reset()
@@ -172,10 +172,10 @@ def test_a_cache_without_attach_is_refused(model):
 def test_a_cache_of_other_sequences_is_refused(attached):
     cache = kv.Cache(attached.config, "full")
     with torch.no_grad():
-        attached(prompt(9), past_key_values=cache)
+        attached(prompt(9), cache=cache)
         size = cache.nbytes()
         with pytest.raises(TamisValueError, match="new cache for another model or batch"):
-            attached(prompt(9, b=2), past_key_values=cache)
+            attached(prompt(9, b=2), cache=cache)
     assert cache.nbytes() == size
 
 
@@ -192,7 +192,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(attached):
     config = attached.config
     cache = kv.Cache(config, "quest", budget=16)
     with torch.no_grad():
-        attached(prompt(40), past_key_values=cache)
+        attached(prompt(40), cache=cache)
     for method, budget, message in [
         ("h2o", 0, "got 0, wanted at least 32"),
         ("streaming", 4, "4 first and 1 latest"),
@@ -205,7 +205,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(attached):
     torch.manual_seed(9)
     other = transformers.AutoModelForCausalLM.from_config(config)
     with kv.attach(other):
-        refused(lambda: other(prompt(2), past_key_values=cache), "made with another model", cache)
+        refused(lambda: other(prompt(2), cache=cache), "made with another model", cache)
     refused(lambda: cache.crop(-41), "wanted 0 to the 40 tokens", cache)
     k, v = torch.randn(2, 1, 2, 20, 16)
     refused(lambda: kv.store("streaming", k, v, budget=21), "at most the 20 tokens", cache)
@@ -216,10 +216,10 @@ def test_a_copy_of_the_model_goes_on_with_a_cache(attached):
     cache = kv.Cache(attached.config, "kivi8")
     twin = copy.deepcopy(attached)
     with torch.no_grad():
-        attached(prompt(40), past_key_values=cache)
+        attached(prompt(40), cache=cache)
         saved = copy.deepcopy(cache)
-        wanted = attached(prompt(3), past_key_values=cache).logits
-        assert torch.equal(twin(prompt(3), past_key_values=saved).logits, wanted)
+        wanted = attached(prompt(3), cache=cache).logits
+        assert torch.equal(twin(prompt(3), cache=saved).logits, wanted)
 
 
 def test_sliding_layers_stay_transformers_own():

@@ -69,9 +69,10 @@ def test_channels_are_ranked_by_what_they_carry(plans):
 
 def test_a_plan_chooses_the_channels(model, ids, plans):
     with kv.attach(model), torch.no_grad():
-        cache = kv.Cache(model.config, "double_sparsity", budget=16, plan=plans["channels"])
-        model(ids[:1], past_key_values=cache)
-        model(ids[:1, :1], past_key_values=cache)
+        options = {"budget": 16, "plan": plans["channels"], "fallback": False}
+        cache = kv.Cache(model.config, "double_sparsity", **options)
+        model(ids[:1], cache=cache)
+        model(ids[:1, :1], cache=cache)
         for i, store in enumerate(cache.stores):
             selection = store.selection
             if selection is not None:
@@ -123,7 +124,7 @@ def test_generates_within_calibrated_windows(model, ids, plans):
     plan = plans["spans"]
     with kv.attach(model), torch.no_grad():
         cache = kv.Cache(model.config, "moa", plan=plan)
-        model(ids[:1], past_key_values=cache)
+        model(ids[:1], cache=cache)
         for i, store in enumerate(cache.stores):
             for head, (alpha, beta) in enumerate(plan.layers[i].data):
                 # the query to come is in block 8; its window ends with that block, still empty
@@ -131,7 +132,7 @@ def test_generates_within_calibrated_windows(model, ids, plans):
                 wanted = min(128, 16 + (window - 1) * 16)
                 assert int(store.past.lengths[0, head]) == wanted
         for t in range(20):
-            model(ids[:1, t : t + 1], past_key_values=cache)
+            model(ids[:1, t : t + 1], cache=cache)
         assert cache.get_seq_length() == 148
 
 
@@ -147,7 +148,7 @@ def test_a_plan_for_another_model_is_refused(ids, model, plans):
     with kv.attach(other), torch.no_grad():
         cache = kv.Cache(other.config, "moa", plan=plans["spans"])
         one_sentence(
-            lambda: other(ids[:1], past_key_values=cache),
+            lambda: other(ids[:1], cache=cache),
             TamisValueError,
             "plan: got one made with",
         )

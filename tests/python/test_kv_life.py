@@ -57,17 +57,17 @@ def prompt(n, b=1):
 
 def logits(model, ids, cache):
     with torch.no_grad():
-        return model(ids, past_key_values=cache).logits
+        return model(ids, cache=cache).logits
 
 
 def generate(model, ids, cache, **options):
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None} | options
     mask = torch.ones_like(ids)
-    return model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+    return model.generate(ids, attention_mask=mask, cache=cache, **options)
 
 
 def cache_of(model, method):
-    return kv.Cache(model.config, method, budget=budget_of(method, 48))
+    return kv.Cache(model.config, method, budget=budget_of(method, 48), fallback=False)
 
 
 # Tokens in, tokens out.
@@ -117,11 +117,9 @@ def test_kept_tokens_are_all_that_is_seen(llama):
     mask[0, kept] = mask[0, 40] = 1
     plain = DynamicCache(config=llama.config)
     with torch.no_grad():
-        llama(ids, past_key_values=plain)
+        llama(ids, cache=plain)
         place = torch.tensor([[40]])
-        wanted = llama(
-            ids[:, :1], past_key_values=plain, attention_mask=mask, position_ids=place
-        ).logits
+        wanted = llama(ids[:, :1], cache=plain, attention_mask=mask, position_ids=place).logits
     assert cache.get_seq_length() == 40
     torch.testing.assert_close(logits(llama, ids[:, :1], cache), wanted, rtol=0, atol=1e-3)
     with pytest.raises(TamisUnsupported, match="some were dropped"):
@@ -186,7 +184,7 @@ def test_an_empty_cache_is_saved_too(attached, tmp_path):
 def stored(llama, tmp_path):
     """A file, a cache that could load it, and what that cache is before."""
     path = tmp_path / "cache.safetensors"
-    cache = kv.Cache(llama.config, "double_sparsity", budget=16)
+    cache = kv.Cache(llama.config, "double_sparsity", budget=16, fallback=False)
     logits(llama, prompt(60), cache)
     logits(llama, prompt(1), cache)
     cache.save(path)
@@ -282,7 +280,7 @@ def test_summaries_made_with_intent_are_refused(tmp_path, change, message):
     model = transformers.LlamaForCausalLM(config).eval()
     path = tmp_path / "cache"
     with kv.attach(model):
-        cache = kv.Cache(config, "double_sparsity", budget=16)
+        cache = kv.Cache(config, "double_sparsity", budget=16, fallback=False)
         logits(model, prompt(60), cache)
         logits(model, prompt(1), cache)
     cache.save(path)

@@ -39,7 +39,7 @@ def prompt(n, b=1):
 def generate(model, ids, cache, **options):
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None} | options
     mask = options.pop("attention_mask", torch.ones_like(ids))
-    return model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+    return model.generate(ids, attention_mask=mask, cache=cache, **options)
 
 
 def test_a_share_of_the_prompt_leaves(model):
@@ -70,10 +70,10 @@ def test_a_scorer_keeps_what_our_own_method_keeps(model):
     with kv.press(model, Scorer(), budget=40):
         theirs = kv.Cache(model.config, "full")
         with torch.no_grad():
-            model(ids, past_key_values=theirs)
+            model(ids, cache=theirs)
     with kv.attach(model), torch.no_grad():
         ours = kv.Cache(model.config, "key_norm", budget=40)
-        model(ids, past_key_values=ours)
+        model(ids, cache=ours)
     for a, b in zip(theirs.stores, ours.stores, strict=True):
         kept = [set(s.rows["positions"].view[0, 0].tolist()) for s in (a, b)]
         assert len(kept[0] - kept[1]) <= 1  # ours always keeps the latest
@@ -84,12 +84,12 @@ def test_a_budget_holds_over_turns_and_padding(model):
     mask[0, :45] = 0
     with kv.press(model, Scorer(0.9), budget=30), torch.no_grad():
         cache = kv.Cache(model.config, "quest", budget=16)
-        model(ids, past_key_values=cache, attention_mask=mask)
+        model(ids, cache=cache, attention_mask=mask)
         assert cache.report()["held"] == [30, 30]
         real = (cache.stores[0].rows["positions"].view[0] >= 45).sum(-1)
         assert real.tolist() == [15, 15]  # padding leaves first
         mask = torch.cat([mask, torch.ones(2, 8, dtype=torch.long)], 1)
-        model(prompt(8, 2), past_key_values=cache, attention_mask=mask)
+        model(prompt(8, 2), cache=cache, attention_mask=mask)
     assert cache.report()["held"] == [30, 30]
 
 
@@ -125,7 +125,7 @@ def test_bad_scorers_get_one_sentence(model):
     ):
         cache = kv.Cache(model.config, method)
         with kv.press(model, scorer), torch.no_grad(), pytest.raises(kind, match=message) as found:
-            model(prompt(96), past_key_values=cache)
+            model(prompt(96), cache=cache)
         assert "\n" not in str(found.value)
         assert cache.stores[0].length == 96
         assert cache.stores[0].tokens == 96

@@ -1,7 +1,6 @@
 """One layer's store: what it holds, what it answers, what it refuses; and the operators below it."""
 
 import copy
-import math
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from references import attention
 
 import tamis
 from tamis import kv
@@ -22,21 +22,6 @@ from tamis.policy.kv_score import recency
 
 METHODS = [m for m in tamis.method.names("kv") if not recipe_of(m).needs_plan]
 EVEN = [m for m in METHODS if recipe_of(m).evict is not None and not recipe_of(m).evict.uneven]
-
-
-def attention(q, k, v, *, scale=None, softcap=0.0, keep=None):
-    """softmax(q k) v in float64; keep: [b, g, s] bool."""
-    b, h, n, d = q.shape
-    g = k.shape[1]
-    q, k, v = q.double(), k.double(), v.double()
-    k, v = k.repeat_interleave(h // g, 1), v.repeat_interleave(h // g, 1)
-    scores = q @ k.transpose(-1, -2) * (d**-0.5 if scale is None else scale)
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    if keep is not None:
-        hidden = ~keep.repeat_interleave(h // g, 1).unsqueeze(2)
-        scores = scores.masked_fill(hidden, -math.inf)
-    return scores.softmax(-1).nan_to_num(0.0) @ v, scores.logsumexp(-1)
 
 
 def random_kv(s, *, b=1, g=2, d=64, dtype=torch.float32):

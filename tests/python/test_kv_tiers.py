@@ -36,14 +36,14 @@ def prompt(n, b=1):
 
 
 def pair(method, folder, memory=24 << 10, budget=32):
-    plain = kv.Cache(CONFIG, method, budget=budget)
+    plain = kv.Cache(CONFIG, method, budget=budget, fallback=False)
     tiers = kv.Tiers(folder, memory=memory)
     return plain, kv.Cache(CONFIG, method, budget=budget, tiers=tiers)
 
 
 def step(model, ids, cache, **options):
     with torch.no_grad():
-        return model(ids, past_key_values=cache, **options).logits
+        return model(ids, cache=cache, **options).logits
 
 
 @pytest.mark.parametrize("method", ["double_sparsity", "quest"])

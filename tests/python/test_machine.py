@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def put(**changes: object) -> None:
     """A file of this machine with some figures changed."""
     stored = {"key": machine.key(), "figures": {**_C.machine(), **changes}}
-    machine._write(machine.file(), json.dumps(stored))
+    machine.write(machine.file(), json.dumps(stored))
     machine.load.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""Cache: what ``model.generate(past_key_values=...)`` takes, one KvStore per attention layer."""
+"""Cache: what ``model.generate(cache=...)`` takes, one KvStore per attention layer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tamis.errors import TamisUnsupported, TamisValueError
 from tamis.kv import saved
 from tamis.kv.attention import NAME, STORE
 from tamis.kv.kv_store import KvStore
+from tamis.kv.limits import limits
 from tamis.kv.methods import recipe_of
 from tamis.kv.plan import Plan
 from tamis.kv.rope import frequencies
@@ -34,6 +35,8 @@ class Cache(DynamicCache):
         budget: Tokens per KV head that stay or are read, where the method has one.
         plan: What ``kv.calibrate`` found about the model, where the method takes a plan.
         tiers: Keys and values in a file with a pool of them in memory, for methods that select.
+        fallback: Short contexts are read whole, and by torch's SDPA, where that is measured faster
+            (``tamis info --measure``); False keeps to the method from the first token on.
 
     Raises:
         TamisValueError: Unknown method, a budget or plan that does not fit it, or tiers with a method
@@ -48,6 +51,7 @@ class Cache(DynamicCache):
         budget: int | None = None,
         plan: Plan | None = None,
         tiers: Tiers | None = None,
+        fallback: bool = True,
     ) -> None:
         recipe = recipe_of(method)
         super().__init__(config=config)
@@ -64,7 +68,15 @@ class Cache(DynamicCache):
         for i in ours:
             part = None if plan is None else plan.of_layer(i)
             tier = None if tiers is None else tiers.of_layer(recipe, ours)
-            store = KvStore(recipe, budget=budget, layer=i, plan=part, frequencies=turns, tier=tier)
+            store = KvStore(
+                recipe,
+                budget=budget,
+                layer=i,
+                plan=part,
+                frequencies=turns,
+                tier=tier,
+                limits=limits() if fallback else None,
+            )
             self.layers[i] = StoreLayer(text, store)
         if not self.stores:
             raise TamisUnsupported(
@@ -105,6 +117,14 @@ class Cache(DynamicCache):
             "held_by_head": [store.held for store in self.stores],
             "bytes": parts,
         }
+
+    def explain(self) -> dict[str, list[int]]:
+        """How the latest step read and why, with the layers that did so; empty before one."""
+        ways: dict[str, list[int]] = {}
+        for store in self.stores:
+            if store.read:
+                ways.setdefault(store.read, []).append(store.layer)
+        return ways
 
     def snapshot(self) -> list[Any]:
         """All that the layers hold, stores and transformers' own, to go back to with ``restore``."""

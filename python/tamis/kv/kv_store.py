@@ -9,30 +9,20 @@ import torch
 from torch import Tensor
 
 from tamis.errors import TamisUnsupported, TamisValueError
+from tamis.kv import eviction, packed, reading
 from tamis.kv.classes import TwoClasses
 from tamis.kv.layout import LayoutPast
+from tamis.kv.limits import Limits
 from tamis.kv.lowrank import LowRankPast
 from tamis.kv.methods import check_budget, check_plan, recipe_of
 from tamis.kv.past import Past, Tail
 from tamis.kv.plan import LayerPlan
 from tamis.kv.ragged import Ragged, SharedBudget
-from tamis.kv.rows import Rows, indices
+from tamis.kv.rows import Rows
 from tamis.kv.selection import Selection
-from tamis.kv.tiers import FileRows, Tier, reader
-from tamis.ops.attention import (
-    ALL,
-    DenseSegment,
-    Lists,
-    PageSegment,
-    Segment,
-    attention,
-    sparse_attention,
-)
-from tamis.ops.kv_quantize import kv_quantize, kv_unpack, page_layout
-from tamis.policy.kv_budget import top_tokens
+from tamis.kv.tiers import FileRows, Tier
 from tamis.policy.kv_layout import SinkWindow
-from tamis.policy.kv_recipe import EVERY_QUERY, Evict, KvContext, KvRecipe, Quantize
-from tamis.policy.kv_score import attention_mass
+from tamis.policy.kv_recipe import KvRecipe
 
 
 def store(method: str | KvRecipe, k: Tensor, v: Tensor, *, budget: int | None = None) -> KvStore:
@@ -66,6 +56,8 @@ class KvStore:
         frequencies: Radians a token of the rotated pairs of channels, for recipes that take keys back
             before rotation; None for keys that were not rotated.
         tier: Where keys and values lie instead of memory, for layers that select.
+        limits: Contexts below which a step reads everything, or reads by torch's SDPA, as that is
+            faster; None keeps to the recipe's way.
 
     Raises:
         TamisValueError: The budget or the plan does not fit the recipe.
@@ -81,12 +73,14 @@ class KvStore:
         plan: LayerPlan | None = None,
         frequencies: Tensor | None = None,
         tier: Tier | None = None,
+        limits: Limits | None = None,
     ) -> None:
         check_budget(recipe, budget)
         check_plan(recipe, plan)
         self.recipe, self.budget, self.layer, self.plan = recipe, budget, layer, plan
-        self.frequencies = frequencies
+        self.frequencies, self.limits = frequencies, limits
         self.length = 0
+        self.way: reading.Way | None = None  # of the latest step
         self.layer_of: Any = None  # weak reference to the module that filled it, and its mark
         self.mark = ""
         self.rows: dict[str, Rows] = {}
@@ -121,14 +115,7 @@ class KvStore:
     @property
     def paged_tokens(self) -> int:
         """Tokens held as quantized pages."""
-        records = self.rows.get("records")
-        return 0 if records is None else records.count * self._quantize.page
-
-    @property
-    def _quantize(self) -> Quantize:
-        if self.recipe.quantize is None:
-            raise TamisUnsupported("KvStore: recipe: got no quantization, wanted one.")
-        return self.recipe.quantize
+        return packed.tokens(self.rows, self.recipe.quantize)
 
     def _past(self) -> Past | None:
         """What is to hold older tokens; None where they stay with the others."""
@@ -159,6 +146,7 @@ class KvStore:
             plan=self.plan,
             frequencies=self.frequencies,
             tier=copy.deepcopy(self.tier),
+            limits=self.limits,
         )
 
     def nbytes(self) -> int:
@@ -219,14 +207,17 @@ class KvStore:
             scale: Of the scores; 1 / sqrt(d) by default.
             pad: Padded tokens at the start of each sequence, [b].
         """
-        if self.recipe.quantize is not None and self.recipe.quantize.key_bits < 16:
-            self._seal(self.recipe.quantize)
+        if self.recipe.quantize is not None:
+            packed.seal(self.rows, self.recipe.quantize)
         if self.selection is not None and q is not None:
             self.selection.observe(q, self.rows["keys"].view, self.first(pad))
         if self.past is not None:
             self._absorb(self.past, q, scale, pad)
-        elif self.recipe.evict is not None:
-            self._evict(self.recipe.evict, q, scale, pad)
+        elif self.recipe.evict is not None and self.budget is not None:
+            first, how = self.first(pad), self.recipe.evict
+            kept = eviction.kept(self.rows, how, self.budget, q, scale=scale, first=first)
+            if kept is not None:
+                self._keep(kept)
         self._drop()
 
     def _absorb(
@@ -240,39 +231,6 @@ class KvStore:
         if taken:
             keys.drop_first(taken)
             values.drop_first(taken)
-
-    def _seal(self, how: Quantize) -> None:
-        """Quantizes whole pages, oldest first, while ``residual`` tokens remain."""
-        keys, values = self.rows["keys"], self.rows["values"]
-        pages = (keys.count - how.residual) // how.page
-        if pages <= 0:
-            return
-        layout = page_layout(keys.buffer.shape[3], how.key_bits, how.value_bits, how.page)
-        if "records" not in self.rows:
-            b, g = keys.buffer.shape[:2]
-            none = keys.buffer.new_empty(b, g, 0, layout.nbytes, dtype=torch.uint8)
-            self.rows["records"] = Rows(none)
-        n = pages * how.page
-        out = self.rows["records"].extend(pages)
-        kv_quantize(keys.view[:, :, :n], values.view[:, :, :n], layout, out)
-        keys.drop_first(n)
-        values.drop_first(n)
-
-    def _evict(self, how: Evict, q: Tensor | None, scale: float | None, pad: Tensor | None) -> None:
-        mass = None
-        if how.queries != 0:
-            if q is None:
-                return
-            mass = self._observe(how, q, scale, pad)
-        fresh = q is None or q.shape[2] > 1
-        if self.budget is None or self.tokens <= self.budget or not (how.always or fresh):
-            return
-        context = KvContext(self.rows["keys"].view, self.rows["positions"].view, mass)
-        first = self.first(pad)
-        kept = top_tokens(
-            how.score(context), self.budget, sink=how.sink, recent=how.recent, first=first
-        )
-        self._keep(kept)
 
     def keep(self, index: Tensor) -> None:
         """Keeps tokens ``index`` [b, g, k] of each KV head, ascending; the others leave for good.
@@ -303,22 +261,6 @@ class KvStore:
             self.selection.forget()
         self._forget()
 
-    def _observe(self, how: Evict, q: Tensor, scale: float | None, pad: Tensor | None) -> Tensor:
-        """Attention mass [b, g, s] from the queries that the recipe looks at."""
-        keys, positions = self.rows["keys"].view, self.rows["positions"].view
-        seen = positions >= (0 if pad is None else pad.view(-1, 1, 1))
-        last = q if how.queries == EVERY_QUERY else q[:, :, -how.queries :]
-        mass = attention_mass(last, keys, q.shape[-1] ** -0.5 if scale is None else scale, seen)
-        if how.queries != EVERY_QUERY:
-            return mass
-        if "mass" in self.rows:
-            total = self.rows["mass"]
-            total.extend(mass.shape[2] - total.count).zero_()
-            total.view.add_(mass)
-            return total.view
-        self.rows["mass"] = Rows(mass)
-        return mass
-
     def first(self, pad: Tensor | None) -> Tensor | None:
         """First held token of each sequence that is not padding, [b, g]; None for the first."""
         if pad is None:
@@ -340,10 +282,14 @@ class KvStore:
         pad: Tensor | None = None,
     ) -> Tensor:
         """Attention of q [b, h, n, d] over all tokens held, [b, h, n, d]."""
-        if self.tier is not None:
-            return self.attend_lse(q, scale=scale, softcap=softcap, pad=pad)[0]
-        segments = self._seen(q, self._first(pad), scale)
-        return attention(q, segments, scale=scale, softcap=softcap)
+        found = reading.attend(self, self._asked(q, scale, softcap, pad))
+        self._drop()
+        return found
+
+    @property
+    def read(self) -> str:
+        """What the latest step read, how and why; "" before one."""
+        return reading.explain(self)
 
     def attend_lse(
         self,
@@ -358,48 +304,22 @@ class KvStore:
         Raises:
             TamisValueError: Nothing was appended yet, or q has the wrong shape.
         """
-        first = self._first(pad)
-        segments = self._seen(q, first, scale)
-        if self.tier is None:
-            return sparse_attention(q, segments, scale=scale, softcap=softcap)
-        found = self.tier.attend(q, segments, scale, softcap)
-        self.tier.first = first
+        found = reading.attend_lse(self, self._asked(q, scale, softcap, pad))
         self._drop()
         return found
 
-    def _first(self, pad: Tensor | None) -> Tensor | None:
+    def _asked(
+        self, q: Tensor, scale: float | None, softcap: float, pad: Tensor | None
+    ) -> reading.Asked:
         if not self.rows:
             raise TamisValueError(
                 "KvStore.attend: got an empty store, wanted tokens; append first."
             )
-        return self.first(pad)
-
-    def _seen(self, q: Tensor, first: Tensor | None, scale: float | None) -> list[Segment]:
-        """What a step with queries q reads."""
-        segments: list[Segment] | None = None
-        if self.selection is not None and q.shape[2] == 1:
-            keys, values = self.rows["keys"].view, self.rows["values"].view
-            segments = self.selection.segments(q, keys, values, first)
-        if segments is None:
-            segments = self._segments(first)
-        if self.past is not None:
-            segments += self.past.segments(q, q.shape[-1] ** -0.5 if scale is None else scale)
-        return segments
+        return reading.Asked(q, q.shape[-1] ** -0.5 if scale is None else scale, softcap, pad)
 
     def fetch_ahead(self, q: Tensor) -> None:
         """Starts to bring what a step with queries like q [b, h, 1, d] would read; returns at once."""
-        if self.tier is None or self.selection is None or self.selection.window is not None:
-            return
-        if self.tier.pool is not None:
-            self.tier.wait()
-            self.tier.ahead = reader().submit(self._fetch, q)
-
-    def _fetch(self, q: Tensor) -> None:
-        if self.tier is None or self.selection is None:
-            return
-        keys, values = self.rows["keys"].view, self.rows["values"].view
-        segments = self.selection.segments(q, keys, values, self.tier.first)
-        self.tier.bring_ahead(segments or [])
+        reading.fetch_ahead(self, q)
 
     def _wait(self) -> None:
         if self.tier is not None:
@@ -415,18 +335,6 @@ class KvStore:
         if self.tier is not None:
             self.tier.forget()
 
-    def _segments(self, first: Tensor | None) -> list[Segment]:
-        segments: list[Segment] = []
-        paged = self.paged_tokens
-        keys, values = self.rows["keys"].view, self.rows["values"].view
-        if paged:
-            how = self._quantize
-            layout = page_layout(keys.shape[3], how.key_bits, how.value_bits, how.page)
-            lists = ALL if first is None else Lists(begin=indices(first))
-            segments.append(PageSegment(self.rows["records"].view, layout, lists))
-        tail = ALL if first is None else Lists(begin=indices((first - paged).clamp(min=0)))
-        return [*segments, DenseSegment(keys, values, tail)]
-
     def dense(self) -> tuple[Tensor, Tensor]:
         """Keys and values [b, g, tokens, d] as attention sees them, pages unpacked.
 
@@ -439,12 +347,11 @@ class KvStore:
                 "values; read them by attend."
             )
         keys, values = self.rows["keys"].view, self.rows["values"].view
-        if not self.paged_tokens:
+        how = self.recipe.quantize
+        if how is None or not self.paged_tokens:
             return keys, values
-        how = self._quantize
-        layout = page_layout(keys.shape[3], how.key_bits, how.value_bits, how.page)
-        k, v = kv_unpack(self.rows["records"].view, layout)
-        return torch.cat([k.to(keys), keys], 2), torch.cat([v.to(values), values], 2)
+        older = packed.unpack(self.rows, how)
+        return torch.cat([older[0], keys], 2), torch.cat([older[1], values], 2)
 
     # Life of a sequence.
 
@@ -467,10 +374,10 @@ class KvStore:
                 "so what was there before cannot be restored; use snapshot and restore."
             )
         self._forget()
-        if length < older:
-            pages = length // self._quantize.page
-            k, v = (x[:, :, pages * self._quantize.page : length] for x in self.dense())
-            self.rows["records"].crop(pages)
+        if length < older and self.recipe.quantize is not None:
+            page = self.recipe.quantize.page
+            k, v = (x[:, :, length // page * page : length] for x in self.dense())
+            self.rows["records"].crop(length // page)
             self.rows["keys"], self.rows["values"] = Rows(k.clone()), Rows(v.clone())
         else:
             self.rows["keys"].crop(length - older)

@@ -22,7 +22,7 @@ from tamis.policy.kv_budget import top_tokens
 def press(model: Any, scorer: Any, *, budget: int | None = None) -> PressHandle:
     """Attaches the model and lets the scorer evict from every tamis cache after its prompt.
 
-    ``with kv.press(model, scorer): model.generate(..., past_key_values=kv.Cache(config, "full"))``.
+    ``with kv.press(model, scorer): model.generate(..., cache=kv.Cache(config, "full"))``.
 
     Args:
         model: As for ``attach``.

@@ -89,8 +89,7 @@ class Selection:
     ) -> list[Segment] | None:
         """What to read of keys, values [b, g, s, d] for q [b, h, 1, d]; None for everything."""
         budget = self._budget(keys.shape[2])
-        if self.window is not None:
-            self.window.read = None
+        self.pass_over()
         if budget >= keys.shape[2]:
             return None
         begin = None if first is None else indices(first).contiguous()
@@ -103,6 +102,15 @@ class Selection:
             scores, budget, sink=self.how.sink, recent=self.how.recent, begin=begin
         )
         return [DenseSegment(keys, values, Lists(index=index, count=count, begin=begin))]
+
+    def left_out(self, tokens: int) -> int:
+        """Of so many tokens those that a step does not read."""
+        return max(0, tokens - self._budget(tokens))
+
+    def pass_over(self) -> None:
+        """A step read everything."""
+        if self.window is not None:
+            self.window.read = None
 
     def _budget(self, tokens: int) -> int:
         least = self.how.sink + self.how.recent

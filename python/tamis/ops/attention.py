@@ -150,19 +150,26 @@ def attention(
     scale: float | None = None,
     softcap: float = 0.0,
 ) -> Tensor:
-    """The output of ``sparse_attention`` alone.
-
-    On a CUDA device all tokens of dense keys and values go to torch's SDPA, whose kernel is faster
-    there (12 to 23 % on H100 and H200; bench/RESULTS.md).
-    """
-    if q.is_cuda and softcap == 0 and len(segments) == 1:
+    """The output of ``sparse_attention`` alone, by torch's SDPA where ``left_to_torch``."""
+    if left_to_torch(q, segments, softcap):
         s = segments[0]
-        if isinstance(s, DenseSegment) and s.lists is ALL and s.tokens > 0:
-            if s.keys.dtype == q.dtype:
-                return functional.scaled_dot_product_attention(
-                    q, s.keys, s.values, scale=scale, enable_gqa=True
-                )
+        assert isinstance(s, DenseSegment)
+        return functional.scaled_dot_product_attention(
+            q, s.keys, s.values, scale=scale, enable_gqa=True
+        )
     return sparse_attention(q, segments, scale=scale, softcap=softcap)[0]
+
+
+def left_to_torch(q: Tensor, segments: Sequence[Segment], softcap: float) -> bool:
+    """Whether torch's SDPA is the faster kernel: on a CUDA device, for all tokens of dense keys and
+    values (12 to 23 % on H100 and H200; bench/RESULTS.md).
+    """
+    if not q.is_cuda or softcap or len(segments) != 1:
+        return False
+    s = segments[0]
+    return (
+        isinstance(s, DenseSegment) and s.lists is ALL and s.tokens > 0 and s.keys.dtype == q.dtype
+    )
 
 
 def merge_lse(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ def measure(say: Callable[[str], None] = lambda _: None) -> Path:
     _measure_weights(figures, threads, say)
     _measure_torch(figures, threads, say)
     path = file()
-    _write(path, json.dumps({"key": key(), "figures": figures}, indent=1))
+    write(path, json.dumps({"key": key(), "figures": figures}, indent=1))
     load.cache_clear()
     load()
     return path
@@ -265,7 +265,7 @@ def _timed(call: Callable[[], Any], clock: Callable[[], float] = time.thread_tim
     return clock() - begin
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """All of it or nothing: others may read at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}")
