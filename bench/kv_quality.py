@@ -138,12 +138,12 @@ def rounded(x: Tensor, bits: int) -> Tensor:
 
 
 @torch.no_grad()
-def decode(model: torch.nn.Module, first: Tensor, ids: Tensor, cache: DynamicCache) -> Tensor:
-    """Log-probabilities [tokens + 1, vocabulary] after the prompt and after each token of ids."""
-    logits = [first]
+def decode(model: torch.nn.Module, first: Tensor, ids: Tensor, cache: DynamicCache, rows: int):
+    """Log-probabilities [rows, tokens + 1, vocabulary] after the prompt and after each token of ids."""
+    logits = [first.expand(rows, -1)]
     for t in range(ids.shape[1]):
-        logits.append(model(ids[:, t : t + 1], past_key_values=cache).logits[:, -1])
-    return torch.cat(logits).float().log_softmax(-1)
+        logits.append(model(ids[:, t : t + 1].expand(rows, 1), cache=cache).logits[:, -1])
+    return torch.stack(logits, 1).float().log_softmax(-1)
 
 
 @dataclass
@@ -172,57 +172,80 @@ def needles(model: torch.nn.Module, tokenizer: object, text: str, tokens: int) -
 
 
 @torch.no_grad()
-def find(model: torch.nn.Module, needle: Needle, cache: DynamicCache, seen: bool) -> Tensor:
-    """[2]: mean negative log-likelihood of the answer's tokens, and the share that comes first."""
+def find(
+    model: torch.nn.Module, needle: Needle, cache: DynamicCache, rows: int, seen: bool
+) -> Tensor:
+    """[rows, 2]: mean negative log-likelihood of the answer's tokens, and the share that comes first."""
     ask = needle.ask[:, -1:] if seen else needle.ask
     if ask.shape[1] > 1:
-        model(ask[:, :-1], past_key_values=cache)
+        model(ask[:, :-1].expand(rows, -1), cache=cache, logits_to_keep=1)
     ids = torch.cat([ask[:, -1:], needle.answer[:, :-1]], 1)
     logits = [
-        model(ids[:, t : t + 1], past_key_values=cache).logits[0, -1] for t in range(ids.shape[1])
+        model(ids[:, t : t + 1].expand(rows, 1), cache=cache).logits[:, -1]
+        for t in range(ids.shape[1])
     ]
-    found = torch.stack(logits).float().log_softmax(-1)
-    nll = -found.gather(1, needle.answer.view(-1, 1)).mean()
-    return torch.stack([nll, (found.argmax(-1) == needle.answer[0]).float().mean()])
+    found = torch.stack(logits, 1).float().log_softmax(-1)
+    right = needle.answer.expand(rows, -1)
+    nll = -found.gather(2, right.unsqueeze(-1)).squeeze(-1).mean(1)
+    return torch.stack([nll, (found.argmax(-1) == right).float().mean(1)], 1)
+
+
+@dataclass
+class Line:
+    """A case with the means to fill its cache."""
+
+    case: Case
+    make: Make
+    share: float
 
 
 class Table:
-    """Measures one cache after another and prints its line."""
+    """Measures caches, all as one batch, and prints a line each."""
 
     def __init__(self, model: torch.nn.Module, prompt: Prompt, later: Tensor) -> None:
         self.model, self.prompt, self.later = model, prompt, later
-        self.full = self._decode(prompt.plain(model.config))
+        self.full = self._decode(prompt.plain(model.config), 1)[0]
         self.needles: list[Needle] = []
         self.rows: dict[tuple[str, int | None], dict[str, float]] = {}
 
-    def _decode(self, cache: DynamicCache) -> Tensor:
-        return decode(self.model, self.prompt.logits, self.later, cache)
+    def _decode(self, cache: DynamicCache, rows: int) -> Tensor:
+        return decode(self.model, self.prompt.logits, self.later, cache, rows)
 
-    def _needle(self, make: Make, seen: bool) -> list[float]:
-        prompts = [x.seen if seen else x.blind for x in self.needles]
-        found = [
-            find(self.model, x, make(prompt), seen)
-            for x, prompt in zip(self.needles, prompts, strict=True)
-        ]
-        return torch.stack(found).mean(0).tolist()
+    def _needle(self, lines: list[Line], seen: bool) -> Tensor:
+        found = []
+        for x in self.needles:
+            cache = self._together(lines, x.seen if seen else x.blind)
+            found.append(find(self.model, x, cache, len(lines), seen))
+        return torch.stack(found).mean(0)
 
-    def line(self, case: Case, make: Make, share: float, aware: bool) -> None:
-        """One line; ``make`` fills a cache with a prompt, ``share`` is its part of f16's bytes."""
-        found = self._decode(make(self.prompt))
-        kl = float((self.full.exp() * (self.full - found)).sum(-1).mean())
-        same = float((found.argmax(-1) == self.full.argmax(-1)).float().mean())
-        blind = self._needle(make, False)
-        row = {"kl": kl, "same": same, "nll": blind[0], "acc": blind[1], "bytes": share}
-        note = ""
-        if aware:
-            row["seen nll"], row["seen acc"] = self._needle(make, True)
-            note = f"{row['seen nll']:12.2f} {row['seen acc']:.2f}"
-        self.rows[case.name, case.budget] = row
-        print(
-            f"{case.name:21} {case.budget or '':6} {kl:6.4f} {same:5.2f} {share:10.3f} "
-            f"{blind[0]:9.2f} {blind[1]:.2f} {note}",
-            flush=True,
-        )
+    def _together(self, lines: list[Line], prompt: Prompt) -> DynamicCache:
+        caches = [line.make(prompt) for line in lines]
+        if len(caches) == 1 and not isinstance(caches[0], kv.Cache):
+            return caches[0]
+        return kv.Together(self.model.config, caches)
+
+    def measure(self, lines: list[Line]) -> None:
+        """A line each."""
+        found = self._decode(self._together(lines, self.prompt), len(lines))
+        blind = self._needle(lines, False).tolist()
+        aware = [i for i, line in enumerate(lines) if line.case.recipe.query_aware]
+        seen = self._needle([lines[i] for i in aware], True).tolist() if aware else []
+        told = dict(zip(aware, seen, strict=True))
+        for i, line in enumerate(lines):
+            kl = float((self.full.exp() * (self.full - found[i])).sum(-1).mean())
+            same = float((found[i].argmax(-1) == self.full.argmax(-1)).float().mean())
+            row = {"kl": kl, "same": same, "nll": blind[i][0], "acc": blind[i][1]}
+            row |= {"bytes": line.share}
+            note = ""
+            if i in told:
+                row["seen nll"], row["seen acc"] = told[i]
+                note = f"{row['seen nll']:12.2f} {row['seen acc']:.2f}"
+            self.rows[line.case.name, line.case.budget] = row
+            print(
+                f"{line.case.name:21} {line.case.budget or '':6} {kl:6.4f} {same:5.2f} "
+                f"{line.share:10.3f} {row['nll']:9.2f} {row['acc']:.2f} {note}",
+                flush=True,
+            )
 
 
 def options() -> argparse.Namespace:
@@ -263,20 +286,24 @@ def main() -> None:
         case = Case(f"per token, {bits} bits", "full")
         if not a.only or case.name in a.only:
             share = bits / 16 + 2 / 64
-            table.line(case, lambda x, n=bits: x.plain(model.config, n), share, False)
+            table.measure([Line(case, lambda x, n=bits: x.plain(model.config, n), share)])
     with kv.attach(model):
-        for case in lines:
-            if a.only and case.name not in a.only:
-                continue
-
-            def make(x: Prompt, case: Case = case) -> kv.Cache:
-                plan = plans.get(case.plan)
-                return x.fill(kv.Cache(model.config, case.recipe, budget=case.budget, plan=plan))
-
-            share = make(table.prompt.in_16_bits()).nbytes() / f16_bytes(model.config, a.prompt)
-            table.line(case, make, share, case.recipe.query_aware)
+        asked = [case for case in lines if not a.only or case.name in a.only]
+        table.measure([line_of(case, model.config, plans, table.prompt) for case in asked])
     if a.check:
         sys.exit("\n".join(broken(table.rows)) or None)
+
+
+def line_of(case: Case, config: object, plans: dict, prompt: Prompt) -> Line:
+    """A case as a line of the table."""
+
+    def make(x: Prompt) -> kv.Cache:
+        how = {"budget": case.budget, "plan": plans.get(case.plan), "fallback": False}
+        return x.fill(kv.Cache(config, case.recipe, **how))
+
+    tokens = next(iter(prompt.layers.values()))[1].shape[2]
+    share = make(prompt.in_16_bits()).nbytes() / f16_bytes(config, tokens)
+    return Line(case, make, share)
 
 
 def shuffled_channels(plan: kv.Plan) -> kv.Plan:

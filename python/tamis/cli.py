@@ -164,6 +164,14 @@ def _eval_kv(sub: argparse.ArgumentParser) -> None:
         help="caches to compare; a budget is tokens, or a share of the context",
     )
     sub.add_argument(
+        "--attention",
+        nargs="+",
+        default=["dense"],
+        metavar="KIND",
+        help="how contexts are read: dense, zipvl_sparse, s2, moa:PLAN.json, a_shape:TOKENS, "
+        "tri_shape:TOKENS; every cache is tried after each",
+    )
+    sub.add_argument(
         "--tasks", nargs="+", default=list(_TASKS), choices=_TASKS, help="made offline"
     )
     sub.add_argument("--data", metavar="FILE", help="SCBench .jsonl to read instead of --tasks")

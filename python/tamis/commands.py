@@ -190,13 +190,14 @@ def eval(a: Namespace) -> None:
 
 def eval_kv(a: Namespace) -> None:
     """Right answers from compressed caches, and their bytes."""
-    from tamis import kv_eval
+    from tamis import kv_eval, kv_scores
     from tamis.evaluate import threads_set
     from tamis.report_text import table
     from tamis.source import find_model, open_model
 
     find_model(a.model)
     cases = [kv_eval.parse_case(text) for text in a.caches]
+    attentions = [kv_eval.parse_attention(text) for text in a.attention]
     if a.data:
         from tamis.kv_tasks import read_sessions
 
@@ -206,16 +207,15 @@ def eval_kv(a: Namespace) -> None:
     if not a.data:
         sessions = _kv_sessions(a, opened.tokenizer)
     with threads_set(a.threads), _Bar("eval-kv") as step:
-        scores = kv_eval.evaluate(
-            opened.model, opened.tokenizer, sessions, cases, modes=a.modes, progress=step
-        )
-    rows = kv_eval.summary(scores)
+        options = {"modes": a.modes, "attentions": attentions, "progress": step}
+        scores = kv_eval.evaluate(opened.model, opened.tokenizer, sessions, cases, **options)
+    rows = kv_scores.summary(scores)
     if a.plot:
-        _write_text(a.plot, kv_eval.plot(rows))
+        _write_text(a.plot, kv_scores.plot(rows))
     if a.json:
-        _print_json(kv_eval.to_dict(scores))
+        _print_json(kv_scores.to_dict(scores))
     else:
-        print(table(kv_eval.table_rows(rows)))
+        print(table(kv_scores.table_rows(rows)))
 
 
 def _kv_sessions(a: Namespace, tokenizer: Any) -> list[Session]:

@@ -2,7 +2,8 @@
 
 Contexts are compressed before any question is seen, as in SCBench (arXiv:2412.10319). Two ways to
 ask: "shared" goes back to the context before each question, "turns" goes on, with the right
-answer of each turn in the cache. Answers are scored while the right one is fed, token by token: a
+answer of each turn in the cache. How the context itself is attended to, densely or along a sparse
+pattern, is an axis of its own. Answers are scored while the right one is fed, token by token: a
 turn counts as ``right`` if every token of the answer was the most likely one, which is when greedy
 decoding would have written it; ``share`` is the share of such tokens.
 """
@@ -10,21 +11,29 @@ decoding would have written it; ``share`` is the share of such tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tamis.errors import TamisValueError
+from tamis.evaluate import cache_argument
 from tamis.kv.attention import attach
 from tamis.kv.cache import Cache, StoreLayer
 from tamis.kv.kv_store import KvStore
 from tamis.kv.methods import recipe_of
+from tamis.kv.plan import Plan
+from tamis.kv.together import Together
+from tamis.kv_scores import Score
 from tamis.kv_tasks import Session
+from tamis.policy.kv_layout import AShape
+from tamis.policy.kv_recipe import KvRecipe, Pattern
 
 MODES = ("shared", "turns")
+_BLOCK = 64  # tokens of a block of windows
+_LAST = 2  # blocks of a tri-shape's last rows
 
 
 @dataclass(frozen=True)
@@ -45,28 +54,54 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Score:
-    """One question asked of one cache.
+class Attention:
+    """How a context is attended to while it is read.
 
     Attributes:
-        case: The cache, as ``Case`` prints it.
-        task: Of the session.
-        mode: "shared" or "turns".
-        turn: Which question, from 1.
-        right: Whether every token of the answer was the most likely one.
-        share: Share of the answer's tokens that were.
-        nbytes: Bytes of the cache after the context.
-        bytes_share: The same, of a plain cache in 16 bits.
+        name: For the reader.
+        recipe: Whose sparse pattern or subset of tokens; of none, it is dense.
+        plan: Of the recipe, where it takes one.
     """
 
-    case: str
-    task: str
-    mode: str
-    turn: int
-    right: bool
-    share: float
-    nbytes: int
-    bytes_share: float
+    name: str = "dense"
+    recipe: KvRecipe = KvRecipe()
+    plan: Plan | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+DENSE = Attention()
+
+
+def parse_attention(text: str) -> Attention:
+    """``dense``, ``a_shape:TOKENS``, ``tri_shape:TOKENS``, or a method whose prompts are sparse.
+
+    The shapes see the first block and the latest TOKENS tokens; in a tri-shape the last rows see
+    everything. ``moa:FILE`` names its plan.
+
+    Raises:
+        TamisValueError: None of these, or TOKENS is no multiple of 64.
+        TamisFileError: There is no such plan.
+    """
+    name, _, rest = text.partition(":")
+    if text == "dense":
+        return DENSE
+    if name in ("a_shape", "tri_shape") and rest.isdecimal() and rest.isascii():
+        window = int(rest)
+        if window >= _BLOCK and window % _BLOCK == 0:
+            last = _LAST if name == "tri_shape" else 0
+            shape = AShape(sink=1, local=window // _BLOCK, block=_BLOCK, last=last)
+            return Attention(text, KvRecipe(pattern=Pattern(shape)))
+    elif name not in ("a_shape", "tri_shape"):
+        recipe = recipe_of(name)
+        sparse = recipe.classes is not None and recipe.classes.sparse_prefill
+        if (sparse or recipe.pattern is not None) and bool(rest) == recipe.needs_plan:
+            return Attention(name, recipe, Plan.load(rest) if rest else None)
+    raise TamisValueError(
+        f"kv_eval: attention: got {text!r}, wanted dense, zipvl_sparse, s2, moa:PLAN.json, or "
+        f"a_shape:TOKENS or tri_shape:TOKENS with a multiple of {_BLOCK}."
+    )
 
 
 def parse_case(text: str) -> Case:
@@ -97,12 +132,12 @@ def evaluate(
     cases: Sequence[Case],
     *,
     modes: Sequence[str] = MODES,
+    attentions: Sequence[Attention] = (DENSE,),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Score]:
-    """Every session asked of every case, in every mode.
+    """Every session asked of every case, in every mode, read by every attention.
 
-    Prompts go through dense attention whatever the cache, so each context is computed once and
-    handed to all cases.
+    A context is computed once for each attention, whatever the cache, and handed to all cases.
 
     Args:
         model: A causal language model of transformers on the CPU.
@@ -110,7 +145,8 @@ def evaluate(
         sessions: Contexts and questions.
         cases: Caches to compare.
         modes: Of ``MODES``.
-        progress: Called with (cases done, cases).
+        attentions: How contexts are read.
+        progress: Called with (contexts done, contexts); each is read once an attention.
 
     Raises:
         TamisValueError: Unknown mode, a budget that does not fit, or a context too long.
@@ -123,12 +159,12 @@ def evaluate(
         for session in sessions:
             ids = _ids(tokenizer, session.context, first=True)
             _check_length(model, ids.shape[1])
-            context = _Context(model, ids)
-            for case in cases:
-                scores += _ask(model, tokenizer, session, case, context, modes)
+            for attention in attentions:
+                context = _Context(model, ids, attention)
+                scores += _ask(model, tokenizer, session, cases, context, modes)
                 done += 1
                 if progress is not None:
-                    progress(done, len(sessions) * len(cases))
+                    progress(done, len(sessions) * len(attentions))
     return scores
 
 
@@ -136,45 +172,63 @@ def _ask(
     model: Any,
     tokenizer: Any,
     session: Session,
-    case: Case,
+    cases: Sequence[Case],
     context: _Context,
     modes: Sequence[str],
 ) -> list[Score]:
-    cache = Cache(model.config, case.method, budget=case.tokens(context.tokens))
-    context.fill(cache)
-    start, nbytes = cache.snapshot(), cache.nbytes()
+    """One session asked of all cases at once, where the model's layers allow it."""
+    caches = [context.fill(_cache(model, case, context.tokens)) for case in cases]
+    starts, sizes = [c.snapshot() for c in caches], [c.nbytes() for c in caches]
+    together = all(isinstance(layer, StoreLayer) for layer in context.layers)
+    groups = [caches] if together else [[cache] for cache in caches]
     found = []
     for mode in modes:
-        cache.restore(start)
+        _restore(caches, starts)
         for number, turn in enumerate(session.turns, 1):
-            question = _ids(tokenizer, turn.question)
-            answer = _ids(tokenizer, turn.answer)
-            hits = _answer(model, cache, question, answer)
-            found.append(
+            asked = _ids(tokenizer, turn.question), _ids(tokenizer, turn.answer)
+            hits = [row for group in groups for row in _answer(model, group, *asked)]
+            found += [
                 Score(
+                    attention=str(context.attention),
                     case=str(case),
                     task=session.task,
                     mode=mode,
                     turn=number,
-                    right=all(hits),
-                    share=sum(hits) / max(1, len(hits)),
-                    nbytes=nbytes,
-                    bytes_share=nbytes / context.nbytes_16,
+                    right=all(row),
+                    share=sum(row) / max(1, len(row)),
+                    nbytes=size,
+                    bytes_share=size / context.nbytes_16,
                 )
-            )
+                for case, row, size in zip(cases, hits, sizes, strict=True)
+            ]
             if mode == "shared":
-                cache.restore(start)
+                _restore(caches, starts)
     return found
 
 
-def _answer(model: Any, cache: Cache, question: Tensor, answer: Tensor) -> list[bool]:
-    """Whether each token of the answer was the most likely; the answer stays in the cache."""
-    logits = model(question, past_key_values=cache).logits[0, -1]
+def _cache(model: Any, case: Case, tokens: int) -> Cache:
+    """An empty one, which keeps to its method however short the context is."""
+    return Cache(model.config, case.method, budget=case.tokens(tokens), fallback=False)
+
+
+def _restore(caches: Sequence[Cache], states: Sequence[list[Any]]) -> None:
+    for cache, state in zip(caches, states, strict=True):
+        cache.restore(state)
+
+
+def _answer(
+    model: Any, caches: Sequence[Cache], question: Tensor, answer: Tensor
+) -> list[list[bool]]:
+    """Per cache, whether each token of the answer was the most likely; it stays in the cache."""
+    cache = Together(model.config, caches) if len(caches) > 1 else caches[0]
+    held: dict[str, Any] = {cache_argument(model): cache}
+    rows = len(caches)
+    logits = model(question.expand(rows, -1), logits_to_keep=1, **held).logits[:, -1]
     hits = []
     for token in answer[0]:
-        hits.append(bool(logits.argmax() == token))
-        logits = model(token.view(1, 1), past_key_values=cache).logits[0, -1]
-    return hits
+        hits.append((logits.argmax(-1) == token).tolist())
+        logits = model(token.expand(rows, 1), **held).logits[:, -1]
+    return [list(row) for row in zip(*hits, strict=True)] if hits else [[] for _ in caches]
 
 
 def _ids(tokenizer: Any, text: str, *, first: bool = False) -> Tensor:
@@ -203,19 +257,20 @@ class _Recorder(KvStore):
 class _Context:
     """A prompt's keys, values and queries of every layer, computed once."""
 
-    def __init__(self, model: Any, ids: Tensor) -> None:
-        self.tokens = ids.shape[1]
-        cache = Cache(model.config, "full")
+    def __init__(self, model: Any, ids: Tensor, attention: Attention = DENSE) -> None:
+        self.tokens, self.attention = ids.shape[1], attention
+        cache = Cache(model.config, attention.recipe, plan=attention.plan)
         for layer in cache.layers:
             if isinstance(layer, StoreLayer):
-                layer.store = _Recorder(cache.recipe, layer=layer.store.layer)
-        model(ids, past_key_values=cache, logits_to_keep=1)
+                old = layer.store
+                layer.store = _Recorder(old.recipe, layer=old.layer, plan=old.plan)
+        model(ids, logits_to_keep=1, **{cache_argument(model): cache})
         self.layers = cache.layers
         stores = [layer.store for layer in cache.layers if isinstance(layer, StoreLayer)]
         self.nbytes_16 = sum(2 * rows.view.numel() for s in stores for rows in s.rows.values())
 
-    def fill(self, cache: Cache) -> None:
-        """Makes the cache what it would be had it seen the prompt."""
+    def fill(self, cache: Cache) -> Cache:
+        """The cache, as it would be had it seen the prompt."""
         for i, layer in enumerate(self.layers):
             mine = cache.layers[i]
             if not isinstance(mine, StoreLayer) or not isinstance(layer, StoreLayer):
@@ -227,74 +282,4 @@ class _Context:
             mine.store.layer_of, mine.store.mark = seen.layer_of, seen.mark
             mine.store.append(keys, values)
             mine.store.settle(seen.q, scale=seen.scale)
-
-
-# What was found, for a reader.
-
-
-def summary(scores: Iterable[Score]) -> list[dict[str, Any]]:
-    """One row for each case: bytes, and the share of right turns by mode and task."""
-    rows: dict[str, dict[str, Any]] = {}
-    held: dict[tuple[str, str], list[Score]] = {}
-    for s in scores:
-        rows.setdefault(s.case, {"cache": s.case, "scores": {}})
-        held.setdefault((s.case, f"{s.mode}/{s.task}"), []).append(s)
-    for (case, column), found in held.items():
-        rows[case]["scores"][column] = sum(s.right for s in found) / len(found)
-        rows[case].setdefault("shares", []).extend(s.bytes_share for s in found)
-    for row in rows.values():
-        shares = row.pop("shares")
-        row["bytes_share"] = sum(shares) / len(shares)
-        row["mean"] = sum(row["scores"].values()) / len(row["scores"])
-    return list(rows.values())
-
-
-def table_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """``summary`` as cells, the head first."""
-    columns = list(rows[0]["scores"]) if rows else []
-    head = ["cache", "bytes/16 bit", *columns, "mean"]
-    return [
-        head,
-        *(
-            [row["cache"], f"{row['bytes_share']:.3f}"]
-            + [f"{row['scores'][c]:.2f}" for c in columns]
-            + [f"{row['mean']:.2f}"]
-            for row in rows
-        ),
-    ]
-
-
-def to_dict(scores: Sequence[Score]) -> dict[str, Any]:
-    """Plain values: the summary and every score."""
-    return {"summary": summary(scores), "scores": [asdict(s) for s in scores]}
-
-
-def plot(rows: Sequence[dict[str, Any]]) -> str:
-    """Quality against bytes as one SVG: a dot for each row of ``summary``."""
-    width, height, left, bottom = 760, 420, 60, 50
-    most = max([1.0, *(row["bytes_share"] for row in rows)])
-    x = [left + row["bytes_share"] / most * (width - left - 150) for row in rows]
-    y = [height - bottom - row["mean"] * (height - bottom - 30) for row in rows]
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="13">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<path d="M{left} 20V{height - bottom}H{width - 20}" fill="none" stroke="#888"/>',
-    ]
-    for i in range(6):
-        up = height - bottom - i / 5 * (height - bottom - 30)
-        along = left + i / 5 * (width - left - 150)
-        out.append(f'<text x="{left - 8}" y="{up + 4:.0f}" text-anchor="end">{i / 5:g}</text>')
-        out.append(
-            f'<text x="{along:.0f}" y="{height - bottom + 18}" text-anchor="middle">'
-            f"{i / 5 * most:.2g}</text>"
-        )
-    out.append(f'<text x="{left}" y="14">share of right answers</text>')
-    out.append(
-        f'<text x="{width / 2}" y="{height - 10}" text-anchor="middle">bytes held, of a plain cache '
-        "in 16 bits</text>"
-    )
-    for row, at, up in zip(rows, x, y, strict=True):
-        out.append(f'<circle cx="{at:.1f}" cy="{up:.1f}" r="5" fill="#0b62c4"/>')
-        out.append(f'<text x="{at + 8:.1f}" y="{up + 4:.1f}">{row["cache"]}</text>')
-    return "\n".join([*out, "</svg>\n"])
+        return cache

@@ -7,8 +7,8 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from tamis import cli, kv, kv_eval, kv_tasks  # noqa: E402
-from tamis.errors import TamisFileError, TamisValueError  # noqa: E402
+from tamis import cli, kv, kv_eval, kv_scores, kv_tasks  # noqa: E402
+from tamis.errors import TamisFileError, TamisUnsupported, TamisValueError  # noqa: E402
 from tamis.kv_tasks import Session, Turn  # noqa: E402
 
 PROSE = "The quick brown fox jumps over the lazy dog near the river bank today. " * 30
@@ -128,7 +128,7 @@ def test_caches_that_lose_nothing_score_alike(model):
     scores = kv_eval.evaluate(
         model, Letters(), [session], cases, progress=lambda *a: seen.append(a)
     )
-    assert seen == [(i, 5) for i in range(1, 6)]
+    assert seen == [(1, 1)]
     assert len(scores) == 5 * 2 * 3
     held = {}
     for s in scores:
@@ -140,11 +140,54 @@ def test_caches_that_lose_nothing_score_alike(model):
     assert share["full"] == 2.0  # f32
     assert share["kivi4"] < 1.3 < share["h2o:240"]
     assert abs(share["snapkv:0.5"] - 2 * 64 / 120) < 0.1
-    rows = kv_eval.summary(scores)
+    rows = kv_scores.summary(scores)
     assert [row["cache"] for row in rows] == [str(c) for c in cases]
-    assert len(kv_eval.table_rows(rows)) == 6
-    assert kv_eval.plot(rows).count("<circle") == 5
-    json.dumps(kv_eval.to_dict(scores))
+    assert len(kv_scores.table_rows(rows)) == 6
+    assert kv_scores.plot(rows).count("<circle") == 5
+    json.dumps(kv_scores.to_dict(scores))
+
+
+def test_every_attention_meets_every_cache(model, tmp_path):
+    """A window over everything is dense attention; narrow ones and subsets are other answers."""
+    spans = kv.calibrate(
+        model, ["a b c d " * 40], "spans", tokenizer=Letters(), lengths=(64, 128), block=16
+    )
+    spans.save(tmp_path / "spans.json")
+    names = ["dense", "a_shape:256", "a_shape:64", "tri_shape:64", "zipvl_sparse", "s2"]
+    names.append(f"moa:{tmp_path}/spans.json")
+    attentions = [kv_eval.parse_attention(name) for name in names]
+    session = Session("x", "ab cd ef gh " * 20, (Turn("q1", "abc"), Turn("q2", "d")))
+    cases = [kv_eval.parse_case(c) for c in ("full", "kivi4")]
+    ticks = []
+    scores = kv_eval.evaluate(
+        model, Letters(), [session], cases, modes=("shared",), attentions=attentions,
+        progress=lambda *a: ticks.append(a),
+    )  # fmt: skip
+    assert ticks[-1] == (7, 7)
+    rows = kv_scores.summary(scores)
+    assert len(rows) == 14
+    assert [row["attention"] for row in rows[::2]] == [*names[:-1], "moa"]
+    held = {(s.attention, s.case, s.turn): (s.right, s.share) for s in scores}
+    for turn in (1, 2):
+        assert held["dense", "full", turn] == held["a_shape:256", "full", turn]
+    svg = kv_scores.plot(rows)
+    assert svg.count("<circle") == 14
+    assert len({part.split('"')[0] for part in svg.split('r="5" fill="')[1:]}) > 4
+
+
+@pytest.mark.parametrize("name", ["zipvl_sparse", "s2", "a_shape:64", "tri_shape:64"])
+def test_a_sparse_prompt_has_other_keys_than_a_dense_one(model, name):
+    ids = torch.randint(1, 250, (1, 220))
+    with kv.attach(model), torch.no_grad():
+        dense, sparse, again = (
+            kv_eval._Context(model, ids, kv_eval.parse_attention(n)).layers
+            for n in ("dense", name, name)
+        )
+    keys = [[x.store.rows["keys"].view for x in layers] for layers in (dense, sparse, again)]
+    assert torch.equal(keys[0][0], keys[1][0])  # the first layer's come before any attention
+    assert name == "s2" or not torch.equal(keys[0][1], keys[1][1])
+    assert torch.equal(keys[1][1], keys[2][1])
+    assert keys[1][1].shape == keys[0][1].shape  # nothing was evicted
 
 
 def test_a_filled_cache_is_one_that_saw_the_prompt(model):
@@ -154,10 +197,39 @@ def test_a_filled_cache_is_one_that_saw_the_prompt(model):
         for method, budget in (("kivi4", None), ("h2o", 48), ("double_sparsity", 32)):
             mine, other = (kv.Cache(model.config, method, budget=budget) for _ in range(2))
             context.fill(mine)
-            model(ids, past_key_values=other)
-            a, b = (model(ids[:, :1], past_key_values=c).logits for c in (mine, other))
+            model(ids, cache=other)
+            a, b = (model(ids[:, :1], cache=c).logits for c in (mine, other))
             assert torch.equal(a, b)
             assert mine.report() == other.report()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_caches_together_are_caches_alone(model, sparse):
+    """Row i of a batch is what cache i alone would be, prompt, question and steps."""
+    methods = [("full", None), ("kivi4", None), ("h2o", 48), ("quest", 32), ("ems", 48)]
+    methods += [("zipvl_sparse", None), ("s2", None)] if sparse else []
+    prompt = torch.randint(1, 250, (1, 100))
+    parts = [prompt, *(torch.randint(1, 250, (1, n)) for n in (1, 7, 1))]
+    made = [[kv.Cache(model.config, m, budget=b) for m, b in methods] for _ in range(2)]
+    with kv.attach(model), torch.no_grad():
+        both = kv.Together(model.config, made[0])
+        for ids in parts:
+            rows = model(ids.expand(len(methods), -1), cache=both).logits
+            for i, cache in enumerate(made[1]):
+                alone = model(ids, cache=cache).logits[0]
+                torch.testing.assert_close(rows[i], alone, rtol=1e-3, atol=1e-3)
+        for cache, other in zip(*made, strict=True):
+            assert cache.report() == other.report()
+            assert cache.get_seq_length() == 109
+        with pytest.raises(TamisValueError, match="got 1 sequences, wanted"):
+            model(parts[1], cache=both)
+        made[0][0].crop(-1)
+        with pytest.raises(TamisValueError, match=r"got lengths \[108, 109\]"):
+            kv.Together(model.config, made[0])
+    kinds = ["sliding_attention", "full_attention"]
+    gemma = transformers.Gemma3TextConfig(num_hidden_layers=2, layer_types=kinds)
+    with pytest.raises(TamisUnsupported, match="one after another"):
+        kv.Together(gemma, [kv.Cache(gemma, "full")])
 
 
 def test_bad_cases_get_one_sentence(model):
@@ -166,6 +238,12 @@ def test_bad_cases_get_one_sentence(model):
             kv_eval.parse_case(text)
     with pytest.raises(TamisValueError, match="wanted one of"):
         kv_eval.parse_case("nothing")
+    for text in ("a_shape", "a_shape:0", "a_shape:65", "a_shape:x", "kivi4", "moa", "s2:x", ""):
+        with pytest.raises(TamisValueError, match="wanted") as found:
+            kv_eval.parse_attention(text)
+        assert "\n" not in str(found.value)
+    with pytest.raises(TamisFileError, match="nowhere"):
+        kv_eval.parse_attention("moa:nowhere.json")
     case, turn = kv_eval.parse_case("full"), Turn("a", "b")
     for session, modes, message in (
         (Session("x", "a", (turn,)), ("none",), "modes: got"),
@@ -179,11 +257,12 @@ def test_the_command(tiny_model, tmp_path, capsys):
     plot = tmp_path / "plot.svg"
     line = ["eval-kv", str(tiny_model), "--tasks", "kv", "--tokens", "80", "--sessions", "1"]
     line += ["--turns", "1", "--caches", "full", "kivi4", "--plot", str(plot)]
+    line += ["--attention", "dense", "a_shape:64"]
     assert cli.main(line) == 0
     out = capsys.readouterr().out
     assert "shared/kv" in out
     assert "kivi4" in out
-    assert plot.read_text().count("<circle") == 2
+    assert plot.read_text().count("<circle") == 4
     file = tmp_path / "mine.jsonl"
     item = {"context": "a b", "multi_turns": [{"input": "c", "answer": "d"}]}
     file.write_text(json.dumps(item))

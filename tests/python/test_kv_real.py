@@ -41,7 +41,7 @@ def ids(opened):
 def generate(model, ids, cache):
     options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
     mask = torch.ones_like(ids)
-    return model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+    return model.generate(ids, attention_mask=mask, cache=cache, **options)
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +49,31 @@ def plain(opened, ids):
     return generate(opened.model, ids, DynamicCache(config=opened.model.config))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_at_full_budget_and_16_bits_tokens_are_the_plain_cache_s(opened, ids, plain, method):
-    config = opened.model.config
-    with kv.attach(opened.model):
-        cache = kv.Cache(config, in_16_bits(recipe_of(method)), budget=budget_of(method, 256))
-        assert torch.equal(generate(opened.model, ids, cache), plain)
-    tokens = PROMPT + NEW - 1
-    parts = cache.report()["bytes"]
-    assert cache.nbytes() == sum(parts.values())
+def test_at_full_budget_and_16_bits_tokens_are_the_plain_cache_s(opened, ids, plain):
+    """Every method, all of them as one batch."""
+    model = opened.model
+    config = model.config
+    caches = [
+        kv.Cache(config, in_16_bits(recipe_of(m)), budget=budget_of(m, 256), fallback=i % 2 == 0)
+        for i, m in enumerate(METHODS)
+    ]
+    with kv.attach(model), torch.no_grad():
+        cache, step, found = kv.Together(config, caches), ids.expand(len(METHODS), -1), []
+        for _ in range(NEW):
+            step = model(step, cache=cache, logits_to_keep=1).logits.argmax(-1)
+            found.append(step)
+    assert len(METHODS) >= 20
+    for method, row in zip(METHODS, torch.cat(found, 1), strict=True):
+        assert torch.equal(row, plain[0, PROMPT:]), method
     layers, g, d = config.num_hidden_layers, config.num_key_value_heads, 64
-    if (
-        recipe_of(method).lowrank is not None
-    ):  # older keys are products; test_kv_past.py has their bytes
-        return
-    for held in ("keys", "values"):  # in the tail, and in what holds older tokens
-        size = sum(parts[name] for name in parts if name.endswith(held))
-        assert size == layers * g * tokens * d * 4
+    for method, one in zip(METHODS, caches, strict=True):
+        parts = one.report()["bytes"]
+        assert one.nbytes() == sum(parts.values())
+        if recipe_of(method).lowrank is not None:
+            continue  # older keys are products; test_kv_past.py has their bytes
+        for held in ("keys", "values"):  # in the tail, and in what holds older tokens
+            size = sum(parts[name] for name in parts if name.endswith(held))
+            assert size == layers * g * (PROMPT + NEW - 1) * d * 4, method
 
 
 def test_removing_the_handle_restores_every_bit(opened, ids):
@@ -73,7 +81,7 @@ def test_removing_the_handle_restores_every_bit(opened, ids):
     with torch.no_grad():
         before = model(ids).logits
         handle = kv.attach(model)
-        model(ids, past_key_values=kv.Cache(model.config, "kivi2"))
+        model(ids, cache=kv.Cache(model.config, "kivi2"))
         handle.remove()
         assert torch.equal(model(ids).logits, before)
     assert model.config._attn_implementation == "sdpa"
@@ -84,7 +92,7 @@ def test_quantized_bytes_are_the_formula(opened, ids, bits):
     config = opened.model.config
     with kv.attach(opened.model), torch.no_grad():
         cache = kv.Cache(config, f"kivi{bits}")
-        opened.model(ids, past_key_values=cache)
+        opened.model(ids, cache=cache)
     g, d, pages, tail = config.num_key_value_heads, 64, (PROMPT - 32) // 32, PROMPT - 32
     one = g * (pages * 2 * 32 * d * (bits + 1) // 8 + 2 * tail * d * 4)
     assert cache.nbytes() == config.num_hidden_layers * one
@@ -96,14 +104,14 @@ def test_a_cache_meets_another_model(opened, ids):
     other = transformers.AutoModelForCausalLM.from_config(model.config)
     with kv.attach(model), kv.attach(other), torch.no_grad():
         cache = kv.Cache(model.config, "kivi4")
-        model(ids, past_key_values=cache)
+        model(ids, cache=cache)
         saved, size = cache.snapshot(), cache.nbytes()
-        wanted = model(ids[:, :1], past_key_values=cache).logits
+        wanted = model(ids[:, :1], cache=cache).logits
         cache.restore(saved)
         with pytest.raises(TamisError, match="made with another model"):
-            other(ids[:, :1], past_key_values=cache)
+            other(ids[:, :1], cache=cache)
         assert cache.nbytes() == size
-        assert torch.equal(model(ids[:, :1], past_key_values=cache).logits, wanted)
+        assert torch.equal(model(ids[:, :1], cache=cache).logits, wanted)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tamis.kv.plan import Plan
     from tamis.kv.scorer import press
     from tamis.kv.tiers import Tiers
+    from tamis.kv.together import Together
 
 _HOME = {
     "Cache": "cache",
@@ -24,6 +25,7 @@ _HOME = {
     "KvStore": "kv_store",
     "Plan": "plan",
     "Tiers": "tiers",
+    "Together": "together",
     "attach": "attention",
     "calibrate": "calibration",
     "press": "scorer",
@@ -36,6 +38,7 @@ __all__ = [
     "KvStore",
     "Plan",
     "Tiers",
+    "Together",
     "attach",
     "calibrate",
     "press",
