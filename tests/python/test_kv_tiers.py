@@ -38,7 +38,7 @@ def prompt(n, b=1):
 def pair(method, folder, memory=24 << 10, budget=32):
     plain = kv.Cache(CONFIG, method, budget=budget, fallback=False)
     tiers = kv.Tiers(folder, memory=memory)
-    return plain, kv.Cache(CONFIG, method, budget=budget, tiers=tiers)
+    return plain, kv.Cache(CONFIG, method, budget=budget, tiers=tiers, fallback=False)
 
 
 def step(model, ids, cache, **options):
