@@ -87,7 +87,7 @@ def ems_scores(a):
 
 
 def ems(q, k, v, score):
-    keep = shared(score)
+    keep = shared(score, floor=1)
     merged, bias = v.astype(float).copy(), np.zeros((GROUPS, TOKENS))
     for g in range(GROUPS):
         centers = np.flatnonzero(keep[g])

@@ -162,14 +162,17 @@ class Selection:
             log_weight=False,
             begin=None if begin is None else begin // page,
         )
+        rest = whole * page  # from here on the latest tokens, which fill no page yet
+        missing = max(0, self.how.recent - (keys.shape[2] - rest))
         index, count = op.kv_select(
             scores,
             max(1, budget // page),
+            sink=-(-self.how.sink // page),
+            recent=-(-missing // page),
             page=page,
             begin=None if begin is None else begin // page,
         )
         chosen = DenseSegment(keys, values, Lists(index=index, count=count, begin=begin))
-        rest = whole * page  # the latest tokens, which fill no page yet
         if rest == keys.shape[2]:
             return [chosen]
         tail = ALL if begin is None else Lists(begin=(begin - rest).clamp(min=0))

@@ -2,9 +2,9 @@
 
 Paper: Li et al., "EMS: Adaptive Evict-then-Merge Strategy for Head-wise KV Cache Compression Based on
     Global-Local Importance", 2024 (arXiv:2412.08521).
-Differs: EMS-style: no code is public. Heads share the budget as in Ada-KV; of what leaves, three
-    times as many tokens as stay may join; only values merge, and the mass goes to the attention score
-    as a bias; after a prompt only.
+Differs: EMS-style: no code is public. Heads have equal parts of the budget, which on SmolLM2 is better
+    on both axes than sharing it as in Ada-KV; of what leaves, three times as many tokens as stay may
+    join; only values merge, and the mass goes to the attention score as a bias; after a prompt only.
 """
 
 from tamis.policy import kv_score
@@ -17,7 +17,6 @@ RECIPE = KvRecipe(
         local=32,
         recent=32,
         always=False,
-        floor=0.2,
         merge=Merge(above=0.3, candidates=3.0),
     )
 )
