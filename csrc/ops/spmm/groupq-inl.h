@@ -8,8 +8,9 @@
 // scales are decoded kMostGroups columns' groups at a time, then each costs its weights once and a
 // product per token.
 //
-// Bytes: 12 a stored group of 16 u4. Memory: one row is one stream; the next rows' codes are
-// fetched kGroupsAhead bytes ahead.   Tail: none within a group; single groups after unrolled ones.
+// Bytes: 12 a stored group of 16 u4. Memory: one row is one stream; the next rows' codes and
+// scales are fetched kGroupsAhead bytes of codes ahead (scales too: 1.10x at one token).   Tail:
+// none within a group; single groups after unrolled ones.
 #pragma once
 
 #include "ops/spmm/groupq_rows.h"
@@ -19,6 +20,7 @@ namespace {
 
 inline constexpr int kGroupTokens = simd::kLanes == 16 ? 8 : 4;
 inline constexpr int64_t kGroupsAhead = 4096;
+inline constexpr int kGroupsToL2 = 2;
 inline constexpr int kParts = 16 / simd::kLanes;  // vectors of 16 columns
 
 // First token of the block that `token` is in, and its tokens.
@@ -102,7 +104,10 @@ void groupq_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token)
       constexpr int kUnroll = U > 4 ? U : 4;
       int64_t i = 0;
       for (; i + kUnroll <= stored.count; i += kUnroll, codes += kUnroll * Step::kBytes) {
-        __builtin_prefetch(codes + kGroupsAhead, 0, 2);
+        __builtin_prefetch(codes + kGroupsAhead, 0, kGroupsToL2);
+        if (i % 16 == 0) {  // their scales: half as many bytes
+          __builtin_prefetch(a.w.group_scales + 2 * (at + i) + kGroupsAhead / 4, 0, kGroupsToL2);
+        }
 #pragma GCC unroll 4
         for (int u = 0; u < kUnroll; u += U) {
           multiply_groups<Step>(sum, stored, i + u, codes + u * Step::kBytes, x);

@@ -186,9 +186,14 @@ TAMIS_INLINE __m512 lanes_row(const SpmmArgs& a, const XLanes& x, int64_t row,
           split_codes<G>(codes + c / 2, left - c / G, split + c);
         }
         w = split;
+        // Else GCC broadcasts out of registers, by port 5, where loads cost nothing.
+        __asm__("" : "+r"(w) : : "memory");
       }
       if (left >= kBatch) {
         __builtin_prefetch(codes + kLanesAhead, 0, kCodesToL2);
+        if (i % 16 == 0) {
+          __builtin_prefetch(a.w.group_scales + 2 * (at + i) + kLanesAhead / 4, 0, kCodesToL2);
+        }
 #pragma GCC unroll 4
         for (int j = 0; j < kBatch; ++j) multiply(i + j, w + j * G, j);
       } else {
