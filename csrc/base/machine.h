@@ -35,8 +35,12 @@ struct Machine {
   IsaBits isa;  // says which reference machine's constants the kernels' scales multiply
 };
 
-// The machine that constants were fitted on, two cores of it: Emerald Rapids where the instruction
-// set has AMX, else Zen 4. The two differ in more than AMX: vdpbf16ps, expand, products per cycle.
+// Whether kernels' constants are those of Emerald Rapids instead of Zen 4's: with AMX, or with
+// VBMI2 but no BF16, which on AMD never occurs (Ice Lake; later Xeons whose hypervisor hides both).
+// The two differ in more than AMX: vdpbf16ps, expand, products per cycle.
+bool has_intel_costs(IsaBits isa);
+
+// The machine that constants were fitted on, two cores of it.
 const Machine& reference_machine(IsaBits isa = isa::avx512bf16);
 
 // Bytes per ns of weights that `threads` threads read together.

@@ -139,6 +139,21 @@ TEST(ChooseSpmm, GroupsOfCodesTakeLanesForSeveralTokens) {
 #endif
 
 #if defined(__x86_64__)
+// An x86 host with VBMI2 and no BF16 is Intel's, with AMX or with both hidden by a hypervisor.
+TEST(ChooseSpmm, HostsLikeEmeraldRapidsHaveItsConstants) {
+  SpmmDesc desc = desc_of(Format::bitmap, DType::f32, DType::f32);
+  desc.n = desc.k = 4096;
+  desc.nnz = desc.n * desc.k / 2;
+  const SpmmRow& row = *choose_spmm(desc, isa::avx512);
+  EXPECT_EQ(spmm_cost(row, isa::avx512vbmi2), spmm_cost(row, isa::amx));
+  EXPECT_NE(spmm_cost(row, isa::avx512vbmi2), spmm_cost(row, isa::avx512bf16));
+  EXPECT_EQ(spmm_cost(row, isa::avx512), spmm_cost(row, isa::avx512bf16));
+  // Strips of x are worth making for 8 tokens there; elsewhere they have not been measured.
+  desc.m = 8;
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name, "spmm_bitmap_f32_f32_avx512_strips");
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_bitmap_f32_f32_avx512");
+}
+
 // Tiles cost as much for one token as for sixteen, and little more for many.
 TEST(ChooseSpmm, TilesOfAmxTakeAllButTheFewestTokens) {
   for (const auto& [format, t, kernel] :

@@ -20,8 +20,8 @@ struct Line {
 constexpr Line kZen4[] = {
 #include "ops/spmm/costs.def"
 };
-constexpr Line kEmeraldRapids[] = {
-#include "ops/spmm/costs_amx.def"
+constexpr Line kIntel[] = {
+#include "ops/spmm/costs_intel.def"
 };
 constexpr Line kNeon[] = {
 #include "ops/spmm/costs_neon.def"
@@ -45,10 +45,10 @@ const SpmmCost* line_of(const SpmmRow& row, std::span<const Line> lines) {
 
 // Constants in the order of spmm_kernels(), so that a row finds its own by its position. What was
 // not fitted on Emerald Rapids has the constants of Zen 4.
-std::vector<const SpmmCost*> by_row(bool amx) {
+std::vector<const SpmmCost*> by_row(bool intel) {
   std::vector<const SpmmCost*> found;
   for (const SpmmRow& row : spmm_kernels()) {
-    const SpmmCost* cost = amx ? line_of(row, kEmeraldRapids) : nullptr;
+    const SpmmCost* cost = intel ? line_of(row, kIntel) : nullptr;
     if (!cost) cost = line_of(row, kZen4);
     found.push_back(cost ? cost : row.isa == isa::scalar ? &kScalar : nullptr);
   }
@@ -70,8 +70,8 @@ double real(int64_t v) {
 }  // namespace
 
 const SpmmCost* spmm_cost(const SpmmRow& row, IsaBits isa) {
-  static const std::vector<const SpmmCost*> zen4 = by_row(false), emerald_rapids = by_row(true);
-  return ((isa & isa::amx) == isa::amx ? emerald_rapids : zen4)[position(row)];
+  static const std::vector<const SpmmCost*> zen4 = by_row(false), intel = by_row(true);
+  return (has_intel_costs(isa) ? intel : zen4)[position(row)];
 }
 
 const SpmmCost* spmm_choice_cost(const SpmmRow& row, IsaBits isa) {

@@ -5,10 +5,10 @@
 //   memory  = (stored bytes + bytes of x and y) / weight rate of the threads in use + n * 5 ns
 //   time    = (compute^3 + memory^3)^(1/3), compute shared by the threads, plus forks and a call
 //
-// words = n * ceil(k / 64). The constants of each kernel stand in costs.def, and for hosts with AMX
-// in costs_amx.def, in ns on the reference machine, fitted by bench/cost.py to times in cache;
-// `scale` carries them to another machine. The
-// cubes say that computing and reading overlap, though less well where they take equally long.
+// words = n * ceil(k / 64). The constants of each kernel stand in costs.def, and those of
+// Emerald Rapids (has_intel_costs) in costs_intel.def, in ns on the reference machine, fitted by
+// bench/cost.py to times in cache; `scale` carries them to another machine. The cubes say that
+// computing and reading overlap, though less well where they take equally long.
 #pragma once
 
 #include <cstdint>

@@ -84,16 +84,16 @@ struct PanelBlock {
   TAMIS_INLINE int64_t panel() const { return units * kLanes; }  // elements
 };
 
-// Units [first, last) of one block: four tokens to four neighbouring lanes from `out` on. Those
-// past m are zeros.
+// Units [first, last): four tokens to four neighbouring elements from `out` on, units `stride`
+// apart. Tokens past m are zeros.
 template <class Unit>
 void prepare_tokens(const SpmmArgs& a, int64_t token, int64_t first, int64_t last,
-                    typename Unit::Element* out) {
+                    typename Unit::Element* out, int64_t stride = kLanes) {
   using X = typename Unit::X;
   constexpr int64_t kColumns = Unit::kColumns;
   const int64_t there = a.m - token < 4 ? a.m - token : 4;
   if (there <= 0) {
-    for (int64_t u = first; u < last; ++u, out += kLanes) {
+    for (int64_t u = first; u < last; ++u, out += stride) {
       for (int i = 0; i < 4; ++i) out[i] = {};
     }
     return;
@@ -110,9 +110,9 @@ void prepare_tokens(const SpmmArgs& a, int64_t token, int64_t first, int64_t las
     for (int i = 0; i < 4; ++i) q[i] = Unit::load4(x[i] + u * kColumns);
     transpose(q);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i, out += kLanes) store_quad(q[i], reinterpret_cast<float*>(out));
+    for (int i = 0; i < 4; ++i, out += stride) store_quad(q[i], reinterpret_cast<float*>(out));
   }
-  for (; u < last; ++u, out += kLanes) {
+  for (; u < last; ++u, out += stride) {
     const int64_t columns = a.w.cols - u * kColumns;
     for (int i = 0; i < 4; ++i) {
       out[i] = columns > 0 ? Unit::load1(x[i] + u * kColumns, columns) : typename Unit::Element{};

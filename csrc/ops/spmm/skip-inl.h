@@ -1,22 +1,29 @@
 // y[m,n] = sum_k x[m,k] * w[n,k] for many tokens, leaving out the zeros of w.  w: bitmap, nm, csr8;
-// x: panels (panels-inl.h); accumulates f32, two chains per output.
+// accumulates f32, two chains per output.
 //
-// Tile: one row of w, the columns of one mask word, up to four panels (64 tokens). A weight is
-// broadcast once and multiplied by T vectors of x, which the products read from L1: T + 1 loads for
-// T products. A loop ends where its mask does.
+// x: passes of kSkipTokens tokens; in each [words][tiles][units][lanes of a tile], a tile being up
+// to kTileVectors vectors of tokens side by side and a unit as in panels-inl.h. Zero past k and m.
+// So the tokens of a unit are one piece, found by one address.
 //
-// Memory: kVisitRows rows take turns over the x of one word and four panels, 16 KB, and their sums,
-// 8 KB, while the x of the next word is fetched; kSkipRows rows over one block of x (kUnits units),
-// so that x comes from beyond L2 once for that many rows.
+// Tile: one row of w, the columns of one mask word, one tile of tokens. A weight is broadcast once
+// and multiplied by T vectors of x, which the products read from L1: T + 1 loads for T products. A
+// loop ends where its mask does.
+//
+// Memory: kSkipRows rows take turns over the x of one word and tile, at most 32 KB, so x comes from
+// beyond L1 once for that many rows; their sums stay in L2. The next word's values, masks and x are
+// fetched into L2 beside the first tile. (1024 rows of 64 tokens miss the TLB: 1.4 times the time.)
 //
 // Needs: mask bits past k clear (format check).   Zero weights: skipped; in pairs both must be
 // zero.
 //
-// Cost, f32, per row, word and 64 tokens on Emerald Rapids: 3.8 cycles a weight, where loads need
-// 2.5 and products 2, and 40 for the sums, the fetches and the mispredicted end of the loop.
-// Tried: units sorted into 15 classes by which of four rows have weights, a loop for each, x from
-// L2, 64 rows per visit of x: 1.0 to 1.4 times the time; 128 tokens a tile (x 32 KB): as fast;
-// four chains instead of eight: as fast.
+// Cost, f32, Emerald Rapids at 2.4 GHz, ns per row, word and 64 tokens of 256: 39.5 at half
+// density, 27 at 0.3, 15 at 0.1; in L1 alone 30, 20.5 and 10: the rest is sums, x and weights from
+// L2. Loads need 2.25 cycles a weight, products 2, the end of a loop 20. Tried, in the same
+// minutes: panels of 16 tokens, each with an address of its own (products with two index registers
+// are two operations), 51, 37.5 and 22; tiles of 96 tokens 43, 31 and 16, of 64 tokens 48.5, 32 and
+// 16; 48 to 96 rows whose sums stay in L1 over four words 43 to 50; columns listed beforehand, in
+// L1 1.1 times the time; units sorted into 15 classes by which of four rows have weights, a loop
+// for each: 1.0 to 1.4 times that of panels.
 #pragma once
 
 #include "ops/spmm/panels-inl.h"
@@ -24,12 +31,52 @@
 namespace tamis {
 namespace {
 
-inline constexpr int kVisitPanels = 4;
-inline constexpr int64_t kVisitTokens = kVisitPanels * kLanes;
-inline constexpr int64_t kVisitRows = 32;
-inline constexpr int64_t kSkipRows = 256;
+inline constexpr int kTileVectors = 8;
 inline constexpr int64_t kSkipTokens = 256;
-inline constexpr int kFetchToL1 = 3;
+inline constexpr int64_t kSkipRows = 256;  // times kSkipTokens sums, which stay in L2
+
+// A pass: tokens [begin, begin + kSkipTokens) as far as they exist.
+template <class Unit>
+struct SkipPass {
+  static constexpr int64_t kWordUnits = 64 / Unit::kColumns;
+  int64_t begin, vectors, tiles;
+  int64_t at;  // its first element
+
+  TAMIS_INLINE SkipPass(const SpmmArgs& a, int64_t token)
+      : begin(token),
+        vectors(ceil_div(a.m - token < kSkipTokens ? a.m - token : kSkipTokens, kLanes)),
+        tiles(ceil_div(vectors, kTileVectors)),
+        at(token * mask_words(a.w.cols) * kWordUnits) {}
+  // Vectors before a tile; tiles are as even as can be.
+  TAMIS_INLINE int64_t before(int64_t tile) const { return vectors * tile / tiles; }
+  TAMIS_INLINE int64_t word_elements() const { return vectors * kLanes * kWordUnits; }
+};
+
+template <class Unit>
+int64_t skip_bytes(const SpmmArgs& a) {
+  return ceil_div(a.m, kLanes) * kLanes * units_of<Unit>(a.w) * 4;
+}
+
+template <class Unit>
+void prepare_skip(const SpmmArgs& a, void* prepared, int part, int parts) {
+  using Pass = SkipPass<Unit>;
+  const int64_t words = mask_words(a.w.cols);
+  for (int64_t first = 0; first < a.m; first += kSkipTokens) {
+    const Pass pass(a, first);
+    auto* out = static_cast<typename Unit::Element*>(prepared) + pass.at;
+    for (int64_t word = words * part / parts; word < words * (part + 1) / parts; ++word) {
+      auto* of_word = out + word * pass.word_elements();
+      for (int64_t tile = 0; tile < pass.tiles; ++tile) {
+        const int64_t begin = pass.before(tile), lanes = (pass.before(tile + 1) - begin) * kLanes;
+        for (int64_t t = 0; t < lanes; t += 4) {
+          prepare_tokens<Unit>(a, first + begin * kLanes + t, word * Pass::kWordUnits,
+                               (word + 1) * Pass::kWordUnits,
+                               of_word + begin * kLanes * Pass::kWordUnits + t, lanes);
+        }
+      }
+    }
+  }
+}
 
 // The units of one mask word that are not empty.
 template <class Unit>
@@ -38,207 +85,161 @@ TAMIS_INLINE uint64_t units_in(uint64_t bits) {
   return _pext_u64(bits | bits >> 1, 0x5555555555555555u);
 }
 
-// Rows [row, row + rows) in one block of x.
-template <class Unit>
-struct Visit {
-  using W = typename Unit::W;
-  using Element = typename Unit::Element;
-
-  const MatrixView& w;
-  const W* values;
-  int64_t all_words;   // of a row
-  int64_t next_bytes;  // of the values of a word, usually
-  int64_t row = 0, rows = 0;
-  int64_t word = 0, words = 0;        // of the block
-  int64_t at[kVisitRows] = {};        // next value of each row
-  const char* next[kVisitRows] = {};  // values needed later, fetched beside the first panels
-};
-
 template <class Unit, int T>
 TAMIS_INLINE void add_unit(const typename Unit::Element* weight, const typename Unit::Element* x,
-                           int64_t panel, simd::F32 (&sum)[T]) {
-#pragma GCC unroll 4
+                           simd::F32 (&sum)[T]) {
+#pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
     sum[t] =
-        Unit::product(sum[t], weight, simd::load(reinterpret_cast<const float*>(x + t * panel)));
+        Unit::product(sum[t], weight, simd::load(reinterpret_cast<const float*>(x + t * kLanes)));
   }
 }
 
-// Adds one word of a row, whose mask is `bits` and whose values begin at p, to T panels.
-template <class Unit, int T>
-TAMIS_INLINE void add_word(uint64_t bits, const typename Unit::W* p, bool exact,
-                           const typename Unit::Element* x, int64_t panel, simd::F32 (&sum)[T]) {
-  using Element = typename Unit::Element;
-  constexpr bool kAsStored = sizeof(typename Unit::W) == sizeof(Element);
-  alignas(64) Element expanded[kAsStored ? 1 : 64 / Unit::kColumns];
-  if constexpr (!kAsStored) {
-    exact ? Unit::template expand<true>(bits, p, expanded)
-          : Unit::template expand<false>(bits, p, expanded);
-    bits = units_in<Unit>(bits);
-  }
-  const Element* weight = expanded;
-  if constexpr (kAsStored) weight = p;
-  // Two at a time, with sums of their own: T chains alone would wait for each other.
-  const auto add = [&](simd::F32(&to)[T]) __attribute__((always_inline)) {
-    const auto unit = static_cast<int64_t>(_tzcnt_u64(bits));
-    const Element* mine = kAsStored ? weight++ : weight + unit;
-    add_unit<Unit, T>(mine, x + unit * kLanes, panel, to);
-    bits &= bits - 1;
-  };
+// add(to) for each of `count` weights, every other one to sums of its own: T chains alone would
+// wait for each other.
+template <int T, class Add>
+TAMIS_INLINE void add_all(int count, simd::F32 (&sum)[T], const Add& add) {
   simd::F32 other[T];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int t = 0; t < T; ++t) other[t] = simd::zero();
-  for (int pairs = simd::popcount(bits) / 2; pairs > 0; --pairs) {
+  for (int pairs = count / 2; pairs > 0; --pairs) {
     add(sum);
     add(other);
   }
-  if (bits) add(sum);
-#pragma GCC unroll 4
+  if (count % 2 != 0) add(sum);
+#pragma GCC unroll 8
   for (int t = 0; t < T; ++t) sum[t] = simd::add(sum[t], other[t]);
 }
 
-// The same of csr8, values as stored: `count` of them, their columns at `columns`.
-template <class Unit, int T>
-TAMIS_INLINE void add_listed(const uint8_t* columns, int count, const typename Unit::W* p,
-                             const typename Unit::Element* x, int64_t panel, simd::F32 (&sum)[T]) {
-  const auto add = [&](int i, simd::F32(&to)[T]) __attribute__((always_inline)) {
-    add_unit<Unit, T>(p + i, x + int64_t{columns[i]} * kLanes, panel, to);
-  };
-  simd::F32 other[T];
-#pragma GCC unroll 4
-  for (int t = 0; t < T; ++t) other[t] = simd::zero();
-  int i = 0;
-  for (; i + 2 <= count; i += 2) {
-    add(i, sum);
-    add(i + 1, other);
-  }
-  if (i < count) add(i, sum);
-#pragma GCC unroll 4
-  for (int t = 0; t < T; ++t) sum[t] = simd::add(sum[t], other[t]);
-}
-
-// T panels at x times the words of a visit; sums: [rows, kVisitTokens].
-template <class Unit, int T>
-void visit_panels(const Visit<Unit>& v, const typename Unit::Element* x, int64_t panel, float* sums,
-                  bool first, bool fetches, int64_t (&at)[kVisitRows]) {
-  constexpr int64_t kWordUnits = 64 / Unit::kColumns;
-  constexpr bool kAsStored = sizeof(typename Unit::W) == sizeof(typename Unit::Element);
-  const MatrixView& w = v.w;
-  const bool listed = w.format == Format::csr8;
-  const uint8_t* columns = w.col_bytes + (listed ? w.rows * v.all_words : 0);
-  Expander<Unit, static_cast<int>(kVisitRows)> masks(w);
-  for (int64_t r = 0; r < v.rows; ++r) at[r] = v.at[r];
-  for (int64_t i = 0; i < v.words; ++i, x += kWordUnits * kLanes) {
-    const auto* later = reinterpret_cast<const char*>(x + kWordUnits * kLanes);
-    for (int64_t r = 0; r < v.rows; ++r) {
-#pragma GCC unroll 4
-      for (int t = 0; t < T; ++t) {
-        for (int64_t line = 0; line < kWordUnits / kVisitRows; ++line) {
-          __builtin_prefetch(later + t * panel * 4 + (r * kWordUnits / kVisitRows + line) * 64, 0,
-                             kFetchToL1);
-        }
-      }
-      for (int64_t b = 0; fetches && b < v.next_bytes; b += 64) {
-        __builtin_prefetch(v.next[r] + i * v.next_bytes + b, 0, kFetchToL2);
-      }
-      float* mine = sums + r * kVisitTokens;
-      simd::F32 sum[T];
-#pragma GCC unroll 4
-      for (int t = 0; t < T; ++t) {
-        sum[t] = first && i == 0 ? simd::zero() : simd::load(mine + t * kLanes);
-      }
-      const auto* p = v.values + at[r];
-      const int64_t of_row = (v.row + r) * v.all_words + v.word + i;
-      const auto by_mask = [&]() __attribute__((always_inline)) {
-        masks.row = v.row;
-        masks.at[r] = at[r];
-        const uint64_t bits = masks.bits(static_cast<int>(r), v.word + i);
-        add_word<Unit, T>(bits, p, w.nnz - at[r] < 64 + Unit::kReadsPast, x, panel, sum);
-        at[r] += simd::popcount(bits);
-      };
-      if constexpr (kAsStored) {
-        if (listed) {
-          const int count = w.col_bytes[of_row];
-          add_listed<Unit, T>(columns + at[r], count, p, x, panel, sum);
-          at[r] += count;
-        } else {
-          by_mask();
-        }
-      } else {
-        by_mask();
-      }
-#pragma GCC unroll 4
-      for (int t = 0; t < T; ++t) simd::store(sum[t], mine + t * kLanes);
-    }
-  }
-}
-
-// Rows [row_begin, row_end), at most kSkipRows, times tokens from the first lane of a panel on.
+// Rows [row, row + rows) and the word they are at.
 template <class Unit>
-void skip_block(const SpmmArgs& a, int64_t row_begin, int64_t row_end, int64_t token,
-                int64_t tokens) {
+struct SkipRows {
   using W = typename Unit::W;
-  using Element = typename Unit::Element;
-  constexpr int64_t kWords = kUnits * Unit::kColumns / 64;
-  const int64_t words = mask_words(a.w.cols), panels = ceil_div(tokens, kLanes);
-  alignas(64) float sums[kSkipRows * kSkipTokens];  // [visits, panels / 4, rows, kVisitTokens]
-  int64_t at[kSkipRows];
-  const auto of_visit = [&](int64_t row, int64_t p) {
-    return sums + (row * kSkipTokens + p / kVisitPanels * kVisitRows * kVisitTokens);
-  };
-  const Expander<Unit, 1> starts(a.w);
-  const auto row_start = [&](int64_t row) { return starts.row_values(row); };
 
-  for (int64_t row = row_begin; row < row_end; ++row) at[row - row_begin] = row_start(row);
-  if (words == 0) {
-    for (float& sum : sums) sum = 0;
+  const MatrixView& w;
+  int64_t words;  // of a row
+  int64_t row, rows, word = 0;
+  int64_t at[kSkipRows] = {};  // next value of each
+
+  TAMIS_INLINE const W* values() const { return static_cast<const W*>(w.values); }
+  TAMIS_INLINE int64_t cell(int64_t r) const { return (row + r) * words + word; }
+  TAMIS_INLINE const uint8_t* columns() const { return w.col_bytes + w.rows * words; }
+  // Stored in the word.
+  TAMIS_INLINE int count(int64_t r) const {
+    return w.format == Format::csr8 ? w.col_bytes[cell(r)] : simd::popcount(w.mask[cell(r)]);
   }
-  Visit<Unit> v{
-      .w = a.w,
-      .values = static_cast<const W*>(a.w.values),
-      .all_words = words,
-      .next_bytes = words ? a.w.nnz * static_cast<int64_t>(sizeof(W)) / (a.w.rows * words) + 1 : 0};
-  for (v.word = 0; v.word < words; v.word += kWords) {
-    v.words = words - v.word < kWords ? words - v.word : kWords;
-    const PanelBlock<Unit> block(a, v.word * 64 / Unit::kColumns);
-    const int64_t panel = block.panel();
-    const auto* x = static_cast<const Element*>(a.prepared) + block.at + token / kLanes * panel;
-    for (v.row = row_begin; v.row < row_end; v.row += kVisitRows) {
-      v.rows = row_end - v.row < kVisitRows ? row_end - v.row : kVisitRows;
-      // Visited next: the rows below, or the first ones in the next block.
-      const int64_t below = v.row + kVisitRows < row_end ? v.row + kVisitRows : row_begin;
-      for (int64_t r = 0; r < v.rows; ++r) {
-        v.at[r] = at[v.row - row_begin + r];
-        const int64_t row = below + r < row_end ? below + r : row_end - 1;
-        v.next[r] = reinterpret_cast<const char*>(v.values + at[row - row_begin]);
-      }
-      int64_t after[kVisitRows];
-      for (int64_t p = 0; p < panels;) {
-        float* to = of_visit(v.row - row_begin, p);
-        to += p % kVisitPanels * kLanes;
-        const bool first = v.word == 0;
-        if (panels - p >= 4) {
-          visit_panels<Unit, 4>(v, x + p * panel, panel, to, first, p == 0, after);
-          p += 4;
-        } else if (panels - p >= 2) {
-          visit_panels<Unit, 2>(v, x + p * panel, panel, to, first, p == 0, after);
-          p += 2;
-        } else {
-          visit_panels<Unit, 1>(v, x + p * panel, panel, to, first, p == 0, after);
-          p += 1;
-        }
-      }
-      for (int64_t r = 0; r < v.rows; ++r) at[v.row - row_begin + r] = after[r];
+  // What row r needs for the next word: its values, usually `bytes` of them, and their columns.
+  TAMIS_INLINE void fetch(int64_t r, int64_t bytes) const {
+    const auto* next = reinterpret_cast<const char*>(values() + at[r]) + bytes;
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(next + b, 0, kFetchToL2);
+    if (w.format == Format::csr8) {
+      __builtin_prefetch(columns() + at[r] + 64, 0, kFetchToL2);
+      __builtin_prefetch(w.col_bytes + cell(r) + 64, 0, kFetchToL2);
+    } else if (word % 8 == 0) {
+      __builtin_prefetch(w.mask + cell(r) + 8, 0, kFetchToL2);
     }
   }
-  for (int64_t row = row_begin; row < row_end; row += 4) {
-    const int rows = static_cast<int>(row_end - row < 4 ? row_end - row : 4);
-    const int64_t in_visit = (row - row_begin) % kVisitRows;
-    for (int64_t p = 0; p < panels; p += kVisitPanels) {
-      const float* from = of_visit(row - row_begin - in_visit, p) + in_visit * kVisitTokens;
-      const int64_t left = tokens - p * kLanes;
-      write_rows<typename Unit::X, 4>(a, from, kVisitTokens, row, rows, token + p * kLanes,
-                                      left < kVisitTokens ? left : kVisitTokens);
+};
+
+// The word of row r times the tile at x.
+template <class Unit, int T>
+TAMIS_INLINE void add_word(const SkipRows<Unit>& v, int64_t r, const typename Unit::Element* x,
+                           simd::F32 (&sum)[T]) {
+  using Element = typename Unit::Element;
+  constexpr bool kAsStored = sizeof(typename Unit::W) == sizeof(Element);
+  constexpr int64_t kUnit = T * kLanes;
+  const auto* p = v.values() + v.at[r];
+  if constexpr (kAsStored) {
+    if (v.w.format == Format::csr8) {
+      const uint8_t* column = v.columns() + v.at[r];
+      add_all<T>(v.count(r), sum, [&](simd::F32(&to)[T]) __attribute__((always_inline)) {
+        add_unit<Unit, T>(p++, x + int64_t{*column++} * kUnit, to);
+      });
+      return;
+    }
+  }
+  Expander<Unit, 1> masks(v.w);
+  masks.row = v.row + r;
+  masks.at[0] = v.at[r];
+  uint64_t bits = masks.bits(0, v.word);
+  if constexpr (kAsStored) {
+    add_all<T>(simd::popcount(bits), sum, [&](simd::F32(&to)[T]) __attribute__((always_inline)) {
+      add_unit<Unit, T>(p++, x + static_cast<int64_t>(_tzcnt_u64(bits)) * kUnit, to);
+      bits &= bits - 1;
+    });
+  } else {
+    alignas(64) Element expanded[64 / Unit::kColumns];
+    v.w.nnz - v.at[r] < 64 + Unit::kReadsPast ? Unit::template expand<true>(bits, p, expanded)
+                                              : Unit::template expand<false>(bits, p, expanded);
+    const Element* weight = expanded;
+    __asm__("" : "+r"(weight) : : "memory");  // weights are broadcast from memory, not shuffled
+    bits = units_in<Unit>(bits);
+    add_all<T>(simd::popcount(bits), sum, [&](simd::F32(&to)[T]) __attribute__((always_inline)) {
+      const auto unit = static_cast<int64_t>(_tzcnt_u64(bits));
+      add_unit<Unit, T>(weight + unit, x + unit * kUnit, to);
+      bits &= bits - 1;
+    });
+  }
+}
+
+// The word of all rows times the tile at x; sums: [rows, T vectors]. Beside that, fetches what the
+// next word needs: value_bytes of each row's values, x_lines of x a row; or nothing.
+template <class Unit, int T>
+void skip_tile(const SkipRows<Unit>& v, const typename Unit::Element* x, float* sums,
+               int64_t value_bytes, const char* next_x, int64_t x_lines) {
+  for (int64_t r = 0; r < v.rows; ++r, sums += T * kLanes) {
+    if (value_bytes) v.fetch(r, value_bytes);
+    for (int64_t i = 0; i < x_lines; ++i, next_x += 64) {
+      __builtin_prefetch(next_x, 0, kFetchToL2);
+    }
+    simd::F32 sum[T];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      sum[t] = v.word == 0 ? simd::zero() : simd::load(sums + t * kLanes);
+    }
+    add_word<Unit, T>(v, r, x, sum);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) simd::store(sum[t], sums + t * kLanes);
+  }
+}
+
+// Rows [row_begin, row_end), at most kSkipRows, times the tokens of a pass.
+template <class Unit>
+void skip_block(const SpmmArgs& a, int64_t row_begin, int64_t row_end, const SkipPass<Unit>& pass) {
+  using Element = typename Unit::Element;
+  using Tile =
+      void (*)(const SkipRows<Unit>&, const Element*, float*, int64_t, const char*, int64_t);
+  static constexpr Tile kTile[] = {skip_tile<Unit, 1>, skip_tile<Unit, 2>, skip_tile<Unit, 3>,
+                                   skip_tile<Unit, 4>, skip_tile<Unit, 5>, skip_tile<Unit, 6>,
+                                   skip_tile<Unit, 7>, skip_tile<Unit, 8>};
+  static_assert(kTileVectors == 8, "the table above has one entry per width of a tile");
+  alignas(64) float sums[kSkipRows * kSkipTokens];  // [tiles, rows, lanes of the tile]
+  const Expander<Unit, 1> starts(a.w);
+  SkipRows<Unit> v{
+      .w = a.w, .words = mask_words(a.w.cols), .row = row_begin, .rows = row_end - row_begin};
+  const int64_t word_bytes = pass.word_elements() * 4;
+  const int64_t value_bytes = v.words ? a.w.nnz * size_of(a.w.dtype) / (a.w.rows * v.words) + 1 : 0;
+  for (int64_t r = 0; r < v.rows; ++r) v.at[r] = starts.row_values(row_begin + r);
+  if (v.words == 0) __builtin_memset(sums, 0, sizeof sums);
+  const auto* x = static_cast<const Element*>(a.prepared) + pass.at;
+  for (v.word = 0; v.word < v.words; ++v.word, x += pass.word_elements()) {
+    const char* next_x = reinterpret_cast<const char*>(x) + word_bytes;
+    for (int64_t tile = 0; tile < pass.tiles; ++tile) {
+      const int64_t before = pass.before(tile), vectors = pass.before(tile + 1) - before;
+      kTile[vectors - 1](v, x + before * kLanes * SkipPass<Unit>::kWordUnits,
+                         sums + before * kLanes * v.rows, tile == 0 ? value_bytes : 0, next_x,
+                         tile == 0 ? ceil_div(word_bytes, 64 * v.rows) : 0);
+    }
+    for (int64_t r = 0; r < v.rows; ++r) v.at[r] += v.count(r);
+  }
+  for (int64_t tile = 0; tile < pass.tiles; ++tile) {
+    const int64_t before = pass.before(tile), lanes = (pass.before(tile + 1) - before) * kLanes;
+    const int64_t token = pass.begin + before * kLanes;
+    const int64_t tokens = a.m - token < lanes ? a.m - token : lanes;
+    for (int64_t r = 0; r < v.rows; r += 4) {
+      const int rows = static_cast<int>(v.rows - r < 4 ? v.rows - r : 4);
+      write_rows<typename Unit::X, 4>(a, sums + before * kLanes * v.rows + r * lanes, lanes,
+                                      row_begin + r, rows, token, tokens);
     }
   }
 }
@@ -248,7 +249,7 @@ void spmm_skip(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; row += kSkipRows) {
     const int64_t end = row + kSkipRows < row_end ? row + kSkipRows : row_end;
     for (int64_t token = 0; token < a.m; token += kSkipTokens) {
-      skip_block<Unit>(a, row, end, token, a.m - token < kSkipTokens ? a.m - token : kSkipTokens);
+      skip_block<Unit>(a, row, end, SkipPass<Unit>(a, token));
     }
   }
 }
@@ -257,7 +258,7 @@ void spmm_skip(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
 }  // namespace tamis
 
 #define TAMIS_SKIP_FORM(x, level, Unit) \
-  const SpmmXForm spmm_skip_##x##_##level = {panels_bytes<Unit>, prepare_panels<Unit>};
+  const SpmmXForm spmm_skip_##x##_##level = {skip_bytes<Unit>, prepare_skip<Unit>};
 #define TAMIS_SKIP_KERNEL(format, w, x, level, Unit)                                               \
   void spmm_##format##_##w##_##x##_##level##_skip(const SpmmArgs& a, int64_t begin, int64_t end) { \
     spmm_skip<Unit>(a, begin, end);                                                                \

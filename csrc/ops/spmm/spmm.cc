@@ -2,6 +2,7 @@
 #include "ops/spmm/spmm.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "base/parallel.h"
 #include "base/scratch.h"
@@ -124,23 +125,17 @@ SpmmDesc describe(const SpmmArgs& a) {
 const SpmmRow* choose_spmm(const SpmmDesc& desc, IsaBits isa) {
   // A later row must be expected to be clearly faster, so that noise in its constants changes
   // nothing.
-  constexpr double kClearly = 0.85;
+  constexpr double kClearly = 0.85, kUnknown = std::numeric_limits<double>::infinity();
   const SpmmRow* best = nullptr;
-  double best_ns = 0;
+  double best_ns = kUnknown;
   for (const SpmmRow& row : kKernels) {
     if (row.format != desc.format || row.w_dtype != desc.w_dtype || row.x_dtype != desc.x_dtype ||
         (row.isa & isa) != row.isa || std::max<int64_t>(desc.m, 1) < row.from_m) {
       continue;
     }
     const SpmmCost* cost = spmm_choice_cost(row, isa);
-    if (!best) {
-      best = &row;
-      if (!cost) return best;
-      best_ns = compute_ns(desc, row, *cost);
-      continue;
-    }
-    const double ns = cost ? compute_ns(desc, row, *cost) : best_ns;
-    if (ns < kClearly * best_ns) {
+    const double ns = cost ? compute_ns(desc, row, *cost) : kUnknown;
+    if (!best || (row.isa != isa::scalar && ns < kClearly * best_ns)) {
       best = &row;
       best_ns = ns;
     }

@@ -128,7 +128,7 @@ def _measure_kernels(figures: Any, say: Callable[[str], None]) -> None:
     _C.set_num_threads(1)
     try:
         own = {
-            row["name"]: _small(row["format"], row["w_dtype"])
+            row["name"]: (_small(row["format"], row["w_dtype"]), row["from_m"])
             for row in _C.kernels()
             if row["runs_here"]
             and row["name"] in figures["kernels"]
@@ -136,9 +136,9 @@ def _measure_kernels(figures: Any, say: Callable[[str], None]) -> None:
         }
         scales = dict.fromkeys(own, np.inf)
         for _ in range(_ROUNDS):  # the least of several moments, as others' work only adds
-            for name, a in own.items():
+            for name, (a, fewest) in own.items():
                 say(name)
-                scales[name] = min(scales[name], _scale_of(name, a))
+                scales[name] = min(scales[name], _scale_of(name, a, fewest))
         # Half its own and half everyone's: one kernel's moment is noise, all of them the clock.
         middle = float(np.median(list(scales.values())))
         for name in figures["kernels"]:
@@ -176,10 +176,11 @@ def _measure_weights(figures: Any, threads: int, say: Callable[[str], None]) -> 
             figures["share"] = min(alone / busy / count, 1.0)
 
 
-def _scale_of(name: str, a: _C.Matrix) -> float:
-    """Measured over expected time, over one token and some."""
+def _scale_of(name: str, a: _C.Matrix, fewest: int) -> float:
+    """Measured over expected time, for two of the numbers of tokens that it is chosen for."""
     ratios = []
-    for m in (1, 8):
+    fit = [m for m in TOKENS if m >= fewest][:3]
+    for m in (fit[0], fit[-1]):
         expected = _C.compute_ns(name, m, a.rows, a.cols, a.nnz)
         ratios.append(min(_C.time_spmm(name, [a], m, _KERNEL_CALLS)) / expected)
     return float(np.sqrt(ratios[0] * ratios[1]))
