@@ -1,8 +1,9 @@
 """SmolLM2-135M, bf16: decode speed, bytes and perplexity, dense torch against tamis, in one run.
 
 `python bench/e2e.py` prunes (cached under out/e2e), reloads, lets the models take turns, prints a
-table and says what share of a token's time the linear layers take. `--profile` adds torch's own
-profile of one dense and one sparse decode.
+table and says what share of a token's time the linear layers take. `--prefill 512` times a prompt of
+that many tokens, `--llama FILE.gguf` llama.cpp on a file where llama-cpp-python is installed, both in
+turns as well. `--profile` adds torch's own profile of one dense and one sparse decode.
 """
 
 import argparse
@@ -16,28 +17,17 @@ import tamis
 from tamis import commands, corpus, evaluate, source
 from tamis.report import Report, Variant, host_facts
 
+Speeds = dict[str, evaluate.DecodeSpeed]
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--data", help="text to calibrate on")
-    parser.add_argument("--text", help="text of the perplexity")
-    parser.add_argument("--out", default="out/e2e", help="folder of the pruned models, kept")
-    parser.add_argument("--method", default="wanda")
-    parser.add_argument("--patterns", nargs="*", default=["unstructured", "2:4"])
-    parser.add_argument("--w4", action="store_true", help="also 4-bit codes, the head's too")
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--windows", type=int, default=6, help="of the perplexity; 0 skips it")
-    parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--json", help="also write the report here")
-    a = parser.parse_args()
+    a = arguments()
     commands.quiet()
     folders = prune_all(a)
     opened = {name: source.open_model(str(folder)) for name, folder in folders.items()}
     models = {name: each.model for name, each in opened.items()}
     ids = opened["dense"].tokenizer("A sieve is a kitchen tool that")["input_ids"]
-    speeds = evaluate.decode_speed(models, ids, new_tokens=a.tokens, threads=a.threads)
+    speeds = decode(models, ids, a)
     text = corpus.default_text("evaluate", a.text)[1] if a.windows else ""
     variants = []
     for name, folder in folders.items():
@@ -61,9 +51,75 @@ def main() -> None:
     report.print()
     if a.json:
         report.to_json(a.json)
+    if a.prefill:
+        print_prefill(models, a.prefill, a.threads)
     if a.profile:
         for name in list(models)[:2]:
             profile(name, models[name], ids, a.threads)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--data", help="text to calibrate on")
+    parser.add_argument("--text", help="text of the perplexity")
+    parser.add_argument("--out", default="out/e2e", help="folder of the pruned models, kept")
+    parser.add_argument("--method", default="wanda")
+    parser.add_argument("--patterns", nargs="*", default=["unstructured", "2:4"])
+    parser.add_argument("--w4", action="store_true", help="also 4-bit codes, the head's too")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--windows", type=int, default=6, help="of the perplexity; 0 skips it")
+    parser.add_argument("--prefill", type=int, default=0, help="tokens of a prompt to time")
+    parser.add_argument("--llama", nargs="*", default=[], help="GGUF files for llama.cpp")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--json", help="also write the report here")
+    return parser.parse_args()
+
+
+def decode(models: dict[str, torch.nn.Module], ids: list[int], a: argparse.Namespace) -> Speeds:
+    """Speeds of the models; those of llama.cpp, timed before and after them, are printed."""
+    others = [Llama(path, ids, a.threads) for path in a.llama]
+    for other in others:
+        other.step(a.tokens)
+    speeds = evaluate.decode_speed(models, ids, new_tokens=a.tokens, threads=a.threads)
+    for other in others:
+        other.step(a.tokens)
+        rate = 1 / sorted(other.times)[len(other.times) // 2]
+        of_dense = rate / speeds["dense"].tokens_per_s
+        print(f"llama.cpp {other.name}: {rate:.1f} tokens/s, {of_dense:.2f}x")
+    return speeds
+
+
+class Llama:
+    """llama.cpp on one file, a token at a time; which token it reads does not matter to its speed."""
+
+    def __init__(self, path: str, ids: list[int], threads: int) -> None:
+        from llama_cpp import Llama as Model
+
+        self.name, self.token, self.times = Path(path).name, ids[-1], list[float]()
+        self.model = Model(path, n_ctx=1024, n_threads=threads, n_batch=512, verbose=False)
+        self.model.eval(ids)
+
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            start = time.perf_counter()
+            self.model.eval([self.token])
+            self.times.append(time.perf_counter() - start)
+
+
+def print_prefill(models: dict[str, torch.nn.Module], tokens: int, threads: int) -> None:
+    """What a prompt takes each model, median of three turns after one that warms up."""
+    ids = torch.arange(tokens).unsqueeze(0) + 100
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with evaluate.threads_set(threads), torch.inference_mode():
+        for _ in range(4):
+            for name, model in models.items():
+                start = time.perf_counter()
+                model(input_ids=ids, use_cache=True, logits_to_keep=1)
+                times[name].append(time.perf_counter() - start)
+    for name, found in times.items():
+        print(f"{tokens} tokens of prompt, {name}: {sorted(found[1:])[1] * 1e3:.0f} ms")
 
 
 def prune_all(a: argparse.Namespace) -> dict[str, Path]:

@@ -9,7 +9,8 @@ Every candidate multiplies copies of its weight that together exceed the caches 
 call reads its weight from memory. onnxruntime and DeepSparse, which hold weights inside a model, get
 a model of several layers, evicted before each call. A candidate's result is compared with the dense
 product first; a wrong one is marked and not timed. Rounds of all candidates take turns; the median
-of 7 counts (of 3, for a sparse candidate over 4 times slower than the best of its dtype). One thread is timed by the CPU time
+of 7 counts (of 3, for a sparse candidate over 4 times slower than the best of its dtype, or one
+that has computed for half a second). One thread is timed by the CPU time
 of its process, several by the wall. Plain
 stream reads are timed in the same rounds, and shares of their speed are per round. A peer that is
 absent costs one line; ggml (llama.cpp) takes part where llama-cpp-python is installed beside torch.
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from peerlib.cases import BATCHES, CANDIDATES, DENSITIES, PEERS, PIXELS, SHAPES
-from peerlib.compare import Comparison, Plan, Row
+from peerlib.compare import ROUNDS, Comparison, Plan, Row
 from peerlib.process import Absent, Worker, default_folder, set_up
 from peerlib.table import loss_lines, notes, tables
 
@@ -48,9 +49,7 @@ def main() -> int:
         return 0
     host, rows = read(args.read) if args.read else measure(args)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        data = {"host": host, "rows": [asdict(row) for row in rows]}
-        args.json.write_text(json.dumps(data, indent=1))
+        save(args.json, host, rows)
     report(host, rows)
     if args.plots:
         from plot import draw
@@ -77,13 +76,22 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, str], list[Row]]:
     for name in args.shapes:
         n, k = _size(name)
         batches = args.batch or PIXELS.get(name, BATCHES)
-        plan = Plan(batches, args.threads, present, args.cold_mb << 20, args.seed)
+        plan = Plan(batches, args.threads, present, args.cold_mb << 20, args.seed, args.rounds)
         for density in args.densities:
             rows += Comparison(workers, plan, (name, n, k), density).run(say)
+            if args.json:
+                save(args.json, host, rows)  # what is done outlives an interruption
     say(f"done, {len(rows)} results\n")
     for worker in workers.values():
         worker.close()
     return host, rows
+
+
+def save(path: Path, host: dict[str, str], rows: list[Row]) -> None:
+    """What --read reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {"host": host, "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(data, indent=1))
 
 
 def _start(
@@ -163,6 +171,7 @@ def _arguments() -> argparse.Namespace:
     add("--environments", type=Path, default=default_folder(), help="folder of --setup")
     add("--log", type=Path, default="/dev/null", help="file for what the peers print")
     add("--seed", type=int, default=0)
+    add("--rounds", type=int, default=ROUNDS, help="at most; three of what takes long")
     add("--quiet", action="store_true", help="no progress line")
     args = parser.parse_args()
     defaults: dict[str, Any] = QUICK if args.quick else {}

@@ -37,7 +37,7 @@ class Candidate:
         name: Unique; starts with the peer.
         worker: Process that runs it.
         dtype: Of the weights it reads: "f32", "bf16", "i8" or "i4".
-        pattern: Zeros it gets: "any", "block" (16x16) or "2:4".
+        pattern: Zeros it gets: "any", "block" (16x16), "group" (1x16) or "2:4".
         dense: Reads zeros like any other weight.
         max_density: Left out above it.
         max_threads: Left out above it.
@@ -83,6 +83,7 @@ CANDIDATES = (
     Candidate("tamis 2:4 f32", "main", pattern="2:4"),
     Candidate("tamis 2:4 bf16", "main", dtype="bf16", pattern="2:4"),
     Candidate("tamis block f32", "main", pattern="block", max_density=0.5),
+    Candidate("tamis groupq i4", "main", dtype="i4", pattern="group"),
 )
 BY_NAME = {c.name: c for c in CANDIDATES}
 PEERS = tuple(dict.fromkeys(c.peer for c in CANDIDATES))
@@ -100,6 +101,8 @@ def make_weight(shape: tuple[int, int], density: float, pattern: str, seed: int)
     elif density < 1 and pattern == "block":
         keep = rng.random((n // BLOCK, k // BLOCK)) < density
         w *= keep.repeat(BLOCK, 0).repeat(BLOCK, 1)
+    elif density < 1 and pattern == "group":
+        w *= (rng.random((n, k // BLOCK)) < density).repeat(BLOCK, 1)
     elif density < 1:
         w *= rng.random((n, k), dtype=np.float32) < density
     w /= np.float32(np.sqrt(density * k))

@@ -14,8 +14,9 @@ from peerlib.process import Worker
 
 ROUNDS = 7
 # A candidate this many times slower than the best of its dtype is settled after three rounds; never
-# a dense one, which is what the others are measured against.
-HOPELESS, FEW_ROUNDS = 4.0, 3
+# a dense one, which is what the others are measured against. One that has computed this long is
+# settled too.
+HOPELESS, FEW_ROUNDS, LONG_S = 4.0, 3, 0.5
 READ_BYTES = 480 << 20
 REST_S = 3e-3  # between two processes, until the first one's threads sleep
 
@@ -52,6 +53,7 @@ class Plan:
     candidates: Sequence[Candidate]
     cold_bytes: int
     seed: int
+    rounds: int = ROUNDS
 
 
 class Comparison:
@@ -144,7 +146,7 @@ class Comparison:
         """Fills in times; returns the stream-read limit in bytes per second."""
         times: dict[str, list[float]] = {row.candidate: [] for row in rows}
         limits: list[float] = []
-        for done in range(ROUNDS):
+        for done in range(self._plan.rounds):
             settled = _hopeless(times) if done >= FEW_ROUNDS else set()
             answer = self._workers["main"].ask("read", threads=threads, nbytes=READ_BYTES)
             limits.append(answer.get("bytes_per_second", 0.0))
@@ -169,11 +171,12 @@ def _hopeless(times: dict[str, list[float]]) -> set[str]:
     for name, found in times.items():
         dtype = BY_NAME[name].dtype
         best[dtype] = min([best.get(dtype, float("inf")), *found])
-    return {
+    slow = {
         name
         for name, found in times.items()
         if found and not BY_NAME[name].dense and min(found) > HOPELESS * best[BY_NAME[name].dtype]
     }
+    return slow | {name for name, found in times.items() if sum(found) > LONG_S}
 
 
 def _settle(row: Row, times: list[float], limits: list[float]) -> None:

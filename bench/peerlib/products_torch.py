@@ -123,7 +123,7 @@ _TORCH: Mapping[str, Callable[[Array, int], Product]] = {
     "csr f32": lambda w, cold: _sparse_tensors(torch.from_numpy(w).to_sparse_csr(), cold),
     "bsr f32": lambda w, cold: _sparse_tensors(torch.from_numpy(w).to_sparse_bsr((16, 16)), cold),
 }
-_FORMAT = {"csr": "csr", "2:4": "nm", "block": "block"}
+_FORMAT = {"csr": "csr", "2:4": "nm", "block": "block", "groupq": "groupq"}
 
 
 def _tamis(w: Array, rest: list[str], cold_bytes: int) -> Product:
@@ -131,7 +131,8 @@ def _tamis(w: Array, rest: list[str], cold_bytes: int) -> Product:
     dtype = rest[-1]
     format = _FORMAT[rest[0]] if len(rest) == 2 else "auto"
     keep = w != 0 if format == "nm" else None
-    first = compress(torch.from_numpy(w), format=format, keep=keep, dtype=dtype)
+    stored = "u4" if dtype == "i4" else dtype
+    first = compress(torch.from_numpy(w), format=format, keep=keep, dtype=stored)
     weights = [
         SparseMatrix(first.layout, {name: a.clone() for name, a in first.arrays.items()})
         for _ in range(copies_for(first.nbytes, cold_bytes))
