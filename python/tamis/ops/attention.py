@@ -151,9 +151,8 @@ def attention(
     softcap: float = 0.0,
 ) -> Tensor:
     """The output of ``sparse_attention`` alone, by torch's SDPA where ``left_to_torch``."""
-    if left_to_torch(q, segments, softcap):
-        s = segments[0]
-        assert isinstance(s, DenseSegment)
+    s = segments[0] if left_to_torch(q, segments, softcap) else None
+    if isinstance(s, DenseSegment):
         return functional.scaled_dot_product_attention(
             q, s.keys, s.values, scale=scale, enable_gqa=True
         )
@@ -161,8 +160,10 @@ def attention(
 
 
 def left_to_torch(q: Tensor, segments: Sequence[Segment], softcap: float) -> bool:
-    """Whether torch's SDPA is the faster kernel: on a CUDA device, for all tokens of dense keys and
-    values (12 to 23 % on H100 and H200; bench/RESULTS.md).
+    """Whether torch's SDPA is the faster kernel.
+
+    It is on a CUDA device, for all tokens of dense keys and values (12 to 23 % on H100 and H200;
+    bench/RESULTS.md).
     """
     if not q.is_cuda or softcap or len(segments) != 1:
         return False
