@@ -106,8 +106,9 @@ class SparseLinear(nn.Module):
     ``bias``. Training updates the kept values alone, so pruned weights stay zero under any
     optimizer. ``.to(dtype)`` converts values and bias, never indices or scales.
 
-    x may be float32, float16 or bfloat16 whatever the weight's dtype; y has x's dtype. On other
-    devices than the CPU a forward expands the weight and multiplies densely.
+    x may be float32, float16 or bfloat16 whatever the weight's dtype; y has x's dtype. CUDA kernels
+    take up to 64 tokens of 16-bit x with bitmap and nm weights of its dtype and 4-bit groupq ones;
+    everything else that is not on the CPU expands the weight and multiplies densely.
 
     With int8 values the AVX-512 and AVX2 kernels of bitmap and nm also quantize x, as torch's dynamic
     quantization does: 8 bits and one step per token and 256 inputs. An element then errs by at most
