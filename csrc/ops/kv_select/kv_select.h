@@ -145,6 +145,8 @@ struct KvReduceRow {
                   int64_t n, float* out);
   // Copies those with low <= s <= high to out, which holds n; counts them and those above high.
   int64_t (*between)(const float* s, int64_t n, float low, float high, float* out, int64_t* above);
+  // How many of s lie above the threshold.
+  int64_t (*count)(const float* s, int64_t n, float threshold);
   // first + i of all s[i] > threshold and of the first `ties` equal to it; how many.
   int64_t (*above)(const float* s, int64_t n, float threshold, int64_t ties, int32_t first,
                    int32_t* out);

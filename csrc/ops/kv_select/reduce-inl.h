@@ -90,6 +90,16 @@ int64_t between(const float* s, int64_t n, float low, float high, float* out, in
   return count;
 }
 
+int64_t count_of(const float* s, int64_t n, float threshold) {
+  int64_t count = 0;
+  const lanes::F32 t = lanes::splat(threshold);
+  for_vectors(s, n, [&](lanes::F32 v, int64_t, int64_t there) __attribute__((always_inline)) {
+    const uint32_t exists = there == 32 ? ~0u : (1u << there) - 1;
+    count += lanes::ones(lanes::above(v, t) & exists);
+  });
+  return count;
+}
+
 int64_t above_of(const float* s, int64_t n, float threshold, int64_t ties, int32_t first,
                  int32_t* out) {
   int64_t count = 0;
@@ -110,14 +120,14 @@ int64_t above_of(const float* s, int64_t n, float threshold, int64_t ties, int32
 }  // namespace
 }  // namespace tamis
 
-#define TAMIS_KV_REDUCE_KERNELS(level)                \
-  extern const KvReduceRow kv_select_reduce_##level = \
-      {                                               \
-          "kv_select_reduce_" #level,                 \
-          isa::level,                                 \
-          &stats,                                     \
-          &largest_of,                                \
-          &weights_of,                                \
-          &between,                                   \
-          &above_of,                                  \
+#define TAMIS_KV_REDUCE_KERNELS(level)                  \
+  extern const KvReduceRow kv_select_reduce_##level = { \
+      "kv_select_reduce_" #level,                       \
+      isa::level,                                       \
+      &stats,                                           \
+      &largest_of,                                      \
+      &weights_of,                                      \
+      &between,                                         \
+      &count_of,                                        \
+      &above_of,                                        \
   };

@@ -1,7 +1,8 @@
 // kv_select proper: the k largest scores without sorting them. A sample brackets the k-th largest,
-// one pass copies what lies between, nth_element finds it there, a second pass lists what is above.
-// What the bracket misses falls back to nth_element over everything.
+// one pass copies what lies between, halving the range of values finds it there by counting, a
+// second pass lists what is above. What the bracket misses is searched for among all.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <functional>
 
@@ -20,12 +21,37 @@ struct Threshold {
   int64_t ties;
 };
 
-// The k-th largest of x[0 .. n), which is reordered; no NaN. `above`: how many lie above all of x.
-Threshold nth(float* x, int64_t n, int64_t k, int64_t above) {
-  std::nth_element(x, x + (k - above - 1), x + n, std::greater<>());
-  const float value = x[k - above - 1];
-  const int64_t more = std::count_if(x, x + (k - above - 1), [=](float v) { return v > value; });
-  return {value, k - above - more};
+// Floats but NaN in the order of integers, and back.
+uint32_t key_of(float v) {
+  const auto bits = std::bit_cast<uint32_t>(v);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+float value_of(uint32_t key) {
+  return std::bit_cast<float>(key >> 31 ? key & 0x7fffffffu : ~key);
+}
+
+// The k-th largest of x[0 .. n), 0 < k <= n, which lies in [low, high]; no NaN. Up to 32 counts,
+// none of which branches on a number as nth_element does.
+float largest_but(const KvReduceRow& reduce, const float* x, int64_t n, int64_t k,
+                  float low = -INFINITY, float high = INFINITY) {
+  uint32_t first = key_of(low), last = key_of(high);
+  while (first < last) {
+    const uint32_t middle = first + (last - first) / 2;
+    if (reduce.count(x, n, value_of(middle)) < k) {
+      last = middle;
+    } else {
+      first = middle + 1;
+    }
+  }
+  return value_of(last);
+}
+
+// The k-th largest of x[0 .. n), which lie in [low, high]; no NaN. `above`: how many lie above all
+// of x.
+Threshold nth(const KvReduceRow& reduce, const float* x, int64_t n, int64_t k, int64_t above,
+              float low = -INFINITY, float high = INFINITY) {
+  const float value = largest_but(reduce, x, n, k - above, low, high);
+  return {value, k - above - reduce.count(x, n, value)};
 }
 
 // NaN as -inf.
@@ -34,7 +60,7 @@ const float* cleaned(const float* s, int64_t n, float* copy) {
   return copy;
 }
 
-// 0 < k < n. *s may be replaced by a copy in `buffer`, which holds 2 n.
+// 0 < k < n. *s may be replaced by a copy in `buffer`, which holds n.
 Threshold find(const KvReduceRow& reduce, const float** s, int64_t n, int64_t k, float* buffer) {
   if (n >= 4 * kSample) {
     float sample[kSample];
@@ -49,26 +75,19 @@ Threshold find(const KvReduceRow& reduce, const float** s, int64_t n, int64_t k,
     const auto margin = static_cast<int64_t>(3 * spread) + 3;
     if (count == kSample) {
       float high = INFINITY, low = -INFINITY;
+      if (rank > margin) high = largest_but(reduce, sample, kSample, rank - margin + 1);
       if (rank + margin < kSample) {
-        std::nth_element(sample, sample + rank + margin, sample + kSample, std::greater<>());
-        low = sample[rank + margin];
-        if (rank > margin) {
-          std::nth_element(sample, sample + rank - margin, sample + rank + margin,
-                           std::greater<>());
-          high = sample[rank - margin];
-        }
-      } else if (rank > margin) {
-        std::nth_element(sample, sample + rank - margin, sample + kSample, std::greater<>());
-        high = sample[rank - margin];
+        low = largest_but(reduce, sample, kSample, rank + margin + 1, -INFINITY, high);
       }
       int64_t above = 0;
       const int64_t inside = reduce.between(*s, n, low, high, buffer, &above);
-      if (above < k && k <= above + inside) return nth(buffer, inside, k, above);
+      if (above < k && k <= above + inside) {
+        return nth(reduce, buffer, inside, k, above, low, high);
+      }
     }
   }
   *s = cleaned(*s, n, buffer);
-  std::copy_n(buffer, n, buffer + n);
-  return nth(buffer + n, n, k, 0);
+  return nth(reduce, buffer, n, k, 0);
 }
 
 // The fewest of s[0 .. n) whose sum reaches `mass`: how many. buffer holds n.
@@ -135,11 +154,11 @@ Status kv_select_on(IsaBits isa, const KvSelectArgs& a) {
   const int threads = static_cast<int>(std::clamp<int64_t>(
       a.heads * a.units >> 14, 1, std::min<int64_t>(num_threads(), std::max<int64_t>(a.heads, 1))));
   auto* memory =
-      static_cast<float*>(scratch(threads * 2 * a.units * static_cast<int64_t>(sizeof(float))));
+      static_cast<float*>(scratch(threads * a.units * static_cast<int64_t>(sizeof(float))));
   if (!memory) return error(Code::out_of_memory, "kv_select: no memory for candidates");
   const auto run = [&](int thread, int count) {
     for (int64_t h = a.heads * thread / count; h < a.heads * (thread + 1) / count; ++h) {
-      select_head(a, reduce, h, memory + thread * 2 * a.units);
+      select_head(a, reduce, h, memory + thread * a.units);
     }
   };
   threads > 1 ? parallel(threads, run) : run(0, 1);
