@@ -1,6 +1,7 @@
 """tamis eval-kv: tasks whose answers are in their contexts, scores, files and the command."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 from tamis import cli, kv, kv_eval, kv_scores, kv_tasks  # noqa: E402
 from tamis.errors import TamisFileError, TamisUnsupported, TamisValueError  # noqa: E402
+from tamis.evaluate import cache_argument, decode_speed  # noqa: E402
 from tamis.kv_tasks import Session, Turn  # noqa: E402
 
 PROSE = "The quick brown fox jumps over the lazy dog near the river bank today. " * 30
@@ -230,6 +232,22 @@ def test_caches_together_are_caches_alone(model, sparse):
     gemma = transformers.Gemma3TextConfig(num_hidden_layers=2, layer_types=kinds)
     with pytest.raises(TamisUnsupported, match="one after another"):
         kv.Together(gemma, [kv.Cache(gemma, "full")])
+
+
+def test_a_cache_is_passed_by_the_name_that_the_model_takes(model):
+    """No warning of transformers' about the other one."""
+
+    class Older(torch.nn.Module):
+        def forward(self, input_ids, past_key_values=None):
+            return input_ids
+
+    assert cache_argument(Older()) == "past_key_values"
+    assert cache_argument(model) in ("cache", "past_key_values")
+    session = Session("x", "ab cd " * 20, (Turn("q1", "abc"),))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        kv_eval.evaluate(model, Letters(), [session], [kv_eval.parse_case("kivi4")])
+        decode_speed({"a": model}, [1, 2, 3], new_tokens=2, burst=1)
 
 
 def test_bad_cases_get_one_sentence(model):

@@ -235,6 +235,26 @@ def test_selection_finds_the_needle(method):
     assert 0 < store.nbytes() - 2 * 4 * 517 * 2 * 64 <= 4 * 517 * 2 * 16
 
 
+@pytest.mark.parametrize("tokens", [96, 101])
+def test_quest_reads_its_first_page_and_the_latest_token(tokens):
+    """Also where other pages promise more: the sink, and a last page that is full."""
+    k, v = torch.randn(2, 1, 2, tokens, 64)
+    q = torch.randn(1, 2, 1, 64)
+    k[:, :, :16] = k[:, :, 80:] = -q[0, :, None, 0]  # as little as can be
+    keep = torch.zeros(1, 2, tokens, dtype=torch.bool)
+    keep[..., :16] = keep[..., tokens // 16 * 16 - (16 if tokens == 96 else 0) :] = True
+    out = {b: filled_by_pages(k, v, q, b) for b in (16, 32)}
+    wanted = attention(q, k, v, keep=keep)[0]
+    torch.testing.assert_close(out[32 if tokens == 96 else 16].double(), wanted, rtol=0, atol=1e-4)
+
+
+def filled_by_pages(k, v, q, budget):
+    store = kv.KvStore(recipe_of("quest"), budget=budget, layer=2)
+    store.append(k, v)
+    store.settle(q)
+    return store.attend(q)
+
+
 def test_first_layers_read_everything():
     k, v = random_kv(64)
     assert kv.KvStore(recipe_of("quest"), layer=1).selection is None

@@ -6,7 +6,6 @@ do, larger is kept, as in kvpress 0.5's ``ScorerPress``; nothing of kvpress is i
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -58,29 +57,18 @@ def press(model: Any, scorer: Any, *, budget: int | None = None) -> PressHandle:
     return handle
 
 
-class PressHandle:
+class PressHandle(Handle):
     """Undoes ``press``; also a context manager."""
 
     def __init__(self, attached: Handle, scorer: Any, budget: int | None) -> None:
+        super().__init__(attached.model, attached.before, [])
         self.attached, self.scorer, self.budget = attached, scorer, budget
-        self.hooks: list[Any] = []
 
     def remove(self) -> None:
         """The model computes as it did before; caches keep what they hold."""
         for hook in self.hooks:
             hook.remove()
         self.attached.remove()
-
-    def __enter__(self) -> PressHandle:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.remove()
 
     def evict(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """After an attention layer: scores its tokens and keeps the best."""
