@@ -21,6 +21,7 @@ from typing import Any
 
 from gpu_activation import activation, print_activation
 from gpu_kv import kv, print_kv
+from gpu_prefill import prefill, print_prefill
 from gpu_rates import rates
 from gpu_timing import copies_of, timed, timed_in_turns
 
@@ -61,7 +62,7 @@ def build() -> dict[str, Any]:
 def conformance() -> dict[str, Any]:
     said = run(
         sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider",
-        *(f"tests/python/test_{name}.py" for name in ("cuda", "cuda_kv", "cuda_activation")),
+        *(f"tests/python/test_{name}.py" for name in ("cuda", "cuda_kv", "cuda_activation", "cuda_prefill")),
     )  # fmt: skip
     print(said[-1500:])
     return {"ok": said.startswith("rc 0"), "output": said[-3000:]}
@@ -349,6 +350,7 @@ def run_sections(args: argparse.Namespace) -> dict[str, Any]:
         sections[f"g4 {shape}"] = lambda shape=shape: one_shape_g4(shape, done["copy"]["gb_per_s"])
     for batch in (1, 8):
         sections[f"kv {batch}"] = lambda batch=batch: kv(batch, done["copy"]["gb_per_s"])
+    sections["prefill"] = prefill
     sections["activation"] = lambda: activation(done["copy"]["gb_per_s"])
     for name, section in sections.items():
         named = name in args.sections or name.split()[0] in args.sections
@@ -387,6 +389,7 @@ def main() -> int:
     done = run_sections(args)
     if "copy" in done:
         print(f"{done['copy']['device']}: copies {done['copy']['gb_per_s']:.0f} GB/s")
+    print_prefill(done.get("prefill", []))
     print_activation(done.get("activation", []))
     print_kv([row for name in done if name.startswith("kv") for row in done[name]])
     print_rows(

@@ -106,6 +106,19 @@ py::list kernels(int32_t capability) {
     rows.append(entry);
   }
   const CudaLibrary& library = cuda_library();
+  for (const PrefillCudaRow& row : library.prefill_kernels()) {
+    py::dict entry;
+    entry["name"] = row.name;
+    entry["op"] = "prefill_attention";
+    entry["format"] = "dense";
+    entry["w_dtype"] = name_of(row.dtype);
+    entry["x_dtype"] = name_of(row.dtype);
+    entry["isa"] = "sm80";
+    entry["tile_m"] = row.queries;
+    entry["tile_n"] = kPrefillKeys;
+    entry["runs_here"] = capability >= 80;
+    rows.append(entry);
+  }
   add_activation_rows(library.sparse_input_kernels(), "sparse_input", capability, &rows);
   add_activation_rows(library.sparse_mlp_kernels(), "sparse_mlp", capability, &rows);
   return rows;

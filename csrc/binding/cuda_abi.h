@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "ops/kv_quantize/kv_quantize_cuda.h"
 #include "ops/kv_select/kv_select_cuda.h"
+#include "ops/prefill_attention/prefill_cuda.h"
 #include "ops/sparse_attention/attention_cuda.h"
 #include "ops/sparse_input/sparse_input_cuda.h"
 #include "ops/sparse_mlp/sparse_mlp_cuda.h"
@@ -14,7 +15,7 @@
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 4;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 5;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;
@@ -43,6 +44,8 @@ struct CudaLibrary {
   Status (*sparse_mlp_workspace)(const SparseMlpArgs&, const CudaDevice&, int64_t* bytes);
   Status (*sparse_mlp)(const SparseMlpArgs&, void* workspace, int64_t workspace_bytes,
                        const CudaDevice&, void* stream);
+  std::span<const PrefillCudaRow> (*prefill_kernels)();
+  Status (*prefill)(const PrefillArgs&, const CudaDevice&, void* stream);
 };
 
 inline constexpr const char* kCudaSymbol = "tamis_cuda_library";

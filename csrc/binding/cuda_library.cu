@@ -71,7 +71,9 @@ constexpr CudaLibrary kLibrary{.abi = kCudaAbi,
                                .sparse_input = &sparse_input_cuda,
                                .sparse_mlp_kernels = &sparse_mlp_cuda_kernels,
                                .sparse_mlp_workspace = &sparse_mlp_workspace,
-                               .sparse_mlp = &sparse_mlp_cuda};
+                               .sparse_mlp = &sparse_mlp_cuda,
+                               .prefill_kernels = &prefill_cuda_kernels,
+                               .prefill = &prefill_attention_cuda};
 
 }  // namespace
 }  // namespace tamis

@@ -10,6 +10,8 @@
 #include "base/dtype.h"
 #include "base/status.h"
 #include "binding/array.h"
+#include "binding/cuda.h"
+#include "binding/cuda_abi.h"
 #include "ops/prefill_attention/prefill_attention.h"
 
 namespace tamis::binding {
@@ -19,6 +21,7 @@ namespace {
 // addresses of sink and window, then size of blocks, their addresses and the columns' stride.
 using Array = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
 using List = std::tuple<uintptr_t, int64_t, uintptr_t>;
+using Shape = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 using Pattern = std::tuple<int64_t, uintptr_t, uintptr_t, int64_t, uintptr_t, uintptr_t, int64_t>;
 
 DType float_dtype(int code) {
@@ -44,11 +47,10 @@ PrefillList list(const List& x) {
   return {address<const int32_t>(data), stride, address<const int32_t>(count)};
 }
 
-void attend(std::tuple<int, int> dtypes,
-            std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> shape, const Array& q,
-            const Array& keys, const Array& values, const Array& out, uintptr_t lse, float scale,
-            float softcap, bool causal, int64_t first, uintptr_t begin, const Pattern& pattern,
-            const List& rows, const List& columns) {
+PrefillArgs arguments(std::tuple<int, int> dtypes, Shape shape, const Array& q, const Array& keys,
+                      const Array& values, const Array& out, uintptr_t lse, float scale,
+                      float softcap, bool causal, int64_t first, uintptr_t begin,
+                      const Pattern& pattern, const List& rows, const List& columns) {
   PrefillArgs args{.q_dtype = float_dtype(std::get<0>(dtypes)),
                    .kv_dtype = float_dtype(std::get<1>(dtypes)),
                    .q = array(q),
@@ -72,12 +74,31 @@ void attend(std::tuple<int, int> dtypes,
   args.sink = address<const int32_t>(sink);
   args.window = address<const int32_t>(window);
   args.blocks = {size, address<const int32_t>(offsets), address<const int32_t>(blocks), stride};
+  return args;
+}
+
+void attend(std::tuple<int, int> dtypes, Shape shape, const Array& q, const Array& keys,
+            const Array& values, const Array& out, uintptr_t lse, float scale, float softcap,
+            bool causal, int64_t first, uintptr_t begin, const Pattern& pattern, const List& rows,
+            const List& columns) {
+  const PrefillArgs args = arguments(dtypes, shape, q, keys, values, out, lse, scale, softcap,
+                                     causal, first, begin, pattern, rows, columns);
   Status status;
   {
     const py::gil_scoped_release release;
     status = prefill_attention(args);
   }
   raise_if_error(status);
+}
+
+// The same on a device and stream; nothing waits, and lists are not read.
+void attend_cuda(int32_t device, uintptr_t stream, std::tuple<int, int> dtypes, Shape shape,
+                 const Array& q, const Array& keys, const Array& values, const Array& out,
+                 uintptr_t lse, float scale, float softcap, bool causal, int64_t first,
+                 uintptr_t begin, const Pattern& pattern, const List& rows, const List& columns) {
+  const PrefillArgs args = arguments(dtypes, shape, q, keys, values, out, lse, scale, softcap,
+                                     causal, first, begin, pattern, rows, columns);
+  raise_if_error(cuda_library().prefill(args, cuda_device(device), address<void>(stream)));
 }
 
 }  // namespace
@@ -87,6 +108,9 @@ void bind_prefill(py::module_& m) {
   m.def("prefill_attention", &attend, "dtypes"_a, "shape"_a, "q"_a, "keys"_a, "values"_a, "out"_a,
         "lse_ptr"_a, "scale"_a, "softcap"_a, "causal"_a, "first"_a, "begin_ptr"_a, "pattern"_a,
         "rows"_a, "columns"_a);
+  m.def("cuda_prefill_attention", &attend_cuda, "device"_a, "stream"_a, "dtypes"_a, "shape"_a,
+        "q"_a, "keys"_a, "values"_a, "out"_a, "lse_ptr"_a, "scale"_a, "softcap"_a, "causal"_a,
+        "first"_a, "begin_ptr"_a, "pattern"_a, "rows"_a, "columns"_a);
 }
 
 }  // namespace tamis::binding

@@ -590,6 +590,27 @@ def cuda_sparse_mlp(
 ) -> int:
     """``sparse_mlp`` on a device and stream; 0, or the bytes of workspace that it wants."""
 
+def cuda_prefill_attention(
+    device: int,
+    stream: int,
+    dtypes: tuple[int, int],
+    shape: tuple[int, int, int, int, int, int],
+    q: tuple[int, int, int, int],
+    keys: tuple[int, int, int, int],
+    values: tuple[int, int, int, int],
+    out: tuple[int, int, int, int],
+    lse_ptr: int,
+    scale: float,
+    softcap: float,
+    causal: bool,
+    first: int,
+    begin_ptr: int,
+    pattern: tuple[int, int, int, int, int, int, int],
+    rows: tuple[int, int, int],
+    columns: tuple[int, int, int],
+) -> None:
+    """``prefill_attention`` on a device and stream, whose lists it does not check."""
+
 class CudaMatrix:
     """A packed weight on a device, with a plan per number of tokens. Borrows all memory."""
 

@@ -25,6 +25,9 @@ MAX_INSTRUCTIONS, MAX_POPC = 240, 0  # sm_90a, one record of t16, 8 tokens
 MAX_CODES = 170  # the same of g4
 MAX_SPARSE24 = 30  # the same of m24, whose loop takes several
 MAX_DOTS, MAX_ROW_SUMS = 100, 200  # sm_90, 1024 weights of sparse_mlp's rows, of listed rows
+# Prompts: registers of two blocks of 128 threads on an SM, and instructions of the shortest loop with
+# products, two steps of 16 channels of the scores, for each product on sm_90.
+MAX_PREFILL_REGISTERS, MAX_PREFILL = 255, 2.3
 # Attention on sm_90: registers, and instructions of a page or tile with all its rarely taken branches
 # (softcap, masks, a new largest score: some 300). DRAM of an H100 leaves 4 * 353 issue slots a page
 # of 4 bits at d = 128, 4 * 212 at 2 bits, 4 * 565 for 16 tokens of bf16.
@@ -98,6 +101,9 @@ def label(arch: str, name: str) -> str:
         return f"spmm_{form} {dtype} {8 * int(match[3])} tokens {arch}"
     if match := re.search(r"PageConfigILi(\d)ELi(\d+)E", name):
         return f"sparse_attention {match[1]} bits d {match[2]} {arch}"
+    if match := re.search(r"PrefillConfigI\w*DTypeE(\d)ELi(\d+)ELi(\d)E", name):
+        dtype = "f16" if match[1] == "1" else "bf16"
+        return f"prefill_attention {dtype} d {match[2]} q {64 * int(match[3])} {arch}"
     if match := re.search(r"RowConfigILNS_\dDTypeE(\d)ELi(\d+)E", name):
         return f"sparse_attention {'f16' if match[1] == '1' else 'bf16'} d {match[2]} {arch}"
     if match := re.search(r"(sparse_input|sparse_mlp_(?:gate|up|down))\w*DTypeE(\d)E", name):
@@ -133,6 +139,8 @@ def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
     if "PackedFormatE1" in name or "PackedFormatE2" in name:  # of one of the loop's records
         products = 2 if "PackedFormatE1" in name else 4  # at 8 tokens
         size = size * products // max(loop["HMMA"], products)
+    if "prefill_attention" in name and arch == "sm_90" and size > MAX_PREFILL * loop["HMMA"]:
+        wrong.append(f"{size} instructions for {loop['HMMA']} products, wanted {MAX_PREFILL} each")
     if activation(name):  # of 1024 weights: two products for each with factors in two parts
         size = size * (8 if "sparse_mlp_down" in name else 4) // max(loop["HMMA"], 1)
     if most is not None and size > most:
@@ -154,9 +162,11 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     four_blocks = "PageConfigILi4E" in name  # of 128 threads
     wide = (attention and not four_blocks) or alone
     most = MAX_ATTENTION_REGISTERS if wide else MAX_REGISTERS
+    prefill = "prefill_attention" in name
+    most = MAX_PREFILL_REGISTERS if prefill else most
     if used > most:
         wrong.append(f"{used} registers, wanted at most {most}")
-    if attention or activation(name) or "spmm_t16" in name:
+    if attention or prefill or activation(name) or "spmm_t16" in name:
         wrong += loop_problems(arch, name, loop)
     counts = ", ".join(f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", "HMMA", "LDGSTS"))
     sys.stdout.write(
@@ -178,8 +188,8 @@ def main() -> int:
     used = registers(run(tool, "--dump-resource-usage", library))
     found = functions(run(tool, "--dump-sass", library))
     # On three architectures: three formats with four token tiles in two dtypes, ten attentions, ten for
-    # the rest of a KV cache, four of activations in two dtypes; the expansions on two of them.
-    wanted = 3 * (24 + 10 + 10 + 8) + 3 * 2
+    # the rest of a KV cache, four of activations in two dtypes, eight of prompts; the expansions on two.
+    wanted = 3 * (24 + 10 + 10 + 8 + 8) + 3 * 2
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

@@ -34,18 +34,25 @@ struct SharedList {
   }
 };
 
-// Which of tokens' inputs 32 group + lane count: bit t.
+// An input of all tokens: their elements, and the bits of those that count.
+struct InputColumn {
+  uint16_t x[kCudaTokens];
+  uint32_t counting = 0;
+};
+
 template <DType kType>
-TAMIS_DEVICE uint32_t counting(const SparseInputParams& p, int32_t input) {
-  uint32_t bits = 0;
-  if (input < p.k) {
-    const float bound = dev::load_volatile(p.threshold + input);
-    for (int32_t t = 0; t < p.sum.m; ++t) {
-      const float x = widen_half<kType>(dev::load_volatile(p.x + t * p.x_stride + input));
-      bits |= (x < 0 ? -x : x) < bound ? 0u : 1u << t;  // a NaN counts
-    }
+TAMIS_DEVICE InputColumn load_column(const SparseInputParams& p, int32_t input) {
+  InputColumn c;
+  const bool exists = input < p.k;
+  const float bound = exists ? dev::load_volatile(p.threshold + input) : 0.0f;
+#pragma unroll
+  for (int32_t t = 0; t < kCudaTokens; ++t) {  // all on their way at once
+    const bool there = exists && t < p.sum.m;
+    c.x[t] = there ? dev::load_volatile(p.x + t * p.x_stride + input) : uint16_t{0};
+    const float x = widen_half<kType>(c.x[t]);
+    c.counting |= there && !((x < 0 ? -x : x) < bound) ? 1u << t : 0u;  // a NaN counts
   }
-  return bits;
+  return c;
 }
 
 // Makes the list of this block and returns its length.
@@ -60,8 +67,9 @@ TAMIS_DEVICE int32_t list_inputs(const SparseInputParams& p) {
     return 32 * (group * p.sum.splits + static_cast<int32_t>(dev::block_index_y())) +
            static_cast<int32_t>(lane);
   };
+#pragma unroll 4
   for (auto g = static_cast<int32_t>(warp); g < groups; g += kRowSumWarps) {
-    const uint32_t word = dev::ballot(counting<kType>(p, input_of(g)) != 0);
+    const uint32_t word = dev::ballot(load_column<kType>(p, input_of(g)).counting != 0);
     if (lane == 0) dev::store_shared<uint32_t>(words + 4 * static_cast<uint32_t>(g), word);
   }
   dev::sync_block();
@@ -84,19 +92,22 @@ TAMIS_DEVICE int32_t list_inputs(const SparseInputParams& p) {
     if (lane == 0) dev::store_shared<uint32_t>(kInputCountAt, before);
   }
   dev::sync_block();
+#pragma unroll 4
   for (auto g = static_cast<int32_t>(warp); g < groups; g += kRowSumWarps) {
+    const int32_t input = input_of(g);
+    const InputColumn c = load_column<kType>(p, input);
     const auto word = dev::load_shared<uint32_t>(words + 4 * static_cast<uint32_t>(g));
-    if ((word >> lane & 1) == 0) continue;
     const auto start = dev::load_shared<uint32_t>(starts + 4 * static_cast<uint32_t>(g));
     const uint32_t at =
         start + static_cast<uint32_t>(dev::popcount(word & ((uint32_t{1} << lane) - 1)));
-    const int32_t input = input_of(g);
-    const uint32_t bits = counting<kType>(p, input);
+    if ((word >> lane & 1) == 0) continue;
     dev::store_shared<int32_t>(ids + 4 * at, input);
-    for (uint32_t t = 0; t < m; ++t) {
-      const uint16_t x = dev::load_volatile(p.x + int64_t{t} * p.x_stride + input);
-      dev::store_shared<uint16_t>(factors + 4 * (at / 2 * m + t) + 2 * (at % 2),
-                                  (bits >> t & 1) != 0 ? x : uint16_t{0});
+#pragma unroll
+    for (uint32_t t = 0; t < kCudaTokens; ++t) {
+      if (t < m) {
+        dev::store_shared<uint16_t>(factors + 4 * (at / 2 * m + t) + 2 * (at % 2),
+                                    (c.counting >> t & 1) != 0 ? c.x[t] : uint16_t{0});
+      }
     }
   }
   const auto count = dev::load_shared<uint32_t>(kInputCountAt);

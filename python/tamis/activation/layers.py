@@ -21,8 +21,8 @@ def by_column(weight: Tensor) -> Tensor:
 
 
 def _few(x: Tensor) -> int:
-    """Most tokens of a step of decoding: those that share a pass of the kernels."""
-    return cuda_activation.TOKENS if x.is_cuda else TOKENS
+    """Most tokens of a step of decoding that leaves weights out."""
+    return cuda_activation.DECODED if x.is_cuda else TOKENS
 
 
 def _decodes(x: Tensor, width: int, *weights: Tensor) -> bool:
@@ -41,7 +41,7 @@ def _decodes(x: Tensor, width: int, *weights: Tensor) -> bool:
 class InputSparseLinear(nn.Module):
     """y [..., out] = x [..., in] @ w.T + bias with |x[k]| < threshold[k] counting as zero.
 
-    Up to 4 tokens (8 on CUDA) read only the columns of w that some of them needs; more tokens, devices
+    Up to 4 tokens (one on CUDA) read only the columns of w that some of them needs; more tokens, devices
     without kernels and training multiply densely, with the same inputs set to zero unless ``prompts``
     is false.
 
@@ -80,7 +80,7 @@ class InputSparseLinear(nn.Module):
 class SparseMLP(nn.Module):
     """down(a * up(x)), a = f(gate(x)) with |a[j]| < threshold[j] counting as zero.
 
-    Up to 4 tokens (8 on CUDA) read only the rows of up and columns of down of the neurons that some of
+    Up to 4 tokens (one on CUDA) read only the rows of up and columns of down of the neurons that some of
     them needs; more tokens, devices without kernels and training multiply densely, with the same
     activations set to zero unless ``prompts`` is false.
 

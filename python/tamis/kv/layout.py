@@ -30,7 +30,7 @@ class LayoutPast(Ragged):
                 continue
             seen = prompt_blocks(self.layout, k.shape[1], q.shape[2])
             offsets, columns = compressed_rows(seen)
-            blocks = Blocks(self.layout.block, offsets, columns)
+            blocks = Blocks(self.layout.block, offsets.to(q.device), columns.to(q.device))
             found = prefill_attention(q, k, v, Pattern(blocks=blocks), scale=tail.scale)
             out[i : i + 1, :, first:] = found[0]
         return out

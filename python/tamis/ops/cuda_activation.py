@@ -16,6 +16,10 @@ from tamis.ops.cuda_memory import with_workspace
 TOKENS = 8
 """Tokens that share one pass over the weights."""
 
+DECODED = 1
+"""Tokens for which layers leave weights out: with four the union of what they need is nearly all, and
+torch's dense products are as fast or faster (bench/RESULTS.md)."""
+
 _LARGEST = 1 << 15  # inputs of one token that shared memory holds
 
 

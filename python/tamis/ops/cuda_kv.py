@@ -91,6 +91,13 @@ def sparse_attention(
     with_workspace(device, run)
 
 
+def prefill_attention(q: Tensor, *rest: Any) -> None:
+    """Attention of a prompt; rest: everything of the core's ``prefill_attention``."""
+    device = _place(q)
+    with torch.cuda.device(device), core_errors():
+        _C.cuda_prefill_attention(device, raw_stream(device), *rest)
+
+
 def kv_estimate(
     what: tuple[int, tuple[int, int, int, int]],
     rows: Tensor,

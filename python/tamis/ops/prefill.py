@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tamis import _C
 from tamis.errors import TamisValueError
+from tamis.ops import cuda_kv
 from tamis.ops.handle import core_errors
 from tamis.ops.kv_quantize import float_code, rows_of
 
@@ -103,7 +104,9 @@ def prefill_attention(
     exists on the way.
 
     Args:
-        q: [b, h, n, d] float32, float16 or bfloat16 on the CPU, h a multiple of the KV heads.
+        q: [b, h, n, d] float32, float16 or bfloat16 on the CPU or a CUDA device, h a multiple of the
+            KV heads. On CUDA all three are float16 or all bfloat16, d is 64 or 128, and blocks come
+            without rows and columns; nothing there is read by the host, so lists are not checked.
         k: [b, g, s, d] of one such dtype.
         v: Like k.
         pattern: What each query sees.
@@ -112,41 +115,48 @@ def prefill_attention(
 
     Raises:
         TamisTypeError: A dtype or device has no kernel.
+        TamisUnsupported: On CUDA, operands that no kernel takes, or CUDA is off.
         TamisValueError: Shapes disagree, or a list is out of range or order.
     """
-    codes = (float_code("prefill_attention", q), float_code("prefill_attention", k))
+    op = "prefill_attention"
+    codes = (float_code(op, q, cuda=True), float_code(op, k, cuda=True))
     b, h, n, d = q.shape
     g, s = k.shape[1:3]
-    if k.shape != (b, g, s, d) or v.shape != k.shape or v.dtype != k.dtype or g == 0 or h % g != 0:
+    alike = v.shape == k.shape and v.dtype == k.dtype and {k.device, v.device} == {q.device}
+    if k.shape != (b, g, s, d) or not alike or g == 0 or h % g != 0:
         raise TamisValueError(
             f"prefill_attention: q, k, v: got shapes {list(q.shape)}, {list(k.shape)}, "
             f"{list(v.shape)}, wanted [b, h, n, d] and [b, g, s, d] twice of one dtype with h a "
-            "multiple of g."
+            "multiple of g, all on one device."
         )
     start = s - n if pattern.first is None else pattern.first
-    held: list[Tensor] = []  # alive until the call is over
     q, k, v = rows_of(q), rows_of(k), rows_of(v)
     make = torch.empty if pattern.rows is None else torch.zeros
-    out = make(b, n, h, d, dtype=q.dtype).transpose(1, 2)
-    lse = torch.empty(b, h, n) if pattern.rows is None else torch.full((b, h, n), float("-inf"))
-    with core_errors():
-        _C.prefill_attention(
-            codes,
-            (b, h, g, n, s, d),
-            _array(q),
-            _array(k),
-            _array(v),
-            _array(out),
-            lse.data_ptr(),
-            d**-0.5 if scale is None else scale,
-            softcap,
-            pattern.causal,
-            start,
-            _list("begin", pattern.begin, b, held),
-            _pattern(pattern.spans, pattern.blocks, s, held),
-            _subset("rows", pattern.rows, b, held),
-            _subset("columns", pattern.columns, b, held),
-        )
+    out = make(b, n, h, d, dtype=q.dtype, device=q.device).transpose(1, 2)
+    lse = torch.full((b, h, n), float("-inf"), device=q.device)
+    lists = _Lists(q.device)
+    arguments = (
+        codes,
+        (b, h, g, n, s, d),
+        _array(q),
+        _array(k),
+        _array(v),
+        _array(out),
+        lse.data_ptr(),
+        d**-0.5 if scale is None else scale,
+        softcap,
+        pattern.causal,
+        start,
+        lists.address("begin", pattern.begin, b),
+        _pattern(pattern.spans, pattern.blocks, s, lists),
+        _subset("rows", pattern.rows, b, lists),
+        _subset("columns", pattern.columns, b, lists),
+    )
+    if q.is_cuda:
+        cuda_kv.prefill_attention(q, *arguments)
+    else:
+        with core_errors():
+            _C.prefill_attention(*arguments)
     return out, lse
 
 
@@ -156,7 +166,7 @@ def _array(x: Tensor) -> tuple[int, int, int, int]:
 
 
 def _pattern(
-    spans: Spans | None, blocks: Blocks | None, tokens: int, held: list[Tensor]
+    spans: Spans | None, blocks: Blocks | None, tokens: int, lists: _Lists
 ) -> tuple[int, int, int, int, int, int, int]:
     """Heads, addresses of sink and window, size of blocks, their addresses and width."""
     heads = 1
@@ -166,8 +176,8 @@ def _pattern(
         heads = blocks.offsets.shape[0]
     sink = window = offsets = columns = size = width = 0
     if spans is not None:
-        sink = _list("spans.sink", spans.sink, heads, held)
-        window = _list("spans.window", spans.window, heads, held)
+        sink = lists.address("spans.sink", spans.sink, heads)
+        window = lists.address("spans.window", spans.window, heads)
     if blocks is not None:
         size, width = blocks.size, blocks.columns.shape[-1]
         if size < 1:
@@ -175,27 +185,34 @@ def _pattern(
                 f"prefill_attention: blocks.size: got {size}, wanted 1 token or more."
             )
         each = -(-tokens // size) + 1
-        offsets = _list("blocks.offsets", blocks.offsets, heads * each, held)
-        columns = _list("blocks.columns", blocks.columns, heads * width, held)
+        offsets = lists.address("blocks.offsets", blocks.offsets, heads * each)
+        columns = lists.address("blocks.columns", blocks.columns, heads * width)
     return heads, sink, window, size, offsets, columns, width
 
 
-def _subset(name: str, x: Subset | None, b: int, held: list[Tensor]) -> tuple[int, int, int]:
+def _subset(name: str, x: Subset | None, b: int, lists: _Lists) -> tuple[int, int, int]:
     if x is None:
         return 0, 0, 0
     width = x.index.shape[-1]
-    index = _list(name, x.index, b * width, held)
-    return index, width, _list(f"{name}.count", x.count, b, held)
+    index = lists.address(name, x.index, b * width)
+    return index, width, lists.address(f"{name}.count", x.count, b)
 
 
-def _list(name: str, x: Tensor | None, size: int, held: list[Tensor]) -> int:
-    """Address of a list, kept alive in ``held``; 0 for none. An empty one still has an address."""
-    if x is None:
-        return 0
-    if x.dtype != torch.int32 or not x.is_cpu or x.numel() != size:
-        raise TamisValueError(
-            f"prefill_attention: {name}: got {x.dtype} of shape {list(x.shape)} on {x.device}, "
-            f"wanted torch.int32 with {size} elements on cpu."
-        )
-    held.append(x.contiguous() if size else torch.zeros(1, dtype=torch.int32))
-    return held[-1].data_ptr()
+class _Lists:
+    """Addresses of lists on one device, which live until the call is over."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.held = device, list[Tensor]()
+
+    def address(self, name: str, x: Tensor | None, size: int) -> int:
+        """0 for none; an empty one still has an address."""
+        if x is None:
+            return 0
+        if x.dtype != torch.int32 or x.device != self.device or x.numel() != size:
+            raise TamisValueError(
+                f"prefill_attention: {name}: got {x.dtype} of shape {list(x.shape)} on {x.device}, "
+                f"wanted torch.int32 with {size} elements on {self.device}."
+            )
+        some = x.contiguous() if size else torch.zeros(1, dtype=torch.int32, device=self.device)
+        self.held.append(some)
+        return some.data_ptr()

@@ -1,0 +1,52 @@
+// prefill_attention from sm_80 on.
+#include "base/cuda/launch.h"
+#include "ops/prefill_attention/prefill.cuh"
+
+namespace tamis {
+namespace {
+
+struct PrefillGrid {
+  PrefillParams params;
+  int32_t tiles;
+};
+
+template <class Config>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kPrefillThreads, 2)
+    prefill_attention_kernel(const PrefillGrid g) {
+  prefill<Config>(g.params, g.tiles);
+}
+
+template <class Config>
+Status run(const PrefillArgs& a, const CudaDevice& device, void* stream) {
+  static std::atomic<uint64_t> allowed{0};
+  TAMIS_RETURN_IF_ERROR(allow_shared_memory("prefill_attention", &prefill_attention_kernel<Config>,
+                                            allowed, device.index, Config::kSharedBytes));
+  const int32_t tiles = prefill_tiles(a, Config::kQueries);
+  if (tiles == 0) return {};
+  return launch(
+      "prefill_attention",
+      {.grid = dim3(static_cast<uint32_t>(tiles), static_cast<uint32_t>(a.batch * a.heads)),
+       .threads = kPrefillThreads,
+       .shared_bytes = static_cast<size_t>(Config::kSharedBytes),
+       .early = device.capability >= 90,
+       .stream = stream},
+      &prefill_attention_kernel<Config>, PrefillGrid{prefill_params(a, Config::kQueries), tiles});
+}
+
+// In the order of prefill_cuda_kernels(), from the same list.
+constexpr Status (*kLaunchers[])(const PrefillArgs&, const CudaDevice&, void*) = {
+#define TAMIS_PREFILL_CUDA(dtype, d, row_tiles) &run<PrefillConfig<DType::dtype, d, row_tiles>>,
+#include "ops/prefill_attention/kernels_cuda.def"
+#undef TAMIS_PREFILL_CUDA
+};
+
+}  // namespace
+
+Status prefill_attention_cuda(const PrefillArgs& a, const CudaDevice& device, void* stream) {
+  TAMIS_RETURN_IF_ERROR(check_prefill_cuda(a));
+  if (a.batch * a.heads * a.queries == 0) return {};
+  const PrefillCudaRow* row = choose_prefill_cuda(a);
+  return kLaunchers[row - prefill_cuda_kernels().data()](a, device, stream);
+}
+
+}  // namespace tamis

@@ -1,0 +1,114 @@
+"""Attention of prompts on a CUDA device, within rounding what the CPU computes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tamis.errors import TamisUnsupported, TamisValueError
+from tamis.ops import cuda
+from tamis.ops.prefill import CAUSAL, Blocks, Pattern, Spans, Subset, prefill_attention
+
+needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
+
+
+def moved(x: object) -> object:
+    """The same with every tensor on the device."""
+    if isinstance(x, Tensor):
+        return x.cuda()
+    if isinstance(x, Pattern | Spans | Blocks | Subset):
+        return type(x)(**{name: moved(value) for name, value in vars(x).items()})
+    return x
+
+
+def some_of(b: int, n: int) -> Subset:
+    width = n // 2 + 1
+    index = torch.stack([torch.randperm(n)[:width].sort()[0] for _ in range(b)]).int()
+    return Subset(index, torch.randint(1, width + 1, (b,), dtype=torch.int32))
+
+
+def blocks(size: int, heads: int, tokens: int, share: float) -> Blocks:
+    count = -(-tokens // size)
+    seen = torch.rand(heads, count, count) < share
+    offsets = torch.zeros(heads, count + 1, dtype=torch.int32)
+    offsets[:, 1:] = seen.sum(-1).cumsum(-1)
+    columns = torch.zeros(heads, int(offsets.max()), dtype=torch.int32)
+    for h in range(heads):
+        found = seen[h].nonzero()[:, 1].int()
+        columns[h, : len(found)] = found
+    return Blocks(size, offsets, columns)
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, softcap: float = 0.0) -> None:
+    want, want_lse = prefill_attention(q.float(), k.float(), v.float(), pattern, softcap=softcap)
+    on = moved(pattern)
+    assert isinstance(on, Pattern)
+    runs = [prefill_attention(q.cuda(), k.cuda(), v.cuda(), on, softcap=softcap) for _ in range(2)]
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])
+    torch.testing.assert_close(runs[0][0].cpu().float(), want, rtol=1e-2, atol=1.5e-2)
+    torch.testing.assert_close(runs[0][1].cpu(), want_lse, rtol=1e-4, atol=1e-3)
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("d", [64, 128])
+def test_every_limit(dtype: torch.dtype, d: int) -> None:
+    b, h, g, n, s = 2, 8, 2, 333, 700
+    q = torch.randn(b, h, n, d).to(dtype)
+    k, v = torch.randn(2, b, g, s, d).to(dtype)
+    pads = torch.tensor([0, 450], dtype=torch.int32)
+    spans = Spans(
+        torch.randint(0, 90, (h,), dtype=torch.int32),
+        torch.randint(1, 300, (h,), dtype=torch.int32),
+    )
+    for pattern in (
+        CAUSAL,
+        Pattern(causal=False),
+        Pattern(begin=pads, spans=spans),
+        Pattern(rows=some_of(b, n), columns=some_of(b, s)),
+        Pattern(columns=some_of(b, s), spans=spans, begin=pads),
+        Pattern(blocks=blocks(64, g, s, 0.4)),
+        Pattern(blocks=blocks(128, 1, s, 0.5), begin=pads),
+        Pattern(blocks=blocks(100, h, s, 0.3), spans=spans),
+        Pattern(blocks=blocks(16, g, s, 0.3)),
+    ):
+        check(q, k, v, pattern)
+    check(q, k, v, CAUSAL, softcap=5.0)
+    check(q[:, :, :1], k, v, CAUSAL)
+
+
+@needs_device
+def test_strided_operands_and_long_prompts() -> None:
+    x = torch.randn(1, 4000, 6, 128).bfloat16()  # tokens first, as projections leave them
+    q, k, v = x[:, :, :4].transpose(1, 2), x[:, :, 4:5].transpose(1, 2), x[:, :, 5:].transpose(1, 2)
+    check(q, k, v, CAUSAL)
+    check(q, k, v, Pattern(rows=some_of(1, 4000), columns=some_of(1, 4000)))
+
+
+@needs_device
+def test_refuses_what_has_no_kernel() -> None:
+    q = torch.randn(1, 2, 64, 80, device="cuda").bfloat16()
+    with pytest.raises(TamisUnsupported, match="head_dim 80, wanted f16 or bf16 for both and 64"):
+        prefill_attention(q, q, q)
+    q = torch.randn(1, 2, 64, 64, device="cuda")
+    with pytest.raises(TamisUnsupported, match="got q of f32"):
+        prefill_attention(q, q, q)
+    q = q.bfloat16()
+    with pytest.raises(TamisValueError, match="begin: got torch.int32"):
+        prefill_attention(q, q, q, Pattern(begin=torch.zeros(1, dtype=torch.int32)))
+
+
+@needs_device
+def test_replays_in_a_graph() -> None:
+    q = torch.randn(1, 4, 500, 64, device="cuda").bfloat16()
+    k, v = torch.randn(2, 1, 2, 500, 64, device="cuda").bfloat16()
+    prefill_attention(q, k, v)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, lse = prefill_attention(q, k, v)
+    for _ in range(2):
+        q.normal_()
+        graph.replay()
+        want = prefill_attention(q, k, v)
+        assert torch.equal(out, want[0])
+        assert torch.equal(lse, want[1])
