@@ -70,8 +70,20 @@ def conformance() -> dict[str, Any]:
 
 SMALL = """
 import torch, tamis
+from tamis.activation.layers import by_column
+from tamis.ops.prefill import Pattern, Subset, prefill_attention
+from tamis.ops.sparse_input import sparse_input
+from tamis.ops.sparse_mlp import sparse_mlp
 from tamis.ops.spmm import spmm
 torch.manual_seed(1)
+half = torch.arange(0, 150, 2, device="cuda").int().view(1, -1)
+prompt = torch.randn(3, 1, 4, 150, 64, device="cuda").bfloat16()
+prefill_attention(*prompt)
+prefill_attention(*prompt, Pattern(rows=Subset(half), columns=Subset(half)))
+x, gate = (torch.randn(n, 72, device="cuda").bfloat16() for n in (3, 200))
+down = by_column(torch.randn(136, 200, device="cuda").bfloat16())
+sparse_mlp(x, gate, gate, down, torch.full((200,), 3.0, device="cuda"))
+sparse_input(x, by_column(gate), torch.full((72,), 0.7, device="cuda"))
 k, v = torch.randn(2, 1, 2, 200, 64, device="cuda").bfloat16()
 q = torch.randn(1, 8, 1, 64, device="cuda").bfloat16()
 for method, budget in (("full", None), ("kivi4", None), ("quest", 64), ("double_sparsity", 64)):

@@ -70,6 +70,10 @@ def tiles() -> list[Tile]:
         waves = 32 * 128 * bits / 8 / 128 * 3 + 32
         found.append(Tile(f"attention, {bits} bits, d 128", f"PageConfigILi{bits}ELi128E",
                           32 * 512, record, waves, 48))  # fmt: skip
+    # 1024 weights that are read, of a token: how far from DRAM's rate the rest keeps them.
+    found.append(Tile("sparse_mlp, rows", "sparse_mlp_gate DTypeE2", 2048, 2048, 8, 4))
+    found.append(Tile("sparse_mlp, listed rows", "sparse_mlp_down DTypeE2", 2048, 2048, 0, 8))
+    found.append(Tile("sparse_input", "sparse_input_kernel DTypeE2", 2048, 2048, 3, 4))
     found.append(Tile("attention, bf16, d 128", "RowConfig DTypeE2ELi128E", 8192, 8192, 2 * 64, 16))
     return found
 
