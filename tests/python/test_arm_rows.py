@@ -48,8 +48,9 @@ def test_every_x86_vector_row_has_one_on_aarch64(op: str) -> None:
     assert not missing
 
 
-# Products of many tokens in integers: both ways of x86 are smmla's on AArch64.
-ELSEWHERE = {"int8quads": "pairs"}
+# Products of many tokens in integers: both ways of x86 are smmla's on AArch64. What x86 does with
+# a few tokens laid side by side, skip does there.
+ELSEWHERE = {"int8quads": "pairs", "strips": "skip"}
 
 
 def test_every_x86_vector_file_has_one_on_aarch64() -> None:
