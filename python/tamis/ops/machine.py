@@ -26,6 +26,7 @@ ROWS = 1024
 _COLD_BYTES = 160 << 20  # at least, and more than the caches
 _DENSE_S = 0.03  # per point and round
 _KERNEL_CALLS = 20
+_SCALE_TOKENS = (1, 4, 16, 64, 256)
 _ROUNDS = 3
 _TIMED_FORMATS = ("bitmap", "csr", "csr8", "nm", "block")  # the others follow the rest
 
@@ -179,8 +180,7 @@ def _measure_weights(figures: Any, threads: int, say: Callable[[str], None]) -> 
 def _scale_of(name: str, a: _C.Matrix, fewest: int) -> float:
     """Measured over expected time, for two of the numbers of tokens that it is chosen for."""
     ratios = []
-    fit = [m for m in TOKENS if m >= fewest][:3]
-    for m in (fit[0], fit[-1]):
+    for m in [m for m in _SCALE_TOKENS if m >= fewest][:2]:
         expected = _C.compute_ns(name, m, a.rows, a.cols, a.nnz)
         ratios.append(min(_C.time_spmm(name, [a], m, _KERNEL_CALLS)) / expected)
     return float(np.sqrt(ratios[0] * ratios[1]))
