@@ -346,7 +346,7 @@ def test_bad_budgets_are_refused():
         ("h2o", None, "wanted the tokens per KV head"),
         ("h2o", 0, "wanted at least 32"),
         ("streaming", 4, "4 first and 1 latest"),
-        ("quest", 0, "wanted at least 1"),
+        ("quest", 0, "wanted at least 2: 1 first and 1 latest"),
         ("kivi3", None, "wanted one of adakv_snapkv, alisa"),
     ]:
         with pytest.raises(TamisValueError, match=message):
