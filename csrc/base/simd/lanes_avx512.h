@@ -46,8 +46,8 @@ TAMIS_INLINE void store(F32 v, float* p) {
   _mm512_storeu_ps(p, v);
 }
 
-// e^x for x <= 0 within 2 units in the last place; exactly 0 below -87. Those lanes are masked, as a
-// vscalefps that underflows takes 250 cycles of microcode on Emerald Rapids.
+// e^x for x <= 0 within 2 units in the last place; exactly 0 below -87. Those lanes are masked, as
+// a vscalefps that underflows takes 250 cycles of microcode on Emerald Rapids.
 TAMIS_INLINE F32 exp(F32 x) {
   const __mmask16 present = _mm512_cmp_ps_mask(x, splat(-87.0f), _CMP_NLT_UQ);
   const F32 n = _mm512_roundscale_ps(mul(x, splat(0x1.715476p+0f)), _MM_FROUND_TO_NEAREST_INT);

@@ -82,8 +82,8 @@ constexpr int64_t row_step(const SpmmRow& row, const MatrixView& w) {
 std::span<const SpmmRow> spmm_kernels();
 
 // Of the rows that fit, desc.m >= from_m included, the first unless a later one is expected to be
-// clearly faster (cost.h), or the first is not known to the cost model and the later one is; null if
-// none. Pure: the AVX-512 choice can be asked for on any host.
+// clearly faster (cost.h), or the first is not known to the cost model and the later one is; null
+// if none. Pure: the AVX-512 choice can be asked for on any host.
 const SpmmRow* choose_spmm(const SpmmDesc& desc, IsaBits isa);
 
 // Checks the arguments, chooses for this host and runs on the pool. Allocates nothing.
