@@ -2,13 +2,13 @@
 // of fixed size, the same bytes on every backend; records stand one after another, so an array of
 // them can be mapped and any page found by multiplication.
 //
-// | part         | elements                          | what                                       |
-// | key_codes    | u32 [tokens/16][d/n][16]          | lane = token, the n codes of a word =
-// channels | | value_codes  | u32 [d/16][tokens/n][16]          | lane = channel, the n codes =
-// tokens        | | key_scale    | f16 [d]                           | per channel over the page's
-// tokens          | | key_min      | f16 [d]                           | | | value_scale  | f16
-// [d/group][tokens]             | per token over a group of channels          | | value_min    |
-// f16 [d/group][tokens]             |                                             |
+// | part        | elements                 | what                                            |
+// | key_codes   | u32 [tokens/16][d/n][16] | lane = token, the n codes of a word = channels  |
+// | value_codes | u32 [d/16][tokens/n][16] | lane = channel, the n codes of a word = tokens  |
+// | key_scale   | f16 [d]                  | per channel over the page's tokens              |
+// | key_min     | f16 [d]                  | the same                                        |
+// | value_scale | f16 [d/group][tokens]    | per token over a group of channels              |
+// | value_min   | f16 [d/group][tokens]    | the same                                        |
 //
 // x = min + scale * code. n = 32 / bits codes a word, bits = 2, 4 or 8; code j of a word is at bit
 // code_shift(j): even codes in the low half, odd ones in the high half, so that one shift aligns a
