@@ -317,17 +317,17 @@ void run(const PrefillRow& row, const int64_t* number) {
   const std::vector<float> x(size(n * d), 0.1f);
   std::vector<float> out(size(n * d));
   const PrefillArray all{.data = x.data(), .token_stride = d};
-  must(prefill_attention_on(row.isa, {.batch = 1,
-                                      .heads = 1,
-                                      .kv_heads = 1,
-                                      .queries = n,
-                                      .tokens = n,
-                                      .head_dim = d,
-                                      .q = all,
-                                      .keys = all,
-                                      .values = all,
-                                      .out = out.data(),
-                                      .out_token_stride = d}));
+  must(prefill_attention_by(row, {.batch = 1,
+                                  .heads = 1,
+                                  .kv_heads = 1,
+                                  .queries = n,
+                                  .tokens = n,
+                                  .head_dim = d,
+                                  .q = all,
+                                  .keys = all,
+                                  .values = all,
+                                  .out = out.data(),
+                                  .out_token_stride = d}));
 }
 
 template <class Rows>

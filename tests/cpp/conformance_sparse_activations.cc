@@ -281,7 +281,9 @@ void check_mlp(const SparseMlpRow& row, Mlp* p, Activation activation, Keep keep
   ASSERT_TRUE(status.ok()) << status.text;
   const int64_t kept = std::count_if(margin.begin(), margin.end(), [](double v) { return v >= 0; });
   for (const double v : margin) {
-    if (keep == Keep::some) ASSERT_GT(std::fabs(v), 1e-4) << name;
+    if (keep == Keep::some) {
+      ASSERT_GT(std::fabs(v), 1e-4) << name;
+    }
   }
   ASSERT_EQ(p->kept, kept) << name;
   const double size = static_cast<double>(p->n) * 4.0 * static_cast<double>(p->k * p->k) * 2.0;

@@ -270,7 +270,9 @@ TEST_P(GroupTrip, CodesAreWithinHalfAStep) {
             low = std::min(low, wanted);
             high = std::max(high, wanted);
             ASSERT_LE(std::abs(double{got} - wanted), 0.5001 * scale) << r << ", " << j;
-            if (wanted == 0) ASSERT_EQ(got, 0.0f) << r << ", " << j;
+            if (wanted == 0) {
+              ASSERT_EQ(got, 0.0f) << r << ", " << j;
+            }
           }
           const double needed = (double{high} - low) / highest;
           ASSERT_GE(scale, needed * (1 - 1e-6));
