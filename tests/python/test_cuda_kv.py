@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 import tamis
+from tamis import kv
 from tamis.errors import TamisUnsupported
+from tamis.kv.limits import Limits
+from tamis.kv.methods import recipe_of
 from tamis.ops import cuda, kv_select
 from tamis.ops.attention import DenseSegment, Lists, PageSegment, sparse_attention
 from tamis.ops.kv_quantize import kv_quantize, kv_unpack, page_layout
@@ -197,3 +200,13 @@ def test_stores_live_on_the_device_and_in_graphs(method: str) -> None:
     on.copy_(torch.randn(1, 8, 1, 64))
     graph.replay()
     torch.testing.assert_close(out.cpu(), host.attend(on.cpu()), rtol=2e-2, atol=2e-2)
+
+
+@needs_device
+def test_lengths_measured_of_the_processor_are_not_this_devices():
+    k, v = torch.randn(2, 1, 2, 64, 64, dtype=torch.bfloat16, device="cuda")
+    q = torch.randn(1, 4, 1, 64, dtype=torch.bfloat16, device="cuda")
+    store = kv.KvStore(recipe_of("full"), limits=Limits(1 << 30, 1 << 30, 1 << 40))
+    store.append(k, v)
+    store.attend(q)
+    assert store.read.endswith("measured faster on CUDA")

@@ -46,3 +46,8 @@ def test_reading_less_and_fewer_bits_still_find_needles(scores, case):
 @pytest.mark.parametrize("case", FORGETS)
 def test_eviction_before_the_question_loses_needles(scores, case):
     assert share(scores, case) < share(scores, "full") - 0.3
+
+
+@pytest.mark.parametrize("case", ["kivi4", "double_sparsity:32", "quest:128"])
+def test_what_keeps_every_token_finds_more_than_what_forgets(scores, case):
+    assert share(scores, case) > max(share(scores, name) for name in FORGETS) + 0.3

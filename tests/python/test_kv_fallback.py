@@ -137,13 +137,31 @@ def test_measured_limits_are_used_and_damaged_ones_passed_over(folder):
 
 
 def test_measuring_keeps_limits_beside_the_other_figures(folder, monkeypatch):
+    """Both ways run; who is faster is given: of 64 tokens SDPA and reading all, of 4096 the others."""
+    asked = []
+
+    def fastest(calls):
+        shapes = {tuple(call().shape) for call in calls}
+        assert len(calls) == 2
+        assert len(shapes) == 1
+        asked.append(calls[0].func.__self__.tokens)
+        return [2.0, 1.0] if asked[-1] == 64 else [1.0, 1.0]
+
     monkeypatch.setattr(of_machine, "_TOKENS", (64, 4096))
+    monkeypatch.setattr(of_machine, "_fastest", fastest)
     machine.write(machine.file(), json.dumps({"key": machine.key(), "figures": {"a": 1}}))
     found = of_machine.measure()
     assert found == of_machine.limits()
-    assert found.sdpa_16 < 8192  # at 4096 tokens ours is faster on every machine
-    assert found.choose_bytes > 0  # 64 tokens are not worth a choice
+    assert found == Limits(sdpa_f32=65, sdpa_16=65, choose_bytes=(64 - 16) * 2 * 8 * 128 * 4)
+    assert asked == 8 * [64, 4096]  # two dtypes and two methods, two shapes each
     assert json.loads(machine.file().read_text())["figures"] == {"a": 1}
+
+
+def test_where_sdpa_is_faster_at_every_length_it_stays_so(folder, monkeypatch):
+    monkeypatch.setattr(of_machine, "_TOKENS", (64,))
+    monkeypatch.setattr(of_machine, "_fastest", lambda calls: [2.0, 1.0])
+    machine.write(machine.file(), json.dumps({"key": machine.key(), "figures": {}}))
+    assert of_machine.measure().sdpa_f32 == 128
 
 
 def test_info_measures_them(folder, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from tamis.kv import packed
+from tamis.kv.limits import Limits
 from tamis.kv.rows import indices
 from tamis.kv.selection import Selection
 from tamis.kv.tiers import reader
@@ -69,9 +70,7 @@ def attend(store: KvStore, asked: Asked) -> Tensor:
         store.selection.pass_over()
     b, h, n, d = asked.q.shape
     keys, values = store.rows["keys"].view, store.rows["values"].view
-    rows = asked.q.reshape(
-        b, keys.shape[1], -1, d
-    )  # the heads of a group, as rows of their KV head
+    rows = asked.q.reshape(b, keys.shape[1], -1, d)  # a group's heads, as rows of their KV head
     out: Tensor = scaled_dot_product_attention(rows, keys, values, scale=asked.scale)
     return out.view(b, h, n, d)
 
@@ -109,12 +108,16 @@ def fetch_ahead(store: KvStore, q: Tensor) -> None:
     tier.ahead = reader().submit(fetch)
 
 
+def _limits(store: KvStore) -> Limits | None:
+    """What is measured of stores like this one: in memory, and of the processor, not of CUDA."""
+    measured = store.tier is None and not store.rows["keys"].buffer.is_cuda
+    return store.limits if measured else None
+
+
 def _short(store: KvStore) -> bool:
     """Whether SDPA reads all that is held faster."""
-    if store.limits is None or store.tier is not None:
-        return False
-    keys = store.rows["keys"]
-    if keys.count >= store.limits.sdpa_below(keys.buffer.element_size()):
+    limits, keys = _limits(store), store.rows["keys"]
+    if limits is None or keys.count >= limits.sdpa_below(keys.buffer.element_size()):
         return False
     chooses = store.selection is not None and _pays(store, store.selection)
     return keys.count == store.tokens and not chooses
@@ -122,11 +125,12 @@ def _short(store: KvStore) -> bool:
 
 def _pays(store: KvStore, selection: Selection) -> bool:
     """Whether choosing tokens leaves out enough to be worth its own time."""
-    if store.limits is None or store.tier is not None:
+    limits, keys = _limits(store), store.rows["keys"].buffer
+    if limits is None:
         return True
-    b, g, _, d = store.rows["keys"].buffer.shape
-    size = 2 * b * g * d * store.rows["keys"].buffer.element_size()
-    return selection.left_out(store.tokens) * size >= store.limits.choose_bytes
+    b, g, _, d = keys.shape
+    size = 2 * b * g * d * keys.element_size()
+    return selection.left_out(store.tokens) * size >= limits.choose_bytes
 
 
 def _segments(store: KvStore, asked: Asked) -> tuple[list[Segment], Tensor | None]:
