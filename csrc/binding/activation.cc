@@ -9,26 +9,12 @@
 #include <tuple>
 
 #include "base/dtype.h"
-#include "base/status.h"
-#include "binding/array.h"
+#include "binding/address.h"
 #include "ops/sparse_input/sparse_input.h"
 #include "ops/sparse_mlp/sparse_mlp.h"
 
 namespace tamis::binding {
 namespace {
-
-DType float_dtype(const char* op, int code) {
-  if (code < 0 || code > static_cast<int>(DType::bf16)) {
-    throw py::type_error(std::string(op) + ": dtype: got " + std::to_string(code) +
-                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
-  }
-  return static_cast<DType>(code);
-}
-
-template <class T>
-T* address(uintptr_t p) {
-  return reinterpret_cast<T*>(p);
-}
 
 // Both return how many inputs or activations counted.
 int64_t input(int dtype, std::tuple<int64_t, int64_t, int64_t> shape, uintptr_t x, int64_t x_stride,
@@ -44,12 +30,7 @@ int64_t input(int dtype, std::tuple<int64_t, int64_t, int64_t> shape, uintptr_t 
                        .y_stride = y_stride,
                        .kept = &kept};
   std::tie(args.m, args.n, args.k) = shape;
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = sparse_input(args);
-  }
-  raise_if_error(status);
+  run(&sparse_input, args);
   return kept;
 }
 
@@ -73,12 +54,7 @@ int64_t mlp(int dtype, std::tuple<int64_t, int64_t, int64_t, int64_t> shape, uin
                      .y_stride = y_stride,
                      .kept = &kept};
   std::tie(args.m, args.k, args.n, args.d) = shape;
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = sparse_mlp(args);
-  }
-  raise_if_error(status);
+  run(&sparse_mlp, args);
   return kept;
 }
 

@@ -7,34 +7,19 @@
 #include <cstdint>
 #include <tuple>
 
-#include "base/dtype.h"
-#include "base/status.h"
-#include "binding/array.h"
+#include "binding/address.h"
 #include "binding/cuda.h"
 #include "binding/cuda_abi.h"
 
 namespace tamis::binding {
 namespace {
 
-template <class T>
-T* address(uintptr_t p) {
-  return reinterpret_cast<T*>(p);
-}
-
-DType float_dtype(int code) {
-  if (code < 0 || code > static_cast<int>(DType::bf16)) {
-    throw py::type_error("cuda: dtype: got " + std::to_string(code) +
-                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
-  }
-  return static_cast<DType>(code);
-}
-
 // Both: 0 when launched; else the bytes of workspace that the call wants.
 int64_t input(int32_t device, uintptr_t stream, int dtype,
               std::tuple<int64_t, int64_t, int64_t> shape, uintptr_t x, int64_t x_stride,
               uintptr_t w, uintptr_t threshold, uintptr_t bias, uintptr_t y, int64_t y_stride,
               uintptr_t workspace, int64_t workspace_bytes) {
-  SparseInputArgs args{.dtype = float_dtype(dtype),
+  SparseInputArgs args{.dtype = float_dtype("cuda", dtype),
                        .x = address<const void>(x),
                        .x_stride = x_stride,
                        .w = address<const void>(w),
@@ -62,7 +47,7 @@ int64_t mlp(int32_t device, uintptr_t stream, int dtype,
                           ", wanted 0 (none), 1 (relu), 2 (gelu), 3 (gelu_tanh) or 4 (silu)");
   }
   const auto [gate, up, down] = weights;
-  SparseMlpArgs args{.dtype = float_dtype(dtype),
+  SparseMlpArgs args{.dtype = float_dtype("cuda", dtype),
                      .x = address<const void>(x),
                      .x_stride = x_stride,
                      .gate = address<const void>(gate),

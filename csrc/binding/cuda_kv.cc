@@ -5,42 +5,23 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <string>
 #include <tuple>
-#include <utility>
 #include <vector>
 
-#include "base/dtype.h"
-#include "base/status.h"
-#include "binding/array.h"
+#include "binding/address.h"
 #include "binding/cuda.h"
 #include "binding/cuda_abi.h"
 
 namespace tamis::binding {
 namespace {
 
-using Strides = std::pair<int64_t, int64_t>;
-using Strides3 = std::tuple<int64_t, int64_t, int64_t>;
 using Shape = std::tuple<int64_t, int64_t, int64_t, int64_t>;
-
-DType float_dtype(int code) {
-  if (code < 0 || code > static_cast<int>(DType::bf16)) {
-    throw py::type_error("cuda: dtype: got " + std::to_string(code) +
-                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
-  }
-  return static_cast<DType>(code);
-}
-
-template <class T>
-T* address(uintptr_t p) {
-  return reinterpret_cast<T*>(p);
-}
 
 void quantize(int32_t device, uintptr_t stream, const KvPageLayout& layout, int dtype,
               int64_t heads, int64_t pages, uintptr_t keys, Strides key_strides, uintptr_t values,
               Strides value_strides, uintptr_t out, int64_t out_stride_bytes) {
   const KvQuantizeArgs args{.layout = layout,
-                            .dtype = float_dtype(dtype),
+                            .dtype = float_dtype("cuda", dtype),
                             .heads = heads,
                             .pages = pages,
                             .keys = address<const void>(keys),
@@ -58,7 +39,7 @@ void quantize(int32_t device, uintptr_t stream, const KvPageLayout& layout, int 
 int64_t attend(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q, uintptr_t out,
                uintptr_t lse, float scale, float softcap, const std::vector<KvSegment>& segments,
                uintptr_t workspace, int64_t workspace_bytes) {
-  SparseAttentionCudaArgs args{.attention = {.q_dtype = float_dtype(dtype),
+  SparseAttentionCudaArgs args{.attention = {.q_dtype = float_dtype("cuda", dtype),
                                              .q = address<const void>(q),
                                              .out = address<void>(out),
                                              .lse = address<float>(lse),
@@ -81,7 +62,7 @@ int64_t attend(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr
 int64_t estimate(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q, float scale,
                  const KvUnits& units, bool log_weight, uintptr_t begin, uintptr_t out,
                  uintptr_t workspace, int64_t workspace_bytes) {
-  KvEstimateArgs args{.q_dtype = float_dtype(dtype),
+  KvEstimateArgs args{.q_dtype = float_dtype("cuda", dtype),
                       .q = address<const void>(q),
                       .scale = scale,
                       .units = units,
@@ -120,7 +101,7 @@ void append_labels(int32_t device, uintptr_t stream, int32_t channels, int dtype
                    Strides3 key_strides, uintptr_t channel_ids, int64_t first, int64_t count,
                    uintptr_t records, Strides strides_bytes) {
   KvAppendLabelsArgs args{.labels = {.channels = channels},
-                          .keys_dtype = float_dtype(dtype),
+                          .keys_dtype = float_dtype("cuda", dtype),
                           .keys = address<const void>(keys),
                           .channels = address<const int32_t>(channel_ids),
                           .first = first,

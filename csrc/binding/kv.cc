@@ -4,14 +4,11 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <string>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "base/dtype.h"
-#include "base/status.h"
-#include "binding/array.h"
+#include "binding/address.h"
 #include "format/kv_page.h"
 #include "ops/kv_quantize/kv_quantize.h"
 #include "ops/kv_select/kv_select.h"
@@ -20,19 +17,6 @@
 
 namespace tamis::binding {
 namespace {
-
-DType float_dtype(const char* function, int code) {
-  if (code < 0 || code > static_cast<int>(DType::bf16)) {
-    throw py::type_error(std::string(function) + ": dtype: got " + std::to_string(code) +
-                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
-  }
-  return static_cast<DType>(code);
-}
-
-template <class T>
-T* address(uintptr_t p) {
-  return reinterpret_cast<T*>(p);
-}
 
 KvPageLayout make_layout(int32_t head_dim, int32_t tokens, int32_t key_bits, int32_t value_bits,
                          int32_t group) {
@@ -44,8 +28,6 @@ KvPageLayout make_layout(int32_t head_dim, int32_t tokens, int32_t key_bits, int
   raise_if_error(check_kv_page(layout));
   return layout;
 }
-
-using Strides = std::pair<int64_t, int64_t>;
 
 void quantize(const KvPageLayout& layout, int dtype, int64_t heads, int64_t pages, uintptr_t keys,
               Strides key_strides, uintptr_t values, Strides value_strides, uintptr_t out,
@@ -62,12 +44,7 @@ void quantize(const KvPageLayout& layout, int dtype, int64_t heads, int64_t page
                             .value_token_stride = value_strides.second,
                             .out = address<void>(out),
                             .out_stride_bytes = out_stride_bytes};
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = kv_quantize(args);
-  }
-  raise_if_error(status);
+  run(&kv_quantize, args);
 }
 
 void unpack(const KvPageLayout& layout, uintptr_t records, int64_t count, uintptr_t keys,
@@ -95,8 +72,6 @@ void set_lists(const Lists& lists, KvSegment* s) {
   s->end = address<const int32_t>(lists.end);
   s->bias = address<const float>(lists.bias);
 }
-
-using Strides3 = std::tuple<int64_t, int64_t, int64_t>;
 
 KvSegment dense_segment(int dtype, int64_t tokens, uintptr_t keys, Strides3 key_strides,
                         uintptr_t values, Strides3 value_strides, const Lists& lists) {
@@ -134,12 +109,7 @@ void attend(int dtype, std::tuple<int64_t, int64_t, int64_t, int64_t> shape, uin
                            .softcap = softcap,
                            .segments = segments};
   std::tie(args.batch, args.kv_heads, args.rows, args.head_dim) = shape;
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = sparse_attention(args);
-  }
-  raise_if_error(status);
+  run(&sparse_attention, args);
 }
 
 py::list kernel_rows() {

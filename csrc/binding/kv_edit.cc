@@ -4,13 +4,10 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <string>
 #include <tuple>
 #include <utility>
 
-#include "base/dtype.h"
-#include "base/status.h"
-#include "binding/array.h"
+#include "binding/address.h"
 #include "ops/kv_edit/kv_edit.h"
 
 namespace tamis::binding {
@@ -20,24 +17,9 @@ namespace {
 using Tokens = std::tuple<uintptr_t, int64_t, uintptr_t>;
 using Array = std::tuple<uintptr_t, int64_t, int64_t>;
 
-template <class T>
-T* address(uintptr_t p) {
-  return reinterpret_cast<T*>(p);
-}
-
 KvTokens tokens(const Tokens& x) {
   const auto [index, stride, count] = x;
   return {address<const int32_t>(index), stride, address<const int32_t>(count)};
-}
-
-template <class Args>
-void run(Status (*op)(const Args&), const Args& args) {
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = op(args);
-  }
-  raise_if_error(status);
 }
 
 void gather(std::tuple<int64_t, int64_t, int64_t> shape, const Array& x, const Tokens& index,
@@ -56,11 +38,7 @@ void merge(int dtype, std::tuple<int64_t, int64_t, int64_t> shape, const Array& 
            const Array& values, std::pair<uintptr_t, uintptr_t> weight_and_mass, const Tokens& kept,
            const Tokens& dropped, bool by_values, float tau,
            std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t> out) {
-  if (dtype < 0 || dtype > static_cast<int>(DType::bf16)) {
-    throw py::type_error("kv_merge: dtype: got " + std::to_string(dtype) +
-                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
-  }
-  KvMergeArgs args{.dtype = static_cast<DType>(dtype),
+  KvMergeArgs args{.dtype = float_dtype("kv_merge", dtype),
                    .weight = address<const float>(weight_and_mass.first),
                    .mass = address<const float>(weight_and_mass.second),
                    .kept = tokens(kept),

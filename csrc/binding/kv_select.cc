@@ -4,50 +4,21 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <string>
 #include <tuple>
-#include <utility>
 
-#include "base/dtype.h"
-#include "base/status.h"
-#include "binding/array.h"
+#include "binding/address.h"
 #include "format/kv_label.h"
 #include "ops/kv_select/kv_select.h"
 
 namespace tamis::binding {
 namespace {
 
-using Strides = std::pair<int64_t, int64_t>;
-using Strides3 = std::tuple<int64_t, int64_t, int64_t>;
 using Shape = std::tuple<int64_t, int64_t, int64_t, int64_t>;
-
-DType float_dtype(int code) {
-  if (code < 0 || code > static_cast<int>(DType::bf16)) {
-    throw py::type_error("kv_select: dtype: got " + std::to_string(code) +
-                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
-  }
-  return static_cast<DType>(code);
-}
-
-template <class T>
-T* address(uintptr_t p) {
-  return reinterpret_cast<T*>(p);
-}
-
-template <class Args>
-void run(Status (*op)(const Args&), const Args& args) {
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = op(args);
-  }
-  raise_if_error(status);
-}
 
 // Rows or, with `bounds`, pairs of rows.
 KvUnits rows(bool bounds, int dtype, int64_t units, uintptr_t data, Strides3 strides) {
   KvUnits u{.kind = bounds ? KvSummary::bounds : KvSummary::rows,
-            .dtype = float_dtype(dtype),
+            .dtype = float_dtype("kv_select", dtype),
             .units = units,
             .data = address<const void>(data)};
   std::tie(u.batch_stride, u.head_stride, u.unit_stride) = strides;
@@ -67,7 +38,7 @@ KvUnits labels(int32_t channels, int64_t units, uintptr_t records, Strides strid
 
 void estimate(int dtype, Shape shape, uintptr_t q, float scale, const KvUnits& units,
               bool log_weight, uintptr_t begin, uintptr_t out) {
-  KvEstimateArgs args{.q_dtype = float_dtype(dtype),
+  KvEstimateArgs args{.q_dtype = float_dtype("kv_select", dtype),
                       .q = address<const void>(q),
                       .scale = scale,
                       .units = units,
@@ -80,7 +51,7 @@ void estimate(int dtype, Shape shape, uintptr_t q, float scale, const KvUnits& u
 
 void mass(int dtype, std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> shape, uintptr_t q,
           float scale, const KvUnits& keys, uintptr_t positions, uintptr_t begin, uintptr_t out) {
-  KvMassArgs args{.q_dtype = float_dtype(dtype),
+  KvMassArgs args{.q_dtype = float_dtype("kv_select", dtype),
                   .q = address<const void>(q),
                   .scale = scale,
                   .keys = keys,
@@ -113,7 +84,7 @@ void append_labels(int32_t channels, int dtype, std::tuple<int64_t, int64_t, int
                    uintptr_t keys, Strides3 key_strides, uintptr_t channel_ids, int64_t first,
                    int64_t count, uintptr_t records, Strides strides_bytes) {
   KvAppendLabelsArgs args{.labels = {.channels = channels},
-                          .keys_dtype = float_dtype(dtype),
+                          .keys_dtype = float_dtype("kv_select", dtype),
                           .keys = address<const void>(keys),
                           .channels = address<const int32_t>(channel_ids),
                           .first = first,

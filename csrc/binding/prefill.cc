@@ -4,12 +4,9 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <string>
 #include <tuple>
 
-#include "base/dtype.h"
-#include "base/status.h"
-#include "binding/array.h"
+#include "binding/address.h"
 #include "binding/cuda.h"
 #include "binding/cuda_abi.h"
 #include "ops/prefill_attention/prefill_attention.h"
@@ -23,19 +20,6 @@ using Array = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
 using List = std::tuple<uintptr_t, int64_t, uintptr_t>;
 using Shape = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 using Pattern = std::tuple<int64_t, uintptr_t, uintptr_t, int64_t, uintptr_t, uintptr_t, int64_t>;
-
-DType float_dtype(int code) {
-  if (code < 0 || code > static_cast<int>(DType::bf16)) {
-    throw py::type_error("prefill_attention: dtype: got " + std::to_string(code) +
-                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
-  }
-  return static_cast<DType>(code);
-}
-
-template <class T>
-T* address(uintptr_t p) {
-  return reinterpret_cast<T*>(p);
-}
 
 PrefillArray array(const Array& x) {
   const auto [data, batch, head, token] = x;
@@ -51,8 +35,8 @@ PrefillArgs arguments(std::tuple<int, int> dtypes, Shape shape, const Array& q, 
                       const Array& values, const Array& out, uintptr_t lse, float scale,
                       float softcap, bool causal, int64_t first, uintptr_t begin,
                       const Pattern& pattern, const List& rows, const List& columns) {
-  PrefillArgs args{.q_dtype = float_dtype(std::get<0>(dtypes)),
-                   .kv_dtype = float_dtype(std::get<1>(dtypes)),
+  PrefillArgs args{.q_dtype = float_dtype("prefill_attention", std::get<0>(dtypes)),
+                   .kv_dtype = float_dtype("prefill_attention", std::get<1>(dtypes)),
                    .q = array(q),
                    .keys = array(keys),
                    .values = array(values),
@@ -83,12 +67,7 @@ void attend(std::tuple<int, int> dtypes, Shape shape, const Array& q, const Arra
             const List& columns) {
   const PrefillArgs args = arguments(dtypes, shape, q, keys, values, out, lse, scale, softcap,
                                      causal, first, begin, pattern, rows, columns);
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = prefill_attention(args);
-  }
-  raise_if_error(status);
+  run(&prefill_attention, args);
 }
 
 // The same on a device and stream; nothing waits, and lists are not read.

@@ -40,10 +40,6 @@ Status check_list(const char* what, const PrefillList& list, int64_t batch, int6
 Status check_blocks(const PrefillArgs& a) {
   const PrefillBlocks& x = a.blocks;
   if (x.size == 0) return {};
-  if (x.size < 1) return bad("blocks", x.size, "a size of 1 or more");
-  if (!x.offsets || (!x.columns && x.stride > 0)) {
-    return error(Code::invalid_argument, "prefill_attention: blocks: got null, wanted arrays");
-  }
   const int64_t blocks = ceil_div(a.tokens, x.size);
   for (int64_t head = 0; head < a.pattern_heads; ++head) {
     const int32_t* offset = x.offsets + head * (blocks + 1);
@@ -62,7 +58,7 @@ Status check_blocks(const PrefillArgs& a) {
 
 }  // namespace
 
-Status check_prefill_attention(const PrefillArgs& a) {
+Status check_prefill_call(const PrefillArgs& a) {
   if (std::min({a.batch, a.heads, a.queries, a.tokens}) < 0) {
     return bad("q", -1, "no size below 0");
   }
@@ -89,12 +85,21 @@ Status check_prefill_attention(const PrefillArgs& a) {
     return error(Code::invalid_argument,
                  "prefill_attention: sink, window: got one of them, wanted both or none");
   }
-  for (int64_t i = 0; a.window && i < a.pattern_heads; ++i) {
-    if (a.window[i] < 1) return bad("window", a.window[i], "1 or more");
-    if (a.sink[i] < 0) return bad("sink", a.sink[i], "0 or more");
+  if (a.blocks.size < 0) return bad("blocks", a.blocks.size, "a size of 1 or more");
+  if (a.blocks.size > 0 && !(a.blocks.offsets && (a.blocks.columns || a.blocks.stride == 0))) {
+    return error(Code::invalid_argument, "prefill_attention: blocks: got null, wanted arrays");
   }
   if (a.blocks.size > 0 && a.first + a.queries > a.tokens) {
     return bad("first", a.first, "queries among the tokens when there are blocks");
+  }
+  return {};
+}
+
+Status check_prefill_attention(const PrefillArgs& a) {
+  TAMIS_RETURN_IF_ERROR(check_prefill_call(a));
+  for (int64_t i = 0; a.window && i < a.pattern_heads; ++i) {
+    if (a.window[i] < 1) return bad("window", a.window[i], "1 or more");
+    if (a.sink[i] < 0) return bad("sink", a.sink[i], "0 or more");
   }
   TAMIS_RETURN_IF_ERROR(check_list("rows", a.rows, a.batch, a.queries));
   TAMIS_RETURN_IF_ERROR(check_list("columns", a.columns, a.batch, a.tokens));

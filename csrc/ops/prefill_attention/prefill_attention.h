@@ -134,7 +134,10 @@ Status prefill_attention_by(const PrefillRow& kernel, const PrefillArgs& args);
 // In double; out [b, heads, queries, d] and lse are f64, 0 and -inf for queries left out.
 Status prefill_attention_reference(const PrefillArgs& args, double* out, double* lse);
 
-// Shapes, null pointers, lists in range and in order.
+// Shapes and null pointers: what can be checked without reading an array, on any device.
+Status check_prefill_call(const PrefillArgs& args);
+
+// The same, and lists in range and in order.
 Status check_prefill_attention(const PrefillArgs& args);
 
 }  // namespace tamis

@@ -52,16 +52,8 @@ const PrefillCudaRow* choose_prefill_cuda(const PrefillArgs& a) {
 }
 
 Status check_prefill_cuda(const PrefillArgs& a) {
-  if (std::min({a.batch, a.heads, a.queries, a.tokens}) < 0) {
-    return bad("q", -1, "no size below 0");
-  }
-  if (a.kv_heads < 1 || a.heads % a.kv_heads != 0) {
-    return bad("kv_heads", a.kv_heads, "a divisor of the query heads");
-  }
+  TAMIS_RETURN_IF_ERROR(check_prefill_call(a));
   if (a.batch * a.heads > 65535) return bad("heads", a.batch * a.heads, "at most 65535 on CUDA");
-  if (a.first < 0 || std::max(a.first + a.queries, a.tokens) > 1 << 24) {
-    return bad("tokens", std::max(a.first + a.queries, a.tokens), "at most 2^24");
-  }
   if (choose_prefill_cuda(a) == nullptr) {
     return error(Code::no_kernel,
                  "prefill_attention: got q of %s, keys of %s and head_dim %lld, wanted f16 or bf16 "
@@ -72,31 +64,9 @@ Status check_prefill_cuda(const PrefillArgs& a) {
     return error(Code::no_kernel, "prefill_attention: scale: got %g, wanted above 0 on CUDA",
                  static_cast<double>(a.scale));
   }
-  const bool some = a.batch * a.heads * a.queries > 0;
-  if (some && (!a.q.data || !a.out || (a.tokens > 0 && (!a.keys.data || !a.values.data)))) {
-    return error(Code::invalid_argument,
-                 "prefill_attention: q, keys, values, out: got null, wanted arrays");
-  }
-  if (a.pattern_heads != 1 && a.pattern_heads != a.kv_heads && a.pattern_heads != a.heads) {
-    return bad("pattern_heads", a.pattern_heads, "1, the KV heads or the query heads");
-  }
-  if ((a.sink == nullptr) != (a.window == nullptr)) {
-    return error(Code::invalid_argument,
-                 "prefill_attention: sink, window: got one of them, wanted both or none");
-  }
-  if (a.blocks.size < 0) return bad("blocks", a.blocks.size, "a size of 1 or more");
-  if (a.blocks.size > 0) {
-    if (a.rows.data || a.columns.data) {
-      return error(
-          Code::no_kernel,
-          "prefill_attention: blocks: got rows or columns too, wanted one of them on CUDA");
-    }
-    if (!a.blocks.offsets || (!a.blocks.columns && a.blocks.stride > 0)) {
-      return error(Code::invalid_argument, "prefill_attention: blocks: got null, wanted arrays");
-    }
-    if (a.first + a.queries > a.tokens) {
-      return bad("first", a.first, "queries among the tokens when there are blocks");
-    }
+  if (a.blocks.size > 0 && (a.rows.data || a.columns.data)) {
+    return error(Code::no_kernel,
+                 "prefill_attention: blocks: got rows or columns too, wanted one of them on CUDA");
   }
   TAMIS_RETURN_IF_ERROR(check_rows("q", a.q, a.q_dtype));
   TAMIS_RETURN_IF_ERROR(check_rows("keys", a.keys, a.kv_dtype));
