@@ -25,6 +25,8 @@ def main() -> None:
     commands.quiet()
     folders = prune_all(a)
     opened = {name: source.open_model(str(folder)) for name, folder in folders.items()}
+    if a.fuse:
+        add_fused(folders, opened)
     models = {name: each.model for name, each in opened.items()}
     ids = opened["dense"].tokenizer("A sieve is a kitchen tool that")["input_ids"]
     speeds = decode(models, ids, a)
@@ -72,6 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=6, help="of the perplexity; 0 skips it")
     parser.add_argument("--prefill", type=int, default=0, help="tokens of a prompt to time")
     parser.add_argument("--llama", nargs="*", default=[], help="GGUF files for llama.cpp")
+    parser.add_argument("--fuse", action="store_true", help="also the models after fuse_decode_")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", help="also write the report here")
     return parser.parse_args()
@@ -165,6 +168,14 @@ def add_w4(folders: dict[str, Path], out: Path, data: str | None) -> None:
         errors = {k: v for k, v in report.metrics.items() if k.startswith("block_error")}
         print(f"pruned {name} in {time.perf_counter() - start:.1f} s {errors}", file=sys.stderr)
         tamis.save(opened.model, folders[name], tokenizer=opened.tokenizer)
+
+
+def add_fused(folders: dict[str, Path], opened: dict[str, source.Opened]) -> None:
+    """Every compressed model once more, after fuse_decode_."""
+    for name, folder in list(folders.items())[1:]:
+        fused = f"{name}, fused"
+        folders[fused], opened[fused] = folder, source.open_model(str(folder))
+        tamis.fuse_decode_(opened[fused].model)
 
 
 def share(model: torch.nn.Module, ids: list[int], threads: int) -> float:

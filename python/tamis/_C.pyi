@@ -88,6 +88,52 @@ def pack(
 ) -> dict[str, Array]:
     """Arrays of w [rows, cols] where `keep` is true; None keeps every weight but +0 and -0."""
 
+def decoder_inputs(
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    bias_ptrs: tuple[int, int, int],
+    dtype: int,
+    m: int,
+    head_dim: int,
+    x_ptr: int,
+    norm_ptr: int,
+    eps: float,
+    cos_ptr: int,
+    sin_ptr: int,
+    positions: int,
+    queries_ptr: int,
+    keys_ptr: int,
+    values_ptr: int,
+    workspace_ptr: int,
+) -> None:
+    """First half of a decoder layer on m tokens: csrc/ops/decoder/decoder.h. Releases the GIL."""
+
+def decoder_outputs(
+    o: Matrix,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+    bias_ptrs: tuple[int, int, int, int],
+    dtype: int,
+    m: int,
+    head_dim: int,
+    kv_heads: int,
+    tokens: int,
+    x_ptr: int,
+    queries_ptr: int,
+    keys_ptr: int,
+    key_strides: tuple[int, ...],
+    values_ptr: int,
+    value_strides: tuple[int, ...],
+    scale: float,
+    norm_ptr: int,
+    eps: float,
+    y_ptr: int,
+    workspace_ptr: int,
+) -> None:
+    """Second half; strides in elements, of [m, kv_heads, tokens]. Releases the GIL."""
+
 def spmm(
     matrix: Matrix,
     x_ptr: int,

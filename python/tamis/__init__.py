@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from tamis import activation, kv, nn
     from tamis._info import info, kernels
+    from tamis.decode import fuse_decode_
     from tamis.errors import (
         TamisError,
         TamisFileError,
@@ -45,6 +46,7 @@ _HOME = {
     "explain": "rewrite",
     "export": "io",
     "fuse_": "fuse",
+    "fuse_decode_": "decode",
     "info": "_info",
     "kernels": "_info",
     "load": "io",
@@ -72,6 +74,7 @@ __all__ = [
     "explain",
     "export",
     "fuse_",
+    "fuse_decode_",
     "info",
     "kernels",
     "kv",

@@ -25,6 +25,7 @@ from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
 from tamis.nn.conv import window_of
+from tamis.nn.decoder import unfused
 from tamis.ops import cost, cuda_cost
 from tamis.optimize import (
     FORMATS,
@@ -156,12 +157,16 @@ def sparsify_(  # noqa: PLR0913
 def dense_(model: nn.Module) -> nn.Module:
     """Turns sparse layers back into nn.Linear and nn.Conv2d, in place; zeros and masks stay.
 
+    What ``fuse_decode_`` did is taken back too.
+
     Raises:
         TamisTypeError: model is not a module.
     """
     check_model("dense_", model)
     sparse = {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear)}
     swap(model, {name: (module, as_dense(module)) for name, module in sparse.items()})
+    for module in model.modules():
+        unfused(module)
     return model
 
 

@@ -31,7 +31,7 @@ MAY_IMPORT = {
 }
 # The only knowledge of model families has few readers; the command line has none but itself.
 READERS = {
-    "model": {"activation", "calibrate", "rewrite", "scope"},
+    "model": {"activation", "calibrate", "decode", "rewrite", "scope"},
     "cli": {"__main__"},
     "commands": {"cli", "__main__"},
 }

@@ -22,6 +22,8 @@ class Family:
         linears: Last parts of the names of the linears in a block that may be pruned.
         head: Last parts of the names of output layers, left dense with the embeddings.
         hidden: Keyword of the hidden states, if they are not the first positional argument.
+        fusable: Which of the blocks are what ``nn.FusedDecoder`` computes: RMS norm, q, k and v, halves
+            rotated, attention, o, RMS norm, MLP gated by SiLU, both residuals.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Family:
     linears: tuple[str, ...]
     head: tuple[str, ...] = ("lm_head",)
     hidden: str = "hidden_states"
+    fusable: tuple[str, ...] = ()
 
     def find_blocks(self, model: nn.Module) -> dict[str, nn.Module]:
         """Blocks by module path, in the order they run."""

@@ -2,4 +2,6 @@
 
 from tamis.model.family import GATED_MLP, Family
 
-FAMILY = Family(name="llama", blocks=("LlamaDecoderLayer",), linears=GATED_MLP)
+FAMILY = Family(
+    name="llama", blocks=("LlamaDecoderLayer",), linears=GATED_MLP, fusable=("LlamaDecoderLayer",)
+)

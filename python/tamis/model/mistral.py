@@ -2,4 +2,9 @@
 
 from tamis.model.family import GATED_MLP, Family
 
-FAMILY = Family(name="mistral", blocks=("MistralDecoderLayer",), linears=GATED_MLP)
+FAMILY = Family(
+    name="mistral",
+    blocks=("MistralDecoderLayer",),
+    linears=GATED_MLP,
+    fusable=("MistralDecoderLayer",),
+)

@@ -1,0 +1,206 @@
+"""fuse_decode_: fused layers against the same layers' own forward, and when they leave it to that."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from tiny import tiny
+
+import tamis
+from tamis.nn import FusedDecoder, decoder
+
+CONFIG = {
+    "hidden_size": 64,
+    "intermediate_size": 144,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+}
+FAMILIES = {
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**CONFIG)),
+    "llama with biases": lambda: hf.LlamaForCausalLM(
+        hf.LlamaConfig(**CONFIG, attention_bias=True, mlp_bias=True)
+    ),
+    "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**CONFIG)),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**CONFIG, sliding_window=None)),
+}
+PRUNED: dict[str, dict[str, Any]] = {
+    "bitmap": {"sparsity": 0.5},
+    "2:4": {"pattern": "2:4"},
+    "W4": {"pattern": "block:1x16", "format": "groupq"},
+}
+
+
+def make(family: str = "llama", pruned: str = "bitmap", dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    model: Any = FAMILIES[family]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    tamis.sparsify_(model.to(dtype), "magnitude", **PRUNED[pruned])
+    return model
+
+
+def start(model: Any, batch: int = 1) -> tuple[torch.Tensor, Any]:
+    ids = torch.randint(1, 90, (batch, 5), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        out = model(input_ids=ids, use_cache=True)
+    return ids[:, :1], cache_of(out)
+
+
+def cache_of(out: Any) -> Any:
+    return out.cache if hasattr(out, "cache") else out.past_key_values
+
+
+def steps(model: Any, token: torch.Tensor, cache: Any, **kwargs: Any) -> torch.Tensor:
+    """Logits of four tokens, each after the last."""
+    cache, logits = copy.deepcopy(cache), []
+    with torch.no_grad():
+        for i in range(4):
+            out = model(input_ids=token + i, past_key_values=cache, use_cache=True, **kwargs)
+            logits.append(out.logits[:, -1])
+    return torch.stack(logits)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one for every layer that the core computes."""
+    found: list[int] = []
+    real = decoder.outputs
+
+    def counted(*args: Any) -> torch.Tensor:
+        found.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(decoder, "outputs", counted)
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("pruned", PRUNED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_compute_what_their_class_computes(
+    family: str, pruned: str, batch: int, calls: list[int]
+) -> None:
+    model = make(family, pruned)
+    token, cache = start(model, batch)
+    expected = steps(model, token, cache)
+    names = tamis.fuse_decode_(model)
+    assert names == ["model.layers.0", "model.layers.1"]
+    torch.testing.assert_close(steps(model, token, cache), expected, rtol=1e-4, atol=1e-4)
+    assert len(calls) == 4 * len(names)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_errs_no_more_than_the_layers_own(
+    dtype: torch.dtype, calls: list[int]
+) -> None:
+    model = make(dtype=dtype)
+    exact = copy.deepcopy(model).float()
+    token, cache = start(model)
+    for layer in (wide := copy.deepcopy(cache)).layers:
+        layer.keys, layer.values = layer.keys.float(), layer.values.float()
+    expected = steps(exact, token, wide)
+    own = (steps(model, token, cache).float() - expected).norm()
+    tamis.fuse_decode_(model)
+    ours = (steps(model, token, cache).float() - expected).norm()
+    assert calls
+    assert ours < 1.2 * own
+
+
+def hooked(model: Any) -> None:
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None)
+    model.model.layers[1].self_attn.register_forward_pre_hook(lambda *_: None)
+
+
+def dense_part(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mlp.down_proj = layer.mlp.down_proj.to_linear()
+
+
+def training(model: Any) -> None:
+    model.train()
+
+
+@pytest.mark.parametrize("change", [hooked, dense_part, training])
+def test_layers_that_somebody_changed_run_their_own_forward(change: Any, calls: list[int]) -> None:
+    model = make()
+    token, cache = start(model)
+    expected = steps(model, token, cache)
+    tamis.fuse_decode_(model)
+    change(model)
+    torch.testing.assert_close(steps(model, token, cache), expected, rtol=1e-4, atol=1e-4)
+    assert not calls
+
+
+def test_a_mask_runs_the_layers_own_forward(calls: list[int]) -> None:
+    model = make()
+    token, cache = start(model, 2)
+    mask = torch.ones(2, 6, dtype=torch.long)
+    mask[0, :2] = 0
+    own, fused = copy.deepcopy(cache), copy.deepcopy(cache)
+    with torch.no_grad():
+        expected = model(input_ids=token, past_key_values=own, attention_mask=mask).logits
+        tamis.fuse_decode_(model)
+        got = model(input_ids=token, past_key_values=fused, attention_mask=mask).logits
+    torch.testing.assert_close(got, expected)
+    assert not calls
+
+
+def test_gradients_and_other_caches_run_the_layers_own_forward(calls: list[int]) -> None:
+    model = make()
+    token, cache = start(model)
+    tamis.fuse_decode_(model)
+    model(input_ids=token, past_key_values=copy.deepcopy(cache)).logits.sum().backward()
+    with torch.no_grad():
+        static = hf.StaticCache(config=model.config, max_cache_len=16)
+        model(input_ids=token, past_key_values=static)
+        tamis.kv.attach(model)
+        model(input_ids=token, past_key_values=tamis.kv.Cache(model.config, "kivi4"))
+    assert not calls
+
+
+def test_generate_writes_the_same_text(calls: list[int]) -> None:
+    model = make()
+    ids = torch.arange(1, 6).unsqueeze(0)
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(ids, **options)
+    tamis.fuse_decode_(model)
+    assert torch.equal(model.generate(ids, **options), expected)
+    assert calls
+
+
+def test_names_copies_and_undoing(calls: list[int]) -> None:
+    model = make()
+    keys = list(model.state_dict())
+    token, cache = start(model)
+    expected = steps(model, token, cache)
+    tamis.fuse_decode_(model)
+    assert list(model.state_dict()) == keys
+    assert isinstance(model.model.layers[0], FusedDecoder)
+    assert type(model.model.layers[0]).__name__ == "LlamaDecoderLayer"
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        calls.clear()
+        torch.testing.assert_close(steps(again, token, cache), expected, rtol=1e-4, atol=1e-4)
+        assert calls
+    calls.clear()
+    tamis.dense_(model)
+    assert not isinstance(model.model.layers[0], FusedDecoder)
+    torch.testing.assert_close(steps(model, token, cache), expected, rtol=1e-4, atol=1e-4)
+    assert not calls
+
+
+@pytest.mark.parametrize("family", ["gemma", "opt", "qwen3"])
+def test_other_families_are_refused(family: str) -> None:
+    model = tiny(family)
+    with pytest.raises(tamis.TamisUnsupported, match="fuse_decode_: model: got .*LlamaDecoder"):
+        tamis.fuse_decode_(model)
+    with pytest.raises(tamis.TamisTypeError, match="fuse_decode_: model: got int"):
+        tamis.fuse_decode_(3)  # type: ignore[arg-type]
