@@ -18,19 +18,18 @@ namespace {
 
 constexpr int64_t kBlockTokens = 512;
 constexpr int64_t kBlockPages = kBlockTokens / kKvLanes;
-constexpr int64_t kChunk = 32;           // factors of a vector: their bytes are one vector too
-constexpr int64_t kHalf = 16;            // codes that a step takes, 4 vectors of them
-constexpr int64_t kChunkWords = 16;      // 8 words of high bytes, 8 of low ones
+constexpr int64_t kChunk = 32;     // factors of a vector: their bytes are one vector too
+constexpr int64_t kHalf = 16;      // codes that a step takes, 4 vectors of them
+constexpr int64_t kHalfWords = 8;  // 4 words of high bytes, 4 of low ones
+constexpr int64_t kChunkWords = 16;
 constexpr float kMostFactor = 32512.0f;  // 127 * 256: its high byte still rounds up
 constexpr float kMostScale = 32767.0f;
-// Of the lines to fetch, percent that go with folding factors, of keys or of values, and with the
-// products; measured, in 8 bits 25 % faster than all of them with the products.
-constexpr int64_t kFoldShare = 10, kProductShare = 40;
+constexpr float kLn2 = 0x1.62e430p-1f, kPerLn2 = 0x1.715476p+0f;
 // What a product of factor and scale by vpmulhrsw, which halves 16 bits away, has to be times.
 constexpr float kUnit = 32768.0f / (kMostFactor * kMostScale);
 
-// Where 32 int16 in the order of vpackssdw have their high bytes, then their low ones, in the order
-// in which codes come out of words.
+// Where 32 int16 in the order of vpackssdw have, for each 16 codes, their high bytes, then their
+// low ones, in the order in which codes come out of words.
 template <int kBits>
 struct ByteOrder {
   alignas(64) uint8_t at[64] = {};
@@ -41,8 +40,9 @@ struct ByteOrder {
       const int code =
           vector / kSteps * (32 / kBits) + 2 * (vector % kSteps + byte % 2 * kSteps) + byte / 2;
       const int place = code % 16 / 4 * 8 + code / 16 * 4 + code % 4;
-      at[i] = static_cast<uint8_t>(2 * place + 1);
-      at[32 + i] = static_cast<uint8_t>(2 * place);
+      const int to = i / 16 * 32 + i % 16;
+      at[to] = static_cast<uint8_t>(2 * place + 1);
+      at[to + 16] = static_cast<uint8_t>(2 * place);
     }
   }
 };
@@ -61,12 +61,13 @@ TAMIS_INLINE __m512i to_i16(const T* from, int64_t left, float factor) {
                 left > kHalf ? simd::mul(simd::load(from + kHalf), f) : simd::zero());
 }
 
-// High bytes, then low bytes, of 32 factors x = 256 * high + low with signed low: adding 128 rounds
-// the high byte and flips the sign of the low one.
+// High bytes, then low bytes, of 32 factors x = 256 * high + low. With codes of 8 bits, which are
+// the unsigned operand, low is signed: adding 128 rounds the high byte and flips the sign of the
+// low one. Smaller codes can be the signed operand, and low is as it stands in x.
 template <int kBits>
 TAMIS_INLINE void put_bytes(__m512i x, int32_t* out) {
   const __m512i half = _mm512_set1_epi16(128);
-  const __m512i bytes = _mm512_xor_si512(_mm512_add_epi16(x, half), half);
+  const __m512i bytes = kBits < 8 ? x : _mm512_xor_si512(_mm512_add_epi16(x, half), half);
   _mm512_store_si512(out, _mm512_permutexvar_epi8(_mm512_load_si512(kByteOrder<kBits>.at), bytes));
 }
 
@@ -134,19 +135,47 @@ struct PageBlock {
   }
 };
 
-// q * scale of one page, and what turns the integer sums into scores.
+// q * scale of one page as bytes.
 template <int R>
 struct KeyFactors {
   alignas(64) int32_t bytes[R][kKvMaxHeadDim / kChunk * kChunkWords];
+};
+
+// What turns q and the scales of a page's keys into factors, and integer sums into scores.
+struct KeyUnits {
+  float inverse;
   float unit[kMaxRows], constant[kMaxRows];
+};
+
+// Integer sums of 16 channels.
+template <int R>
+struct ByteSums {
+  alignas(64) int32_t high[R][kKvLanes], low[R][kKvLanes];
 };
 
 template <int R>
 struct ByteScratch {
+  static constexpr int64_t kMaxGroups = kKvMaxHeadDim / kKvLanes;
   TileOf<kBlockTokens> tile;
-  alignas(64) KeyFactors<R> keys[kBlockPages];
-  alignas(64) int16_t p[R][kBlockPages * kChunk];           // weights, [page][chunk]
-  alignas(64) int32_t values[kBlockPages][R][kChunkWords];  // [page][chunk][row], of one group
+  alignas(64) int16_t p[R][kBlockPages * kChunk];  // weights, [page][chunk]
+  KeyUnits units[kBlockPages];
+  KeyFactors<R> keys[2];  // of the page at work and of the next one
+  alignas(64) int32_t values[2][kMaxGroups][R][kKvMaxTokens / kChunk][kChunkWords];
+  float most[kMaxGroups], inverses[kMaxGroups];           // of the scales of a group's values
+  alignas(64) float offset[kMaxGroups][R][simd::kLanes];  // weights times least values
+  ByteSums<R> sums[kMaxGroups];
+
+  TAMIS_INLINE void clear(const KvPageLayout& layout) {
+    for (int64_t g = 0; g < layout.groups(); ++g) {
+      for (int r = 0; r < R; ++r) lanes::store(simd::zero(), offset[g][r]);
+    }
+    for (int64_t c = 0; c < layout.head_dim / kKvLanes; ++c) {
+      for (int r = 0; r < R; ++r) {
+        _mm512_store_si512(sums[c].high[r], _mm512_setzero_si512());
+        _mm512_store_si512(sums[c].low[r], _mm512_setzero_si512());
+      }
+    }
+  }
 };
 
 // sums[v][r] += 16 codes of kVectors vectors of lanes at `words`, which move on, times the factors
@@ -174,11 +203,12 @@ TAMIS_INLINE void byte_products(const uint8_t* (&words)[kVectors], const int32_t
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const int32_t* at = factors + r * row_stride + u * kSteps + i;
-        const __m512i more = _mm512_set1_epi32(at[0]), less = _mm512_set1_epi32(at[8]);
+        const __m512i more = _mm512_set1_epi32(at[0]), less = _mm512_set1_epi32(at[4]);
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) {
           high[v][r] = _mm512_dpbusd_epi32(high[v][r], code[v], more);
-          low[v][r] = _mm512_dpbusd_epi32(low[v][r], code[v], less);
+          low[v][r] = kBits < 8 ? _mm512_dpbusd_epi32(low[v][r], less, code[v])
+                                : _mm512_dpbusd_epi32(low[v][r], code[v], less);
         }
       }
     }
@@ -192,24 +222,23 @@ TAMIS_INLINE simd::F32 joined(__m512i high, __m512i low, float unit, simd::F32 s
   return simd::fma(_mm512_cvtepi32_ps(high), simd::splat(256.0f * unit), sum);
 }
 
-// The next block's records, fetched in the order of memory a few lines at every step: the L2
-// streamer then runs ahead, and the queues never run empty.
+// The next block's records, fetched in the order of memory: each step fetches as many lines as it
+// reads, so that the queues never run empty and the L2 streamer runs ahead.
 struct Fetch {
   const uint8_t* at;
-  int64_t lines;  // of a page
 
-  // Of what a page has, the share of one of `steps` steps that together fetch `percent`.
-  TAMIS_INLINE void some(int64_t percent, int64_t steps) {
-    const int64_t n = (lines * percent / 100 + steps - 1) / steps;
-    for (int64_t i = 0; i < n; ++i) prefetch(at + 64 * i);
-    at += 64 * n;
+  template <int kLines>
+  TAMIS_INLINE void lines() {
+#pragma GCC unroll 8
+    for (int i = 0; i < kLines; ++i) prefetch(at + 64 * i);
+    at += 64 * kLines;
   }
 };
 
 template <int kBits, int R, int kVectors>
 TAMIS_INLINE void byte_scores(const uint8_t* codes, int64_t d, int64_t token,
-                              const KeyFactors<R>& keys, int64_t steps, Fetch* fetch,
-                              TileOf<kBlockTokens>* tile, int64_t slot) {
+                              const KeyFactors<R>& keys, const KeyUnits& units, int64_t slot,
+                              Fetch* fetch, TileOf<kBlockTokens>* tile) {
   constexpr int64_t kRowWords = kKvMaxHeadDim / kChunk * kChunkWords;
   const uint8_t* words[kVectors];
   __m512i high[kVectors][R], low[kVectors][R];
@@ -220,104 +249,127 @@ TAMIS_INLINE void byte_scores(const uint8_t* codes, int64_t d, int64_t token,
     for (int r = 0; r < R; ++r) high[v][r] = low[v][r] = _mm512_setzero_si512();
   }
   const int32_t* factors = keys.bytes[0];
-  for (int64_t c = 0; c < d; c += kChunk, factors += kChunkWords) {
+  for (int64_t c = 0; c < d; c += kHalf, factors += kHalfWords) {
     byte_products<kBits, R>(words, factors, kRowWords, high, low);
-    if (c + kHalf < d) byte_products<kBits, R>(words, factors + 4, kRowWords, high, low);
-    fetch->some(kProductShare, steps);
+    fetch->lines<kBits * kVectors / 2>();
   }
 #pragma GCC unroll 2
   for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      lanes::store(joined(high[v][r], low[v][r], keys.unit[r], simd::splat(keys.constant[r])),
+      lanes::store(joined(high[v][r], low[v][r], units.unit[r], simd::splat(units.constant[r])),
                    tile->p[r] + slot + v * kKvLanes);
     }
   }
 }
 
+// The units of a block's pages, and the largest scale of each group of its values.
+template <int R>
+TAMIS_INLINE void find_units(const AttentionPart& a, const KvPageLayout& layout,
+                             const ByteQueries<R>& q, const PageBlock& block, float factor,
+                             Fetch* fetch, ByteScratch<R>* scratch) {
+  const int64_t d = a.head_dim, tokens = layout.tokens;
+  for (int64_t i = 0; i < block.pages; ++i) {
+    const F16* scale = halves(block.record[i], layout.key_scale());
+    const F16* min = halves(block.record[i], layout.key_min());
+    __m512i bits = _mm512_setzero_si512();
+    for (int64_t c = 0; c < d; c += kChunk) {
+      bits = _mm512_max_epu16(bits, load_bits(scale + c, d - c));
+      fetch->lines<2>();  // two of those with the scales
+    }
+    for (int64_t t = 0; t < layout.groups() * tokens; t += kChunk) fetch->lines<2>();
+    simd::F32 sum[kMaxRows];
+    for (simd::F32& each : sum) each = simd::zero();
+    for (int64_t c = 0; c < d; c += simd::kLanes) {
+      const simd::F32 least = simd::load(min + c);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) sum[r] = simd::fma(simd::load(a.q + r * d + c), least, sum[r]);
+    }
+    const float most = largest_f16(bits);
+    KeyUnits* out = &scratch->units[i];
+    out->inverse = inverse(most);
+    lanes::store_sums(sum, out->constant);
+    for (int r = 0; r < R; ++r) {
+      out->unit[r] = q.step[r] * most * factor;
+      out->constant[r] *= factor;
+    }
+  }
+  for (int64_t g = 0; g < layout.groups(); ++g) {
+    __m512i bits = _mm512_setzero_si512();
+    for (int64_t i = 0; i < block.pages; ++i) {
+      const F16* scale = halves(block.record[i], layout.value_scale()) + g * tokens;
+      for (int64_t t = 0; t < tokens; t += kChunk) {
+        bits = _mm512_max_epu16(bits, load_bits(scale + t, tokens - t));
+      }
+    }
+    scratch->most[g] = largest_f16(bits);
+    scratch->inverses[g] = inverse(scratch->most[g]);
+  }
+}
+
 // The factors of one page's keys.
 template <int kBits, int R>
-TAMIS_INLINE void fold_keys(const AttentionPart& a, const ByteQueries<R>& q, const uint8_t* record,
-                            KeyFactors<R>* out, Fetch* fetch) {
-  const KvPageLayout& layout = a.segment->layout;
-  fetch->some(kFoldShare, 1);
-  const int64_t d = a.head_dim;
+TAMIS_INLINE void fold_keys(const KvPageLayout& layout, const ByteQueries<R>& q,
+                            const uint8_t* record, float inverse, KeyFactors<R>* out) {
   const F16* scale = halves(record, layout.key_scale());
-  const F16* min = halves(record, layout.key_min());
-  __m512i bits = _mm512_setzero_si512();
-  for (int64_t c = 0; c < d; c += kChunk) {
-    bits = _mm512_max_epu16(bits, load_bits(scale + c, d - c));
-  }
-  const float most = largest_f16(bits), factor = inverse(most);
-  for (int64_t c = 0; c < d; c += kChunk) {
-    const __m512i step = to_i16(scale + c, d - c, factor);
+  for (int64_t c = 0; c < layout.head_dim; c += kChunk) {
+    const __m512i step = to_i16(scale + c, layout.head_dim - c, inverse);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       put_bytes<kBits>(_mm512_mulhrs_epi16(_mm512_load_si512(q.q[r] + c), step),
                        out->bytes[r] + c / kChunk * kChunkWords);
     }
   }
-  simd::F32 sum[kMaxRows];
-  for (simd::F32& each : sum) each = simd::zero();
-  for (int64_t c = 0; c < d; c += simd::kLanes) {
-    const simd::F32 least = simd::load(min + c);
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) sum[r] = simd::fma(simd::load(a.q + r * d + c), least, sum[r]);
-  }
-  lanes::store_sums(sum, out->constant);
-  for (int r = 0; r < R; ++r) out->unit[r] = q.step[r] * most;
 }
 
-// Scores of a page to the tile's slots from `slot` on.
+// Scores of the i-th page of a block to the tile; folds the factors of the next one meanwhile.
 template <int kBits, int R>
-TAMIS_INLINE void score_page(const KvPageLayout& layout, const uint8_t* record,
-                             const KeyFactors<R>& keys, int64_t slot, TileOf<kBlockTokens>* tile,
-                             Fetch* fetch) {
-  const int64_t d = layout.head_dim;
-  const int64_t steps = (layout.tokens + kChunk - 1) / kChunk * ((d + kHalf) / kChunk);
-  const uint8_t* codes = record + layout.key_codes();
+TAMIS_INLINE void score_page(const KvPageLayout& layout, const ByteQueries<R>& q,
+                             const PageBlock& block, int64_t i, Fetch* fetch,
+                             ByteScratch<R>* scratch) {
+  const int64_t d = layout.head_dim, slot = i * layout.tokens;
+  const uint8_t* codes = block.record[i] + layout.key_codes();
+  const KeyFactors<R>& keys = scratch->keys[i % 2];
+  if (i + 1 < block.pages) {
+    fold_keys<kBits>(layout, q, block.record[i + 1], scratch->units[i + 1].inverse,
+                     &scratch->keys[(i + 1) % 2]);
+  }
   int64_t t = 0;
   for (; t + 2 * kKvLanes <= layout.tokens; t += 2 * kKvLanes) {
-    byte_scores<kBits, R, 2>(codes, d, t, keys, steps, fetch, tile, slot + t);
+    byte_scores<kBits, R, 2>(codes, d, t, keys, scratch->units[i], slot + t, fetch, &scratch->tile);
   }
   if (t < layout.tokens) {
-    byte_scores<kBits, R, 1>(codes, d, t, keys, steps, fetch, tile, slot + t);
+    byte_scores<kBits, R, 1>(codes, d, t, keys, scratch->units[i], slot + t, fetch, &scratch->tile);
   }
 }
 
+// Adds the codes of one page and kVectors * 16 channels, times the weights of its tokens, to sums.
 template <int kBits, int R, int kVectors>
-TAMIS_INLINE void weigh_bytes(const KvPageLayout& layout, const PageBlock& block, int64_t channel,
-                              float unit, const ByteScratch<R>& scratch, Fetch* fetch,
-                              AttentionState* s) {
+TAMIS_INLINE void weigh_bytes(const KvPageLayout& layout, const uint8_t* record, int64_t channel,
+                              const int32_t* factors, Fetch* fetch, ByteSums<R>* sums) {
+  constexpr int64_t kRowWords = kKvMaxTokens / kChunk * kChunkWords;
+  const uint8_t* words[kVectors];
   __m512i high[kVectors][R], low[kVectors][R];
 #pragma GCC unroll 2
   for (int v = 0; v < kVectors; ++v) {
+    words[v] =
+        words_of<kBits>(record + layout.value_codes(), channel + v * kKvLanes, layout.tokens);
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) high[v][r] = low[v][r] = _mm512_setzero_si512();
+    for (int r = 0; r < R; ++r) {
+      high[v][r] = _mm512_load_si512(sums[v].high[r]);
+      low[v][r] = _mm512_load_si512(sums[v].low[r]);
+    }
   }
-  const int64_t chunks = (layout.tokens + kChunk - 1) / kChunk;
-  for (int64_t i = 0; i < block.pages; ++i) {
-    const uint8_t* words[kVectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      words[v] = words_of<kBits>(block.record[i] + layout.value_codes(), channel + v * kKvLanes,
-                                 layout.tokens);
-    }
-    const int32_t* factors = scratch.values[i * chunks][0];
-    fetch->some(kProductShare, layout.head_dim / (kVectors * kKvLanes));
-    for (int64_t t = 0; t < layout.tokens; t += kChunk, factors += R * kChunkWords) {
-      byte_products<kBits, R>(words, factors, kChunkWords, high, low);
-      if (t + kHalf < layout.tokens) {
-        byte_products<kBits, R>(words, factors + 4, kChunkWords, high, low);
-      }
-    }
+  for (int64_t t = 0; t < layout.tokens; t += kHalf, factors += kHalfWords) {
+    byte_products<kBits, R>(words, factors, kRowWords, high, low);
+    fetch->lines<kBits * kVectors / 2>();
   }
 #pragma GCC unroll 2
   for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      float* at = s->weighted[r] + channel + v * kKvLanes;
-      lanes::store(joined(high[v][r], low[v][r], unit, simd::load(at)), at);
+      _mm512_store_si512(sums[v].high[r], high[v][r]);
+      _mm512_store_si512(sums[v].low[r], low[v][r]);
     }
   }
 }
@@ -337,60 +389,120 @@ TAMIS_INLINE void round_weights(const KvPageLayout& layout, int64_t pages,
   }
 }
 
-// Adds what the channels of one group get.
+// Factors of one group of the values of a block's i-th page.
 template <int kBits, int R>
-TAMIS_INLINE void weigh_group(const AttentionPart& a, const PageBlock& block, int64_t group,
-                              Fetch* fetch, ByteScratch<R>* scratch, AttentionState* s) {
-  const KvPageLayout& layout = a.segment->layout;
-  const int64_t tokens = layout.tokens, row = group * tokens;
-  __m512i bits = _mm512_setzero_si512();
-  for (int64_t i = 0; i < block.pages; ++i) {
-    const F16* scale = halves(block.record[i], layout.value_scale()) + row;
-    for (int64_t t = 0; t < tokens; t += kChunk) {
-      bits = _mm512_max_epu16(bits, load_bits(scale + t, tokens - t));
+TAMIS_INLINE void fold_weights(const KvPageLayout& layout, const PageBlock& block, int64_t i,
+                               int64_t g, ByteScratch<R>* scratch) {
+  const int64_t tokens = layout.tokens, chunks = (tokens + kChunk - 1) / kChunk;
+  const F16* scale = halves(block.record[i], layout.value_scale()) + g * tokens;
+  const F16* min = halves(block.record[i], layout.value_min()) + g * tokens;
+  for (int64_t k = 0; k < chunks; ++k) {
+    const int64_t t = k * kChunk;
+    const __m512i step = to_i16(scale + t, tokens - t, scratch->inverses[g]);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const int16_t* p = scratch->p[r] + (i * chunks + k) * kChunk;
+      put_bytes<kBits>(_mm512_mulhrs_epi16(_mm512_load_si512(p), step),
+                       scratch->values[i % 2][g][r][k]);
     }
   }
-  const float most = largest_f16(bits), factor = inverse(most);
   simd::F32 offset[R];
-  for (int r = 0; r < R; ++r) offset[r] = simd::zero();
-  int64_t at = 0;
-  for (int64_t i = 0; i < block.pages; ++i) {
-    const F16* scale = halves(block.record[i], layout.value_scale()) + row;
-    const F16* min = halves(block.record[i], layout.value_min()) + row;
-    for (int64_t t = 0; t < tokens; t += kChunk, ++at) {
-      const __m512i step = to_i16(scale + t, tokens - t, factor);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        put_bytes<kBits>(_mm512_mulhrs_epi16(_mm512_load_si512(scratch->p[r] + at * kChunk), step),
-                         scratch->values[at][r]);
-      }
-    }
-    for (int64_t t = 0; t < tokens; t += simd::kLanes) {
-      const simd::F32 least = simd::load(min + t);
+  for (int r = 0; r < R; ++r) offset[r] = simd::load(scratch->offset[g][r]);
+  for (int64_t t = 0; t < tokens; t += simd::kLanes) {
+    const simd::F32 least = simd::load(min + t);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        offset[r] = simd::fma(simd::load(scratch->tile.p[r] + i * tokens + t), least, offset[r]);
-      }
-    }
-    fetch->some(kFoldShare, layout.groups());
-  }
-  const int64_t begin = group * layout.group, end = begin + layout.group;
-  for (int r = 0; r < R; ++r) {
-    const simd::F32 sum = simd::splat(simd::sum(offset[r]));
-    for (int64_t c = begin; c < end; c += simd::kLanes) {
-      lanes::store(simd::add(simd::load(s->weighted[r] + c), sum), s->weighted[r] + c);
+    for (int r = 0; r < R; ++r) {
+      offset[r] = simd::fma(simd::load(scratch->tile.p[r] + i * tokens + t), least, offset[r]);
     }
   }
-  int64_t c = begin;
-  for (; c + 2 * kKvLanes <= end; c += 2 * kKvLanes) {
-    weigh_bytes<kBits, R, 2>(layout, block, c, kUnit * most, *scratch, fetch, s);
-  }
-  if (c < end) weigh_bytes<kBits, R, 1>(layout, block, c, kUnit * most, *scratch, fetch, s);
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) lanes::store(offset[r], scratch->offset[g][r]);
 }
 
+// Adds what a block's i-th page gives its channels; folds the factors of the next one meanwhile.
+template <int kBits, int R>
+TAMIS_INLINE void weigh_page_bytes(const KvPageLayout& layout, const PageBlock& block, int64_t i,
+                                   Fetch* fetch, ByteScratch<R>* scratch) {
+  for (int64_t g = 0; g < layout.groups(); ++g) {
+    if (i + 1 < block.pages) fold_weights<kBits>(layout, block, i + 1, g, scratch);
+    const int32_t* factors = scratch->values[i % 2][g][0][0];
+    const int64_t end = (g + 1) * layout.group;
+    int64_t c = g * layout.group;
+    for (; c + 2 * kKvLanes <= end; c += 2 * kKvLanes) {
+      weigh_bytes<kBits, R, 2>(layout, block.record[i], c, factors, fetch,
+                               scratch->sums + c / kKvLanes);
+    }
+    if (c < end) {
+      weigh_bytes<kBits, R, 1>(layout, block.record[i], c, factors, fetch,
+                               scratch->sums + c / kKvLanes);
+    }
+  }
+}
+
+// Adds a block's sums to the state.
 template <int R>
-void attend_page_bytes(const AttentionPart& a, AttentionState* s) {
-  const KvPageLayout& layout = a.segment->layout;
+TAMIS_INLINE void add_sums(const KvPageLayout& layout, const ByteScratch<R>& scratch,
+                           AttentionState* s) {
+  for (int64_t g = 0; g < layout.groups(); ++g) {
+    const float unit = kUnit * scratch.most[g];
+    for (int r = 0; r < R; ++r) {
+      const simd::F32 offset = simd::splat(simd::sum(simd::load(scratch.offset[g][r])));
+      for (int64_t c = g * layout.group; c < (g + 1) * layout.group; c += kKvLanes) {
+        const ByteSums<R>& sums = scratch.sums[c / kKvLanes];
+        float* at = s->weighted[r] + c;
+        lanes::store(joined(_mm512_load_si512(sums.high[r]), _mm512_load_si512(sums.low[r]), unit,
+                            simd::add(simd::load(at), offset)),
+                     at);
+      }
+    }
+  }
+}
+
+// 2^x for -126 <= x <= 127, within 3e-6: the weights become integers of 2^-15.
+TAMIS_INLINE simd::F32 power_of_two(simd::F32 x) {
+  const simd::F32 round = simd::splat(0x1.8p23f);
+  const simd::F32 n = simd::add(x, round);
+  const simd::F32 f = lanes::sub(x, lanes::sub(n, round));
+  simd::F32 y = simd::splat(0x1.3997d6p-7f);
+  y = simd::fma(y, f, simd::splat(0x1.ca1442p-5f));
+  y = simd::fma(y, f, simd::splat(0x1.ec06dap-3f));
+  y = simd::fma(y, f, simd::splat(0x1.62e0dcp-1f));
+  y = simd::fma(y, f, simd::splat(0x1.ffffe8p-1f));
+  return _mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
+}
+
+// The softmax of scores in units of ln 2, all of which count.
+template <int R>
+TAMIS_INLINE void softmax_of_two(const AttentionPart& a, int64_t slots, TileOf<kBlockTokens>* tile,
+                                 AttentionState* s) {
+  simd::F32 most[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) most[r] = simd::load(tile->p[r]);
+  for (int64_t i = simd::kLanes; i < slots; i += simd::kLanes) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) most[r] = lanes::max(most[r], simd::load(tile->p[r] + i));
+  }
+  for (int r = 0; r < R; ++r) {
+    float* p = tile->p[r];
+    raise(a, r, lanes::max_of(most[r]) * kLn2, s, [](int, float) {});
+    const simd::F32 shift = simd::splat(s->largest[r] * kPerLn2);
+    simd::F32 sum = simd::zero();
+    for (int64_t i = 0; i < slots; i += simd::kLanes) {
+      const simd::F32 x = lanes::max(lanes::sub(simd::load(p + i), shift), simd::splat(-126.0f));
+      const simd::F32 weight = power_of_two(x);
+      lanes::store(weight, p + i);
+      sum = simd::add(sum, weight);
+    }
+    s->sum[r] += simd::sum(sum);
+  }
+}
+
+// `layout` is that of the segment, with constants where they are known.
+template <int R>
+TAMIS_INLINE void attend_page_bytes(const AttentionPart& a, const KvPageLayout& layout,
+                                    AttentionState* s) {
   const int64_t tokens = layout.tokens, step = kBlockTokens / tokens;
   const ByteQueries<R> q(a);
   ByteScratch<R> scratch;
@@ -398,34 +510,64 @@ void attend_page_bytes(const AttentionPart& a, AttentionState* s) {
   start(s);
   for (int64_t unit = a.unit_begin; unit < a.unit_end; unit += step) {
     block.find(a, unit, unit + step < a.unit_end ? unit + step : a.unit_end);
-    Fetch fetch{block.record[0] + step * layout.bytes(), layout.bytes() / 64};
+    if (block.pages == 0) continue;
+    const bool plain = block.whole && a.softcap == 0.0f;
+    Fetch fetch{block.record[0] + step * layout.bytes()};
+    find_units(a, layout, q, block, plain ? a.scale * kPerLn2 : 1.0f, &fetch, &scratch);
     with_bits(layout.key_bits, [&](auto bits) __attribute__((always_inline)) {
       constexpr int kBits = decltype(bits)::kCount;
+      fold_keys<kBits>(layout, q, block.record[0], scratch.units[0].inverse, &scratch.keys[0]);
       for (int64_t i = 0; i < block.pages; ++i) {
-        fold_keys<kBits>(a, q, block.record[i], &scratch.keys[i], &fetch);
-      }
-      for (int64_t i = 0; i < block.pages; ++i) {
-        score_page<kBits>(layout, block.record[i], scratch.keys[i], i * tokens, &scratch.tile,
-                          &fetch);
+        score_page<kBits>(layout, q, block, i, &fetch, &scratch);
       }
     });
-    if (block.pages == 0) continue;
-    softmax<R>(
-        a, block.pages * tokens, block.whole, &scratch.tile, s,
-        [&](int64_t i) { return block.first[i / tokens] + i % tokens; }, [](int, float) {});
+    if (plain) {
+      softmax_of_two<R>(a, block.pages * tokens, &scratch.tile, s);
+    } else {
+      softmax<R>(
+          a, block.pages * tokens, block.whole, &scratch.tile, s,
+          [&](int64_t i) { return block.first[i / tokens] + i % tokens; }, [](int, float) {});
+    }
     round_weights(layout, block.pages, &scratch);
+    scratch.clear(layout);
     with_bits(layout.value_bits, [&](auto bits) __attribute__((always_inline)) {
+      constexpr int kBits = decltype(bits)::kCount;
       for (int64_t g = 0; g < layout.groups(); ++g) {
-        weigh_group<decltype(bits)::kCount>(a, block, g, &fetch, &scratch, s);
+        fold_weights<kBits>(layout, block, 0, g, &scratch);
+      }
+      for (int64_t i = 0; i < block.pages; ++i) {
+        weigh_page_bytes<kBits>(layout, block, i, &fetch, &scratch);
       }
     });
+    add_sums(layout, scratch, s);
   }
+}
+
+template <int R>
+void attend_any_pages(const AttentionPart& a, AttentionState* s) {
+  attend_page_bytes<R>(a, a.segment->layout, s);
+}
+
+// Pages of 32 tokens in groups of 32 channels.
+template <int R>
+void attend_usual_pages(const AttentionPart& a, AttentionState* s) {
+  KvPageLayout layout = a.segment->layout;
+  layout.tokens = layout.group = 32;
+  attend_page_bytes<R>(a, layout, s);
 }
 
 }  // namespace
 
 void sparse_attention_pages_f32_avx512vbmi2(const AttentionPart& a, AttentionState* s) {
-  with_rows(a.rows, [&](auto rows) { attend_page_bytes<decltype(rows)::kCount>(a, s); });
+  const KvPageLayout& layout = a.segment->layout;
+  with_rows(a.rows, [&](auto rows) {
+    constexpr int kRows = decltype(rows)::kCount;
+    if (layout.tokens == 32 && layout.group == 32) {
+      attend_usual_pages<kRows>(a, s);
+    } else {
+      attend_any_pages<kRows>(a, s);
+    }
+  });
 }
 
 }  // namespace tamis

@@ -56,6 +56,24 @@ TAMIS_INLINE void adjust(const AttentionPart& a, int64_t slots, AnyTile* tile, c
   }
 }
 
+// Makes `largest` that of row r if it exceeds it: what was accumulated before shrinks.
+template <class Rescale>
+TAMIS_INLINE void raise(const AttentionPart& a, int r, float largest, AttentionState* s,
+                        const Rescale& rescale) {
+  if (largest <= s->largest[r]) return;
+  if (s->largest[r] > kNever) {  // else all that shrinks is zero
+    alignas(64) float factor[simd::kLanes];
+    lanes::store(lanes::exp(lanes::splat(s->largest[r] - largest)), factor);
+    s->sum[r] *= factor[0];
+    for (int64_t c = 0; c < a.head_dim; c += simd::kLanes) {
+      float* at = s->weighted[r] + c;
+      lanes::store(lanes::mul(simd::load(at), lanes::splat(factor[0])), at);
+    }
+    rescale(r, factor[0]);
+  }
+  s->largest[r] = largest;
+}
+
 // Scores to weights for `slots` tokens, a multiple of the lanes. `whole`: all count and none has a
 // bias. rescale(r, factor): multiplies what the kernel itself holds of row r.
 template <int R, class AnyTile, class Token, class Rescale>
@@ -75,19 +93,7 @@ TAMIS_INLINE void softmax(const AttentionPart& a, int64_t slots, bool whole, Any
       most = lanes::max(most, simd::load(tile->p[r] + i));
     }
     const float largest = lanes::max_of(most);
-    if (largest > s->largest[r]) {
-      if (s->largest[r] > kNever) {  // else all that shrinks is zero
-        alignas(64) float factor[simd::kLanes];
-        lanes::store(lanes::exp(lanes::splat(s->largest[r] - largest)), factor);
-        s->sum[r] *= factor[0];
-        for (int64_t c = 0; c < a.head_dim; c += simd::kLanes) {
-          float* at = s->weighted[r] + c;
-          lanes::store(lanes::mul(simd::load(at), lanes::splat(factor[0])), at);
-        }
-        rescale(r, factor[0]);
-      }
-      s->largest[r] = largest;
-    }
+    raise(a, r, largest, s, rescale);
     // While no token counts, largest is -inf: subtracting 0 instead leaves weights of 0.
     const lanes::F32 shift = lanes::splat(s->largest[r] == kNever ? 0.0f : s->largest[r]);
     lanes::F32 sum = simd::zero();
