@@ -76,6 +76,23 @@ def test_a_pool_that_is_too_small_is_passed_by(model, method, tmp_path):
     assert tiered.report()["pool_hits"] == 0.0
 
 
+@pytest.mark.parametrize(("method", "unit"), [("double_sparsity", 1), ("quest", 16)])
+def test_bytes_are_those_of_what_came_into_the_pool(model, method, unit, tmp_path):
+    """Not those reserved for it: nothing has left a pool of 1 MB, so what was missed is what it holds."""
+    _, tiered = pair(method, tmp_path, 1 << 20)
+    with kv.attach(model):
+        step(model, prompt(300), tiered)
+        for n in range(5):
+            step(model, prompt(1) + n, tiered)
+    tiers = [store.tier for store in tiered.stores if store.tier is not None]
+    came = sum(tier.reads - tier.hits for tier in tiers)
+    parts = tiered.report()["bytes"]
+    assert parts["pool"] == came * unit * 2 * 16 * 4
+    slots = (1 << 20) // len(tiers) // (2 * 2 * unit * 16 * 4)  # both KV heads, keys and values
+    assert parts["pool_map"] == sum(4 * 2 * (2 * slots + 1) + 4 * t.slot_of.numel() for t in tiers)
+    assert tiered.nbytes() == sum(parts.values())
+
+
 def test_reading_ahead_finds_more_in_memory(model, tmp_path):
     found = []
     for ahead in (False, True):

@@ -156,9 +156,7 @@ class KvStore:
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes of keys, values, records, and of what selection or eviction keep beside them."""
         parts = {n: rows.nbytes for n, rows in self.rows.items() if not isinstance(rows, FileRows)}
-        if self.tier is not None:
-            parts["pool"] = self.tier.nbytes
-        for beside in (self.selection, self.past):
+        for beside in (self.tier, self.selection, self.past):
             parts |= {} if beside is None else beside.bytes_by_part()
         return parts
 

@@ -24,7 +24,7 @@ class Rows:
     @classmethod
     def copy_of(cls, x: Tensor) -> Rows:
         """Holds a copy, in memory that goes back to the system when it is outgrown."""
-        made = cls(_reserve(x, tuple(x.shape)))
+        made = cls(reserve(x, tuple(x.shape)))
         made.buffer.copy_(x)
         return made
 
@@ -43,7 +43,7 @@ class Rows:
         need = self.count + more
         if need > self.buffer.shape[2]:
             b, g, _, *rest = self.buffer.shape
-            grown = _reserve(self.buffer, (b, g, need + need // 8 + 8, *rest))
+            grown = reserve(self.buffer, (b, g, need + need // 8 + 8, *rest))
             grown.narrow(2, 0, self.count).copy_(self.view)
             self.buffer = grown
         self.count = need
@@ -80,7 +80,7 @@ class Rows:
         return Rows(self.view.clone())
 
 
-def _reserve(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+def reserve(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Memory straight from the system where it is large: the heap would keep what is given back."""
     nbytes = math.prod(shape) * like.element_size()
     if nbytes < 1 << 15 or not like.is_cpu:

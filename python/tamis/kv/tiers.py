@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tamis.errors import TamisFileError, TamisValueError
-from tamis.kv.rows import Rows
+from tamis.kv.rows import Rows, reserve
 from tamis.ops.attention import DenseSegment, Lists, Segment, sparse_attention
 from tamis.policy.kv_recipe import KvRecipe, Pages
 
@@ -147,10 +147,17 @@ class Tier:
     def __deepcopy__(self, memo: dict[int, object]) -> Tier:
         return Tier(self.folder, self.memory, self.unit)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the pool; its map takes 4 a unit beside."""
-        return 0 if self.pool is None else sum(x.numel() * x.element_size() for x in self.pool)
+    def bytes_by_part(self) -> dict[str, int]:
+        """Bytes of the units in the ``pool``, and of the ``pool_map`` that says where they are.
+
+        The pool takes memory as units come: what is reserved beyond is not the process's.
+        """
+        if self.pool is None:
+            return {"pool": 0, "pool_map": 0}
+        units = int((self.unit_in >= 0).sum())
+        each = sum(x.shape[3] * x.element_size() for x in self.pool) * self.unit
+        maps = (self.slot_of, self.unit_in, self.stamp)
+        return {"pool": units * each, "pool_map": sum(4 * x.numel() for x in maps)}
 
     def wait(self) -> None:
         """Until nothing is on its way; called before anything changes."""
@@ -290,7 +297,7 @@ class Tier:
             if slots < 1:
                 return
             shape = (b, g, slots * self.unit, d)
-            self.pool = segment.keys.new_empty(shape), segment.values.new_empty(shape)
+            self.pool = reserve(segment.keys, shape), reserve(segment.values, shape)
             self.unit_in = torch.full((b * g, slots), -1, dtype=torch.int32)
             self.stamp = torch.zeros(b * g, slots + 1, dtype=torch.int32)
             self.slot_of = torch.empty(b * g, 0, dtype=torch.int32)
