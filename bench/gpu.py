@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_activation import activation, print_activation
+from gpu_grad import gradients, print_gradients
 from gpu_kv import kv, print_kv
 from gpu_prefill import prefill, print_prefill
 from gpu_rates import rates
@@ -62,7 +63,7 @@ def build() -> dict[str, Any]:
 def conformance() -> dict[str, Any]:
     said = run(
         sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider",
-        *(f"tests/python/test_{name}.py" for name in ("cuda", "cuda_kv", "cuda_activation", "cuda_prefill")),
+        *(f"tests/python/test_{name}.py" for name in ("cuda", "cuda_kv", "cuda_activation", "cuda_prefill", "cuda_grad")),
     )  # fmt: skip
     print(said[-1500:])
     return {"ok": said.startswith("rc 0"), "output": said[-3000:]}
@@ -86,6 +87,11 @@ sparse_mlp(x, gate, gate, down, torch.full((200,), 3.0, device="cuda"))
 sparse_input(x, by_column(gate), torch.full((72,), 0.7, device="cuda"))
 k, v = torch.randn(2, 1, 2, 200, 64, device="cuda").bfloat16()
 q = torch.randn(1, 8, 1, 64, device="cuda").bfloat16()
+sampled = tamis.compress(gate.cpu(), keep=torch.rand(200, 72) < 0.3, format="bitmap")
+values, mask, starts = (sampled.arrays[s].cuda() for s in ("values", "mask", "row_offsets"))
+rest, token = (mask, starts, None), sampled.layout.token
+torch.ops.tamis.sddmm(x @ gate.t(), x, values, *rest, token)
+torch.ops.tamis.spmm_t(x @ gate.t(), values, *rest, None, token)
 for method, budget in (("full", None), ("kivi4", None), ("quest", 64), ("double_sparsity", 64)):
     tamis.kv.store(method, k, v, budget=budget).attend(q)
 for n, k in ((50, 192), (130, 1120)):
@@ -363,6 +369,7 @@ def run_sections(args: argparse.Namespace) -> dict[str, Any]:
     for batch in (1, 8):
         sections[f"kv {batch}"] = lambda batch=batch: kv(batch, done["copy"]["gb_per_s"])
     sections["prefill"] = prefill
+    sections["gradients"] = gradients
     sections["activation"] = lambda: activation(done["copy"]["gb_per_s"])
     for name, section in sections.items():
         named = name in args.sections or name.split()[0] in args.sections
@@ -402,6 +409,7 @@ def main() -> int:
     if "copy" in done:
         print(f"{done['copy']['device']}: copies {done['copy']['gb_per_s']:.0f} GB/s")
     print_prefill(done.get("prefill", []))
+    print_gradients(done.get("gradients", []))
     print_activation(done.get("activation", []))
     print_kv([row for name in done if name.startswith("kv") for row in done[name]])
     print_rows(

@@ -15,6 +15,7 @@
 #include "format/g4.h"
 #include "format/m24.h"
 #include "ops/spmm/t16_params.h"
+#include "ops/spmm_grad/grad_params.h"
 
 namespace tamis::binding {
 namespace {
@@ -121,6 +122,19 @@ py::list kernels(int32_t capability) {
   }
   add_activation_rows(library.sparse_input_kernels(), "sparse_input", capability, &rows);
   add_activation_rows(library.sparse_mlp_kernels(), "sparse_mlp", capability, &rows);
+  for (const SpmmGradCudaRow& row : library.spmm_grad_kernels()) {
+    py::dict entry;
+    entry["name"] = row.name;
+    entry["op"] = "spmm_grad";
+    entry["format"] = "bitmap";
+    entry["w_dtype"] = name_of(row.dtype);
+    entry["x_dtype"] = name_of(row.dtype);
+    entry["isa"] = "sm80";
+    entry["tile_m"] = kGradTile;
+    entry["tile_n"] = kGradTile;
+    entry["runs_here"] = capability >= 80;
+    rows.append(entry);
+  }
   return rows;
 }
 

@@ -12,10 +12,11 @@
 #include "ops/sparse_input/sparse_input_cuda.h"
 #include "ops/sparse_mlp/sparse_mlp_cuda.h"
 #include "ops/spmm/spmm_cuda.h"
+#include "ops/spmm_grad/spmm_grad_cuda.h"
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 5;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 6;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;
@@ -46,6 +47,13 @@ struct CudaLibrary {
                        const CudaDevice&, void* stream);
   std::span<const PrefillCudaRow> (*prefill_kernels)();
   Status (*prefill)(const PrefillArgs&, const CudaDevice&, void* stream);
+  std::span<const SpmmGradCudaRow> (*spmm_grad_kernels)();
+  Status (*spmm_t_workspace)(const SpmmTArgs&, const CudaDevice&, int64_t* bytes);
+  Status (*spmm_t)(const SpmmTArgs&, void* workspace, int64_t workspace_bytes, const CudaDevice&,
+                   void* stream);
+  Status (*sddmm_workspace)(const SddmmArgs&, const CudaDevice&, int64_t* bytes);
+  Status (*sddmm)(const SddmmArgs&, void* workspace, int64_t workspace_bytes, const CudaDevice&,
+                  void* stream);
 };
 
 inline constexpr const char* kCudaSymbol = "tamis_cuda_library";

@@ -73,7 +73,12 @@ constexpr CudaLibrary kLibrary{.abi = kCudaAbi,
                                .sparse_mlp_workspace = &sparse_mlp_workspace,
                                .sparse_mlp = &sparse_mlp_cuda,
                                .prefill_kernels = &prefill_cuda_kernels,
-                               .prefill = &prefill_attention_cuda};
+                               .prefill = &prefill_attention_cuda,
+                               .spmm_grad_kernels = &spmm_grad_cuda_kernels,
+                               .spmm_t_workspace = &spmm_t_workspace,
+                               .spmm_t = &spmm_t_cuda,
+                               .sddmm_workspace = &sddmm_workspace,
+                               .sddmm = &sddmm_cuda};
 
 }  // namespace
 }  // namespace tamis

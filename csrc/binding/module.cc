@@ -24,6 +24,7 @@
 #include "binding/pack.h"
 #include "binding/prefill.h"
 #include "binding/spmm.h"
+#include "binding/spmm_grad.h"
 
 namespace tamis::binding {
 namespace {
@@ -65,6 +66,7 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   binding::bind_pack(m);
   binding::bind_matrix(m);
   binding::bind_spmm(m);
+  binding::bind_spmm_grad(m);
   binding::bind_conv2d(m);
   binding::bind_cost(m);
   binding::bind_cuda(m);

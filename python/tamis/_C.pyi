@@ -167,6 +167,15 @@ def spmm_activated(
     activation: 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu.
     """
 
+def spmm_t(matrix: Matrix, dtype: int, m: int, dy_ptr: int, dx_ptr: int) -> None:
+    """dx[m, cols] = dy[m, rows] @ w at raw addresses, contiguous, both of that dtype."""
+
+def sddmm(matrix: Matrix, dtype: int, m: int, dy_ptr: int, x_ptr: int, dw_ptr: int) -> None:
+    """dw[nnz], in w's dtype, of dy[m, rows] and x[m, cols] at raw addresses, contiguous."""
+
+def spmm_grad_kernels() -> list[KernelRow]:
+    """Every kernel of spmm_t and sddmm, best first."""
+
 def kernels() -> list[KernelRow]:
     """Every kernel, best first within a format and dtype pair."""
 
@@ -656,6 +665,37 @@ def cuda_prefill_attention(
     columns: tuple[int, int, int],
 ) -> None:
     """``prefill_attention`` on a device and stream, whose lists it does not check."""
+
+DeviceMask = tuple[str, str, tuple[int, int, int], tuple[int, int], int, int]
+"""Format, w dtype, (rows, cols, nnz), (keep, of), addresses of mask and row_offsets (0: none)."""
+
+def cuda_spmm_t(
+    device: int,
+    stream: int,
+    mask: DeviceMask,
+    values_ptr: int,
+    dtype: int,
+    m: int,
+    dy_ptr: int,
+    dx_ptr: int,
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """``spmm_t`` on a device and stream; 0, or the bytes of workspace that it wants."""
+
+def cuda_sddmm(
+    device: int,
+    stream: int,
+    mask: DeviceMask,
+    dtype: int,
+    m: int,
+    dy_ptr: int,
+    x_ptr: int,
+    dw_ptr: int,
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """``sddmm`` on a device and stream; 0, or the bytes of workspace that it wants."""
 
 class CudaMatrix:
     """A packed weight on a device, with a plan per number of tokens. Borrows all memory."""

@@ -28,6 +28,9 @@ MAX_DOTS, MAX_ROW_SUMS = 100, 200  # sm_90, 1024 weights of sparse_mlp's rows, o
 # Prompts: registers of two blocks of 128 threads on an SM, and instructions of the shortest loop with
 # products, two steps of 16 channels of the scores, for each product on sm_90.
 MAX_PREFILL_REGISTERS, MAX_PREFILL = 255, 2.3
+# Instructions of the loop of spmm_t and sddmm on sm_90: 32 products of a warp, and in spmm_t what
+# expands 16 columns of w a thread.
+MAX_SDDMM, MAX_SPMM_T = 200, 300
 # Attention on sm_90: registers, and instructions of a page or tile with all its rarely taken branches
 # (softcap, masks, a new largest score: some 300). DRAM of an H100 leaves 4 * 353 issue slots a page
 # of 4 bits at d = 128, 4 * 212 at 2 bits, 4 * 565 for 16 tokens of bf16.
@@ -106,10 +109,12 @@ def label(arch: str, name: str) -> str:
         return f"prefill_attention {dtype} d {match[2]} q {64 * int(match[3])} {arch}"
     if match := re.search(r"RowConfigILNS_\dDTypeE(\d)ELi(\d+)E", name):
         return f"sparse_attention {'f16' if match[1] == '1' else 'bf16'} d {match[2]} {arch}"
+    if match := re.search(r"(sddmm|spmm_t_add|spmm_t)_kernel\w*DTypeE(\d)E", name):
+        return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
     if match := re.search(r"(sparse_input|sparse_mlp_(?:gate|up|down))\w*DTypeE(\d)E", name):
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
     known = ("expand_t16", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select",
-             "kv_append_labels")  # fmt: skip
+             "kv_append_labels", "grad_places")  # fmt: skip
     return f"{next((k for k in known if k in name), name)} {arch}"
 
 
@@ -117,10 +122,16 @@ def activation(name: str) -> bool:
     return "sparse_input" in name or "sparse_mlp" in name
 
 
+def gradient(name: str) -> bool:
+    return "sddmm_kernel" in name or "spmm_t_kernel" in name
+
+
 def budget(arch: str, name: str) -> int | None:
     """Most instructions of the main loop; None where none is pinned."""
     if "sparse_attention" in name:
         return (MAX_PAGE if "PageConfig" in name else MAX_ROWS) if arch == "sm_90" else None
+    if gradient(name):
+        return (MAX_SDDMM if "sddmm" in name else MAX_SPMM_T) if arch == "sm_90" else None
     if activation(name):
         sums = "sparse_input" in name or "sparse_mlp_down" in name
         return (MAX_ROW_SUMS if sums else MAX_DOTS) if arch == "sm_90" else None
@@ -166,7 +177,7 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     most = MAX_PREFILL_REGISTERS if prefill else most
     if used > most:
         wrong.append(f"{used} registers, wanted at most {most}")
-    if attention or prefill or activation(name) or "spmm_t16" in name:
+    if attention or prefill or activation(name) or gradient(name) or "spmm_t16" in name:
         wrong += loop_problems(arch, name, loop)
     counts = ", ".join(f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", "HMMA", "LDGSTS"))
     sys.stdout.write(
@@ -188,8 +199,9 @@ def main() -> int:
     used = registers(run(tool, "--dump-resource-usage", library))
     found = functions(run(tool, "--dump-sass", library))
     # On three architectures: three formats with four token tiles in two dtypes, ten attentions, ten for
-    # the rest of a KV cache, four of activations in two dtypes, eight of prompts; the expansions on two.
-    wanted = 3 * (24 + 10 + 10 + 8 + 8) + 3 * 2
+    # the rest of a KV cache, four of activations in two dtypes, eight of prompts, three of gradients in two and their places; the
+    # expansions on two.
+    wanted = 3 * (24 + 10 + 10 + 8 + 8 + 7) + 3 * 2
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

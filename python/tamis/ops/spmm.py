@@ -1,8 +1,8 @@
 """spmm: y[..., n] = sum_k x[..., k] * w[n, k] + bias[n] for a compressed w, as torch operators.
 
 ``torch.ops.tamis.spmm``, ``unpack`` (compressed to dense) and ``gather`` (dense to kept values) have
-fake versions and gradients, each written with the other two, so compile, export and training see
-nothing but operators. ``linear`` is the door for layers: it calls the kernel directly when nobody
+fake versions and gradients, which are operators again (``tamis.ops.spmm_grad``), so compile, export
+and training see nothing else. ``linear`` is the door for layers: it calls the kernel directly when nobody
 records the call, which saves most of the dispatcher's time.
 
 Dtypes: x is float32, float16 or bfloat16, y has x's dtype, products accumulate in float32. Where
@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
-from tamis.ops import cuda_spmm
+from tamis.ops import cuda_spmm, spmm_grad
 from tamis.ops.dense import gather_dense, unpack_dense
 from tamis.ops.entry import entries, entry_of, fit_bias
 from tamis.ops.tensors import DTYPE_NAME, TORCH_DTYPE, Rest
@@ -270,7 +270,7 @@ torch.library.register_fake("tamis::unpack", _unpack_fake, lib=_lib)
 torch.library.register_fake("tamis::gather", _gather_fake, lib=_lib)
 
 
-# Gradients: of spmm by unpack and gather, of those two by each other.
+# Gradients: of spmm by spmm_t and sddmm, of unpack and gather by each other.
 
 
 def _spmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -285,17 +285,13 @@ def _spmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _spmm_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     x, values, mask, row_offsets, col_indices, scales = ctx.saved_tensors
     grad_x = grad_values = grad_bias = None
-    tokens = gy.reshape(-1, gy.shape[-1])
+    rest = mask, row_offsets, col_indices, scales
     if ctx.needs_input_grad[0]:
-        dense = unpack(ctx.layout, values, (mask, row_offsets, col_indices, scales))
-        grad_x = gy @ dense.to(gy.dtype)
+        grad_x = spmm_grad.spmm_t(gy, ctx.layout, values, rest)
     if ctx.needs_input_grad[1]:
-        full = tokens.t() @ x.reshape(-1, x.shape[-1])
-        grad_values = torch.ops.tamis.gather(
-            full, mask, row_offsets, col_indices, values.shape[0], ctx.layout
-        ).to(values.dtype)
+        grad_values = spmm_grad.sddmm(gy, x, ctx.layout, values, rest)
     if ctx.needs_input_grad[6]:
-        grad_bias = tokens.sum(0).to(ctx.bias_dtype)
+        grad_bias = gy.reshape(-1, gy.shape[-1]).sum(0).to(ctx.bias_dtype)
     return grad_x, grad_values, None, None, None, None, grad_bias, None
 
 

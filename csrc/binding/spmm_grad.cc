@@ -1,0 +1,155 @@
+// spmm_t and sddmm over raw addresses, of this process or of a device as torch gives them. Nothing
+// here allocates, copies or waits.
+#include "binding/spmm_grad.h"
+
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string>
+#include <tuple>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "binding/array.h"
+#include "binding/cuda.h"
+#include "binding/matrix.h"
+#include "ops/spmm_grad/spmm_grad.h"
+
+namespace tamis::binding {
+namespace {
+
+template <class T>
+T* address(uintptr_t p) {
+  return reinterpret_cast<T*>(p);
+}
+
+DType float_dtype(const char* op, int code) {
+  if (code < 0 || code > static_cast<int>(DType::bf16)) {
+    throw py::type_error(std::string(op) + ": dtype: got " + std::to_string(code) +
+                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
+  }
+  return static_cast<DType>(code);
+}
+
+// Rows of dy, x, dx have n or k elements each.
+SpmmTArgs turned(const MatrixView& w, int dtype, int64_t m, uintptr_t dy, uintptr_t dx) {
+  return {.w = w,
+          .dtype = float_dtype("spmm_t", dtype),
+          .m = m,
+          .dy = address<const void>(dy),
+          .dy_stride = w.rows,
+          .dx = address<void>(dx),
+          .dx_stride = w.cols};
+}
+SddmmArgs sampled(const MatrixView& w, int dtype, int64_t m, uintptr_t dy, uintptr_t x,
+                  uintptr_t dw) {
+  return {.w = w,
+          .dtype = float_dtype("sddmm", dtype),
+          .m = m,
+          .dy = address<const void>(dy),
+          .dy_stride = w.rows,
+          .x = address<const void>(x),
+          .x_stride = w.cols,
+          .dw = address<void>(dw)};
+}
+
+template <class Args, class Op>
+void run(const Op& op, const Args& args) {
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = op(args);
+  }
+  raise_if_error(status);
+}
+
+// format, w dtype, (rows, cols, nnz), (keep, of), addresses of mask and row_offsets.
+using DeviceMask = std::tuple<std::string, std::string, std::tuple<int64_t, int64_t, int64_t>,
+                              std::tuple<int32_t, int32_t>, uintptr_t, uintptr_t>;
+
+MatrixView view_of(const DeviceMask& mask, uintptr_t values) {
+  const auto& [format, dtype, shape, groups, words, offsets] = mask;
+  MatrixView w{.format = format_from("spmm_grad", format),
+               .dtype = dtype_from("spmm_grad", "dtype", dtype),
+               .values = address<const void>(values),
+               .mask = address<const uint64_t>(words),
+               .row_offsets = address<const int64_t>(offsets)};
+  std::tie(w.rows, w.cols, w.nnz) = shape;
+  std::tie(w.keep, w.of) = groups;
+  if (!w.mask || (w.format == Format::nm ? w.of < 1 : !w.row_offsets)) {
+    throw py::value_error(
+        "spmm_grad: mask: got no mask words or row offsets, wanted a bitmap or nm "
+        "weight");
+  }
+  return w;
+}
+
+// Both: 0 when launched; else the bytes of workspace that the call wants.
+int64_t cuda_turned(int32_t device, uintptr_t stream, const DeviceMask& mask, uintptr_t values,
+                    int dtype, int64_t m, uintptr_t dy, uintptr_t dx, uintptr_t workspace,
+                    int64_t workspace_bytes) {
+  const SpmmTArgs args = turned(view_of(mask, values), dtype, m, dy, dx);
+  const CudaDevice& facts = cuda_device(device);
+  int64_t wanted = 0;
+  raise_if_error(cuda_library().spmm_t_workspace(args, facts, &wanted));
+  if (wanted > workspace_bytes) return wanted;
+  raise_if_error(cuda_library().spmm_t(args, address<void>(workspace), workspace_bytes, facts,
+                                       address<void>(stream)));
+  return 0;
+}
+
+int64_t cuda_sampled(int32_t device, uintptr_t stream, const DeviceMask& mask, int dtype, int64_t m,
+                     uintptr_t dy, uintptr_t x, uintptr_t dw, uintptr_t workspace,
+                     int64_t workspace_bytes) {
+  const SddmmArgs args = sampled(view_of(mask, 0), dtype, m, dy, x, dw);
+  const CudaDevice& facts = cuda_device(device);
+  int64_t wanted = 0;
+  raise_if_error(cuda_library().sddmm_workspace(args, facts, &wanted));
+  if (wanted > workspace_bytes) return wanted;
+  raise_if_error(cuda_library().sddmm(args, address<void>(workspace), workspace_bytes, facts,
+                                      address<void>(stream)));
+  return 0;
+}
+
+py::list kernel_rows() {
+  py::list rows;
+  for (const SpmmGradRow& row : spmm_grad_kernels()) {
+    py::dict entry;
+    entry["name"] = row.name;
+    entry["op"] = "spmm_grad";
+    entry["format"] = "bitmap";
+    entry["w_dtype"] = "f32";
+    entry["x_dtype"] = "f32";
+    entry["isa"] = isa_name(row.isa);
+    entry["tile_m"] = kGradTokens;
+    entry["tile_n"] = 1;
+    entry["runs_here"] = (row.isa & active_isa()) == row.isa;
+    rows.append(entry);
+  }
+  return rows;
+}
+
+}  // namespace
+
+void bind_spmm_grad(py::module_& m) {
+  using namespace py::literals;
+  m.def(
+      "spmm_t",
+      [](const Matrix& w, int dtype, int64_t tokens, uintptr_t dy, uintptr_t dx) {
+        run(&spmm_t, turned(w.view(), dtype, tokens, dy, dx));
+      },
+      "matrix"_a, "dtype"_a, "m"_a, "dy_ptr"_a, "dx_ptr"_a);
+  m.def(
+      "sddmm",
+      [](const Matrix& w, int dtype, int64_t tokens, uintptr_t dy, uintptr_t x, uintptr_t dw) {
+        run(&sddmm, sampled(w.view(), dtype, tokens, dy, x, dw));
+      },
+      "matrix"_a, "dtype"_a, "m"_a, "dy_ptr"_a, "x_ptr"_a, "dw_ptr"_a);
+  m.def("spmm_grad_kernels", &kernel_rows);
+  m.def("cuda_spmm_t", &cuda_turned, "device"_a, "stream"_a, "mask"_a, "values_ptr"_a, "dtype"_a,
+        "m"_a, "dy_ptr"_a, "dx_ptr"_a, "workspace_ptr"_a, "workspace_bytes"_a);
+  m.def("cuda_sddmm", &cuda_sampled, "device"_a, "stream"_a, "mask"_a, "dtype"_a, "m"_a, "dy_ptr"_a,
+        "x_ptr"_a, "dw_ptr"_a, "workspace_ptr"_a, "workspace_bytes"_a);
+}
+
+}  // namespace tamis::binding

@@ -1,0 +1,123 @@
+"""``spmm_t`` and ``sddmm`` on CUDA devices: which weights have kernels, and the calls.
+
+A mask is looked at once on the host, before a kernel follows it; then no call waits for the device.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tamis import _C
+from tamis.layout import Layout
+from tamis.ops import cuda
+from tamis.ops.cuda_activation import aligned
+from tamis.ops.cuda_memory import with_workspace
+from tamis.ops.handle import CODE, NUMPY_VALUES, make_matrix
+from tamis.ops.tensors import DTYPE_NAME, as_numpy
+
+Mask = tuple[str, str, tuple[int, int, int], tuple[int, int], int, int]
+"""Format, dtype, (rows, cols, nnz), (keep, of), addresses of mask and row_offsets."""
+
+
+def spmm_t(mask: Mask, dy: Tensor, values: Tensor, dx: Tensor) -> None:
+    """Dx [m, cols] of dy [m, rows]; dx is contiguous."""
+    if dx.numel() == 0:
+        return
+    device, dy, values = (
+        dy.device.index or 0,
+        aligned(dy.contiguous()),
+        aligned(values.contiguous()),
+    )
+    code = CODE[DTYPE_NAME[dy.dtype]]
+
+    def run(stream: int, pointer: int, nbytes: int) -> int:
+        m, first, second, out = len(dy), values.data_ptr(), dy.data_ptr(), dx.data_ptr()
+        return _C.cuda_spmm_t(device, stream, mask, first, code, m, second, out, pointer, nbytes)
+
+    with_workspace(device, run)
+
+
+def sddmm(mask: Mask, dy: Tensor, x: Tensor, dw: Tensor) -> None:
+    """Dw [nnz] of dy [m, rows] and x [m, cols]."""
+    device, dy, x = dy.device.index or 0, aligned(dy.contiguous()), aligned(x.contiguous())
+    code = CODE[DTYPE_NAME[dy.dtype]]
+
+    def run(stream: int, pointer: int, nbytes: int) -> int:
+        m, first, second, out = len(dy), dy.data_ptr(), x.data_ptr(), dw.data_ptr()
+        return _C.cuda_sddmm(device, stream, mask, code, m, first, second, out, pointer, nbytes)
+
+    with_workspace(device, run)
+
+
+def mask_of(
+    layout: Layout,
+    values: Tensor,
+    mask: Tensor | None,
+    row_offsets: Tensor | None,
+    dtype: torch.dtype,
+) -> Mask | None:
+    """What the kernels take as structure; None where they take none of this.
+
+    Raises:
+        TamisValueError: The mask disagrees with its offsets or with the number of values.
+    """
+    if (
+        mask is None
+        or layout.format not in ("bitmap", "nm")
+        or dtype not in (torch.float16, torch.bfloat16)
+        or values.dtype != dtype
+        or layout.rows % 8
+        or layout.cols % 8
+        or values.numel() == 0
+        or cuda.why_off()
+    ):
+        return None
+    _check_structure(layout, values, mask, row_offsets)
+    offsets = 0 if row_offsets is None else row_offsets.data_ptr()
+    shape = layout.rows, layout.cols, values.numel()
+    groups = layout.keep, layout.of
+    return layout.format, layout.dtype, shape, groups, mask.data_ptr(), offsets
+
+
+_Seen = tuple["weakref.ref[Tensor]", "weakref.ref[Tensor] | None", tuple[int, ...]]
+_seen: dict[int, _Seen] = {}
+
+
+def _check_structure(
+    layout: Layout, values: Tensor, mask: Tensor, row_offsets: Tensor | None
+) -> None:
+    offsets = [] if row_offsets is None else [row_offsets]
+    countable = not any(t.is_inference() for t in (mask, *offsets))
+    facts: tuple[int, ...] = (values.numel(), hash(layout.token))
+    if countable:
+        facts += tuple(number for t in (mask, *offsets) for number in (t._version, t.data_ptr()))
+        found = _seen.get(id(mask))
+        if (
+            found is not None
+            and found[0]() is mask
+            and (found[1] is None or found[1]() is row_offsets)
+            and found[2] == facts
+        ):
+            return
+    arrays = {"mask": as_numpy(mask.cpu())}
+    if row_offsets is not None:
+        arrays["row_offsets"] = as_numpy(row_offsets.cpu())
+    arrays["values"] = np.zeros(values.numel(), dtype=NUMPY_VALUES[layout.dtype])
+    make_matrix(layout, arrays)
+    if countable:
+        second = None if row_offsets is None else weakref.ref(row_offsets)
+        _seen[id(mask)] = weakref.ref(mask, _forgetter(id(mask))), second, facts
+
+
+def _forgetter(key: int) -> Any:
+    def forget(owner: Any) -> None:
+        found = _seen.get(key)
+        if found is not None and found[0] is owner:
+            del _seen[key]
+
+    return forget

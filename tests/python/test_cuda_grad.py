@@ -1,0 +1,95 @@
+"""Gradients of sparse layers on CUDA devices: which weights have a kernel, and on a device each answer."""
+
+from itertools import product
+
+import pytest
+import torch
+
+import tamis
+from tamis.ops import cuda, cuda_spmm_grad
+from tamis.ops.spmm_grad import sddmm, spmm_t
+
+needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
+HALVES = (torch.bfloat16, torch.float16)
+ARRAYS = ("values", "mask", "row_offsets", "col_indices", "scales")
+
+
+def weight(n: int, k: int, dtype: torch.dtype, density: float | None) -> tuple:
+    """A bitmap weight of that density, or 2:4 where it is None: its layout, and its arrays."""
+    keep = torch.rand(n, k // 4, 4).argsort(-1).lt(2).view(n, k)
+    if density is not None:
+        keep = torch.rand(n, k) < density
+    form = {"format": "nm", "n_m": (2, 4)} if density is None else {"format": "bitmap"}
+    a = tamis.compress(torch.randn(n, k).to(dtype), keep=keep, **form)
+    return a.layout, [a.arrays.get(name) for name in ARRAYS]
+
+
+def test_kernels_take_what_they_can_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "why_off", lambda: "")
+
+    def takes(n: int, k: int, dtype: torch.dtype, of: torch.dtype) -> bool:
+        layout, (values, mask, offsets, *_) = weight(n, k, of, 0.5)
+        return cuda_spmm_grad.mask_of(layout, values, mask, offsets, dtype) is not None
+
+    assert takes(16, 24, torch.bfloat16, torch.bfloat16)
+    assert not takes(12, 24, torch.bfloat16, torch.bfloat16)
+    assert not takes(16, 20, torch.bfloat16, torch.bfloat16)
+    assert not takes(16, 24, torch.float32, torch.float32)
+    assert not takes(16, 24, torch.bfloat16, torch.float16)
+
+
+def test_a_mask_that_disagrees_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "why_off", lambda: "")
+    layout, (values, mask, offsets, *_) = weight(16, 64, torch.bfloat16, 0.5)
+    assert cuda_spmm_grad.mask_of(layout, values, mask, offsets, values.dtype)
+    mask[0, 0] ^= 1
+    with pytest.raises(tamis.errors.TamisValueError):
+        cuda_spmm_grad.mask_of(layout, values, mask, offsets, values.dtype)
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("shape", [(8, 8), (40, 72), (264, 1032), (4096, 1024)])
+def test_both_gradients(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    n, k = shape
+    for m, density in product((1, 33, 200), (0.0, 0.1, 0.5, 1.0, None)):
+        layout, arrays = weight(n, k, dtype, density)
+        if arrays[0].numel() == 0:
+            continue
+        values, *rest = (None if t is None else t.cuda() for t in arrays)
+        dy, x = (
+            torch.randn(m, n, device="cuda").to(dtype),
+            torch.randn(m, k, device="cuda").to(dtype),
+        )
+        assert cuda_spmm_grad.mask_of(layout, values, rest[0], rest[1], dtype) is not None
+        w = torch.ops.tamis.unpack(values, *rest, layout.token).double()
+        dx = spmm_t(dy, layout.token, values, tuple(rest))
+        assert torch.equal(dx, spmm_t(dy, layout.token, values, tuple(rest)))
+        unit = torch.finfo(dtype).eps / 2
+        want = dy.double() @ w
+        size = 1 + dy.double().abs() @ w.abs()
+        assert bool(((dx.double() - want).abs() <= unit * want.abs() + 2.0**-21 * size).all())
+        dw = sddmm(dy, x, layout.token, values, tuple(rest))
+        assert torch.equal(dw, sddmm(dy, x, layout.token, values, tuple(rest)))
+        kept = torch.ops.tamis.unpack(torch.ones_like(values), *rest, layout.token).bool()
+        want = (dy.double().t() @ x.double())[kept]
+        size = 1 + (dy.double().abs().t() @ x.double().abs())[kept]
+        assert bool(((dw.double() - want).abs() <= unit * want.abs() + 2.0**-21 * size).all())
+
+
+@needs_device
+def test_a_layer_trains_as_its_masked_dense_one() -> None:
+    dense = torch.nn.Linear(256, 512).bfloat16()
+    keep = torch.rand(512, 256) < 0.3
+    dense.weight.data *= keep
+    layer = tamis.nn.SparseLinear.from_linear(dense, format="bitmap").cuda()
+    dense = dense.cuda()
+    x = torch.randn(130, 256, device="cuda", dtype=torch.bfloat16)
+    x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
+    layer(x1).float().sin().sum().backward()
+    dense(x2).float().sin().sum().backward()
+    torch.testing.assert_close(x1.grad, x2.grad, rtol=2e-2, atol=2e-2)
+    grads = [
+        p.grad for p in layer.parameters() if p.grad is not None and p.grad.numel() == keep.sum()
+    ]
+    torch.testing.assert_close(grads[0], dense.weight.grad[keep.cuda()], rtol=2e-2, atol=5e-2)
