@@ -5,100 +5,72 @@
 
 #include <array>
 #include <cstdint>
-#include <string>
 
-#include "base/dtype.h"
-#include "base/status.h"
-#include "binding/array.h"
+#include "binding/address.h"
 #include "binding/matrix.h"
 #include "ops/decoder/decoder.h"
 
 namespace tamis::binding {
 namespace {
 
-const void* address(uintptr_t p) {
-  return reinterpret_cast<const void*>(p);
-}
-void* writable(uintptr_t p) {
-  return reinterpret_cast<void*>(p);
-}
-
-DType dtype_of(int code) {
-  if (code < 0 || code > static_cast<int>(DType::bf16)) {
-    throw py::type_error("decoder: dtype: got " + std::to_string(code) +
-                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
-  }
-  return static_cast<DType>(code);
-}
-
 DecoderLinear linear(const Matrix& w, uintptr_t bias) {
-  return {.w = w.view(), .bias = address(bias)};
+  return {.w = w.view(), .bias = address<const void>(bias)};
 }
 
 using Biases3 = std::array<uintptr_t, 3>;
 using Biases4 = std::array<uintptr_t, 4>;
-using Strides = std::array<int64_t, 3>;
+using ArrayStrides = std::array<int64_t, 3>;
 
 void inputs(const Matrix& q, const Matrix& k, const Matrix& v, Biases3 biases, int dtype, int64_t m,
             int64_t head_dim, uintptr_t x, uintptr_t norm, float eps, uintptr_t cos, uintptr_t sin,
             int64_t positions, uintptr_t queries, uintptr_t keys, uintptr_t values,
             uintptr_t workspace) {
-  const DecoderInputs args{.dtype = dtype_of(dtype),
+  const DecoderInputs args{.dtype = float_dtype("decoder", dtype),
                            .m = m,
                            .head_dim = head_dim,
-                           .x = address(x),
-                           .norm = {.weight = address(norm), .eps = eps},
+                           .x = address<const void>(x),
+                           .norm = {.weight = address<const void>(norm), .eps = eps},
                            .q = linear(q, biases[0]),
                            .k = linear(k, biases[1]),
                            .v = linear(v, biases[2]),
-                           .cos = address(cos),
-                           .sin = address(sin),
+                           .cos = address<const void>(cos),
+                           .sin = address<const void>(sin),
                            .positions = positions,
-                           .queries = writable(queries),
-                           .keys = writable(keys),
-                           .values = writable(values),
-                           .workspace = writable(workspace)};
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = decoder_inputs(args);
-  }
-  raise_if_error(status);
+                           .queries = address<void>(queries),
+                           .keys = address<void>(keys),
+                           .values = address<void>(values),
+                           .workspace = address<void>(workspace)};
+  run(&decoder_inputs, args);
 }
 
 void outputs(const Matrix& o, const Matrix& gate, const Matrix& up, const Matrix& down,
              Biases4 biases, int dtype, int64_t m, int64_t head_dim, int64_t kv_heads,
-             int64_t tokens, uintptr_t x, uintptr_t queries, uintptr_t keys, Strides key_strides,
-             uintptr_t values, Strides value_strides, float scale, uintptr_t norm, float eps,
-             uintptr_t y, uintptr_t workspace) {
-  DecoderOutputs args{.dtype = dtype_of(dtype),
+             int64_t tokens, uintptr_t x, uintptr_t queries, uintptr_t keys,
+             ArrayStrides key_strides, uintptr_t values, ArrayStrides value_strides, float scale,
+             uintptr_t norm, float eps, uintptr_t y, uintptr_t workspace) {
+  DecoderOutputs args{.dtype = float_dtype("decoder", dtype),
                       .m = m,
                       .head_dim = head_dim,
                       .heads = o.view().cols / (head_dim > 0 ? head_dim : 1),
                       .kv_heads = kv_heads,
                       .tokens = tokens,
-                      .x = address(x),
-                      .queries = address(queries),
-                      .keys = address(keys),
-                      .values = address(values),
+                      .x = address<const void>(x),
+                      .queries = address<const void>(queries),
+                      .keys = address<const void>(keys),
+                      .values = address<const void>(values),
                       .scale = scale,
                       .o = linear(o, biases[0]),
-                      .norm = {.weight = address(norm), .eps = eps},
+                      .norm = {.weight = address<const void>(norm), .eps = eps},
                       .gate = linear(gate, biases[1]),
                       .up = linear(up, biases[2]),
                       .down = linear(down, biases[3]),
-                      .y = writable(y),
-                      .workspace = writable(workspace)};
+                      .y = address<void>(y),
+                      .workspace = address<void>(workspace)};
   for (size_t i = 0; i < 3; ++i) {
     args.key_strides[i] = key_strides[i];
     args.value_strides[i] = value_strides[i];
   }
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = decoder_outputs(args);
-  }
-  raise_if_error(status);
+  run(&decoder_outputs, args);
 }
 
 }  // namespace

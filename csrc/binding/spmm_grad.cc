@@ -8,28 +8,13 @@
 #include <string>
 #include <tuple>
 
-#include "base/dtype.h"
-#include "base/status.h"
-#include "binding/array.h"
+#include "binding/address.h"
 #include "binding/cuda.h"
 #include "binding/matrix.h"
 #include "ops/spmm_grad/spmm_grad.h"
 
 namespace tamis::binding {
 namespace {
-
-template <class T>
-T* address(uintptr_t p) {
-  return reinterpret_cast<T*>(p);
-}
-
-DType float_dtype(const char* op, int code) {
-  if (code < 0 || code > static_cast<int>(DType::bf16)) {
-    throw py::type_error(std::string(op) + ": dtype: got " + std::to_string(code) +
-                         ", wanted 0 (f32), 1 (f16) or 2 (bf16)");
-  }
-  return static_cast<DType>(code);
-}
 
 // Rows of dy, x, dx have n or k elements each.
 SpmmTArgs turned(const MatrixView& w, int dtype, int64_t m, uintptr_t dy, uintptr_t dx) {
@@ -51,16 +36,6 @@ SddmmArgs sampled(const MatrixView& w, int dtype, int64_t m, uintptr_t dy, uintp
           .x = address<const void>(x),
           .x_stride = w.cols,
           .dw = address<void>(dw)};
-}
-
-template <class Args, class Op>
-void run(const Op& op, const Args& args) {
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = op(args);
-  }
-  raise_if_error(status);
 }
 
 // format, w dtype, (rows, cols, nnz), (keep, of), addresses of mask and row_offsets.
