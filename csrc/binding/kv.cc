@@ -86,6 +86,21 @@ KvSegment dense_segment(int dtype, int64_t tokens, uintptr_t keys, Strides3 key_
   return s;
 }
 
+KvSegment lowrank_segment(int dtype, int64_t tokens, uintptr_t coordinates, Strides strides,
+                          int64_t rank, uintptr_t basis, int64_t pairs, uintptr_t turns,
+                          uintptr_t values, Strides3 value_strides, const Lists& lists) {
+  constexpr KvStorage kStorage[] = {KvStorage::lowrank_f32, KvStorage::lowrank_f16,
+                                    KvStorage::lowrank_bf16};
+  KvSegment s = dense_segment(dtype, tokens, coordinates, {strides.first, 0, strides.second},
+                              values, value_strides, lists);
+  s.storage = kStorage[static_cast<int>(float_dtype("sparse_attention", dtype))];
+  s.low_rank = {.rank = rank,
+                .basis = address<const void>(basis),
+                .pairs = pairs,
+                .turns = address<const float>(turns)};
+  return s;
+}
+
 KvSegment page_segment(const KvPageLayout& layout, int64_t pages, uintptr_t records,
                        Strides strides_bytes, const Lists& lists) {
   KvSegment s{.storage = KvStorage::pages,
@@ -130,8 +145,12 @@ py::list kernel_rows() {
   };
   for (const AttentionRow& row : sparse_attention_kernels()) {
     const bool pages = row.storage == KvStorage::pages;
-    add(row.name, "sparse_attention", pages ? "kv_page" : "dense",
-        pages ? "codes" : name_of(row.storage), name_of(row.q_dtype), row.isa, kMaxRows, 32);
+    const KvStorage elements = elements_of(row.storage);
+    add(row.name, "sparse_attention",
+        pages                     ? "kv_page"
+        : elements == row.storage ? "dense"
+                                  : "lowrank",
+        pages ? "codes" : name_of(elements), name_of(row.q_dtype), row.isa, kMaxRows, 32);
   }
   for (const PrefillRow& row : prefill_attention_kernels()) {
     const char* type = row.bf16 ? "bf16" : "f32";
@@ -173,6 +192,9 @@ void bind_kv(py::module_& m) {
   py::class_<KvSegment>(m, "KvSegment").def_readonly("tokens", &KvSegment::tokens);
   m.def("kv_dense_segment", &dense_segment, "dtype"_a, "tokens"_a, "keys_ptr"_a, "key_strides"_a,
         "values_ptr"_a, "value_strides"_a, "lists"_a);
+  m.def("kv_lowrank_segment", &lowrank_segment, "dtype"_a, "tokens"_a, "coordinates_ptr"_a,
+        "strides"_a, "rank"_a, "basis_ptr"_a, "pairs"_a, "turns_ptr"_a, "values_ptr"_a,
+        "value_strides"_a, "lists"_a);
   m.def("kv_page_segment", &page_segment, "layout"_a, "pages"_a, "records_ptr"_a, "strides_bytes"_a,
         "lists"_a);
   m.def("kv_quantize", &quantize, "layout"_a, "dtype"_a, "heads"_a, "pages"_a, "keys_ptr"_a,

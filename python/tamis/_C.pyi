@@ -338,6 +338,21 @@ def kv_dense_segment(
 ) -> KvSegment:
     """Keys and values [b, g, tokens, d]; strides in elements."""
 
+def kv_lowrank_segment(
+    dtype: int,
+    tokens: int,
+    coordinates_ptr: int,
+    strides: tuple[int, int],
+    rank: int,
+    basis_ptr: int,
+    pairs: int,
+    turns_ptr: int,
+    values_ptr: int,
+    value_strides: tuple[int, int, int],
+    lists: KvLists,
+) -> KvSegment:
+    """Keys as a product, [b, tokens, rank] times [b, g, rank, d]; strides in elements."""
+
 def kv_page_segment(
     layout: KvPageLayout,
     pages: int,

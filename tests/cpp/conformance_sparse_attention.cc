@@ -47,14 +47,16 @@ struct Case {
   KvPageLayout layout = {};
   bool index = false, bounds = false, bias = false;
   float softcap = 0;
+  int64_t rank = 21, pairs = 24;  // of keys of low rank
 
   std::string text() const {
     char s[200];
-    std::snprintf(s, sizeof s, "%s q=%s rows=%lld d=%lld tokens=%lld bits=%d/%d%s%s%s softcap=%g",
+    std::snprintf(s, sizeof s,
+                  "%s q=%s rows=%lld d=%lld tokens=%lld bits=%d/%d rank=%lld%s%s%s softcap=%g",
                   name_of(storage), name_of(q_dtype), static_cast<long long>(rows),
                   static_cast<long long>(head_dim), static_cast<long long>(tokens), layout.key_bits,
-                  layout.value_bits, index ? " index" : "", bounds ? " bounds" : "",
-                  bias ? " bias" : "", static_cast<double>(softcap));
+                  layout.value_bits, static_cast<long long>(rank), index ? " index" : "",
+                  bounds ? " bounds" : "", bias ? " bias" : "", static_cast<double>(softcap));
     return s;
   }
 };
@@ -63,9 +65,10 @@ struct Case {
 struct Memory {
   Memory(const Case& c, int64_t tokens, std::mt19937* random) {
     const bool pages = c.storage == KvStorage::pages;
-    const DType type = c.storage == KvStorage::f16    ? DType::f16
-                       : c.storage == KvStorage::bf16 ? DType::bf16
-                                                      : DType::f32;
+    const KvStorage elements = elements_of(c.storage);
+    const DType type = elements == KvStorage::f16    ? DType::f16
+                       : elements == KvStorage::bf16 ? DType::bf16
+                                                     : DType::f32;
     const int64_t heads = c.batch * c.kv_heads, count = heads * tokens * c.head_dim;
     const auto size = static_cast<size_t>(count * size_of(type));
     keys = std::make_unique<Guarded<uint8_t>>(size);
@@ -87,6 +90,7 @@ struct Memory {
                .value_head_stride = tokens * c.head_dim,
                .value_token_stride = c.head_dim};
     if (pages) quantize(c, heads, tokens);
+    if (elements != c.storage) factor(c, tokens, type, random);
     lists(c, heads, tokens, random);
   }
 
@@ -110,6 +114,37 @@ struct Memory {
     segment.values = nullptr;
     segment.key_batch_stride = c.kv_heads * stride;
     segment.key_head_stride = stride;
+  }
+
+  // Coordinates and basis such that keys are of size one, and turns of angles t * 0.9^c.
+  void factor(const Case& c, int64_t tokens, DType type, std::mt19937* random) {
+    const int64_t heads = c.batch * c.kv_heads, d = c.head_dim;
+    const auto fill = [&](int64_t count, float scale) {
+      auto made = std::make_unique<Guarded<uint8_t>>(static_cast<size_t>(count * size_of(type)));
+      std::normal_distribution<float> normal(0.0f, scale);
+      for (int64_t i = 0; i < count; ++i) {
+        put(made->data(), type, static_cast<size_t>(i), normal(*random));
+      }
+      return made;
+    };
+    keys = fill(c.batch * tokens * c.rank, 1.0f);
+    basis = fill(heads * c.rank * d, 1.0f / std::sqrt(static_cast<float>(c.rank)));
+    const int64_t rows = kTurnFine + (tokens + kTurnFine - 1) / kTurnFine;
+    turns = std::make_unique<Guarded<float>>(static_cast<size_t>(rows * 2 * c.pairs));
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t token = r < kTurnFine ? r : (r - kTurnFine) * kTurnFine;
+      for (int64_t p = 0; p < c.pairs; ++p) {
+        const double angle = static_cast<double>(token) * std::pow(0.9, static_cast<double>(p));
+        turns->data()[r * 2 * c.pairs + p] = static_cast<float>(std::cos(angle));
+        turns->data()[(r * 2 + 1) * c.pairs + p] = static_cast<float>(std::sin(angle));
+      }
+    }
+    segment.keys = keys->data();
+    segment.key_batch_stride = tokens * c.rank;
+    segment.key_head_stride = 0;
+    segment.key_token_stride = c.rank;
+    segment.low_rank = {
+        .rank = c.rank, .basis = basis->data(), .pairs = c.pairs, .turns = turns->data()};
   }
 
   void lists(const Case& c, int64_t heads, int64_t tokens, std::mt19937* random) {
@@ -142,7 +177,8 @@ struct Memory {
     if (c.bias) segment.bias = bias.data();
   }
 
-  std::unique_ptr<Guarded<uint8_t>> keys, values, records;
+  std::unique_ptr<Guarded<uint8_t>> keys, values, records, basis;
+  std::unique_ptr<Guarded<float>> turns;
   std::vector<int32_t> index, counts, begins, ends;
   std::vector<float> bias;
   KvSegment segment;
@@ -217,6 +253,10 @@ std::vector<Case> storages() {
     for (const KvStorage s : {KvStorage::f32, KvStorage::f16, KvStorage::bf16}) {
       all.push_back({.storage = s, .q_dtype = q});
     }
+    for (const KvStorage s :
+         {KvStorage::lowrank_f32, KvStorage::lowrank_f16, KvStorage::lowrank_bf16}) {
+      all.push_back({.storage = s, .q_dtype = q});
+    }
     for (const int bits : {2, 4, 8}) {
       all.push_back({.storage = KvStorage::pages,
                      .q_dtype = q,
@@ -253,6 +293,7 @@ TEST(SparseAttention, HeadSizes) {
       c.head_dim = d;
       c.layout.head_dim = d;
       c.layout.group = d % 32 == 0 ? 32 : 16;
+      c.pairs = d == 96 ? 13 : d / 2;  // fewer where only a part of the channels turns
       expect_reference(c);
       c.layout.group = d;
       expect_reference(c);
@@ -267,6 +308,19 @@ TEST(SparseAttention, LengthsAroundTilesAndTasks) {
     for (const int64_t n : {0, 1, 31, 32, 33, 511, 512, 513, 1100}) {
       c.tokens = c.storage == KvStorage::pages ? n / 32 * 32 : n;
       expect_reference(c);
+    }
+  }
+}
+
+TEST(SparseAttention, RanksAroundWhatIsWidenedAtOnce) {
+  for (const int64_t rank : {1, 16, 170, 255, 256, 257, 600}) {
+    for (const KvStorage s : {KvStorage::lowrank_f32, KvStorage::lowrank_bf16}) {
+      Case c{.storage = s, .q_dtype = DType::f32, .head_dim = 128, .index = true};
+      c.rank = rank;
+      for (const int64_t pairs : {0, 64}) {
+        c.pairs = pairs;
+        expect_reference(c);
+      }
     }
   }
 }
@@ -342,6 +396,13 @@ TEST(SparseAttention, RefusesWhatItCannotRead) {
   segment.keys = nullptr;
   EXPECT_EQ(sparse_attention(args).code, Code::invalid_argument);
   segment.keys = memory.data();
+  segment.storage = KvStorage::lowrank_f32;
+  EXPECT_STREQ(sparse_attention(args).text,
+               "sparse_attention: basis: got rank 0 and null, wanted an array of at least one row");
+  segment.low_rank = {.rank = 1, .basis = memory.data(), .pairs = 33, .turns = memory.data()};
+  EXPECT_STREQ(sparse_attention(args).text,
+               "sparse_attention: turns: got 33 pairs, wanted a table of 0 to 32");
+  segment.storage = KvStorage::f32;
   args.head_dim = 65;
   EXPECT_EQ(sparse_attention(args).code, Code::invalid_argument);
   args.head_dim = 64;

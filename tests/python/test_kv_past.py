@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from references import attention
 
 from tamis import kv
 from tamis.errors import TamisUnsupported, TamisValueError
 from tamis.kv.methods import recipe_of
+from tamis.ops.attention import Lists, LowRankSegment, key_turns, sparse_attention
 from tamis.ops.kv_quantize import page_layout
 from tamis.policy import kv_budget, kv_edit, kv_layout, kv_lowrank, kv_score
 from tamis.policy.kv_layout import AShape, LocalStride, SinkWindow, VerticalSlash
@@ -359,6 +361,51 @@ def test_full_rank_and_all_chunks_are_exact(pad):
         out = store.attend(q[:, :, -1:], pad=torch.tensor([0, pad]))[i : i + 1].double()
         part = [x[i : i + 1] for x in (q[:, :, -1:], k, v)]
         torch.testing.assert_close(out, dense(*part, seen), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("d", "pairs", "rank"), [(64, 32, 43), (80, 16, 7), (128, 64, 300)])
+def test_keys_of_low_rank_are_read_as_a_product(d, pairs, rank, dtype):
+    """Against keys made by ``kv_lowrank.rotate`` in float64, for tokens chosen from a long context."""
+    made = torch.Generator().manual_seed(rank)
+    b, h, g, s = 2, 6, 2, 700
+    coordinates = torch.randn(b, s, rank, generator=made).to(dtype)
+    basis = (torch.randn(b, g, rank, d, generator=made) * rank**-0.5).to(dtype)
+    values, q = torch.randn(b, g, s, d, generator=made), torch.randn(b, h, 1, d, generator=made)
+    frequencies = 10000.0 ** -(torch.arange(pairs) / pairs)
+    index = torch.stack(
+        [torch.randperm(s, generator=made)[:90].sort().values for _ in range(b * g)]
+    )
+    begin = torch.tensor([[0, 0], [123, 123]], dtype=torch.int32)
+    segment = LowRankSegment(
+        coordinates,
+        basis,
+        values.to(dtype),
+        key_turns(frequencies, s),
+        Lists(index=index.view(b, g, -1).to(torch.int32), begin=begin),
+    )
+    out, lse = sparse_attention(q, [segment])
+    plain = coordinates.double().unsqueeze(1) @ basis.double()
+    keys = kv_lowrank.rotate(plain, torch.arange(s), frequencies)
+    keep = torch.zeros(b * g, s, dtype=torch.bool).scatter_(1, index, True).view(b, g, s)
+    keep &= torch.arange(s) >= begin.unsqueeze(-1)
+    wanted, sums = attention(q, keys, values.to(dtype), keep=keep)
+    torch.testing.assert_close(out.double(), wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(lse.double(), sums, rtol=0, atol=1e-4)
+
+
+def test_parts_of_a_product_that_do_not_fit_are_refused():
+    q, turns = torch.randn(1, 4, 1, 64), key_turns(torch.rand(32), 100)
+    u, basis, values = torch.randn(1, 100, 9), torch.randn(1, 2, 9, 64), torch.randn(1, 2, 100, 64)
+    for parts, message in (
+        ((u, basis[:, :, :8], values, turns), r"coordinates: got shape \[1, 100, 9\], wanted"),
+        ((u, basis[:, :1], values, turns), r"basis: got shape \[1, 1, 9, 64\]"),
+        ((u, basis, values[..., :32], turns), r"values: got shape \[1, 2, 100, 32\]"),
+        ((u, basis, values, turns[:65]), r"turns: got shape \[65, 2, 32\], wanted \[66, 2, 32\]"),
+        ((u.half(), basis, values, turns), "got torch.float16, torch.float32"),
+    ):
+        with pytest.raises(TamisValueError, match=message):
+            sparse_attention(q, [LowRankSegment(*parts)])
 
 
 def test_bytes_of_low_rank_keys_are_the_formula():

@@ -24,6 +24,21 @@ Status check_lists(const KvSegment& s, int64_t heads) {
   return {};
 }
 
+Status check_low_rank(const KvLowRank& l, const SparseAttentionArgs& a) {
+  if (l.rank < 1 || !l.basis) {
+    return error(Code::invalid_argument,
+                 "sparse_attention: basis: got rank %lld%s, wanted an array of at least one row",
+                 static_cast<long long>(l.rank), l.basis ? "" : " and null");
+  }
+  if (l.pairs < 0 || 2 * l.pairs > a.head_dim || (l.pairs > 0 && !l.turns)) {
+    return error(Code::invalid_argument,
+                 "sparse_attention: turns: got %lld pairs%s, wanted a table of 0 to %lld",
+                 static_cast<long long>(l.pairs), l.turns ? "" : " and null",
+                 static_cast<long long>(a.head_dim / 2));
+  }
+  return {};
+}
+
 Status check_segment(const KvSegment& s, const SparseAttentionArgs& a) {
   const bool pages = s.storage == KvStorage::pages;
   if (pages) {
@@ -40,6 +55,7 @@ Status check_segment(const KvSegment& s, const SparseAttentionArgs& a) {
   if (s.tokens > 0 && (!s.keys || (!pages && !s.values))) {
     return error(Code::invalid_argument, "sparse_attention: keys, values: got null, wanted arrays");
   }
+  if (elements_of(s.storage) != s.storage) TAMIS_RETURN_IF_ERROR(check_low_rank(s.low_rank, a));
   return check_lists(s, a.batch * a.kv_heads);
 }
 

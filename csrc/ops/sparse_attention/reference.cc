@@ -33,11 +33,37 @@ struct Token {
   double bias;
 };
 
+// The key of token `id` of a low-rank segment; its coordinates begin at `batch_at` + id * stride.
+std::vector<double> product(const KvSegment& s, int64_t head, int64_t batch_at, int64_t id,
+                            int64_t d) {
+  const KvLowRank& l = s.low_rank;
+  const KvStorage type = elements_of(s.storage);
+  std::vector<double> key(static_cast<size_t>(d));
+  for (int64_t j = 0; j < l.rank; ++j) {
+    const double x = element(s.keys, type, batch_at + id * s.key_token_stride + j);
+    for (int64_t c = 0; c < d; ++c) {
+      key[static_cast<size_t>(c)] += x * element(l.basis, type, (head * l.rank + j) * d + c);
+    }
+  }
+  for (int64_t c = 0; c < l.pairs; ++c) {
+    const float* fine = l.turns + id % kTurnFine * 2 * l.pairs + c;
+    const float* coarse = l.turns + (kTurnFine + id / kTurnFine) * 2 * l.pairs + c;
+    const double angle =
+        std::atan2(fine[l.pairs], fine[0]) + std::atan2(coarse[l.pairs], coarse[0]);
+    double &first = key[static_cast<size_t>(c)], &second = key[static_cast<size_t>(c + l.pairs)];
+    const double turned = first * std::cos(angle) - second * std::sin(angle);
+    second = second * std::cos(angle) + first * std::sin(angle);
+    first = turned;
+  }
+  return key;
+}
+
 void add_unit(const SparseAttentionArgs& a, const KvSegment& s, int64_t head, int64_t unit,
               std::vector<Token>* out) {
   const int64_t each = unit_tokens(s), d = a.head_dim;
   const int64_t batch = head / a.kv_heads, g = head % a.kv_heads;
   const bool pages = s.storage == KvStorage::pages;
+  const bool low_rank = elements_of(s.storage) != s.storage;
   std::vector<float> keys(static_cast<size_t>(each * d)), values(keys.size());
   if (pages) {
     unpack_kv_page(s.layout,
@@ -49,15 +75,18 @@ void add_unit(const SparseAttentionArgs& a, const KvSegment& s, int64_t head, in
     const int64_t id = unit * each + t;
     if (id < first_token(s, head) || id >= last_token(s, head)) continue;
     Token token{{}, {}, s.bias ? s.bias[head * s.tokens + id] : 0.0};
+    if (low_rank) token.key = product(s, head, batch * s.key_batch_stride, id, d);
     for (int64_t c = 0; c < d; ++c) {
       const int64_t key =
           batch * s.key_batch_stride + g * s.key_head_stride + id * s.key_token_stride + c;
       const int64_t value =
           batch * s.value_batch_stride + g * s.value_head_stride + id * s.value_token_stride + c;
-      token.key.push_back(pages ? keys[static_cast<size_t>(t * d + c)]
-                                : element(s.keys, s.storage, key));
+      if (!low_rank) {
+        token.key.push_back(pages ? keys[static_cast<size_t>(t * d + c)]
+                                  : element(s.keys, s.storage, key));
+      }
       token.value.push_back(pages ? values[static_cast<size_t>(t * d + c)]
-                                  : element(s.values, s.storage, value));
+                                  : element(s.values, elements_of(s.storage), value));
     }
     out->push_back(token);
   }

@@ -84,7 +84,7 @@ void run_task(const SparseAttentionArgs& a, const AttentionRow& row, const Task&
   const KvSegment& s = *task.segment;
   const int64_t batch = task.head / a.kv_heads, g = task.head % a.kv_heads;
   const bool pages = s.storage == KvStorage::pages;
-  const int64_t size = pages ? 1 : s.storage == KvStorage::f32 ? 4 : 2;
+  const int64_t size = pages ? 1 : elements_of(s.storage) == KvStorage::f32 ? 4 : 2;
   AttentionPart part{
       .segment = &s,
       .q = nullptr,
@@ -96,6 +96,7 @@ void run_task(const SparseAttentionArgs& a, const AttentionRow& row, const Task&
       .values =
           pages ? nullptr
                 : offset(s.values, (batch * s.value_batch_stride + g * s.value_head_stride) * size),
+      .basis = offset(s.low_rank.basis, task.head * s.low_rank.rank * a.head_dim * size),
       .index = s.index ? s.index + task.head * s.index_stride : nullptr,
       .bias = s.bias ? s.bias + task.head * s.tokens : nullptr,
       .begin = first_token(s, task.head),

@@ -14,21 +14,43 @@
 
 namespace tamis {
 
-enum class KvStorage : uint8_t { f32, f16, bf16, pages };
+enum class KvStorage : uint8_t { f32, f16, bf16, pages, lowrank_f32, lowrank_f16, lowrank_bf16 };
 
 constexpr const char* name_of(KvStorage s) {
-  return s == KvStorage::f32    ? "f32"
-         : s == KvStorage::f16  ? "f16"
-         : s == KvStorage::bf16 ? "bf16"
-                                : "kv_page";
+  constexpr const char* kNames[] = {"f32",         "f16",         "bf16",        "kv_page",
+                                    "lowrank_f32", "lowrank_f16", "lowrank_bf16"};
+  return kNames[static_cast<int>(s)];
 }
+
+// What the numbers of a dense or low-rank segment are.
+constexpr KvStorage elements_of(KvStorage s) {
+  return s == KvStorage::lowrank_f32    ? KvStorage::f32
+         : s == KvStorage::lowrank_f16  ? KvStorage::f16
+         : s == KvStorage::lowrank_bf16 ? KvStorage::bf16
+                                        : s;
+}
+
+// Keys of KV head g as a product: token t's are coordinates[t] (`rank` numbers, the same for all
+// heads) times basis[g], of which channels c and c + pairs then turn by t * frequency[c]. Angles
+// are sums: of row t % kTurnFine of `turns` and of row kTurnFine + t / kTurnFine, so that the table
+// stays small at any length.
+// basis: [b, g, rank, d] contiguous, of the segment's elements. turns: [rows, 2, pairs], cosines
+// and sines; null without pairs.
+struct KvLowRank {
+  int64_t rank = 0;
+  const void* basis = nullptr;
+  int64_t pairs = 0;
+  const float* turns = nullptr;
+};
+inline constexpr int64_t kTurnFine = 64;
 
 // Tokens that lie in one memory, the same number of slots for every batch b and KV head g. Several
 // spans of one memory are several segments of it.
 //
 // Dense: keys, values [b, g, tokens, d], d contiguous, strides in elements. Pages: keys points to
 // kv_page records [b, g, tokens / layout.tokens]; values and token strides are unused, the others
-// are in bytes.
+// are in bytes. Low rank: keys are the coordinates [b, tokens, rank], key_head_stride 0; values as
+// in a dense segment.
 //
 // A unit is a token (dense) or a page. `index` [b, g, index_stride] lists the units to read; null
 // reads units 0 .. of all tokens. `count` [b, g] says how many of them; null: index_stride or all.
@@ -42,6 +64,7 @@ struct KvSegment {
   const void* values = nullptr;
   int64_t key_batch_stride = 0, key_head_stride = 0, key_token_stride = 0;
   int64_t value_batch_stride = 0, value_head_stride = 0, value_token_stride = 0;
+  KvLowRank low_rank = {};
   const int32_t* index = nullptr;
   int64_t index_stride = 0;
   const int32_t* count = nullptr;
@@ -81,6 +104,7 @@ struct AttentionPart {
   float scale, softcap;
   const void* keys;    // of this batch and head
   const void* values;  // the same
+  const void* basis;   // low rank: of this batch and head
   const int32_t* index;
   const float* bias;
   int64_t begin, end;  // tokens that count

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from tamis.kv.past import Past, Tail
-from tamis.kv.rows import Rows
-from tamis.ops.attention import DenseSegment, Lists, Segment
+from tamis.kv.rows import Rows, indices
+from tamis.ops.attention import ALL, DenseSegment, Lists, LowRankSegment, Segment, key_turns
 from tamis.ops.kv_select import KeyRows, kv_estimate, kv_select
 from tamis.policy.kv_lowrank import fit, rotate, stray_chunks
 from tamis.policy.kv_recipe import LowRank
 
 
 class LowRankPast(Past):
-    """Chunks of a prompt: keys rebuilt for those that a step reads, a few odd ones kept as they came.
+    """Chunks of a prompt: of those that a step reads the kernel rebuilds the keys; a few odd ones stay.
 
     Tokens after the first prompt stay in the tail, as they came.
 
@@ -90,21 +90,21 @@ class LowRankPast(Past):
         count = min(ids.shape[2], max(1, self._reads(self.tokens) // size))
         index = kv_select(scores, count)[0].long()
         places = (ids.gather(2, index).unsqueeze(-1) * size + torch.arange(size)).flatten(2)
-        keys, values = self.rebuild(places)
-        made: list[Segment] = [DenseSegment(keys, values, _hidden(places, pad))]
+        values = self.rows["far_values"].view
+        begin = None if pad is None else pad.squeeze(-1).expand(-1, values.shape[1]).contiguous()
+        chosen = LowRankSegment(
+            self.rows["coordinates"].view.squeeze(1),
+            self.rows["basis"].view,
+            values,
+            key_turns(self.frequencies, self.tokens),
+            Lists(index=indices(places), begin=begin),
+        )
+        made: list[Segment] = [chosen]
         if self.rows["odd_keys"].count:
-            hidden = Lists() if pad is None else _hidden(self.rows["odd_places"].view, pad)
+            hidden = ALL if pad is None else _hidden(self.rows["odd_places"].view, pad)
             odd = self.rows["odd_keys"].view, self.rows["odd_values"].view
             made.append(DenseSegment(*odd, hidden))
         return made
-
-    def rebuild(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [b, g, k, d] of the tokens at ``places`` [b, g, k]."""
-        values = self.rows["far_values"].view
-        coordinates = self.rows["coordinates"].view.expand(-1, places.shape[1], -1, -1)
-        plain = _take(coordinates, places).float() @ self.rows["basis"].view.float()
-        keys = rotate(plain, places, self.frequencies).to(values.dtype)
-        return keys, _take(values, places)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
@@ -113,9 +113,7 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(2, at)
 
 
-def _hidden(places: Tensor, pad: Tensor | None) -> Lists:
+def _hidden(places: Tensor, pad: Tensor) -> Lists:
     """Lists that hide padded tokens by a bias of -inf."""
-    if pad is None:
-        return Lists()
     bias = torch.zeros(places.shape).masked_fill_(places < pad, float("-inf"))
     return Lists(bias=bias)

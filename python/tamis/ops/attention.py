@@ -1,6 +1,6 @@
 """sparse_attention: attention of a few query rows over segments of a KV cache, read as stored.
 
-A segment is memory, dense or ``kv_page`` records, and which of its tokens count. Several segments
+A segment is memory, dense, ``kv_page`` records or keys as a product, and which of its tokens count. Several segments
 are merged exactly, by the logarithm of their sums: a quantized past and its dense tail, or two spans
 of one memory.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,8 +24,10 @@ __all__ = [
     "ALL",
     "DenseSegment",
     "Lists",
+    "LowRankSegment",
     "PageSegment",
     "attention",
+    "key_turns",
     "merge_lse",
     "sparse_attention",
 ]
@@ -34,7 +37,7 @@ __all__ = [
 class Lists:
     """Which tokens of a segment count; all of them where nothing is said.
 
-    A unit is a token of a dense segment, a page of a packed one.
+    A unit is a page of a packed segment, a token of the others.
 
     Attributes:
         index: Units to read, [b, g, k] int32.
@@ -82,7 +85,54 @@ class PageSegment:
         return self.records.shape[2] * self.layout.tokens
 
 
-Segment = DenseSegment | PageSegment
+@dataclass(frozen=True)
+class LowRankSegment:
+    """Keys that are a product of few columns before they turn, and dense values; on the CPU.
+
+    Key t of head j is ``coordinates[t] @ basis[j]``, turned to place t.
+
+    Attributes:
+        coordinates: [b, tokens, r], the same for all KV heads.
+        basis: [b, g, r, d] of the same dtype.
+        values: [b, g, tokens, d] of the same dtype.
+        turns: Of ``key_turns``, for at least as many tokens.
+        lists: Which tokens count.
+    """
+
+    coordinates: Tensor
+    basis: Tensor
+    values: Tensor
+    turns: Tensor
+    lists: Lists = field(default=ALL)
+
+    @property
+    def tokens(self) -> int:
+        """Slots per head."""
+        return self.values.shape[2]
+
+
+Segment = DenseSegment | PageSegment | LowRankSegment
+
+_FINE = 64  # kTurnFine
+
+
+def key_turns(frequencies: Tensor, tokens: int) -> Tensor:
+    """Cosines and sines [64 + tokens / 64 rounded up, 2, pairs] f32 that turn keys to places below ``tokens``.
+
+    An angle is that of a place's remainder by 64, in the first rows, and that of the rest.
+
+    Args:
+        frequencies: [pairs], radians a token.
+        tokens: How many places.
+    """
+    return _turns(tuple(frequencies.tolist()), -(-tokens // _FINE))
+
+
+@lru_cache(maxsize=4)  # the layers of a model share one
+def _turns(frequencies: tuple[float, ...], coarse: int) -> Tensor:
+    places = torch.cat([torch.arange(_FINE), torch.arange(coarse) * _FINE]).double()
+    angle = places.unsqueeze(1) * torch.tensor(frequencies, dtype=torch.double)
+    return torch.stack([angle.cos(), angle.sin()], 1).float()
 
 
 def sparse_attention(
@@ -110,6 +160,14 @@ def sparse_attention(
             where indices are not read here, the nearest unit is taken).
         NotImplementedError: No CUDA kernel takes these segments.
     """
+    lse = torch.empty(q.shape[:3], device=q.device)
+    return _attend(q, segments, scale, softcap, lse), lse
+
+
+def _attend(
+    q: Tensor, segments: Sequence[Segment], scale: float | None, softcap: float, lse: Tensor | None
+) -> Tensor:
+    """The output of ``sparse_attention``; lse [b, h, n] is written where it is wanted."""
     code = float_code("sparse_attention", q, cuda=True)
     b, h, n, d = q.shape
     g = _kv_heads(segments)
@@ -119,28 +177,19 @@ def sparse_attention(
         )
     held: list[Tensor] = []  # alive until the call is over
     parts = [_segment(s, (b, g, d), held, q.device) for s in segments]
-    rows = q.reshape(b, g, h // g * n, d).contiguous()
-    if q.is_cuda:
-        rows = _by_16_bytes(rows)
-    out = torch.empty_like(rows)
-    lse = torch.empty(b, h, n, device=q.device)
+    rows = q.contiguous()  # [b, g, h / g * n, d] of the same bytes
+    shape = b, g, h // g * n, d
     scale = d**-0.5 if scale is None else scale
     if q.is_cuda:
-        cuda_kv.sparse_attention(
-            (code, (b, g, rows.shape[2], d)), rows, out, lse, scale, softcap, parts
-        )
-        return out.view(b, h, n, d), lse
-    _C.sparse_attention(
-        code,
-        (b, g, rows.shape[2], d),
-        rows.data_ptr(),
-        out.data_ptr(),
-        lse.data_ptr(),
-        scale,
-        softcap,
-        parts,
-    )
-    return out.view(b, h, n, d), lse
+        rows = _by_16_bytes(rows)
+        out = torch.empty_like(rows)
+        lse = torch.empty(b, h, n, device=q.device) if lse is None else lse
+        cuda_kv.sparse_attention((code, shape), rows, out, lse, scale, softcap, parts)
+        return out
+    out = torch.empty_like(rows)
+    sums = 0 if lse is None else lse.data_ptr()
+    _C.sparse_attention(code, shape, rows.data_ptr(), out.data_ptr(), sums, scale, softcap, parts)
+    return out
 
 
 def attention(
@@ -156,7 +205,7 @@ def attention(
         return functional.scaled_dot_product_attention(
             q, s.keys, s.values, scale=scale, enable_gqa=True
         )
-    return sparse_attention(q, segments, scale=scale, softcap=softcap)[0]
+    return _attend(q, segments, scale, softcap, None)
 
 
 def left_to_torch(q: Tensor, segments: Sequence[Segment], softcap: float) -> bool:
@@ -191,7 +240,9 @@ def _kv_heads(segments: Sequence[Segment]) -> int:
     if not segments:
         raise TamisValueError("sparse_attention: segments: got none, wanted at least one.")
     first = segments[0]
-    return first.keys.shape[1] if isinstance(first, DenseSegment) else first.records.shape[1]
+    if isinstance(first, PageSegment):
+        return first.records.shape[1]
+    return (first.keys if isinstance(first, DenseSegment) else first.values).shape[1]
 
 
 def _segment(
@@ -199,11 +250,11 @@ def _segment(
 ) -> _C.KvSegment:
     b, g, d = shape
     lists = _lists(s.lists, b * g, s.tokens, held, device)
-    memory = [s.records] if isinstance(s, PageSegment) else [s.keys, s.values]
-    if any(x.device != device for x in memory):
-        raise TamisValueError(
-            f"sparse_attention: segments: got memory on {memory[0].device}, wanted q's {device}."
-        )
+    for x in _memory(s):
+        if x.device != device:
+            raise TamisValueError(
+                f"sparse_attention: segments: got memory on {x.device}, wanted q's {device}."
+            )
     if isinstance(s, PageSegment):
         if s.records.shape != (b, g, s.records.shape[2], s.layout.nbytes):
             raise _bad_shape("records", s.records, [b, g, "pages", s.layout.nbytes])
@@ -211,6 +262,8 @@ def _segment(
         return _C.kv_page_segment(
             s.layout, s.records.shape[2], s.records.data_ptr(), (step[0], step[1]), lists
         )
+    if isinstance(s, LowRankSegment):
+        return _low_rank(s, shape, lists, held)
     if s.keys.shape != (b, g, s.tokens, d) or s.values.shape != s.keys.shape:
         raise _bad_shape("keys", s.keys, [b, g, "tokens", d])
     keys, values = rows_of(s.keys), rows_of(s.values)
@@ -223,6 +276,56 @@ def _segment(
         s.tokens,
         keys.data_ptr(),
         (k[0], k[1], k[2]),
+        values.data_ptr(),
+        (v[0], v[1], v[2]),
+        lists,
+    )
+
+
+def _memory(s: Segment) -> list[Tensor]:
+    if isinstance(s, PageSegment):
+        return [s.records]
+    if isinstance(s, LowRankSegment):
+        return [s.coordinates, s.basis, s.values, s.turns]
+    return [s.keys, s.values]
+
+
+def _low_rank(
+    s: LowRankSegment, shape: tuple[int, int, int], lists: _C.KvLists, held: list[Tensor]
+) -> _C.KvSegment:
+    b, g, d = shape
+    rank, pairs = s.basis.shape[-2], s.turns.shape[-1]
+    rows = _FINE + -(-s.tokens // _FINE)
+    for name, x, wanted in (
+        ("values", s.values, (b, g, s.tokens, d)),
+        ("coordinates", s.coordinates, (b, s.tokens, rank)),
+        ("basis", s.basis, (b, g, rank, d)),
+        ("turns", s.turns, (max(rows, s.turns.shape[0]), 2, pairs)),
+    ):
+        if x.shape != wanted:
+            raise _bad_shape(name, x, list(wanted))
+    if s.turns.dtype != torch.float32 or not s.values.dtype == s.basis.dtype == s.coordinates.dtype:
+        raise TamisValueError(
+            f"sparse_attention: coordinates, basis, values, turns: got {s.coordinates.dtype}, "
+            f"{s.basis.dtype}, {s.values.dtype} and {s.turns.dtype}, wanted one dtype and float32."
+        )
+    if not s.values.is_cpu:
+        raise NotImplementedError(
+            "sparse_attention: segments: no CUDA kernel takes keys of low rank; use the CPU."
+        )
+    values, coordinates = rows_of(s.values), rows_of(s.coordinates)
+    basis, turns = s.basis.contiguous(), s.turns.contiguous()
+    held += [values, coordinates, basis, turns]
+    u, v = coordinates.stride(), values.stride()
+    return _C.kv_lowrank_segment(
+        float_code("sparse_attention", values),
+        s.tokens,
+        coordinates.data_ptr(),
+        (u[0], u[1]),
+        rank,
+        basis.data_ptr(),
+        pairs,
+        turns.data_ptr(),
         values.data_ptr(),
         (v[0], v[1], v[2]),
         lists,
