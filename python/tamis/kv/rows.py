@@ -15,11 +15,12 @@ class Rows:
     Memory past the rows is reserved, not written, hence not resident.
     """
 
-    __slots__ = ("buffer", "count")
+    __slots__ = ("_view", "buffer", "count")
 
     def __init__(self, x: Tensor) -> None:
         self.buffer = x.contiguous()
         self.count = x.shape[2]
+        self._view: tuple[Tensor, int, Tensor] | None = None  # of this buffer and count
 
     @classmethod
     def copy_of(cls, x: Tensor) -> Rows:
@@ -31,7 +32,10 @@ class Rows:
     @property
     def view(self) -> Tensor:
         """The rows, [b, g, count, ...]."""
-        return self.buffer.narrow(2, 0, self.count)
+        last = self._view
+        if last is None or last[0] is not self.buffer or last[1] != self.count:
+            last = self._view = self.buffer, self.count, self.buffer.narrow(2, 0, self.count)
+        return last[2]
 
     @property
     def nbytes(self) -> int:
@@ -45,7 +49,7 @@ class Rows:
             b, g, _, *rest = self.buffer.shape
             grown = reserve(self.buffer, (b, g, need + need // 8 + 8, *rest))
             grown.narrow(2, 0, self.count).copy_(self.view)
-            self.buffer = grown
+            self.buffer, self._view = grown, None  # the old memory goes back at once
         self.count = need
         return self.buffer.narrow(2, need - more, more)
 
@@ -73,7 +77,7 @@ class Rows:
 
     def _become(self, x: Tensor) -> None:
         """Holds x instead."""
-        self.buffer, self.count = x.contiguous(), x.shape[2]
+        self.buffer, self.count, self._view = x.contiguous(), x.shape[2], None
 
     def clone(self) -> Rows:
         """An independent copy."""

@@ -74,7 +74,7 @@ class FileRows(Rows):
 
     def __init__(self, x: Tensor, folder: str | os.PathLike[str]) -> None:
         self.folder = folder
-        self.count = 0
+        self.count, self._view = 0, None
         self.buffer = x.narrow(2, 0, 0)
         self._reserve(x, x.shape[2])
         self.append(x)
@@ -99,6 +99,7 @@ class FileRows(Rows):
         self.map = made
         self.buffer = torch.frombuffer(made, dtype=like.dtype).view(shape)
         self.buffer.narrow(2, 0, self.count).copy_(old)
+        self._view = None
 
     def extend(self, more: int) -> Tensor:
         """``more`` new rows, to be written."""
