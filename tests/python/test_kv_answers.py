@@ -10,8 +10,7 @@ from tamis import corpus, kv_eval, kv_tasks, source  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-MISSES = pytest.mark.xfail(reason="0.89: one choice for three query heads, see bench/RESULTS.md")
-LOSES_NOTHING = ("full", "kivi4", "double_sparsity:32", pytest.param("quest:128", marks=MISSES))
+LOSES_NOTHING = ("full", "kivi4", "double_sparsity:32", "quest:128")
 FORGETS = ("snapkv:0.25", "streaming:0.25")
 
 
@@ -27,8 +26,7 @@ def scores():
 
     text = corpus.default_text("evaluate")[1]
     sessions = kv_tasks.make_sessions("needle", count, tokens=400, text=text, sessions=1)
-    names = [getattr(case, "values", (case,))[0] for case in LOSES_NOTHING]
-    cases = [kv_eval.parse_case(name) for name in (*names, *FORGETS)]
+    cases = [kv_eval.parse_case(name) for name in (*LOSES_NOTHING, *FORGETS)]
     return kv_eval.evaluate(opened.model, opened.tokenizer, sessions, cases, modes=("shared",))
 
 

@@ -248,6 +248,33 @@ def test_quest_reads_its_first_page_and_the_latest_token(tokens):
     torch.testing.assert_close(out[32 if tokens == 96 else 16].double(), wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("pad", [None, 37])
+def test_each_query_head_chooses_pages_and_sees_those_of_its_group(pad):
+    """Against a choice by numpy: the 3 best pages of each head by their bounds, the first one included."""
+    k, v = random_kv(150, b=2)
+    q = torch.randn(2, 6, 1, 64)
+    first = torch.tensor([0, 0 if pad is None else pad])
+    store = kv.KvStore(recipe_of("quest"), budget=48, layer=2)
+    store.append(k, v)
+    out = store.attend(q, pad=None if pad is None else first)
+    pages = k[:, :, :144].double().numpy().reshape(2, 2, 9, 16, 64)
+    keep = torch.zeros(2, 2, 150, dtype=torch.bool)
+    keep[..., 144:] = True  # what fills no page yet
+    taken = set()
+    for b, h in np.ndindex(2, 6):
+        row, page = q[b, h, 0].double().numpy(), pages[b, h // 3]
+        bound = np.maximum(row * page.min(1), row * page.max(1)).sum(-1)
+        begin = int(first[b]) // 16
+        bound[:begin], bound[begin] = -np.inf, np.inf
+        for chosen in np.argsort(-bound)[:3]:
+            keep[b, h // 3, chosen * 16 : chosen * 16 + 16] = True
+            taken.add((b, h // 3, chosen))
+    assert len(taken) > 2 * 2 * 3  # heads differ
+    keep &= torch.arange(150) >= first.view(2, 1, 1)
+    wanted = attention(q, k, v, keep=keep)[0]
+    torch.testing.assert_close(out.double(), wanted, rtol=0, atol=1e-4)
+
+
 def filled_by_pages(k, v, q, budget):
     store = kv.KvStore(recipe_of("quest"), budget=budget, layer=2)
     store.append(k, v)

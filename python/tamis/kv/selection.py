@@ -156,22 +156,12 @@ class Selection:
             b, g, _, d = keys.shape
             new = keys[:, :, held * page : whole * page].reshape(b, g, whole - held, page, d)
             self._append("bounds", torch.stack([new.amin(3), new.amax(3)], 3))
-        scores = op.kv_estimate(
-            q,
-            op.PageBounds(self.rows["bounds"].view),
-            log_weight=False,
-            begin=None if begin is None else begin // page,
-        )
         rest = whole * page  # from here on the latest tokens, which fill no page yet
         missing = max(0, self.how.recent - (keys.shape[2] - rest))
-        index, count = op.kv_select(
-            scores,
-            max(1, budget // page),
-            sink=-(-self.how.sink // page),
-            recent=-(-missing // page),
-            page=page,
-            begin=None if begin is None else begin // page,
-        )
+        forced = {"sink": -(-self.how.sink // page), "recent": -(-missing // page)}
+        bounds, first = self.rows["bounds"].view, None if begin is None else begin // page
+        choose = united if self.how.each_head else _best
+        index, count = choose(q, bounds, max(1, budget // page), page, forced, first)
         chosen = DenseSegment(keys, values, Lists(index=index, count=count, begin=begin))
         if rest == keys.shape[2]:
             return [chosen]
@@ -183,3 +173,37 @@ class Selection:
             self.rows[name].append(x)
         else:
             self.rows[name] = Rows(x)
+
+
+def _best(
+    q: Tensor, bounds: Tensor, k: int, page: int, forced: dict[str, int], begin: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Tokens of the k best pages of each KV head by the largest bound of its query heads."""
+    scores = op.kv_estimate(q, op.PageBounds(bounds), log_weight=False, begin=begin)
+    return op.kv_select(scores, k, page=page, begin=begin, **forced)
+
+
+def united(
+    q: Tensor, bounds: Tensor, k: int, page: int, forced: dict[str, int], begin: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Tokens of the pages that are among the k best of any query head of a KV head's group.
+
+    Args:
+        q: [b, h, 1, d].
+        bounds: [b, g, pages, 2, d].
+        k: Pages of each query head, forced ones included.
+        page: Tokens of a page.
+        forced: How many first pages (``sink``) and latest ones (``recent``) every head takes.
+        begin: First page that counts, [b, g] int32.
+    """
+    b, g, pages = bounds.shape[:3]
+    heads = q.shape[1] // g
+    alone = bounds.flatten(0, 1).unsqueeze(1).expand(-1, heads, -1, -1, -1)  # by batch x KV head
+    first = None if begin is None else begin.view(-1, 1).expand(-1, heads).contiguous()
+    q = q.reshape(b * g, heads, 1, -1)
+    scores = op.kv_estimate(q, op.PageBounds(alone), log_weight=False, begin=first)
+    index, count = op.kv_select(scores, k, begin=first, **forced)
+    nowhere = torch.arange(index.shape[2], device=q.device) >= count.unsqueeze(-1)
+    index = index.masked_fill(nowhere, pages).view(b, g, -1).long()
+    chosen = scores.new_zeros(b, g, pages + 1).scatter_(2, index, 1.0)[..., :pages].contiguous()
+    return op.kv_select(chosen, indices(chosen.sum(-1)), page=page)

@@ -167,6 +167,8 @@ class Select:
         sink: First tokens that are always read.
         recent: Latest tokens that are always read.
         fraction: Of the tokens, where no budget is given.
+        each_head: Of pages: every query head chooses its own as large as the budget, and a KV head
+            reads what any head of its group chose; else the group chooses together.
     """
 
     by: Pages | Labels | WindowSum
@@ -174,6 +176,7 @@ class Select:
     sink: int = 0
     recent: int = 1
     fraction: float = 1 / 16
+    each_head: bool = False
 
 
 @dataclass(frozen=True)
