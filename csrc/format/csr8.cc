@@ -28,6 +28,14 @@ void visit(const MatrixView& a, int64_t r, const Fn& fn) {
   }
 }
 
+// Whether `count` columns of a word ascend and are below `limit`.
+bool ascending(const uint8_t* columns, int64_t count, int limit) {
+  if (count == 0) return true;
+  bool good = columns[count - 1] < limit;
+  for (int64_t i = 1; i < count; ++i) good &= columns[i - 1] < columns[i];
+  return good;
+}
+
 }  // namespace
 
 Status pack_sizes(const DenseView& w, const PackSpec& /*spec*/, PackSizes* sizes) {
@@ -114,17 +122,16 @@ Status check_content(const MatrixView& a) {
                      static_cast<long long>(r * words + word), static_cast<long long>(count),
                      static_cast<long long>(r), static_cast<long long>(end - i));
       }
-      int previous = -1;
-      for (const int64_t last = i + count; i < last; ++i) {
-        if (columns[i] <= previous || columns[i] >= word_columns(a.cols, word)) {
-          return error(Code::corrupt,
-                       "check: col_bytes[%lld]: got column %d, wanted more than %d and less than "
-                       "%d",
-                       static_cast<long long>(a.rows * words + i), columns[i], previous,
-                       word_columns(a.cols, word));
-        }
-        previous = columns[i];
+      const int limit = word_columns(a.cols, word);
+      if (ascending(columns + i, count, limit)) {
+        i += count;
+        continue;
       }
+      int previous = -1;
+      while (columns[i] > previous && columns[i] < limit) previous = columns[i++];
+      return error(Code::corrupt,
+                   "check: col_bytes[%lld]: got column %d, wanted more than %d and less than %d",
+                   static_cast<long long>(a.rows * words + i), columns[i], previous, limit);
     }
     if (i != end) {
       return error(Code::corrupt,

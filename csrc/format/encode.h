@@ -26,4 +26,24 @@ inline Encode host_encode() {
   return encode_scalar;
 }
 
+inline constexpr float kLargestF16 = 65504.0f;
+
+// Codes in [0, highest] of a group's n weights, a multiple of 8 and at most 32, and as f16 their
+// scale and zero point: w = scale * (code - zero). A weight that keep (null: all are kept) leaves
+// out counts as 0. False if no f16 scale spans them, which Inf and NaN among them make so.
+using EncodeGroup = bool (*)(const void* w, DType dtype, const uint8_t* keep, int n, float highest,
+                             uint8_t* codes, uint16_t* scale);
+
+bool encode_group_scalar(const void* w, DType dtype, const uint8_t* keep, int n, float highest,
+                         uint8_t* codes, uint16_t* scale);
+bool encode_group_avx2(const void* w, DType dtype, const uint8_t* keep, int n, float highest,
+                       uint8_t* codes, uint16_t* scale);
+
+inline EncodeGroup host_encode_group() {
+#if defined(__x86_64__)
+  if ((active_isa() & isa::avx2) == isa::avx2) return encode_group_avx2;
+#endif
+  return encode_group_scalar;
+}
+
 }  // namespace tamis

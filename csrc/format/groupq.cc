@@ -1,10 +1,7 @@
 // groupq: pack, unpack, check.
 #include "format/groupq.h"
 
-#include <algorithm>
 #include <atomic>
-#include <bit>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -13,6 +10,7 @@
 #include "base/numeric.h"
 #include "base/status.h"
 #include "format/checks.h"
+#include "format/encode.h"
 #include "format/format.h"
 #include "format/matrix.h"
 #include "format/rows.h"
@@ -22,54 +20,9 @@ namespace tamis::groupq {
 namespace {
 
 constexpr int kMostColumns = 32;  // of a group
-constexpr float kLargestF16 = 65504.0f;
 
 float highest_code(DType dtype) {
   return dtype == DType::u4 ? 15.0f : 255.0f;
-}
-
-// Weights of one group, 0 where one is not kept.
-template <class T>
-void read_group(const KeptRows<T>& kept, DType dtype, int64_t row, int64_t col, int n, float* out) {
-  const T* w = kept.w + row * kept.stride + col;
-  const uint8_t* keep = kept.keep ? kept.keep + row * kept.cols + col : nullptr;
-  for (int j = 0; j < n; ++j) {
-    float v;
-    if constexpr (sizeof(T) == 4) {
-      v = std::bit_cast<float>(w[j]);
-    } else {
-      v = dtype == DType::f16 ? f32_from_f16(w[j]) : f32_from_bf16(w[j]);
-    }
-    out[j] = !keep || keep[j] ? v : 0.0f;
-  }
-}
-
-// The smallest f16 that is at least v; v >= 0, at most kLargestF16.
-uint16_t f16_above(float v) {
-  const uint16_t h = f16_from_f32(v);
-  return f32_from_f16(h) < v ? static_cast<uint16_t>(h + 1) : h;
-}
-
-// Codes of the n weights, and their scale and zero point; false if no f16 scale spans them, which
-// Inf and NaN among them make so.
-bool quantize(const float* w, int n, float highest, uint8_t* codes, uint16_t* scale) {
-  float low = 0, high = 0, sum = 0;
-  for (int j = 0; j < n; ++j) {
-    low = std::min(low, w[j]);
-    high = std::max(high, w[j]);
-    sum += w[j] * 0.0f;  // NaN once one weight is Inf or NaN
-  }
-  const float wanted = high / highest - low / highest;
-  if (!(wanted <= kLargestF16) || sum != 0) return false;
-  scale[0] = f16_above(wanted);
-  const float step = scale[0] == 0 ? 1.0f : f32_from_f16(scale[0]);
-  const float zero = std::min(highest, std::nearbyint((0.0f - low) / step));
-  scale[1] = f16_from_f32(zero);
-  for (int j = 0; j < n; ++j) {
-    const float code = w[j] / step + zero;
-    codes[j] = static_cast<uint8_t>(std::clamp(code + 0.5f, 0.0f, highest));
-  }
-  return true;
 }
 
 void store_codes(const uint8_t* codes, DType dtype, int n, uint8_t* out) {
@@ -77,8 +30,12 @@ void store_codes(const uint8_t* codes, DType dtype, int n, uint8_t* out) {
     std::memcpy(out, codes, static_cast<size_t>(n));
     return;
   }
-  for (int j = 0; j < n / 2; ++j) {
-    out[j] = static_cast<uint8_t>(codes[j] | codes[j + n / 2] << 4);
+  for (int j = 0; j < n / 2; j += 8) {  // eight bytes at a time, whose codes do not reach the next
+    uint64_t low, high;
+    std::memcpy(&low, codes + j, 8);
+    std::memcpy(&high, codes + j + n / 2, 8);
+    low |= high << 4;
+    std::memcpy(out + j, &low, 8);
   }
 }
 
@@ -135,6 +92,7 @@ Status pack(const DenseView& w, const PackSpec& spec, const PackBuffers& out) {
   const auto n = static_cast<int>(spec.group_size);
   const int64_t words = mask_words(w.cols / n), bytes = value_elements(spec.dtype, n);
   const float highest = highest_code(spec.dtype);
+  const EncodeGroup encode = host_encode_group();
   FirstFailure failure;
   out.row_offsets[0] = 0;
   with_kept(w, [&](const auto& kept) {
@@ -145,14 +103,17 @@ Status pack(const DenseView& w, const PackSpec& spec, const PackBuffers& out) {
     });
     accumulate(out.row_offsets, w.rows);
     for_rows(w.rows, w.cols, [&](int64_t begin, int64_t end) {
-      float weights[kMostColumns];
       uint8_t codes[kMostColumns];
       for (int64_t r = begin; r < end; ++r) {
         int64_t i = out.row_offsets[r];
         for (int64_t v = 0; v < words; ++v) {
           for_each_bit(out.mask[r * words + v], [&](int j) {
-            read_group(kept, w.dtype, r, (64 * v + j) * n, n, weights);
-            if (!quantize(weights, n, highest, codes, out.group_scales + 2 * i)) failure.report(r);
+            const int64_t col = (64 * v + j) * n;
+            const uint8_t* keep = kept.keep ? kept.keep + r * kept.cols + col : nullptr;
+            if (!encode(kept.w + r * kept.stride + col, w.dtype, keep, n, highest, codes,
+                        out.group_scales + 2 * i)) {
+              failure.report(r);
+            }
             store_codes(codes, spec.dtype, n, static_cast<uint8_t*>(out.values) + i * bytes);
             ++i;
           });

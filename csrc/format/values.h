@@ -63,14 +63,20 @@ auto with_source(const DenseView& w, const PackSpec& spec, const float* scales, 
   });
 }
 
-// Stores the values of the set bits of `word`, in order, and returns their count. Compaction is
-// branch-free into a local buffer: writing `out` directly would spill one element past its end.
+// Stores the values of the set bits of `word`, in order, and returns their count. Few are visited
+// one by one; many are compacted without a branch, into a local buffer, as writing `out` directly
+// would spill one element past its end.
 template <class Source>
 int compact_word(const Source& source, int64_t row, int64_t col, int n, uint64_t word,
                  typename Source::Stored* out) {
   using T = typename Source::Stored;
   T scratch[64], staged[64];
   const T* values = source.chunk(row, col, n, scratch);
+  constexpr int kFew = 20;  // a visit costs three times a column
+  if (const int few = popcount(word); few <= kFew) {
+    for_each_bit(word, [&](int j) { *out++ = values[j]; });
+    return few;
+  }
   unsigned count = 0;
   const auto compact = [&](int columns) {
     for (int j = 0; j < columns; ++j) {

@@ -1,9 +1,11 @@
-// Every encoder gives the bits of std::nearbyint(w / divisor), at any length, up to the page's end.
+// Every encoder gives the bits of std::nearbyint(w / divisor), at any length, up to the page's end,
+// and every encoder of groups those of the portable one.
 #include "format/encode.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -57,6 +59,44 @@ TEST(Encode, RoundsToEven) {
 
 TEST(Encode, TheHostsIsTheSame) {
   check_all(host_encode());
+}
+
+template <class T, class FromF32>
+void check_groups(DType dtype, FromF32 from_f32) {
+  std::mt19937 random(11);
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const float edges[] = {0.0f, -0.0f, 1e-9f, -3e-6f, 65504.0f, -60000.0f, kInf, std::nanf("")};
+  for (int turn = 0; turn < 4000; ++turn) {
+    const int n = turn % 2 ? 16 : 32;
+    const float highest = turn % 4 < 2 ? 15.0f : 255.0f;
+    std::normal_distribution<float> normal(turn % 3 ? 0.0f : 2.0f, turn % 5 ? 1.0f : 1e-6f);
+    std::vector<T> stored;
+    std::vector<uint8_t> kept;
+    for (int j = 0; j < n; ++j) {
+      const bool odd = turn % 7 == 0 && random() % 8 == 0;
+      stored.push_back(from_f32(odd ? edges[random() % 8] : normal(random)));
+      kept.push_back(random() % 4 != 0 ? static_cast<uint8_t>(random() % 255 + 1) : 0);
+    }
+    const test::Guarded<T> w{std::span<const T>(stored)};
+    const test::Guarded<uint8_t> keep{std::span<const uint8_t>(kept)};
+    const uint8_t* mask = turn % 3 == 1 ? nullptr : keep.data();
+    const auto size = static_cast<size_t>(n);
+    test::Guarded<uint8_t> wanted(size), codes(size);
+    uint16_t wanted_scale[2] = {}, scale[2] = {};
+    const bool fits =
+        encode_group_scalar(w.data(), dtype, mask, n, highest, wanted.data(), wanted_scale);
+    ASSERT_EQ(host_encode_group()(w.data(), dtype, mask, n, highest, codes.data(), scale), fits);
+    if (!fits) continue;
+    ASSERT_EQ(scale[0], wanted_scale[0]) << "turn " << turn;
+    ASSERT_EQ(scale[1], wanted_scale[1]) << "turn " << turn;
+    for (int j = 0; j < n; ++j) ASSERT_EQ(codes[j], wanted[j]) << "turn " << turn << ", " << j;
+  }
+}
+
+TEST(EncodeGroup, TheHostsIsTheSame) {
+  check_groups<float>(DType::f32, [](float f) { return f; });
+  check_groups<uint16_t>(DType::f16, f16_from_f32);
+  check_groups<uint16_t>(DType::bf16, bf16_from_f32);
 }
 
 }  // namespace
