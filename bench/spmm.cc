@@ -76,34 +76,36 @@ PackSpec spec_of(const SpmmRow& row, int sparsity) {
   return spec;
 }
 
-// A random pattern of 16 rows, repeated: drawing all of them would take longer than measuring.
+// A random pattern of 512 rows, repeated: drawing all of them would take longer than measuring.
+// (Fewer lie a multiple of 4 KB apart, so that equal rows fight for the sets of caches.)
 Matrix make_matrix(const SpmmRow& row, Shape shape, int sparsity) {
   const PackSpec spec = spec_of(row, sparsity);
   std::mt19937_64 random(1);
   const auto size = static_cast<size_t>(shape.n * shape.k);
+  const int64_t drawn = std::min<int64_t>(shape.n, 512);
   std::vector<uint8_t> keep(size);
-  for (int64_t i = 0; i < 16 * shape.k; ++i) {
+  for (int64_t i = 0; i < drawn * shape.k; ++i) {
     keep[static_cast<size_t>(i)] = static_cast<int>(random() % 100) >= sparsity;
   }
   if (spec.format == Format::block) {  // whole blocks
-    for (int64_t i = 0; i < 16 * shape.k; ++i) {
+    for (int64_t i = 0; i < drawn * shape.k; ++i) {
       keep[static_cast<size_t>(i)] = keep[static_cast<size_t>(i % shape.k / 16 * 16)];
     }
   }
   if (spec.format == Format::groupq) {
-    for (int64_t i = 0; i < 16 * shape.k; ++i) {
+    for (int64_t i = 0; i < drawn * shape.k; ++i) {
       keep[static_cast<size_t>(i)] = keep[static_cast<size_t>(i / 16 * 16)];
     }
   }
   if (spec.format == Format::nm) {
-    for (int64_t g = 0; g < 16 * shape.k; g += spec.of) {
+    for (int64_t g = 0; g < drawn * shape.k; g += spec.of) {
       for (int i = 0; i < spec.of; ++i) keep[static_cast<size_t>(g + i)] = i < spec.keep;
       std::shuffle(&keep[static_cast<size_t>(g)], &keep[static_cast<size_t>(g)] + spec.of, random);
     }
   }
-  for (int64_t r = 16; r < shape.n; ++r) {
+  for (int64_t r = drawn; r < shape.n; ++r) {
     std::memcpy(&keep[static_cast<size_t>(r * shape.k)],
-                &keep[static_cast<size_t>(r % 16 * shape.k)], static_cast<size_t>(shape.k));
+                &keep[static_cast<size_t>(r % drawn * shape.k)], static_cast<size_t>(shape.k));
   }
   const DType source = is_float(spec.dtype) ? spec.dtype : DType::f32;
   std::vector<uint8_t> dense(size * static_cast<size_t>(size_of(source)), 0x3c);

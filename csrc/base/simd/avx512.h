@@ -139,13 +139,17 @@ TAMIS_INLINE F32 expand(uint32_t bits, const T* p) {
                                                       _mm512_castps_si512(packed)));
 }
 
-// Four lanes, or three times four, then zeros.
+// Four lanes, or three or four times four, then zeros.
 TAMIS_INLINE F32 join(const __m128 (&q)[1]) {
   return _mm512_zextps128_ps512(q[0]);
 }
 TAMIS_INLINE F32 join(const __m128 (&q)[3]) {
   const __m512 low = _mm512_zextps128_ps512(q[0]);
   return _mm512_insertf32x4(_mm512_insertf32x4(low, q[1], 1), q[2], 2);
+}
+TAMIS_INLINE F32 join(const __m128 (&q)[4]) {
+  const __m512 low = _mm512_zextps128_ps512(q[0]);
+  return _mm512_insertf32x4(_mm512_insertf32x4(_mm512_insertf32x4(low, q[1], 1), q[2], 2), q[3], 3);
 }
 
 // x[indices[i]], kLanes of them; or the first n <= kLanes, zero after them.

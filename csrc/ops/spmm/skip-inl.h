@@ -5,25 +5,30 @@
 // to kTileVectors vectors of tokens side by side and a unit as in panels-inl.h. Zero past k and m.
 // So the tokens of a unit are one piece, found by one address.
 //
-// Tile: one row of w, the columns of one mask word, one tile of tokens. A weight is broadcast once
-// and multiplied by T vectors of x, which the products read from L1: T + 1 loads for T products. A
-// loop ends where its mask does.
+// Tile: two rows of w, the columns of one mask word, one tile of tokens. A weight is broadcast once
+// and multiplied by T vectors of x, which the products read from L1: T + 1 loads for T products.
+// The rows of a block are sorted by what they store of a word, so a pair's loop ends where the one
+// before it did: unsorted, each end was 20 cycles of a wrong guess.
 //
 // Memory: kSkipRows rows take turns over the x of one word and tile, at most 32 KB, so x comes from
 // beyond L1 once for that many rows; their sums stay in L2. The next word's values, masks and x are
-// fetched into L2 beside the first tile. (1024 rows of 64 tokens miss the TLB: 1.4 times the time.)
+// fetched into L2 beside the first tile, a pair's values and masks into L1 one pair ahead.
 //
-// Needs: mask bits past k clear (format check).   Zero weights: skipped; in pairs both must be
-// zero.
+// Needs: mask bits past k clear (format check).   Zero weights: skipped; in pairs of bf16 both must
+// be zero.
 //
-// Cost, f32, Emerald Rapids at 2.4 GHz, ns per row, word and 64 tokens of 256: 39.5 at half
-// density, 27 at 0.3, 15 at 0.1; in L1 alone 30, 20.5 and 10: the rest is sums, x and weights from
-// L2. Loads need 2.25 cycles a weight, products 2, the end of a loop 20. Tried, in the same
-// minutes: panels of 16 tokens, each with an address of its own (products with two index registers
-// are two operations), 51, 37.5 and 22; tiles of 96 tokens 43, 31 and 16, of 64 tokens 48.5, 32 and
-// 16; 48 to 96 rows whose sums stay in L1 over four words 43 to 50; columns listed beforehand, in
-// L1 1.1 times the time; units sorted into 15 classes by which of four rows have weights, a loop
-// for each: 1.0 to 1.4 times that of panels.
+// Cost, f32, Emerald Rapids at 3.0 GHz, ms at 4096x4096 and 256 tokens: 37 at half density, 25.7 at
+// 0.3, 13.7 at 0.1 (one row at a time, in storage order: 44, 33 and 18). FMAs alone would
+// take 22.4, 13.4 and 4.5; with x and weights in L1 they take 0.63 cycles instead of 0.5 (loads,
+// two a cycle, need 0.56): 28 at half density. The rest: sums from and to L2 2.6 (18 lines a tile
+// and row beside 51 FMAs at 0.1), values 1.4, sorting 0.8, y 0.6, loop ends and what is uneven.
+// Tried: columns that both rows have first, their x loaded once: 35 at half density, the same
+// below; but then a row's order of additions depends on its neighbours. All of a word's sizes
+// unrolled, entered by a jump:
+// 50. Values and lists of columns copied in that order: 41 and 14. Two words and half the tokens a
+// tile: half the sums' lines, 13.1 at 0.1, 42 at half density. Sums fetched ahead: nothing.
+// Earlier: panels of 16 tokens, each with an address of its own, 1.3 to 1.5 times; 1024 rows of 64
+// tokens miss the TLB, 1.4 times; units sorted into 15 classes by which of four rows have weights.
 #pragma once
 
 #include "ops/spmm/panels-inl.h"
@@ -34,6 +39,8 @@ namespace {
 inline constexpr int kTileVectors = 8;
 inline constexpr int64_t kSkipTokens = 256;
 inline constexpr int64_t kSkipRows = 256;  // times kSkipTokens sums, which stay in L2
+inline constexpr int64_t kFetchRows = 2;   // ahead, to L1
+inline constexpr int kFetchToL1 = 3;
 
 // A pass: tokens [begin, begin + kSkipTokens) as far as they exist.
 template <class Unit>
@@ -88,6 +95,7 @@ TAMIS_INLINE uint64_t units_in(uint64_t bits) {
 template <class Unit, int T>
 TAMIS_INLINE void add_unit(const typename Unit::Element* weight, const typename Unit::Element* x,
                            simd::F32 (&sum)[T]) {
+  __asm__("" : "+r"(x));  // a product with an index register is two operations
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) {
     sum[t] =
@@ -95,39 +103,106 @@ TAMIS_INLINE void add_unit(const typename Unit::Element* weight, const typename 
   }
 }
 
-// add(to) for each of `count` weights, every other one to sums of its own: T chains alone would
-// wait for each other.
-template <int T, class Add>
-TAMIS_INLINE void add_all(int count, simd::F32 (&sum)[T], const Add& add) {
-  simd::F32 other[T];
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) other[t] = simd::zero();
-  for (int pairs = count / 2; pairs > 0; --pairs) {
-    add(sum);
-    add(other);
+// What is left of the weights of one row and word, from left to right: as stored beside a mask, as
+// stored beside a list of columns, or expanded to units.
+template <class Unit>
+struct MaskedWeights {
+  const typename Unit::Element* weight;
+  uint64_t bits;
+  TAMIS_INLINE int64_t unit() const { return static_cast<int64_t>(_tzcnt_u64(bits)); }
+  TAMIS_INLINE const typename Unit::Element* place() const { return weight; }
+  TAMIS_INLINE void next() {
+    ++weight;
+    bits &= bits - 1;
   }
-  if (count % 2 != 0) add(sum);
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) sum[t] = simd::add(sum[t], other[t]);
+};
+template <class Unit>
+struct ListedWeights {
+  const typename Unit::Element* weight;
+  const uint8_t* column;
+  TAMIS_INLINE int64_t unit() const { return *column; }
+  TAMIS_INLINE const typename Unit::Element* place() const { return weight; }
+  TAMIS_INLINE void next() {
+    ++weight;
+    ++column;
+  }
+};
+template <class Unit>
+struct ExpandedWeights {
+  const typename Unit::Element* weights;
+  uint64_t bits;
+  TAMIS_INLINE int64_t unit() const { return static_cast<int64_t>(_tzcnt_u64(bits)); }
+  TAMIS_INLINE const typename Unit::Element* place() const { return weights + unit(); }
+  TAMIS_INLINE void next() { bits &= bits - 1; }
+};
+
+// Two rows, of which b has as many weights or more, times the tile at x: chains of one row alone
+// would wait for each other.
+template <class Unit, int T, class Weights>
+TAMIS_INLINE void add_pair(Weights a, int count_a, Weights b, int count_b,
+                           const typename Unit::Element* x, simd::F32 (&sum_a)[T],
+                           simd::F32 (&sum_b)[T]) {
+  int left = count_b - count_a;
+  for (; count_a > 0; --count_a) {
+    add_unit<Unit, T>(a.place(), x + a.unit() * T * kLanes, sum_a);
+    a.next();
+    add_unit<Unit, T>(b.place(), x + b.unit() * T * kLanes, sum_b);
+    b.next();
+  }
+  for (; left > 0; --left) {
+    add_unit<Unit, T>(b.place(), x + b.unit() * T * kLanes, sum_b);
+    b.next();
+  }
 }
 
-// Rows [row, row + rows) and the word they are at.
+// Rows [row, row + rows) and the word they are at. Pairs are of neighbours in order[]; a row that
+// stores nothing makes their number even.
 template <class Unit>
 struct SkipRows {
   using W = typename Unit::W;
+  using Element = typename Unit::Element;
 
   const MatrixView& w;
   int64_t words;  // of a row
   int64_t row, rows, word = 0;
-  int64_t at[kSkipRows] = {};  // next value of each
+  int64_t at[kSkipRows] = {};                       // next value of each
+  uint8_t units[kSkipRows] = {};                    // of each that have weights in the word
+  uint16_t order[kSkipRows + kFetchRows + 2] = {};  // rows by units
 
   TAMIS_INLINE const W* values() const { return static_cast<const W*>(w.values); }
   TAMIS_INLINE int64_t cell(int64_t r) const { return (row + r) * words + word; }
   TAMIS_INLINE const uint8_t* columns() const { return w.col_bytes + w.rows * words; }
-  // Stored in the word.
+  TAMIS_INLINE int64_t pairs() const { return (rows + 1) / 2; }
+  // Values stored in the word.
   TAMIS_INLINE int count(int64_t r) const {
     return w.format == Format::csr8 ? w.col_bytes[cell(r)] : simd::popcount(w.mask[cell(r)]);
   }
+  // Its mask.
+  TAMIS_INLINE uint64_t bits(int64_t r) const {
+    if (r == rows) return 0;
+    Expander<Unit, 1> masks(w);
+    masks.row = row + r;
+    masks.at[0] = at[r];
+    return masks.bits(0, word);
+  }
+
+  // Counts and orders what the word has.
+  void sort() {
+    int begin[66] = {};
+    for (int64_t r = 0; r < 2 * pairs(); ++r) {
+      const int mine = r == rows             ? 0
+                       : Unit::kColumns == 1 ? count(r)
+                                             : simd::popcount(units_in<Unit>(bits(r)));
+      units[r] = static_cast<uint8_t>(mine);
+      ++begin[mine + 1];
+    }
+    for (int i = 1; i < 66; ++i) begin[i] += begin[i - 1];
+    for (int64_t r = 0; r < 2 * pairs(); ++r) order[begin[units[r]]++] = static_cast<uint16_t>(r);
+  }
+  void advance() {
+    for (int64_t r = 0; r < rows; ++r) at[r] += count(r);
+  }
+
   // What row r needs for the next word: its values, usually `bytes` of them, and their columns.
   TAMIS_INLINE void fetch(int64_t r, int64_t bytes) const {
     const auto* next = reinterpret_cast<const char*>(values() + at[r]) + bytes;
@@ -139,67 +214,79 @@ struct SkipRows {
       __builtin_prefetch(w.mask + cell(r) + 8, 0, kFetchToL2);
     }
   }
+  // The same of this word, to L1.
+  TAMIS_INLINE void fetch_near(int64_t r, int64_t bytes) const {
+    const auto* mine = reinterpret_cast<const char*>(values() + at[r]);
+    for (int64_t b = 0; b < bytes + 64; b += 64) __builtin_prefetch(mine + b, 0, kFetchToL1);
+    if (w.format == Format::csr8) {
+      __builtin_prefetch(columns() + at[r], 0, kFetchToL1);
+    } else {
+      __builtin_prefetch(w.mask + cell(r), 0, kFetchToL1);
+    }
+  }
+
+  // The word of rows a and b times the tile at x.
+  template <int T>
+  TAMIS_INLINE void add(int64_t a, int64_t b, const Element* x, simd::F32 (&sum_a)[T],
+                        simd::F32 (&sum_b)[T]) const {
+    if constexpr (sizeof(W) == sizeof(Element)) {
+      if (w.format == Format::csr8) {
+        using Weights = ListedWeights<Unit>;
+        add_pair<Unit, T>(Weights{values() + at[a], columns() + at[a]}, units[a],
+                          Weights{values() + at[b], columns() + at[b]}, units[b], x, sum_a, sum_b);
+      } else {
+        using Weights = MaskedWeights<Unit>;
+        add_pair<Unit, T>(Weights{values() + at[a], bits(a)}, units[a],
+                          Weights{values() + at[b], bits(b)}, units[b], x, sum_a, sum_b);
+      }
+    } else {
+      alignas(64) Element expanded[2][64 / Unit::kColumns];
+      using Weights = ExpandedWeights<Unit>;
+      add_pair<Unit, T>(Weights{expanded[0], expand(a, expanded[0])}, units[a],
+                        Weights{expanded[1], expand(b, expanded[1])}, units[b], x, sum_a, sum_b);
+    }
+  }
+  TAMIS_INLINE uint64_t expand(int64_t r, Element* out) const {
+    const uint64_t mine = bits(r);
+    w.nnz - at[r] < 64 + Unit::kReadsPast
+        ? Unit::template expand<true>(mine, values() + at[r], out)
+        : Unit::template expand<false>(mine, values() + at[r], out);
+    return units_in<Unit>(mine);
+  }
 };
 
-// The word of row r times the tile at x.
-template <class Unit, int T>
-TAMIS_INLINE void add_word(const SkipRows<Unit>& v, int64_t r, const typename Unit::Element* x,
-                           simd::F32 (&sum)[T]) {
-  using Element = typename Unit::Element;
-  constexpr bool kAsStored = sizeof(typename Unit::W) == sizeof(Element);
-  constexpr int64_t kUnit = T * kLanes;
-  const auto* p = v.values() + v.at[r];
-  if constexpr (kAsStored) {
-    if (v.w.format == Format::csr8) {
-      const uint8_t* column = v.columns() + v.at[r];
-      add_all<T>(v.count(r), sum, [&](simd::F32(&to)[T]) __attribute__((always_inline)) {
-        add_unit<Unit, T>(p++, x + int64_t{*column++} * kUnit, to);
-      });
-      return;
-    }
-  }
-  Expander<Unit, 1> masks(v.w);
-  masks.row = v.row + r;
-  masks.at[0] = v.at[r];
-  uint64_t bits = masks.bits(0, v.word);
-  if constexpr (kAsStored) {
-    add_all<T>(simd::popcount(bits), sum, [&](simd::F32(&to)[T]) __attribute__((always_inline)) {
-      add_unit<Unit, T>(p++, x + static_cast<int64_t>(_tzcnt_u64(bits)) * kUnit, to);
-      bits &= bits - 1;
-    });
-  } else {
-    alignas(64) Element expanded[64 / Unit::kColumns];
-    v.w.nnz - v.at[r] < 64 + Unit::kReadsPast ? Unit::template expand<true>(bits, p, expanded)
-                                              : Unit::template expand<false>(bits, p, expanded);
-    const Element* weight = expanded;
-    __asm__("" : "+r"(weight) : : "memory");  // weights are broadcast from memory, not shuffled
-    bits = units_in<Unit>(bits);
-    add_all<T>(simd::popcount(bits), sum, [&](simd::F32(&to)[T]) __attribute__((always_inline)) {
-      const auto unit = static_cast<int64_t>(_tzcnt_u64(bits));
-      add_unit<Unit, T>(weight + unit, x + unit * kUnit, to);
-      bits &= bits - 1;
-    });
-  }
-}
-
 // The word of all rows times the tile at x; sums: [rows, T vectors]. Beside that, fetches what the
-// next word needs: value_bytes of each row's values, x_lines of x a row; or nothing.
+// next word needs: value_bytes of each row's values if this is the first tile, and x_lines of x a
+// pair.
 template <class Unit, int T>
 void skip_tile(const SkipRows<Unit>& v, const typename Unit::Element* x, float* sums,
-               int64_t value_bytes, const char* next_x, int64_t x_lines) {
-  for (int64_t r = 0; r < v.rows; ++r, sums += T * kLanes) {
-    if (value_bytes) v.fetch(r, value_bytes);
-    for (int64_t i = 0; i < x_lines; ++i, next_x += 64) {
+               int64_t value_bytes, bool first, const char* next_x, int64_t x_lines) {
+  for (int64_t i = 0; i < 2 * v.pairs(); i += 2) {
+    int64_t rows[2] = {v.order[i], v.order[i + 1]};
+    __asm__("" : "+r"(rows[0]), "+r"(rows[1]));
+    float* of_row[2] = {sums + rows[0] * T * kLanes, sums + rows[1] * T * kLanes};
+#pragma GCC unroll 2
+    for (int64_t p = 0; p < 2; ++p) {
+      v.fetch_near(v.order[i + kFetchRows + p], value_bytes);
+      if (first) v.fetch(rows[p], value_bytes);
+    }
+    for (int64_t line = 0; line < x_lines; ++line, next_x += 64) {
       __builtin_prefetch(next_x, 0, kFetchToL2);
     }
-    simd::F32 sum[T];
+    simd::F32 sum[2][T];
+#pragma GCC unroll 2
+    for (int p = 0; p < 2; ++p) {
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      sum[t] = v.word == 0 ? simd::zero() : simd::load(sums + t * kLanes);
+      for (int t = 0; t < T; ++t) {
+        sum[p][t] = v.word == 0 ? simd::zero() : simd::load(of_row[p] + t * kLanes);
+      }
     }
-    add_word<Unit, T>(v, r, x, sum);
+    v.template add<T>(rows[0], rows[1], x, sum[0], sum[1]);
+#pragma GCC unroll 2
+    for (int p = 0; p < 2; ++p) {
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) simd::store(sum[t], sums + t * kLanes);
+      for (int t = 0; t < T; ++t) simd::store(sum[p][t], of_row[p] + t * kLanes);
+    }
   }
 }
 
@@ -208,38 +295,42 @@ template <class Unit>
 void skip_block(const SpmmArgs& a, int64_t row_begin, int64_t row_end, const SkipPass<Unit>& pass) {
   using Element = typename Unit::Element;
   using Tile =
-      void (*)(const SkipRows<Unit>&, const Element*, float*, int64_t, const char*, int64_t);
+      void (*)(const SkipRows<Unit>&, const Element*, float*, int64_t, bool, const char*, int64_t);
   static constexpr Tile kTile[] = {skip_tile<Unit, 1>, skip_tile<Unit, 2>, skip_tile<Unit, 3>,
                                    skip_tile<Unit, 4>, skip_tile<Unit, 5>, skip_tile<Unit, 6>,
                                    skip_tile<Unit, 7>, skip_tile<Unit, 8>};
   static_assert(kTileVectors == 8, "the table above has one entry per width of a tile");
-  alignas(64) float sums[kSkipRows * kSkipTokens];  // [tiles, rows, lanes of the tile]
+  alignas(64) float sums[kSkipRows * kSkipTokens];  // [tiles, rows made even, lanes of the tile]
   const Expander<Unit, 1> starts(a.w);
   SkipRows<Unit> v{
       .w = a.w, .words = mask_words(a.w.cols), .row = row_begin, .rows = row_end - row_begin};
-  const int64_t word_bytes = pass.word_elements() * 4;
+  const int64_t word_bytes = pass.word_elements() * 4, rows = 2 * v.pairs();
   const int64_t value_bytes = v.words ? a.w.nnz * size_of(a.w.dtype) / (a.w.rows * v.words) + 1 : 0;
   for (int64_t r = 0; r < v.rows; ++r) v.at[r] = starts.row_values(row_begin + r);
   if (v.words == 0) __builtin_memset(sums, 0, sizeof sums);
   const auto* x = static_cast<const Element*>(a.prepared) + pass.at;
   for (v.word = 0; v.word < v.words; ++v.word, x += pass.word_elements()) {
     const char* next_x = reinterpret_cast<const char*>(x) + word_bytes;
+    v.sort();
     for (int64_t tile = 0; tile < pass.tiles; ++tile) {
       const int64_t before = pass.before(tile), vectors = pass.before(tile + 1) - before;
       kTile[vectors - 1](v, x + before * kLanes * SkipPass<Unit>::kWordUnits,
-                         sums + before * kLanes * v.rows, tile == 0 ? value_bytes : 0, next_x,
-                         tile == 0 ? ceil_div(word_bytes, 64 * v.rows) : 0);
+                         sums + before * kLanes * rows, value_bytes, tile == 0, next_x,
+                         tile == 0 ? ceil_div(word_bytes, 64 * v.pairs()) : 0);
     }
-    for (int64_t r = 0; r < v.rows; ++r) v.at[r] += v.count(r);
+    v.advance();
   }
   for (int64_t tile = 0; tile < pass.tiles; ++tile) {
     const int64_t before = pass.before(tile), lanes = (pass.before(tile + 1) - before) * kLanes;
     const int64_t token = pass.begin + before * kLanes;
     const int64_t tokens = a.m - token < lanes ? a.m - token : lanes;
-    for (int64_t r = 0; r < v.rows; r += 4) {
-      const int rows = static_cast<int>(v.rows - r < 4 ? v.rows - r : 4);
-      write_rows<typename Unit::X, 4>(a, sums + before * kLanes * v.rows + r * lanes, lanes,
-                                      row_begin + r, rows, token, tokens);
+    const float* of_tile = sums + before * kLanes * rows;
+    for (int64_t t = 0; t < tokens; t += 16) {
+      for (int64_t r = 0; r < v.rows; r += 16) {
+        const int there = static_cast<int>(v.rows - r < 16 ? v.rows - r : 16);
+        write_rows<typename Unit::X, 16>(a, of_tile + r * lanes + t, lanes, row_begin + r, there,
+                                         token + t, tokens - t < 16 ? tokens - t : 16);
+      }
     }
   }
 }
