@@ -9,7 +9,9 @@
 //
 // Tile: one row times a block. Codes of 4 bits are split 64 at a time onto the stack, from where
 // broadcasts take load ports alone. Per group of 16 and 4 / 8 / 16 tokens: 1 / 2 / 4 vpdpbusd,
-// vcvtdq2ps, vmulps, two vfmadd: 5 to 9 operations of ports 0 and 5.
+// vcvtdq2ps, vmulps, one or two vfmadd: 5 to 9 operations of ports 0 and 5. What bounded it was the
+// number of instructions, 22 a group at 4 tokens, six a cycle: so sums of codes take a vfmadd for
+// 16 groups and a token (below), a turn of the loop takes eight groups, and places come scaled.
 //
 // Needs: codes of missing tokens zero.   Tail: masked loads of a row's last codes.
 // A token with NaN or Inf gets NaN where a row stores a group among those kStepColumns columns.
@@ -17,6 +19,7 @@
 #include "ops/spmm/codes-inl.h"
 #include "ops/spmm/codes_avx512vbmi2.h"
 #include "ops/spmm/groupq_avx512.h"
+#include "ops/spmm/groupq_eights.h"
 #include "ops/spmm/kernels.h"
 
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12, its own intrinsics
@@ -34,17 +37,26 @@ int64_t block_tokens(int64_t m) {
 // One block of the prepared x.
 struct XLanes {
   int8_t* codes;  // [groups][group_size * T / 64][T][64 / T]
-  float* sums;    // [groups][T]: step times sum of codes
+  float* sums;    // [groups][T], or by_token [T][groups, to the next 16]: step times sum of codes
   float* steps;   // [steps][T][16 / T]
   int64_t bytes;
+  // Whether sums of a token lie together, so that 16 groups, stored or not, meet their offsets at
+  // once: with few groups stored, or many tokens, that is more work than one stored group at a
+  // time.
+  bool by_token;
+  int64_t group_stride, token_stride;  // of sums
 
   TAMIS_INLINE XLanes(const SpmmArgs& a, void* prepared, int64_t block) {
     const int64_t tokens = block_tokens(a.m), groups = a.w.cols / a.w.group_size;
-    const int64_t code_bytes = a.w.cols * tokens, sum_bytes = groups * tokens * 4;
-    bytes = code_bytes + ceil_div(sum_bytes, 64) * 64 + step_count(a.w) * 64;
+    const int64_t padded = ceil_div(groups, 16) * 16;
+    by_token = tokens <= 8 && a.w.nnz * 4 >= a.w.rows * a.w.cols;
+    group_stride = by_token ? 1 : tokens;
+    token_stride = by_token ? padded : 1;
+    const int64_t code_bytes = a.w.cols * tokens, sum_bytes = padded * tokens * 4;
+    bytes = code_bytes + sum_bytes + step_count(a.w) * 64;
     codes = static_cast<int8_t*>(prepared) + block * bytes;
     sums = reinterpret_cast<float*>(codes + code_bytes);
-    steps = reinterpret_cast<float*>(codes + code_bytes + ceil_div(sum_bytes, 64) * 64);
+    steps = reinterpret_cast<float*>(codes + code_bytes + sum_bytes);
   }
 };
 
@@ -83,7 +95,14 @@ void prepare_lanes(const SpmmArgs& a, void* prepared, int part, int parts) {
       for (int64_t g = 0; g < n / size; ++g) {
         int32_t sum = 0;
         for (int64_t j = g * size / 4; j < (g + 1) * size / 4; ++j) sum += four[j];
-        to.sums[(first / size + g) * tokens + t] = step * static_cast<float>(sum);
+        to.sums[(first / size + g) * to.group_stride + t * to.token_stride] =
+            step * static_cast<float>(sum);
+      }
+      if (first + n == a.w.cols) {  // groups that complete the last 16
+        const int64_t groups = a.w.cols / size;
+        for (int64_t g = groups; g < ceil_div(groups, 16) * 16; ++g) {
+          to.sums[g * to.group_stride + t * to.token_stride] = 0.0f;
+        }
       }
       for (int64_t j = 0; j < 16 / tokens; ++j) to.steps[s * 16 + t * (16 / tokens) + j] = step;
     }
@@ -106,19 +125,28 @@ TAMIS_INLINE __m512i repeat(const uint8_t* p) {
   }
 }
 
-// The codes of groups worth 64 columns, of which the first `groups` exist, to out[64] in order.
+// The codes of groups worth 64 columns to out[64], in order.
+template <int G>
+TAMIS_INLINE void split_codes(__m256i packed, uint8_t* out) {
+  const __m512i order = G == 16 ? _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3)
+                                : _mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3);
+  const __m512i shift = G == 16 ? _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4)
+                                : _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
+  const __m512i halves =
+      _mm512_srlv_epi64(_mm512_permutexvar_epi64(order, _mm512_castsi256_si512(packed)), shift);
+  _mm512_store_si512(out, _mm512_and_si512(halves, bytes_of(15)));
+}
+template <int G>
+TAMIS_INLINE void split_codes(const uint8_t* p, uint8_t* out) {
+  split_codes<G>(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), out);
+}
+// The same of which the first `groups` exist.
 template <int G>
 TAMIS_INLINE void split_codes(const uint8_t* p, int64_t groups, uint8_t* out) {
   constexpr int kWords = G / 16;  // qwords of a group
   const auto words = static_cast<unsigned>(groups < 0 ? 0 : groups < 4 ? groups * kWords : 4);
   const auto there = static_cast<__mmask8>(_bzhi_u32(0xf, words));
-  const __m512i packed = _mm512_castsi256_si512(_mm256_maskz_loadu_epi64(there, p));
-  const __m512i order = G == 16 ? _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3)
-                                : _mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3);
-  const __m512i shift = G == 16 ? _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4)
-                                : _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
-  const __m512i halves = _mm512_srlv_epi64(_mm512_permutexvar_epi64(order, packed), shift);
-  _mm512_store_si512(out, _mm512_and_si512(halves, bytes_of(15)));
+  split_codes<G>(_mm256_maskz_loadu_epi64(there, p), out);
 }
 
 // Lane t = the sum of a token's 16 / T lanes, plus rest's.
@@ -145,40 +173,87 @@ TAMIS_INLINE __m512 load_tokens(const float* p) {
   return _mm512_loadu_ps(p);
 }
 
+// Lane t: sum over groups [first, ...) of a row, decoded in `stored`, of offset times x's sums.
+template <int G, int T>
+TAMIS_INLINE __m512 sum_offsets(const SpmmArgs& a, const XLanes& x, int64_t row, int64_t first,
+                                const StoredGroups& stored) {
+  const int64_t groups = a.w.cols / G, words = mask_words(groups);
+  const int64_t last = first + kMostGroups < groups ? first + kMostGroups : groups;
+  const auto* mask = reinterpret_cast<const uint16_t*>(a.w.mask + row * words);
+  __m512 rest[T];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) rest[t] = simd::zero();
+  const float* offsets = stored.offset;
+  for (int64_t g = first; g < last; g += 16) {
+    const __mmask16 there = mask[g / 16];
+    const __m512 offset = _mm512_mask_expand_ps(_mm512_castsi512_ps(simd::opaque_zero()), there,
+                                                _mm512_loadu_ps(offsets));
+    offsets += simd::popcount(there);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      rest[t] = simd::fma(offset, _mm512_loadu_ps(x.sums + t * x.token_stride + g), rest[t]);
+    }
+  }
+  return simd::sums(rest);
+}
+
 // One row times a block: a sum per token.
-template <DType kW, int G, int T>
+template <DType kW, int G, int T, bool kByToken>
 TAMIS_INLINE __m512 lanes_row(const SpmmArgs& a, const XLanes& x, int64_t row,
                               StoredGroups& stored) {
   constexpr int kBytes = kW == DType::u4 ? G / 2 : G;
   constexpr int kVectors = G * T / 64;
   // Each with chains of its own, or the latency of vfmadd would be what a group costs.
-  constexpr int kBatch = 4;
-  constexpr int kStepGroups = kStepColumns / G;
+  constexpr int kBatch = 4, kTurn = 2 * kBatch;
+  constexpr int64_t kStepBytes = kStepColumns * T;  // of codes
   const int64_t groups = a.w.cols / G;
   __m512 sum[kBatch], rest[kBatch];
 #pragma GCC unroll 4
   for (int j = 0; j < kBatch; ++j) sum[j] = rest[j] = simd::zero();
   int64_t at = a.w.row_offsets[row];
   for (int64_t first = 0; first < groups; first += kMostGroups, at += stored.count) {
-    decode_groups<Decode512>(a.w, row, first, at, 1, stored);
+    decode_groups<Decode512>(a.w, row, first, at, G * T, stored);
+    if constexpr (kByToken) {
+      rest[0] = _mm512_add_ps(rest[0], sum_offsets<G, T>(a, x, row, first, stored));
+    }
     const uint8_t* codes = static_cast<const uint8_t*>(a.w.values) + at * kBytes;
+    const int8_t* x_codes = x.codes + first * (G * T);
+    const auto* x_steps = reinterpret_cast<const char*>(x.steps + first * G / kStepColumns * 16);
     const auto multiply = [&](int64_t i, const uint8_t* w, int j) __attribute__((always_inline)) {
-      const int64_t g = first + stored.x[i];
-      const int8_t* columns = x.codes + g * (G * T);
+      const uint32_t place = stored.x[i];
       __m512i dots = _mm512_setzero_si512();
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         dots = _mm512_dpbusd_epi32(dots, repeat<T>(w + v * (64 / T)),
-                                   _mm512_load_si512(columns + 64 * v));
+                                   _mm512_load_si512(x_codes + place + 64 * v));
       }
-      const __m512 in_steps =
-          _mm512_mul_ps(_mm512_cvtepi32_ps(dots), _mm512_load_ps(x.steps + g / kStepGroups * 16));
+      const auto* steps =
+          reinterpret_cast<const float*>(x_steps + place / static_cast<uint32_t>(kStepBytes) * 64);
+      const __m512 in_steps = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), _mm512_load_ps(steps));
       sum[j] = simd::fma(in_steps, simd::splat(stored.scale[i]), sum[j]);
-      rest[j] = simd::fma(load_tokens<T>(x.sums + g * T), simd::splat(stored.offset[i]), rest[j]);
+      if constexpr (!kByToken) {
+        const float* sums = x.sums + (first + place / (G * T)) * T;
+        rest[j] = simd::fma(load_tokens<T>(sums), simd::splat(stored.offset[i]), rest[j]);
+      }
     };
-    for (int64_t i = 0; i < stored.count; i += kBatch, codes += kBatch * kBytes) {
+    alignas(64) uint8_t split[kTurn * G];
+    int64_t i = 0;
+    for (; i + kTurn <= stored.count; i += kTurn, codes += kTurn * kBytes) {
+      const uint8_t* w = codes;
+      if constexpr (kW == DType::u4) {
+#pragma GCC unroll 4
+        for (int c = 0; c < kTurn * G; c += 64) split_codes<G>(codes + c / 2, split + c);
+        w = split;
+        // Else GCC broadcasts out of registers, by port 5, where loads cost nothing.
+        __asm__("" : "+r"(w) : : "memory");
+      }
+      __builtin_prefetch(codes + kLanesAhead, 0, kCodesToL2);
+      __builtin_prefetch(a.w.group_scales + 2 * (at + i) + kLanesAhead / 4, 0, kCodesToL2);
+#pragma GCC unroll 8
+      for (int j = 0; j < kTurn; ++j) multiply(i + j, w + j * G, j % kBatch);
+    }
+    for (; i < stored.count; i += kBatch, codes += kBatch * kBytes) {
       const int64_t left = stored.count - i;
-      alignas(64) uint8_t split[kBatch * G];
       const uint8_t* w = codes;
       if constexpr (kW == DType::u4) {
 #pragma GCC unroll 2
@@ -186,21 +261,11 @@ TAMIS_INLINE __m512 lanes_row(const SpmmArgs& a, const XLanes& x, int64_t row,
           split_codes<G>(codes + c / 2, left - c / G, split + c);
         }
         w = split;
-        // Else GCC broadcasts out of registers, by port 5, where loads cost nothing.
         __asm__("" : "+r"(w) : : "memory");
       }
-      if (left >= kBatch) {
-        __builtin_prefetch(codes + kLanesAhead, 0, kCodesToL2);
-        if (i % 16 == 0) {
-          __builtin_prefetch(a.w.group_scales + 2 * (at + i) + kLanesAhead / 4, 0, kCodesToL2);
-        }
 #pragma GCC unroll 4
-        for (int j = 0; j < kBatch; ++j) multiply(i + j, w + j * G, j);
-      } else {
-#pragma GCC unroll 4
-        for (int j = 0; j < kBatch - 1; ++j) {
-          if (j < left) multiply(i + j, w + j * G, j);
-        }
+      for (int j = 0; j < kBatch; ++j) {
+        if (j < left) multiply(i + j, w + j * G, j);
       }
     }
   }
@@ -211,7 +276,7 @@ TAMIS_INLINE __m512 lanes_row(const SpmmArgs& a, const XLanes& x, int64_t row,
   return join_lanes<T>(sum[0], rest[0]);
 }
 
-template <DType kW, int G, int T>
+template <DType kW, int G, int T, bool kByToken>
 void lanes_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) {
   const XLanes x(a, const_cast<void*>(a.prepared), token / T);
   const int64_t tokens = a.m - token < T ? a.m - token : T;
@@ -221,7 +286,7 @@ void lanes_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) 
     const int rows = static_cast<int>(row_end - row < kRowsAtOnce ? row_end - row : kRowsAtOnce);
     for (int r = 0; r < rows; ++r) {
       alignas(64) float of_row[16];
-      _mm512_store_ps(of_row, lanes_row<kW, G, T>(a, x, row + r, stored));
+      _mm512_store_ps(of_row, lanes_row<kW, G, T, kByToken>(a, x, row + r, stored));
       for (int t = 0; t < T; ++t) out[t][r] = of_row[t];
     }
     for (int64_t t = 0; t < tokens; ++t) {
@@ -235,13 +300,19 @@ constexpr int64_t kLanesTurnBytes = 16 * 1024;
 
 template <DType kW, int G>
 void spmm_lanes(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
-  if (a.m <= 4) return lanes_pass<kW, G, 4>(a, row_begin, row_end, 0);
-  if (a.m <= 8) return lanes_pass<kW, G, 8>(a, row_begin, row_end, 0);
+  if (a.m <= 8) {
+    const bool by_token = XLanes(a, nullptr, 0).by_token;
+    const auto pass = a.m <= 4
+                          ? (by_token ? lanes_pass<kW, G, 4, true> : lanes_pass<kW, G, 4, false>)
+                          : (by_token ? lanes_pass<kW, G, 8, true> : lanes_pass<kW, G, 8, false>);
+    return pass(a, row_begin, row_end, 0);
+  }
   const int64_t row_bytes = a.w.nnz / a.w.rows + 1;
   const int64_t turn = kLanesTurnBytes / row_bytes < 2 ? kRowsAtOnce : kLanesTurnBytes / row_bytes;
   for (int64_t row = row_begin; row < row_end; row += turn) {
     const int64_t end = row + turn < row_end ? row + turn : row_end;
-    for (int64_t token = 0; token < a.m; token += 16) lanes_pass<kW, G, 16>(a, row, end, token);
+    for (int64_t token = 0; token < a.m; token += 16)
+      lanes_pass<kW, G, 16, false>(a, row, end, token);
   }
 }
 
@@ -267,5 +338,22 @@ TAMIS_LANES_KERNEL(f16, F16)
 TAMIS_LANES_KERNEL(bf16, BF16)
 
 #undef TAMIS_LANES_KERNEL
+
+#define TAMIS_EIGHTS_KERNEL(x, X)                                                               \
+  const SpmmXForm spmm_eights_##x##_avx512vbmi2 = {eights_bytes, prepare_eights<X>};            \
+  void spmm_groupq_u4_##x##_avx512vbmi2_eights(const SpmmArgs& a, int64_t begin, int64_t end) { \
+    if (a.w.group_size == 16) return spmm_eights<Level512::U4<16>>(a, begin, end);              \
+    spmm_eights<Level512::U4<32>>(a, begin, end);                                               \
+  }                                                                                             \
+  void spmm_groupq_u8_##x##_avx512vbmi2_eights(const SpmmArgs& a, int64_t begin, int64_t end) { \
+    if (a.w.group_size == 16) return spmm_eights<Level512::U8<16>>(a, begin, end);              \
+    spmm_eights<Level512::U8<32>>(a, begin, end);                                               \
+  }
+
+TAMIS_EIGHTS_KERNEL(f32, float)
+TAMIS_EIGHTS_KERNEL(f16, F16)
+TAMIS_EIGHTS_KERNEL(bf16, BF16)
+
+#undef TAMIS_EIGHTS_KERNEL
 
 }  // namespace tamis
