@@ -44,6 +44,8 @@ constexpr SpmmRow kKernels[] = {
 
 // Bytes that are worth another thread: one core reads them in the 1.3 us that a fork takes.
 constexpr int64_t kBytesPerThread = 32 * 1024;
+// Elements of x that one thread rewrites in the time of a fork; fewer are not shared out.
+constexpr int64_t kElementsToShare = 4 * 1024;
 
 int64_t row_bytes(const MatrixView& w) {
   switch (w.format) {
@@ -178,12 +180,13 @@ Status spmm_with(const SpmmRow& row, const SpmmArgs& args) {
   const int64_t work = bytes_before(a.w, a.w.rows) * a.m;
   const int64_t useful = std::min(work / kBytesPerThread, ceil_div(a.w.rows, step));
   const int threads = static_cast<int>(std::min<int64_t>(num_threads(), useful));
+  const bool alone = threads <= 1 || a.m * a.w.cols < kElementsToShare;
+  if (prepared && alone) row.x_form->prepare(a, prepared, 0, 1);
   if (threads <= 1) {
-    if (prepared) row.x_form->prepare(a, prepared, 0, 1);
     run_rows(row, a, 0, a.w.rows);
     return {};
   }
-  if (prepared) {
+  if (prepared && !alone) {
     parallel(threads,
              [&](int thread, int count) { row.x_form->prepare(a, prepared, thread, count); });
   }
