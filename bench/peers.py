@@ -3,6 +3,8 @@
     python bench/peers.py --setup      # once: the peers' own environments, wheels from PyPI
     python bench/peers.py --quick      # few shapes, minutes
     python bench/peers.py --json out/peers.json --plots out
+    python bench/peers.py --json out/peers.json --resume    # what an interrupted run left out
+    python bench/peers.py --read out/peers.json --plots out
     python bench/peers.py --shapes llama3-qo 2048x1024 --densities 0.5 --batch 1 16 --threads 1
 
 Every candidate multiplies copies of its weight that together exceed the caches (--cold-mb), so a
@@ -29,11 +31,20 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from peerlib.cases import BATCHES, CANDIDATES, DENSITIES, PEERS, PIXELS, SHAPES
+from peerlib.cases import (
+    BATCHES,
+    CANDIDATES,
+    DENSITIES,
+    PEERS,
+    PIXELS,
+    SHAPES,
+    Candidate,
+)
 from peerlib.compare import ROUNDS, Comparison, Plan, Row
 from peerlib.process import Absent, Worker, default_folder, set_up
 from peerlib.table import loss_lines, notes, tables
 
+Candidates = Sequence[Candidate]
 QUICK: dict[str, Any] = {
     "shapes": ["smollm2-up", "llama3-kv"],
     "densities": [0.5, 0.2],
@@ -66,25 +77,49 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, str], list[Row]]:
     chosen = [c for c in CANDIDATES if c.peer in args.peers]
     workers = _start(dict.fromkeys(["main", *(c.worker for c in chosen)]), args, host)
     present = [c for c in chosen if c.worker in workers]
-    rows: list[Row] = []
+    rows = read([args.json])[1] if args.resume and args.json and args.json.exists() else []
     start = time.monotonic()
 
     def say(what: str) -> None:
         if not args.quiet:
             print(f"\r{time.monotonic() - start:6.0f} s  {what:70}", end="", file=sys.stderr)
 
-    for name in args.shapes:
-        n, k = _size(name)
-        batches = args.batch or PIXELS.get(name, BATCHES)
-        plan = Plan(batches, args.threads, present, args.cold_mb << 20, args.seed, args.rounds)
-        for density in args.densities:
-            rows += Comparison(workers, plan, (name, n, k), density).run(say)
+    for name, density in ((name, d) for name in args.shapes for d in args.densities):
+        points = missing(rows, name, density, args, present)
+        if not points:
+            continue
+        plan = Plan(points, present, args.cold_mb << 20, args.seed, args.rounds)
+        for point in Comparison(workers, plan, (name, *_size(name)), density).run(say):
+            new = {key_of(row) for row in point}
+            rows = [row for row in rows if key_of(row) not in new] + point
             if args.json:
                 save(args.json, host, rows)  # what is done outlives an interruption
     say(f"done, {len(rows)} results\n")
     for worker in workers.values():
         worker.close()
     return host, rows
+
+
+def key_of(row: Row) -> tuple[str, float, int, int, str]:
+    """What no two rows of a report share."""
+    return row.shape, row.density, row.threads, row.m, row.candidate
+
+
+def missing(
+    rows: Sequence[Row], shape: str, density: float, args: argparse.Namespace, wanted: Candidates
+) -> list[tuple[int, int]]:
+    """Threads and m of the points where a candidate that takes part has no row."""
+    there = {key_of(row) for row in rows}
+    return [
+        (threads, m)
+        for threads in args.threads
+        for m in args.batch or PIXELS.get(shape, BATCHES)
+        if any(
+            (shape, density, threads, m, c.name) not in there
+            for c in wanted
+            if c.fits(density, threads)
+        )
+    ]
 
 
 def save(path: Path, host: dict[str, str], rows: list[Row]) -> None:
@@ -165,6 +200,7 @@ def _arguments() -> argparse.Namespace:
     add("--threads", nargs="+", type=int, default=[1, 2])
     add("--peers", nargs="+", default=PEERS, choices=PEERS)
     add("--json", type=Path, help="write the results")
+    add("--resume", action="store_true", help="keep what --json holds, measure what it lacks")
     add("--read", nargs="+", type=Path, help="show what --json wrote instead of measuring")
     add("--plots", type=Path, help="folder for PNG files")
     add("--cold-mb", type=int, default=480, help="copies of a weight together exceed this")

@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +48,7 @@ class Row:
 class Plan:
     """What to run at every shape and density."""
 
-    batches: Sequence[int]
-    threads: Sequence[int]
+    points: Sequence[tuple[int, int]]  # threads, m
     candidates: Sequence[Candidate]
     cold_bytes: int
     seed: int
@@ -72,26 +71,19 @@ class Comparison:
         self._nbytes: dict[str, int] = {}
         self._weights: dict[str, Array] = {}
 
-    def run(self, say: Callable[[str], None]) -> list[Row]:
-        """Measures every point; weights and inputs travel as files."""
-        rows: list[Row] = []
+    def run(self, say: Callable[[str], None]) -> Iterator[list[Row]]:
+        """The rows of every point, as measured; weights and inputs travel as files."""
         with tempfile.TemporaryDirectory() as folder:
             self._load(Path(folder))
-            for threads in self._plan.threads:
-                for m in self._plan.batches:
-                    say(f"{self._shape} density {self._density:g} m {m} threads {threads}")
-                    rows += self._point(Path(folder), m, threads)
+            for threads, m in self._plan.points:
+                say(f"{self._shape} density {self._density:g} m {m} threads {threads}")
+                yield self._point(Path(folder), m, threads)
         for worker in self._workers.values():
             worker.ask("drop")
-        return rows
 
     def _load(self, folder: Path) -> None:
-        top = max(self._plan.threads)
-        chosen = [
-            c
-            for c in self._plan.candidates
-            if c.fits(self._density, top) or c.fits(self._density, min(self._plan.threads))
-        ]
+        fewest = min(threads for threads, _ in self._plan.points)
+        chosen = [c for c in self._plan.candidates if c.fits(self._density, fewest)]
         for pattern in dict.fromkeys(c.pattern for c in chosen):
             w = make_weight((self._n, self._k), self._density, pattern, self._plan.seed)
             self._weights[pattern] = w
