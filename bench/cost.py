@@ -33,6 +33,9 @@ TOKENS = (1, 2, 4, 8, 16, 64, 256)
 FIT_TOKENS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 32, 64, 128, 256)
 # In the second-level cache, with few and many words a row, and with x of many tokens beyond it.
 FIT_SHAPES = ((512, 576), (64, 3072), (192, 4096))
+# So many words that nothing learns by heart where each ends; for kernels of many tokens, which
+# compute longer than they read.
+WIDE_SHAPE = (1024, 4096)
 SHAPES = (
     *((192, 576), (576, 576), (1536, 576), (576, 1536)),
     *((1024, 4096), (4096, 4096), (14336, 4096), (4096, 14336)),
@@ -126,11 +129,12 @@ def fit_kernel(row: "_C.KernelRow", seconds: float) -> tuple[np.ndarray, np.ndar
     densities = {"csr": (0.3, 0.1, 0.05), "nm": (0.5, 0.25)}.get(row["format"], (0.5, 0.2, 0.1))
     features, times = [], []
     tokens = [m for m in FIT_TOKENS if m >= row["from_m"]]
-    cases = [(n, k, d, m) for n, k in FIT_SHAPES for d in densities for m in tokens]
+    shapes = (*FIT_SHAPES, WIDE_SHAPE) if row["from_m"] > 8 else FIT_SHAPES
+    cases = [(n, k, d, m) for n, k in shapes for d in densities for m in tokens]
     least = np.full(len(cases), np.inf)
     held = {
         (n, k, d): matrix(row["format"], row["w_dtype"], n, k, d)
-        for n, k in FIT_SHAPES
+        for n, k in shapes
         for d in densities
     }
     for _ in range(3):  # the least of several moments, as others' work only adds
