@@ -7,6 +7,7 @@ form of all, which may be the one that takes a KV head's query heads as rows.
 
 import argparse
 import time
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,6 +19,7 @@ from tamis.kv.kv_store import KvStore
 from tamis.kv.methods import recipe_of
 from tamis.ops.attention import DenseSegment, PageSegment, sparse_attention
 from tamis.ops.kv_quantize import kv_quantize, page_layout
+from tamis.policy.kv_recipe import KvRecipe
 
 COLD = 600 << 20  # bytes of copies that a case walks through, beyond any last-level cache
 
@@ -81,12 +83,22 @@ def make_cases(a: argparse.Namespace) -> dict:
         segments = [PageSegment(out.clone(), layout) for _ in copies(out.numel())]
         calls = [partial(sparse_attention, x, [segment]) for segment in segments]
         cases[f"{bits}-bit"] = calls, out.numel()
-    for method in ("quest", "double_sparsity"):  # estimate, choice and attention
+    together = recipe_of("quest")
+    together = replace(together, select=replace(together.select, each_head=False))
+    chosen = {"quest": "quest", "quest, group": together, "double_sparsity": "double_sparsity"}
+    for name, method in chosen.items():  # estimate, choice and attention
         stores = [make_store(method, *kv, x) for kv in pairs]
         beside = stores[0].nbytes() - size
-        read = beside + size // 16
-        cases[method] = [partial(store.attend, x) for store in stores], read
+        read = beside + size * share_read(stores[0], x)
+        cases[name] = [partial(store.attend, x) for store in stores], read
     return cases
+
+
+def share_read(store: KvStore, q: Tensor) -> float:
+    """Of the tokens, those that a step reads: where heads choose for themselves, more than each does."""
+    segments = store.selection.segments(q, store.rows["keys"].view, store.rows["values"].view, None)
+    read = [s.tokens if s.lists.count is None else s.lists.count.float().mean() for s in segments]
+    return float(sum(read)) / store.tokens
 
 
 def copies(size: int) -> range:
@@ -94,7 +106,7 @@ def copies(size: int) -> range:
     return range(max(1, COLD // size))
 
 
-def make_store(method: str, k: Tensor, v: Tensor, q: Tensor) -> KvStore:
+def make_store(method: str | KvRecipe, k: Tensor, v: Tensor, q: Tensor) -> KvStore:
     """A store that reads 1/16 of the tokens, with its summaries made."""
     store = KvStore(recipe_of(method), budget=k.shape[2] // 16, layer=2)
     store.append(k, v)

@@ -164,6 +164,10 @@ py::list kernel_rows() {
     add(row.name, "kv_select", labels ? "kv_label" : "dense", labels ? "codes" : name_of(row.dtype),
         name_of(row.q_dtype), row.isa, kSelectRows, 16);
   }
+  for (const KvSummaryRow& row : kv_summary_kernels()) {
+    const char* type = name_of(row.dtype);
+    add(row.name, "kv_select", "dense", type, type, row.isa, 1, 16);
+  }
   for (const KvReduceRow& row : kv_reduce_kernels()) {
     add(row.name, "kv_select", "scores", "f32", "f32", row.isa, 1, 16);
   }

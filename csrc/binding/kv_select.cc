@@ -97,6 +97,21 @@ void append_labels(int32_t channels, int dtype, std::tuple<int64_t, int64_t, int
   run(&kv_append_labels, args);
 }
 
+void summarize(bool bounds, int dtype, std::tuple<int64_t, int64_t, int64_t> shape, int64_t page,
+               int64_t pages, uintptr_t keys, Strides3 key_strides, uintptr_t out,
+               uintptr_t alike) {
+  KvSummarizeArgs args{.kind = bounds ? KvSummary::bounds : KvSummary::rows,
+                       .dtype = float_dtype("kv_select", dtype),
+                       .pages = pages,
+                       .page = page,
+                       .keys = address<const void>(keys),
+                       .out = address<void>(out),
+                       .alike = address<float>(alike)};
+  std::tie(args.batch, args.kv_heads, args.head_dim) = shape;
+  std::tie(args.key_batch_stride, args.key_head_stride, args.key_token_stride) = key_strides;
+  run(&kv_summarize, args);
+}
+
 }  // namespace
 
 void bind_kv_select(py::module_& m) {
@@ -115,6 +130,8 @@ void bind_kv_select(py::module_& m) {
   m.def("kv_select", &select, "heads"_a, "units"_a, "scores_ptr"_a, "k"_a, "budget_ptr"_a,
         "top_p"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a, "index_ptr"_a, "index_stride"_a,
         "count_ptr"_a);
+  m.def("kv_summarize", &summarize, "bounds"_a, "dtype"_a, "shape"_a, "page"_a, "pages"_a,
+        "keys_ptr"_a, "key_strides"_a, "out_ptr"_a, "alike_ptr"_a);
   m.def("kv_append_labels", &append_labels, "channels"_a, "dtype"_a, "shape"_a, "keys_ptr"_a,
         "key_strides"_a, "channels_ptr"_a, "first"_a, "count"_a, "records_ptr"_a,
         "strides_bytes"_a);

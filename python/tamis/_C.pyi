@@ -511,6 +511,19 @@ def kv_select(
 ) -> None:
     """Writes index [heads, index_stride] and count [heads] int32 from scores [heads, units] f32."""
 
+def kv_summarize(
+    bounds: bool,
+    dtype: int,
+    shape: tuple[int, int, int],
+    page: int,
+    pages: int,
+    keys_ptr: int,
+    key_strides: tuple[int, int, int],
+    out_ptr: int,
+    alike_ptr: int,
+) -> None:
+    """Summaries of whole pages of keys [b, g, pages * page, d]; shape: b, g, d."""
+
 def kv_append_labels(
     channels: int,
     dtype: int,

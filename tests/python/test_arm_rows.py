@@ -17,6 +17,7 @@ KEYS = {"TAMIS_SPMM": (0, 3), "TAMIS_SPMM_FORM": (1, 4), "TAMIS_KV_QUANTIZE": (0
 KEYS |= {"TAMIS_SPARSE_INPUT": (0, 1), "TAMIS_SPARSE_MLP": (0, 1)}
 # One dtype of q serves all others of these, so only the storage counts.
 KEYS |= {"TAMIS_ATTENTION": (0, 1), "TAMIS_KV_SCORE": (0, 2), "TAMIS_KV_REDUCE": (0, 0)}
+KEYS |= {"TAMIS_KV_SUMMARY": (0, 1)}
 KEYS |= {"TAMIS_CONV2D": (0, 1), "TAMIS_PLANE_MEAN": (0, 1)}
 KEYS |= {"TAMIS_PREFILL": (0, 0), "TAMIS_PREFILL_TILES": (0, 0)}
 KEYS |= {"TAMIS_SPMM_GRAD": (0, 0)}

@@ -15,6 +15,7 @@ from tamis.ops.kv_select import (
     label_bytes,
     label_channels,
 )
+from tamis.ops.kv_summary import page_bounds, page_means
 from tamis.policy.kv_estimate import label_weights, page_bound
 from tamis.policy.kv_score import attention_mass, probe_mass
 
@@ -140,3 +141,22 @@ def test_errors_say_what_is_wrong():
         append_labels(records, keys, channels, 9)
     with pytest.raises(TamisValueError, match="tokens: got 17, wanted 0 to 16"):
         kv_estimate(q, Labels(records, channels, 17))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("d", "page"), [(64, 16), (80, 8), (128, 5)])
+def test_summaries_are_those_of_torch(d, page, dtype):
+    keys = torch.randn(2, 3, 7 * page + 4, d).to(dtype)[:, :, 4:]  # rows of a longer memory
+    whole = keys.double().reshape(2, 3, 7, page, d)
+    bounds = page_bounds(keys, page)
+    assert torch.equal(bounds.double(), torch.stack([whole.amin(3), whole.amax(3)], 3))
+    means, alike = page_means(keys, page)
+    mean = whole.mean(3, keepdim=True)
+    unit = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}[dtype]
+    torch.testing.assert_close(means.double(), mean.squeeze(3), rtol=unit, atol=1e-6)
+    wanted = torch.cosine_similarity(whole, mean, dim=-1).amin(-1)
+    torch.testing.assert_close(alike.double(), wanted, rtol=0, atol=1e-5)
+    with pytest.raises(TamisValueError, match=f"got shape .* and {page}, wanted .* whole pages"):
+        page_bounds(keys[:, :, 1:], page)
+    with pytest.raises(TamisTypeError, match="page_means: got"):
+        page_means(keys.double(), page)

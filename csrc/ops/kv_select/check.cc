@@ -83,4 +83,19 @@ Status check_kv_select(const KvSelectArgs& a) {
   return {};
 }
 
+Status check_kv_summarize(const KvSummarizeArgs& a) {
+  TAMIS_RETURN_IF_ERROR(check_float("keys", a.dtype));
+  if (a.kind == KvSummary::labels) return bad("kind", 2, "bounds or rows");
+  if (std::min({a.batch, a.kv_heads, a.pages}) < 0) return bad("keys", -1, "no size below 0");
+  if (a.page < 1) return bad("page", a.page, "1 or more");
+  if (a.head_dim < 16 || a.head_dim > kMaxWidth / 2 || a.head_dim % 16 != 0) {
+    return bad("head_dim", a.head_dim, "a multiple of 16 from 16 to 256");
+  }
+  const bool lacks = !a.keys || !a.out || (a.kind == KvSummary::rows && !a.alike);
+  if (a.batch * a.kv_heads * a.pages > 0 && lacks) {
+    return error(Code::invalid_argument, "kv_select: keys, out, alike: got null");
+  }
+  return {};
+}
+
 }  // namespace tamis

@@ -20,17 +20,21 @@ constexpr KvScoreRow kScores[] = {
    isa::level,                                      \
    &kv_select_##kind##_##dtype##_##q##_##level},
 #define TAMIS_KV_REDUCE(level)
+#define TAMIS_KV_SUMMARY(dtype, level)
 #include "ops/kv_select/kernels.def"
 #undef TAMIS_KV_SCORE
 #undef TAMIS_KV_REDUCE
+#undef TAMIS_KV_SUMMARY
 };
 
 const KvReduceRow kReductions[] = {
 #define TAMIS_KV_SCORE(kind, dtype, q, level)
 #define TAMIS_KV_REDUCE(level) kv_select_reduce_##level,
+#define TAMIS_KV_SUMMARY(dtype, level)
 #include "ops/kv_select/kernels.def"
 #undef TAMIS_KV_SCORE
 #undef TAMIS_KV_REDUCE
+#undef TAMIS_KV_SUMMARY
 };
 
 int64_t first_of(const int32_t* begin, int64_t head, int64_t units) {

@@ -1,4 +1,5 @@
-// kv_select: which units of a KV cache a step reads. Three functions that share their kernels:
+// kv_select: which units of a KV cache a step reads. Functions over scores, three of which share
+// kernels, and the summaries that they read:
 //   kv_estimate  out[u] = max_r e[r,u],  e[r,u] = scale * q[r] . x[u], or its softmax weight
 //   kv_mass      out[t] += mean over a group's heads of sum_i softmax_t(scale * q[i] . k[t])
 //   kv_select    the units with the largest scores, exactly
@@ -101,6 +102,38 @@ struct KvAppendLabelsArgs {
   int64_t batch_stride_bytes = 0, head_stride_bytes = 0;
 };
 
+// Summaries of whole pages, as kv_estimate reads them, of every head.
+//   bounds  smallest and largest key of each channel, [2, d] a page, exactly.
+//   rows    the mean key, [d] a page, rounded once; `alike`: the smallest cosine of a key of the
+//   page
+//           and that mean (which chunks are odd: ShadowKV, arXiv:2410.21465, sec. 4.2).
+// keys: [b, g, pages * page, d], strides in elements, d contiguous. out: [b, g, pages, ...] of the
+// keys' dtype and alike [b, g, pages], both contiguous.
+struct KvSummarizeArgs {
+  KvSummary kind = KvSummary::bounds;
+  DType dtype = DType::f32;
+  int64_t batch = 0, kv_heads = 0, head_dim = 0, pages = 0, page = 16;
+  const void* keys = nullptr;
+  int64_t key_batch_stride = 0, key_head_stride = 0, key_token_stride = 0;
+  void* out = nullptr;
+  float* alike = nullptr;  // rows
+};
+
+// Elements of a page's summary.
+constexpr int64_t kv_summary_width(KvSummary kind, int64_t head_dim) {
+  return kind == KvSummary::bounds ? 2 * head_dim : head_dim;
+}
+
+// Pages of one head.
+struct KvSummaryPart {
+  KvSummary kind;
+  const void* keys;
+  int64_t token_stride, head_dim, page, pages;
+  void* out;
+  float* alike;
+};
+using KvSummaryKernel = void (*)(const KvSummaryPart&);
+
 inline constexpr int kSelectRows = 4;      // rows that share one pass over the units
 inline constexpr int kMassQueries = 16;    // rows whose scores kv_mass holds at a time
 inline constexpr int kMaxWidth = 2 * 256;  // of a unit's row
@@ -152,12 +185,21 @@ struct KvReduceRow {
                    int32_t* out);
 };
 
+struct KvSummaryRow {
+  const char* name;  // kv_select_summary_<dtype>_<isa>
+  DType dtype;
+  IsaBits isa;
+  KvSummaryKernel run;
+};
+
 std::span<const KvScoreRow> kv_score_kernels();
+std::span<const KvSummaryRow> kv_summary_kernels();
 std::span<const KvReduceRow> kv_reduce_kernels();
 
 // First row that fits; null if none. Pure.
 const KvScoreRow* choose_kv_score(KvSummary kind, DType dtype, DType q_dtype, IsaBits isa);
 const KvReduceRow& choose_kv_reduce(IsaBits isa);
+const KvSummaryRow* choose_kv_summary(DType dtype, IsaBits isa);
 
 // Check, choose for this host, run on the pool. kv_select depends on the scores alone, so it is the
 // same on every ISA; no result depends on the number of threads.
@@ -165,21 +207,25 @@ Status kv_estimate(const KvEstimateArgs& args);
 Status kv_mass(const KvMassArgs& args);
 Status kv_select(const KvSelectArgs& args);
 Status kv_append_labels(const KvAppendLabelsArgs& args);
+Status kv_summarize(const KvSummarizeArgs& args);
 
 // The same with the kernels of one ISA level: for tests.
 Status kv_estimate_on(IsaBits isa, const KvEstimateArgs& args);
 Status kv_mass_on(IsaBits isa, const KvMassArgs& args);
 Status kv_select_on(IsaBits isa, const KvSelectArgs& args);
+Status kv_summarize_on(IsaBits isa, const KvSummarizeArgs& args);
 
 // In double, from unpacked labels; out is f64 and, for mass, overwritten. Selection by sorting.
 Status kv_estimate_reference(const KvEstimateArgs& args, double* out);
 Status kv_mass_reference(const KvMassArgs& args, double* out);
 Status kv_select_reference(const KvSelectArgs& args);
+Status kv_summarize_reference(const KvSummarizeArgs& args, double* out, double* alike);
 
 // Shapes and null pointers.
 Status check_kv_estimate(const KvEstimateArgs& args);
 Status check_kv_mass(const KvMassArgs& args);
 Status check_kv_select(const KvSelectArgs& args);
+Status check_kv_summarize(const KvSummarizeArgs& args);
 
 // q of one row rounded to 8 bits: its step; 0 where q is 0.
 float round_to_bytes(const float* q, int64_t n, int8_t* out);

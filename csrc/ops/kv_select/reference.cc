@@ -162,4 +162,44 @@ Status kv_select_reference(const KvSelectArgs& a) {
   return {};
 }
 
+Status kv_summarize_reference(const KvSummarizeArgs& a, double* out, double* alike) {
+  TAMIS_RETURN_IF_ERROR(check_kv_summarize(a));
+  const int64_t d = a.head_dim, width = kv_summary_width(a.kind, d);
+  for (int64_t i = 0; i < a.batch * a.kv_heads * a.pages; ++i) {
+    const int64_t head = i / a.pages;
+    const int64_t from = head / a.kv_heads * a.key_batch_stride +
+                         head % a.kv_heads * a.key_head_stride +
+                         i % a.pages * a.page * a.key_token_stride;
+    const auto key = [&](int64_t t, int64_t c) {
+      return element(a.dtype, a.keys, from + t * a.key_token_stride + c);
+    };
+    std::vector<double> mean(static_cast<size_t>(d));
+    double size = 0;
+    for (int64_t c = 0; c < d; ++c) {
+      double low = key(0, c), high = low, sum = 0;
+      for (int64_t t = 0; t < a.page; ++t) {
+        low = std::min(low, key(t, c));
+        high = std::max(high, key(t, c));
+        sum += key(t, c);
+      }
+      mean[static_cast<size_t>(c)] = sum / static_cast<double>(a.page);
+      size += sum / static_cast<double>(a.page) * sum / static_cast<double>(a.page);
+      out[i * width + c] = a.kind == KvSummary::bounds ? low : mean[static_cast<size_t>(c)];
+      if (a.kind == KvSummary::bounds) out[i * width + d + c] = high;
+    }
+    if (a.kind == KvSummary::bounds) continue;
+    alike[i] = 1;
+    for (int64_t t = 0; t < a.page; ++t) {
+      double dot = 0, norm = 0;
+      for (int64_t c = 0; c < d; ++c) {
+        dot += key(t, c) * mean[static_cast<size_t>(c)];
+        norm += key(t, c) * key(t, c);
+      }
+      const double lengths = std::max(std::sqrt(norm), 1e-8) * std::max(std::sqrt(size), 1e-8);
+      alike[i] = std::min(alike[i], dot / lengths);
+    }
+  }
+  return {};
+}
+
 }  // namespace tamis

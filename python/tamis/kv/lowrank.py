@@ -9,6 +9,7 @@ from tamis.kv.past import Past, Tail
 from tamis.kv.rows import Rows, indices
 from tamis.ops.attention import ALL, DenseSegment, Lists, LowRankSegment, Segment, key_turns
 from tamis.ops.kv_select import KeyRows, kv_estimate, kv_select
+from tamis.ops.kv_summary import page_means
 from tamis.policy.kv_lowrank import fit, rotate, stray_chunks
 from tamis.policy.kv_recipe import LowRank
 
@@ -50,8 +51,8 @@ class LowRankPast(Past):
         coordinates, basis = fit(plain.transpose(1, 2).flatten(2), rank)
         basis = basis.view(b, rank, g, d).transpose(1, 2)
         pages, value_pages = (x.view(b, g, chunks, size, d) for x in (keys, values))
-        odd, rest = stray_chunks(pages, self._odd(taken) // size)
-        marks = pages.float().mean(3).to(keys.dtype)
+        marks, alike = page_means(keys, size)
+        odd, rest = stray_chunks(alike, self._odd(taken) // size)
         held = {
             "coordinates": coordinates.unsqueeze(1).to(keys.dtype),
             "basis": basis.to(keys.dtype),

@@ -13,6 +13,7 @@ from tamis.kv.rows import Rows, indices
 from tamis.kv.window import Window
 from tamis.ops import kv_select as op
 from tamis.ops.attention import ALL, DenseSegment, Lists, Segment
+from tamis.ops.kv_summary import page_bounds
 from tamis.policy.kv_estimate import heavy_channels
 from tamis.policy.kv_recipe import Labels, Pages, Select, WindowSum
 
@@ -153,9 +154,7 @@ class Selection:
         whole = keys.shape[2] // page
         held = self.rows["bounds"].count if self.rows else 0
         if held < whole:
-            b, g, _, d = keys.shape
-            new = keys[:, :, held * page : whole * page].reshape(b, g, whole - held, page, d)
-            self._append("bounds", torch.stack([new.amin(3), new.amax(3)], 3))
+            self._append("bounds", page_bounds(keys[:, :, held * page : whole * page], page))
         rest = whole * page  # from here on the latest tokens, which fill no page yet
         missing = max(0, self.how.recent - (keys.shape[2] - rest))
         forced = {"sink": -(-self.how.sink // page), "recent": -(-missing // page)}

@@ -41,18 +41,15 @@ def fit(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return x @ basis, basis.transpose(-1, -2)
 
 
-def stray_chunks(pages: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def stray_chunks(alike: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Chunks [b, g, count] that their mean key tells least about, and the others, both ascending.
 
-    By the smallest cosine of a key and its chunk's mean (Sun et al. 2024, ShadowKV,
-    arXiv:2410.21465, sec. 4.2).
+    Sun et al. 2024, ShadowKV, arXiv:2410.21465, sec. 4.2.
 
     Args:
-        pages: Keys [b, g, chunks, size, d].
+        alike: Smallest cosine of a key and its chunk's mean, [b, g, chunks].
         count: How many; fewer where there are not enough to leave one.
     """
-    x = pages.float()
-    alike = torch.cosine_similarity(x, x.mean(3, keepdim=True), dim=-1).amin(-1)
     order = alike.argsort(dim=-1)
     count = min(count, max(0, order.shape[-1] - 1))
     return order[..., :count].sort(-1).values, order[..., count:].sort(-1).values
