@@ -21,6 +21,7 @@ from transformers import DynamicCache
 from tamis import commands, corpus, kv, source
 from tamis.kv.methods import recipe_of
 from tamis.kv.observe import observing
+from tamis.policy import kv_score
 from tamis.policy.kv_layout import LocalStride, SinkWindow
 from tamis.policy.kv_recipe import KvRecipe, Pages, Pattern, Select
 
@@ -50,6 +51,7 @@ def cases() -> list[Case]:
     exact = KvRecipe(select=Select(Pages(1)))
     ems = recipe_of("ems")
     dropped = replace(ems, evict=replace(ems.evict, merge=None))
+    wider = replace(recipe_of("snapkv").evict, score=kv_score.PooledAttention(7))
     local = KvRecipe(pattern=Pattern(LocalStride(local=4, stride=4, block=32)))
     return [
         Case("full", "full"),
@@ -63,6 +65,7 @@ def cases() -> list[Case]:
         Case("double_sparsity", "double_sparsity", 64),
         Case("double_sparsity plan", "double_sparsity", 64, "channels"),
         Case("random channels", "double_sparsity", 64, "random"),
+        Case("quest by group", by_group("quest"), 128),
         Case("quest", "quest", 64),
         Case("quest", "quest", 128),
         Case("shadowkv r=1/3", replace_rank(1 / 3), 128),
@@ -77,6 +80,7 @@ def cases() -> list[Case]:
         Case("ems", "ems", 256),
         Case("h2o", "h2o", 128),
         Case("snapkv", "snapkv", 128),
+        Case("snapkv pooling 7", KvRecipe(evict=wider), 128),
         Case("ems", "ems", 128),
         Case("streaming", "streaming", 64),
         Case("h2o", "h2o", 64),
@@ -92,6 +96,12 @@ def replace_rank(rank: float) -> KvRecipe:
     """ShadowKV of another rank."""
     recipe = recipe_of("shadowkv")
     return replace(recipe, lowrank=replace(recipe.lowrank, rank=rank))
+
+
+def by_group(method: str) -> KvRecipe:
+    """One choice for the query heads of a KV head."""
+    recipe = recipe_of(method)
+    return replace(recipe, select=replace(recipe.select, each_head=False))
 
 
 Make = Callable[["Prompt"], DynamicCache]

@@ -79,7 +79,7 @@ def shared(score, floor=0.2, recent=32):
 
 def ems_scores(a):
     score = np.zeros((GROUPS, TOKENS))
-    local = pooled(column_mass(a, TOKENS - 32))
+    local = pooled(column_mass(a, TOKENS - 32), width=7)
     spread = column_mass(a, 0) / np.arange(TOKENS, 0, -1)
     for g in range(GROUPS):
         score[g] = np.maximum(local[g], spread[g] * local[g].mean() / spread[g].mean())

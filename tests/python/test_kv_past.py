@@ -152,7 +152,7 @@ def test_the_operator_merges_as_the_policy_does():
     mass = kv_score.attention_mass(q, k, 0.125, torch.ones(2, 2, 150, dtype=torch.bool))
     local = kv_score.attention_mass(q[:, :, -32:], k, 0.125, torch.ones(2, 2, 150).bool())
     places = torch.arange(150).expand(2, 2, 150)
-    score = kv_score.GlobalLocal(5)(KvContext(k, places, mass, local))
+    score = evict.score(KvContext(k, places, mass, local))
     keep = kv_budget.shared_tokens(score, 64, floor=0.2, recent=32)
     for i in range(2):
         held_v, bias = (store.past.rows[x].view[i, 0] for x in ("pool_values", "bias"))
