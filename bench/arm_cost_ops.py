@@ -84,7 +84,7 @@ def attention(storage: str, level: str, bits: int = 0) -> Op:
         f"attention {storage}{f' {bits} bits' if bits else ''} {level}",
         f"sparse_attention_{storage}_{'bf16' if dots and not bits else 'f32'}_{level}",
         (TOKENS, D, bits),
-        "attend_",
+        "attend_pages" if bits else "attend_dense",
         mark,
         products + beside,
         "token",
