@@ -205,4 +205,6 @@ def united(
     nowhere = torch.arange(index.shape[2], device=q.device) >= count.unsqueeze(-1)
     index = index.masked_fill(nowhere, pages).view(b, g, -1).long()
     chosen = scores.new_zeros(b, g, pages + 1).scatter_(2, index, 1.0)[..., :pages].contiguous()
-    return op.kv_select(chosen, indices(chosen.sum(-1)), page=page)
+    tokens, many = op.kv_select(chosen, indices(chosen.sum(-1)), page=page)
+    # On CUDA, where nobody waits for the counts, there is room for every page.
+    return tokens[..., : index.shape[2] * page].contiguous(), many
