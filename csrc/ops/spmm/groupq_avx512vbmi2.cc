@@ -173,22 +173,31 @@ TAMIS_INLINE __m512 load_tokens(const float* p) {
   return _mm512_loadu_ps(p);
 }
 
+// The stored groups of up to kMostGroups groups of a row.
+struct LaneGroups {
+  uint16_t place[kMostGroups + 64];              // of codes in x, in 64 bytes
+  alignas(64) float pair[2 * kMostGroups + 64];  // scale, -scale * zero
+};
+
 // Lane t: sum over groups [first, ...) of a row, decoded in `stored`, of offset times x's sums.
 template <int G, int T>
 TAMIS_INLINE __m512 sum_offsets(const SpmmArgs& a, const XLanes& x, int64_t row, int64_t first,
-                                const StoredGroups& stored) {
+                                const LaneGroups& stored) {
+  const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
   const int64_t groups = a.w.cols / G, words = mask_words(groups);
   const int64_t last = first + kMostGroups < groups ? first + kMostGroups : groups;
   const auto* mask = reinterpret_cast<const uint16_t*>(a.w.mask + row * words);
   __m512 rest[T];
 #pragma GCC unroll 8
   for (int t = 0; t < T; ++t) rest[t] = simd::zero();
-  const float* offsets = stored.offset;
+  const float* pairs = stored.pair;
   for (int64_t g = first; g < last; g += 16) {
     const __mmask16 there = mask[g / 16];
-    const __m512 offset = _mm512_mask_expand_ps(_mm512_castsi512_ps(simd::opaque_zero()), there,
-                                                _mm512_loadu_ps(offsets));
-    offsets += simd::popcount(there);
+    const __m512 packed =
+        _mm512_permutex2var_ps(_mm512_loadu_ps(pairs), odd, _mm512_loadu_ps(pairs + 16));
+    const __m512 offset =
+        _mm512_mask_expand_ps(_mm512_castsi512_ps(simd::opaque_zero()), there, packed);
+    pairs += 2 * simd::popcount(there);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       rest[t] = simd::fma(offset, _mm512_loadu_ps(x.sums + t * x.token_stride + g), rest[t]);
@@ -199,20 +208,25 @@ TAMIS_INLINE __m512 sum_offsets(const SpmmArgs& a, const XLanes& x, int64_t row,
 
 // One row times a block: a sum per token.
 template <DType kW, int G, int T, bool kByToken>
-TAMIS_INLINE __m512 lanes_row(const SpmmArgs& a, const XLanes& x, int64_t row,
-                              StoredGroups& stored) {
+TAMIS_INLINE __m512 lanes_row(const SpmmArgs& a, const XLanes& x, int64_t row, LaneGroups& stored) {
   constexpr int kBytes = kW == DType::u4 ? G / 2 : G;
   constexpr int kVectors = G * T / 64;
   // Each with chains of its own, or the latency of vfmadd would be what a group costs.
   constexpr int kBatch = 4, kTurn = 2 * kBatch;
-  constexpr int64_t kStepBytes = kStepColumns * T;  // of codes
-  const int64_t groups = a.w.cols / G;
+  constexpr unsigned kPlaces = G * T / 64, kStepPlaces = kStepColumns * T / 64;
+  static_assert(kPlaces * kMostGroups <= 65536, "places are 16 bits");
+  const int64_t groups = a.w.cols / G, words = mask_words(groups);
   __m512 sum[kBatch], rest[kBatch];
 #pragma GCC unroll 4
   for (int j = 0; j < kBatch; ++j) sum[j] = rest[j] = simd::zero();
   int64_t at = a.w.row_offsets[row];
-  for (int64_t first = 0; first < groups; first += kMostGroups, at += stored.count) {
-    decode_groups<Decode512>(a.w, row, first, at, G * T, stored);
+  int64_t stored_here;
+  for (int64_t first = 0; first < groups; first += kMostGroups, at += stored_here) {
+    const int64_t left_words = words - first / 64;
+    stored_here = put_places(a.w.mask + row * words + first / 64,
+                             left_words < kMostGroups / 64 ? left_words : kMostGroups / 64, kPlaces,
+                             0, stored.place);
+    put_pairs(a.w.group_scales + 2 * at, stored_here, stored.pair);
     if constexpr (kByToken) {
       rest[0] = _mm512_add_ps(rest[0], sum_offsets<G, T>(a, x, row, first, stored));
     }
@@ -220,25 +234,24 @@ TAMIS_INLINE __m512 lanes_row(const SpmmArgs& a, const XLanes& x, int64_t row,
     const int8_t* x_codes = x.codes + first * (G * T);
     const auto* x_steps = reinterpret_cast<const char*>(x.steps + first * G / kStepColumns * 16);
     const auto multiply = [&](int64_t i, const uint8_t* w, int j) __attribute__((always_inline)) {
-      const uint32_t place = stored.x[i];
+      const unsigned place = stored.place[i];
       __m512i dots = _mm512_setzero_si512();
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         dots = _mm512_dpbusd_epi32(dots, repeat<T>(w + v * (64 / T)),
-                                   _mm512_load_si512(x_codes + place + 64 * v));
+                                   _mm512_load_si512(x_codes + place * 64 + 64 * v));
       }
-      const auto* steps =
-          reinterpret_cast<const float*>(x_steps + place / static_cast<uint32_t>(kStepBytes) * 64);
+      const char* steps = x_steps + (place & ~(kStepPlaces - 1)) * (64 / kStepPlaces);
       const __m512 in_steps = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), _mm512_load_ps(steps));
-      sum[j] = simd::fma(in_steps, simd::splat(stored.scale[i]), sum[j]);
+      sum[j] = simd::fma(in_steps, simd::splat(stored.pair[2 * i]), sum[j]);
       if constexpr (!kByToken) {
-        const float* sums = x.sums + (first + place / (G * T)) * T;
-        rest[j] = simd::fma(load_tokens<T>(sums), simd::splat(stored.offset[i]), rest[j]);
+        const float* sums = x.sums + (first + place / kPlaces) * T;
+        rest[j] = simd::fma(load_tokens<T>(sums), simd::splat(stored.pair[2 * i + 1]), rest[j]);
       }
     };
     alignas(64) uint8_t split[kTurn * G];
     int64_t i = 0;
-    for (; i + kTurn <= stored.count; i += kTurn, codes += kTurn * kBytes) {
+    for (; i + kTurn <= stored_here; i += kTurn, codes += kTurn * kBytes) {
       const uint8_t* w = codes;
       if constexpr (kW == DType::u4) {
 #pragma GCC unroll 4
@@ -248,12 +261,11 @@ TAMIS_INLINE __m512 lanes_row(const SpmmArgs& a, const XLanes& x, int64_t row,
         __asm__("" : "+r"(w) : : "memory");
       }
       __builtin_prefetch(codes + kLanesAhead, 0, kCodesToL2);
-      __builtin_prefetch(a.w.group_scales + 2 * (at + i) + kLanesAhead / 4, 0, kCodesToL2);
 #pragma GCC unroll 8
       for (int j = 0; j < kTurn; ++j) multiply(i + j, w + j * G, j % kBatch);
     }
-    for (; i < stored.count; i += kBatch, codes += kBatch * kBytes) {
-      const int64_t left = stored.count - i;
+    for (; i < stored_here; i += kBatch, codes += kBatch * kBytes) {
+      const int64_t left = stored_here - i;
       const uint8_t* w = codes;
       if constexpr (kW == DType::u4) {
 #pragma GCC unroll 2
@@ -280,7 +292,7 @@ template <DType kW, int G, int T, bool kByToken>
 void lanes_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) {
   const XLanes x(a, const_cast<void*>(a.prepared), token / T);
   const int64_t tokens = a.m - token < T ? a.m - token : T;
-  StoredGroups stored;
+  LaneGroups stored;
   alignas(64) float out[T][kRowsAtOnce] = {};
   for (; row < row_end; row += kRowsAtOnce) {
     const int rows = static_cast<int>(row_end - row < kRowsAtOnce ? row_end - row : kRowsAtOnce);
