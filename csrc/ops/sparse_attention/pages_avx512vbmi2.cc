@@ -1,14 +1,19 @@
 // Attention over kv_page records on AVX-512 VNNI: codes stay bytes and vpdpbusd multiplies 64 of
 // them at once. The folded factors q * scale and p * scale are 16-bit integers x, rounded once more
-// than their parts, and x = 256 * high + low goes in as two signed bytes, so there are two products
-// where bf16 takes two of 32.
-// Tile: a block of up to 512 tokens. All scores first, so that the softmax is one; then per group
-// of channels the weights of the whole block share one step, so that integer sums run through it.
-// Bound: 1024 vpdpbusd a page of 32 tokens, d = 128, four rows, at two a cycle: 0.17 of 0.40 us on
-// Emerald Rapids; the others fold and round factors and take exponentials.
+// than their parts, and x = 256 * high + low goes in as two bytes, so there are two products where
+// bf16 takes two of 32.
+// Tile: a block of up to 512 tokens, page by page, twice. All scores first, so that the softmax is
+// one; then the weights of the block, which share one step in each group of channels, so that
+// integer sums run through it. Factors are folded a page ahead of their products.
+// Bound: a page of 32 tokens, d = 128, four rows, 4 bits: 1024 vpdpbusd and 192 shifts and masks at
+// two a cycle, 0.20 of 0.33 us on Emerald Rapids; the others fold and round factors and take
+// exponentials (bench/RESULTS.md).
 // Error: of a factor up to 1.5 * 2^-15 of the largest |q| times the largest scale of its page, or
-// of the largest weight times the largest scale of its group: 2e-4 where bf16 has 6e-3. Fetches the
-// next block while it works on this one, evenly.
+// of the largest weight times the largest scale of its group: 2e-4 where bf16 has 6e-3.
+// Tried: values group by group over all pages of a block, their sums in registers: the same in
+// cache, but walking many pages of memory at once spoils the stream of the next block (8 bits 7 %,
+// 4 bits 12 % slower). GF2P8AFFINEQB for shift and mask: 2 bits 4 % faster in cache, not from
+// memory. Prefetching every second line: 30 % slower.
 #include "base/simd/lanes_avx512.h"
 #include "ops/sparse_attention/kernels.h"
 #include "ops/sparse_attention/pages-inl.h"
@@ -222,16 +227,26 @@ TAMIS_INLINE simd::F32 joined(__m512i high, __m512i low, float unit, simd::F32 s
   return simd::fma(_mm512_cvtepi32_ps(high), simd::splat(256.0f * unit), sum);
 }
 
-// The next block's records, fetched in the order of memory: each step fetches as many lines as it
-// reads, so that the queues never run empty and the L2 streamer runs ahead.
+// The next block's records, fetched in the order of memory: each step fetches about as many lines
+// as it reads, so that the queues never run empty and the L2 streamer runs ahead.
 struct Fetch {
   const uint8_t* at;
+  int64_t line;  // bytes: 64, or 0 where no block is known to follow
+
+  TAMIS_INLINE Fetch(const AttentionPart& a, const KvPageLayout& layout, const PageBlock& block)
+      : at(block.record[0]), line(0) {
+    if (a.index) return;
+    at += kBlockTokens / layout.tokens * layout.bytes();
+    line = 64;
+  }
 
   template <int kLines>
   TAMIS_INLINE void lines() {
 #pragma GCC unroll 8
-    for (int i = 0; i < kLines; ++i) prefetch(at + 64 * i);
-    at += 64 * kLines;
+    for (int i = 0; i < kLines; ++i) {
+      prefetch(at);
+      at += line;
+    }
   }
 };
 
@@ -275,12 +290,11 @@ TAMIS_INLINE void find_units(const AttentionPart& a, const KvPageLayout& layout,
     __m512i bits = _mm512_setzero_si512();
     for (int64_t c = 0; c < d; c += kChunk) {
       bits = _mm512_max_epu16(bits, load_bits(scale + c, d - c));
-      fetch->lines<2>();  // two of those with the scales
     }
-    for (int64_t t = 0; t < layout.groups() * tokens; t += kChunk) fetch->lines<2>();
     simd::F32 sum[kMaxRows];
     for (simd::F32& each : sum) each = simd::zero();
     for (int64_t c = 0; c < d; c += simd::kLanes) {
+      fetch->lines<1>();
       const simd::F32 least = simd::load(min + c);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) sum[r] = simd::fma(simd::load(a.q + r * d + c), least, sum[r]);
@@ -476,7 +490,7 @@ TAMIS_INLINE simd::F32 power_of_two(simd::F32 x) {
 // The softmax of scores in units of ln 2, all of which count.
 template <int R>
 TAMIS_INLINE void softmax_of_two(const AttentionPart& a, int64_t slots, TileOf<kBlockTokens>* tile,
-                                 AttentionState* s) {
+                                 Fetch* fetch, AttentionState* s) {
   simd::F32 most[R];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) most[r] = simd::load(tile->p[r]);
@@ -484,22 +498,26 @@ TAMIS_INLINE void softmax_of_two(const AttentionPart& a, int64_t slots, TileOf<k
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) most[r] = lanes::max(most[r], simd::load(tile->p[r] + i));
   }
+  simd::F32 shift[R], sum[R];
   for (int r = 0; r < R; ++r) {
-    float* p = tile->p[r];
     raise(a, r, lanes::max_of(most[r]) * kLn2, s, [](int, float) {});
-    const simd::F32 shift = simd::splat(s->largest[r] * kPerLn2);
-    simd::F32 sum = simd::zero();
-    for (int64_t i = 0; i < slots; i += simd::kLanes) {
-      const simd::F32 x = lanes::max(lanes::sub(simd::load(p + i), shift), simd::splat(-126.0f));
-      const simd::F32 weight = power_of_two(x);
-      lanes::store(weight, p + i);
-      sum = simd::add(sum, weight);
-    }
-    s->sum[r] += simd::sum(sum);
+    shift[r] = simd::splat(s->largest[r] * kPerLn2);
+    sum[r] = simd::zero();
   }
+  for (int64_t i = 0; i < slots; i += simd::kLanes) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      float* p = tile->p[r] + i;
+      fetch->lines<1>();
+      const simd::F32 x = lanes::max(lanes::sub(simd::load(p), shift[r]), simd::splat(-126.0f));
+      const simd::F32 weight = power_of_two(x);
+      lanes::store(weight, p);
+      sum[r] = simd::add(sum[r], weight);
+    }
+  }
+  for (int r = 0; r < R; ++r) s->sum[r] += simd::sum(sum[r]);
 }
 
-// `layout` is that of the segment, with constants where they are known.
 template <int R>
 TAMIS_INLINE void attend_page_bytes(const AttentionPart& a, const KvPageLayout& layout,
                                     AttentionState* s) {
@@ -512,7 +530,7 @@ TAMIS_INLINE void attend_page_bytes(const AttentionPart& a, const KvPageLayout& 
     block.find(a, unit, unit + step < a.unit_end ? unit + step : a.unit_end);
     if (block.pages == 0) continue;
     const bool plain = block.whole && a.softcap == 0.0f;
-    Fetch fetch{block.record[0] + step * layout.bytes()};
+    Fetch fetch(a, layout, block);
     find_units(a, layout, q, block, plain ? a.scale * kPerLn2 : 1.0f, &fetch, &scratch);
     with_bits(layout.key_bits, [&](auto bits) __attribute__((always_inline)) {
       constexpr int kBits = decltype(bits)::kCount;
@@ -522,7 +540,7 @@ TAMIS_INLINE void attend_page_bytes(const AttentionPart& a, const KvPageLayout& 
       }
     });
     if (plain) {
-      softmax_of_two<R>(a, block.pages * tokens, &scratch.tile, s);
+      softmax_of_two<R>(a, block.pages * tokens, &scratch.tile, &fetch, s);
     } else {
       softmax<R>(
           a, block.pages * tokens, block.whole, &scratch.tile, s,
