@@ -17,11 +17,13 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from tamis import _C
 from tamis.kv.kv_store import KvStore
 from tamis.kv.methods import recipe_of
+from tamis.kv.rows import Rows
 from tamis.ops.attention import DenseSegment, PageSegment, sparse_attention
 from tamis.ops.kv_quantize import kv_quantize, page_layout
 from tamis.policy.kv_recipe import KvRecipe
 
 COLD = 600 << 20  # bytes of copies that a case walks through, beyond any last-level cache
+PLAIN_EVERY = 40  # turns between plain reads of as many bytes
 
 
 def main() -> None:
@@ -45,7 +47,8 @@ def main() -> None:
             start = time.perf_counter()
             copies[turn % len(copies)]()
             times[name].append(time.perf_counter() - start)
-        stream.append(_C.stream_read(a.threads, 64 << 20))
+        if turn % PLAIN_EVERY == 0:
+            stream.append(_C.stream_read(a.threads, COLD))
         turn += 1
     plain = sorted(stream)[len(stream) // 2]
     best = {name: sorted(t)[len(t) // 5] for name, t in times.items()}
@@ -68,7 +71,7 @@ def make_cases(a: argparse.Namespace) -> dict:
         x = q.to(dtype)
         k, v = torch.randn(2, 1, a.kv_heads, a.tokens, a.head_dim).to(dtype)
         size = 2 * k.numel() * k.element_size()
-        pairs = [(k.clone(), v.clone()) for _ in copies(size)]
+        pairs = [(held(k), held(v)) for _ in copies(size)]
         rows = x.view(1, a.kv_heads, -1, a.head_dim)  # as transformers packs masked decoding
         cases[f"torch {label} rows"] = [partial(sdpa, rows, *kv) for kv in pairs], size
         cases[f"torch {label}"] = [partial(sdpa, x, *kv, enable_gqa=True) for kv in pairs], size
@@ -80,7 +83,7 @@ def make_cases(a: argparse.Namespace) -> dict:
         layout = page_layout(a.head_dim, bits, bits)
         out = torch.empty(1, a.kv_heads, a.tokens // 32, layout.nbytes, dtype=torch.uint8)
         kv_quantize(k, v, layout, out)
-        segments = [PageSegment(out.clone(), layout) for _ in copies(out.numel())]
+        segments = [PageSegment(held(out), layout) for _ in copies(out.numel())]
         calls = [partial(sparse_attention, x, [segment]) for segment in segments]
         cases[f"{bits}-bit"] = calls, out.numel()
     together = recipe_of("quest")
@@ -99,6 +102,11 @@ def share_read(store: KvStore, q: Tensor) -> float:
     segments = store.selection.segments(q, store.rows["keys"].view, store.rows["values"].view, None)
     read = [s.tokens if s.lists.count is None else s.lists.count.float().mean() for s in segments]
     return float(sum(read)) / store.tokens
+
+
+def held(x: Tensor) -> Tensor:
+    """A copy in memory as a store holds it, for torch too."""
+    return Rows.copy_of(x).view
 
 
 def copies(size: int) -> range:

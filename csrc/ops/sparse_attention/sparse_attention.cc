@@ -24,9 +24,12 @@ constexpr AttentionRow kKernels[] = {
 #undef TAMIS_ATTENTION
 };
 
-// Tokens of a task. Its keys and values stay in L2 for the passes over more than kMaxRows rows, and
-// one core takes some 5 us for it, several times what a thread costs.
+// Tokens of a small task. Its keys and values stay in L2 for the passes over more than kMaxRows
+// rows, and one core takes some 5 us for it, several times what a thread costs.
 constexpr int64_t kTaskTokens = 512;
+// Fewer and larger tasks of one pass leave fewer partial sums, which go through memory too (pages
+// of 2 to 8 bits at 16k tokens: 2 to 3 %), as long as there are enough tasks for many threads.
+constexpr int64_t kEnoughTasks = 128, kMostTaskTokens = 8 * kTaskTokens;
 
 // Tasks are numbered head by head, segment by segment, chunk by chunk.
 struct Task {
@@ -50,14 +53,28 @@ Span units_of(const KvSegment& s, int64_t head) {
   return {begin, std::max(begin, end)};
 }
 
-// Calls fn(task, number, tokens before it) for every task of heads [0, heads).
+// Tokens of a task of this call, a multiple of kTaskTokens, whatever the threads.
+int64_t task_tokens(const SparseAttentionArgs& a) {
+  if (a.rows > kMaxRows) return kTaskTokens;
+  int64_t tokens = 0;
+  for (int64_t head = 0; head < a.batch * a.kv_heads; ++head) {
+    for (const KvSegment& s : a.segments) {
+      const Span units = units_of(s, head);
+      tokens += (units.end - units.begin) * unit_tokens(s);
+    }
+  }
+  const int64_t each = tokens / kEnoughTasks / kTaskTokens * kTaskTokens;
+  return std::clamp(each, kTaskTokens, kMostTaskTokens);
+}
+
+// Calls fn(task, number, tokens before it) for every task of `task` tokens of heads [0, heads).
 template <class Fn>
-void for_tasks(const SparseAttentionArgs& a, const Fn& fn) {
+void for_tasks(const SparseAttentionArgs& a, int64_t task, const Fn& fn) {
   int64_t number = 0, tokens = 0;
   for (int64_t head = 0; head < a.batch * a.kv_heads; ++head) {
     for (const KvSegment& s : a.segments) {
       const Span all = units_of(s, head);
-      const int64_t each = unit_tokens(s), step = kTaskTokens / each;
+      const int64_t each = unit_tokens(s), step = task / each;
       for (int64_t begin = all.begin; begin < all.end; begin += step) {
         const int64_t end = std::min(begin + step, all.end);
         fn(Task{head, &s, begin, end}, number++, tokens);
@@ -189,8 +206,9 @@ Status sparse_attention_on(IsaBits isa, const SparseAttentionArgs& a) {
   TAMIS_RETURN_IF_ERROR(check_sparse_attention(a));
   const int64_t heads = a.batch * a.kv_heads;
   if (heads * a.rows == 0) return {};
+  const int64_t each = task_tokens(a);
   int64_t tasks = 0, tokens = 0;
-  for_tasks(a, [&](const Task& task, int64_t number, int64_t before) {
+  for_tasks(a, each, [&](const Task& task, int64_t number, int64_t before) {
     tasks = number + 1;
     tokens = before + (task.unit_end - task.unit_begin) * unit_tokens(*task.segment);
   });
@@ -202,7 +220,7 @@ Status sparse_attention_on(IsaBits isa, const SparseAttentionArgs& a) {
   const Partials partials{memory + queries, a.rows, width};
   const float* q = f32_queries(a, memory);
   const auto run = [&](int thread, int threads) {
-    for_tasks(a, [&](const Task& task, int64_t number, int64_t before) {
+    for_tasks(a, each, [&](const Task& task, int64_t number, int64_t before) {
       if (before * threads / tokens != thread) return;
       const AttentionRow* row = choose_sparse_attention(task.segment->storage, a.q_dtype, isa);
       run_task(a, *row, task, q, number, partials);
@@ -219,7 +237,7 @@ Status sparse_attention_on(IsaBits isa, const SparseAttentionArgs& a) {
     const int64_t first = task;
     for (const KvSegment& s : a.segments) {
       const Span units = units_of(s, head);
-      task += ceil_div(units.end - units.begin, kTaskTokens / unit_tokens(s));
+      task += ceil_div(units.end - units.begin, each / unit_tokens(s));
     }
     for (int64_t r = 0; r < a.rows; ++r) merge(a, partials, {first, task}, head, r);
   }

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 
 import torch
 from torch import Tensor
 
+_LARGE = 20 << 20  # bytes from which on memory is asked for in huge pages, mostly of 2 MB
+
 
 class Rows:
     """n rows per batch and head in a buffer that grows by an eighth, so appending costs little.
 
-    Memory past the rows is reserved, not written, hence not resident.
+    Memory past the rows is reserved, not written, hence not resident; but in buffers of 20 MB and
+    more, which are huge pages and grow by a sixteenth.
     """
 
     __slots__ = ("_view", "buffer", "count")
@@ -47,7 +51,9 @@ class Rows:
         need = self.count + more
         if need > self.buffer.shape[2]:
             b, g, _, *rest = self.buffer.shape
-            grown = reserve(self.buffer, (b, g, need + need // 8 + 8, *rest))
+            row = b * g * math.prod(rest) * self.buffer.element_size()
+            share = 16 if need * row >= _LARGE else 8
+            grown = reserve(self.buffer, (b, g, need + need // share + 8, *rest))
             grown.narrow(2, 0, self.count).copy_(self.view)
             self.buffer, self._view = grown, None  # the old memory goes back at once
         self.count = need
@@ -85,11 +91,19 @@ class Rows:
 
 
 def reserve(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Memory straight from the system where it is large: the heap would keep what is given back."""
+    """Memory straight from the system where it is large: the heap would keep what is given back.
+
+    Huge pages where it is larger still: fetching ahead does not wait for walks of the page tables,
+    which a virtual machine makes long (bench/RESULTS.md, KV caches).
+    """
     nbytes = math.prod(shape) * like.element_size()
     if nbytes < 1 << 15 or not like.is_cpu:
         return like.new_empty(shape)
-    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=like.dtype).view(shape)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if nbytes >= _LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)
 
 
 def indices(x: Tensor) -> Tensor:
