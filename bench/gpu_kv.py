@@ -126,8 +126,10 @@ def parts_of(batch: int, tokens: int, k: list[Any], v: list[Any], q: Any) -> lis
     from tamis.ops.attention import DenseSegment, Lists, PageSegment, sparse_attention
     from tamis.ops.kv_quantize import kv_quantize, page_layout
 
-    channels = torch.arange(8, dtype=torch.int32, device="cuda").repeat(KV_HEADS, 1).contiguous()
-    size = op.label_bytes(8)
+    channels = (
+        torch.arange(DIM // 4, dtype=torch.int32, device="cuda").repeat(KV_HEADS, 1).contiguous()
+    )
+    size = op.label_bytes(DIM // 4)
     records = [
         torch.empty(batch, KV_HEADS, tokens // 16, size, dtype=torch.uint8, device="cuda")
         for _ in range(12)
@@ -146,6 +148,7 @@ def parts_of(batch: int, tokens: int, k: list[Any], v: list[Any], q: Any) -> lis
         "attend to listed": calls([partial(sparse_attention, q, [s]) for s in listed], 12),
         "estimate": calls([partial(op.kv_estimate, q, x) for x in labels], 12),
         "select": calls([partial(op.kv_select, scores, tokens // SHARE)], 12),
+        "choose": calls([partial(op.kv_choose, q, x, tokens // SHARE) for x in labels], 12),
     }
     for bits in (8, 4, 2):
         layout = page_layout(DIM, bits, bits)

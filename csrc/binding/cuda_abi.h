@@ -34,6 +34,8 @@ struct CudaLibrary {
   Status (*kv_estimate)(const KvEstimateArgs&, void* workspace, int64_t workspace_bytes,
                         const CudaDevice&, void* stream);
   Status (*kv_select)(const KvSelectArgs&, const CudaDevice&, void* stream);
+  bool (*choose_fits)(const KvEstimateArgs&, const CudaDevice&);
+  Status (*kv_choose)(const KvEstimateArgs&, const KvSelectArgs&, const CudaDevice&, void* stream);
   std::span<const AttentionCudaRow> (*attention_kernels)();
   Status (*attention_workspace)(const SparseAttentionArgs&, const CudaDevice&, int64_t* bytes);
   Status (*attention)(const SparseAttentionCudaArgs&, const CudaDevice&, void* stream);

@@ -4,6 +4,7 @@
 
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <cstdint>
 #include <tuple>
 #include <vector>
@@ -58,10 +59,9 @@ int64_t attend(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr
   return 0;
 }
 
-// The same.
-int64_t estimate(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q, float scale,
-                 const KvUnits& units, bool log_weight, uintptr_t begin, uintptr_t out,
-                 uintptr_t workspace, int64_t workspace_bytes) {
+KvEstimateArgs estimate_args(int dtype, const Shape& shape, uintptr_t q, float scale,
+                             const KvUnits& units, bool log_weight, uintptr_t begin,
+                             uintptr_t out) {
   KvEstimateArgs args{.q_dtype = float_dtype("cuda", dtype),
                       .q = address<const void>(q),
                       .scale = scale,
@@ -70,6 +70,14 @@ int64_t estimate(int32_t device, uintptr_t stream, int dtype, Shape shape, uintp
                       .begin = address<const int32_t>(begin),
                       .out = address<float>(out)};
   std::tie(args.batch, args.kv_heads, args.rows, args.head_dim) = shape;
+  return args;
+}
+
+// The same.
+int64_t estimate(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q, float scale,
+                 const KvUnits& units, bool log_weight, uintptr_t begin, uintptr_t out,
+                 uintptr_t workspace, int64_t workspace_bytes) {
+  const KvEstimateArgs args = estimate_args(dtype, shape, q, scale, units, log_weight, begin, out);
   const int64_t wanted = cuda_library().estimate_workspace(args);
   if (wanted > workspace_bytes) return wanted;
   raise_if_error(cuda_library().kv_estimate(args, address<void>(workspace), workspace_bytes,
@@ -94,6 +102,28 @@ void select(int32_t device, uintptr_t stream, int64_t heads, int64_t units, uint
                           .index_stride = index_stride,
                           .count = address<int32_t>(count)};
   raise_if_error(cuda_library().kv_select(args, cuda_device(device), address<void>(stream)));
+}
+
+// Whether it was launched; nothing happens where no kernel takes both in one launch.
+bool choose(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q,
+            const KvUnits& units, int64_t k, uintptr_t budget, int64_t sink, int64_t recent,
+            uintptr_t begin, uintptr_t index, int64_t index_stride, uintptr_t count) {
+  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(std::get<3>(shape))));
+  const KvEstimateArgs scores = estimate_args(dtype, shape, q, scale, units, true, begin, 0);
+  const CudaDevice& facts = cuda_device(device);
+  if (!cuda_library().choose_fits(scores, facts)) return false;
+  const KvSelectArgs args{.heads = scores.batch * scores.kv_heads,
+                          .units = units.units,
+                          .budget = address<const int32_t>(budget),
+                          .k = k,
+                          .sink = sink,
+                          .recent = recent,
+                          .begin = address<const int32_t>(begin),
+                          .index = address<int32_t>(index),
+                          .index_stride = index_stride,
+                          .count = address<int32_t>(count)};
+  raise_if_error(cuda_library().kv_choose(scores, args, facts, address<void>(stream)));
+  return true;
 }
 
 void append_labels(int32_t device, uintptr_t stream, int32_t channels, int dtype,
@@ -130,6 +160,9 @@ void bind_cuda_kv(py::module_& m) {
   m.def("cuda_kv_select", &select, "device"_a, "stream"_a, "heads"_a, "units"_a, "scores_ptr"_a,
         "k"_a, "budget_ptr"_a, "top_p"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a,
         "index_ptr"_a, "index_stride"_a, "count_ptr"_a);
+  m.def("cuda_kv_choose", &choose, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "q_ptr"_a,
+        "units"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "begin_ptr"_a, "index_ptr"_a,
+        "index_stride"_a, "count_ptr"_a);
   m.def("cuda_kv_append_labels", &append_labels, "device"_a, "stream"_a, "channels"_a, "dtype"_a,
         "shape"_a, "keys_ptr"_a, "key_strides"_a, "channels_ptr"_a, "first"_a, "count"_a,
         "records_ptr"_a, "strides_bytes"_a);

@@ -623,6 +623,24 @@ def cuda_kv_select(
 ) -> None:
     """``kv_select`` on a device and stream."""
 
+def cuda_kv_choose(
+    device: int,
+    stream: int,
+    dtype: int,
+    shape: tuple[int, int, int, int],
+    q_ptr: int,
+    units: KvUnits,
+    k: int,
+    budget_ptr: int,
+    sink: int,
+    recent: int,
+    begin_ptr: int,
+    index_ptr: int,
+    index_stride: int,
+    count_ptr: int,
+) -> bool:
+    """``kv_estimate`` and ``kv_select`` in one launch; False, and nothing done, where none takes both."""
+
 def cuda_kv_append_labels(
     device: int,
     stream: int,

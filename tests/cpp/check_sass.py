@@ -114,7 +114,7 @@ def label(arch: str, name: str) -> str:
     if match := re.search(r"(sparse_input|sparse_mlp_(?:gate|up|down))\w*DTypeE(\d)E", name):
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
     known = ("expand_t16", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select",
-             "kv_append_labels", "grad_places")  # fmt: skip
+             "kv_choose", "kv_append_labels", "grad_places")  # fmt: skip
     return f"{next((k for k in known if k in name), name)} {arch}"
 
 
@@ -200,8 +200,8 @@ def main() -> int:
     found = functions(run(tool, "--dump-sass", library))
     # On three architectures: three formats with four token tiles in two dtypes, ten attentions, ten for
     # the rest of a KV cache, four of activations in two dtypes, eight of prompts, three of gradients in two and their places; the
-    # expansions on two.
-    wanted = 3 * (24 + 10 + 10 + 8 + 8 + 7) + 3 * 2
+    # expansions on two, two choices of tokens on one.
+    wanted = 3 * (24 + 10 + 10 + 8 + 8 + 7) + 3 * 2 + 2
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

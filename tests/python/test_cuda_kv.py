@@ -180,6 +180,35 @@ def test_selection_is_the_cpus(units: int, levels: int) -> None:
 
 
 @needs_device
+@pytest.mark.parametrize("tokens", [1, 600, 5000, 32768, 40000])
+@pytest.mark.parametrize("heads", [G, 4 * G, 8 * G])
+def test_chosen_are_the_best(tokens: int, heads: int) -> None:
+    keys = torch.randn(B, G, tokens, 128, device="cuda").bfloat16()
+    q = torch.randn(B, heads, 1, 128, device="cuda").bfloat16()
+    channels = torch.randint(0, 128, (G, 32), dtype=torch.int32, device="cuda")
+    size = kv_select.label_bytes(32)
+    records = torch.empty(B, G, -(-tokens // 16), size, dtype=torch.uint8, device="cuda")
+    kv_select.append_labels(records, keys, channels, 0)
+    labels = kv_select.Labels(records, channels, tokens)
+    begin = torch.randint(0, tokens, (B, G), dtype=torch.int32, device="cuda")
+    k = max(tokens // 16, 20)
+    for options in ({}, {"recent": 16}, {"sink": 3, "begin": begin}):
+        found = [kv_select.kv_choose(q, labels, k, **options) for _ in range(2)]
+        scores = kv_select.kv_estimate(q, labels, begin=options.get("begin"))
+        want = kv_select.kv_select(scores, k, **options)
+        assert torch.equal(found[0][1], want[1])
+        for i, count in enumerate(want[1].view(-1).tolist()):
+            got, again, theirs = (
+                x.view(B * G, -1)[i, :count].long() for x in (found[0][0], found[1][0], want[0])
+            )
+            assert torch.equal(got, again)
+            assert (got.diff() > 0).all()
+            # Rows are added up in another order: only tokens of almost equal scores differ.
+            mine, other = (scores.view(B * G, -1)[i][x].sort()[0] for x in (got, theirs))
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@needs_device
 @pytest.mark.parametrize("method", ["full", "kivi4", "kivi2", "quest", "double_sparsity"])
 def test_stores_live_on_the_device_and_in_graphs(method: str) -> None:
     k, v = torch.randn(2, 1, 2, 1000, 64).bfloat16()

@@ -167,6 +167,48 @@ TAMIS_DEVICE void count_shared(uint32_t at) {
   atomicAdd(reinterpret_cast<uint32_t*>(dynamic_shared + at), 1u);
 }
 
+// ---- clusters (sm_90): the blocks that share block_index_y reach each other's shared memory
+
+// Until every block of the cluster is here; what they wrote to shared memory is seen.
+TAMIS_DEVICE void sync_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+// The address of byte `at` of that block of the cluster.
+TAMIS_DEVICE uint32_t cluster_address(uint32_t block, uint32_t at) {
+  uint32_t address = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address)
+               : "r"(shared_address(at)), "r"(block));
+#endif
+  return address;
+}
+TAMIS_DEVICE uint32_t load_cluster(uint32_t block, uint32_t at) {
+  uint32_t v = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(v) : "r"(cluster_address(block, at)));
+#endif
+  return v;
+}
+TAMIS_DEVICE Word4 load_cluster4(uint32_t block, uint32_t at) {
+  Word4 v{};
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(cluster_address(block, at))
+               : "memory");
+#endif
+  return v;
+}
+TAMIS_DEVICE void store_cluster(uint32_t block, uint32_t at, uint32_t value) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(cluster_address(block, at)), "r"(value)
+               : "memory");
+#endif
+}
+
 // ---- global memory
 
 template <class T>
@@ -287,6 +329,16 @@ TAMIS_DEVICE void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, ui
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// c += a * b for m16n8k32 of bytes, a from 0 to 255 and b signed: lane 4g + t has four neighbours
+// from 4t on of rows g and g + 8 of a, then from 16 + 4t on; the same of column g of b.
+TAMIS_DEVICE void mma_bytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 

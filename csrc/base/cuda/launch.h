@@ -35,19 +35,28 @@ struct CudaGrid {
   size_t shared_bytes;
   bool early;  // may begin before the kernel before it ends; it then waits itself (sm_90)
   void* stream;
+  uint32_t cluster = 1;  // neighbouring blocks that reach each other's shared memory (sm_90)
 };
 
 template <class Params>
 Status launch(const char* function, const CudaGrid& g, void (*kernel)(Params),
               const Params& params) {
-  cudaLaunchAttribute early{.id = cudaLaunchAttributeProgrammaticStreamSerialization};
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  uint32_t count = 0;
+  if (g.early) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (g.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {g.cluster, 1, 1};
+  }
   const cudaLaunchConfig_t config{.gridDim = g.grid,
                                   .blockDim = dim3(g.threads),
                                   .dynamicSmemBytes = g.shared_bytes,
                                   .stream = static_cast<cudaStream_t>(g.stream),
-                                  .attrs = &early,
-                                  .numAttrs = g.early ? 1u : 0u};
+                                  .attrs = attributes,
+                                  .numAttrs = count};
   return cuda_status(function, cudaLaunchKernelEx(&config, kernel, params));
 }
 

@@ -53,47 +53,46 @@ TAMIS_DEVICE int32_t estimate_begin(const EstimateParams& p, int32_t head) {
 
 // Where things lie in shared memory: bytes from its start.
 struct EstimateShared {
-  uint32_t chosen, steps, parts;
+  uint32_t q, steps, parts;
 
   TAMIS_DEVICE explicit EstimateShared(const EstimateParams& p) {
     const auto rows = static_cast<uint32_t>(p.args.rows), width = static_cast<uint32_t>(p.width);
-    chosen = 4 * rows * width;
-    steps = chosen + 16 * rows * width;
+    q = static_cast<uint32_t>(p.shared_at);
+    steps = q + 4 * rows * width;
     parts = steps + 8 * rows;
   }
 };
 
 // q of labels: bytes [rows, r], a step (scale included) and step * sum of bytes a row. A warp a
 // row.
+template <int kThreads>
 TAMIS_DEVICE void round_queries(const EstimateParams& p, const EstimatePlace& at) {
+  static_assert(kEstimateRows <= kThreads / 32, "a warp a row");
   const KvEstimateArgs& a = p.args;
   const EstimateShared in(p);
+  const auto row = static_cast<int32_t>(at.warp), lane = static_cast<int32_t>(at.lane);
+  if (row >= a.rows) return;
+  constexpr int kHeld = kLabelMaxChannels / 32;
   const int32_t r = a.units.labels.channels;
   const int32_t* ids = a.units.channels + at.kv_head * r;
-  for (auto i = static_cast<int32_t>(at.thread); i < a.rows * r; i += kEstimateThreads) {
-    const int64_t from = (int64_t{at.head} * a.rows + i / r) * a.head_dim;
-    dev::store_shared<float>(
-        in.chosen + 4 * static_cast<uint32_t>(i),
-        estimate_element(a.q_dtype, a.q, from + dev::load_global(ids + i % r)));
-  }
-  dev::sync_block();
-  static_assert(kEstimateRows <= kEstimateThreads / 32, "a warp a row");
-  const auto row = static_cast<int32_t>(at.warp);
-  if (row >= a.rows) return;
-  const uint32_t chosen = in.chosen + 4 * static_cast<uint32_t>(row * r);
-  float most = 0;
-  for (auto c = static_cast<int32_t>(at.lane); c < r; c += 32) {
-    const auto x = dev::load_shared<float>(chosen + 4 * static_cast<uint32_t>(c));
-    most = dev::max(most, x < 0 ? -x : x);
+  const int64_t from = (int64_t{at.head} * a.rows + row) * a.head_dim;
+  float x[kHeld], most = 0;
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int32_t c = lane + 32 * i;
+    x[i] = c < r ? estimate_element(a.q_dtype, a.q, from + dev::load_global(ids + c)) : 0.0f;
+    most = dev::max(most, x[i] < 0 ? -x[i] : x[i]);
   }
   for (int mask = 16; mask > 0; mask /= 2) most = dev::max(most, dev::shuffle_xor(most, mask));
   const float inverse = most > 0 ? dev::divide(127.0f, most) : 0.0f;
   float sum = 0;  // of whole numbers below 2^24
-  for (auto c = static_cast<int32_t>(at.lane); c < r; c += 32) {
-    const auto x = dev::load_shared<float>(chosen + 4 * static_cast<uint32_t>(c));
-    const int32_t code = dev::round_to_int(dev::mul(x, inverse));
-    dev::store_shared<int8_t>(4 * static_cast<uint32_t>(row * p.width) + static_cast<uint32_t>(c),
-                              static_cast<int8_t>(code));
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int32_t c = lane + 32 * i, code = dev::round_to_int(dev::mul(x[i], inverse));
+    if (c >= r) continue;
+    dev::store_shared<int8_t>(
+        in.q + 4 * static_cast<uint32_t>(row * p.width) + static_cast<uint32_t>(c),
+        static_cast<int8_t>(code));
     sum += static_cast<float>(code);
   }
   for (int mask = 16; mask > 0; mask /= 2) sum += dev::shuffle_xor(sum, mask);
@@ -105,12 +104,14 @@ TAMIS_DEVICE void round_queries(const EstimateParams& p, const EstimatePlace& at
   }
 }
 
+template <int kThreads>
 TAMIS_DEVICE void widen_queries(const EstimateParams& p, const EstimatePlace& at) {
   const KvEstimateArgs& a = p.args;
+  const EstimateShared in(p);
   const auto d = static_cast<int32_t>(a.head_dim);
-  for (auto i = static_cast<int32_t>(at.thread); i < a.rows * d; i += kEstimateThreads) {
+  for (auto i = static_cast<int32_t>(at.thread); i < a.rows * d; i += kThreads) {
     const float x = estimate_element(a.q_dtype, a.q, int64_t{at.head} * a.rows * d + i);
-    const uint32_t to = 4 * static_cast<uint32_t>(i / d * p.width + i % d);
+    const uint32_t to = in.q + 4 * static_cast<uint32_t>(i / d * p.width + i % d);
     if (a.units.kind == KvSummary::bounds) {
       dev::store_shared<float>(to, x < 0 ? x : 0.0f);
       dev::store_shared<float>(to + 4 * static_cast<uint32_t>(d), x > 0 ? x : 0.0f);
@@ -122,18 +123,18 @@ TAMIS_DEVICE void widen_queries(const EstimateParams& p, const EstimatePlace& at
 
 inline constexpr int kLabelUnits = kEstimateUnits / kEstimateThreads;  // of a thread
 
-// Scores of the units from + thread + 256 i for all rows by one thread.
-template <int kRows>
+// Scores of the units from + step i for all rows by one thread; past the last: of the last.
+template <int kRows, int kUnits>
 TAMIS_DEVICE void label_scores(const EstimateParams& p, const EstimatePlace& at,
-                               const uint8_t* records, int32_t from,
-                               float (&s)[kLabelUnits][kRows]) {
+                               const uint8_t* records, int32_t from, int32_t step,
+                               float (&s)[kUnits][kRows]) {
   const KvEstimateArgs& a = p.args;
   const EstimateShared in(p);
-  const uint8_t* record[kLabelUnits];
-  float scale[kLabelUnits], min[kLabelUnits];
+  const uint8_t* record[kUnits];
+  float scale[kUnits], min[kUnits];
 #pragma unroll
-  for (int i = 0; i < kLabelUnits; ++i) {
-    int32_t unit = from + static_cast<int32_t>(at.thread) + i * kEstimateThreads;
+  for (int i = 0; i < kUnits; ++i) {
+    int32_t unit = from + i * step;
     unit = unit < at.last ? unit : at.last - 1;
     const int32_t lane = unit % kLabelTokens;
     const uint8_t* start = records + unit / kLabelTokens * p.label_bytes;
@@ -143,19 +144,19 @@ TAMIS_DEVICE void label_scores(const EstimateParams& p, const EstimatePlace& at,
     min[i] = dev::f16_to_f32(
         dev::load_global(reinterpret_cast<const uint16_t*>(start + p.label_min) + lane));
   }
-  int32_t sum[kLabelUnits][kRows] = {};
+  int32_t sum[kUnits][kRows] = {};
   for (int32_t w = 0; w < a.units.labels.channels / 8; ++w) {
-    uint32_t word[kLabelUnits];
+    uint32_t word[kUnits];
 #pragma unroll
-    for (int i = 0; i < kLabelUnits; ++i) {
+    for (int i = 0; i < kUnits; ++i) {
       word[i] = dev::load_global(reinterpret_cast<const uint32_t*>(record[i]) + w * kLabelTokens);
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const uint32_t at_q = 4 * static_cast<uint32_t>((r < a.rows ? r : 0) * p.width);
+      const uint32_t at_q = in.q + 4 * static_cast<uint32_t>((r < a.rows ? r : 0) * p.width);
       const auto q = dev::load_shared<dev::Word2>(at_q + 8 * static_cast<uint32_t>(w));
 #pragma unroll
-      for (int i = 0; i < kLabelUnits; ++i) {
+      for (int i = 0; i < kUnits; ++i) {
         sum[i][r] = dev::dot_bytes(word[i] & 0x0f0f0f0fu, q.x, sum[i][r]);
         sum[i][r] = dev::dot_bytes(word[i] >> 4 & 0x0f0f0f0fu, q.y, sum[i][r]);
       }
@@ -166,7 +167,7 @@ TAMIS_DEVICE void label_scores(const EstimateParams& p, const EstimatePlace& at,
     const uint32_t steps = in.steps + 8 * static_cast<uint32_t>(r < a.rows ? r : 0);
     const auto step = dev::load_shared<float>(steps), whole = dev::load_shared<float>(steps + 4);
 #pragma unroll
-    for (int i = 0; i < kLabelUnits; ++i) {
+    for (int i = 0; i < kUnits; ++i) {
       const float product = dev::mul(dev::mul(scale[i], step), static_cast<float>(sum[i][r]));
       s[i][r] = dev::fma(min[i], whole, product);
     }
@@ -178,6 +179,7 @@ template <int kRows>
 TAMIS_DEVICE void row_scores(const EstimateParams& p, const EstimatePlace& at, const uint8_t* units,
                              int32_t unit, float (&s)[kRows]) {
   const KvEstimateArgs& a = p.args;
+  const EstimateShared in(p);
   const int64_t size = a.units.dtype == DType::f32 ? 4 : 2;
   const uint8_t* row = units + unit * a.units.unit_stride * size;
 #pragma unroll
@@ -202,7 +204,8 @@ TAMIS_DEVICE void row_scores(const EstimateParams& p, const EstimatePlace& at, c
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (r < a.rows) {
-        const auto q = dev::load_shared<dev::Word4>(4 * static_cast<uint32_t>(r * p.width + c));
+        const uint32_t from = in.q + 4 * static_cast<uint32_t>(r * p.width + c);
+        const auto q = dev::load_shared<dev::Word4>(from);
         s[r] = dev::fma(dev::float_of(q.x), x[0], s[r]);
         s[r] = dev::fma(dev::float_of(q.y), x[1], s[r]);
         s[r] = dev::fma(dev::float_of(q.z), x[2], s[r]);
@@ -326,7 +329,7 @@ TAMIS_DEVICE void score_units(const EstimateParams& p) {
       shift[r] = dev::load_shared<float>(in.parts + 4 * static_cast<uint32_t>(r < a.rows ? r : 0));
     }
   }
-  labels ? round_queries(p, at) : widen_queries(p, at);
+  labels ? round_queries<kEstimateThreads>(p, at) : widen_queries<kEstimateThreads>(p, at);
   dev::sync_block();
   const int32_t begin = estimate_begin(p, at.head);
   float most[kRows], sum[kRows];
@@ -371,7 +374,7 @@ TAMIS_DEVICE void score_units(const EstimateParams& p) {
     for (int32_t from = at.first; from < at.last; from += kEstimateUnits) {
       float s[kLabelUnits][kRows];
       int32_t unit[kLabelUnits];
-      label_scores<kRows>(p, at, units, from, s);
+      label_scores(p, at, units, from + static_cast<int32_t>(at.thread), kEstimateThreads, s);
 #pragma unroll
       for (int i = 0; i < kLabelUnits; ++i) {
         unit[i] = from + static_cast<int32_t>(at.thread) + i * kEstimateThreads;

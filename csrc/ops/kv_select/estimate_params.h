@@ -13,20 +13,20 @@ inline constexpr int32_t kEstimateRowUnits = 32;  // rows or bounds
 struct EstimateParams {
   KvEstimateArgs args;
   int64_t label_scale, label_min, label_bytes;
-  int32_t blocks;  // over units
-  int32_t span;    // units of a block, whole records
-  int32_t width;   // floats of a row of q as the kernel reads it
-  bool weighted;   // in two passes
-  float* stats;    // [heads, rows, blocks, 2]
+  int32_t blocks;         // over units
+  int32_t span;           // units of a block, whole records
+  int32_t width;          // floats of a row of q as the kernel reads it
+  bool weighted;          // in two passes
+  float* stats;           // [heads, rows, blocks, 2]
+  int32_t shared_at = 0;  // where q lies in shared memory
 };
 
 EstimateParams estimate_params(const KvEstimateArgs& args, void* workspace,
                                const CudaDevice& device);
 
-// Bytes of shared memory: q as read, q chosen for labels, two words a row, two floats a warp and
-// row.
+// Bytes of shared memory: q as read, two words a row, two floats a warp and row.
 constexpr int32_t estimate_shared(int32_t rows, int32_t width) {
-  return 4 * (5 * rows * width + 2 * rows + 2 * rows * (kEstimateThreads / 32));
+  return 4 * (rows * width + 2 * rows + 2 * rows * (kEstimateThreads / 32));
 }
 
 }  // namespace tamis

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "format/matrix.h"
-#include "ops/kv_select/estimate_params.h"
+#include "ops/kv_select/choose_params.h"
 
 namespace tamis {
 namespace {
@@ -44,8 +44,8 @@ Status check_estimate_cuda(const KvEstimateArgs& a) {
     return bad("head_dim", a.head_dim, "a multiple of 16 from 16 to 256");
   }
   if (u.units < 0 || u.units > INT32_MAX) return bad("units", u.units, "0 to 2^31 - 1");
-  if (heads * a.rows * u.units > 0 && (!a.q || !a.out || !u.data)) {
-    return error(Code::invalid_argument, "kv_select: q, units, out: got null");
+  if (heads * a.rows * u.units > 0 && (!a.q || !u.data)) {
+    return error(Code::invalid_argument, "kv_select: q, units: got null");
   }
   if (u.kind == KvSummary::labels) {
     TAMIS_RETURN_IF_ERROR(check_kv_label(u.labels));
@@ -74,13 +74,21 @@ Status check_select_cuda(const KvSelectArgs& a) {
   if (a.top_p > 0) {
     return error(Code::no_kernel, "kv_select: top_p: no CUDA kernel takes it; pass k");
   }
-  if (a.heads > 0 &&
-      (!a.count || (a.units > 0 && (!a.scores || (a.index_stride > 0 && !a.index))))) {
-    return error(Code::invalid_argument, "kv_select: scores, index, count: got null");
+  if (a.heads > 0 && (!a.count || (a.units > 0 && a.index_stride > 0 && !a.index))) {
+    return error(Code::invalid_argument, "kv_select: index, count: got null");
   }
   const int64_t k = std::max(a.budget ? 0 : a.k, a.sink + a.recent);
   if (std::min(a.units, k) * a.page > a.index_stride) {
     return bad("index_stride", a.index_stride, "room for the budget");
+  }
+  return {};
+}
+
+Status check_choose_cuda(const KvEstimateArgs& e, const KvSelectArgs& a) {
+  TAMIS_RETURN_IF_ERROR(check_estimate_cuda(e));
+  TAMIS_RETURN_IF_ERROR(check_select_cuda(a));
+  if (a.heads != e.batch * e.kv_heads || a.units != e.units.units) {
+    return bad("heads, units", a.units, "those of the estimate");
   }
   return {};
 }
@@ -127,6 +135,39 @@ EstimateParams estimate_params(const KvEstimateArgs& a, void* workspace, const C
                                                                             : d),
           .weighted = weighted(a),
           .stats = stats};
+}
+
+bool kv_choose_fits(const KvEstimateArgs& e, const CudaDevice& device) {
+  const int64_t units = e.units.units;
+  return device.capability == 90 && e.units.kind == KvSummary::labels &&
+         e.units.labels.channels <= kChooseChannels && e.rows >= 1 && e.rows <= kChooseRows &&
+         units >= 1 && units <= kChooseMost;
+}
+
+ChooseParams choose_params(const KvEstimateArgs& e, const KvSelectArgs& select,
+                           const CudaDevice& device) {
+  const int64_t heads = e.batch * e.kv_heads, units = e.units.units;
+  // As few blocks of a cluster as hold all scores, and more while SMs and units for their threads
+  // are left.
+  int64_t blocks = 1;
+  while (blocks * kChooseUnits < units) blocks *= 2;
+  while (blocks < kChooseBlocks && blocks * kChooseThreads < units &&
+         2 * heads * blocks <= device.sms) {
+    blocks *= 2;
+  }
+  ChooseParams p{.estimate = estimate_params(e, nullptr, device), .select = select, .turns = 0};
+  const int64_t span = 32 * ceil_div(units, 32 * blocks);
+  p.turns = static_cast<int32_t>(ceil_div(span, kChooseThreads));
+  p.estimate.blocks = static_cast<int32_t>(blocks);
+  p.estimate.span = static_cast<int32_t>(span);
+  p.estimate.stats = nullptr;
+  p.estimate.shared_at = kChooseScoresAt + 4 * (choose_rows(e.rows) + 1) * kChooseThreads * p.turns;
+  return p;
+}
+
+int32_t choose_shared(const ChooseParams& p) {
+  const auto rows = static_cast<int32_t>(p.estimate.args.rows);
+  return p.estimate.shared_at + 4 * (rows * p.estimate.width + 2 * rows);
 }
 
 }  // namespace tamis

@@ -22,6 +22,15 @@ int64_t estimate_workspace(const KvEstimateArgs& args);
 Status kv_estimate_cuda(const KvEstimateArgs& args, void* workspace, int64_t workspace_bytes,
                         const CudaDevice& device, void* stream);
 
+// Both in one launch, for at most 32768 labels of 32 channels and 4 rows a KV head on
+// sm_90 (rows and bounds, a
+// warp a unit, take longer in the few blocks of a cluster): lists the best units by
+// scores that reach memory only where estimate.out is not null. select.scores is not read; its
+// heads and units are the estimate's.
+bool kv_choose_fits(const KvEstimateArgs& estimate, const CudaDevice& device);
+Status kv_choose_cuda(const KvEstimateArgs& estimate, const KvSelectArgs& select,
+                      const CudaDevice& device, void* stream);
+
 // Not by top_p.
 Status kv_select_cuda(const KvSelectArgs& args, const CudaDevice& device, void* stream);
 
@@ -31,6 +40,7 @@ Status kv_append_labels_cuda(const KvAppendLabelsArgs& args, const CudaDevice& d
 // What those calls accept beside what their kernels look after themselves.
 Status check_estimate_cuda(const KvEstimateArgs& args);
 Status check_select_cuda(const KvSelectArgs& args);
+Status check_choose_cuda(const KvEstimateArgs& estimate, const KvSelectArgs& select);
 Status check_append_labels_cuda(const KvAppendLabelsArgs& args);
 
 }  // namespace tamis

@@ -39,6 +39,7 @@ Status kv_estimate_cuda(const KvEstimateArgs& a, void* workspace, int64_t worksp
   }
   const int64_t heads = a.batch * a.kv_heads;
   if (heads * a.rows * a.units.units == 0) return {};
+  if (!a.out) return error(Code::invalid_argument, "kv_estimate: out: got null");
   const EstimateParams p = estimate_params(a, workspace, device);
   const bool early = device.capability >= 90;
   const CudaGrid g{
@@ -59,6 +60,9 @@ Status kv_estimate_cuda(const KvEstimateArgs& a, void* workspace, int64_t worksp
 Status kv_select_cuda(const KvSelectArgs& a, const CudaDevice& device, void* stream) {
   TAMIS_RETURN_IF_ERROR(check_select_cuda(a));
   if (a.heads == 0) return {};
+  if (a.units > 0 && !a.scores) {
+    return error(Code::invalid_argument, "kv_select: scores: got null");
+  }
   return launch("kv_select",
                 {.grid = grid(a.heads, 1),
                  .threads = kSelectThreads,

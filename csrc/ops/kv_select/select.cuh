@@ -63,6 +63,8 @@ template <bool kOne>
 struct HeldScores {
   static constexpr int kHeld = kOne ? kSelectHeld : kSelectHeld / 2;
   static constexpr int32_t kChunk = kHeld * kSelectThreads;
+  static constexpr uint32_t kWarps = kSelectWarps, kCounts = kCountsAt, kWarpSums = kWarpsAt;
+  static constexpr bool kChunks = !kOne, kBlocks = false;
   static constexpr int kAtOnce = 4;  // turns come in fours
   const SelectRange& range;
   int32_t begin = 0, turns = 0;  // of the chunk
@@ -72,6 +74,7 @@ struct HeldScores {
     if constexpr (kOne) load(0);
   }
 
+  TAMIS_DEVICE float score(int turn) const { return x[turn]; }
   TAMIS_DEVICE int32_t place(int turn) const {
     const auto warp = static_cast<int32_t>(dev::thread_index() / 32);
     return begin + 32 * (turns * warp + turn) + static_cast<int32_t>(dev::thread_index() % 32);
@@ -263,19 +266,32 @@ TAMIS_DEVICE bool linear_threshold(HeldScores<kOne>& s, int32_t k, float* thresh
   return true;
 }
 
+// Sums over the warps' numbers, one a lane: of the low halves, of the high ones.
+TAMIS_DEVICE void sum_over_warps(uint32_t theirs, uint32_t lane, int32_t (&all)[2]) {
+  all[0] = static_cast<int32_t>(theirs & 0xffffu);
+  all[1] = static_cast<int32_t>(theirs >> 16);
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) {
+    all[0] += dev::shuffle(all[0], static_cast<int>(lane) ^ mask);
+    all[1] += dev::shuffle(all[1], static_cast<int>(lane) ^ mask);
+  }
+}
+
 // Lists units first + i of all scores above the threshold and of the first `ties` equal to it.
-template <bool kOne, class Put>
-TAMIS_DEVICE void list_chosen(HeldScores<kOne>& s, float threshold, int32_t ties, const Put& put) {
-  static_assert(kSelectHeld == 32 && 8u * kSelectHeld * kSelectWarps <= 4u << kDigitBits,
+// before(above, equal): what blocks in front of this one have of both, given this one's.
+template <class Held, class Before, class Put>
+TAMIS_DEVICE void list_chosen(Held& s, float threshold, int32_t ties, const Before& before,
+                              const Put& put) {
+  static_assert(Held::kHeld <= 32 && 8u * 32 * Held::kWarps <= 4u << kDigitBits,
                 "a lane a turn, in the memory of counts");
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
   int32_t listed = 0, met = 0;  // above and equal, in the chunks before
   s.for_chunks([&] {
     // Bits of all lanes by turn, handed over where the counts were: lane j takes turn j's.
-    const uint32_t words = kCountsAt + 8 * kSelectHeld * warp;
+    const uint32_t words = Held::kCounts + 8 * 32 * warp;
     s.for_turns([&](int turn) {
-      const uint32_t more = dev::ballot(s.x[turn] > threshold);
-      const uint32_t equal = dev::ballot(s.x[turn] == threshold);
+      const uint32_t more = dev::ballot(s.score(turn) > threshold);
+      const uint32_t equal = dev::ballot(s.score(turn) == threshold);
       if (lane == 0) {
         dev::store_shared<dev::Word2>(words + 8 * static_cast<uint32_t>(turn), {more, equal});
       }
@@ -294,9 +310,15 @@ TAMIS_DEVICE void list_chosen(HeldScores<kOne>& s, float threshold, int32_t ties
     for (int distance = 1; distance < 32; distance *= 2) {
       through = dev::prefix_step(through, distance);
     }
-    if (lane == 31) dev::store_shared<uint32_t>(kWarpsAt + 4 * warp, through);
+    if (lane == 31) dev::store_shared<uint32_t>(Held::kWarpSums + 4 * warp, through);
     dev::sync_block();
-    const auto theirs = dev::load_shared<uint32_t>(kWarpsAt + 4 * lane);
+    const uint32_t theirs =
+        lane < Held::kWarps ? dev::load_shared<uint32_t>(Held::kWarpSums + 4 * lane) : 0;
+    if constexpr (Held::kBlocks) {
+      int32_t all[2];
+      sum_over_warps(theirs, lane, all);
+      before(all, &listed, &met);
+    }
     uint32_t places = lane < warp ? theirs & 0xffffu : 0, equals = lane < warp ? theirs >> 16 : 0;
     for (int distance = 1; distance < 32; distance *= 2) {
       places = dev::prefix_step(places, distance);
@@ -320,17 +342,12 @@ TAMIS_DEVICE void list_chosen(HeldScores<kOne>& s, float threshold, int32_t ties
       const int lowest = dev::popcount((taken & (0u - taken)) - 1);
       put(at++, s.range.first + first + lowest);
     }
-    if constexpr (!kOne) {
+    if constexpr (Held::kChunks) {
       dev::sync_block();  // before the warps' numbers change
-      int32_t all = static_cast<int32_t>(theirs & 0xffffu),
-              alike = static_cast<int32_t>(theirs >> 16);
-#pragma unroll
-      for (int mask = 16; mask > 0; mask /= 2) {
-        all += dev::shuffle(all, static_cast<int>(lane) ^ mask);
-        alike += dev::shuffle(alike, static_cast<int>(lane) ^ mask);
-      }
-      listed += all;
-      met += alike;
+      int32_t all[2];
+      sum_over_warps(theirs, lane, all);
+      listed += all[0];
+      met += all[1];
     }
   });
 }
@@ -344,7 +361,7 @@ TAMIS_DEVICE void choose(const SelectRange& range, int32_t k, const Put& put) {
     radix_threshold(range, k, &threshold, &ties);
     if constexpr (kOne) held.load(0);  // rather than keeping registers until here
   }
-  list_chosen(held, threshold, ties, put);
+  list_chosen(held, threshold, ties, [](const int32_t (&)[2], int32_t*, int32_t*) {}, put);
 }
 
 // The other entries of `listed` pages, from the first ones, which the block wrote.
@@ -361,8 +378,7 @@ TAMIS_DEVICE void fill_pages(const KvSelectArgs& a, int32_t listed) {
 struct SelectTask {
   int32_t begin, sink, recent, n, k;
 
-  TAMIS_DEVICE explicit SelectTask(const KvSelectArgs& a) {
-    const int64_t head = dev::block_index_x();
+  TAMIS_DEVICE SelectTask(const KvSelectArgs& a, int64_t head) {
     const auto units = static_cast<int32_t>(a.units);
     begin = a.begin ? dev::load_volatile(a.begin + head) : 0;
     begin = begin < 0 ? 0 : begin < units ? begin : units;
@@ -380,9 +396,9 @@ struct SelectTask {
 
 // The first entry of listed unit `place`; fill_pages writes the others, so that what lists stays
 // small: the instruction cache is what a longer program waits for.
-TAMIS_DEVICE void put_unit(const KvSelectArgs& a, int32_t place, int32_t unit) {
+TAMIS_DEVICE void put_unit(const KvSelectArgs& a, int64_t head, int32_t place, int32_t unit) {
   const auto page = static_cast<int32_t>(a.page);
-  a.index[dev::block_index_x() * a.index_stride + int64_t{place} * page] = unit * page;
+  a.index[head * a.index_stride + int64_t{place} * page] = unit * page;
 }
 
 // Grid [heads] of kSelectThreads. kOne: for at most kSelectAtOnce units, which before sm_90 come in
@@ -393,27 +409,29 @@ TAMIS_DEVICE void select_units(const SelectParams& p) {
   dev::allow_next();
   const KvSelectArgs& a = p.args;
   const auto thread = static_cast<int32_t>(dev::thread_index());
+  const int64_t head = dev::block_index_x();
   {
-    const SelectTask task(a);
+    const SelectTask task(a, head);
     if (task.k == task.n) {
       for (int32_t i = thread; i < task.n; i += kSelectThreads) {
-        put_unit(a, task.sink + i, task.begin + task.sink + i);
+        put_unit(a, head, task.sink + i, task.begin + task.sink + i);
       }
     } else if (task.k > 0) {
-      const SelectRange range{a.scores + dev::block_index_x() * a.units, task.begin + task.sink,
-                              task.n};
+      const SelectRange range{a.scores + head * a.units, task.begin + task.sink, task.n};
       choose<kOne && dev::kBulkCopies>(range, task.k, [&](int32_t place, int32_t unit) {
-        put_unit(a, task.sink + place, unit);
+        put_unit(a, head, task.sink + place, unit);
       });
     }
   }
-  const SelectTask task(a);  // again: registers are short before
-  for (int32_t i = thread; i < task.sink; i += kSelectThreads) put_unit(a, i, task.begin + i);
+  const SelectTask task(a, head);  // again: registers are short before
+  for (int32_t i = thread; i < task.sink; i += kSelectThreads) {
+    put_unit(a, head, i, task.begin + i);
+  }
   for (int32_t i = thread; i < task.recent; i += kSelectThreads) {
-    put_unit(a, task.sink + task.k + i, static_cast<int32_t>(a.units) - task.recent + i);
+    put_unit(a, head, task.sink + task.k + i, static_cast<int32_t>(a.units) - task.recent + i);
   }
   const int32_t listed = task.sink + task.k + task.recent;
-  if (thread == 0) a.count[dev::block_index_x()] = listed * static_cast<int32_t>(a.page);
+  if (thread == 0) a.count[head] = listed * static_cast<int32_t>(a.page);
   if (a.page > 1) fill_pages(a, listed);
 }
 

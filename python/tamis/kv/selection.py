@@ -98,9 +98,9 @@ class Selection:
             return self._by_pages(self.how.by.page, budget, q, (keys, values), begin)
         if self.window is not None:
             return self._by_window(self.window, budget, (keys, values), begin)
-        scores = op.kv_estimate(q, self._labels(keys), begin=begin)
-        index, count = op.kv_select(
-            scores, budget, sink=self.how.sink, recent=self.how.recent, begin=begin
+        labels, how = self._labels(keys), self.how
+        index, count = op.kv_choose(
+            q, labels, budget, sink=how.sink, recent=how.recent, begin=begin
         )
         return [DenseSegment(keys, values, Lists(index=index, count=count, begin=begin))]
 

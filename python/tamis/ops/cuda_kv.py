@@ -136,6 +136,18 @@ def kv_select(scores: Tensor, *rest: Any) -> None:
         _C.cuda_kv_select(device, raw_stream(device), heads, units, scores.data_ptr(), *rest)
 
 
+def kv_choose(
+    what: tuple[int, tuple[int, int, int, int]], rows: Tensor, labels: _C.KvUnits, *rest: Any
+) -> bool:
+    """Lists of the tokens with the best labels in one launch; False where no kernel does both."""
+    device = _place(rows)
+    with torch.cuda.device(device), core_errors():
+        done: bool = _C.cuda_kv_choose(
+            device, raw_stream(device), *what, rows.data_ptr(), labels, *rest
+        )
+    return done
+
+
 def append_labels(keys: Tensor, channels: int, code: int, *rest: Any) -> None:
     """Labels of new tokens; rest as the core's ``kv_append_labels`` has it after the dtype."""
     device = _place(keys)

@@ -23,6 +23,7 @@ __all__ = [
     "Labels",
     "PageBounds",
     "append_labels",
+    "kv_choose",
     "kv_estimate",
     "kv_mass",
     "kv_select",
@@ -209,24 +210,15 @@ def kv_select(
             "top_p=0."
         )
     scores = scores.contiguous()
-    budget, most = None, 0
-    if isinstance(k, Tensor):
-        # The largest of them stands on the device, which nobody waits for.
-        budget, most = k, units if k.is_cuda else int(k.max()) if k.numel() else 0
-    elif k is not None:
-        most = k
-    width = units if k is None else min(units, max(most, sink + recent))
-    device = scores.device
-    index = torch.empty(b, g, max(width, 0) * page, dtype=torch.int32, device=device)
-    count = torch.empty(b, g, dtype=torch.int32, device=device)
+    index, count, budget = _lists("kv_select", (b, g, units), k, (sink, recent, page), scores)
     rest = (
-        most,
-        _int32("kv_select", "k", budget, b * g, device),
+        budget[0],
+        budget[1],
         top_p,
         sink,
         recent,
         page,
-        _int32("kv_select", "begin", begin, b * g, device),
+        _int32("kv_select", "begin", begin, b * g, scores.device),
         index.data_ptr(),
         index.shape[2],
         count.data_ptr(),
@@ -237,6 +229,75 @@ def kv_select(
         with core_errors():
             _C.kv_select(b * g, units, scores.data_ptr(), *rest)
     return index, count
+
+
+def kv_choose(
+    q: Tensor,
+    labels: Labels,
+    k: int | Tensor,
+    *,
+    sink: int = 0,
+    recent: int = 0,
+    begin: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The best tokens by their labels: ``kv_select`` of ``kv_estimate``, both as by default.
+
+    On a GPU of compute capability 9.0 one launch, which scores labels once and writes no scores, for
+    up to 32768 tokens, 32 channels and 4 query rows a KV head; it adds up rows in another order, so
+    that tokens whose scores differ in the last bits alone may change places. Two calls elsewhere.
+
+    Args and Raises: as of those two.
+
+    Returns:
+        Ascending tokens [b, g, width] int32, and how many of them count, [b, g] int32.
+    """
+    if q.is_cuda:
+        code = float_code("kv_choose", q, cuda=True)
+        memory, (b, g, tokens) = _units("kv_choose", labels, q)
+        h, n, d = q.shape[1:]
+        rows = q.reshape(b, g, h // g * n, d).contiguous()
+        index, count, budget = _lists("kv_choose", (b, g, tokens), k, (sink, recent, 1), q)
+        done = cuda_kv.kv_choose(
+            (code, (b, g, rows.shape[2], d)),
+            rows,
+            memory[0],
+            *budget,
+            sink,
+            recent,
+            _int32("kv_choose", "begin", begin, b * g, q.device),
+            index.data_ptr(),
+            index.shape[2],
+            count.data_ptr(),
+        )
+        if done:
+            return index, count
+    scores = kv_estimate(q, labels, begin=begin)
+    return kv_select(scores, k, sink=sink, recent=recent, begin=begin)
+
+
+def _lists(
+    function: str,
+    shape: tuple[int, int, int],
+    k: int | Tensor | None,
+    forced: tuple[int, int, int],
+    like: Tensor,
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Room for lists and their lengths; the largest budget, and the address of each head's or 0.
+
+    forced: sink, recent and page.
+    """
+    b, g, units = shape
+    sink, recent, page = forced
+    budget, most = None, 0
+    if isinstance(k, Tensor):
+        # The largest of them stands on the device, which nobody waits for.
+        budget, most = k, units if k.is_cuda else int(k.max()) if k.numel() else 0
+    elif k is not None:
+        most = k
+    width = units if k is None else min(units, max(most, sink + recent))
+    index = torch.empty(b, g, max(width, 0) * page, dtype=torch.int32, device=like.device)
+    count = torch.empty(b, g, dtype=torch.int32, device=like.device)
+    return index, count, (most, _int32(function, "k", budget, b * g, like.device))
 
 
 def label_channels(wanted: int) -> int:
@@ -334,7 +395,7 @@ def _units(
         )
     made = _C.kv_row_units(
         isinstance(u, PageBounds),
-        float_code(function, x, cuda=function == "kv_estimate"),
+        float_code(function, x, cuda=function != "kv_mass"),
         units,
         x.data_ptr(),
         (steps[0], steps[1], steps[2]),

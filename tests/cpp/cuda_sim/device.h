@@ -55,6 +55,23 @@ void store_shared(uint32_t at, T value) {
   std::memcpy(sim::shared(at, sizeof(T), sizeof(T), "store"), &value, sizeof(T));
 }
 
+inline void sync_cluster() {
+  sim::sync_cluster();
+}
+inline uint32_t load_cluster(uint32_t block, uint32_t at) {
+  uint32_t value;
+  std::memcpy(&value, sim::shared_of(block, at, 4, 4, "load"), 4);
+  return value;
+}
+inline Word4 load_cluster4(uint32_t block, uint32_t at) {
+  Word4 value;
+  std::memcpy(&value, sim::shared_of(block, at, 16, 16, "load"), 16);
+  return value;
+}
+inline void store_cluster(uint32_t block, uint32_t at, uint32_t value) {
+  std::memcpy(sim::shared_of(block, at, 4, 4, "store"), &value, 4);
+}
+
 inline uint32_t add_shared(uint32_t at, uint32_t value) {
   const auto before = load_shared<uint32_t>(at);
   store_shared<uint32_t>(at, before + value);
@@ -230,6 +247,23 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
 }
 inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   multiply<f32_from_f16>(c, a, b0, b1);
+}
+
+inline void mma_bytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const Fragment mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+  const uint32_t lane = sim::thread_index().x % 32, group = lane / 4, t = lane % 4;
+  for (uint32_t k = 0; k < 32; ++k) {
+    const auto rows = from_lane<Fragment>(slots, group * 4 + k % 16 / 4);
+    for (uint32_t n = 0; n < 2; ++n) {
+      const auto column = from_lane<Fragment>(slots, (2 * t + n) * 4 + k % 16 / 4);
+      const int32_t b = static_cast<int8_t>(column.b[k / 16] >> (8 * (k % 4)));
+      for (uint32_t high = 0; high < 2; ++high) {
+        const auto x = static_cast<uint8_t>(rows.a[k / 16 * 2 + high] >> (8 * (k % 4)));
+        c[2 * high + n] += static_cast<int32_t>(x) * b;
+      }
+    }
+  }
 }
 
 // m16n8k32 with the second operand's places of a 2:4 row read from the metadata of lanes 4g, 4g

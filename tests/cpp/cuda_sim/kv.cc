@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "format/matrix.h"
 #include "guarded.h"
 #include "ops/kv_quantize/kv_page.cuh"
+#include "ops/kv_select/choose.cuh"
 #include "ops/kv_select/estimate.cuh"
 #include "ops/kv_select/labels.cuh"
 #include "ops/kv_select/select.cuh"
@@ -154,7 +156,80 @@ struct Estimate {
   KvReduce reduce;
   int64_t rows, units, d = 64;
   bool begin = false;
+  int levels = 0;  // that many different keys; 0: all differ
 };
+
+void expect_near(std::span<const float> got, std::span<const double> wanted) {
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (std::isinf(wanted[i])) {
+      ASSERT_EQ(got[i], static_cast<float>(wanted[i])) << i;
+    } else {
+      ASSERT_NEAR(got[i], wanted[i], 2e-5 * (1 + std::fabs(wanted[i]))) << i;
+    }
+  }
+}
+
+// In one launch, with scores and without: scores of the reference, lists of those scores.
+void expect_chosen(const KvEstimateArgs& e, std::span<const double> scores, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  const auto below = [&](int64_t n) {
+    return static_cast<int64_t>(random() % static_cast<uint64_t>(n));
+  };
+  const int64_t heads = e.batch * e.kv_heads, units = e.units.units, page = seed % 3 == 0 ? 4 : 1;
+  const int64_t k = 1 + below(units), sink = below(std::min<int64_t>(k, 3)), recent = k / 5;
+  const int64_t width = std::min(units, std::max(k, sink + recent)) * page;
+  std::vector<int32_t> budget;
+  for (int64_t h = 0; h < heads; ++h) budget.push_back(static_cast<int32_t>(h == 0 ? k : k / h));
+  Guarded<float> out(static_cast<size_t>(heads * units));
+  Guarded<int32_t> got(static_cast<size_t>(heads * width)),
+      wanted(static_cast<size_t>(heads * width));
+  std::vector<int32_t> counts(static_cast<size_t>(heads)), expected(static_cast<size_t>(heads));
+  KvSelectArgs args{.heads = heads,
+                    .units = units,
+                    .budget = seed % 2 ? budget.data() : nullptr,
+                    .k = k,
+                    .sink = sink,
+                    .recent = recent,
+                    .page = page,
+                    .begin = e.begin,
+                    .index = got.data(),
+                    .index_stride = width,
+                    .count = counts.data()};
+  const CudaDevice device{.capability = 90, .sms = static_cast<int32_t>(1 + seed % 24)};
+  ASSERT_TRUE(kv_choose_fits(e, device));
+  for (const bool keeps : {true, false}) {
+    KvEstimateArgs estimate = e;
+    estimate.out = keeps ? out.data() : nullptr;
+    std::fill(got.span().begin(), got.span().end(), -1);
+    std::fill(wanted.span().begin(), wanted.span().end(), -1);
+    std::fill(counts.begin(), counts.end(), -1);
+    ASSERT_TRUE(check_choose_cuda(estimate, args).ok());
+    const ChooseParams p = choose_params(estimate, args, device);
+    const sim::Launch launch{
+        .grid = {static_cast<uint32_t>(p.estimate.blocks), static_cast<uint32_t>(heads)},
+        .block = {kChooseThreads},
+        .shared_bytes = static_cast<size_t>(choose_shared(p)),
+        .seed = seed,
+        .cluster = static_cast<uint32_t>(p.estimate.blocks)};
+    ASSERT_EQ(sim::launch(launch,
+                          [&] { e.rows == 1 ? choose_units<1>(p) : choose_units<kChooseRows>(p); }),
+              "");
+    if (keeps) expect_near(out.span(), scores);
+    KvSelectArgs reference = args;
+    reference.scores = out.data();
+    reference.index = wanted.data();
+    reference.count = expected.data();
+    ASSERT_TRUE(kv_select_reference(reference).ok());
+    ASSERT_EQ(counts, expected) << "units " << units << ", seed " << seed;
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t i = 0; i < counts[static_cast<size_t>(h)]; ++i) {
+        ASSERT_EQ(got[h * width + i], wanted[h * width + i])
+            << "units " << units << ", k " << k << ", blocks " << p.estimate.blocks << ", seed "
+            << seed << ", head " << h << ", " << i;
+      }
+    }
+  }
+}
 
 void expect_estimate(const Estimate& e, uint64_t seed) {
   std::mt19937_64 random(seed);
@@ -162,7 +237,7 @@ void expect_estimate(const Estimate& e, uint64_t seed) {
   const int64_t batch = 2, kv_heads = 2, heads = batch * kv_heads;
   Guarded<float> q(static_cast<size_t>(heads * e.rows * e.d));
   for (int64_t i = 0; i < heads * e.rows * e.d; ++i) put(e.q_dtype, q.data(), i, normal(random));
-  const KvLabelLayout labels{.channels = 16};
+  const KvLabelLayout labels{.channels = seed % 3 == 0 ? 32 : seed % 3 == 1 ? 16 : 8};
   std::vector<int32_t> channels;
   for (int64_t i = 0; i < kv_heads * labels.channels; ++i) {
     channels.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(e.d)));
@@ -171,6 +246,9 @@ void expect_estimate(const Estimate& e, uint64_t seed) {
   const int64_t width = bounds ? 2 * e.d : e.d;
   std::vector<float> keys(static_cast<size_t>(heads * e.units * width));
   for (float& x : keys) x = normal(random);
+  for (size_t i = 0; e.levels > 0 && i < keys.size(); ++i) {  // units are equal to others
+    keys[i] = keys[i % static_cast<size_t>(width * e.levels)];
+  }
   for (size_t i = 0; bounds && i < keys.size(); ++i) {
     const auto d = static_cast<size_t>(e.d);
     if (i / d % 2 == 0 && keys[i] > keys[i + d]) std::swap(keys[i], keys[i + d]);
@@ -231,12 +309,9 @@ void expect_estimate(const Estimate& e, uint64_t seed) {
   });
   std::vector<double> wanted(out.size());
   ASSERT_TRUE(kv_estimate_reference(args, wanted.data()).ok());
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    if (std::isinf(wanted[i])) {
-      ASSERT_EQ(out[i], static_cast<float>(wanted[i])) << i;
-    } else {
-      ASSERT_NEAR(out[i], wanted[i], 2e-5 * (1 + std::fabs(wanted[i]))) << i;
-    }
+  expect_near(out.span(), wanted);
+  if (e.kind == KvSummary::labels && e.rows <= kChooseRows) {
+    expect_chosen(args, wanted, seed);
   }
 }
 
@@ -249,6 +324,11 @@ TEST(KvEstimate, ScoresEverySummary) {
       expect_estimate({kind, DType::f16, DType::f32, reduce, 8, 40, 48}, ++seed);
     }
     expect_estimate({KvSummary::labels, DType::bf16, DType::bf16, reduce, 3, 2100}, ++seed);
+    for (const int levels : {1, 2, 9}) {
+      expect_estimate(
+          {KvSummary::labels, DType::bf16, DType::bf16, reduce, 2, 1300, 64, true, levels}, ++seed);
+    }
+    expect_estimate({KvSummary::labels, DType::bf16, DType::bf16, reduce, 4, 4500}, ++seed);
   }
 }
 

@@ -28,8 +28,8 @@ struct Thread {
   Fiber fiber;
   bool done = false;
   Dim3 index;
-  uint32_t lane = 0, warp = 0;
-  int barriers = 0, waits = 0;  // met so far
+  uint32_t lane = 0, warp = 0, block = 0;  // warp: of the cluster's; block: of the cluster
+  int barriers = 0, waits = 0;             // met so far
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
 };
@@ -50,13 +50,19 @@ struct Barrier {
 };
 
 struct Block {
+  std::vector<uint8_t> shared;
+  uint32_t arrived = 0;
+  uint64_t meetings = 0;
+};
+
+struct Cluster {
   Launch launch;
   const std::function<void()>* kernel = nullptr;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  std::vector<uint8_t> shared;
+  std::vector<Block> blocks;
   std::map<uint32_t, Barrier> barriers;
-  Dim3 index;
+  Dim3 index;  // of its first block
   size_t current = 0;
   uint32_t arrived = 0;
   uint64_t meetings = 0, progress = 0;
@@ -65,7 +71,7 @@ struct Block {
   std::string error;
 };
 
-Block g;
+Cluster g;
 
 Thread& me() {
   return g.threads[g.current];
@@ -86,19 +92,26 @@ void entry() {
   yield();
 }
 
-void start_block() {
-  std::fill(g.shared.begin(), g.shared.end(), kPoison);
+void start_cluster() {
+  for (Block& block : g.blocks) {
+    std::fill(block.shared.begin(), block.shared.end(), kPoison);
+    block.arrived = 0;
+  }
   g.barriers.clear();
   g.arrived = 0;
   g.copies = 0;
   for (Warp& warp : g.warps) warp = {};
   const Dim3 size = g.launch.block;
-  for (uint32_t i = 0; i < g.threads.size(); ++i) {
-    Thread& thread = g.threads[i];
+  const auto count = static_cast<uint32_t>(g.threads.size() / g.blocks.size());
+  const uint32_t warps = (count + kLanes - 1) / kLanes;
+  for (uint32_t all = 0; all < g.threads.size(); ++all) {
+    Thread& thread = g.threads[all];
+    const uint32_t i = all % count;
     thread.done = false;
     thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
+    thread.block = all / count;
     thread.lane = i % kLanes;
-    thread.warp = i / kLanes;
+    thread.warp = thread.block * warps + i / kLanes;
     thread.barriers = thread.waits = 0;
     thread.open.clear();
     thread.groups.clear();
@@ -121,8 +134,8 @@ uint32_t step_warp(size_t warp) {
   return left;
 }
 
-void run_block() {
-  start_block();
+void run_cluster() {
+  start_cluster();
   std::vector<size_t> order(g.warps.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   for (uint32_t left = 1; left > 0;) {
@@ -188,15 +201,16 @@ std::string launch(const Launch& launch, const std::function<void()>& kernel) {
   const size_t count = size_t{launch.block.x} * launch.block.y * launch.block.z;
   g.launch = launch;
   g.kernel = &kernel;
-  g.threads.resize(count);
-  g.warps.resize((count + kLanes - 1) / kLanes);
-  g.shared.resize(launch.shared_bytes);
+  g.blocks.resize(launch.cluster);
+  g.threads.resize(count * launch.cluster);
+  g.warps.resize((count + kLanes - 1) / kLanes * launch.cluster);
+  for (Block& block : g.blocks) block.shared.resize(launch.shared_bytes);
   g.random.seed(launch.seed);
   g.error.clear();
   for (g.index.z = 0; g.index.z < launch.grid.z; ++g.index.z) {
     for (g.index.y = 0; g.index.y < launch.grid.y; ++g.index.y) {
-      for (g.index.x = 0; g.index.x < launch.grid.x; ++g.index.x) {
-        run_block();
+      for (g.index.x = 0; g.index.x < launch.grid.x; g.index.x += launch.cluster) {
+        run_cluster();
         if (!g.error.empty()) return g.error;
       }
     }
@@ -212,20 +226,31 @@ Dim3 thread_index() {
   return me().index;
 }
 Dim3 block_index() {
-  return g.index;
+  return {g.index.x + me().block, g.index.y, g.index.z};
 }
 
 uint8_t* shared(uint32_t at, size_t bytes, size_t alignment, const char* what) {
-  if (at + bytes > g.shared.size()) {
+  return shared_of(me().block, at, bytes, alignment, what);
+}
+
+uint8_t* shared_of(uint32_t block, uint32_t at, size_t bytes, size_t alignment, const char* what) {
+  if (block >= g.blocks.size()) fail(std::string(what) + ": no such block in the cluster");
+  std::vector<uint8_t>& memory = g.blocks[block].shared;
+  if (at + bytes > memory.size()) {
     fail(std::string(what) + ": bytes " + std::to_string(at) + " to " + std::to_string(at + bytes) +
-         " of " + std::to_string(g.shared.size()) + " in shared memory");
+         " of " + std::to_string(memory.size()) + " in shared memory");
   }
   if (at % alignment != 0) fail(std::string(what) + ": misaligned shared memory");
-  return g.shared.data() + at;
+  return memory.data() + at;
 }
 
 void sync_block() {
   if (me().barriers++ == g.launch.faults.barrier) return;
+  Block& block = g.blocks[me().block];
+  meet(block.arrived, block.meetings, static_cast<uint32_t>(g.threads.size() / g.blocks.size()));
+}
+
+void sync_cluster() {
   meet(g.arrived, g.meetings, static_cast<uint32_t>(g.threads.size()));
 }
 

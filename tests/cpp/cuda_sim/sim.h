@@ -29,6 +29,7 @@ struct Launch {
   size_t shared_bytes = 0;
   uint64_t seed = 1;  // of the order in which warps and lanes run
   Faults faults = {};
+  uint32_t cluster = 1;  // neighbours in x that run together; only without asynchronous copies
 };
 
 // Calls `kernel` once per thread. Returns what went wrong, empty if nothing.
@@ -45,6 +46,10 @@ uint8_t* shared(uint32_t at, size_t bytes, size_t alignment, const char* what);
 
 void sync_block();
 void sync_warp();
+
+// The same of a block of this thread's cluster, and a meeting of all its blocks.
+uint8_t* shared_of(uint32_t block, uint32_t at, size_t bytes, size_t alignment, const char* what);
+void sync_cluster();
 
 // Deposits `bytes` <= kSlotBytes of this lane and returns lane 0's deposit once all 32 are there;
 // lane i's lies i * kSlotBytes further. Valid until the warp's next exchange.

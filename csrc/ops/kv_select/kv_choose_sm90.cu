@@ -1,0 +1,55 @@
+// kv_choose for sm_90: a cluster of blocks a head.
+#include "base/cuda/launch.h"
+#include "format/matrix.h"
+#include "ops/kv_select/choose.cuh"
+
+namespace tamis {
+namespace {
+
+template <int kRows>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kChooseThreads, 2) kv_choose(const ChooseParams p) {
+  choose_units<kRows>(p);
+}
+
+template <int kRows>
+Status run(const ChooseParams& p, const CudaDevice& device, void* stream) {
+  static std::atomic<uint64_t> allowed{0};
+  TAMIS_RETURN_IF_ERROR(allow_shared_memory("kv_choose", &kv_choose<kRows>, allowed, device.index,
+                                            device.shared_per_block));
+  static std::atomic<uint64_t> sized{0};  // clusters of more than eight blocks
+  if (const uint64_t bit = uint64_t{1} << (device.index % 64); !(sized.load() & bit)) {
+    TAMIS_RETURN_IF_ERROR(cuda_status(
+        "kv_choose",
+        cudaFuncSetAttribute(kv_choose<kRows>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)));
+    sized.fetch_or(bit);
+  }
+  return launch("kv_choose",
+                {.grid = dim3(static_cast<uint32_t>(p.estimate.blocks),
+                              static_cast<uint32_t>(p.select.heads)),
+                 .threads = kChooseThreads,
+                 .shared_bytes = static_cast<size_t>(choose_shared(p)),
+                 .early = true,
+                 .stream = stream,
+                 .cluster = static_cast<uint32_t>(p.estimate.blocks)},
+                &kv_choose<kRows>, p);
+}
+
+}  // namespace
+
+Status kv_choose_cuda(const KvEstimateArgs& e, const KvSelectArgs& a, const CudaDevice& device,
+                      void* stream) {
+  TAMIS_RETURN_IF_ERROR(check_choose_cuda(e, a));
+  if (a.heads == 0) return {};
+  if (!kv_choose_fits(e, device)) {
+    return error(
+        Code::no_kernel,
+        "kv_choose: got %lld units and %lld rows on sm_%d, wanted at most %d labels of 32 channels "
+        "and %d rows on sm_90; call kv_estimate and kv_select",
+        static_cast<long long>(e.units.units), static_cast<long long>(e.rows), device.capability,
+        kChooseMost, kChooseRows);
+  }
+  const ChooseParams p = choose_params(e, a, device);
+  return choose_rows(e.rows) == 1 ? run<1>(p, device, stream) : run<kChooseRows>(p, device, stream);
+}
+
+}  // namespace tamis
