@@ -16,7 +16,7 @@
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 6;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 7;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;
