@@ -24,6 +24,7 @@ from gpu_grad import gradients, print_gradients
 from gpu_kv import kv, print_kv
 from gpu_prefill import prefill, print_prefill
 from gpu_rates import rates
+from gpu_spgemm import print_spgemm, spgemm_section
 from gpu_timing import copies_of, timed, timed_in_turns
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +64,7 @@ def build() -> dict[str, Any]:
 def conformance() -> dict[str, Any]:
     said = run(
         sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider",
-        *(f"tests/python/test_{name}.py" for name in ("cuda", "cuda_kv", "cuda_activation", "cuda_prefill", "cuda_grad")),
+        *(f"tests/python/test_{name}.py" for name in ("cuda", "cuda_kv", "cuda_activation", "cuda_prefill", "cuda_grad", "spgemm")),
     )  # fmt: skip
     print(said[-1500:])
     return {"ok": said.startswith("rc 0"), "output": said[-3000:]}
@@ -92,6 +93,11 @@ values, mask, starts = (sampled.arrays[s].cuda() for s in ("values", "mask", "ro
 rest, token = (mask, starts, None), sampled.layout.token
 torch.ops.tamis.sddmm(x @ gate.t(), x, values, *rest, token)
 torch.ops.tamis.spmm_t(x @ gate.t(), values, *rest, None, token)
+for wide in (70, 900):
+    a = tamis.compress((torch.randn(wide, 6000) * (torch.rand(wide, 6000) < 0.1)), format="csr")
+    b = tamis.compress((torch.randn(6000, wide) * (torch.rand(6000, wide) < 0.1)), format="csr")
+    a, b = (tamis.SparseMatrix(s.layout, {n: t.cuda() for n, t in s.arrays.items()}) for s in (a, b))
+    (a @ b) @ a
 for method, budget in (("full", None), ("kivi4", None), ("quest", 64), ("double_sparsity", 64)):
     tamis.kv.store(method, k, v, budget=budget).attend(q)
 for n, k in ((50, 192), (130, 1120)):
@@ -370,6 +376,7 @@ def run_sections(args: argparse.Namespace) -> dict[str, Any]:
         sections[f"kv {batch}"] = lambda batch=batch: kv(batch, done["copy"]["gb_per_s"])
     sections["prefill"] = prefill
     sections["gradients"] = gradients
+    sections["spgemm"] = spgemm_section
     sections["activation"] = lambda: activation(done["copy"]["gb_per_s"])
     for name, section in sections.items():
         named = name in args.sections or name.split()[0] in args.sections
@@ -410,6 +417,7 @@ def main() -> int:
         print(f"{done['copy']['device']}: copies {done['copy']['gb_per_s']:.0f} GB/s")
     print_prefill(done.get("prefill", []))
     print_gradients(done.get("gradients", []))
+    print_spgemm(done.get("spgemm", []))
     print_activation(done.get("activation", []))
     print_kv([row for name in done if name.startswith("kv") for row in done[name]])
     print_rows(

@@ -122,6 +122,19 @@ py::list kernels(int32_t capability) {
   }
   add_activation_rows(library.sparse_input_kernels(), "sparse_input", capability, &rows);
   add_activation_rows(library.sparse_mlp_kernels(), "sparse_mlp", capability, &rows);
+  for (const SpgemmCudaRow& row : library.spgemm_kernels()) {
+    py::dict entry;
+    entry["name"] = row.name;
+    entry["op"] = "spgemm";
+    entry["format"] = "csr";
+    entry["w_dtype"] = name_of(row.dtype);
+    entry["x_dtype"] = name_of(row.dtype);
+    entry["isa"] = "sm80";
+    entry["tile_m"] = 1;
+    entry["tile_n"] = 1;
+    entry["runs_here"] = capability >= 80;
+    rows.append(entry);
+  }
   for (const SpmmGradCudaRow& row : library.spmm_grad_kernels()) {
     py::dict entry;
     entry["name"] = row.name;

@@ -11,6 +11,7 @@
 #include "ops/sparse_attention/attention_cuda.h"
 #include "ops/sparse_input/sparse_input_cuda.h"
 #include "ops/sparse_mlp/sparse_mlp_cuda.h"
+#include "ops/spgemm/spgemm_cuda.h"
 #include "ops/spmm/spmm_cuda.h"
 #include "ops/spmm_grad/spmm_grad_cuda.h"
 
@@ -56,6 +57,18 @@ struct CudaLibrary {
   Status (*sddmm_workspace)(const SddmmArgs&, const CudaDevice&, int64_t* bytes);
   Status (*sddmm)(const SddmmArgs&, void* workspace, int64_t workspace_bytes, const CudaDevice&,
                   void* stream);
+  Status (*dense_workspace)(const MatrixView& w, const void* dense, int64_t* bytes);
+  Status (*unpack_mask)(const MatrixView& w, void* dense, void* workspace, int64_t workspace_bytes,
+                        void* stream);
+  Status (*gather_mask)(const MatrixView& w, const void* dense, void* values, void* workspace,
+                        int64_t workspace_bytes, void* stream);
+  std::span<const SpgemmCudaRow> (*spgemm_kernels)();
+  Status (*spgemm_workspace)(const SpgemmArgs&, const CudaDevice&, int64_t* bytes);
+  Status (*spgemm_count)(const SpgemmArgs&, int64_t* counts, void* workspace,
+                         int64_t workspace_bytes, const CudaDevice&, void* stream);
+  Status (*spgemm_fill)(const SpgemmArgs&, const int64_t* row_offsets, int32_t* col_indices,
+                        float* values, void* workspace, int64_t workspace_bytes, const CudaDevice&,
+                        void* stream);
 };
 
 inline constexpr const char* kCudaSymbol = "tamis_cuda_library";

@@ -80,7 +80,14 @@ constexpr CudaLibrary kLibrary{.abi = kCudaAbi,
                                .spmm_t_workspace = &spmm_t_workspace,
                                .spmm_t = &spmm_t_cuda,
                                .sddmm_workspace = &sddmm_workspace,
-                               .sddmm = &sddmm_cuda};
+                               .sddmm = &sddmm_cuda,
+                               .dense_workspace = &dense_workspace,
+                               .unpack_mask = &unpack_mask_cuda,
+                               .gather_mask = &gather_mask_cuda,
+                               .spgemm_kernels = &spgemm_cuda_kernels,
+                               .spgemm_workspace = &spgemm_workspace,
+                               .spgemm_count = &spgemm_count_cuda,
+                               .spgemm_fill = &spgemm_fill_cuda};
 
 }  // namespace
 }  // namespace tamis

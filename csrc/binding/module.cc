@@ -23,6 +23,7 @@
 #include "binding/matrix.h"
 #include "binding/pack.h"
 #include "binding/prefill.h"
+#include "binding/spgemm.h"
 #include "binding/spmm.h"
 #include "binding/spmm_grad.h"
 
@@ -65,6 +66,7 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   m.def("stream_read", &binding::stream_read, "threads"_a, "bytes"_a);
   binding::bind_pack(m);
   binding::bind_matrix(m);
+  binding::bind_spgemm(m);
   binding::bind_spmm(m);
   binding::bind_spmm_grad(m);
   binding::bind_conv2d(m);

@@ -173,6 +173,12 @@ def spmm_t(matrix: Matrix, dtype: int, m: int, dy_ptr: int, dx_ptr: int) -> None
 def sddmm(matrix: Matrix, dtype: int, m: int, dy_ptr: int, x_ptr: int, dw_ptr: int) -> None:
     """dw[nnz], in w's dtype, of dy[m, rows] and x[m, cols] at raw addresses, contiguous."""
 
+def spgemm(a: Matrix, b: Matrix) -> dict[str, Array]:
+    """values, row_offsets, col_indices of the csr product of two csr matrices of f32."""
+
+def spgemm_kernels() -> list[KernelRow]:
+    """Every kernel of spgemm, best first."""
+
 def spmm_grad_kernels() -> list[KernelRow]:
     """Every kernel of spmm_t and sddmm, best first."""
 
@@ -742,6 +748,55 @@ def cuda_sddmm(
     workspace_bytes: int,
 ) -> int:
     """``sddmm`` on a device and stream; 0, or the bytes of workspace that it wants."""
+
+def cuda_unpack_mask(
+    device: int,
+    stream: int,
+    mask: DeviceMask,
+    values_ptr: int,
+    dense_ptr: int,
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """Dense [rows, cols] of a mask's values; 0, or the bytes of workspace that it wants."""
+
+def cuda_gather_mask(
+    device: int,
+    stream: int,
+    mask: DeviceMask,
+    dense_ptr: int,
+    values_ptr: int,
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """Values of a dense [rows, cols] under a mask; 0, or the bytes of workspace that it wants."""
+
+DeviceCsr = tuple[tuple[int, int, int], int, int, int]
+"""(rows, cols, nnz), addresses of values, row_offsets and col_indices."""
+
+def cuda_spgemm_count(
+    device: int,
+    stream: int,
+    a: DeviceCsr,
+    b: DeviceCsr,
+    counts_ptr: int,
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """Values of each row of the product; 0, or the bytes of workspace that it wants."""
+
+def cuda_spgemm_fill(
+    device: int,
+    stream: int,
+    a: DeviceCsr,
+    b: DeviceCsr,
+    row_offsets_ptr: int,
+    col_indices_ptr: int,
+    values_ptr: int,
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """Columns and values of the product; 0, or the bytes of workspace that it wants."""
 
 class CudaMatrix:
     """A packed weight on a device, with a plan per number of tokens. Borrows all memory."""

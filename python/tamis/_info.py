@@ -76,6 +76,7 @@ def kernels() -> list[dict[str, Any]]:
     rows = (
         *_C.kernels(),
         *_C.spmm_grad_kernels(),
+        *_C.spgemm_kernels(),
         *_C.activation_kernels(),
         *_C.conv2d_kernels(),
         *_C.kv_kernels(),

@@ -37,7 +37,11 @@ def rows(text: str) -> dict[tuple[str, ...], int]:
     return found
 
 
-@pytest.mark.parametrize("op", sorted(p.parent.name for p in OPS.glob("*/kernels.def")))
+# No vector kernel on either: a row of a sparse product touches a few columns far apart.
+SCALAR = {"spgemm"}
+
+
+@pytest.mark.parametrize("op", sorted({p.parent.name for p in OPS.glob("*/kernels.def")} - SCALAR))
 def test_every_x86_vector_row_has_one_on_aarch64(op: str) -> None:
     text = (OPS / op / "kernels.def").read_text()
     x86, _, others = text.partition("#elif defined(__aarch64__)")

@@ -208,6 +208,10 @@ TAMIS_DEVICE void store_cluster(uint32_t block, uint32_t at, uint32_t value) {
                : "memory");
 #endif
 }
+// Puts `wanted` where `expected` was; what was there.
+TAMIS_DEVICE uint32_t swap_shared(uint32_t at, uint32_t expected, uint32_t wanted) {
+  return atomicCAS(reinterpret_cast<uint32_t*>(dynamic_shared + at), expected, wanted);
+}
 
 // ---- global memory
 

@@ -161,21 +161,86 @@ TAMIS_DEVICE void sddmm(const SddmmParams& p) {
   }
 }
 
-// 16 columns of a row of w that a thread expands: which are kept, and where their values begin.
+// 16 columns of a row of w that a thread takes: which are kept, and where their values begin.
 struct GradPiece {
   uint32_t bits = 0, at = 0;
 };
 
-TAMIS_DEVICE GradPiece find_piece(const SpmmTParams& p, int32_t row, int32_t word,
-                                  uint32_t quarter) {
-  if (row >= p.w.rows || word >= p.w.words) return {};
-  const int64_t i = int64_t{row} * p.w.words + word;
-  const dev::Word2 mask = dev::load_global(reinterpret_cast<const dev::Word2*>(p.w.mask) + i);
+TAMIS_DEVICE GradPiece find_piece(const GradMask& w, int32_t row, int32_t word, uint32_t quarter) {
+  if (row >= w.rows || word >= w.words) return {};
+  const int64_t i = int64_t{row} * w.words + word;
+  const dev::Word2 mask = dev::load_global(reinterpret_cast<const dev::Word2*>(w.mask) + i);
   const uint32_t half = quarter < 2 ? mask.x : mask.y;
   const bool odd = quarter % 2 != 0;
   uint32_t before = quarter < 2 ? 0u : static_cast<uint32_t>(dev::popcount(mask.x));
   before += odd ? static_cast<uint32_t>(dev::popcount(half & 0xffffu)) : 0u;
-  return {odd ? half >> 16 : half & 0xffffu, dev::load_volatile(p.w.places + i) + before};
+  return {odd ? half >> 16 : half & 0xffffu, dev::load_volatile(w.places + i) + before};
+}
+
+// The piece's values in their columns, zero between them.
+TAMIS_DEVICE void expand_piece(const uint16_t* values, const GradPiece& piece,
+                               uint16_t (&kept)[16]) {
+  uint32_t at = piece.at;
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t bit = piece.bits >> i & 1;
+    kept[i] = bit != 0 ? dev::load_global(values + at) : uint16_t{0};
+    at += bit;
+  }
+}
+
+// Columns 8 half .. 8 half + 7 as one word.
+TAMIS_DEVICE dev::Word4 half_piece(const uint16_t (&kept)[16], uint32_t half) {
+  uint32_t pairs[4];
+#pragma unroll
+  for (uint32_t i = 0; i < 4; ++i) {
+    pairs[i] = kept[8 * half + 2 * i] | uint32_t{kept[8 * half + 2 * i + 1]} << 16;
+  }
+  return {pairs[0], pairs[1], pairs[2], pairs[3]};
+}
+
+// A thread's piece of all of w. Grid [4 rows words / 256] of kGradThreads.
+TAMIS_DEVICE bool own_piece(const DenseParams& p, int32_t* row, int32_t* column, GradPiece* piece) {
+  const int64_t i = int64_t{dev::block_index_x()} * kGradThreads + dev::thread_index();
+  const int64_t of_row = 4 * int64_t{p.w.words};
+  *row = static_cast<int32_t>(i / of_row);
+  const auto within = static_cast<int32_t>(i % of_row);
+  *column = 16 * within;
+  if (*row >= p.w.rows || *column >= p.k) return false;
+  *piece = find_piece(p.w, *row, within / 4, static_cast<uint32_t>(within % 4));
+  return true;
+}
+
+// w as a dense [rows, k].
+TAMIS_DEVICE void unpack_mask(const DenseParams& p) {
+  int32_t row, column;
+  GradPiece piece;
+  if (!own_piece(p, &row, &column, &piece)) return;
+  uint16_t kept[16];
+  expand_piece(p.values, piece, kept);
+  auto* to = reinterpret_cast<dev::Word4*>(p.dense + int64_t{row} * p.k + column);
+  to[0] = half_piece(kept, 0);
+  if (column + 8 < p.k) to[1] = half_piece(kept, 1);
+}
+
+// The values of w where a dense [rows, k] has them.
+TAMIS_DEVICE void gather_mask(const DenseParams& p) {
+  int32_t row, column;
+  GradPiece piece;
+  if (!own_piece(p, &row, &column, &piece) || piece.bits == 0) return;
+  const auto* from = reinterpret_cast<const dev::Word4*>(p.dense + int64_t{row} * p.k + column);
+  uint16_t* to = p.values + piece.at;
+#pragma unroll
+  for (uint32_t half = 0; half < 2; ++half) {
+    if (half == 1 && column + 8 >= p.k) break;
+    const dev::Word4 word = dev::load_global(from + half);
+    const uint32_t pairs[4] = {word.x, word.y, word.z, word.w};
+#pragma unroll
+    for (uint32_t i = 0; i < 8; ++i) {
+      if ((piece.bits >> (8 * half + i) & 1) == 0) continue;
+      *to++ = static_cast<uint16_t>(pairs[i / 2] >> (16 * (i % 2)));
+    }
+  }
 }
 
 // Grid [columns / 128, tokens / 128 * splits] of kGradThreads.
@@ -212,29 +277,16 @@ TAMIS_DEVICE void spmm_t(const SpmmTParams& p) {
   const uint32_t piece_row = thread / 8, part = thread % 8;
   const auto find = [&](int32_t step) {
     if (step >= end) return GradPiece{};
-    return find_piece(p, kGradStep * step + static_cast<int32_t>(piece_row),
+    return find_piece(p.w, kGradStep * step + static_cast<int32_t>(piece_row),
                       column / 64 + static_cast<int32_t>(part / 4), part % 4);
   };
   uint16_t kept[16];
-  const auto fetch = [&](const GradPiece& piece) {
-    uint32_t at = piece.at;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const uint32_t bit = piece.bits >> i & 1;
-      kept[i] = bit != 0 ? dev::load_global(p.values + at) : uint16_t{0};
-      at += bit;
-    }
-  };
+  const auto fetch = [&](const GradPiece& piece) { expand_piece(p.values, piece, kept); };
   const auto store = [&](int32_t step) {
 #pragma unroll
     for (uint32_t half = 0; half < 2; ++half) {
-      uint32_t pairs[4];
-#pragma unroll
-      for (uint32_t i = 0; i < 4; ++i) {
-        pairs[i] = kept[8 * half + 2 * i] | uint32_t{kept[8 * half + 2 * i + 1]} << 16;
-      }
       dev::store_shared<dev::Word4>(weights(step) + wide_place(piece_row, 2 * part + half),
-                                    {pairs[0], pairs[1], pairs[2], pairs[3]});
+                                    half_piece(kept, half));
     }
   };
 

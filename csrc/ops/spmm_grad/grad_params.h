@@ -49,6 +49,14 @@ struct SddmmParams {
   int32_t m, k;
 };
 
+// w, or its gradient, beside a dense one.
+struct DenseParams {
+  GradMask w;
+  uint16_t* values;
+  uint16_t* dense;  // [rows, k]
+  int32_t k;
+};
+
 // Blocks over the rows of w, so that a few tokens keep a device busy.
 inline int32_t spmm_t_splits(int64_t m, int64_t n, int64_t k, const CudaDevice& device) {
   const int64_t tiles = std::max<int64_t>(1, ceil_div(m, kGradTile) * ceil_div(k, kGradTile));
@@ -59,5 +67,6 @@ inline int32_t spmm_t_splits(int64_t m, int64_t n, int64_t k, const CudaDevice& 
 // Params of a call that was checked.
 SpmmTParams spmm_t_params(const SpmmTArgs& args, void* workspace, const CudaDevice& device);
 SddmmParams sddmm_params(const SddmmArgs& args, void* workspace);
+DenseParams dense_params(const MatrixView& w, void* values, void* dense, void* workspace);
 
 }  // namespace tamis

@@ -84,6 +84,12 @@ Status sddmm_workspace(const SddmmArgs& a, const CudaDevice&, int64_t* bytes) {
   return {};
 }
 
+Status dense_workspace(const MatrixView& w, const void* dense, int64_t* bytes) {
+  TAMIS_RETURN_IF_ERROR(check("unpack", w, w.dtype, 0, aligned(dense, 8)));
+  *bytes = kWorkspaceTicketBytes + places_bytes(w);
+  return {};
+}
+
 SpmmTParams spmm_t_params(const SpmmTArgs& a, void* workspace, const CudaDevice& device) {
   const GradMask w = mask_of(a.w, workspace);
   return {.w = w,
@@ -97,6 +103,13 @@ SpmmTParams spmm_t_params(const SpmmTArgs& a, void* workspace, const CudaDevice&
           .splits = spmm_t_splits(a.m, a.w.rows, a.w.cols, device),
           .partial =
               reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(w.places) + places_bytes(a.w))};
+}
+
+DenseParams dense_params(const MatrixView& w, void* values, void* dense, void* workspace) {
+  return {.w = mask_of(w, workspace),
+          .values = static_cast<uint16_t*>(values),
+          .dense = static_cast<uint16_t*>(dense),
+          .k = static_cast<int32_t>(w.cols)};
 }
 
 SddmmParams sddmm_params(const SddmmArgs& a, void* workspace) {

@@ -23,6 +23,7 @@ std::span<const SpmmGradCudaRow> spmm_grad_cuda_kernels();
 // multiple of 8, arrays or strides off 16 bytes, more than 2^32 values.
 Status spmm_t_workspace(const SpmmTArgs& args, const CudaDevice& device, int64_t* bytes);
 Status sddmm_workspace(const SddmmArgs& args, const CudaDevice& device, int64_t* bytes);
+Status dense_workspace(const MatrixView& w, const void* dense, int64_t* bytes);
 
 // Check and launch; everything that args points to lies on the device. Do not wait, allocate
 // nothing. workspace: as base/cuda/device.h says.
@@ -30,5 +31,12 @@ Status spmm_t_cuda(const SpmmTArgs& args, void* workspace, int64_t workspace_byt
                    const CudaDevice& device, void* stream);
 Status sddmm_cuda(const SddmmArgs& args, void* workspace, int64_t workspace_bytes,
                   const CudaDevice& device, void* stream);
+
+// For the products that cuBLAS is faster at: w as dense [n, k], and values [nnz] where a dense has
+// them.
+Status unpack_mask_cuda(const MatrixView& w, void* dense, void* workspace, int64_t workspace_bytes,
+                        void* stream);
+Status gather_mask_cuda(const MatrixView& w, const void* dense, void* values, void* workspace,
+                        int64_t workspace_bytes, void* stream);
 
 }  // namespace tamis

@@ -159,12 +159,15 @@ def spmm(
     Takes bitmap and nm weights in f16 or bf16 with x of that dtype, groupq ones of 4 bits with x of
     either, and any number of tokens; above 64 the weight is expanded on the device and multiplied
     densely. The first call packs the weight,
-    through the host, and so do the calls after its values were written: not while they train.
+    through the host, and so do the calls after its values were written; values that may be trained
+    are packed once a second call meets them as they were, so not at every step.
     """
-    if not _takes(x, values, layout) or (values.requires_grad and torch.is_grad_enabled()):
+    if not _takes(x, values, layout):
         return None
     packed = _packed.get(id(values))
     if packed is None or packed.dtype != x.dtype or not packed.fits(layout.token, values, rest):
+        if values.requires_grad and _written_since(values):
+            return None
         try:
             packed = _packed[id(values)] = Packed(layout, values, rest, x.dtype)
         except NotImplementedError:  # zero points that are no codes
@@ -177,6 +180,20 @@ def spmm(
         if bias is not None and bias.is_contiguous():
             packed.bias = bias
         return packed.run(x, None if bias is None else bias.contiguous())
+
+
+_met: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+
+def _written_since(values: Tensor) -> bool:
+    """Whether no call before this one met these values as they are."""
+    version = _versions(values, (None, None, None, None))[0]
+    found = _met.get(id(values))
+    if found is not None and found[0]() is values and found[1] == version:
+        return False
+    key = id(values)
+    _met[key] = weakref.ref(values, lambda _: _met.pop(key, None)), version
+    return True
 
 
 def _takes(x: Tensor, values: Tensor, layout: Layout) -> bool:

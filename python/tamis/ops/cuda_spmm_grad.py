@@ -1,5 +1,6 @@
-"""``spmm_t`` and ``sddmm`` on CUDA devices: which weights have kernels, and the calls.
+"""Gradients of products on CUDA devices: which weights have kernels, and the calls.
 
+There are ``spmm_t`` and ``sddmm``, and what unpacks w or gathers dw round a dense product.
 A mask is looked at once on the host, before a kernel follows it; then no call waits for the device.
 """
 
@@ -52,6 +53,32 @@ def sddmm(mask: Mask, dy: Tensor, x: Tensor, dw: Tensor) -> None:
         return _C.cuda_sddmm(device, stream, mask, code, m, first, second, out, pointer, nbytes)
 
     with_workspace(device, run)
+
+
+def unpack(mask: Mask, values: Tensor) -> Tensor:
+    """Dense w [rows, cols]."""
+    rows, cols, _ = mask[2]
+    dense, values = values.new_empty(rows, cols), values.contiguous()
+
+    def run(stream: int, pointer: int, nbytes: int) -> int:
+        first, out = values.data_ptr(), dense.data_ptr()
+        return _C.cuda_unpack_mask(dense.get_device(), stream, mask, first, out, pointer, nbytes)
+
+    with_workspace(dense.get_device(), run)
+    return dense
+
+
+def gather(mask: Mask, dense: Tensor) -> Tensor:
+    """Values [nnz] of ``dense`` [rows, cols] under the mask."""
+    dense = aligned(dense.contiguous())
+    values = dense.new_empty(mask[2][2])
+
+    def run(stream: int, pointer: int, nbytes: int) -> int:
+        first, out = dense.data_ptr(), values.data_ptr()
+        return _C.cuda_gather_mask(dense.get_device(), stream, mask, first, out, pointer, nbytes)
+
+    with_workspace(dense.get_device(), run)
+    return values
 
 
 def mask_of(

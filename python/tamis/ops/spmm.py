@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
-from tamis.ops import cuda_spmm, spmm_grad
+from tamis.ops import cuda_spmm, cuda_spmm_grad, spmm_grad
 from tamis.ops.dense import gather_dense, unpack_dense
 from tamis.ops.entry import entries, entry_of, fit_bias
 from tamis.ops.tensors import DTYPE_NAME, TORCH_DTYPE, Rest
@@ -207,7 +207,7 @@ def _spmm_any(x: Tensor, values: Tensor, *rest_bias_layout: Any) -> Tensor:
     *rest, bias, token = rest_bias_layout
     layout = Layout.from_token(token)
     _check_x(x, values, layout)
-    dense = unpack_dense(values, layout, *rest)
+    dense = unpack(token, values, (rest[0], rest[1], rest[2], rest[3]))
     return functional.linear(x, dense.to(x.dtype), fit_bias(bias, x, layout))
 
 
@@ -238,6 +238,15 @@ def _unpack_any(values: Tensor, *rest_layout: Any) -> Tensor:
     return unpack_dense(values, Layout.from_token(token), *rest)
 
 
+def _unpack_cuda(values: Tensor, *rest_layout: Any) -> Tensor:
+    *rest, token = rest_layout
+    layout = Layout.from_token(token)
+    mask = cuda_spmm_grad.mask_of(layout, values, rest[0], rest[1], values.dtype)
+    return (
+        _unpack_any(values, *rest_layout) if mask is None else cuda_spmm_grad.unpack(mask, values)
+    )
+
+
 def _unpack_fake(values: Tensor, *rest_layout: Any) -> Tensor:
     layout = Layout.from_token(rest_layout[-1])
     dtype = torch.float32 if layout.quantized else values.dtype
@@ -255,6 +264,16 @@ def _gather_any(dense: Tensor, *structure_nnz_layout: Any) -> Tensor:
     return values
 
 
+def _gather_cuda(dense: Tensor, *structure_nnz_layout: Any) -> Tensor:
+    *structure, nnz, token = structure_nnz_layout
+    layout = Layout.from_token(token)
+    like = dense.new_empty(nnz)
+    mask = cuda_spmm_grad.mask_of(layout, like, structure[0], structure[1], dense.dtype)
+    if mask is None:
+        return _gather_any(dense, *structure_nnz_layout)
+    return cuda_spmm_grad.gather(mask, dense)
+
+
 def _gather_fake(dense: Tensor, *structure_nnz_layout: Any) -> Tensor:
     return dense.new_empty((structure_nnz_layout[-2],))
 
@@ -263,7 +282,9 @@ _lib.impl("spmm", _spmm_cpu, "CPU")
 _lib.impl("spmm", _spmm_cuda, "CUDA")
 _lib.impl("spmm", _spmm_any, "CompositeExplicitAutograd")
 _lib.impl("unpack", _unpack_cpu, "CPU")
+_lib.impl("unpack", _unpack_cuda, "CUDA")
 _lib.impl("unpack", _unpack_any, "CompositeExplicitAutograd")
+_lib.impl("gather", _gather_cuda, "CUDA")
 _lib.impl("gather", _gather_any, "CompositeExplicitAutograd")
 torch.library.register_fake("tamis::spmm", _spmm_fake, lib=_lib)
 torch.library.register_fake("tamis::unpack", _unpack_fake, lib=_lib)

@@ -93,12 +93,15 @@ class SparseMatrix:
         """Product w @ x for x [cols] or [cols, m]: [rows] or [rows, m] in x's dtype.
 
         float32, float16 and (torch) bfloat16; NumPy in, NumPy out; torch in, torch out.
-        Accumulates in float32.
+        Accumulates in float32. For x a SparseMatrix, both csr f32: their product, csr f32, with the
+        columns of a row in order and every place stored on which a product falls.
 
         Raises:
             TamisTypeError: ``x`` is no array, or has another dtype or device.
             TamisValueError: ``x`` has the wrong shape.
         """
+        if isinstance(x, SparseMatrix):
+            return self._times(x)
         if not (is_torch(x) or isinstance(x, np.ndarray)):
             raise TamisTypeError(
                 f"A @ X: X: got {type(x).__name__}, wanted a NumPy array or a torch tensor."
@@ -114,6 +117,23 @@ class SparseMatrix:
         else:
             y = spmm_numpy(self._handle(), x[None, :] if x.ndim == 1 else x.T)
         return y[0] if x.ndim == 1 else y.T
+
+    def _times(self, other: SparseMatrix) -> SparseMatrix:
+        for name, a in (("A", self), ("B", other)):
+            if a.layout.format != "csr" or a.layout.dtype != "f32":
+                raise TamisTypeError(
+                    f"A @ B: {name}: got {a.layout.label}, wanted csr f32; make it by "
+                    'tamis.compress(..., format="csr", dtype="f32").'
+                )
+        if self.layout.cols != other.layout.rows:
+            raise TamisValueError(
+                f"A @ B: B: got shape {list(other.shape)}, wanted [{self.layout.cols}, n] for A of "
+                f"shape {list(self.shape)}."
+            )
+        layout = Layout("csr", self.layout.rows, other.layout.cols, "f32")
+        if self._torch or other._torch:
+            return SparseMatrix(layout, _torch_side().product(self, other))
+        return SparseMatrix(layout, _C.spgemm(self._handle(), other._handle()))
 
     def to_dense(self) -> Any:
         """Dense w [rows, cols], NumPy or torch as inside; codes and NumPy's bf16 become float32."""

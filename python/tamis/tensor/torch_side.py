@@ -14,6 +14,7 @@ from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
 from tamis.ops.dense import keep_of
 from tamis.ops.handle import make_matrix
+from tamis.ops.spgemm import spgemm
 from tamis.ops.spmm import spmm, unpack
 from tamis.ops.tensors import INDEX_DTYPE, TORCH_DTYPE, Rest, as_numpy
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_tensors",
     "keep",
     "matrix_of",
+    "product",
     "rest_of",
     "spmm",
     "to_dense",
@@ -51,6 +53,18 @@ def to_tensors(layout: Layout, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
     if tensors["values"].dtype == torch.uint16:
         tensors["values"] = tensors["values"].view(torch.bfloat16)
     return tensors
+
+
+def product(a: SparseMatrix, b: SparseMatrix) -> dict[str, Tensor]:
+    """Arrays of the csr product of two csr matrices."""
+    names = ("values", "row_offsets", "col_indices")
+    first, second = (to_tensors(m.layout, m.arrays) for m in (a, b))
+    found = spgemm(
+        (first[names[0]].detach(), first[names[1]], first[names[2]]),
+        (second[names[0]].detach(), second[names[1]], second[names[2]]),
+        (*a.shape, b.layout.cols),
+    )
+    return dict(zip(names, found, strict=True))
 
 
 def check_tensors(layout: Layout, arrays: Mapping[str, Tensor]) -> None:

@@ -77,6 +77,11 @@ inline uint32_t add_shared(uint32_t at, uint32_t value) {
   store_shared<uint32_t>(at, before + value);
   return before;
 }
+inline uint32_t swap_shared(uint32_t at, uint32_t expected, uint32_t wanted) {
+  const auto before = load_shared<uint32_t>(at);
+  if (before == expected) store_shared<uint32_t>(at, wanted);
+  return before;
+}
 inline void prefetch(const void*) {}
 inline void count_shared(uint32_t at) {
   store_shared<uint32_t>(at, load_shared<uint32_t>(at) + 1);
