@@ -200,8 +200,9 @@ def main() -> int:
     used = registers(run(tool, "--dump-resource-usage", library))
     found = functions(run(tool, "--dump-sass", library))
     # On three architectures: three formats with four token tiles in two dtypes, ten attentions, ten for
-    # the rest of a KV cache, four of activations in two dtypes, eight of prompts, three of gradients in two, their places and
-    # ways to and from dense, eight of spgemm; the expansions on two, two choices of tokens on one.
+    # the rest of a KV cache, four of activations in two dtypes, eight of prompts, three of gradients in
+    # two, their places and ways to and from dense, eight of spgemm; the expansions on two, two choices of
+    # tokens on one.
     wanted = 3 * (24 + 10 + 10 + 8 + 8 + 9 + 8) + 3 * 2 + 2
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
