@@ -27,6 +27,7 @@ struct PrefillConfig {
   static constexpr uint32_t kTokensAt = 0;  // of the queries; -1: none
   static constexpr uint32_t kListAt = 4 * kQueries;
   static constexpr uint32_t kLimitsAt = kListAt + 4 * kPrefillKeys * kPrefillStages;
+  static constexpr uint32_t kSumsAt = prefill_sums_at(kQueries);
   static constexpr uint32_t kQueriesAt = prefill_queries_at(kQueries);
   static constexpr uint32_t kKeysAt = kQueriesAt + kQueries * kRow;
   static constexpr uint32_t kStageBytes = 2 * kPrefillKeys * kRow;  // keys, then values
@@ -233,7 +234,7 @@ struct PrefillBlock {
     // Tokens lane % 8 (+ 8 from lane 16 on), channels 0 (+ 8 every other eight lanes).
     const uint32_t keys = Config::kKeysAt + stage * Config::kStageBytes +
                           Config::place(lane % 8 + 8 * half, lane / 8 % 2);
-#pragma unroll 2  // more of them, and registers spill on sm_90
+#pragma unroll
     for (uint32_t step = 0; step < Config::kSteps; ++step) {
       dev::Word4 a[kRowTiles];
 #pragma unroll
@@ -299,9 +300,16 @@ struct PrefillBlock {
                                      4 * (16 * (kRowTiles * warp + m) + 8 * r + lane / 4));
   }
 
+  // Sums of the weights of two of a thread's queries. Those of a second row tile wait in shared
+  // memory: beside the products they would spill.
+  struct alignas(8) Sums {
+    float of[2];
+  };
+  TAMIS_DEVICE uint32_t second_sums() const { return Config::kSumsAt + sizeof(Sums) * thread; }
+
   // Scores to weights, and what was there before scaled to the new largest score.
   TAMIS_DEVICE void soften(uint32_t stage, float (&c)[kRowTiles][Config::kKeyTiles][4],
-                           float (&most)[kRowTiles][2], float (&sum)[kRowTiles][2],
+                           float (&most)[kRowTiles][2], Sums* first,
                            float (&out)[kRowTiles][Config::kDim / 8][4]) const {
     constexpr float kLog2E = 1.4426950408889634f, kNever = -__builtin_inff();
     float factor = p.scale * kLog2E;
@@ -347,6 +355,7 @@ struct PrefillBlock {
     }
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
+      Sums sum = m == 0 ? *first : dev::load_shared<Sums>(second_sums());
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         float largest = kNever;
@@ -370,23 +379,29 @@ struct PrefillBlock {
             added += x;
           }
         }
-        sum[m][r] = sum[m][r] * shrink + added;
+        sum.of[r] = sum.of[r] * shrink + added;
 #pragma unroll
         for (int n = 0; n < Config::kDim / 8; ++n) {
           out[m][n][2 * r] *= shrink;
           out[m][n][2 * r + 1] *= shrink;
         }
       }
+      if (m == 0) {
+        *first = sum;
+      } else {
+        dev::store_shared(second_sums(), sum);
+      }
     }
   }
 
-  TAMIS_DEVICE void write(const float (&most)[kRowTiles][2], const float (&sum)[kRowTiles][2],
+  TAMIS_DEVICE void write(const float (&most)[kRowTiles][2], const Sums& first,
                           const float (&out)[kRowTiles][Config::kDim / 8][4]) const {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
+      const Sums sum = m == 0 ? first : dev::load_shared<Sums>(second_sums());
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        float all = sum[m][r];
+        float all = sum.of[r];
         all += dev::shuffle_xor(all, 1);
         all += dev::shuffle_xor(all, 2);
         const int32_t token = position(m, r);
@@ -425,8 +440,10 @@ TAMIS_DEVICE void prefill(const PrefillParams& p, int32_t tiles) {
   if (more) block.request(cursor, 0);
   dev::commit_async();
   float out[kRowTiles][Config::kDim / 8][4] = {};
-  float most[kRowTiles][2], sum[kRowTiles][2] = {};
+  float most[kRowTiles][2];
+  typename PrefillBlock<Config>::Sums first{};
   for (auto& each : most) each[0] = each[1] = -__builtin_inff();
+  if (kRowTiles == 2) dev::store_shared(block.second_sums(), first);
   dev::wait_async<0>();
   dev::sync_block();
   uint32_t stage = 0;
@@ -437,14 +454,14 @@ TAMIS_DEVICE void prefill(const PrefillParams& p, int32_t tiles) {
     dev::commit_async();
     float c[kRowTiles][Config::kKeyTiles][4] = {};
     block.score(stage, c);
-    block.soften(stage, c, most, sum, out);
+    block.soften(stage, c, most, &first, out);
     block.add_values(stage, c, out);
     dev::wait_async<0>();
     dev::sync_block();
     more = next;
     stage = 1 - stage;
   }
-  block.write(most, sum, out);
+  block.write(most, first, out);
 }
 
 }  // namespace tamis
