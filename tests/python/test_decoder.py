@@ -197,6 +197,18 @@ def test_names_copies_and_undoing(calls: list[int]) -> None:
     assert not calls
 
 
+def test_layers_with_a_dense_linear_are_left(calls: list[int]) -> None:
+    model = make()
+    layer = model.model.layers[0]
+    layer.mlp.down_proj = layer.mlp.down_proj.to_linear()
+    assert tamis.fuse_decode_(model) == ["model.layers.1"]
+    assert str(model).count("new tokens in two calls") == 1
+    steps(model, *start(model))
+    assert len(calls) == 4
+    with pytest.raises(tamis.TamisUnsupported, match=r"2 layers all have a dense.*sparsify_ first"):
+        tamis.fuse_decode_(tamis.dense_(model))
+
+
 @pytest.mark.parametrize("family", ["gemma", "opt", "qwen3"])
 def test_other_families_are_refused(family: str) -> None:
     model = tiny(family)

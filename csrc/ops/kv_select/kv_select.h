@@ -104,9 +104,8 @@ struct KvAppendLabelsArgs {
 
 // Summaries of whole pages, as kv_estimate reads them, of every head.
 //   bounds  smallest and largest key of each channel, [2, d] a page, exactly.
-//   rows    the mean key, [d] a page, rounded once; `alike`: the smallest cosine of a key of the
-//   page
-//           and that mean (which chunks are odd: ShadowKV, arXiv:2410.21465, sec. 4.2).
+//   rows    the mean key, [d] a page, rounded once; `alike`: the smallest cosine of that mean and a
+//           key of the page (which chunks are odd: ShadowKV, arXiv:2410.21465, sec. 4.2).
 // keys: [b, g, pages * page, d], strides in elements, d contiguous. out: [b, g, pages, ...] of the
 // keys' dtype and alike [b, g, pages], both contiguous.
 struct KvSummarizeArgs {

@@ -22,11 +22,10 @@ int64_t estimate_workspace(const KvEstimateArgs& args);
 Status kv_estimate_cuda(const KvEstimateArgs& args, void* workspace, int64_t workspace_bytes,
                         const CudaDevice& device, void* stream);
 
-// Both in one launch, for at most 32768 labels of 32 channels and 4 rows a KV head on
-// sm_90 (rows and bounds, a
-// warp a unit, take longer in the few blocks of a cluster): lists the best units by
-// scores that reach memory only where estimate.out is not null. select.scores is not read; its
-// heads and units are the estimate's.
+// Both in one launch, for at most 32768 labels of 32 channels and 4 rows a KV head on sm_90: lists
+// the best units by scores that reach memory only where estimate.out is not null. (Rows and bounds,
+// a warp a unit, take longer in the few blocks of a cluster.) select.scores is not read; its heads
+// and units are the estimate's.
 bool kv_choose_fits(const KvEstimateArgs& estimate, const CudaDevice& device);
 Status kv_choose_cuda(const KvEstimateArgs& estimate, const KvSelectArgs& select,
                       const CudaDevice& device, void* stream);

@@ -159,7 +159,7 @@ class Selection:
         missing = max(0, self.how.recent - (keys.shape[2] - rest))
         forced = {"sink": -(-self.how.sink // page), "recent": -(-missing // page)}
         bounds, first = self.rows["bounds"].view, None if begin is None else begin // page
-        choose = united if self.how.each_head else _best
+        choose = _united if self.how.each_head else _best
         index, count = choose(q, bounds, max(1, budget // page), page, forced, first)
         chosen = DenseSegment(keys, values, Lists(index=index, count=count, begin=begin))
         if rest == keys.shape[2]:
@@ -182,7 +182,7 @@ def _best(
     return op.kv_select(scores, k, page=page, begin=begin, **forced)
 
 
-def united(
+def _united(
     q: Tensor, bounds: Tensor, k: int, page: int, forced: dict[str, int], begin: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Tokens of the pages that are among the k best of any query head of a KV head's group.

@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 from tamis.nn.linear import SparseLinear
 from tamis.ops.decoder import Norm, Weight, inputs, outputs, weight_of
 
-__all__ = ["FusedDecoder", "fused", "unfused"]
+__all__ = ["FusedDecoder", "fused", "is_sparse", "unfused"]
 
 _FIRST = ("q_proj", "k_proj", "v_proj")
 _SECOND = ("gate_proj", "up_proj", "down_proj")
@@ -44,9 +44,21 @@ class FusedDecoder(nn.Module):
                 return y
         return super().forward(hidden_states, *args, **kwargs)
 
+    def extra_repr(self) -> str:
+        """Shows in print(model), where the class has its layer's own name."""
+        return "new tokens in two calls"
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickles and copies by the layer's own class: this one is made at run time."""
         return _restored, (type(self).__bases__[1],), self.__dict__
+
+
+def is_sparse(layer: nn.Module) -> bool:
+    """Whether every linear of a decoder layer is a SparseLinear, which the two calls take."""
+    attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+    linears = [attention.get_submodule(name) for name in (*_FIRST, "o_proj")]
+    linears += [mlp.get_submodule(name) for name in _SECOND]
+    return all(type(linear) is SparseLinear for linear in linears)
 
 
 def fused(layer: nn.Module) -> None:
