@@ -3,13 +3,20 @@
 // y[m,n] = sum_k x[m,k] * w[n,k].  x: quads, i.e. [k/4][16 tokens][4 codes], so that one vector
 // meets four broadcast weights of a row and no sum crosses lanes.  Error: as in codes-inl.h.
 //
-// Tile: 24 rows by 16 tokens: 24 accumulators, per four columns one load of x, 24 vpbroadcastd and
-// 24 vpdpbusd, of which Zen 4 starts one a cycle: 64 products a cycle at most. The columns of one
-// chunk are expanded (12 KB) for up to kPanels * 16 tokens at a time; totals are f32 (12 KB).
+// Tile: 24 sums in registers: 12 rows by two panels of 16 tokens, 24 by one, 8 by three at an odd
+// end. Per four columns two loads of x, 12 vpbroadcastd and 24 vpdpbusd, of which ports 0 and 5
+// start two a cycle (Zen 4: one). 24 rows by one panel need 25 loads, which are two a cycle too.
+//
+// Memory: the columns of one chunk of kRows rows are expanded (6 KB) for up to kPanels panels,
+// whose totals, f32, take 24 KB; x is fetched into L1 a run of panels ahead, y while the last chunk
+// is multiplied, the next rows in storage order as in codes-inl.h. Tried (Emerald Rapids,
+// 4096x4096, 256 tokens, ms): 24 by one panel everywhere 17.0; 12 by two with 96, 48, 24 rows
+// expanded at a time 14.5, 14.1, 14.1 and at 4096x14336 55, 50.8, 49.7, because L1 gets a quarter
+// of a line a cycle and totals of more rows leave it. Products alone would take 11.0 and 38.5.
 //
 // Needs: codes of x past k and of missing tokens zero.
 //
-// Tail: rows past the last are computed on zeros and not stored; values as in codes-inl.h.
+// Tail: rows past the last are computed on what was there and not stored; values as in codes-inl.h.
 #include <cstring>
 
 #include "base/simd/avx512.h"
@@ -23,9 +30,11 @@
 namespace tamis {
 namespace {
 
-constexpr int kRows = 24;
+constexpr int kRows = 24;  // expanded at a time
+constexpr int kSums = 24;  // in registers
 constexpr int kLanes = kQuadTokens;
-constexpr int kPanels = 8;  // panels per expansion
+constexpr int kPanels = 16;  // panels per expansion
+constexpr int kFetchToL1 = 3;
 
 int64_t quads_bytes(const SpmmArgs& a) {
   return XQuads(a, nullptr).bytes;
@@ -33,71 +42,142 @@ int64_t quads_bytes(const SpmmArgs& a) {
 
 struct QuadsTile {
   alignas(64) uint8_t weights[kRows][kStepColumns];  // w + 128
-  alignas(64) float total[kRows + 8][kPanels][kLanes];
+  // By runs of panels, in each [rows of its tile, to kRows][its panels].
+  alignas(64) float total[kPanels * kRows + 16][kLanes];
   const int8_t* values[kRows];
-  const char* next;     // of later rows' values, fetched one line per four columns
-  int64_t next_stride;  // 64, or 0 once they are
+};
+
+// A run of panels, one chunk of columns.
+struct QuadsRun {
+  int64_t quads;
+  const int8_t* x;       // [panels, kStepColumns / 4, 16, 4], the next run's behind it
+  const int32_t* start;  // [panels, 16]
+  const float* step;     // [panels, 16]
+  const float* scales;   // [rows, groups] at the chunk's group, or null
+  int64_t groups;
+  int64_t rows;      // that exist
+  const char* next;  // of later rows' values, fetched one line per four columns
+  const char* y;     // fetched beside that, a token per four columns, or null
+  int64_t y_bytes;   // from token to token
 };
 
 // The words of a chunk of one row, w + 128.
 template <bool kExact>
-TAMIS_INLINE const int8_t* expand_row(const uint64_t* mask, const int8_t* p, int64_t begin,
-                                      int64_t end, uint8_t* to) {
-  for (int64_t word = begin / 64; word * 64 < end; ++word, to += 64) {
-    const uint64_t bits = *mask++ & bits_within(word, begin, end);
+TAMIS_INLINE const int8_t* expand_row(const uint64_t* mask, const int8_t* p, const Chunks& chunk,
+                                      uint8_t* to) {
+  for (int64_t word = chunk.begin / 64; word * 64 < chunk.end; ++word, to += 64) {
+    const uint64_t bits = *mask++ & bits_within(word, chunk.begin, chunk.end);
     _mm512_store_si512(to, expand_codes<kExact>(bits, p));
     p += simd::popcount(bits);
   }
   return p;
 }
 
-// total[r] += factor * (start + sum over quads of weights[r] * x), of one panel.
-__attribute__((noinline)) void multiply_quads(QuadsTile& tile, int64_t panel, int64_t quads,
-                                              const int8_t* x, const int32_t* start,
-                                              const float* step, const float* scales,
-                                              int64_t groups, int rows) {
-  __m512i sum[kRows];
-  const __m512i first = _mm512_load_si512(start);
+// Expands a chunk of rows [row, row + rows).
+void expand_rows(const MatrixView& w, QuadsTile& tile, int64_t row, int rows, const Chunks& chunk) {
+  const int8_t* values_end = static_cast<const int8_t*>(w.values) + w.nnz;
+  const int64_t words = mask_words(w.cols), first = chunk.begin / 64;
+  const int64_t margin = (ceil_div(chunk.end, 64) - first + 1) * 64;
+  const bool whole = chunk.end - chunk.begin == kStepColumns && chunk.begin % 64 == 0;
+  for (int r = 0; r < rows; ++r) {
+    const uint64_t* mask = w.mask + (row + r) * words + first;
+    const int8_t* p = tile.values[r];
+    uint8_t* to = tile.weights[r];
+    if (values_end - p < margin) {
+      p = expand_row<true>(mask, p, chunk, to);
+    } else if (!whole) {
+      p = expand_row<false>(mask, p, chunk, to);
+    } else {
+#pragma GCC unroll 8
+      for (int word = 0; word < kStepWords; ++word) {
+        _mm512_store_si512(to + 64 * word, expand_codes<false>(mask[word], p));
+        p += simd::popcount(mask[word]);
+      }
+    }
+    tile.values[r] = p;
+  }
+}
+
+// total[r][p] += step * (start + sum over quads of weights[r] * x), for rows [row, row + R).
+template <int P>
+__attribute__((noinline)) void multiply_quads(QuadsTile& tile, int row, float (*total)[kLanes],
+                                              const QuadsRun& run) {
+  constexpr int R = kSums / P;
+  __m512i sum[R][P];
 #pragma GCC unroll 24
-  for (int r = 0; r < kRows; ++r) sum[r] = first;
-  const uint8_t* w = tile.weights[0];
-  const char* next = tile.next;
-  for (const uint8_t* const end = w + quads * 4; w < end; w += 4, x += 64) {
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 3
+    for (int p = 0; p < P; ++p) sum[r][p] = _mm512_load_si512(run.start + p * kLanes);
+  }
+  const uint8_t* w = tile.weights[row];
+  const int8_t* x = run.x;
+  // One panel of the next run for each tile of rows; of y what this tile will be stored to.
+  const int64_t near = (P + row / R) * kStepColumns * kLanes;
+  const auto* next = row == 0 ? run.next : reinterpret_cast<const char*>(w);
+  const auto* y = run.y ? run.y : reinterpret_cast<const char*>(w);
+  const int64_t next_bytes = row == 0 ? 64 : 0, y_bytes = run.y ? run.y_bytes : 0;
+  for (const uint8_t* const end = w + run.quads * 4; w < end; w += 4, x += 64) {
     __builtin_prefetch(next, 0, kCodesToL2);
-    next += tile.next_stride;
-    __m512i tokens = _mm512_load_si512(x);
-    __asm__("" : "+v"(tokens));
+    __builtin_prefetch(x + near, 0, kFetchToL1);
+    __builtin_prefetch(y, 1, kCodesToL2);
+    next += next_bytes;
+    y += y_bytes;
+    __m512i tokens[P];
+#pragma GCC unroll 3
+    for (int p = 0; p < P; ++p) {
+      tokens[p] = _mm512_load_si512(x + p * kStepColumns * kLanes);
+      __asm__("" : "+v"(tokens[p]));
+    }
 #pragma GCC unroll 24
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < R; ++r) {
       int32_t four;
       __builtin_memcpy(&four, w + r * kStepColumns, 4);
-      dot(sum[r], _mm512_set1_epi32(four), tokens);
+      const __m512i weights = _mm512_set1_epi32(four);
+#pragma GCC unroll 3
+      for (int p = 0; p < P; ++p) dot(sum[r][p], weights, tokens[p]);
     }
   }
-  const __m512 factor = _mm512_load_ps(step);
 #pragma GCC unroll 24
-  for (int r = 0; r < kRows; ++r) {
-    __m512 v = _mm512_cvtepi32_ps(sum[r]);
-    if (scales) v = simd::mul(v, simd::splat(scales[(r < rows ? r : 0) * groups]));
-    float* total = tile.total[r][panel];
-    _mm512_store_ps(total, simd::fma(v, factor, _mm512_load_ps(total)));
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 3
+    for (int p = 0; p < P; ++p) {
+      __m512 v = _mm512_cvtepi32_ps(sum[r][p]);
+      if (run.scales) {
+        v = simd::mul(v, simd::splat(run.scales[(row + r < run.rows ? row + r : 0) * run.groups]));
+      }
+      float* to = total[r * P + p];
+      _mm512_store_ps(to, simd::fma(v, _mm512_load_ps(run.step + p * kLanes), _mm512_load_ps(to)));
+    }
   }
+}
+
+using Multiply = void (*)(QuadsTile&, int, float (*)[kLanes], const QuadsRun&);
+constexpr Multiply kMultiply[] = {multiply_quads<1>, multiply_quads<2>, multiply_quads<3>};
+
+// Panels of the next run where `left` are left: two, and three at an odd end.
+TAMIS_INLINE int64_t run_of(int64_t left) {
+  return left == 3 ? 3 : left < 2 ? left : 2;
 }
 
 // Rows [row, row + rows) of the tokens of panels [first, first + count).
 void store_quads(const SpmmArgs& a, const QuadsTile& tile, int64_t row, int rows, int64_t first,
                  int64_t count, bool scaled) {
-  for (int64_t panel = 0; panel < count; ++panel) {
-    const int64_t token = (first + panel) * kLanes;
-    for (int r = 0; r < rows; r += 16) {
-      const int n = rows - r < 16 ? rows - r : 16;
-      __m512i v[16];
+  for (int64_t panel = 0, run; panel < count; panel += run) {
+    run = run_of(count - panel);
+    for (int64_t p = 0; p < run; ++p) {
+      const int64_t token = (first + panel + p) * kLanes;
+      for (int r = 0; r < rows; r += 16) {
+        const int n = rows - r < 16 ? rows - r : 16;
+        __m512i v[16];
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) v[i] = _mm512_load_si512(tile.total[r + i][panel]);
-      transpose(v);
-      const simd::F32 scale = scaled ? simd::splat(1.0f) : simd::load(a.w.scales + row + r, n);
-      for (int t = 0; t < kLanes && token + t < a.m; ++t) {
-        store_rows(a, simd::mul(_mm512_castsi512_ps(v[t]), scale), row + r, token + t, n);
+        for (int i = 0; i < 16; ++i) {
+          v[i] = _mm512_load_si512(tile.total[panel * kRows + (r + i) * run + p]);
+        }
+        transpose(v);
+        const simd::F32 scale = scaled ? simd::splat(1.0f) : simd::load(a.w.scales + row + r, n);
+        for (int t = 0; t < kLanes && token + t < a.m; ++t) {
+          store_rows(a, simd::mul(_mm512_castsi512_ps(v[t]), scale), row + r, token + t, n);
+        }
       }
     }
   }
@@ -106,12 +186,11 @@ void store_quads(const SpmmArgs& a, const QuadsTile& tile, int64_t row, int rows
 void spmm_quads(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   const XQuads x(a, const_cast<void*>(a.prepared));
   const auto* values = static_cast<const int8_t*>(a.w.values);
-  const int8_t* values_end = values + a.w.nnz;
   const int64_t words = mask_words(a.w.cols), steps = step_count(a.w);
   const int64_t groups = a.w.group_size < a.w.cols ? ceil_div(a.w.cols, a.w.group_size) : 1;
-  const int64_t ahead = code_rows_ahead(a.w, kRows);
+  const int64_t ahead = code_rows_ahead(a.w, kRows), passes = ceil_div(x.panels, kPanels);
+  const int64_t y_bytes = a.y_stride * size_of(a.x_dtype);
   QuadsTile tile;
-  tile.next = reinterpret_cast<const char*>(values);
   std::memset(tile.weights, 0x80, sizeof tile.weights);
   for (int64_t row = row_begin; row < row_end; row += kRows) {
     const int rows = static_cast<int>(row_end - row < kRows ? row_end - row : kRows);
@@ -120,37 +199,45 @@ void spmm_quads(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
     const uint64_t* next_mask = a.w.mask + next * words;
     const int64_t step_bytes =
         steps ? (code_row_start(a.w, row + rows) - code_row_start(a.w, row)) / steps : 0;
-    for (int64_t panel = 0; panel < x.panels; panel += kPanels) {
-      const int64_t count = x.panels - panel < kPanels ? x.panels - panel : kPanels;
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      const int64_t first_panel = x.panels * pass / passes;
+      const int64_t count = x.panels * (pass + 1) / passes - first_panel;
       std::memset(tile.total, 0, sizeof tile.total);
       for (int r = 0; r < rows; ++r) tile.values[r] = values + code_row_start(a.w, row + r);
       for (Chunks chunk(a.w); chunk.more(); chunk.next()) {
-        if (panel == 0 && chunk.begin % kStepColumns == 0) {
-          tile.next = reinterpret_cast<const char*>(next_values);
+        const char* fetch = nullptr;
+        if (pass == 0 && chunk.begin % kStepColumns == 0) {
+          fetch = reinterpret_cast<const char*>(next_values);
           next_values += step_bytes;
-          fetch_codes(tile.next + kStepColumns / 4 * 64, next_values);
+          fetch_codes(fetch + kStepColumns / 4 * 64, next_values);
           fetch_codes(next_mask, next_mask + rows * kStepWords);
           next_mask += rows * kStepWords;
         }
+        expand_rows(a.w, tile, row, rows, chunk);
         const int64_t first = chunk.begin / 64, last = ceil_div(chunk.end, 64);
-        for (int r = 0; r < rows; ++r) {
-          const uint64_t* mask = a.w.mask + (row + r) * words + first;
-          const int8_t*& p = tile.values[r];
-          p = values_end - p < (last - first + 1) * 64
-                  ? expand_row<true>(mask, p, chunk.begin, chunk.end, tile.weights[r])
-                  : expand_row<false>(mask, p, chunk.begin, chunk.end, tile.weights[r]);
-        }
-        const int64_t in_step = first % kStepWords * 64 * kLanes;
-        tile.next_stride = panel == 0 ? 64 : 0;
-        for (int64_t i = 0; i < count; ++i, tile.next_stride = 0) {
-          const int64_t at = chunk.index * x.panels + panel + i;
-          multiply_quads(
-              tile, i, (last - first) * 16, x.at(chunk.step(), panel + i) + in_step,
-              x.starts + at * kLanes, x.steps + (chunk.step() * x.panels + panel + i) * kLanes,
-              groups > 1 ? a.w.scales + row * groups + chunk.group : nullptr, groups, rows);
+        for (int64_t panel = 0, run; panel < count; panel += run, fetch = nullptr) {
+          run = run_of(count - panel);
+          const int64_t at = first_panel + panel;
+          QuadsRun args{.quads = (last - first) * 16,
+                        .x = x.at(chunk.step(), at) + first % kStepWords * 64 * kLanes,
+                        .start = x.starts + (chunk.index * x.panels + at) * kLanes,
+                        .step = x.steps + (chunk.step() * x.panels + at) * kLanes,
+                        .scales = groups > 1 ? a.w.scales + row * groups + chunk.group : nullptr,
+                        .groups = groups,
+                        .rows = rows,
+                        .next = fetch,
+                        .y = nullptr,
+                        .y_bytes = y_bytes};
+          for (int r = 0; r < rows; r += kSums / static_cast<int>(run)) {
+            if (chunk.end == a.w.cols) {
+              args.y = static_cast<const char*>(a.y) + at * kLanes * y_bytes +
+                       (row + r) * size_of(a.x_dtype);
+            }
+            kMultiply[run - 1](tile, r, tile.total + panel * kRows + r * run, args);
+          }
         }
       }
-      store_quads(a, tile, row, rows, panel, count, groups > 1);
+      store_quads(a, tile, row, rows, first_panel, count, groups > 1);
     }
   }
 }
