@@ -404,6 +404,37 @@ TEST(Quantized, RoundsToTheNearestStepAndKeepsNaN) {
 }
 
 // spmm as callers see it: chosen kernel, all threads, bit-identical at every thread count.
+// Rows of unequal length share turns in some kernels: one's scales must not reach another.
+TEST(Groups, NaNScaleSpoilsItsRowOnly) {
+  for (const SpmmRow& row : spmm_kernels()) {
+    if (row.format != Format::groupq || (row.isa & host_isa()) != row.isa) continue;
+    for (const int64_t m : {1, 5, 20}) {
+      constexpr int64_t n = 32, spoiled = 9;
+      const Case c{row, m, n, 576, 0.5, false, false, 1};
+      Problem p(c);
+      const int64_t* offsets = p.packed.view.row_offsets;
+      ASSERT_LT(offsets[spoiled], offsets[spoiled + 1]);
+      (*p.packed.group_scales)[static_cast<size_t>(2 * offsets[spoiled])] = 0x7e00;
+      const std::vector<float> x(static_cast<size_t>(m * c.k * 2), 0.0f);
+      std::vector<float> y(static_cast<size_t>(m * n));
+      const SpmmArgs a{.w = p.packed.view,
+                       .x_dtype = row.x_dtype,
+                       .m = m,
+                       .x = x.data(),
+                       .x_stride = c.k,
+                       .y = y.data(),
+                       .y_stride = n};
+      ASSERT_TRUE(spmm_with(row, a).ok());
+      for (int64_t t = 0; t < m; ++t) {
+        for (int64_t i = 0; i < n; ++i) {
+          EXPECT_EQ(std::isnan(get(y.data(), row.x_dtype, t * n + i)), i == spoiled)
+              << row.name << " m=" << m << " row " << i;
+        }
+      }
+    }
+  }
+}
+
 TEST(Spmm, SameBitsAtEveryThreadCount) {
   const IsaBits isa = active_isa();
   for (const Format format :

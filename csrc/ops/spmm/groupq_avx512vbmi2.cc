@@ -16,6 +16,7 @@
 // Needs: codes of missing tokens zero.   Tail: masked loads of a row's last codes.
 // A token with NaN or Inf gets NaN where a row stores a group among those kStepColumns columns.
 #include "base/simd/avx512.h"
+#include "base/simd/transpose16.h"
 #include "ops/spmm/codes-inl.h"
 #include "ops/spmm/codes_avx512vbmi2.h"
 #include "ops/spmm/groupq_avx512.h"
@@ -307,25 +308,193 @@ void lanes_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) 
   }
 }
 
-// Rows per turn over all blocks of tokens: few enough for their weights to stay in L1.
-constexpr int64_t kLanesTurnBytes = 16 * 1024;
+// Many tokens. What bounds them, a block at a time and rows whole, is x: four lines a group from
+// L2, of which L1 gets a quarter a cycle, where the products are 4 cycles. So rows are decoded
+// together, kPiece columns at a time, codes of 4 bits split, and take turns over the x of kSpan
+// columns and two blocks, 20 KB. Per group of 16 and 32 tokens: 16 operations of ports 0 and 5, 19
+// loads.
+constexpr int kManyRows = 32;
+constexpr int kManyBlocks = 16;
+constexpr int64_t kPieceColumns = 4096, kSpanColumns = 512;
+
+template <int G>
+struct ManyRows {
+  static constexpr int kPiece = kPieceColumns / G, kSpan = kSpanColumns / G;  // groups
+  uint16_t place[kManyRows][kPiece + 64];       // of each stored group's codes in x, in 64 bytes
+  uint16_t end[kManyRows][kPiece / kSpan + 1];  // stored groups before each span
+  const uint8_t* codes[kManyRows];
+  alignas(64) float pair[kManyRows][2 * kPiece + 16];  // scale, -scale * zero
+  alignas(64) uint8_t split[kManyRows][kPiece * G + 64];
+  alignas(64) float total[kManyBlocks][kManyRows][16];
+};
+
+// Groups [first, first + kPiece) of a row, the first stored one being group `at` of all. Returns
+// how many are stored.
+template <DType kW, int G>
+TAMIS_INLINE int64_t decode_row(const MatrixView& w, int64_t row, int64_t first, int64_t at, int r,
+                                ManyRows<G>& rows) {
+  constexpr int kSpan = ManyRows<G>::kSpan, kPiece = ManyRows<G>::kPiece;
+  const int64_t groups = w.cols / G, words = mask_words(groups);
+  const uint64_t* mask = w.mask + row * words + first / 64;
+  const int64_t left = words - first / 64;
+  const int64_t here = left < kPiece / 64 ? left : kPiece / 64;
+  const int64_t stored = put_places(mask, here, G / 4, 0, rows.place[r]);
+  put_pairs(w.group_scales + 2 * at, stored, rows.pair[r]);
+  int64_t end = 0;
+  for (int span = 0; span <= kPiece / kSpan; ++span) {
+    rows.end[r][span] = static_cast<uint16_t>(end);
+    const int64_t bit = int64_t{span} * kSpan;
+    if (bit < here * 64) {
+      end += simd::popcount(mask[bit / 64] >> (bit % 64) & ~uint64_t{0} >> (64 - kSpan));
+    }
+  }
+  const uint8_t* codes = static_cast<const uint8_t*>(w.values);
+  if constexpr (kW == DType::u4) {
+    rows.codes[r] = rows.split[r];
+    codes += at * (G / 2);
+    for (int64_t i = 0; i < stored; i += 64 / G, codes += 32) {
+      if (stored - i >= 64 / G) {
+        split_codes<G>(codes, rows.split[r] + i * G);
+      } else {
+        split_codes<G>(codes, stored - i, rows.split[r] + i * G);
+      }
+    }
+  } else {
+    rows.codes[r] = codes + at * G;
+  }
+  return stored;
+}
+
+// What rows store in a span, times B blocks of tokens from `block` on.
+template <int G, int B>
+void multiply_span(ManyRows<G>& rows, int count, int span, const XLanes (&x)[2], int64_t first,
+                   int64_t block) {
+  constexpr int kSpan = ManyRows<G>::kSpan, kCodes = kSpan * G * 16;
+  constexpr uint64_t kStepPlaces = kStepColumns / 4;
+  const int8_t* x_codes[B];
+  const char *x_steps[B], *x_sums[B];
+#pragma GCC unroll 2
+  for (int b = 0; b < B; ++b) {
+    x_codes[b] = x[b].codes + first * (G * 16);
+    x_steps[b] = reinterpret_cast<const char*>(x[b].steps + first * G / kStepColumns * 16);
+    x_sums[b] = reinterpret_cast<const char*>(x[b].sums + first * 16);
+  }
+  for (int r = 0; r < count; ++r) {
+#pragma GCC unroll 2
+    for (int b = 0; b < B; ++b) {  // of the next span
+      const int64_t group = first + (span + 1) * kSpan;
+      const int8_t* codes = x[b].codes + group * (G * 16) + r * (kCodes / kManyRows);
+      for (int i = 0; i < kCodes / kManyRows; i += 64) __builtin_prefetch(codes + i, 0, 3);
+      const float* sums = x[b].sums + group * 16 + r * (kSpan / kManyRows * 16);
+      for (int i = 0; i < kSpan / kManyRows; ++i) __builtin_prefetch(sums + i * 16, 0, 3);
+    }
+    __m512 sum[B], rest[B];
+#pragma GCC unroll 2
+    for (int b = 0; b < B; ++b) {
+      sum[b] = _mm512_load_ps(rows.total[block + b][r]);
+      rest[b] = simd::zero();
+    }
+    const int64_t begin = rows.end[r][span], end = rows.end[r][span + 1];
+    const uint8_t* w = rows.codes[r] + begin * G;
+    const float* pair = rows.pair[r] + 2 * begin;
+    const uint16_t* const last = rows.place[r] + end;
+    for (const uint16_t* place = rows.place[r] + begin; place < last; ++place, w += G, pair += 2) {
+      const uint64_t at = *place;
+      __m512i dots[B];
+      const int8_t* codes[B];
+#pragma GCC unroll 2
+      for (int b = 0; b < B; ++b) {
+        dots[b] = _mm512_setzero_si512();
+        codes[b] = x_codes[b] + at * 64;
+        __asm__("" : "+r"(codes[b]));  // a product with an index register is two operations
+      }
+#pragma GCC unroll 8
+      for (int v = 0; v < G / 4; ++v) {
+        const __m512i four = repeat<16>(w + 4 * v);
+#pragma GCC unroll 2
+        for (int b = 0; b < B; ++b) {
+          dots[b] = _mm512_dpbusd_epi32(dots[b], four, _mm512_load_si512(codes[b] + 64 * v));
+        }
+      }
+      const __m512 scale = simd::splat(pair[0]), offset = simd::splat(pair[1]);
+#pragma GCC unroll 2
+      for (int b = 0; b < B; ++b) {
+        const __m512 steps = _mm512_load_ps(x_steps[b] + at / kStepPlaces * 64);
+        const __m512 sums = _mm512_load_ps(x_sums[b] + at * (256 / G));
+        sum[b] = simd::fma(_mm512_mul_ps(_mm512_cvtepi32_ps(dots[b]), steps), scale, sum[b]);
+        rest[b] = simd::fma(sums, offset, rest[b]);
+      }
+    }
+#pragma GCC unroll 2
+    for (int b = 0; b < B; ++b) {
+      _mm512_store_ps(rows.total[block + b][r], _mm512_add_ps(sum[b], rest[b]));
+    }
+  }
+}
+
+// Rows [row, row + count) of the tokens of blocks [first, first + blocks).
+template <int G>
+void store_many(const SpmmArgs& a, const ManyRows<G>& rows, int64_t row, int count, int64_t first,
+                int64_t blocks) {
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t token = (first + block) * 16;
+    for (int r = 0; r < count; r += 16) {
+      __m512i v[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) v[i] = _mm512_load_si512(rows.total[block][r + i]);
+      transpose(v);
+      const int n = count - r < 16 ? count - r : 16;
+      for (int t = 0; t < 16 && token + t < a.m; ++t) {
+        store_rows(a, _mm512_castsi512_ps(v[t]), row + r, token + t, n);
+      }
+    }
+  }
+}
+
+template <DType kW, int G>
+void lanes_many(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
+  constexpr int kPiece = ManyRows<G>::kPiece, kSpan = ManyRows<G>::kSpan;
+  const int64_t groups = a.w.cols / G, all_blocks = ceil_div(a.m, 16);
+  const int64_t passes = ceil_div(all_blocks, kManyBlocks);
+  ManyRows<G> rows;
+  for (int64_t row = row_begin; row < row_end; row += kManyRows) {
+    const int count = static_cast<int>(row_end - row < kManyRows ? row_end - row : kManyRows);
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      const int64_t first_block = all_blocks * pass / passes;
+      const int64_t blocks = all_blocks * (pass + 1) / passes - first_block;
+      int64_t at[kManyRows];
+      for (int r = 0; r < count; ++r) at[r] = a.w.row_offsets[row + r];
+      __builtin_memset(rows.total, 0, sizeof rows.total);
+      for (int64_t first = 0; first < groups; first += kPiece) {
+        for (int r = 0; r < count; ++r) {
+          at[r] += decode_row<kW, G>(a.w, row + r, first, at[r], r, rows);
+        }
+        const int64_t spans = ceil_div(groups - first < kPiece ? groups - first : kPiece, kSpan);
+        for (int64_t block = 0; block < blocks; block += 2) {
+          auto* prepared = const_cast<void*>(a.prepared);
+          const bool two = block + 2 <= blocks;
+          const XLanes x[2] = {XLanes(a, prepared, first_block + block),
+                               XLanes(a, prepared, first_block + block + two)};
+          const auto multiply = two ? multiply_span<G, 2> : multiply_span<G, 1>;
+          for (int64_t span = 0; span < spans; ++span) {
+            multiply(rows, count, static_cast<int>(span), x, first, block);
+          }
+        }
+      }
+      store_many(a, rows, row, count, first_block, blocks);
+    }
+  }
+}
 
 template <DType kW, int G>
 void spmm_lanes(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
-  if (a.m <= 8) {
-    const bool by_token = XLanes(a, nullptr, 0).by_token;
-    const auto pass = a.m <= 4
-                          ? (by_token ? lanes_pass<kW, G, 4, true> : lanes_pass<kW, G, 4, false>)
-                          : (by_token ? lanes_pass<kW, G, 8, true> : lanes_pass<kW, G, 8, false>);
-    return pass(a, row_begin, row_end, 0);
-  }
-  const int64_t row_bytes = a.w.nnz / a.w.rows + 1;
-  const int64_t turn = kLanesTurnBytes / row_bytes < 2 ? kRowsAtOnce : kLanesTurnBytes / row_bytes;
-  for (int64_t row = row_begin; row < row_end; row += turn) {
-    const int64_t end = row + turn < row_end ? row + turn : row_end;
-    for (int64_t token = 0; token < a.m; token += 16)
-      lanes_pass<kW, G, 16, false>(a, row, end, token);
-  }
+  if (a.m > 16) return lanes_many<kW, G>(a, row_begin, row_end);
+  const bool by_token = XLanes(a, nullptr, 0).by_token;
+  const auto pass = a.m > 8 ? lanes_pass<kW, G, 16, false>
+                    : a.m <= 4
+                        ? (by_token ? lanes_pass<kW, G, 4, true> : lanes_pass<kW, G, 4, false>)
+                        : (by_token ? lanes_pass<kW, G, 8, true> : lanes_pass<kW, G, 8, false>);
+  pass(a, row_begin, row_end, 0);
 }
 
 template <DType kW>

@@ -4,10 +4,10 @@
 // Tile: eight rows. A row at a time pays for its start: two loops whose ends nobody can predict,
 // and sums of 16 lanes, cost as much as 18 groups, all that a row of 576 inputs has at half
 // density. Here eight rows take turns, group by group, as many turns as the longest has groups; a
-// row that has fewer meets the zeros of x, and the codes and scales of the row after it. So a NaN
-// or Inf among those scales spoils it too. Scales and zero points of the tile are one run of
-// memory: converted eight groups at a time, in place. Operations of ports 0 and 5: 4 a group, and
-// 0.4 for its scale, 0.3 for its place.
+// row that has fewer meets the zeros of x, and the codes and scales of the row after it. A NaN or
+// Inf among those scales would spoil it too, so a tile with a NaN starts again, row by row. Scales
+// and zero points of the tile are one run of memory: converted eight groups at a time, in place.
+// Operations of ports 0 and 5: 4 a group, and 0.4 for its scale, 0.3 for its place.
 //
 // Rows that differ by more than kMostApart groups, wide ones and the last ones of w, whose
 // neighbours are not there to be read, go one at a time (groupq-inl.h).
@@ -127,7 +127,9 @@ TAMIS_INLINE bool eight_rows(const SpmmArgs& a, int64_t row, Eights& e) {
       ++at[r];
     }
   }
-  store_rows(a, simd::sums(sum), row, 0, kEights);
+  const simd::F32 sums = simd::sums(sum);
+  if (_mm512_cmp_ps_mask(sums, sums, _CMP_UNORD_Q) & ((1u << kEights) - 1)) return false;
+  store_rows(a, sums, row, 0, kEights);
   return true;
 }
 
