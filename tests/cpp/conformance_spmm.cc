@@ -346,6 +346,7 @@ TEST_P(Kernel, ManyTokens) {
   run({row, 16, 12, 2048, 0.7, true, false, 4});
   // More tokens than share an expansion, and more of x than is held at once.
   if (row.tile_m > 64) run({row, row.tile_m + 18, 70, 1300, 0.5, true, false, 5});
+  if (row.tile_m == 16) run({row, 16 * 17 + 3, 70, groups ? 4096 + 64 : 1300, 0.5, true, true, 5});
 }
 
 INSTANTIATE_TEST_SUITE_P(Spmm, Kernel,
