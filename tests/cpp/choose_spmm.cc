@@ -114,10 +114,16 @@ TEST(ChooseSpmm, NeverPicksWhatTheHostLacks) {
 }
 
 #if defined(__x86_64__)
-TEST(ChooseSpmm, Int8TakesQuadsForManyTokens) {
+TEST(ChooseSpmm, Int8TakesQuadsForSeveralTokens) {
   SpmmDesc desc = desc_of(Format::nm, DType::i8, DType::f16);
   desc.n = desc.k = 4096;
   desc.nnz = desc.n * desc.k / 2;
+  // A core that starts two vpdpbusd a cycle has panels of eight tokens pay sooner.
+  for (const auto& [tokens, kernel] : {std::pair{6, "spmm_nm_i8_f16_avx512vbmi2_codes"},
+                                       {8, "spmm_nm_i8_f16_avx512vbmi2_quads"}}) {
+    desc.m = tokens;
+    EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name, kernel) << tokens << " tokens";
+  }
   for (const auto& [tokens, kernel] : {std::pair{8, "spmm_nm_i8_f16_avx512vbmi2_codes"},
                                        {16, "spmm_nm_i8_f16_avx512vbmi2_quads"},
                                        {512, "spmm_nm_i8_f16_avx512vbmi2_quads"}}) {

@@ -1,4 +1,5 @@
-// bitmap and nm of i8 for many tokens: weights expanded once into L1, then a dense product.
+// bitmap and nm of i8 for several tokens and many: weights expanded once into L1, then a dense
+// product.
 //
 // y[m,n] = sum_k x[m,k] * w[n,k].  x: quads, i.e. [k/4][16 tokens][4 codes], so that one vector
 // meets four broadcast weights of a row and no sum crosses lanes.  Error: as in codes-inl.h.
@@ -6,10 +7,13 @@
 // Tile: 24 sums in registers: 12 rows by two panels of 16 tokens, 24 by one, 8 by three at an odd
 // end. Per four columns two loads of x, 12 vpbroadcastd and 24 vpdpbusd, of which ports 0 and 5
 // start two a cycle (Zen 4: one). 24 rows by one panel need 25 loads, which are two a cycle too.
+// Up to eight tokens: one panel of eight by eight columns, whose sums are one vector a row where
+// codes-inl.h converts, scales and adds eight to memory every kStepColumns.
 //
 // Memory: the columns of one chunk of kRows rows are expanded (6 KB) for up to kPanels panels,
 // whose totals, f32, take 24 KB; x is fetched into L1 a run of panels ahead, y while the last chunk
-// is multiplied, the next rows in storage order as in codes-inl.h. Tried (Emerald Rapids,
+// is multiplied, the next rows in storage order as in codes-inl.h, evenly: eight tokens take 1.02
+// ms, 1.22 with lines fetched beside products alone (4096x4096, cold). Tried (Emerald Rapids,
 // 4096x4096, 256 tokens, ms): 24 by one panel everywhere 17.0; 12 by two with 96, 48, 24 rows
 // expanded at a time 14.5, 14.1, 14.1 and at 4096x14336 55, 50.8, 49.7, because L1 gets a quarter
 // of a line a cycle and totals of more rows leave it. Products alone would take 11.0 and 38.5.
@@ -32,12 +36,22 @@ namespace {
 
 constexpr int kRows = 24;  // expanded at a time
 constexpr int kSums = 24;  // in registers
-constexpr int kLanes = kQuadTokens;
-constexpr int kPanels = 16;  // panels per expansion
+constexpr int kLanes = 16;
+constexpr int kFewTokens = 8;  // up to so many: panels of eight tokens
+constexpr int kPanels = 16;    // panels per expansion
 constexpr int kFetchToL1 = 3;
 
+XQuads quads_of(const SpmmArgs& a, void* prepared) {
+  return {a, prepared, a.m <= kFewTokens ? kFewTokens : kQuadTokens};
+}
+
 int64_t quads_bytes(const SpmmArgs& a) {
-  return XQuads(a, nullptr).bytes;
+  return quads_of(a, nullptr).bytes;
+}
+
+template <class X>
+void prepare(const SpmmArgs& a, void* prepared, int part, int parts) {
+  prepare_panels<X>(a, quads_of(a, prepared), part, parts);
 }
 
 struct QuadsTile {
@@ -49,14 +63,14 @@ struct QuadsTile {
 
 // A run of panels, one chunk of columns.
 struct QuadsRun {
-  int64_t quads;
-  const int8_t* x;       // [panels, kStepColumns / 4, 16, 4], the next run's behind it
+  int64_t columns;
+  const int8_t* x;       // [panels, kStepColumns * T], the next run's behind it
   const int32_t* start;  // [panels, 16]
   const float* step;     // [panels, 16]
   const float* scales;   // [rows, groups] at the chunk's group, or null
   int64_t groups;
   int64_t rows;      // that exist
-  const char* next;  // of later rows' values, fetched one line per four columns
+  const char* next;  // of later rows' values, fetched a line per vector of x, or null
   const char* y;     // fetched beside that, a token per four columns, or null
   int64_t y_bytes;   // from token to token
 };
@@ -73,8 +87,10 @@ TAMIS_INLINE const int8_t* expand_row(const uint64_t* mask, const int8_t* p, con
   return p;
 }
 
-// Expands a chunk of rows [row, row + rows).
-void expand_rows(const MatrixView& w, QuadsTile& tile, int64_t row, int rows, const Chunks& chunk) {
+// Expands a chunk of rows [row, row + rows). Beside that, fetches a line of later rows' values and
+// half a line of their masks a row.
+void expand_rows(const MatrixView& w, QuadsTile& tile, int64_t row, int rows, const Chunks& chunk,
+                 const char* next, const uint64_t* next_mask) {
   const int8_t* values_end = static_cast<const int8_t*>(w.values) + w.nnz;
   const int64_t words = mask_words(w.cols), first = chunk.begin / 64;
   const int64_t margin = (ceil_div(chunk.end, 64) - first + 1) * 64;
@@ -83,6 +99,8 @@ void expand_rows(const MatrixView& w, QuadsTile& tile, int64_t row, int rows, co
     const uint64_t* mask = w.mask + (row + r) * words + first;
     const int8_t* p = tile.values[r];
     uint8_t* to = tile.weights[r];
+    __builtin_prefetch(next + r * 64, 0, kCodesToL2);
+    __builtin_prefetch(next_mask + r * kStepWords, 0, kCodesToL2);
     if (values_end - p < margin) {
       p = expand_row<true>(mask, p, chunk, to);
     } else if (!whole) {
@@ -98,11 +116,27 @@ void expand_rows(const MatrixView& w, QuadsTile& tile, int64_t row, int rows, co
   }
 }
 
-// total[r][p] += step * (start + sum over quads of weights[r] * x), for rows [row, row + R).
-template <int P>
+// 64 / T weights, repeated.
+template <int T>
+TAMIS_INLINE __m512i repeat(const uint8_t* w) {
+  if constexpr (T == 8) {
+    int64_t eight;
+    __builtin_memcpy(&eight, w, 8);
+    return _mm512_set1_epi64(eight);
+  } else {
+    int32_t four;
+    __builtin_memcpy(&four, w, 4);
+    return _mm512_set1_epi32(four);
+  }
+}
+
+// total[r][p] += step * (start + sum over columns of weights[r] * x), for rows [row, row + R) and P
+// panels of T tokens.
+template <int T, int P>
 __attribute__((noinline)) void multiply_quads(QuadsTile& tile, int row, float (*total)[kLanes],
                                               const QuadsRun& run) {
-  constexpr int R = kSums / P;
+  constexpr int R = kSums / P, kColumns = 64 / T;
+  constexpr int64_t kPanelBytes = kStepColumns * T;
   __m512i sum[R][P];
 #pragma GCC unroll 24
   for (int r = 0; r < R; ++r) {
@@ -112,27 +146,26 @@ __attribute__((noinline)) void multiply_quads(QuadsTile& tile, int row, float (*
   const uint8_t* w = tile.weights[row];
   const int8_t* x = run.x;
   // One panel of the next run for each tile of rows; of y what this tile will be stored to.
-  const int64_t near = (P + row / R) * kStepColumns * kLanes;
-  const auto* next = row == 0 ? run.next : reinterpret_cast<const char*>(w);
+  const int64_t near = (P + row / R) * kPanelBytes;
+  const bool more = row == 0 && run.next;
+  const auto* next = more ? run.next : reinterpret_cast<const char*>(w);
   const auto* y = run.y ? run.y : reinterpret_cast<const char*>(w);
-  const int64_t next_bytes = row == 0 ? 64 : 0, y_bytes = run.y ? run.y_bytes : 0;
-  for (const uint8_t* const end = w + run.quads * 4; w < end; w += 4, x += 64) {
+  const int64_t next_bytes = more ? 64 : 0, y_bytes = run.y ? run.y_bytes : 0;
+  for (const uint8_t* const end = w + run.columns; w < end; w += kColumns, x += 64) {
     __builtin_prefetch(next, 0, kCodesToL2);
+    next += next_bytes;
     __builtin_prefetch(x + near, 0, kFetchToL1);
     __builtin_prefetch(y, 1, kCodesToL2);
-    next += next_bytes;
     y += y_bytes;
     __m512i tokens[P];
 #pragma GCC unroll 3
     for (int p = 0; p < P; ++p) {
-      tokens[p] = _mm512_load_si512(x + p * kStepColumns * kLanes);
+      tokens[p] = _mm512_load_si512(x + p * kPanelBytes);
       __asm__("" : "+v"(tokens[p]));
     }
 #pragma GCC unroll 24
     for (int r = 0; r < R; ++r) {
-      int32_t four;
-      __builtin_memcpy(&four, w + r * kStepColumns, 4);
-      const __m512i weights = _mm512_set1_epi32(four);
+      const __m512i weights = repeat<T>(w + r * kStepColumns);
 #pragma GCC unroll 3
       for (int p = 0; p < P; ++p) dot(sum[r][p], weights, tokens[p]);
     }
@@ -152,7 +185,8 @@ __attribute__((noinline)) void multiply_quads(QuadsTile& tile, int row, float (*
 }
 
 using Multiply = void (*)(QuadsTile&, int, float (*)[kLanes], const QuadsRun&);
-constexpr Multiply kMultiply[] = {multiply_quads<1>, multiply_quads<2>, multiply_quads<3>};
+constexpr Multiply kMultiply[] = {multiply_quads<16, 1>, multiply_quads<16, 2>,
+                                  multiply_quads<16, 3>};
 
 // Panels of the next run where `left` are left: two, and three at an odd end.
 TAMIS_INLINE int64_t run_of(int64_t left) {
@@ -161,11 +195,11 @@ TAMIS_INLINE int64_t run_of(int64_t left) {
 
 // Rows [row, row + rows) of the tokens of panels [first, first + count).
 void store_quads(const SpmmArgs& a, const QuadsTile& tile, int64_t row, int rows, int64_t first,
-                 int64_t count, bool scaled) {
+                 int64_t count, int64_t tokens, bool scaled) {
   for (int64_t panel = 0, run; panel < count; panel += run) {
     run = run_of(count - panel);
     for (int64_t p = 0; p < run; ++p) {
-      const int64_t token = (first + panel + p) * kLanes;
+      const int64_t token = (first + panel + p) * tokens;
       for (int r = 0; r < rows; r += 16) {
         const int n = rows - r < 16 ? rows - r : 16;
         __m512i v[16];
@@ -175,8 +209,12 @@ void store_quads(const SpmmArgs& a, const QuadsTile& tile, int64_t row, int rows
         }
         transpose(v);
         const simd::F32 scale = scaled ? simd::splat(1.0f) : simd::load(a.w.scales + row + r, n);
-        for (int t = 0; t < kLanes && token + t < a.m; ++t) {
-          store_rows(a, simd::mul(_mm512_castsi512_ps(v[t]), scale), row + r, token + t, n);
+        for (int64_t t = 0; t < tokens && token + t < a.m; ++t) {
+          simd::F32 y = _mm512_castsi512_ps(v[t]);
+          if (tokens == kFewTokens) {
+            y = simd::add(_mm512_castsi512_ps(v[2 * t]), _mm512_castsi512_ps(v[2 * t + 1]));
+          }
+          store_rows(a, simd::mul(y, scale), row + r, token + t, n);
         }
       }
     }
@@ -184,7 +222,7 @@ void store_quads(const SpmmArgs& a, const QuadsTile& tile, int64_t row, int rows
 }
 
 void spmm_quads(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
-  const XQuads x(a, const_cast<void*>(a.prepared));
+  const XQuads x = quads_of(a, const_cast<void*>(a.prepared));
   const auto* values = static_cast<const int8_t*>(a.w.values);
   const int64_t words = mask_words(a.w.cols), steps = step_count(a.w);
   const int64_t groups = a.w.group_size < a.w.cols ? ceil_div(a.w.cols, a.w.group_size) : 1;
@@ -202,42 +240,47 @@ void spmm_quads(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
     for (int64_t pass = 0; pass < passes; ++pass) {
       const int64_t first_panel = x.panels * pass / passes;
       const int64_t count = x.panels * (pass + 1) / passes - first_panel;
-      std::memset(tile.total, 0, sizeof tile.total);
+      std::memset(tile.total, 0, static_cast<size_t>(count) * kRows * sizeof tile.total[0]);
       for (int r = 0; r < rows; ++r) tile.values[r] = values + code_row_start(a.w, row + r);
       for (Chunks chunk(a.w); chunk.more(); chunk.next()) {
-        const char* fetch = nullptr;
-        if (pass == 0 && chunk.begin % kStepColumns == 0) {
+        // Nothing new: what is here already.
+        const char* fetch = reinterpret_cast<const char*>(tile.weights);
+        const uint64_t* fetch_mask = a.w.mask + row * words;
+        const bool more = pass == 0 && chunk.begin % kStepColumns == 0;
+        if (more) {
           fetch = reinterpret_cast<const char*>(next_values);
+          fetch_mask = next_mask;
           next_values += step_bytes;
-          fetch_codes(fetch + kStepColumns / 4 * 64, next_values);
-          fetch_codes(next_mask, next_mask + rows * kStepWords);
           next_mask += rows * kStepWords;
         }
-        expand_rows(a.w, tile, row, rows, chunk);
+        expand_rows(a.w, tile, row, rows, chunk, fetch, fetch_mask);
+        const char* next_line = more ? fetch + rows * 64 : nullptr;
+        if (more) fetch_codes(next_line + kStepColumns * x.tokens, next_values);
         const int64_t first = chunk.begin / 64, last = ceil_div(chunk.end, 64);
-        for (int64_t panel = 0, run; panel < count; panel += run, fetch = nullptr) {
+        for (int64_t panel = 0, run; panel < count; panel += run, next_line = nullptr) {
           run = run_of(count - panel);
           const int64_t at = first_panel + panel;
-          QuadsRun args{.quads = (last - first) * 16,
-                        .x = x.at(chunk.step(), at) + first % kStepWords * 64 * kLanes,
+          QuadsRun args{.columns = (last - first) * 64,
+                        .x = x.at(chunk.step(), at) + first % kStepWords * 64 * x.tokens,
                         .start = x.starts + (chunk.index * x.panels + at) * kLanes,
                         .step = x.steps + (chunk.step() * x.panels + at) * kLanes,
                         .scales = groups > 1 ? a.w.scales + row * groups + chunk.group : nullptr,
                         .groups = groups,
                         .rows = rows,
-                        .next = fetch,
+                        .next = next_line,
                         .y = nullptr,
                         .y_bytes = y_bytes};
           for (int r = 0; r < rows; r += kSums / static_cast<int>(run)) {
             if (chunk.end == a.w.cols) {
-              args.y = static_cast<const char*>(a.y) + at * kLanes * y_bytes +
+              args.y = static_cast<const char*>(a.y) + at * x.tokens * y_bytes +
                        (row + r) * size_of(a.x_dtype);
             }
-            kMultiply[run - 1](tile, r, tile.total + panel * kRows + r * run, args);
+            const auto multiply = x.tokens == 8 ? multiply_quads<8, 1> : kMultiply[run - 1];
+            multiply(tile, r, tile.total + panel * kRows + r * run, args);
           }
         }
       }
-      store_quads(a, tile, row, rows, first_panel, count, groups > 1);
+      store_quads(a, tile, row, rows, first_panel, count, x.tokens, groups > 1);
     }
   }
 }
@@ -245,7 +288,7 @@ void spmm_quads(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
 }  // namespace
 
 #define TAMIS_QUADS_KERNEL(x, X)                                                               \
-  const SpmmXForm spmm_quads_##x##_avx512vbmi2 = {quads_bytes, prepare_quads<X>, true};        \
+  const SpmmXForm spmm_quads_##x##_avx512vbmi2 = {quads_bytes, prepare<X>, true};              \
   void spmm_bitmap_i8_##x##_avx512vbmi2_quads(const SpmmArgs& a, int64_t begin, int64_t end) { \
     spmm_quads(a, begin, end);                                                                 \
   }                                                                                            \

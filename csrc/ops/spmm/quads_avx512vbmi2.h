@@ -1,5 +1,6 @@
 // x as quads: [steps, panels, kStepColumns / 4, 16 tokens, 4 codes], so that one vector meets four
-// broadcast weights of a row, and 1 KB is the right-hand tile of a product of AMX.
+// broadcast weights of a row, and 1 KB is the right-hand tile of a product of AMX. Panels of eight
+// tokens: [..., kStepColumns / 8, 8 tokens, 8 codes], two lanes a token.
 //
 // Error: as in codes-inl.h. Columns past k and missing tokens have codes of zero.
 #pragma once
@@ -14,15 +15,16 @@ namespace {
 
 inline constexpr int kQuadTokens = 16;  // tokens in a panel
 
-// The prepared x; a panel is 16 tokens.
+// The prepared x; a panel is `tokens` tokens.
 struct XQuads {
-  int8_t* codes;    // [steps, panels, kStepColumns / 4, 16, 4]
-  int32_t* starts;  // [chunks, panels, 16]
-  float* steps;     // [steps, panels, 16]
-  int64_t panels, bytes;
+  int8_t* codes;    // [steps, panels, kStepColumns * tokens / 64, tokens, 64 / tokens]
+  int32_t* starts;  // [chunks, panels, 16], by lanes of a vector
+  float* steps;     // [steps, panels, 16], likewise
+  int64_t tokens, panels, bytes;
 
-  TAMIS_INLINE XQuads(const SpmmArgs& a, void* prepared) : panels(ceil_div(a.m, kQuadTokens)) {
-    const int64_t code_bytes = step_count(a.w) * panels * kStepColumns * kQuadTokens;
+  TAMIS_INLINE XQuads(const SpmmArgs& a, void* prepared, int64_t of_panel = kQuadTokens)
+      : tokens(of_panel), panels(ceil_div(a.m, of_panel)) {
+    const int64_t code_bytes = step_count(a.w) * panels * kStepColumns * tokens;
     const int64_t start_bytes = chunk_limit(a.w) * panels * 64;
     codes = static_cast<int8_t*>(prepared);
     starts = reinterpret_cast<int32_t*>(codes + code_bytes);
@@ -30,9 +32,37 @@ struct XQuads {
     bytes = code_bytes + start_bytes + step_count(a.w) * panels * 64;
   }
   TAMIS_INLINE int8_t* at(int64_t step, int64_t panel) const {
-    return codes + (step * panels + panel) * kStepColumns * kQuadTokens;
+    return codes + (step * panels + panel) * kStepColumns * tokens;
   }
 };
+
+// What sums over `bytes` of a panel start with.
+TAMIS_INLINE __m512i quads_start(const int8_t* codes, int64_t bytes) {
+  __m512i sum = _mm512_setzero_si512();
+  for (int64_t at = 0; at < bytes; at += 64) {
+    sum = _mm512_dpbusd_epi32(sum, bytes_of(-128), _mm512_load_si512(codes + at));
+  }
+  return _mm512_sub_epi32(_mm512_setzero_si512(), sum);
+}
+
+// A word of every token to the panel at `out`.
+TAMIS_INLINE void put_quads(const __m512i (&codes)[kQuadTokens][kStepWords], int64_t word,
+                            int64_t tokens, int8_t* out) {
+  __m512i v[kQuadTokens];
+#pragma GCC unroll 16
+  for (int t = 0; t < kQuadTokens; ++t) v[t] = codes[t][word];
+  if (tokens == kQuadTokens) {
+    transpose(v);
+#pragma GCC unroll 16
+    for (int q = 0; q < 16; ++q) _mm512_store_si512(out + q * 64, v[q]);
+    return;
+  }
+  for (int64_t t = 0; t < tokens; ++t) {
+    alignas(64) int64_t eight[8];
+    _mm512_store_si512(eight, v[t]);
+    for (int q = 0; q < 8; ++q) __builtin_memcpy(out + q * 64 + t * 8, eight + q, 8);
+  }
+}
 
 // What sums over words [first, last) of a panel start with.
 TAMIS_INLINE __m512i quads_start(const int8_t* codes, int64_t first, int64_t last) {
@@ -45,38 +75,36 @@ TAMIS_INLINE __m512i quads_start(const int8_t* codes, int64_t first, int64_t las
 
 // Panels [part / parts) of all steps.
 template <class X>
-void prepare_quads(const SpmmArgs& a, void* prepared, int part, int parts) {
-  const XQuads to(a, prepared);
-  const int64_t count = step_count(a.w) * to.panels;
+void prepare_panels(const SpmmArgs& a, const XQuads& to, int part, int parts) {
+  const int64_t count = step_count(a.w) * to.panels, lanes = kQuadTokens / to.tokens;
   for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
     const int64_t step = i / to.panels, panel = i % to.panels, first = step * kStepColumns;
     const int64_t n = a.w.cols - first < kStepColumns ? a.w.cols - first : kStepColumns;
     __m512i codes[kQuadTokens][kStepWords];
-    for (int64_t t = 0; t < kQuadTokens; ++t) {
-      const int64_t token = panel * kQuadTokens + t;
+    for (int64_t t = 0; t < to.tokens; ++t) {
+      const int64_t token = panel * to.tokens + t;
       float of_token = 0;
       if (token < a.m) {
         of_token = quantize(static_cast<const X*>(a.x) + token * a.x_stride + first, n, codes[t]);
       } else {
         for (auto& word : codes[t]) word = _mm512_setzero_si512();
       }
-      to.steps[i * kQuadTokens + t] = of_token;
+      for (int64_t j = 0; j < lanes; ++j) to.steps[i * 16 + t * lanes + j] = of_token;
     }
     int8_t* out = to.at(step, panel);
-    for (int64_t w = 0; w < kStepWords; ++w) {
-      __m512i v[kQuadTokens];
-#pragma GCC unroll 16
-      for (int t = 0; t < kQuadTokens; ++t) v[t] = codes[t][w];
-      transpose(v);
-#pragma GCC unroll 16
-      for (int q = 0; q < 16; ++q) _mm512_store_si512(out + (w * 16 + q) * 64, v[q]);
-    }
+    const int64_t word_bytes = 64 * to.tokens;
+    for (int64_t w = 0; w < kStepWords; ++w) put_quads(codes, w, to.tokens, out + w * word_bytes);
     for (Chunks chunk(a.w, first); chunk.begin < first + n; chunk.next()) {
-      _mm512_store_si512(
-          to.starts + (chunk.index * to.panels + panel) * kQuadTokens,
-          quads_start(out, (chunk.begin - first) / 64, ceil_div(chunk.end - first, 64)));
+      const int64_t begin = (chunk.begin - first) / 64, end = ceil_div(chunk.end - first, 64);
+      _mm512_store_si512(to.starts + (chunk.index * to.panels + panel) * 16,
+                         quads_start(out + begin * word_bytes, (end - begin) * word_bytes));
     }
   }
+}
+
+template <class X>
+void prepare_quads(const SpmmArgs& a, void* prepared, int part, int parts) {
+  prepare_panels<X>(a, XQuads(a, prepared), part, parts);
 }
 
 }  // namespace
