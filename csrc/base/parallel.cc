@@ -30,4 +30,9 @@ void parallel_run(int threads, void (*body)(const void* context, int thread, int
   body(context, omp_get_thread_num(), omp_get_num_threads());
 }
 
+void wait_for_all(int threads) {
+  if (threads <= 1) return;  // alone, maybe in somebody else's region
+#pragma omp barrier
+}
+
 }  // namespace tamis

@@ -9,6 +9,10 @@ namespace tamis {
 void parallel_run(int threads, void (*body)(const void* context, int thread, int threads),
                   const void* context);
 
+// Waits, inside a body that parallel_run calls, until all of its threads are here; `threads` is
+// what the body was given.
+void wait_for_all(int threads);
+
 // Threads a call may use: set_num_threads, else TAMIS_NUM_THREADS, else what the runtime shares
 // with torch (torch.set_num_threads is obeyed).
 int num_threads();

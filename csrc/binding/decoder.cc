@@ -1,10 +1,13 @@
-// decoder over raw addresses; weights come as (Matrix, address of the bias) pairs.
+// decoder over raw addresses: layers as handles made once, caches as (keys, values, room).
 #include "binding/decoder.h"
 
 #include <pybind11/stl.h>
 
 #include <array>
 #include <cstdint>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "binding/address.h"
 #include "binding/matrix.h"
@@ -13,77 +16,80 @@
 namespace tamis::binding {
 namespace {
 
-DecoderLinear linear(const Matrix& w, uintptr_t bias) {
-  return {.w = w.view(), .bias = address<const void>(bias)};
-}
+using Norm = std::pair<uintptr_t, float>;
+using Weight = std::pair<py::object, uintptr_t>;  // Matrix, bias
 
-using Biases3 = std::array<uintptr_t, 3>;
-using Biases4 = std::array<uintptr_t, 4>;
-using ArrayStrides = std::array<int64_t, 3>;
-
-void inputs(const Matrix& q, const Matrix& k, const Matrix& v, Biases3 biases, int dtype, int64_t m,
-            int64_t head_dim, uintptr_t x, uintptr_t norm, float eps, uintptr_t cos, uintptr_t sin,
-            int64_t positions, uintptr_t queries, uintptr_t keys, uintptr_t values,
-            uintptr_t workspace) {
-  const DecoderInputs args{.dtype = float_dtype("decoder", dtype),
-                           .m = m,
-                           .head_dim = head_dim,
-                           .x = address<const void>(x),
-                           .norm = {.weight = address<const void>(norm), .eps = eps},
-                           .q = linear(q, biases[0]),
-                           .k = linear(k, biases[1]),
-                           .v = linear(v, biases[2]),
-                           .cos = address<const void>(cos),
-                           .sin = address<const void>(sin),
-                           .positions = positions,
-                           .queries = address<void>(queries),
-                           .keys = address<void>(keys),
-                           .values = address<void>(values),
-                           .workspace = address<void>(workspace)};
-  run(&decoder_inputs, args);
-}
-
-void outputs(const Matrix& o, const Matrix& gate, const Matrix& up, const Matrix& down,
-             Biases4 biases, int dtype, int64_t m, int64_t head_dim, int64_t kv_heads,
-             int64_t tokens, uintptr_t x, uintptr_t queries, uintptr_t keys,
-             ArrayStrides key_strides, uintptr_t values, ArrayStrides value_strides, float scale,
-             uintptr_t norm, float eps, uintptr_t y, uintptr_t workspace) {
-  DecoderOutputs args{.dtype = float_dtype("decoder", dtype),
-                      .m = m,
-                      .head_dim = head_dim,
-                      .heads = o.view().cols / (head_dim > 0 ? head_dim : 1),
-                      .kv_heads = kv_heads,
-                      .tokens = tokens,
-                      .x = address<const void>(x),
-                      .queries = address<const void>(queries),
-                      .keys = address<const void>(keys),
-                      .values = address<const void>(values),
-                      .scale = scale,
-                      .o = linear(o, biases[0]),
-                      .norm = {.weight = address<const void>(norm), .eps = eps},
-                      .gate = linear(gate, biases[1]),
-                      .up = linear(up, biases[2]),
-                      .down = linear(down, biases[3]),
-                      .y = address<void>(y),
-                      .workspace = address<void>(workspace)};
-  for (size_t i = 0; i < 3; ++i) {
-    args.key_strides[i] = key_strides[i];
-    args.value_strides[i] = value_strides[i];
+// Keeps its matrices alive, not what biases and norms are.
+class Layer {
+ public:
+  Layer(const std::array<Weight, 7>& weights, const std::array<Norm, 2>& norms, float scale) {
+    const std::array<DecoderLinear*, 7> places{&layer_.q,    &layer_.k,  &layer_.v,   &layer_.o,
+                                               &layer_.gate, &layer_.up, &layer_.down};
+    for (size_t i = 0; i < places.size(); ++i) {
+      matrices_[i] = weights[i].first;
+      *places[i] = {.w = matrices_[i].cast<const Matrix&>().view(),
+                    .bias = address<const void>(weights[i].second)};
+    }
+    layer_.before = norm(norms[0]);
+    layer_.after = norm(norms[1]);
+    layer_.scale = scale;
   }
-  run(&decoder_outputs, args);
+
+  static DecoderNorm norm(const Norm& n) {
+    return {.weight = address<const void>(n.first), .eps = n.second};
+  }
+  const DecoderLayer& get() const { return layer_; }
+
+ private:
+  DecoderLayer layer_;
+  std::array<py::object, 7> matrices_;
+};
+
+using Cache = std::tuple<uintptr_t, uintptr_t, int64_t>;
+
+void step(const std::vector<const Layer*>& layers, const std::vector<Cache>& caches, int dtype,
+          int64_t m, int64_t head_dim, int64_t tokens, uintptr_t x,
+          std::tuple<uintptr_t, uintptr_t, int64_t> turns, const Norm& last, uintptr_t y,
+          uintptr_t workspace) {
+  std::vector<DecoderLayer> stack;
+  stack.reserve(layers.size());
+  for (const Layer* layer : layers) stack.push_back(layer->get());
+  std::vector<DecoderCache> past;
+  past.reserve(caches.size());
+  for (const auto& [keys, values, room] : caches) {
+    past.push_back({.keys = address<void>(keys), .values = address<void>(values), .room = room});
+  }
+  const DecoderArgs args{.dtype = float_dtype("decoder", dtype),
+                         .m = m,
+                         .head_dim = head_dim,
+                         .tokens = tokens,
+                         .x = address<const void>(x),
+                         .cos = address<const void>(std::get<0>(turns)),
+                         .sin = address<const void>(std::get<1>(turns)),
+                         .positions = std::get<2>(turns),
+                         .layers = stack,
+                         .caches = past,
+                         .last = Layer::norm(last),
+                         .y = address<void>(y),
+                         .workspace = address<void>(workspace)};
+  run(&decoder, args);
+}
+
+int64_t workspace(const std::vector<const Layer*>& layers, int64_t m) {
+  if (layers.empty()) return 0;
+  return decoder_workspace({.m = m, .layers = {&layers[0]->get(), 1}});
 }
 
 }  // namespace
 
 void bind_decoder(py::module_& m) {
   using namespace py::literals;
-  m.def("decoder_inputs", &inputs, "q"_a, "k"_a, "v"_a, "bias_ptrs"_a, "dtype"_a, "m"_a,
-        "head_dim"_a, "x_ptr"_a, "norm_ptr"_a, "eps"_a, "cos_ptr"_a, "sin_ptr"_a, "positions"_a,
-        "queries_ptr"_a, "keys_ptr"_a, "values_ptr"_a, "workspace_ptr"_a);
-  m.def("decoder_outputs", &outputs, "o"_a, "gate"_a, "up"_a, "down"_a, "bias_ptrs"_a, "dtype"_a,
-        "m"_a, "head_dim"_a, "kv_heads"_a, "tokens"_a, "x_ptr"_a, "queries_ptr"_a, "keys_ptr"_a,
-        "key_strides"_a, "values_ptr"_a, "value_strides"_a, "scale"_a, "norm_ptr"_a, "eps"_a,
-        "y_ptr"_a, "workspace_ptr"_a);
+  py::class_<Layer>(m, "DecoderLayer")
+      .def(py::init<const std::array<Weight, 7>&, const std::array<Norm, 2>&, float>(), "weights"_a,
+           "norms"_a, "scale"_a);
+  m.def("decoder", &step, "layers"_a, "caches"_a, "dtype"_a, "m"_a, "head_dim"_a, "tokens"_a,
+        "x_ptr"_a, "turns"_a, "last"_a, "y_ptr"_a, "workspace_ptr"_a);
+  m.def("decoder_workspace", &workspace, "layers"_a, "m"_a);
 }
 
 }  // namespace tamis::binding

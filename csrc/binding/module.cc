@@ -26,6 +26,7 @@
 #include "binding/spgemm.h"
 #include "binding/spmm.h"
 #include "binding/spmm_grad.h"
+#include "binding/watch.h"
 
 namespace tamis::binding {
 namespace {
@@ -80,4 +81,5 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   binding::bind_kv_select(m);
   binding::bind_prefill(m);
   binding::bind_activation(m);
+  binding::bind_watch(m);
 }

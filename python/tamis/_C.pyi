@@ -4,6 +4,7 @@ Errors are ValueError (shapes, ranges, contradicting arrays), TypeError (dtypes)
 NotImplementedError (no kernel), each one sentence naming function, argument, got and wanted.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -88,51 +89,44 @@ def pack(
 ) -> dict[str, Array]:
     """Arrays of w [rows, cols] where `keep` is true; None keeps every weight but +0 and -0."""
 
-def decoder_inputs(
-    q: Matrix,
-    k: Matrix,
-    v: Matrix,
-    bias_ptrs: tuple[int, int, int],
-    dtype: int,
-    m: int,
-    head_dim: int,
-    x_ptr: int,
-    norm_ptr: int,
-    eps: float,
-    cos_ptr: int,
-    sin_ptr: int,
-    positions: int,
-    queries_ptr: int,
-    keys_ptr: int,
-    values_ptr: int,
-    workspace_ptr: int,
-) -> None:
-    """First half of a decoder layer on m tokens: csrc/ops/decoder/decoder.h. Releases the GIL."""
+class DecoderLayer:
+    """A decoder layer's weights, checked; keeps the matrices alive, not what the addresses are of."""
 
-def decoder_outputs(
-    o: Matrix,
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
-    bias_ptrs: tuple[int, int, int, int],
+    def __init__(
+        self,
+        weights: Sequence[tuple[Matrix, int]],
+        norms: Sequence[tuple[int, float]],
+        scale: float,
+    ) -> None:
+        """(matrix, address of its bias or 0) of q, k, v, o, gate, up, down; (weight, eps) of two norms."""
+
+def decoder(
+    layers: Sequence[DecoderLayer],
+    caches: Sequence[tuple[int, int, int]],
     dtype: int,
     m: int,
     head_dim: int,
-    kv_heads: int,
     tokens: int,
     x_ptr: int,
-    queries_ptr: int,
-    keys_ptr: int,
-    key_strides: tuple[int, ...],
-    values_ptr: int,
-    value_strides: tuple[int, ...],
-    scale: float,
-    norm_ptr: int,
-    eps: float,
+    turns: tuple[int, int, int],
+    last: tuple[int, float],
     y_ptr: int,
     workspace_ptr: int,
 ) -> None:
-    """Second half; strides in elements, of [m, kv_heads, tokens]. Releases the GIL."""
+    """A new token of m sequences through layers: csrc/ops/decoder/decoder.h. Releases the GIL.
+
+    caches: (keys, values, room) of each layer. turns: (cos, sin, positions). last: (weight, eps) or (0, 0).
+    """
+
+def decoder_workspace(layers: Sequence[DecoderLayer], m: int) -> int:
+    """Elements that ``decoder`` wants at workspace_ptr; layers are alike, so the first will do."""
+
+def unchanged(entries: tuple[Any, ...], empty: tuple[Any, ...], tensors: tuple[Any, ...]) -> bool:
+    """Whether dictionaries hold what they held, others are empty, and tensors lie where they lay.
+
+    entries: dictionary, key, value in turns, ``...`` for an absent key. tensors: tensor, version,
+    address in turns, -1 for any.
+    """
 
 def spmm(
     matrix: Matrix,

@@ -1,4 +1,4 @@
-"""fuse_decode_: decoder layers that compute a new token in two calls each."""
+"""fuse_decode_: decoder layers that compute a new token in one call."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from torch import nn
 
 from tamis.errors import TamisUnsupported
 from tamis.model import families, family_of
-from tamis.nn.decoder import fused, is_sparse
+from tamis.nn.decoder import FusedDecoder, FusedStack, fused
+from tamis.nn.decoder_plan import ACTIVATIONS, is_sparse
 from tamis.scope import check_model
 
 __all__ = ["fuse_decode_"]
 
-_ACTIVATIONS = ("SiLU", "SiLUActivation")
-
 
 def fuse_decode_(model: nn.Module) -> list[str]:
-    """Lets decoder layers compute each new token in two calls, in place; returns their names.
+    """Lets decoder layers compute each new token in one call, in place; returns their names.
 
-    A token of a small model spends as long in the Python around its products as in them. A fused
-    layer does norms, rotations, attention, residuals and the gate in the core, between products and
-    without an operator's call for each, on the CPU: see ``tamis.nn.FusedDecoder`` for when it does, which it
-    decides call by call; prompts, training, masks and other caches run the layer's own forward.
-    Parameters, their names and what ``tamis.save`` writes stay as they are. ``dense_`` takes it back.
+    A token of a small model spends as long in the Python around its products as in them. Where all
+    layers are fused, one call of the core takes a token through them, the norm after them included:
+    norms, rotations, attention, residuals and gates between products, without an operator's call
+    for each, on the CPU. Where some have a dense linear, each of the others is a call. When they do
+    so is decided step by step, see ``tamis.nn.FusedStack`` and ``FusedDecoder``: prompts, training,
+    padded batches and other caches run the model's own forward. Parameters, their names and what
+    ``tamis.save`` writes stay as they are. ``dense_`` takes it back.
 
     Args:
         model: Of Llama's form (Llama, SmolLM2, Mistral, Qwen 2), its linears pruned. Layers with a dense linear are left.
@@ -37,7 +38,7 @@ def fuse_decode_(model: nn.Module) -> list[str]:
         name: module
         for name, module in model.named_modules()
         if type(module).__name__ in blocks
-        and type(getattr(module.get_submodule("mlp"), "act_fn", None)).__name__ in _ACTIVATIONS
+        and type(getattr(module.get_submodule("mlp"), "act_fn", None)).__name__ in ACTIVATIONS
     }
     if not found:
         known = ", ".join(sorted(block for f in families() for block in f.fusable))
@@ -52,5 +53,11 @@ def fuse_decode_(model: nn.Module) -> list[str]:
             "dense linear, wanted one with all of them sparse; call sparsify_ first."
         )
     for name in names:
-        fused(found[name])
+        fused(found[name], FusedDecoder)
+    stacks = () if family is None else family.stacks
+    for module in model.modules():
+        if type(module).__name__ in stacks:
+            layers = module.get_submodule("layers").children()
+            if all(isinstance(layer, FusedDecoder) for layer in layers):
+                fused(module, FusedStack)
     return names

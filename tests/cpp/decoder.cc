@@ -1,6 +1,6 @@
-// Both halves of a decoder layer against the formula in double: dtypes, groups of heads, sequences
-// at one position or their own, biases, caches with room behind their tokens, guard pages after
-// each array.
+// Decoder layers against the formula in double: dtypes, groups of heads, sequences at one position
+// or their own, biases, short and long caches with room behind their tokens, several threads, guard
+// pages after each array.
 #include "ops/decoder/decoder.h"
 
 #include <gtest/gtest.h>
@@ -11,6 +11,7 @@
 #include <random>
 #include <vector>
 
+#include "base/parallel.h"
 #include "ops/sparse_input/elements.h"
 #include "packing.h"
 
@@ -23,6 +24,7 @@ struct DecoderCase {
   DType dtype;
   int64_t m, positions, hidden, heads, kv_heads, d, inner, tokens;
   bool biases;
+  int layers = 1, threads = 1;
 };
 
 // Numbers in guarded memory, and the same as double.
@@ -140,138 +142,175 @@ class DecoderProblem {
   std::mt19937_64 random_{7};
 };
 
-class Decoder : public testing::TestWithParam<DecoderCase> {};
+class Decoder : public testing::TestWithParam<DecoderCase> {
+ protected:
+  void TearDown() override { set_num_threads(0); }
+};
 
-TEST_P(Decoder, FirstHalfIsItsFormula) {
-  const DecoderCase c = GetParam();
-  DecoderProblem p(c);
-  const int64_t queries = c.heads * c.d, keys = c.kv_heads * c.d;
-  const auto x = p.random(c.m * c.hidden), weight = p.random(c.hidden, 1.0, 0.2);
-  const auto cos = p.random(c.positions * c.d), sin = p.random(c.positions * c.d);
-  const auto wq = p.linear(queries, c.hidden), wk = p.linear(keys, c.hidden),
-             wv = p.linear(keys, c.hidden);
-  const auto q = p.result(c.m * queries), k = p.result(c.m * keys), v = p.result(c.m * keys),
-             workspace = p.result(c.m * c.hidden);
-  const Status status = decoder_inputs({.dtype = c.dtype,
-                                        .m = c.m,
-                                        .head_dim = c.d,
-                                        .x = x->memory.data(),
-                                        .norm = {.weight = weight->memory.data(), .eps = 1e-5f},
-                                        .q = wq.view(),
-                                        .k = wk.view(),
-                                        .v = wv.view(),
-                                        .cos = cos->memory.data(),
-                                        .sin = sin->memory.data(),
-                                        .positions = c.positions,
-                                        .queries = q->memory.data(),
-                                        .keys = k->memory.data(),
-                                        .values = v->memory.data(),
-                                        .workspace = workspace->memory.data()});
-  ASSERT_TRUE(status.ok()) << status.text;
-  const Doubles n = p.norm(x->exact, weight->exact, 1e-5);
-  p.expect_near(*q, p.turn(p.times(wq, n, queries), c.heads, cos->exact, sin->exact), "queries");
-  p.expect_near(*k, p.turn(p.times(wk, n, keys), c.kv_heads, cos->exact, sin->exact), "keys");
-  p.expect_near(*v, p.times(wv, n, keys), "values");
-}
+// A layer's weights, norms and cache, and what it makes of x.
+struct LayerProblem {
+  DecoderProblem& p;
+  DecoderCase c;
+  int64_t room = c.tokens + 5;
+  NumbersPtr before = p.random(c.hidden, 1.0, 0.2), after = p.random(c.hidden, 1.0, 0.2);
+  NumbersPtr keys = p.random(c.m * c.kv_heads * room * c.d);
+  NumbersPtr values = p.random(c.m * c.kv_heads * room * c.d);
+  DecoderProblem::Linear q = p.linear(c.heads * c.d, c.hidden);
+  DecoderProblem::Linear k = p.linear(c.kv_heads * c.d, c.hidden);
+  DecoderProblem::Linear v = p.linear(c.kv_heads * c.d, c.hidden);
+  DecoderProblem::Linear o = p.linear(c.hidden, c.heads* c.d);
+  DecoderProblem::Linear gate = p.linear(c.inner, c.hidden);
+  DecoderProblem::Linear up = p.linear(c.inner, c.hidden);
+  DecoderProblem::Linear down = p.linear(c.hidden, c.inner);
 
-TEST_P(Decoder, SecondHalfIsItsFormula) {
-  const DecoderCase c = GetParam();
-  DecoderProblem p(c);
-  const int64_t width = c.heads * c.d, room = c.tokens + 5;  // rows of a cache that may grow
-  const auto x = p.random(c.m * c.hidden), weight = p.random(c.hidden, 1.0, 0.2),
-             q = p.random(c.m * width), k = p.random(c.m * c.kv_heads * room * c.d),
-             v = p.random(c.m * c.kv_heads * room * c.d);
-  const auto wo = p.linear(c.hidden, width), wg = p.linear(c.inner, c.hidden),
-             wu = p.linear(c.inner, c.hidden), wd = p.linear(c.hidden, c.inner);
-  const auto y = p.result(c.m * c.hidden);
-  DecoderOutputs args{.dtype = c.dtype,
-                      .m = c.m,
-                      .head_dim = c.d,
-                      .heads = c.heads,
-                      .kv_heads = c.kv_heads,
-                      .tokens = c.tokens,
-                      .x = x->memory.data(),
-                      .queries = q->memory.data(),
-                      .keys = k->memory.data(),
-                      .values = v->memory.data(),
-                      .key_strides = {c.kv_heads * room * c.d, room * c.d, c.d},
-                      .value_strides = {c.kv_heads * room * c.d, room * c.d, c.d},
-                      .scale = 0.3f,
-                      .o = wo.view(),
-                      .norm = {.weight = weight->memory.data(), .eps = 1e-5f},
-                      .gate = wg.view(),
-                      .up = wu.view(),
-                      .down = wd.view(),
-                      .y = y->memory.data()};
-  const auto workspace = p.result(decoder_workspace(args));
-  args.workspace = workspace->memory.data();
-  const Status status = decoder_outputs(args);
-  ASSERT_TRUE(status.ok()) << status.text;
-
-  Doubles attended(static_cast<size_t>(c.m * width));
-  for (int64_t row = 0; row < c.m * c.heads; ++row) {  // of a sequence and a query head
-    const int64_t kv = row / c.heads * c.kv_heads + row % c.heads / (c.heads / c.kv_heads);
-    Doubles score(static_cast<size_t>(c.tokens));
-    double largest = -std::numeric_limits<double>::infinity(), sum = 0;
-    for (int64_t t = 0; t < c.tokens; ++t) {
-      for (int64_t i = 0; i < c.d; ++i) {
-        score[t] += 0.3 * q->exact[row * c.d + i] * k->exact[(kv * room + t) * c.d + i];
-      }
-      largest = std::max(largest, score[t]);
-    }
-    for (double& s : score) sum += s = std::exp(s - largest);
-    for (int64_t t = 0; t < c.tokens; ++t) {
-      for (int64_t i = 0; i < c.d; ++i) {
-        attended[row * c.d + i] += score[t] / sum * v->exact[(kv * room + t) * c.d + i];
+  DecoderLayer layer() const {
+    return {.before = {.weight = before->memory.data(), .eps = 1e-5f},
+            .after = {.weight = after->memory.data(), .eps = 1e-4f},
+            .q = q.view(),
+            .k = k.view(),
+            .v = v.view(),
+            .o = o.view(),
+            .gate = gate.view(),
+            .up = up.view(),
+            .down = down.view(),
+            .scale = 0.3f};
+  }
+  DecoderCache cache() {
+    return {.keys = keys->memory.data(), .values = values->memory.data(), .room = room};
+  }
+  // Writes a token [m, g, d] into what the cache should hold.
+  void append(NumbersPtr& cache, const Doubles& token) const {
+    for (int64_t i = 0; i < c.m * c.kv_heads; ++i) {
+      for (int64_t j = 0; j < c.d; ++j) {
+        cache->exact[(i * room + c.tokens) * c.d + j] = token[i * c.d + j];
       }
     }
   }
-  Doubles h = p.times(wo, attended, c.hidden);
-  for (size_t i = 0; i < h.size(); ++i) h[i] += x->exact[i];
-  const Doubles n = p.norm(h, weight->exact, 1e-5), up = p.times(wu, n, c.inner);
-  Doubles gated = p.times(wg, n, c.inner);
-  for (size_t i = 0; i < gated.size(); ++i) gated[i] *= up[i] / (1 + std::exp(-gated[i]));
-  Doubles wanted = p.times(wd, gated, c.hidden);
-  for (size_t i = 0; i < wanted.size(); ++i) wanted[i] += h[i];
+  Doubles attend(const Doubles& queries) const {
+    const int64_t tokens = c.tokens + 1;
+    Doubles out(queries.size());
+    for (int64_t row = 0; row < c.m * c.heads; ++row) {  // of a sequence and a query head
+      const int64_t kv = row / c.heads * c.kv_heads + row % c.heads / (c.heads / c.kv_heads);
+      Doubles score(static_cast<size_t>(tokens));
+      double largest = -std::numeric_limits<double>::infinity(), sum = 0;
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t i = 0; i < c.d; ++i) {
+          score[t] += 0.3 * queries[row * c.d + i] * keys->exact[(kv * room + t) * c.d + i];
+        }
+        largest = std::max(largest, score[t]);
+      }
+      for (double& s : score) sum += s = std::exp(s - largest);
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t i = 0; i < c.d; ++i) {
+          out[row * c.d + i] += score[t] / sum * values->exact[(kv * room + t) * c.d + i];
+        }
+      }
+    }
+    return out;
+  }
+  // y in double; the cache's exact numbers gain a token.
+  Doubles apply(const Doubles& x, const Doubles& cos, const Doubles& sin) {
+    Doubles n = p.norm(x, before->exact, 1e-5);
+    const Doubles queries = p.turn(p.times(q, n, c.heads * c.d), c.heads, cos, sin);
+    append(keys, p.turn(p.times(k, n, c.kv_heads * c.d), c.kv_heads, cos, sin));
+    append(values, p.times(v, n, c.kv_heads * c.d));
+    Doubles h = p.times(o, attend(queries), c.hidden);
+    for (size_t i = 0; i < h.size(); ++i) h[i] += x[i];
+    n = p.norm(h, after->exact, 1e-4);
+    const Doubles other = p.times(up, n, c.inner);
+    Doubles gated = p.times(gate, n, c.inner);
+    for (size_t i = 0; i < gated.size(); ++i) gated[i] *= other[i] / (1 + std::exp(-gated[i]));
+    Doubles y = p.times(down, gated, c.hidden);
+    for (size_t i = 0; i < y.size(); ++i) y[i] += h[i];
+    return y;
+  }
+};
+
+TEST_P(Decoder, LayersAreTheirFormula) {
+  const DecoderCase c = GetParam();
+  set_num_threads(c.threads);
+  DecoderProblem p(c);
+  const auto x = p.random(c.m * c.hidden), cos = p.random(c.positions * c.d),
+             sin = p.random(c.positions * c.d), last = p.random(c.hidden, 1.0, 0.2),
+             y = p.result(c.m * c.hidden);
+  std::vector<std::unique_ptr<LayerProblem>> problems;
+  std::vector<DecoderLayer> layers;
+  std::vector<DecoderCache> caches;
+  for (int i = 0; i < c.layers; ++i) {
+    problems.push_back(std::unique_ptr<LayerProblem>(new LayerProblem{p, c}));
+    layers.push_back(problems.back()->layer());
+    caches.push_back(problems.back()->cache());
+  }
+  DecoderArgs args{.dtype = c.dtype,
+                   .m = c.m,
+                   .head_dim = c.d,
+                   .tokens = c.tokens,
+                   .x = x->memory.data(),
+                   .cos = cos->memory.data(),
+                   .sin = sin->memory.data(),
+                   .positions = c.positions,
+                   .layers = layers,
+                   .caches = caches,
+                   .y = y->memory.data()};
+  if (c.layers > 1) args.last = {.weight = last->memory.data(), .eps = 1e-5f};
+  const auto workspace = p.result(decoder_workspace(args));
+  args.workspace = workspace->memory.data();
+  const Status status = decoder(args);
+  ASSERT_TRUE(status.ok()) << status.text;
+
+  Doubles wanted = x->exact;
+  for (const auto& layer : problems) {
+    wanted = layer->apply(wanted, cos->exact, sin->exact);
+    p.expect_near(*layer->keys, layer->keys->exact, "keys");  // whatever is not new, unchanged
+    p.expect_near(*layer->values, layer->values->exact, "values");
+  }
+  if (args.last.weight) wanted = p.norm(wanted, last->exact, 1e-5);
   p.expect_near(*y, wanted, "y");
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Cases, Decoder,
-    testing::Values(DecoderCase{DType::f32, 1, 1, 64, 4, 2, 16, 144, 9, false},
-                    DecoderCase{DType::f32, 3, 3, 71, 3, 1, 32, 50, 70, true},
-                    DecoderCase{DType::f32, 2, 1, 96, 2, 2, 48, 130, 1, true},
+    testing::Values(DecoderCase{DType::f32, 1, 1, 64, 4, 2, 16, 144, 9, false, 3},
+                    DecoderCase{DType::f32, 3, 3, 71, 3, 1, 32, 50, 70, true, 2},
+                    DecoderCase{DType::f32, 2, 1, 96, 2, 2, 48, 130, 0, true},
+                    DecoderCase{DType::f32, 1, 1, 512, 6, 2, 64, 700, 40, true, 2, 2},
+                    DecoderCase{DType::f32, 2, 2, 384, 6, 3, 64, 900, 530, false, 2, 3},
                     DecoderCase{DType::f16, 3, 3, 64, 4, 2, 16, 144, 9, true},
                     DecoderCase{DType::bf16, 2, 1, 71, 3, 1, 32, 50, 70, false},
-                    DecoderCase{DType::bf16, 3, 3, 64, 4, 2, 16, 144, 9, true}));
+                    DecoderCase{DType::bf16, 3, 3, 640, 4, 2, 16, 700, 9, true, 1, 3}));
 
 TEST(DecoderChecks, RefuseWhatDoesNotFit) {
   const auto shape = [](int64_t rows, int64_t cols) {
     return DecoderLinear{.w = {.format = Format::bitmap, .rows = rows, .cols = cols}};
   };
-  DecoderInputs in;
-  in.m = 3;
-  in.head_dim = 16;
-  in.q = shape(64, 32);
-  in.k = shape(32, 32);
-  in.v = shape(32, 31);
-  EXPECT_EQ(decoder_inputs(in).code, Code::invalid_argument);  // columns of v
-  in.v = shape(32, 32);
-  in.positions = 2;
-  EXPECT_EQ(decoder_inputs(in).code, Code::invalid_argument);
-  in.head_dim = 15;
-  EXPECT_EQ(decoder_inputs(in).code, Code::invalid_argument);
-  in.dtype = DType::i8;
-  EXPECT_EQ(decoder_inputs(in).code, Code::unsupported_dtype);
-  DecoderOutputs out;
-  out.m = 1;
-  out.head_dim = 16;
-  out.heads = 4;
-  out.kv_heads = 3;
-  EXPECT_EQ(decoder_outputs(out).code, Code::invalid_argument);  // heads in groups
-  out.kv_heads = 2;
-  out.o = shape(32, 48);
-  EXPECT_EQ(decoder_outputs(out).code, Code::invalid_argument);  // columns of o
+  DecoderLayer layer{.q = shape(64, 32),
+                     .k = shape(32, 32),
+                     .v = shape(32, 32),
+                     .o = shape(32, 64),
+                     .gate = shape(80, 32),
+                     .up = shape(80, 32),
+                     .down = shape(32, 80)};
+  DecoderCache cache{.room = 8};
+  const DecoderArgs good{
+      .m = 0, .head_dim = 16, .tokens = 7, .layers = {&layer, 1}, .caches = {&cache, 1}};
+  EXPECT_TRUE(decoder(good).ok());
+  const auto refuses = [&](Code code, const auto& change) {
+    const DecoderLayer kept = layer;
+    DecoderArgs args = good;
+    change(args);
+    EXPECT_EQ(decoder(args).code, code);
+    layer = kept;
+  };
+  refuses(Code::unsupported_dtype, [](auto& a) { a.dtype = DType::i8; });
+  refuses(Code::invalid_argument, [](auto& a) { a.head_dim = 15; });
+  refuses(Code::invalid_argument, [](auto& a) { a.head_dim = 12; });  // of k's 32 rows
+  refuses(Code::invalid_argument, [](auto& a) { a.positions = 2; });
+  refuses(Code::invalid_argument, [](auto& a) { a.tokens = 8; });  // no room
+  refuses(Code::invalid_argument, [](auto& a) { a.caches = {}; });
+  refuses(Code::invalid_argument, [&](auto&) { layer.v = shape(32, 31); });
+  refuses(Code::invalid_argument, [&](auto&) { layer.k = layer.v = shape(48, 32); });  // of 64
+  refuses(Code::invalid_argument, [&](auto&) { layer.o = shape(32, 48); });
+  refuses(Code::invalid_argument, [&](auto&) { layer.down = shape(32, 81); });
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""fuse_decode_: fused layers against the same layers' own forward, and when they leave it to that."""
+"""fuse_decode_: fused layers and models against their own forward, and when they leave it to that."""
 
 from __future__ import annotations
 
@@ -9,77 +9,24 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from decoders import FAMILIES, PRUNED, make, start, steps
 from tiny import tiny
 
 import tamis
-from tamis.nn import FusedDecoder, decoder
-
-CONFIG = {
-    "hidden_size": 64,
-    "intermediate_size": 144,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 97,
-    "max_position_embeddings": 64,
-}
-FAMILIES = {
-    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**CONFIG)),
-    "llama with biases": lambda: hf.LlamaForCausalLM(
-        hf.LlamaConfig(**CONFIG, attention_bias=True, mlp_bias=True)
-    ),
-    "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**CONFIG)),
-    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**CONFIG, sliding_window=None)),
-}
-PRUNED: dict[str, dict[str, Any]] = {
-    "bitmap": {"sparsity": 0.5},
-    "2:4": {"pattern": "2:4"},
-    "W4": {"pattern": "block:1x16", "format": "groupq"},
-}
-
-
-def make(family: str = "llama", pruned: str = "bitmap", dtype: torch.dtype = torch.float32) -> Any:
-    torch.manual_seed(0)
-    model: Any = FAMILIES[family]().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    tamis.sparsify_(model.to(dtype), "magnitude", **PRUNED[pruned])
-    return model
-
-
-def start(model: Any, batch: int = 1) -> tuple[torch.Tensor, Any]:
-    ids = torch.randint(1, 90, (batch, 5), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        out = model(input_ids=ids, use_cache=True)
-    return ids[:, :1], cache_of(out)
-
-
-def cache_of(out: Any) -> Any:
-    return out.cache if hasattr(out, "cache") else out.past_key_values
-
-
-def steps(model: Any, token: torch.Tensor, cache: Any, **kwargs: Any) -> torch.Tensor:
-    """Logits of four tokens, each after the last."""
-    cache, logits = copy.deepcopy(cache), []
-    with torch.no_grad():
-        for i in range(4):
-            out = model(input_ids=token + i, past_key_values=cache, use_cache=True, **kwargs)
-            logits.append(out.logits[:, -1])
-    return torch.stack(logits)
+from tamis.nn import FusedDecoder, FusedStack, decoder
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for every layer that the core computes."""
     found: list[int] = []
-    real = decoder.outputs
+    real = decoder.decode
 
-    def counted(*args: Any) -> torch.Tensor:
-        found.append(1)
-        return real(*args)
+    def counted(layers: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        found.extend(1 for _ in layers)
+        return real(layers, *args, **kwargs)
 
-    monkeypatch.setattr(decoder, "outputs", counted)
+    monkeypatch.setattr(decoder, "decode", counted)
     return found
 
 
@@ -96,6 +43,14 @@ def test_layers_compute_what_their_class_computes(
     assert names == ["model.layers.0", "model.layers.1"]
     torch.testing.assert_close(steps(model, token, cache), expected, rtol=1e-4, atol=1e-4)
     assert len(calls) == 4 * len(names)
+    places = torch.arange(5, 5 + batch).unsqueeze(1)  # another position in each sequence
+    model, fused = tamis.dense_(copy.deepcopy(model)), model
+    with torch.no_grad():
+        kwargs = {"input_ids": token, "position_ids": places, "use_cache": True}
+        expected = model(**kwargs, past_key_values=copy.deepcopy(cache)).logits
+        got = fused(**kwargs, past_key_values=copy.deepcopy(cache)).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert len(calls) == 5 * len(names)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -129,12 +84,21 @@ def training(model: Any) -> None:
     model.train()
 
 
-@pytest.mark.parametrize("change", [hooked, dense_part, training])
+def replaced(model: Any) -> None:
+    for layer in model.model.layers:
+        forward = layer.mlp.forward
+        layer.mlp.forward = lambda x, run=forward: run(x)
+
+
+@pytest.mark.parametrize("change", [hooked, dense_part, training, replaced])
 def test_layers_that_somebody_changed_run_their_own_forward(change: Any, calls: list[int]) -> None:
     model = make()
     token, cache = start(model)
     expected = steps(model, token, cache)
     tamis.fuse_decode_(model)
+    steps(model, token, cache)
+    assert calls
+    calls.clear()
     change(model)
     torch.testing.assert_close(steps(model, token, cache), expected, rtol=1e-4, atol=1e-4)
     assert not calls
@@ -202,7 +166,8 @@ def test_layers_with_a_dense_linear_are_left(calls: list[int]) -> None:
     layer = model.model.layers[0]
     layer.mlp.down_proj = layer.mlp.down_proj.to_linear()
     assert tamis.fuse_decode_(model) == ["model.layers.1"]
-    assert str(model).count("new tokens in two calls") == 1
+    assert str(model).count("new tokens in one call") == 1
+    assert not isinstance(model.model, FusedStack)
     steps(model, *start(model))
     assert len(calls) == 4
     with pytest.raises(tamis.TamisUnsupported, match=r"2 layers all have a dense.*sparsify_ first"):

@@ -81,13 +81,6 @@ int64_t bytes_before(const MatrixView& w, int64_t row) {
   return row * row_bytes(w) + values;
 }
 
-void run_rows(const SpmmRow& row, const SpmmArgs& a, int64_t begin, int64_t end) {
-  row.run(a, begin, end);
-  if (a.activation != Activation::none || a.multiplier) {
-    choose_activate(active_isa())(a, begin, end);
-  }
-}
-
 // First row, at a multiple of `step`, with at least part/parts of all bytes before it.
 int64_t split(const MatrixView& w, int64_t step, int part, int parts) {
   if (part == 0) return 0;
@@ -153,17 +146,36 @@ int useful_threads(const SpmmDesc& desc, const SpmmRow& row, int threads) {
   return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, useful)));
 }
 
-Status spmm(const SpmmArgs& a) {
+Status find_spmm(const SpmmArgs& a, const SpmmRow** found) {
   if (isa_request_error()) {
     return error(Code::no_kernel, "spmm: TAMIS_ISA: got '%.40s', wanted %s", isa_request_error(),
                  isa_levels());
   }
-  const SpmmRow* row = choose_spmm(describe(a), active_isa());
-  if (!row) {
-    TAMIS_RETURN_IF_ERROR(check_spmm(a));
+  TAMIS_RETURN_IF_ERROR(check_spmm(a));
+  *found = choose_spmm(describe(a), active_isa());
+  if (!*found) {
     return error(Code::no_kernel, "spmm: no %s kernel takes %s weights and %s activations",
                  name_of(a.w.format), name_of(a.w.dtype), name_of(a.x_dtype));
   }
+  return {};
+}
+
+SpmmRows spmm_rows(const SpmmRow& row, const MatrixView& w, int thread, int threads) {
+  const int64_t step = row_step(row, w);
+  return {split(w, step, thread, threads), split(w, step, thread + 1, threads)};
+}
+
+void spmm_part(const SpmmRow& row, const SpmmArgs& a, SpmmRows rows) {
+  if (rows.begin >= rows.end) return;
+  row.run(a, rows.begin, rows.end);
+  if (a.activation != Activation::none || a.multiplier) {
+    choose_activate(active_isa())(a, rows.begin, rows.end);
+  }
+}
+
+Status spmm(const SpmmArgs& a) {
+  const SpmmRow* row = nullptr;
+  TAMIS_RETURN_IF_ERROR(find_spmm(a, &row));
   return spmm_with(*row, a);
 }
 
@@ -183,18 +195,15 @@ Status spmm_with(const SpmmRow& row, const SpmmArgs& args) {
   const bool alone = threads <= 1 || a.m * a.w.cols < kElementsToShare;
   if (prepared && alone) row.x_form->prepare(a, prepared, 0, 1);
   if (threads <= 1) {
-    run_rows(row, a, 0, a.w.rows);
+    spmm_part(row, a, {0, a.w.rows});
     return {};
   }
   if (prepared && !alone) {
     parallel(threads,
              [&](int thread, int count) { row.x_form->prepare(a, prepared, thread, count); });
   }
-  parallel(threads, [&](int thread, int count) {
-    const int64_t begin = split(a.w, step, thread, count);
-    const int64_t end = split(a.w, step, thread + 1, count);
-    if (begin < end) run_rows(row, a, begin, end);
-  });
+  parallel(threads,
+           [&](int thread, int count) { spmm_part(row, a, spmm_rows(row, a.w, thread, count)); });
   return {};
 }
 

@@ -92,6 +92,15 @@ Status spmm(const SpmmArgs& args);
 // The same with a given kernel, which this host must have: for benchmarks.
 Status spmm_with(const SpmmRow& row, const SpmmArgs& args);
 
+// The same in parts, for a caller that has threads of its own: check and choose, once; then each
+// thread computes its rows, with a.prepared set where the kernel has a form of x.
+Status find_spmm(const SpmmArgs& a, const SpmmRow** row);
+struct SpmmRows {
+  int64_t begin, end;
+};
+SpmmRows spmm_rows(const SpmmRow& row, const MatrixView& w, int thread, int threads);
+void spmm_part(const SpmmRow& row, const SpmmArgs& a, SpmmRows rows);
+
 // Double-accumulating reference, no dispatch, without activation: y (f64) [m, n].
 Status spmm_reference(const SpmmArgs& args, double* y);
 

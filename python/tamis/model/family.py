@@ -24,6 +24,7 @@ class Family:
         hidden: Keyword of the hidden states, if they are not the first positional argument.
         fusable: Which of the blocks are what ``nn.FusedDecoder`` computes: RMS norm, q, k and v, halves
             rotated, attention, o, RMS norm, MLP gated by SiLU, both residuals.
+        stacks: Class names of what is an embedding, such blocks and an RMS norm: ``nn.FusedStack``.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Family:
     head: tuple[str, ...] = ("lm_head",)
     hidden: str = "hidden_states"
     fusable: tuple[str, ...] = ()
+    stacks: tuple[str, ...] = ()
 
     def find_blocks(self, model: nn.Module) -> dict[str, nn.Module]:
         """Blocks by module path, in the order they run."""

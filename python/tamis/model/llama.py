@@ -3,5 +3,9 @@
 from tamis.model.family import GATED_MLP, Family
 
 FAMILY = Family(
-    name="llama", blocks=("LlamaDecoderLayer",), linears=GATED_MLP, fusable=("LlamaDecoderLayer",)
+    name="llama",
+    blocks=("LlamaDecoderLayer",),
+    linears=GATED_MLP,
+    fusable=("LlamaDecoderLayer",),
+    stacks=("LlamaModel",),
 )

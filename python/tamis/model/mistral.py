@@ -7,4 +7,5 @@ FAMILY = Family(
     blocks=("MistralDecoderLayer",),
     linears=GATED_MLP,
     fusable=("MistralDecoderLayer",),
+    stacks=("MistralModel",),
 )

@@ -7,4 +7,5 @@ FAMILY = Family(
     blocks=("Qwen2DecoderLayer", "Qwen3DecoderLayer"),
     linears=GATED_MLP,
     fusable=("Qwen2DecoderLayer",),  # Qwen 3 also normalizes q and k
+    stacks=("Qwen2Model",),
 )

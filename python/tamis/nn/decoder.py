@@ -1,7 +1,8 @@
-"""FusedDecoder: a decoder layer that computes a new token in two calls of the core."""
+"""Decoder layers, and stacks of them, that compute a new token in one call of the core."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,17 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from tamis.nn.linear import SparseLinear
-from tamis.ops.decoder import Norm, Weight, inputs, outputs, weight_of
+from tamis.nn.decoder_plan import Plan, Turns, plan_layers, plan_stack
+from tamis.nn.decoder_room import rooms_of
+from tamis.ops.decoder import decode
 
-__all__ = ["FusedDecoder", "fused", "is_sparse", "unfused"]
+__all__ = ["FusedDecoder", "FusedStack", "fused", "unfused"]
 
-_FIRST = ("q_proj", "k_proj", "v_proj")
-_SECOND = ("gate_proj", "up_proj", "down_proj")
-# Arguments of a layer that change nothing in a step that has no mask.
+# Arguments that change nothing in a step that has no mask.
 _IGNORED = {"position_ids", "use_cache", "cache_position"}
-_MOST_HEAD_DIM = 256  # what the core's attention takes, in multiples of 16
-_PLAIN = ("sdpa", "eager")  # what computes softmax attention and nothing else
+_PLAN = "_tamis_plan"
 _is_grad_enabled = torch.is_grad_enabled
 _is_compiling = torch.compiler.is_compiling
 _is_tracing = torch._C._is_tracing
@@ -27,96 +26,216 @@ _count_modes = torch._C._len_torch_dispatch_stack
 _has_global_hook: Callable[[], bool] = torch_module._has_any_global_hook
 
 
-class FusedDecoder(nn.Module):
-    """What ``fused`` puts before a decoder layer's own class; parameters and names stay as they are.
+class _Fused(nn.Module):
+    """What ``fused`` puts before a module's own class; parameters and names stay as they are."""
 
-    One new token a sequence takes two calls of the core where nothing could tell the difference:
-    CPU tensors, no gradients, no mask, a plain dynamic cache, SparseLinear throughout, nobody's hooks
-    on the modules inside. Everything else runs the layer's own forward.
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickles and copies by the module's own class: this one is made at run time."""
+        state = {name: value for name, value in self.__dict__.items() if name != _PLAN}
+        front, base = type(self).__bases__
+        return _restored, (front, base), state
+
+
+class FusedDecoder(_Fused):
+    """A decoder layer whose new tokens are computed in one call of the core.
+
+    One new token a sequence takes that call where nothing could tell the difference: CPU tensors,
+    no gradients, no mask, a plain dynamic cache, SparseLinear throughout, nobody's hooks on the
+    modules inside. Everything else runs the layer's own forward.
     Differs: silu(gate) * up is rounded once, not three times, if the dtype has 16 bits.
     """
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Output of the layer, as its own class computes it; arguments are that class's."""
         if not args and type(hidden_states) is Tensor:
-            y = _step(self, hidden_states, kwargs)
+            y = _layer_step(self, hidden_states, kwargs)
             if y is not None:
                 return y
         return super().forward(hidden_states, *args, **kwargs)
 
     def extra_repr(self) -> str:
         """Shows in print(model), where the class has its layer's own name."""
-        return "new tokens in two calls"
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickles and copies by the layer's own class: this one is made at run time."""
-        return _restored, (type(self).__bases__[1],), self.__dict__
+        return "new tokens in one call"
 
 
-def is_sparse(layer: nn.Module) -> bool:
-    """Whether every linear of a decoder layer is a SparseLinear, which the two calls take."""
-    attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
-    linears = [attention.get_submodule(name) for name in (*_FIRST, "o_proj")]
-    linears += [mlp.get_submodule(name) for name in _SECOND]
-    return all(type(linear) is SparseLinear for linear in linears)
+class FusedStack(_Fused):
+    """A model of fused layers that computes a new token in one call for all of them.
+
+    Embedding and output layer stay calls of their own. It does so where every layer would, and
+    where no sequence is padded; everything else runs the model's own forward, whose layers see to
+    themselves. The cache keeps what ``DynamicCache`` would hold, as views of memory with room
+    behind, so that a new token copies none of the others.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Output of the model, as its own class computes it; arguments are that class's."""
+        if not args:
+            out = _stack_step(self, kwargs)
+            if out is not None:
+                return out
+        return super().forward(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Shows in print(model), where the class has its model's own name."""
+        return "new tokens in one call"
 
 
-def fused(layer: nn.Module) -> None:
-    """Makes ``layer`` a FusedDecoder of its own class."""
-    if not isinstance(layer, FusedDecoder):
-        layer.__class__ = _class_of(type(layer))
+def fused(module: nn.Module, front: type[_Fused]) -> None:
+    """Makes ``module`` a FusedDecoder or FusedStack of its own class."""
+    if not isinstance(module, _Fused):
+        module.__class__ = _class_of(front, type(module))
 
 
-def unfused(layer: nn.Module) -> None:
+def unfused(module: nn.Module) -> None:
     """Takes ``fused`` back."""
-    if isinstance(layer, FusedDecoder):
-        layer.__class__ = type(layer).__bases__[1]
+    if isinstance(module, _Fused):
+        module.__dict__.pop(_PLAN, None)
+        module.__class__ = type(module).__bases__[1]
 
 
-_classes: dict[type, type[nn.Module]] = {}
+_classes: dict[tuple[type, type], type[nn.Module]] = {}
 
 
-def _class_of(base: type) -> type[nn.Module]:
-    if base not in _classes:
-        # The name stays: families, and transformers, know layers by it.
-        _classes[base] = type(base.__name__, (FusedDecoder, base), {"__module__": base.__module__})
-    return _classes[base]
+def _class_of(front: type, base: type) -> type[nn.Module]:
+    if (front, base) not in _classes:
+        # The name stays: families, and transformers, know modules by it.
+        names = {"__module__": base.__module__}
+        _classes[front, base] = type(base.__name__, (front, base), names)
+    return _classes[front, base]
 
 
-def _restored(base: type) -> nn.Module:
-    made: nn.Module = nn.Module.__new__(_class_of(base))
+def _restored(front: type, base: type) -> nn.Module:
+    made: nn.Module = nn.Module.__new__(_class_of(front, base))
     return made
 
 
-def _step(layer: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
-    shape = x.shape
-    if len(shape) != 3 or shape[1] != 1 or layer.training or _recorded(x):
+def _layer_step(layer: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
+    if x.dim() != 3 or x.shape[1] != 1 or _recorded(x):
         return None
-    children: Any = layer._modules
-    attention, mlp = children["self_attn"], children["mlp"]
-    before, after = children["input_layernorm"], children["post_attention_layernorm"]
-    if _is_watched(attention) or _is_watched(mlp) or _is_watched(before) or _is_watched(after):
+    cache: Any = None
+    turns: Any = None
+    for name, value in kwargs.items():
+        if name in ("cache", "past_key_values"):
+            cache = value
+        elif name == "position_embeddings":
+            turns = value
+        elif value is not None and name not in _IGNORED:
+            return None
+    plan = _plan_of(layer, x.dtype, lambda: plan_layers([layer], x.dtype))
+    if plan is None or turns is None:
         return None
-    norms: tuple[Norm, Norm] = (
-        (before._parameters["weight"], before.variance_epsilon),
-        (after._parameters["weight"], after.variance_epsilon),
+    (cos, sin), d = turns, plan.heads[2]
+    if cos.dtype is not x.dtype or cos.shape[1:] != (1, d) or cos.shape[0] not in (1, x.shape[0]):
+        return None
+    cos, sin = cos.contiguous(), sin.contiguous()
+    return _decode(plan, cache, x, (cos.data_ptr(), sin.data_ptr(), cos.shape[0]))
+
+
+def _stack_step(model: nn.Module, kwargs: dict[str, Any]) -> Any:
+    asked = _asked(kwargs)
+    if asked is None:
+        return None
+    ids, cache = asked["input_ids"], asked["cache"]
+    if type(ids) is not Tensor or ids.dim() != 2 or ids.shape[1] != 1 or _recorded(ids):
+        return None
+    children: Any = model._modules
+    embed = children["embed_tokens"]
+    plan = _plan_of(model, embed.weight.dtype, lambda: plan_stack(model, embed.weight.dtype))
+    if plan is None or plan.turns is None or not _keeps(model, kwargs, cache):
+        return None
+    m, tokens = ids.shape[0], cache.layers[0].keys.shape[2]
+    if not _sees_all(asked["attention_mask"], m, tokens):
+        return None
+    place = _place(plan.turns, asked["position_ids"], m, tokens)
+    if place is None:
+        return None
+    y = _decode(plan, cache, embed(ids), place[0])
+    return None if y is None else _output_class()(y, cache)
+
+
+def _asked(kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """Arguments that matter to a step; None where one of the others asks for more."""
+    asked = dict.fromkeys(("input_ids", "attention_mask", "position_ids", "cache"))
+    for name, value in kwargs.items():
+        if name == "past_key_values":
+            asked["cache"] = value
+        elif name in asked:
+            asked[name] = value
+        elif value is not None and name not in _IGNORED and not _says_no(name, value):
+            return None
+    return asked
+
+
+def _place(
+    turns: Turns, positions: Any, m: int, tokens: int
+) -> tuple[tuple[int, int, int], Any] | None:
+    """Rotations of the new tokens, and what they lie in; None for positions of another kind."""
+    if positions is None:
+        return turns.at(tokens), None
+    if type(positions) is not Tensor or positions.dim() != 2 or positions.shape[1] != 1:
+        return None
+    rows = positions.shape[0]
+    if rows not in (1, m) or bool((positions < 0).any()):
+        return None
+    if rows == 1:
+        return turns.at(int(positions)), None
+    cos, sin = turns.gathered(positions[:, 0])
+    return (cos.data_ptr(), sin.data_ptr(), m), (cos, sin)
+
+
+def _says_no(name: str, value: Any) -> bool:
+    """Whether this asks for no more than the hidden states."""
+    return (name.startswith("output_") and value is False) or (
+        name == "return_dict" and value is True
     )
-    found = _arguments(attention, x, kwargs)
-    if found is None:
+
+
+def _keeps(model: Any, kwargs: dict[str, Any], cache: Any) -> bool:
+    """Whether a cache that holds something is to be used."""
+    use = kwargs.get("use_cache")
+    if use is None:
+        use = model.config.use_cache
+    layers = getattr(cache, "layers", None)
+    return bool(use and layers and getattr(layers[0], "keys", None) is not None)
+
+
+def _sees_all(mask: Any, m: int, tokens: int) -> bool:
+    """Whether the new token attends to every other."""
+    if mask is None:
+        return True
+    if type(mask) is not Tensor or mask.shape != (m, tokens + 1) or mask.is_floating_point():
+        return False
+    return bool(mask.all())
+
+
+def _decode(plan: Plan, cache: Any, x: Tensor, turns: tuple[int, int, int]) -> Tensor | None:
+    m, (_, kv_heads, d) = x.shape[0], plan.heads
+    if m > plan.limit or x.dtype is not plan.dtype:
         return None
-    cache, turns = found
-    m, dtype = shape[0], x.dtype
-    first = _weights(attention, _FIRST, dtype, m)
-    last = _weights(attention, ("o_proj",), dtype, m)
-    gated = _weights(mlp, _SECOND, dtype, m)
-    if not (first and last and gated) or any(n[0].dtype is not dtype for n in norms):
+    rooms = rooms_of(cache, plan.indices, (m, kv_heads, d), x.dtype)
+    if rooms is None:
         return None
-    x = x.contiguous()
-    head_dim = attention.head_dim
-    queries, keys, values = inputs(x, norms[0], first, turns, head_dim)  # type: ignore[arg-type]
-    keys, values = cache.update(keys, values, attention.layer_idx)
-    attended = queries, keys, values, attention.scaling
-    return outputs(x, attended, norms[1], last + gated)  # type: ignore[arg-type]
+    tokens = rooms[0].tokens
+    y = decode(
+        plan.layers,
+        [room.addresses for room in rooms],
+        x.contiguous(),
+        turns,
+        head_dim=d,
+        tokens=tokens,
+        last=plan.last,
+    )
+    for index, room in zip(plan.indices, rooms, strict=True):
+        room.advance(cache.layers[index])
+    return y
+
+
+def _plan_of(module: nn.Module, dtype: torch.dtype, make: Callable[[], Plan | None]) -> Plan | None:
+    """The module's plan: the last one, unless something that it was made of has changed."""
+    plan: Plan | None = module.__dict__.get(_PLAN)
+    if plan is None or not plan.holds(dtype):
+        plan = module.__dict__[_PLAN] = make()
+    return plan
 
 
 def _recorded(x: Tensor) -> bool:
@@ -131,65 +250,6 @@ def _recorded(x: Tensor) -> bool:
     )
 
 
-def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody hooked the module, or replaced its forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
-
-
-def _arguments(
-    attention: Any, x: Tensor, kwargs: dict[str, Any]
-) -> tuple[Any, tuple[Tensor, Tensor]] | None:
-    """Cache and rotations of a step that the core can do; None of any other."""
-    cache: Any = None
-    turns: Any = None
-    for name, value in kwargs.items():
-        if name in ("cache", "past_key_values"):
-            cache = value
-        elif name == "position_embeddings":
-            turns = value
-        elif value is not None and name not in _IGNORED:
-            return None
-    if turns is None or not _is_plain(attention, cache, x):
-        return None
-    (cos, sin), d = turns, attention.head_dim
-    if cos.dtype is not x.dtype or cos.shape[1:] != (1, d) or cos.shape[0] not in (1, x.shape[0]):
-        return None
-    return cache, (cos.contiguous(), sin.contiguous())
-
-
-def _is_plain(attention: Any, cache: Any, x: Tensor) -> bool:
-    """Whether the layer attends by softmax to all keys of a cache that holds them like x."""
-    # A configuration looks every attribute up in a table of per-layer ones first: 5 us.
-    if object.__getattribute__(attention.config, "_attn_implementation") not in _PLAIN:
-        return False
-    d, index = attention.head_dim, attention.layer_idx
-    if d % 16 != 0 or d > _MOST_HEAD_DIM or type(cache).__name__ != "DynamicCache":
-        return False
-    if index >= len(cache.layers) or type(cache.layers[index]).__name__ != "DynamicLayer":
-        return False
-    keys = cache.layers[index].keys
-    return keys is not None and keys.dtype is x.dtype and keys.is_cpu and keys.stride(-1) == 1
-
-
-def _weights(
-    parent: nn.Module, names: tuple[str, ...], dtype: torch.dtype, m: int
-) -> tuple[Weight, ...] | None:
-    children = parent._modules
-    found = []
-    for name in names:
-        linear = children[name]
-        if type(linear) is not SparseLinear or _is_watched(linear):
-            return None
-        parameters, buffers = linear._parameters, linear._buffers
-        values: Any = (parameters if "weight_values" in parameters else buffers)["weight_values"]
-        rest = (
-            buffers["weight_mask"],
-            buffers["weight_row_offsets"],
-            buffers["weight_col_indices"],
-            buffers["weight_scales"],
-        )
-        weight = weight_of(linear._token, values, rest, parameters["bias"], dtype, m)
-        if weight is None:
-            return None
-        found.append(weight)
-    return tuple(found)
+def _output_class() -> Any:
+    """What the models return; only they bring transformers with them."""
+    return importlib.import_module("transformers.modeling_outputs").BaseModelOutputWithPast
