@@ -2,7 +2,6 @@
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ ROUNDS = 7
 # settled too.
 HOPELESS, FEW_ROUNDS, LONG_S = 4.0, 3, 0.5
 READ_BYTES = 480 << 20
-REST_S = 3e-3  # between two processes, until the first one's threads sleep
 
 
 @dataclass
@@ -145,7 +143,6 @@ class Comparison:
             for row in rows:
                 if row.note or row.candidate in settled:
                     continue
-                time.sleep(REST_S)
                 answer = self._workers[BY_NAME[row.candidate].worker].ask(
                     "time", name=row.candidate
                 )

@@ -9,6 +9,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 ROUND_S = 2e-3  # wanted length of one timing; short calls repeat until then
+# Calls of several threads before it, until the scheduler has given each a core again.
+SETTLE_S = 8e-3
 
 
 class Product(ABC):
@@ -28,7 +30,7 @@ class Product(ABC):
 
     def __init__(self) -> None:
         self._next = 0
-        self._calls = 1
+        self._calls, self._settles = 1, False
         self._clock = time.perf_counter
 
     @abstractmethod
@@ -55,14 +57,18 @@ class Product(ABC):
         One thread is timed by what its process computes, so that others' turns on the core do not
         count.
         """
-        self._calls = 1
+        self._calls, self._settles = 1, threads > 1
         self._clock = time.process_time if threads == 1 else time.perf_counter
 
     def time(self) -> float:
         """Seconds per product."""
+        calls, copies, i, call = self._calls, self.copies, self._next, self.call
+        settled = time.perf_counter() + (SETTLE_S if self._settles else 0)
+        while time.perf_counter() < settled:
+            call(i)
+            i = (i + 1) % copies
         if self.flush:
             _flush()
-        calls, copies, i, call = self._calls, self.copies, self._next, self.call
         start = self._clock()
         for _ in range(calls):
             call(i)

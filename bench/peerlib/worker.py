@@ -3,10 +3,12 @@
 Requests: load (a weight), bind (an input; answers the output's file), time, read, drop.
 """
 
+import ctypes
 import gc
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -89,6 +91,7 @@ class Server:
 
 def main() -> None:
     """Serves until the input ends."""
+    _die_with_parent()
     # Libraries print; answers keep the real standard output, prints go to standard error.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -101,6 +104,12 @@ def main() -> None:
     with _no_gradients():
         for line in sys.stdin:
             print(json.dumps(server.answer(json.loads(line))), file=out, flush=True)
+
+
+def _die_with_parent() -> None:
+    """Asks Linux for it: a process that its parent has stopped would stay for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _no_gradients() -> AbstractContextManager[object]:
