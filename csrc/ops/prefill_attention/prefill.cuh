@@ -27,7 +27,6 @@ struct PrefillConfig {
   static constexpr uint32_t kTokensAt = 0;  // of the queries; -1: none
   static constexpr uint32_t kListAt = 4 * kQueries;
   static constexpr uint32_t kLimitsAt = kListAt + 4 * kPrefillKeys * kPrefillStages;
-  static constexpr uint32_t kSumsAt = prefill_sums_at(kQueries);
   static constexpr uint32_t kQueriesAt = prefill_queries_at(kQueries);
   static constexpr uint32_t kKeysAt = kQueriesAt + kQueries * kRow;
   static constexpr uint32_t kStageBytes = 2 * kPrefillKeys * kRow;  // keys, then values
@@ -300,16 +299,9 @@ struct PrefillBlock {
                                      4 * (16 * (kRowTiles * warp + m) + 8 * r + lane / 4));
   }
 
-  // Sums of the weights of two of a thread's queries. Those of a second row tile wait in shared
-  // memory: beside the products they would spill.
-  struct alignas(8) Sums {
-    float of[2];
-  };
-  TAMIS_DEVICE uint32_t second_sums() const { return Config::kSumsAt + sizeof(Sums) * thread; }
-
   // Scores to weights, and what was there before scaled to the new largest score.
   TAMIS_DEVICE void soften(uint32_t stage, float (&c)[kRowTiles][Config::kKeyTiles][4],
-                           float (&most)[kRowTiles][2], Sums* first,
+                           float (&most)[kRowTiles][2], float (&sum)[kRowTiles][2],
                            float (&out)[kRowTiles][Config::kDim / 8][4]) const {
     constexpr float kLog2E = 1.4426950408889634f, kNever = -__builtin_inff();
     float factor = p.scale * kLog2E;
@@ -353,55 +345,68 @@ struct PrefillBlock {
         }
       }
     }
+    // Weights are relative to `most`, which follows the largest score at some distance: what was
+    // added before is scaled anew only where a score is 2^8 times beyond it.
+    float largest[kRowTiles][2];
+    bool beyond = false;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
-      Sums sum = m == 0 ? *first : dev::load_shared<Sums>(second_sums());
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        float largest = kNever;
+        float x = kNever;
 #pragma unroll
         for (int n = 0; n < Config::kKeyTiles; ++n) {
-          largest = dev::max(largest, dev::max(c[m][n][2 * r], c[m][n][2 * r + 1]));
+          x = dev::max(x, dev::max(c[m][n][2 * r], c[m][n][2 * r + 1]));
         }
-        largest = dev::max(largest, dev::shuffle_xor(largest, 1));
-        largest = dev::max(largest, dev::shuffle_xor(largest, 2));
-        largest = dev::max(most[m][r], largest * factor);
-        const float from = largest == kNever ? 0.0f : largest;
-        const float shrink = dev::exp2(most[m][r] - from);
-        most[m][r] = largest;
-        float added = 0;
+        largest[m][r] = x * factor;
+        beyond = beyond || largest[m][r] > most[m][r] + 8;
+      }
+    }
+    if (dev::ballot(beyond) != 0) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          float x = largest[m][r];
+          x = dev::max(x, dev::shuffle_xor(x, 1));
+          x = dev::max(x, dev::shuffle_xor(x, 2));
+          x = dev::max(x, most[m][r]);
+          const float shrink = x == kNever ? 1.0f : dev::exp2(most[m][r] - x);
+          most[m][r] = x;
+          sum[m][r] *= shrink;
+#pragma unroll
+          for (int n = 0; n < Config::kDim / 8; ++n) {
+            out[m][n][2 * r] *= shrink;
+            out[m][n][2 * r + 1] *= shrink;
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float from = most[m][r] == kNever ? 0.0f : most[m][r];
 #pragma unroll
         for (int n = 0; n < Config::kKeyTiles; ++n) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             float& x = c[m][n][2 * r + i];
             x = dev::exp2(dev::fma(x, factor, -from));
-            added += x;
+            sum[m][r] += x;
           }
         }
-        sum.of[r] = sum.of[r] * shrink + added;
-#pragma unroll
-        for (int n = 0; n < Config::kDim / 8; ++n) {
-          out[m][n][2 * r] *= shrink;
-          out[m][n][2 * r + 1] *= shrink;
-        }
-      }
-      if (m == 0) {
-        *first = sum;
-      } else {
-        dev::store_shared(second_sums(), sum);
       }
     }
   }
 
-  TAMIS_DEVICE void write(const float (&most)[kRowTiles][2], const Sums& first,
+  TAMIS_DEVICE void write(const float (&most)[kRowTiles][2], const float (&sum)[kRowTiles][2],
                           const float (&out)[kRowTiles][Config::kDim / 8][4]) const {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
-      const Sums sum = m == 0 ? first : dev::load_shared<Sums>(second_sums());
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        float all = sum.of[r];
+        float all = sum[m][r];
         all += dev::shuffle_xor(all, 1);
         all += dev::shuffle_xor(all, 2);
         const int32_t token = position(m, r);
@@ -440,10 +445,8 @@ TAMIS_DEVICE void prefill(const PrefillParams& p, int32_t tiles) {
   if (more) block.request(cursor, 0);
   dev::commit_async();
   float out[kRowTiles][Config::kDim / 8][4] = {};
-  float most[kRowTiles][2];
-  typename PrefillBlock<Config>::Sums first{};
+  float most[kRowTiles][2], sum[kRowTiles][2] = {};
   for (auto& each : most) each[0] = each[1] = -__builtin_inff();
-  if (kRowTiles == 2) dev::store_shared(block.second_sums(), first);
   dev::wait_async<0>();
   dev::sync_block();
   uint32_t stage = 0;
@@ -454,14 +457,14 @@ TAMIS_DEVICE void prefill(const PrefillParams& p, int32_t tiles) {
     dev::commit_async();
     float c[kRowTiles][Config::kKeyTiles][4] = {};
     block.score(stage, c);
-    block.soften(stage, c, most, &first, out);
+    block.soften(stage, c, most, sum, out);
     block.add_values(stage, c, out);
     dev::wait_async<0>();
     dev::sync_block();
     more = next;
     stage = 1 - stage;
   }
-  block.write(most, first, out);
+  block.write(most, sum, out);
 }
 
 }  // namespace tamis

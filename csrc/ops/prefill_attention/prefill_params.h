@@ -35,15 +35,10 @@ struct PrefillParams {
 };
 
 // Shared memory of a block of `queries` queries: their tokens, the listed tokens of the tiles that
-// are held, the first and last of the former, sums of weights (of the 2 rows of a thread's second
-// row tile), then queries, keys and values: 99 KB, what a block of sm_89 may have.
+// are held, the first and last of the former, then queries, keys and values.
 inline constexpr int32_t kPrefillLimits = 256;  // bytes, rows of keys lie on multiples of them
-constexpr int32_t prefill_sums_at(int32_t queries) {
-  return 4 * queries + 4 * kPrefillKeys * kPrefillStages + kPrefillLimits;
-}
 constexpr int32_t prefill_queries_at(int32_t queries) {
-  const int32_t row_tiles = queries / (16 * kPrefillWarps);
-  return prefill_sums_at(queries) + 8 * kPrefillThreads * (row_tiles - 1);
+  return 4 * queries + 4 * kPrefillKeys * kPrefillStages + kPrefillLimits;
 }
 constexpr int32_t prefill_shared(int32_t queries, int32_t head_dim) {
   return prefill_queries_at(queries) + 2 * head_dim * (queries + 2 * kPrefillStages * kPrefillKeys);
