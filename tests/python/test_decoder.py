@@ -44,7 +44,7 @@ def test_layers_compute_what_their_class_computes(
     torch.testing.assert_close(steps(model, token, cache), expected, rtol=1e-4, atol=1e-4)
     assert len(calls) == 4 * len(names)
     places = torch.arange(5, 5 + batch).unsqueeze(1)  # another position in each sequence
-    model, fused = tamis.dense_(copy.deepcopy(model)), model
+    model, fused = make(family, pruned), model
     with torch.no_grad():
         kwargs = {"input_ids": token, "position_ids": places, "use_cache": True}
         expected = model(**kwargs, past_key_values=copy.deepcopy(cache)).logits
