@@ -12,6 +12,7 @@
 #include "binding/address.h"
 #include "binding/cuda.h"
 #include "binding/cuda_abi.h"
+#include "binding/kv_fetch.h"
 
 namespace tamis::binding {
 namespace {
@@ -144,6 +145,12 @@ void append_labels(int32_t device, uintptr_t stream, int32_t channels, int dtype
   raise_if_error(cuda_library().kv_append_labels(args, cuda_device(device), address<void>(stream)));
 }
 
+void fetch(int32_t device, uintptr_t stream, const FetchShape& shape, const FetchLists& lists,
+           const FetchMaps& maps, const FetchFound& found, const FetchRows& rows) {
+  raise_if_error(cuda_library().kv_fetch(fetch_args(shape, lists, maps, found, rows),
+                                         cuda_device(device), address<void>(stream)));
+}
+
 }  // namespace
 
 void bind_cuda_kv(py::module_& m) {
@@ -163,6 +170,8 @@ void bind_cuda_kv(py::module_& m) {
   m.def("cuda_kv_choose", &choose, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "q_ptr"_a,
         "units"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "begin_ptr"_a, "index_ptr"_a,
         "index_stride"_a, "count_ptr"_a);
+  m.def("cuda_kv_fetch", &fetch, "device"_a, "stream"_a, "shape"_a, "lists"_a, "maps"_a, "found"_a,
+        "rows"_a);
   m.def("cuda_kv_append_labels", &append_labels, "device"_a, "stream"_a, "channels"_a, "dtype"_a,
         "shape"_a, "keys_ptr"_a, "key_strides"_a, "channels_ptr"_a, "first"_a, "count"_a,
         "records_ptr"_a, "strides_bytes"_a);

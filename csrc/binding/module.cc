@@ -19,6 +19,7 @@
 #include "binding/decoder.h"
 #include "binding/kv.h"
 #include "binding/kv_edit.h"
+#include "binding/kv_fetch.h"
 #include "binding/kv_select.h"
 #include "binding/matrix.h"
 #include "binding/pack.h"
@@ -78,6 +79,7 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   binding::bind_decoder(m);
   binding::bind_kv(m);
   binding::bind_kv_edit(m);
+  binding::bind_kv_fetch(m);
   binding::bind_kv_select(m);
   binding::bind_prefill(m);
   binding::bind_activation(m);

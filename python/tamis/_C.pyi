@@ -444,6 +444,20 @@ def kv_merge(
     out: addresses of keys (0: not merged), values, mass and joined.
     """
 
+def kv_fetch(
+    shape: tuple[int, int, int, int, int],
+    lists: tuple[int, int, int, int],
+    maps: tuple[int, ...],
+    found: tuple[int, ...],
+    rows: tuple[int, int, tuple[int, int, int], int, tuple[int, int, int], int, int],
+) -> None:
+    """What a pool lacks comes into it; shape: b, g, units, slots, tokens of a unit.
+
+    lists: addresses of index, count and begin, the width of the index second. maps: slot_of, unit_in,
+    stamp, clock and reads. found: near, its counts, todo, lacking. rows: bytes of one, far keys and
+    values with strides in bytes (0: nothing is copied), the pool's keys and values.
+    """
+
 def kv_kernels() -> list[KernelRow]:
     """Every kernel of the KV operators, best first."""
 
@@ -640,6 +654,17 @@ def cuda_kv_choose(
     count_ptr: int,
 ) -> bool:
     """``kv_estimate`` and ``kv_select`` in one launch; False, and nothing done, where none takes both."""
+
+def cuda_kv_fetch(
+    device: int,
+    stream: int,
+    shape: tuple[int, int, int, int, int],
+    lists: tuple[int, int, int, int],
+    maps: tuple[int, ...],
+    found: tuple[int, ...],
+    rows: tuple[int, int, tuple[int, int, int], int, tuple[int, int, int], int, int],
+) -> None:
+    """``kv_fetch`` on a device and stream."""
 
 def cuda_kv_append_labels(
     device: int,

@@ -114,7 +114,7 @@ def label(arch: str, name: str) -> str:
     if match := re.search(r"(sparse_input|sparse_mlp_(?:gate|up|down))\w*DTypeE(\d)E", name):
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
     known = ("expand_t16", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select",
-             "kv_choose", "kv_append_labels", "grad_places", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
+             "kv_choose", "kv_append_labels", "kv_fetch_maps", "kv_fetch_units", "grad_places", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
              "spgemm_warps", "spgemm_blocks", "spgemm_dense")  # fmt: skip
     return f"{next((k for k in known if k in name), name)} {arch}"
 
@@ -199,11 +199,11 @@ def main() -> int:
         return SKIPPED
     used = registers(run(tool, "--dump-resource-usage", library))
     found = functions(run(tool, "--dump-sass", library))
-    # On three architectures: three formats with four token tiles in two dtypes, ten attentions, ten for
-    # the rest of a KV cache, four of activations in two dtypes, eight of prompts, three of gradients in
+    # On three architectures: three formats with four token tiles in two dtypes, ten attentions, twelve
+    # for the rest of a KV cache, four of activations in two dtypes, eight of prompts, three of gradients in
     # two, their places and ways to and from dense, eight of spgemm; the expansions on two, two choices of
     # tokens on one.
-    wanted = 3 * (24 + 10 + 10 + 8 + 8 + 9 + 8) + 3 * 2 + 2
+    wanted = 3 * (24 + 10 + 12 + 8 + 8 + 9 + 8) + 3 * 2 + 2
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

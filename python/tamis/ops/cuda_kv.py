@@ -148,6 +148,13 @@ def kv_choose(
     return done
 
 
+def kv_fetch(index: Tensor, *rest: Any) -> None:
+    """What a pool lacks comes into it; rest: everything of the core's ``kv_fetch``."""
+    device = _place(index)
+    with torch.cuda.device(device), core_errors():
+        _C.cuda_kv_fetch(device, raw_stream(device), *rest)
+
+
 def append_labels(keys: Tensor, channels: int, code: int, *rest: Any) -> None:
     """Labels of new tokens; rest as the core's ``kv_append_labels`` has it after the dtype."""
     device = _place(keys)
