@@ -13,6 +13,7 @@ from tamis.kv.limits import Limits
 from tamis.kv.methods import recipe_of
 from tamis.ops import cuda, kv_select
 from tamis.ops.attention import DenseSegment, Lists, PageSegment, sparse_attention
+from tamis.ops.kv_fetch import Pool, kv_fetch
 from tamis.ops.kv_quantize import kv_quantize, kv_unpack, page_layout
 
 needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
@@ -206,6 +207,90 @@ def test_chosen_are_the_best(tokens: int, heads: int) -> None:
             # Rows are added up in another order: only tokens of almost equal scores differ.
             mine, other = (scores.view(B * G, -1)[i][x].sort()[0] for x in (got, theirs))
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@needs_device
+@pytest.mark.parametrize(("unit", "slots", "begins"), [(1, 300, False), (16, 40, True)])
+def test_pools_are_the_cpus(unit: int, slots: int, begins: bool) -> None:
+    from tamis.kv.host import HostRows
+
+    tokens, d = 2000, 64
+    k, v = torch.randn(2, B, G, tokens, d).bfloat16()
+    far = [HostRows(x.cuda()).view for x in (k, v)]
+    assert torch.equal(far[0].cpu(), k)
+    cpu = Pool(*torch.zeros(2, B, G, slots * unit, d, dtype=torch.bfloat16), unit)
+    gpu = Pool(*torch.zeros(2, B, G, slots * unit, d, dtype=torch.bfloat16, device="cuda"), unit)
+    for step in range(12):
+        scores = torch.randn(B, G, tokens // unit)
+        scores[..., 3 * step : 3 * step + 30] += 3
+        index, count = kv_select.kv_select(scores, slots * 2 // 3, page=unit)
+        begin = torch.randint(0, 600, (B, G), dtype=torch.int32) if begins else None
+        lists = Lists(index=index, count=count, begin=begin)
+        want = kv_fetch(cpu, lists, k, v)
+        got = kv_fetch(gpu, moved(lists), *far)
+        assert want.lists.count is not None
+        assert want.lists.index is not None
+        for name in ("slot_of", "unit_in", "stamp", "clock", "reads", "keys", "values"):
+            assert torch.equal(getattr(gpu, name).cpu(), getattr(cpu, name)), name
+        assert torch.equal(got.lists.count.cpu(), want.lists.count)
+        for i, n in enumerate(want.lists.count.view(-1).tolist()):
+            a, b = (x.lists.index.view(B * G, -1)[i, :n].cpu() for x in (got, want))
+            assert torch.equal(a, b)
+
+
+@needs_device
+@pytest.mark.parametrize("method", ["double_sparsity", "quest"])
+@pytest.mark.parametrize("file", [False, True])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_tokens_far_from_the_device_answer_alike(method, file, ahead, tmp_path) -> None:
+    model = a_model()
+    tiers = kv.Tiers(tmp_path if file else None, memory=256 << 10, device="cuda")
+    plain = kv.Cache(model.config, method, budget=64)
+    tiered = kv.Cache(model.config, method, budget=64, tiers=tiers)
+    ids = torch.randint(1, 250, (2, 400), device="cuda")
+    mask = torch.ones_like(ids)
+    mask[0, :37] = 0
+    options = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": 0}
+    with kv.attach(model, ahead=ahead):
+        want, got = (
+            model.generate(ids, attention_mask=mask, cache=cache, **options)
+            for cache in (plain, tiered)
+        )
+        assert torch.equal(want, got)
+        report = tiered.report()
+        far = 2 * 2 * 2 * 2 * 459 * 64 * 2  # two of four layers choose
+        assert report["file_bytes"] == (far if file else 0)
+        assert report["host_bytes"] == (0 if file else far)
+        assert 0 < report["bytes"]["pool"] <= 256 << 10
+        assert 0 < report["pool_hits"] <= 1
+        more = torch.randint(1, 250, (2, 5), device="cuda")  # a turn of several tokens
+        mask = torch.cat([mask, mask.new_ones(2, 60 + 4)], 1)
+        with torch.no_grad():
+            a, b = (model(more, attention_mask=mask, cache=c).logits for c in (plain, tiered))
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+        tiered.save(tmp_path / "cache")
+        again = kv.Cache(model.config, method, budget=64, tiers=tiers)
+        again.load(tmp_path / "cache")
+        mask = torch.cat([mask, mask.new_ones(2, 1)], 1)
+        with torch.no_grad():
+            a, b = (
+                model(more[:, :1], attention_mask=mask, cache=c).logits for c in (tiered, again)
+            )
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+
+
+def a_model():
+    """A random one on the device, with heads of a size that its kernels take."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    config = transformers.LlamaConfig(
+        vocab_size=257, hidden_size=256, intermediate_size=128, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).bfloat16().cuda().eval()
+    for p in model.parameters():
+        p.data *= 2
+    return model
 
 
 @needs_device

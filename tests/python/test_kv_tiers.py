@@ -1,4 +1,7 @@
-"""Tokens in a file, some of them in memory: the same answers within the bytes allowed."""
+"""Tokens in a file or far from the kernels, some of them near: the same answers within the bytes allowed.
+
+A pool on the GPU runs the same code with its device named; tests/python/test_cuda_kv.py has its rows.
+"""
 
 import copy
 
@@ -8,7 +11,8 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from tamis import kv  # noqa: E402
-from tamis.errors import TamisFileError, TamisValueError  # noqa: E402
+from tamis.errors import TamisFileError, TamisUnsupported, TamisValueError  # noqa: E402
+from tamis.ops import cuda  # noqa: E402
 
 CONFIG = transformers.LlamaConfig(
     vocab_size=257, hidden_size=64, intermediate_size=64, num_hidden_layers=4,
@@ -48,18 +52,18 @@ def step(model, ids, cache, **options):
 
 @pytest.mark.parametrize("method", ["double_sparsity", "quest"])
 @pytest.mark.parametrize("memory", [24 << 10, 40 << 10, 1 << 20])
-def test_decoding_is_bit_for_bit_that_of_memory(attached, method, memory, tmp_path):
-    plain, tiered = pair(method, tmp_path, memory)
+@pytest.mark.parametrize("file", [True, False])
+def test_decoding_is_bit_for_bit_that_of_memory(attached, method, memory, file, tmp_path):
+    plain, tiered = pair(method, tmp_path if file else None, memory)
     assert torch.equal(step(attached, prompt(150), plain), step(attached, prompt(150), tiered))
     for n in range(24):
         ids = prompt(1, b=1) + n
         assert torch.equal(step(attached, ids, plain), step(attached, ids, tiered)), n
         report = tiered.report()
         assert 0 < report["bytes"]["pool"] <= memory
-    assert (
-        report["file_bytes"] == 2 * 2 * 2 * 174 * 16 * 4
-    )  # two layers of four: the first read all
-    assert report["bytes"]["keys"] == plain.report()["bytes"]["keys"] // 2
+    far = 2 * 2 * 2 * 174 * 16 * 4  # two layers of four: the first read all
+    assert report["file_bytes"] == (far if file else 0)
+    assert report["bytes"]["keys"] == plain.report()["bytes"]["keys"] // (2 if file else 1)
     assert tiered.nbytes() == sum(report["bytes"].values())
     assert 0 < report["pool_hits"] <= 1
     assert list(tmp_path.iterdir()) == []  # the file has no name
@@ -85,12 +89,23 @@ def test_bytes_are_those_of_what_came_into_the_pool(model, method, unit, tmp_pat
         for n in range(5):
             step(model, prompt(1) + n, tiered)
     tiers = [store.tier for store in tiered.stores if store.tier is not None]
-    came = sum(tier.reads - tier.hits for tier in tiers)
+    came = sum(reads - hits for reads, hits in (tier.found for tier in tiers))
     parts = tiered.report()["bytes"]
     assert parts["pool"] == came * unit * 2 * 16 * 4
     slots = (1 << 20) // len(tiers) // (2 * 2 * unit * 16 * 4)  # both KV heads, keys and values
-    assert parts["pool_map"] == sum(4 * 2 * (2 * slots + 1) + 4 * t.slot_of.numel() for t in tiers)
+    maps = 4 * 2 * (2 * slots + 1) + 8 * 2 * 2  # clock and reads
+    assert parts["pool_map"] == sum(maps + 4 * t.pool.slot_of.numel() for t in tiers)
     assert tiered.nbytes() == sum(parts.values())
+
+
+@pytest.mark.parametrize("method", ["double_sparsity", "quest"])
+def test_generate_is_token_for_token_that_of_memory(attached, method):
+    plain, tiered = pair(method, None)
+    ids = prompt(150)
+    options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
+    wanted, got = (attached.generate(ids, cache=c, **options) for c in (plain, tiered))
+    assert torch.equal(wanted, got)
+    assert tiered.report()["bytes"]["pool"] <= 24 << 10
 
 
 def test_reading_ahead_finds_more_in_memory(model, tmp_path):
@@ -158,3 +173,21 @@ def test_what_cannot_be_is_refused(tmp_path):
         kv.Tiers(tmp_path / "none", memory=1)
     with pytest.raises(TamisValueError, match="memory: got 0"):
         kv.Tiers(tmp_path, memory=0)
+    with pytest.raises(TamisValueError, match="device: got tpu, wanted cpu or cuda"):
+        kv.Tiers(memory=1, device="tpu")
+    if cuda.why_off():
+        with pytest.raises(
+            TamisUnsupported, match=r"device: got cuda, but CUDA is off: .*; wanted"
+        ):
+            kv.Tiers(memory=1 << 20, device="cuda")
+
+
+def test_a_model_elsewhere_than_the_pool_is_refused(model, monkeypatch):
+    monkeypatch.setattr(cuda, "why_off", lambda: "")
+    tiers = kv.Tiers(memory=1 << 20, device="cuda:0")
+    cache = kv.Cache(CONFIG, "quest", budget=32, tiers=tiers)
+    with (
+        kv.attach(model),
+        pytest.raises(TamisValueError, match=r"a pool on cuda and a model on cpu.*device='cpu'"),
+    ):
+        step(model, prompt(50), cache)

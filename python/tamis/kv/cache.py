@@ -20,6 +20,7 @@ from tamis.kv.methods import recipe_of
 from tamis.kv.plan import Plan
 from tamis.kv.rope import frequencies
 from tamis.kv.tiers import Tiers
+from tamis.ops.cuda_kv import on_device
 from tamis.policy.kv_recipe import KvRecipe
 
 
@@ -34,7 +35,8 @@ class Cache(DynamicCache):
         method: Name of a method, or a KvRecipe.
         budget: Tokens per KV head that stay or are read, where the method has one.
         plan: What ``kv.calibrate`` found about the model, where the method takes a plan.
-        tiers: Keys and values in a file with a pool of them in memory, for methods that select.
+        tiers: Keys and values in a file or in the host's memory with a pool of them in memory or on the
+            GPU, for methods that select.
         fallback: Short contexts are read whole, and by torch's SDPA, where that is measured faster
             (``tamis info --measure``); False keeps to the method from the first token on.
 
@@ -101,16 +103,18 @@ class Cache(DynamicCache):
 
         ``tokens`` seen, ``held`` tokens per layer with a store, ``held_by_head`` those of each KV
         head, and ``bytes`` in memory by part. With tiers also ``file_bytes``, and ``pool_hits``: the
-        share of what steps read that was in memory when they came to it.
+        share of what steps read that was in the pool when they came to it; where that is a GPU's, ``host_bytes``
+        too: of ``bytes`` those of keys and values that stay in the host's memory.
         """
         parts: dict[str, int] = {}
         for layer in self.layers:
             for name, size in _bytes_by_part(layer).items():
                 parts[name] = parts.get(name, 0) + size
         tiers = [store.tier for store in self.stores if store.tier is not None]
-        reads = sum(tier.reads for tier in tiers)
-        hits = sum(tier.hits for tier in tiers) / reads if reads else 0.0
-        file = {"file_bytes": sum(s.file_bytes for s in self.stores), "pool_hits": hits}
+        reads, hits = (sum(x) for x in zip((0, 0), *(tier.found for tier in tiers), strict=True))
+        file: dict[str, Any] = {"pool_hits": hits / max(1, reads)}
+        file["file_bytes"] = sum(store.file_bytes for store in self.stores)
+        file["host_bytes"] = sum(store.host_bytes for store in self.stores)
         return (file if tiers else {}) | {
             "tokens": self.get_seq_length(),
             "held": [store.tokens for store in self.stores],
@@ -202,12 +206,12 @@ class StoreLayer(CacheLayerMixin):
                 f"{self.config._attn_implementation!r}, wanted {NAME!r}; call "
                 "tamis.kv.attach(model) first."
             )
-        if not key_states.is_cpu:
+        if not key_states.is_cpu and not on_device("kv.Cache", key_states):
             raise TamisUnsupported(
-                f"kv.Cache: keys: got device {key_states.device}, wanted cpu; the KV kernels run "
-                "on the CPU only."
+                f"kv.Cache: keys: got device {key_states.device}, wanted cpu or cuda."
             )
-        if not self.is_initialized:
+        if not self.is_initialized or self.device != key_states.device:
+            self.store.move(key_states.device)  # it may have been loaded
             self.lazy_initialization(key_states, value_states)
         self._check(key_states)
         keys = key_states.view_as(key_states)  # an object of its own, to carry the store

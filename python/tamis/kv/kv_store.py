@@ -11,6 +11,7 @@ from torch import Tensor
 from tamis.errors import TamisUnsupported, TamisValueError
 from tamis.kv import eviction, packed, reading
 from tamis.kv.classes import TwoClasses
+from tamis.kv.host import HostRows
 from tamis.kv.layout import LayoutPast
 from tamis.kv.limits import Limits
 from tamis.kv.lowrank import LowRankPast
@@ -165,6 +166,20 @@ class KvStore:
         """Bytes of keys and values that lie in a file."""
         return sum(rows.nbytes for rows in self.rows.values() if isinstance(rows, FileRows))
 
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of keys and values that lie in the host's memory while a device reads them."""
+        return sum(rows.nbytes for rows in self.rows.values() if isinstance(rows, HostRows))
+
+    def move(self, device: torch.device) -> None:
+        """Everything held goes to another device; what lies in a file stays there."""
+        for rows in self._all_rows():
+            rows.move(device)
+        if self.selection is not None:
+            self.selection.move(device)
+        if self.tier is not None and self.tier.tiers.folder is None:
+            self.rows = {name: self.tier.rows(rows.view) for name, rows in self.rows.items()}
+
     # Tokens in.
 
     def prefill(
@@ -180,8 +195,8 @@ class KvStore:
         """Adds tokens k, v [b, g, n, d] as they are; ``settle`` compresses."""
         self._wait()
         if not self.rows and self.tier is not None:
-            folder = self.tier.folder
-            self.rows = {"keys": FileRows(k, folder), "values": FileRows(v, folder)}
+            self.tier.check(k)
+            self.rows = {"keys": self.tier.rows(k), "values": self.tier.rows(v)}
         elif not self.rows:
             self.rows = {"keys": Rows.copy_of(k), "values": Rows.copy_of(v)}
         else:

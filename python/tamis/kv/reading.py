@@ -13,7 +13,6 @@ from tamis.kv import packed
 from tamis.kv.limits import Limits
 from tamis.kv.rows import indices
 from tamis.kv.selection import Selection
-from tamis.kv.tiers import reader
 from tamis.ops.attention import (
     ALL,
     DenseSegment,
@@ -102,10 +101,9 @@ def fetch_ahead(store: KvStore, q: Tensor) -> None:
 
     def fetch() -> None:
         keys, values = store.rows["keys"].view, store.rows["values"].view
-        tier.bring_ahead(selection.segments(q, keys, values, tier.first) or [])
+        tier.bring_ahead(selection.segments(q, keys, values, tier.first) or [], q.device)
 
-    tier.wait()
-    tier.ahead = reader().submit(fetch)
+    tier.start(fetch, [q, *(rows.buffer for rows in selection.rows.values())])
 
 
 def _limits(store: KvStore) -> Limits | None:

@@ -46,6 +46,10 @@ class Rows:
         """Bytes of the rows."""
         return self.view.numel() * self.buffer.element_size()
 
+    def _memory(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A buffer to grow into."""
+        return reserve(like, shape)
+
     def extend(self, more: int) -> Tensor:
         """``more`` new rows, to be written."""
         need = self.count + more
@@ -53,7 +57,7 @@ class Rows:
             b, g, _, *rest = self.buffer.shape
             row = b * g * math.prod(rest) * self.buffer.element_size()
             share = 16 if need * row >= _LARGE else 8
-            grown = reserve(self.buffer, (b, g, need + need // share + 8, *rest))
+            grown = self._memory(self.buffer, (b, g, need + need // share + 8, *rest))
             grown.narrow(2, 0, self.count).copy_(self.view)
             self.buffer, self._view = grown, None  # the old memory goes back at once
         self.count = need
@@ -79,11 +83,16 @@ class Rows:
 
     def take_batches(self, index: Tensor) -> None:
         """Sequence i becomes a copy of what sequence ``index[i]`` was."""
-        self._become(self.view.index_select(0, index))
+        self._become(self.view.index_select(0, index.to(self.buffer.device)))
 
     def _become(self, x: Tensor) -> None:
         """Holds x instead."""
         self.buffer, self.count, self._view = x.contiguous(), x.shape[2], None
+
+    def move(self, device: torch.device) -> None:
+        """Holds the same on another device."""
+        if self.buffer.device != device:
+            self._become(self.view.to(device))
 
     def clone(self) -> Rows:
         """An independent copy."""

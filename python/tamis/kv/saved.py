@@ -26,7 +26,6 @@ from tamis.kv.kv_store import KvStore
 from tamis.kv.rows import Rows
 from tamis.kv.saved_checks import check_store
 from tamis.kv.selection import Selection
-from tamis.kv.tiers import FileRows
 
 if TYPE_CHECKING:
     from tamis.kv.cache import Cache
@@ -55,7 +54,7 @@ def save(cache: Cache, path: Path) -> None:
     for i, layer in enumerate(cache.layers):
         facts, held = _state(layer)
         layers.append(facts)
-        tensors |= {f"{i}.{name}": x.contiguous() for name, x in held.items()}
+        tensors |= {f"{i}.{name}": x.cpu().contiguous() for name, x in held.items()}
     facts = {
         "version": VERSION,
         "method": describe(cache.recipe),
@@ -163,7 +162,7 @@ def _made(layer: Any, i: int, file: Checkpoint, facts: dict[str, Any]) -> dict[s
     if new.tier is not None:
         for name in ("keys", "values"):
             if name in new.rows:
-                new.rows[name] = FileRows(new.rows[name].view, new.tier.folder)
+                new.rows[name] = new.tier.rows(new.rows[name].view)
     made = {"store": new, "is_initialized": length > 0}
     if length:
         made |= {"dtype": held["keys"].dtype, "device": held["keys"].device}

@@ -75,9 +75,11 @@ class Selection:
             return
         count = op.label_channels(keys.shape[3] // self.how.by.divisor)
         if self.plan is None:
-            self.channels = indices(heavy_channels(q, keys[:, :, -q.shape[2] :], count))
+            self.channels = indices(
+                heavy_channels(q, keys[:, :, -q.shape[2] :].to(q.device), count)
+            )
             return
-        planned = torch.tensor(self.plan.data)
+        planned = torch.tensor(self.plan.data, device=q.device)
         if planned.shape != (keys.shape[1], keys.shape[3]):
             raise TamisValueError(
                 f"kv.Cache: plan: got channels {list(planned.shape)}, wanted "
@@ -98,11 +100,16 @@ class Selection:
             return self._by_pages(self.how.by.page, budget, q, (keys, values), begin)
         if self.window is not None:
             return self._by_window(self.window, budget, (keys, values), begin)
-        labels, how = self._labels(keys), self.how
+        labels, how = self._labels(keys, q.device), self.how
         index, count = op.kv_choose(
             q, labels, budget, sink=how.sink, recent=how.recent, begin=begin
         )
         return [DenseSegment(keys, values, Lists(index=index, count=count, begin=begin))]
+
+    def move(self, device: torch.device) -> None:
+        """The channels go to a device, as the rows did."""
+        if self.channels is not None:
+            self.channels = self.channels.to(device)
 
     def left_out(self, tokens: int) -> int:
         """Of so many tokens those that a step does not read."""
@@ -117,20 +124,23 @@ class Selection:
         least = self.how.sink + self.how.recent
         return self.budget or max(least, int(self.how.fraction * tokens), 1)
 
-    def _labels(self, keys: Tensor) -> op.Labels:
-        """Labels of all keys, made for those that have none yet."""
-        self.observe(keys[:, :, -1:], keys)  # where no prompt was seen, by the keys alone
+    def _labels(self, keys: Tensor, device: torch.device) -> op.Labels:
+        """Labels of all keys on the device of queries, made for those that have none yet."""
+        self.observe(
+            keys[:, :, -1:].to(device), keys
+        )  # where no prompt was seen, by the keys alone
         if self.channels is None:
             raise AssertionError("observe fixes the channels")
         b, g, s, _ = keys.shape
         records = -(-s // op.LABEL_TOKENS)
         if not self.rows:
             size = op.label_bytes(self.channels.shape[1])
-            self.rows["labels"] = Rows(keys.new_empty(b, g, 0, size, dtype=torch.uint8))
+            self.rows["labels"] = Rows(torch.empty(b, g, 0, size, dtype=torch.uint8, device=device))
         held = self.rows["labels"]
         held.extend(records - held.count)
         if self.labelled < s:
-            op.append_labels(held.view, keys[:, :, self.labelled :], self.channels, self.labelled)
+            new = keys[:, :, self.labelled :].to(device)
+            op.append_labels(held.view, new, self.channels, self.labelled)
             self.labelled = s
         return op.Labels(held.view, self.channels, s)
 
@@ -154,7 +164,8 @@ class Selection:
         whole = keys.shape[2] // page
         held = self.rows["bounds"].count if self.rows else 0
         if held < whole:
-            self._append("bounds", page_bounds(keys[:, :, held * page : whole * page], page))
+            new = keys[:, :, held * page : whole * page].to(q.device)
+            self._append("bounds", page_bounds(new, page))
         rest = whole * page  # from here on the latest tokens, which fill no page yet
         missing = max(0, self.how.recent - (keys.shape[2] - rest))
         forced = {"sink": -(-self.how.sink // page), "recent": -(-missing // page)}

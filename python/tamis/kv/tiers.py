@@ -1,7 +1,8 @@
-"""Tiers: all keys and values in a file, those lately read in memory, the next ones on their way.
+"""Tiers: all keys and values far away, those lately read in a pool, the next ones on their way.
 
-For methods that read few of the tokens at a step. Memory then holds what they choose by (labels, page
-bounds) and a pool of fixed size; the file holds the rest, mapped but never left resident.
+For methods that read few of the tokens at a step. Near the kernels lie what they choose by (labels, page
+bounds) and a pool of fixed size. The rest lies in a file, mapped but never left resident, or, where the
+kernels are a CUDA device's, in host memory that it reaches.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,9 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tamis.errors import TamisFileError, TamisValueError
-from tamis.kv.rows import Rows, reserve
-from tamis.ops.attention import DenseSegment, Lists, Segment, sparse_attention
+from tamis.errors import TamisFileError, TamisUnsupported, TamisValueError
+from tamis.kv.host import HostRows
+from tamis.kv.rows import Rows, indices, reserve
+from tamis.ops import cuda
+from tamis.ops.attention import DenseSegment, Lists, Segment, merge_lse, sparse_attention
+from tamis.ops.kv_fetch import Fetched, Pool, kv_fetch
 from tamis.policy.kv_recipe import KvRecipe, Pages
 
 _ROUND = 64  # rows of a file, so that pages of 2, 4, ... 64 tokens fit
@@ -30,15 +35,25 @@ class Tiers:
     """Where the tokens of a Cache lie.
 
     Attributes:
-        folder: For a file that holds every key and value and goes with the cache.
+        folder: For a file that holds every key and value and goes with the cache; None: host memory.
         memory: Bytes of the pool of tokens lately read, all layers together.
+        device: Where the pool lies, as the model does: "cpu", or "cuda" for the memory of the GPU.
     """
 
-    folder: str | os.PathLike[str]
-    memory: int
+    folder: str | os.PathLike[str] | None = None
+    memory: int = 0
+    device: str | torch.device = "cpu"
 
     def __post_init__(self) -> None:
-        if not Path(self.folder).is_dir():
+        kind = str(self.device).split(":")[0]
+        if kind not in ("cpu", "cuda"):
+            raise TamisValueError(f"kv.Tiers: device: got {self.device}, wanted cpu or cuda.")
+        if kind == "cuda" and (reason := cuda.why_off()):
+            raise TamisUnsupported(
+                f"kv.Tiers: device: got {self.device}, but CUDA is off: {reason}; wanted device='cpu' "
+                "with a folder on this machine."
+            )
+        if self.folder is not None and not Path(self.folder).is_dir():
             raise TamisFileError(
                 f"kv.Tiers: folder: got {self.folder}, wanted a folder for the file; make it first."
             )
@@ -64,7 +79,7 @@ class Tiers:
             )
         sharing = max(1, sum(layer >= how.skip_layers for layer in layers))
         unit = how.by.page if isinstance(how.by, Pages) else 1
-        return Tier(self.folder, self.memory // sharing, unit)
+        return Tier(self, self.memory // sharing, unit)
 
 
 class FileRows(Rows):
@@ -108,6 +123,9 @@ class FileRows(Rows):
         self.count += more
         return self.buffer.narrow(2, self.count - more, more)
 
+    def move(self, device: torch.device) -> None:
+        """A file stays where it is."""
+
     def drop(self) -> None:
         """Nothing of the file stays in this process's memory; the system keeps what it likes."""
         if hasattr(mmap, "MADV_DONTNEED"):
@@ -125,187 +143,223 @@ class FileRows(Rows):
 
 
 class Tier:
-    """One layer's pool over its file: tokens come in when read, those read longest ago leave.
+    """One layer's pool over its file or host memory: tokens come in when read, those read longest ago leave.
 
     Args:
-        folder: For the file.
+        tiers: Of the cache.
         memory: Bytes of the pool.
         unit: Tokens that move together: a page where pages are chosen, else 1.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], memory: int, unit: int) -> None:
-        self.folder, self.memory, self.unit = folder, memory, unit
-        self.reads = self.hits = 0  # units that steps read, and those of them found in memory
+    def __init__(self, tiers: Tiers, memory: int, unit: int) -> None:
+        self.tiers, self.memory, self.unit = tiers, memory, unit
+        self.pool: Pool | None = None
         self.ahead: Future[None] | None = None
+        self.ready: torch.cuda.Event | None = None  # when what was read ahead has come
         self.first: Tensor | None = None  # of the last step: padding, for reading ahead
-        self._empty()
-
-    def _empty(self) -> None:
-        self.pool: tuple[Tensor, Tensor] | None = None  # keys and values [b, g, slots * unit, d]
-        self.slot_of = self.unit_in = self.stamp = torch.empty(0, 0, dtype=torch.int32)
-        self.clock = 0
+        self.forgotten = (0, 0)  # what pools before this one found
 
     def __deepcopy__(self, memo: dict[int, object]) -> Tier:
-        return Tier(self.folder, self.memory, self.unit)
+        return Tier(self.tiers, self.memory, self.unit)
+
+    def rows(self, x: Tensor) -> Rows:
+        """Where keys or values x [b, g, n, d] are to lie, with a copy of them."""
+        if self.tiers.folder is not None:
+            return FileRows(x, self.tiers.folder)
+        return HostRows(x) if x.is_cuda else Rows.copy_of(x)
+
+    def check(self, x: Tensor) -> None:
+        """Whether keys come from the pool's kind of device.
+
+        Raises:
+            TamisValueError: They do not.
+        """
+        wanted = str(self.tiers.device).split(":")[0]
+        if x.device.type != wanted:
+            raise TamisValueError(
+                f"kv.Cache: tiers: got a pool on {wanted} and a model on {x.device}, wanted one device; "
+                f"pass kv.Tiers(..., device={x.device.type!r})."
+            )
+
+    @property
+    def found(self) -> tuple[int, int]:
+        """Units that steps read, and those of them that were in the pool."""
+        if self.pool is None:
+            return self.forgotten
+        reads, hits = self.pool.reads.sum((0, 1)).tolist()
+        return self.forgotten[0] + reads, self.forgotten[1] + hits
 
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes of the units in the ``pool``, and of the ``pool_map`` that says where they are.
 
-        The pool takes memory as units come: what is reserved beyond is not the process's.
+        In host memory the pool grows as units come: what is reserved beyond is not the process's. On a
+        device all of it counts.
         """
         if self.pool is None:
             return {"pool": 0, "pool_map": 0}
-        units = int((self.unit_in >= 0).sum())
-        each = sum(x.shape[3] * x.element_size() for x in self.pool) * self.unit
-        maps = (self.slot_of, self.unit_in, self.stamp)
-        return {"pool": units * each, "pool_map": sum(4 * x.numel() for x in maps)}
+        held = self.pool.unit_in
+        units = held.numel() if held.is_cuda else int((held >= 0).sum())
+        each = 2 * self.unit * self.pool.keys.shape[3] * self.pool.keys.element_size()
+        return {"pool": units * each, "pool_map": self.pool.map_bytes}
+
+    def start(self, fetch: Callable[[], None], used: Iterable[Tensor]) -> None:
+        """Runs ``fetch`` beside what computes now: in a thread, or on a stream of its own.
+
+        Args:
+            fetch: Brings units into the pool.
+            used: Tensors that it reads or replaces and that may be freed meanwhile.
+        """
+        self.wait()
+        if self.pool is None:
+            return
+        device = self.pool.keys.device
+        if device.type != "cuda":
+            self.ahead = reader().submit(fetch)
+            return
+        side = _stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        for x in (*used, self.pool.slot_of):
+            if x.is_cuda:
+                x.record_stream(side)
+
+        def run() -> None:
+            with torch.cuda.device(device), torch.cuda.stream(side):
+                fetch()
+                self.ready = side.record_event()
+
+        if self.tiers.folder is None:
+            run()  # nothing in it waits
+        else:
+            self.ahead = reader().submit(run)
 
     def wait(self) -> None:
-        """Until nothing is on its way; called before anything changes."""
+        """Until nothing is on its way (on a device: its kernels wait); before anything changes."""
         if self.ahead is not None:
             ahead, self.ahead = self.ahead, None
             ahead.result()
+        if self.ready is not None and self.pool is not None:
+            torch.cuda.current_stream(self.pool.keys.device).wait_event(self.ready)
+            self.ready = None
 
     def forget(self) -> None:
         """Empties the pool, as rows of the file have changed."""
         self.wait()
-        self._empty()
+        self.forgotten, self.pool = self.found, None
 
     def attend(
         self, q: Tensor, segments: list[Segment], scale: float | None, softcap: float
     ) -> tuple[Tensor, Tensor]:
-        """``sparse_attention`` over segments of the file, within the memory given."""
-        near = [self.bring(s) for s in segments]
+        """``sparse_attention`` over segments that lie far away, within the memory given."""
+        near = [self.bring(s, q.device) for s in segments]
         if all(s is not None for s in near):
             return sparse_attention(
                 q, [s for s in near if s is not None], scale=scale, softcap=softcap
             )
-        parts = []
-        for segment in segments:
-            for piece in self._pieces(segment):
-                parts.append(sparse_attention(q, [piece], scale=scale, softcap=softcap))
-        lse = torch.stack([each for _, each in parts])
-        total = lse.logsumexp(0)
-        weight = (lse - total).exp().nan_to_num_(0.0).unsqueeze(-1)
-        out = (weight * torch.stack([x.float() for x, _ in parts])).sum(0)
-        return out.to(q.dtype), total
+        return merge_lse(
+            [
+                sparse_attention(q, [piece], scale=scale, softcap=softcap)
+                for segment in segments
+                for piece in self._pieces(segment, q.device)
+            ]
+        )
 
-    def _pieces(self, s: Segment) -> list[Segment]:
-        """A segment without an index in pieces as large as the pool."""
-        if not isinstance(s, DenseSegment) or s.lists.index is not None:
-            return [s]
+    def _pieces(self, s: Segment, device: torch.device) -> Iterable[Segment]:
+        """A segment of which the pool cannot hold all, in pieces as large as the pool."""
+        if not isinstance(s, DenseSegment) or s.keys.is_cuda:
+            yield s  # read over the bus
+            return
+        if s.lists.index is not None:
+            yield _gathered(s, device) if device.type == "cuda" else s
+            return
         b, g, tokens, d = s.keys.shape
         step = max(64, self.memory // (2 * b * g * d * s.keys.element_size()))
-        found: list[Segment] = []
         for at in range(0, tokens, step):
             lists = s.lists
             if lists.begin is not None:
                 lists = replace(lists, begin=(lists.begin - at).clamp(min=0))
-            found.append(
-                DenseSegment(s.keys[:, :, at : at + step], s.values[:, :, at : at + step], lists)
-            )
-        return found
+            k, v = (x[:, :, at : at + step].to(device) for x in (s.keys, s.values))
+            yield DenseSegment(k, v, lists)
 
-    def bring_ahead(self, segments: list[Segment]) -> None:
+    def bring_ahead(self, segments: list[Segment], device: torch.device) -> None:
         """``bring`` before a step asks: it counts as neither read nor hit."""
-        reads, hits = self.reads, self.hits
+        if self.pool is None:
+            return
+        counts = self.pool.reads
+        self.pool.reads = torch.zeros_like(counts)
         for segment in segments:
-            self.bring(segment)
-        self.reads, self.hits = reads, hits
+            self.bring(segment, device)
+        self.pool.reads = counts
 
-    def bring(self, segment: Segment) -> Segment | None:
-        """The chosen tokens of a segment of the file as a segment of the pool; None if too many.
+    def bring(self, segment: Segment, device: torch.device) -> Segment | None:
+        """The chosen tokens of a segment as a segment of the pool, on ``device``; None if too many.
 
         The same tokens in the same order, so attention to them is the same bit for bit (where a page
         has padding in it, to rounding).
         """
         if not isinstance(segment, DenseSegment):
             return None
-        lists, unit = segment.lists, self.unit
+        keys, values, lists = segment.keys, segment.values, segment.lists
         if lists.index is None or lists.count is None:
-            few = segment.keys.shape[2] <= unit  # the latest, which fill no page yet
-            return (
-                DenseSegment(segment.keys.clone(), segment.values.clone(), lists) if few else None
-            )
-        b, g, k = lists.index.shape
-        index, count = lists.index.view(b * g, k).long(), lists.count.view(b * g, 1)
-        valid = torch.arange(k) < count
-        units = index.masked_fill(~valid, 0)[:, ::unit] // unit
-        if lists.begin is not None:  # slots have no order, so padding is taken out here
-            valid &= index >= lists.begin.view(b * g, 1)
-        used = valid.view(b * g, k // unit, unit).any(-1)
-        slots = self._slots(segment, units, used)
-        if slots is None:
+            if keys.shape[2] > self.unit:
+                return None
+            # The latest, which fill no page yet.
+            return DenseSegment(keys.to(device), values.to(device), lists)
+        pool = self._pool(keys, device)
+        if pool is None or lists.index.shape[2] > pool.slots * self.unit:
             return None
-        near = (slots.unsqueeze(-1) * unit + torch.arange(unit)).view(b * g, k)
-        if lists.begin is not None:
-            order = (~valid).to(torch.uint8).sort(dim=1, stable=True).indices
-            near, count = near.gather(1, order), valid.sum(1, keepdim=True)
-        if self.pool is None:
-            raise AssertionError("_slots makes the pool")
-        found = Lists(
-            index=near.view(b, g, k).to(torch.int32), count=count.view(b, g).to(torch.int32)
-        )
-        return DenseSegment(*self.pool, found)
+        reached = keys.device == device
+        found = kv_fetch(pool, lists, keys, values, copies=reached)
+        if not reached:
+            _copy(found, pool, keys, values)
+        return DenseSegment(pool.keys, pool.values, found.lists)
 
-    def _slots(self, segment: DenseSegment, units: Tensor, used: Tensor) -> Tensor | None:
-        """Place in the pool of each unit [b * g, n], fetched where it was not there."""
-        heads, n = units.shape
-        self._make(segment)
-        room = self.unit_in.shape[1]
-        if n > room or self.pool is None:
-            return None
-        self.clock += 1
-        slots = self.slot_of.gather(1, units).long()
-        there = (slots >= 0) & used
-        self.stamp.scatter_(1, slots.masked_fill(~there, room), self.clock)
-        missing = used & ~there
-        self.reads += int(used.sum())
-        lacking = int(missing.sum())
-        self.hits += int(used.sum()) - lacking
-        if lacking:
-            self._fetch(segment, units, missing)
-            slots = self.slot_of.gather(1, units).long()
-        return slots.clamp(min=0)
+    def _pool(self, keys: Tensor, device: torch.device) -> Pool | None:
+        """The pool, made at its first use; None where the memory holds no unit."""
+        b, g, _, d = keys.shape
+        slots = self.memory // (2 * b * g * self.unit * d * keys.element_size())
+        if self.pool is None and slots > 0:
+            shape = (b, g, min(slots, (2**31 - 1) // self.unit) * self.unit, d)
+            like = keys.new_empty(0, device=device)
+            self.pool = Pool(reserve(like, shape), reserve(like, shape), self.unit)
+        return self.pool
 
-    def _fetch(self, segment: DenseSegment, units: Tensor, missing: Tensor) -> None:
-        if self.pool is None:
-            return
-        rank = missing.cumsum(1) - 1
-        most = int(rank[:, -1].max()) + 1
-        oldest = self.stamp[:, :-1].topk(most, dim=1, largest=False).indices
-        head, place = missing.nonzero(as_tuple=True)
-        slot, unit = oldest[head, rank[head, place]], units[head, place]
-        before = self.unit_in[head, slot].long()
-        gone = before >= 0
-        self.slot_of[head[gone], before[gone]] = -1
-        self.slot_of[head, unit] = slot.to(torch.int32)
-        self.unit_in[head, slot] = unit.to(torch.int32)
-        self.stamp[head, slot] = self.clock
-        batch, kv_head = head // segment.keys.shape[1], head % segment.keys.shape[1]
-        for near, far in zip(self.pool, (segment.keys, segment.values), strict=True):
-            b, g, tokens, d = far.shape
-            whole = tokens // self.unit * self.unit
-            pages = far[:, :, :whole].view(b, g, -1, self.unit, d)
-            near.view(b * g, -1, self.unit, d)[head, slot] = pages[batch, kv_head, unit]
 
-    def _make(self, segment: DenseSegment) -> None:
-        """The pool at its first use, and a longer map as the file grows."""
-        b, g, tokens, d = segment.keys.shape
-        if self.pool is None:
-            record = 2 * b * g * self.unit * d * segment.keys.element_size()
-            slots = min(self.memory // record, 2**31 - 1)
-            if slots < 1:
-                return
-            shape = (b, g, slots * self.unit, d)
-            self.pool = reserve(segment.keys, shape), reserve(segment.values, shape)
-            self.unit_in = torch.full((b * g, slots), -1, dtype=torch.int32)
-            self.stamp = torch.zeros(b * g, slots + 1, dtype=torch.int32)
-            self.slot_of = torch.empty(b * g, 0, dtype=torch.int32)
-        more = -(-tokens // self.unit) - self.slot_of.shape[1]
-        if more > 0:
-            grown = torch.full((b * g, more + more // 4 + 64), -1, dtype=torch.int32)
-            self.slot_of = torch.cat([self.slot_of, grown], 1)
+def _copy(found: Fetched, pool: Pool, keys: Tensor, values: Tensor) -> None:
+    """Rows that the device cannot reach, as the host reads them, into the pool."""
+    lacking, todo = found.lacking.flatten().cpu(), found.todo.flatten(0, 1).cpu().long()
+    head, place = (torch.arange(todo.shape[1]) < lacking.unsqueeze(1)).nonzero(as_tuple=True)
+    if not head.numel():
+        return
+    unit, slot = todo[head, place].unbind(1)
+    batch, kv_head = head // keys.shape[1], head % keys.shape[1]
+    to = (head.to(pool.keys.device), slot.to(pool.keys.device))
+    for near, far in ((pool.keys, keys), (pool.values, values)):
+        b, g, tokens, d = far.shape
+        pages = far[:, :, : tokens // pool.unit * pool.unit].view(b, g, -1, pool.unit, d)
+        rows = pages[batch, kv_head, unit].to(near.device)
+        near.view(b * g, -1, pool.unit, d)[to] = rows
+
+
+def _gathered(s: DenseSegment, device: torch.device) -> DenseSegment:
+    """The listed tokens of a segment of the host, copied to a device, without a list."""
+    if s.lists.index is None or s.lists.count is None:
+        raise AssertionError("only listed tokens are gathered")
+    index = s.lists.index.cpu().long()
+    there = torch.arange(index.shape[2]) < s.lists.count.cpu().unsqueeze(-1)
+    index = index.masked_fill(~there, 0)
+    wide = index.unsqueeze(-1).expand(*index.shape, s.keys.shape[3])
+    k, v = (x.gather(2, wide).to(device) for x in (s.keys, s.values))
+    lists = Lists(end=s.lists.count)
+    if s.lists.begin is not None:  # the list ascends
+        before = (index < s.lists.begin.cpu().unsqueeze(-1)) & there
+        lists = replace(lists, begin=indices(before.sum(-1)).to(device))
+    return DenseSegment(k, v, lists)
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which units come ahead of what computes."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @cache
