@@ -25,6 +25,7 @@ from gpu_kv import kv, print_kv
 from gpu_prefill import prefill, print_prefill
 from gpu_rates import rates
 from gpu_spgemm import print_spgemm, spgemm_section
+from gpu_tiers import tiers
 from gpu_timing import copies_of, timed, timed_in_turns
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +74,8 @@ def conformance() -> dict[str, Any]:
 SMALL = """
 import torch, tamis
 from tamis.activation.layers import by_column
+from tamis.ops.attention import Lists
+from tamis.ops.kv_fetch import Pool, kv_fetch
 from tamis.ops.prefill import Pattern, Subset, prefill_attention
 from tamis.ops.sparse_input import sparse_input
 from tamis.ops.sparse_mlp import sparse_mlp
@@ -100,6 +103,10 @@ for wide in (70, 900):
     (a @ b) @ a
 for method, budget in (("full", None), ("kivi4", None), ("quest", 64), ("double_sparsity", 64)):
     tamis.kv.store(method, k, v, budget=budget).attend(q)
+pool = Pool(*torch.zeros(2, 1, 2, 64, 64, device="cuda").bfloat16(), 1)
+for first in (0, 30):
+    index = torch.arange(first, first + 40, device="cuda").int().expand(1, 2, -1).contiguous()
+    kv_fetch(pool, Lists(index=index, count=torch.full((1, 2), 40, device="cuda").int()), k, v)
 for n, k in ((50, 192), (130, 1120)):
     w = torch.randn(n, k)
     w[torch.rand(n, k) < 0.5] = 0
@@ -374,6 +381,7 @@ def run_sections(args: argparse.Namespace) -> dict[str, Any]:
         sections[f"g4 {shape}"] = lambda shape=shape: one_shape_g4(shape, done["copy"]["gb_per_s"])
     for batch in (1, 8):
         sections[f"kv {batch}"] = lambda batch=batch: kv(batch, done["copy"]["gb_per_s"])
+    sections["tiers"] = tiers
     sections["prefill"] = prefill
     sections["gradients"] = gradients
     sections["spgemm"] = spgemm_section

@@ -9,6 +9,7 @@ from torch import Tensor
 import tamis
 from tamis import kv
 from tamis.errors import TamisUnsupported
+from tamis.kv.kv_store import KvStore
 from tamis.kv.limits import Limits
 from tamis.kv.methods import recipe_of
 from tamis.ops import cuda, kv_select
@@ -236,6 +237,45 @@ def test_pools_are_the_cpus(unit: int, slots: int, begins: bool) -> None:
         for i, n in enumerate(want.lists.count.view(-1).tolist()):
             a, b = (x.lists.index.view(B * G, -1)[i, :n].cpu() for x in (got, want))
             assert torch.equal(a, b)
+
+
+@needs_device
+@pytest.mark.parametrize("method", ["double_sparsity", "quest"])
+@pytest.mark.parametrize("far", ["host", "file", "pool too small"])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_stores_far_from_the_device_attend_alike(method, far, ahead, tmp_path) -> None:
+    k, v = torch.randn(2, 2, 2, 700, 64, device="cuda").bfloat16()
+    q = torch.randn(2, 8, 1, 64, device="cuda").bfloat16()
+    memory = 4 << 10 if far == "pool too small" else 1 << 20
+    tiers = kv.Tiers(tmp_path if far == "file" else None, memory=memory, device="cuda")
+    recipe = recipe_of(method)
+    tier = tiers.of_layer(recipe, [2])
+    plain, tiered = (KvStore(recipe, budget=64, layer=2, tier=t) for t in (None, tier))
+    for store in (plain, tiered):
+        store.append(k, v)
+        store.settle(q)
+    for step in range(40):
+        new = torch.randn(2, 2, 2, 1, 64, device="cuda").bfloat16()
+        q = q * 0.9 + 0.4 * torch.randn_like(q)
+        if ahead:
+            tiered.fetch_ahead(q + 0.1 * torch.randn_like(q))
+        outs = []
+        for store in (plain, tiered):
+            store.append(*new)
+            outs.append(store.attend(q))
+            store.settle(q)
+        if far == "host":
+            assert torch.equal(*outs), step
+        torch.testing.assert_close(*outs, rtol=1e-2, atol=1e-2)
+    reads, hits = tier.found
+    assert (0 < hits < reads) == (far != "pool too small")
+    saved = tiered.snapshot()
+    for store in (plain, tiered):
+        store.take_batches(torch.tensor([1, 1], device="cuda"))
+        store.crop(650)
+    torch.testing.assert_close(plain.attend(q), tiered.attend(q), rtol=1e-2, atol=1e-2)
+    tiered.restore(saved)
+    assert tiered.length == 740
 
 
 @needs_device
