@@ -21,7 +21,7 @@ from typing import Any
 
 from gpu_activation import activation, print_activation
 from gpu_grad import gradients, print_gradients
-from gpu_kv import kv, print_kv
+from gpu_kv import kv, print_kv, shares
 from gpu_prefill import prefill, print_prefill
 from gpu_rates import rates
 from gpu_spgemm import print_spgemm, spgemm_section
@@ -76,6 +76,7 @@ import torch, tamis
 from tamis.activation.layers import by_column
 from tamis.ops.attention import Lists
 from tamis.ops.kv_fetch import Pool, kv_fetch
+from tamis.ops.kv_select import kv_mass, kv_select
 from tamis.ops.prefill import Pattern, Subset, prefill_attention
 from tamis.ops.sparse_input import sparse_input
 from tamis.ops.sparse_mlp import sparse_mlp
@@ -103,6 +104,10 @@ for wide in (70, 900):
     (a @ b) @ a
 for method, budget in (("full", None), ("kivi4", None), ("quest", 64), ("double_sparsity", 64)):
     tamis.kv.store(method, k, v, budget=budget).attend(q)
+kv_mass(q, k)
+kv_mass(torch.randn(1, 8, 90, 64, device="cuda").bfloat16(), k)
+kv_mass(torch.randn(1, 8, 90, 64, device="cuda"), k)
+kv_select(torch.rand(1, 2, 3000, device="cuda"), top_p=0.9)
 pool = Pool(*torch.zeros(2, 1, 2, 64, 64, device="cuda").bfloat16(), 1)
 for first in (0, 30):
     index = torch.arange(first, first + 40, device="cuda").int().expand(1, 2, -1).contiguous()
@@ -381,6 +386,7 @@ def run_sections(args: argparse.Namespace) -> dict[str, Any]:
         sections[f"g4 {shape}"] = lambda shape=shape: one_shape_g4(shape, done["copy"]["gb_per_s"])
     for batch in (1, 8):
         sections[f"kv {batch}"] = lambda batch=batch: kv(batch, done["copy"]["gb_per_s"])
+    sections["shares"] = shares
     sections["tiers"] = tiers
     sections["prefill"] = prefill
     sections["gradients"] = gradients
@@ -427,6 +433,7 @@ def main() -> int:
     print_gradients(done.get("gradients", []))
     print_spgemm(done.get("spgemm", []))
     print_activation(done.get("activation", []))
+    print_shares(done.get("shares", []))
     print_kv([row for name in done if name.startswith("kv") for row in done[name]])
     print_rows(
         [row for name in done if name.startswith(("spmm", "m24", "g4")) for row in done[name]]

@@ -170,6 +170,83 @@ def parts_of(batch: int, tokens: int, k: list[Any], v: list[Any], q: Any) -> lis
     ]
 
 
+MASS = ((1, 32768), (32, 32768), (128, 32768), (4096, 4096), (8192, 8192), (32768, 32768))
+
+
+def torch_mass(q: Any, keys: Any) -> Any:
+    """What kv_mass sums, by torch's products and softmax, some queries at a time."""
+    import torch
+
+    h, n, d = q.shape[1:]
+    g, s = keys.shape[1:3]
+    out = torch.zeros(g, s, device=q.device)
+    step = max(1, (1 << 28) // (h * s))
+    places = torch.arange(s, device=q.device)
+    for at in range(0, n, step):
+        rows = q[0, :, at : at + step].reshape(g, -1, d)
+        seen = s - n + at + torch.arange(min(step, n - at), device=q.device)
+        hidden = places > seen.repeat(h // g).unsqueeze(1)
+        scores = (rows @ keys[0].transpose(1, 2)).float().mul_(d**-0.5)
+        out += scores.masked_fill_(hidden, float("-inf")).softmax(-1).sum(1)
+    return out / (h // g)
+
+
+def shares() -> list[dict[str, Any]]:
+    """Times of kv_mass and of kv_select by top_p, and of torch's ways to the same."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    from tamis.ops.kv_select import kv_mass, kv_select
+
+    found = []
+    for n, s in MASS:
+        q = torch.randn(1, HEADS, n, DIM, dtype=torch.bfloat16, device="cuda")
+        each = 2 * KV_HEADS * s * DIM
+        keys = [
+            torch.randn(1, KV_HEADS, s, DIM, dtype=torch.bfloat16, device="cuda")
+            for _ in range(min(copies_of(each), 8))
+        ]
+        count = len(keys) if n < 4096 else 1
+        sides = {
+            "kv_mass": calls([partial(kv_mass, q, k) for k in keys], count),
+            "torch": calls([partial(torch_mass, q, k) for k in keys], count),
+        }
+        if n == s:
+            sides["sdpa, causal"] = calls(
+                [partial(sdpa, q, k, k, is_causal=True, enable_gqa=True) for k in keys], count
+            )
+        times = timed_in_turns(sides, count)
+        work = 4 * HEADS * n * (s - n / 2) * DIM  # both passes
+        found += [{"what": f"mass {name}", "queries": n, "tokens": s, "us": 1e6 * t,
+                   "tflops": work / t / 1e12} for name, t in times.items()]  # fmt: skip
+    for heads in (8, 64):
+        scores = (3 * torch.randn(1, heads, 32768, device="cuda")).softmax(-1)
+
+        def by_sorting(scores: Any = scores) -> Any:
+            order = scores.sort(-1, descending=True)
+            return (order[0].cumsum(-1) < 0.975).sum(-1), order[1]
+
+        sides = {
+            "kv_select, top_p": calls([partial(kv_select, scores, top_p=0.975)], 12),
+            "kv_select, k": calls([partial(kv_select, scores, 2048)], 12),
+            "torch, sort and cumsum": calls([by_sorting], 12),
+        }
+        times = timed_in_turns(sides, 12)
+        found += [{"what": name, "heads": heads, "us": 1e6 * t} for name, t in times.items()]
+    return found
+
+
+def print_shares(rows: list[dict[str, Any]]) -> None:
+    for r in rows:
+        if "queries" in r:
+            print(
+                f"kv {r['what']:18} n {r['queries']:6} s {r['tokens']:6} {r['us']:10.1f} us "
+                f"{r['tflops']:6.1f} TFLOP/s"
+            )
+        else:
+            print(f"kv {r['what']:24} {r['heads']} heads of 32768 {r['us']:8.1f} us")
+
+
 def print_kv(rows: list[dict[str, Any]]) -> None:
     for r in rows:
         ratio = f"{r['speedup']:6.2f} {r['of_copy_rate']:5.0%} of copy" if "speedup" in r else ""

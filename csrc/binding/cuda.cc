@@ -107,6 +107,19 @@ py::list kernels(int32_t capability) {
     rows.append(entry);
   }
   const CudaLibrary& library = cuda_library();
+  for (const MassCudaRow& row : library.mass_kernels()) {
+    py::dict entry;
+    entry["name"] = row.name;
+    entry["op"] = "kv_mass";
+    entry["format"] = "dense";
+    entry["w_dtype"] = name_of(row.dtype);
+    entry["x_dtype"] = name_of(row.dtype);
+    entry["isa"] = "sm80";
+    entry["tile_m"] = row.rows;
+    entry["tile_n"] = 64;
+    entry["runs_here"] = capability >= 80;
+    rows.append(entry);
+  }
   for (const PrefillCudaRow& row : library.prefill_kernels()) {
     py::dict entry;
     entry["name"] = row.name;

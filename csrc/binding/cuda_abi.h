@@ -36,6 +36,10 @@ struct CudaLibrary {
   int64_t (*estimate_workspace)(const KvEstimateArgs&);
   Status (*kv_estimate)(const KvEstimateArgs&, void* workspace, int64_t workspace_bytes,
                         const CudaDevice&, void* stream);
+  std::span<const MassCudaRow> (*mass_kernels)();
+  int64_t (*mass_workspace)(const KvMassArgs&, const CudaDevice&);
+  Status (*kv_mass)(const KvMassArgs&, void* workspace, int64_t workspace_bytes, const CudaDevice&,
+                    void* stream);
   Status (*kv_select)(const KvSelectArgs&, const CudaDevice&, void* stream);
   bool (*choose_fits)(const KvEstimateArgs&, const CudaDevice&);
   Status (*kv_choose)(const KvEstimateArgs&, const KvSelectArgs&, const CudaDevice&, void* stream);

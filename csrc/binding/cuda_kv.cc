@@ -86,6 +86,28 @@ int64_t estimate(int32_t device, uintptr_t stream, int dtype, Shape shape, uintp
   return 0;
 }
 
+// The same; shape: b, g, query heads of a KV head, n, d.
+int64_t mass(int32_t device, uintptr_t stream, int dtype,
+             std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> shape, uintptr_t q,
+             float scale, const KvUnits& keys, uintptr_t positions, uintptr_t begin, uintptr_t out,
+             uintptr_t workspace, int64_t workspace_bytes) {
+  KvMassArgs args{.q_dtype = float_dtype("cuda", dtype),
+                  .q = address<const void>(q),
+                  .scale = scale,
+                  .keys = keys,
+                  .positions = address<const int32_t>(positions),
+                  .begin = address<const int32_t>(begin),
+                  .out = address<float>(out)};
+  std::tie(args.batch, args.kv_heads, args.heads, args.queries, args.head_dim) = shape;
+  const CudaDevice& facts = cuda_device(device);
+  raise_if_error(check_mass_cuda(args));
+  const int64_t wanted = cuda_library().mass_workspace(args, facts);
+  if (wanted > workspace_bytes) return wanted;
+  raise_if_error(cuda_library().kv_mass(args, address<void>(workspace), workspace_bytes, facts,
+                                        address<void>(stream)));
+  return 0;
+}
+
 void select(int32_t device, uintptr_t stream, int64_t heads, int64_t units, uintptr_t scores,
             int64_t k, uintptr_t budget, double top_p, int64_t sink, int64_t recent, int64_t page,
             uintptr_t begin, uintptr_t index, int64_t index_stride, uintptr_t count) {
@@ -163,6 +185,9 @@ void bind_cuda_kv(py::module_& m) {
         "workspace_bytes"_a);
   m.def("cuda_kv_estimate", &estimate, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "q_ptr"_a,
         "scale"_a, "units"_a, "log_weight"_a, "begin_ptr"_a, "out_ptr"_a, "workspace_ptr"_a,
+        "workspace_bytes"_a);
+  m.def("cuda_kv_mass", &mass, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "q_ptr"_a, "scale"_a,
+        "keys"_a, "positions_ptr"_a, "begin_ptr"_a, "out_ptr"_a, "workspace_ptr"_a,
         "workspace_bytes"_a);
   m.def("cuda_kv_select", &select, "device"_a, "stream"_a, "heads"_a, "units"_a, "scores_ptr"_a,
         "k"_a, "budget_ptr"_a, "top_p"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a,

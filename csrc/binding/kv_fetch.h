@@ -11,12 +11,16 @@
 
 namespace tamis::binding {
 
-using FetchShape = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;  // b, g, units, slots, unit
-using FetchLists = std::tuple<uintptr_t, int64_t, uintptr_t, uintptr_t>;  // index, width, count, begin
+using FetchShape =
+    std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;  // b, g, units, slots, unit
+using FetchLists =
+    std::tuple<uintptr_t, int64_t, uintptr_t, uintptr_t>;  // index, width, count, begin
 // slot_of, unit_in, stamp, clock, reads
 using FetchMaps = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
-using FetchFound = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>;  // near, count, todo, lacking
-// Bytes of a row; keys and values far away with strides in bytes, keys null for no copies; the pool's.
+using FetchFound =
+    std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>;  // near, count, todo, lacking
+// Bytes of a row; keys and values far away with strides in bytes, keys null for no copies; the
+// pool's.
 using FetchRows =
     std::tuple<int64_t, uintptr_t, Strides3, uintptr_t, Strides3, uintptr_t, uintptr_t>;
 

@@ -618,6 +618,22 @@ def cuda_kv_estimate(
 ) -> int:
     """``kv_estimate`` on a device and stream; 0, or the bytes of workspace that it wants."""
 
+def cuda_kv_mass(
+    device: int,
+    stream: int,
+    dtype: int,
+    shape: tuple[int, int, int, int, int],
+    q_ptr: int,
+    scale: float,
+    keys: KvUnits,
+    positions_ptr: int,
+    begin_ptr: int,
+    out_ptr: int,
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """``kv_mass`` on a device and stream; 0, or the bytes of workspace that it wants."""
+
 def cuda_kv_select(
     device: int,
     stream: int,

@@ -31,6 +31,9 @@ MAX_PREFILL_REGISTERS, MAX_PREFILL = 255, {1: 2150, 2: 3600}
 # Instructions of the loop of spmm_t and sddmm on sm_90: 32 products of a warp, and in spmm_t what
 # expands 16 columns of w a thread.
 MAX_SDDMM, MAX_SPMM_T = 200, 300
+# kv_mass on sm_90, 16 channels of 64 streamed rows, for one and two row tiles a warp: the pass over
+# rows of q and the one over tokens.
+MAX_MASS_ROWS, MAX_MASS_COLUMNS = {1: 30, 2: 42}, {1: 50, 2: 64}
 # Attention on sm_90: registers, and instructions of a page or tile with all its rarely taken branches
 # (softcap, masks, a new largest score: some 300). DRAM of an H100 leaves 4 * 353 issue slots a page
 # of 4 bits at d = 128, 4 * 212 at 2 bits, 4 * 565 for 16 tokens of bf16.
@@ -109,11 +112,14 @@ def label(arch: str, name: str) -> str:
         return f"prefill_attention {dtype} d {match[2]} q {64 * int(match[3])} {arch}"
     if match := re.search(r"RowConfigILNS_\dDTypeE(\d)ELi(\d+)E", name):
         return f"sparse_attention {'f16' if match[1] == '1' else 'bf16'} d {match[2]} {arch}"
+    if match := re.search(r"kv_mass_(rows|columns)\w*DTypeE(\d)ELi(\d)E", name):
+        dtype = ("any", "f16", "bf16")[int(match[2])]
+        return f"kv_mass {match[1]} {dtype} r {64 * int(match[3])} {arch}"
     if match := re.search(r"(sddmm|spmm_t_add|spmm_t)_kernel\w*DTypeE(\d)E", name):
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
     if match := re.search(r"(sparse_input|sparse_mlp_(?:gate|up|down))\w*DTypeE(\d)E", name):
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
-    known = ("expand_t16", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select",
+    known = ("expand_t16", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select", "kv_mass_merge",
              "kv_choose", "kv_append_labels", "kv_fetch_maps", "kv_fetch_units", "grad_places", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
              "spgemm_warps", "spgemm_blocks", "spgemm_dense")  # fmt: skip
     return f"{next((k for k in known if k in name), name)} {arch}"
@@ -133,6 +139,9 @@ def budget(arch: str, name: str) -> int | None:
         return (MAX_PAGE if "PageConfig" in name else MAX_ROWS) if arch == "sm_90" else None
     if match := re.search(r"PrefillConfigI\w*ELi\d+ELi(\d)E", name):
         return MAX_PREFILL[int(match[1])] if arch == "sm_90" else None
+    if match := re.search(r"kv_mass_(rows|columns)\w*ELi(\d)E", name):
+        most = MAX_MASS_ROWS if match[1] == "rows" else MAX_MASS_COLUMNS
+        return most[int(match[2])] if arch == "sm_90" else None
     if gradient(name):
         return (MAX_SDDMM if "sddmm" in name else MAX_SPMM_T) if arch == "sm_90" else None
     if activation(name):
@@ -178,7 +187,8 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     most = MAX_PREFILL_REGISTERS if prefill else most
     if used > most:
         wrong.append(f"{used} registers, wanted at most {most}")
-    if attention or prefill or activation(name) or gradient(name) or "spmm_t16" in name:
+    mass = "kv_mass_rows" in name or "kv_mass_columns" in name
+    if attention or prefill or mass or activation(name) or gradient(name) or "spmm_t16" in name:
         wrong += loop_problems(arch, name, loop)
     counts = ", ".join(f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", "HMMA", "LDGSTS"))
     sys.stdout.write(
@@ -199,11 +209,11 @@ def main() -> int:
         return SKIPPED
     used = registers(run(tool, "--dump-resource-usage", library))
     found = functions(run(tool, "--dump-sass", library))
-    # On three architectures: three formats with four token tiles in two dtypes, ten attentions, twelve
-    # for the rest of a KV cache, four of activations in two dtypes, eight of prompts, three of gradients in
+    # On three architectures: three formats with four token tiles in two dtypes, ten attentions,
+    # fourteen for the rest of a KV cache, two passes of five for kv_mass and what joins them, four of activations in two dtypes, eight of prompts, three of gradients in
     # two, their places and ways to and from dense, eight of spgemm; the expansions on two, two choices of
     # tokens on one.
-    wanted = 3 * (24 + 10 + 12 + 8 + 8 + 9 + 8) + 3 * 2 + 2
+    wanted = 3 * (24 + 10 + 14 + 11 + 8 + 8 + 9 + 8) + 3 * 2 + 2
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

@@ -1,5 +1,5 @@
-// A pool over far keys and values, as kv_fetch keeps it from step to step: one for each backend, fed
-// with the same lists.
+// A pool over far keys and values, as kv_fetch keeps it from step to step: one for each backend,
+// fed with the same lists.
 #pragma once
 
 #include <algorithm>
@@ -52,13 +52,14 @@ struct FetchSteps {
     for (int64_t h = 0; h < heads(); ++h) {
       std::vector<int32_t> all(static_cast<size_t>(c.units));
       for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<int32_t>(i);
-      const auto near = static_cast<int64_t>(random() % 3 ? std::min<int64_t>(c.units, 2 * c.width)
-                                                          : c.units);
+      const auto near =
+          static_cast<int64_t>(random() % 3 ? std::min<int64_t>(c.units, 2 * c.width) : c.units);
       std::shuffle(all.begin(), all.begin() + near, random);
       all.resize(std::min<size_t>(static_cast<size_t>(near),
                                   random() % static_cast<uint64_t>(c.width + 1)));
       std::sort(all.begin(), all.end());
-      count[static_cast<size_t>(h)] = static_cast<int32_t>(static_cast<int64_t>(all.size()) * c.unit);
+      count[static_cast<size_t>(h)] =
+          static_cast<int32_t>(static_cast<int64_t>(all.size()) * c.unit);
       for (size_t i = 0; i < all.size(); ++i) {
         for (int64_t t = 0; t < c.unit; ++t) {
           index[static_cast<size_t>((h * c.width + static_cast<int64_t>(i)) * c.unit + t)] =

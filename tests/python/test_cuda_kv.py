@@ -170,6 +170,9 @@ def test_selection_is_the_cpus(units: int, levels: int) -> None:
         (max(1, units // 16), {}),
         (units // 3, {"sink": 4, "recent": 30, "begin": begin}),
         (budget, {"page": 2}),
+        (None, {"top_p": 0.9}),
+        (None, {"top_p": 0.3, "sink": 4, "recent": 30, "begin": begin, "page": 2}),
+        (None, {"top_p": 1.0}),
     ):
         want = kv_select.kv_select(scores, k, **options)
         on = {n: x.cuda() if isinstance(x, Tensor) else x for n, x in options.items()}
@@ -179,6 +182,25 @@ def test_selection_is_the_cpus(units: int, levels: int) -> None:
             count = int(want[1].view(-1)[i])
             mine, theirs = (x.view(B * G, -1)[i, :count] for x in (got[0].cpu(), want[0]))
             assert torch.equal(mine, theirs)
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("n", "s", "d"), [(1, 1, 64), (1, 5000, 128), (32, 3001, 64), (700, 700, 80)]
+)
+def test_attention_that_tokens_draw(dtype: torch.dtype, n: int, s: int, d: int) -> None:
+    q, keys = torch.randn(B, 12, n, d).to(dtype), torch.randn(B, G, s, d).to(dtype)
+    begin = torch.randint(0, s, (B, G), dtype=torch.int32)
+    probes = torch.randint(0, s, (n,), dtype=torch.int32).sort()[0].contiguous()
+    for options in ({}, {"begin": begin}, {"positions": probes, "scale": 0.3}):
+        want = kv_select.kv_mass(q, keys, **options)
+        on = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in options.items()}
+        runs = [kv_select.kv_mass(q.cuda(), keys.cuda(), **on) for _ in range(2)]
+        assert torch.equal(*runs)
+        torch.testing.assert_close(runs[0].cpu(), want, rtol=1e-3, atol=1e-6)
+        more = kv_select.kv_mass(q.cuda(), keys.cuda(), out=runs[1].clone(), **on)
+        torch.testing.assert_close(more, 2 * runs[0], rtol=1e-5, atol=1e-6)
 
 
 @needs_device

@@ -29,8 +29,8 @@ Status check_kv_fetch(const KvFetchArgs& a) {
   }
   if (heads == 0) return {};
   if (!a.count || !a.clock || !a.reads || !a.near_count || !a.lacking ||
-      (a.index_stride > 0 && (!a.index || !a.near || !a.todo || !a.slot_of || !a.unit_in ||
-                              !a.stamp)) ||
+      (a.index_stride > 0 &&
+       (!a.index || !a.near || !a.todo || !a.slot_of || !a.unit_in || !a.stamp)) ||
       (a.far_keys && (!a.far_values || !a.near_keys || !a.near_values))) {
     return error(Code::invalid_argument, "kv_fetch: got null, wanted arrays");
   }

@@ -19,9 +19,7 @@ struct Head {
   int32_t* unit_in() const { return a.unit_in + head * a.slots; }
   int32_t* stamp() const { return a.stamp + head * a.slots; }
   int32_t* todo() const { return a.todo + 2 * head * (a.index_stride / a.unit); }
-  int64_t listed() const {
-    return std::clamp<int64_t>(a.count[head], 0, a.index_stride) / a.unit;
-  }
+  int64_t listed() const { return std::clamp<int64_t>(a.count[head], 0, a.index_stride) / a.unit; }
   // Tokens of listed unit i that count, its last ones.
   int64_t counted(int64_t i) const {
     const int64_t token = index()[i * a.unit];
@@ -57,8 +55,8 @@ void copy_units(const Head& h, int64_t lacking) {
   const int64_t batch = h.head / a.kv_heads, kv_head = h.head % a.kv_heads;
   const auto copy = [&](const void* far, int64_t batch_stride, int64_t head_stride,
                         int64_t token_stride, void* near) {
-    const auto* from = static_cast<const uint8_t*>(far) + batch * batch_stride +
-                       kv_head * head_stride;
+    const auto* from =
+        static_cast<const uint8_t*>(far) + batch * batch_stride + kv_head * head_stride;
     auto* to = static_cast<uint8_t*>(near) + h.head * a.slots * a.unit * a.row_bytes;
     for (int64_t i = 0; i < lacking; ++i) {
       const int64_t unit = h.todo()[2 * i], slot = h.todo()[2 * i + 1];
@@ -119,7 +117,8 @@ Status kv_fetch(const KvFetchArgs& a) {
   const int64_t heads = a.batch * a.kv_heads;
   for (int64_t h = 0; h < heads; ++h) {
     if (names_units({a, h})) continue;
-    return error(Code::invalid_argument, "kv_fetch: index: got a token of no unit, wanted 0 to %lld",
+    return error(Code::invalid_argument,
+                 "kv_fetch: index: got a token of no unit, wanted 0 to %lld",
                  static_cast<long long>(a.units * a.unit - 1));
   }
   const int64_t work = heads * (a.index_stride * a.row_bytes / 16 + a.slots);

@@ -1,7 +1,8 @@
 // kv_fetch on CUDA: one block a head keeps the maps, then a warp a unit copies what is missing. The
 // slots read longest ago are found by counting ages in shared memory: exact, two passes over the
 // stamps, only where something is missing. Reading host memory over PCIe takes some 2 us, so what
-// counts is how many bytes are asked for at once: all units in one launch, 512 bytes a warp and turn.
+// counts is how many bytes are asked for at once: all units in one launch, 512 bytes a warp and
+// turn.
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -195,8 +196,8 @@ TAMIS_DEVICE void fetch_units(const FetchParams& p) {
   for (uint32_t c = lane; c < 2 * all; c += 32) {
     const bool second = c >= all;
     const uint32_t piece = second ? c - all : c, token = piece / row;
-    const uint8_t* from = second ? values + token * a.value_token_stride
-                                 : keys + token * a.key_token_stride;
+    const uint8_t* from =
+        second ? values + token * a.value_token_stride : keys + token * a.key_token_stride;
     auto* near = static_cast<uint8_t*>(second ? a.near_values : a.near_keys) + to;
     reinterpret_cast<dev::Word4*>(near)[piece] =
         dev::load_volatile(reinterpret_cast<const dev::Word4*>(from) + piece % row);

@@ -25,8 +25,8 @@ inline constexpr int32_t kFetchEmpty = -kFetchAges;  // stamp of a slot without 
 // many, lacking [heads].
 // Maps: slot_of [heads, units], -1 where not in the pool; unit_in [heads, slots], -1 where empty;
 // stamp [heads, slots]; clock [heads]; reads [heads, 2]: units that count so far, and those found.
-// near_keys, near_values: [heads, slots * unit] rows of row_bytes. far_keys null: nothing is copied,
-// that is left to who reads `todo`.
+// near_keys, near_values: [heads, slots * unit] rows of row_bytes. far_keys null: nothing is
+// copied, that is left to who reads `todo`.
 struct KvFetchArgs {
   int64_t batch = 0, kv_heads = 0, units = 0, slots = 0, unit = 1;
   const int32_t* index = nullptr;

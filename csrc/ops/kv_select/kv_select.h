@@ -79,7 +79,9 @@ struct KvSelectArgs {
   const float* scores = nullptr;
   const int32_t* budget = nullptr;  // [heads] k, or null: `k` for all
   int64_t k = 0;
-  double top_p = 0.0;  // above 0: instead, the fewest whose scores (>= 0) reach this share of all
+  // Above 0: instead of k, the fewest whose scores (below 0 they count 0) reach this share of all,
+  // in sums of whole numbers that are the same in any order (share.h).
+  double top_p = 0.0;
   int64_t sink = 0, recent = 0, page = 1;
   const int32_t* begin = nullptr;  // [heads]
   int32_t* index = nullptr;

@@ -5,6 +5,7 @@
 
 #include "format/matrix.h"
 #include "ops/kv_select/choose_params.h"
+#include "ops/kv_select/mass_params.h"
 
 namespace tamis {
 namespace {
@@ -21,6 +22,34 @@ Status check_float(const char* what, DType type) {
 }
 
 constexpr int64_t kMaxHeads = 65535;  // of a grid
+
+constexpr MassCudaRow kMass[] = {
+#define TAMIS_KV_MASS_CUDA(dtype, row_tiles)                                            \
+  {row_tiles == 1 ? "kv_mass_" #dtype "_r64_sm80up" : "kv_mass_" #dtype "_r128_sm80up", \
+   DType::dtype, 16 * row_tiles * kMassWarps},
+#include "ops/kv_select/kernels_cuda.def"
+#undef TAMIS_KV_MASS_CUDA
+};
+
+// Whether tensor cores take both operands as they are.
+bool as_stored(const KvMassArgs& a) {
+  return a.q_dtype == a.keys.dtype && a.q_dtype != DType::f32;
+}
+
+// Bytes of a row in shared memory: a power of two, so that a step differs in bits of an address.
+int64_t mass_row_bytes(const KvMassArgs& a) {
+  int64_t bytes = 128;
+  while (bytes < (as_stored(a) ? 2 : 4) * a.head_dim) bytes *= 2;
+  return bytes;
+}
+
+int32_t mass_splits(const KvMassArgs& a, const CudaDevice& device) {
+  const int64_t rows = a.heads * a.queries, kept = choose_mass_cuda(a, false)->rows;
+  const int64_t blocks = std::max<int64_t>(1, a.batch * a.kv_heads * ceil_div(rows, kept));
+  const int64_t tiles = ceil_div(a.keys.units, kMassStream);  // two rounds of three blocks an SM
+  return static_cast<int32_t>(std::clamp<int64_t>(std::min(6 * device.sms / blocks, tiles / 4), 1,
+                                                  int64_t{kMassMostSplits}));
+}
 
 bool weighted(const KvEstimateArgs& a) {
   return a.reduce == KvReduce::log_weight;
@@ -71,13 +100,11 @@ Status check_select_cuda(const KvSelectArgs& a) {
   }
   if (std::min({a.k, a.sink, a.recent}) < 0) return bad("k, sink, recent", -1, "none below 0");
   if (a.page < 1) return bad("page", a.page, "1 or more");
-  if (a.top_p > 0) {
-    return error(Code::no_kernel, "kv_select: top_p: no CUDA kernel takes it; pass k");
-  }
+  if (!(a.top_p >= 0 && a.top_p <= 1)) return bad("top_p", -1, "0 to 1");
   if (a.heads > 0 && (!a.count || (a.units > 0 && a.index_stride > 0 && !a.index))) {
     return error(Code::invalid_argument, "kv_select: index, count: got null");
   }
-  const int64_t k = std::max(a.budget ? 0 : a.k, a.sink + a.recent);
+  const int64_t k = a.top_p > 0 ? a.units : std::max(a.budget ? 0 : a.k, a.sink + a.recent);
   if (std::min(a.units, k) * a.page > a.index_stride) {
     return bad("index_stride", a.index_stride, "room for the budget");
   }
@@ -107,6 +134,91 @@ Status check_append_labels_cuda(const KvAppendLabelsArgs& a) {
     return bad("records", strides, "records at multiples of 4 bytes");
   }
   return {};
+}
+
+std::span<const MassCudaRow> mass_cuda_kernels() {
+  return kMass;
+}
+
+const MassCudaRow* choose_mass_cuda(const KvMassArgs& a, bool columns) {
+  const DType type = as_stored(a) ? a.q_dtype : DType::f32;
+  const int64_t all = columns ? a.keys.units : a.heads * a.queries;
+  const int32_t rows = type == DType::f32 || all <= 64 || mass_row_bytes(a) > 256 ? 64 : 128;
+  for (const MassCudaRow& row : kMass) {
+    if (row.dtype == type && row.rows == rows) return &row;
+  }
+  return nullptr;
+}
+
+Status check_mass_cuda(const KvMassArgs& a) {
+  const KvUnits& u = a.keys;
+  const int64_t heads = a.batch * a.kv_heads;
+  if (std::min({a.batch, a.kv_heads, a.heads, a.queries}) < 0 || heads > kMaxHeads) {
+    return bad("q", heads, "0 to 65535 KV heads");
+  }
+  TAMIS_RETURN_IF_ERROR(check_float("q", a.q_dtype));
+  TAMIS_RETURN_IF_ERROR(check_float("keys", u.dtype));
+  const int64_t most = as_stored(a) ? 256 : 128;
+  if (a.head_dim < 16 || a.head_dim > most || a.head_dim % 16 != 0) {
+    return bad("head_dim", a.head_dim,
+               most == 256 ? "a multiple of 16 from 16 to 256"
+                           : "a multiple of 16 from 16 to 128 on CUDA, to 256 where q and keys are "
+                             "both f16 or bf16");
+  }
+  if (u.kind != KvSummary::rows) return bad("keys", 1, "rows");
+  if (u.units < 0 || u.units > INT32_MAX || a.heads * a.queries > INT32_MAX) {
+    return bad("units", u.units, "0 to 2^31 - 1");
+  }
+  if (!a.positions && a.queries > u.units) return bad("queries", a.queries, "no more than tokens");
+  if (heads * a.heads * a.queries > 0 && (!a.q || !a.out || (u.units > 0 && !u.data))) {
+    return error(Code::invalid_argument, "kv_select: q, keys, out: got null");
+  }
+  if (!(a.scale > 0)) {
+    return error(Code::no_kernel, "kv_select: scale: got %g, wanted above 0 on CUDA",
+                 static_cast<double>(a.scale));
+  }
+  const int64_t strides = u.batch_stride | u.head_stride | u.unit_stride;
+  const int64_t each = u.dtype == DType::f32 ? 4 : 8;  // elements of 16 bytes
+  const auto place = reinterpret_cast<uintptr_t>(u.data) | reinterpret_cast<uintptr_t>(a.q);
+  if (place % 16 != 0 || strides % each != 0) {
+    return bad("keys", strides, "rows at multiples of 16 bytes; copy them");
+  }
+  return {};
+}
+
+int64_t mass_workspace(const KvMassArgs& a, const CudaDevice& device) {
+  const int64_t rows = a.batch * a.kv_heads * a.heads * a.queries, splits = mass_splits(a, device);
+  return kWorkspaceTicketBytes + 4 * rows * (splits > 1 ? 1 + 2 * splits : 1);
+}
+
+MassParams mass_params(const KvMassArgs& a, void* workspace, const CudaDevice& device) {
+  const auto narrow = [](int64_t x) { return static_cast<int32_t>(x); };
+  const int64_t size = size_of(a.keys.dtype), heads = a.batch * a.kv_heads;
+  const int32_t splits = mass_splits(a, device);
+  auto* lse = reinterpret_cast<float*>(static_cast<uint8_t*>(workspace) + kWorkspaceTicketBytes);
+  return {.q = static_cast<const uint8_t*>(a.q),
+          .keys = static_cast<const uint8_t*>(a.keys.data),
+          .q_dtype = a.q_dtype,
+          .key_dtype = a.keys.dtype,
+          .key_batch = size * a.keys.batch_stride,
+          .key_head = size * a.keys.head_stride,
+          .key_token = size * a.keys.unit_stride,
+          .kv_heads = narrow(a.kv_heads),
+          .heads = narrow(heads),
+          .rows = narrow(a.heads * a.queries),
+          .queries = narrow(a.queries),
+          .tokens = narrow(a.keys.units),
+          .dim = narrow(a.head_dim),
+          .row_bytes = narrow(mass_row_bytes(a)),
+          .factor = a.scale * 1.4426950408889634f,
+          .share = 1.0f / static_cast<float>(std::max<int64_t>(a.heads, 1)),
+          .positions = a.positions,
+          .begin = a.begin,
+          .out = a.out,
+          .lse = lse,
+          .parts = lse + heads * a.heads * a.queries,
+          .splits = splits,
+          .split_tiles = narrow(ceil_div(ceil_div(a.keys.units, kMassStream), splits))};
 }
 
 int64_t estimate_workspace(const KvEstimateArgs& a) {

@@ -4,6 +4,8 @@
 // same bytes. No call waits or allocates.
 #pragma once
 
+#include <span>
+
 #include "base/cuda/device.h"
 #include "base/status.h"
 #include "ops/kv_select/kv_select.h"
@@ -30,7 +32,28 @@ bool kv_choose_fits(const KvEstimateArgs& estimate, const CudaDevice& device);
 Status kv_choose_cuda(const KvEstimateArgs& estimate, const KvSelectArgs& select,
                       const CudaDevice& device, void* stream);
 
-// Not by top_p.
+// One line of kernels_cuda.def.
+struct MassCudaRow {
+  const char* name;  // kv_mass_<dtype>_r<kept rows>_sm80up
+  DType dtype;       // of q and keys; f32: any
+  int32_t rows;      // that a block keeps
+};
+
+std::span<const MassCudaRow> mass_cuda_kernels();
+
+// The row for one of a call's passes: 128 rows of q (or keys, in the second) a block where there
+// are more than 64 and they take little memory.
+const MassCudaRow* choose_mass_cuda(const KvMassArgs& args, bool columns);
+
+// Logarithms of the rows' sums, and parts of them: bytes, after the tickets.
+int64_t mass_workspace(const KvMassArgs& args, const CudaDevice& device);
+
+// workspace: as many bytes, 16-byte aligned. Two calls give the same bits. Numbers that are not all
+// of one 16-bit type are multiplied within 2^-15 of |q| |k|, for d up to 128. positions, on the
+// device too, are not refused: the nearest token is taken.
+Status kv_mass_cuda(const KvMassArgs& args, void* workspace, int64_t workspace_bytes,
+                    const CudaDevice& device, void* stream);
+
 Status kv_select_cuda(const KvSelectArgs& args, const CudaDevice& device, void* stream);
 
 Status kv_append_labels_cuda(const KvAppendLabelsArgs& args, const CudaDevice& device,
@@ -40,6 +63,7 @@ Status kv_append_labels_cuda(const KvAppendLabelsArgs& args, const CudaDevice& d
 Status check_estimate_cuda(const KvEstimateArgs& args);
 Status check_select_cuda(const KvSelectArgs& args);
 Status check_choose_cuda(const KvEstimateArgs& estimate, const KvSelectArgs& select);
+Status check_mass_cuda(const KvMassArgs& args);
 Status check_append_labels_cuda(const KvAppendLabelsArgs& args);
 
 }  // namespace tamis

@@ -4,6 +4,7 @@
 #include "ops/kv_select/estimate.cuh"
 #include "ops/kv_select/labels.cuh"
 #include "ops/kv_select/select.cuh"
+#include "ops/kv_select/share.cuh"
 
 namespace tamis {
 namespace {
@@ -16,6 +17,10 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kEstimateThreads, kRows > 4 ? 2 : 3)
 template <bool kOne>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kSelectThreads, 1) kv_select_kernel(const SelectParams p) {
   select_units<kOne>(p);
+}
+template <bool kOne>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kSelectThreads, 1) kv_select_share(const ShareParams p) {
+  select_share<kOne>(p);
 }
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kEstimateThreads, 4)
     kv_append_labels_kernel(const LabelParams p) {
@@ -63,13 +68,17 @@ Status kv_select_cuda(const KvSelectArgs& a, const CudaDevice& device, void* str
   if (a.units > 0 && !a.scores) {
     return error(Code::invalid_argument, "kv_select: scores: got null");
   }
-  return launch("kv_select",
-                {.grid = grid(a.heads, 1),
-                 .threads = kSelectThreads,
-                 .shared_bytes = kSelectShared,
-                 .early = device.capability >= 90,
-                 .stream = stream},
-                a.units <= kSelectAtOnce ? &kv_select_kernel<true> : &kv_select_kernel<false>,
+  const CudaGrid g{.grid = grid(a.heads, 1),
+                   .threads = kSelectThreads,
+                   .shared_bytes = a.top_p > 0 ? kShareShared : kSelectShared,
+                   .early = device.capability >= 90,
+                   .stream = stream};
+  const bool once = a.units <= kSelectAtOnce;
+  if (a.top_p > 0) {
+    return launch("kv_select", g, once ? &kv_select_share<true> : &kv_select_share<false>,
+                  share_params(a));
+  }
+  return launch("kv_select", g, once ? &kv_select_kernel<true> : &kv_select_kernel<false>,
                 SelectParams{a});
 }
 

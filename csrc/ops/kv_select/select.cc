@@ -9,6 +9,7 @@
 #include "base/parallel.h"
 #include "base/scratch.h"
 #include "ops/kv_select/kv_select.h"
+#include "ops/kv_select/share.h"
 
 namespace tamis {
 namespace {
@@ -90,20 +91,28 @@ Threshold find(const KvReduceRow& reduce, const float** s, int64_t n, int64_t k,
   return nth(reduce, buffer, n, k, 0);
 }
 
-// The fewest of s[0 .. n) whose sum reaches `mass`: how many. buffer holds n.
-int64_t fewest(const float* s, int64_t n, double mass, float* buffer) {
-  cleaned(s, n, buffer);
+// The fewest of s[first .. first + n) that reach, with the others of s[begin .. units), which are
+// taken anyway, the share top_p of all: how many. buffer holds n.
+int64_t fewest(const float* s, int64_t begin, int64_t units, int64_t first, int64_t n, double top_p,
+               float* buffer) {
+  const int32_t room = share_room(units);
+  int32_t largest = 1;
+  const auto bits = [](float x) { return std::bit_cast<uint32_t>(x); };
+  for (int64_t i = begin; i < units; ++i) {
+    if (has_share(bits(s[i]))) largest = std::max(largest, share_exponent(bits(s[i])));
+  }
+  uint64_t all = 0, sum = 0;
+  for (int64_t i = begin; i < units; ++i) {
+    const uint64_t share = share_of(bits(s[i]), largest, room);
+    all += share;
+    if (i < first || i >= first + n) sum += share;
+  }
+  const uint64_t wanted = share_wanted(top_p, all);
+  cleaned(s + first, n, buffer);
   std::sort(buffer, buffer + n, std::greater<>());
-  double sum = 0;
   int64_t k = 0;
-  while (k < n && sum < mass) sum += std::max(buffer[k++], 0.0f);
+  while (k < n && sum < wanted) sum += share_of(bits(buffer[k++]), largest, room);
   return k;
-}
-
-double total(const float* s, int64_t n) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += s[i] > 0.0f ? s[i] : 0.0f;
-  return sum;
 }
 
 void select_head(const KvSelectArgs& a, const KvReduceRow& reduce, int64_t head, float* buffer) {
@@ -115,8 +124,7 @@ void select_head(const KvSelectArgs& a, const KvReduceRow& reduce, int64_t head,
   const int64_t first = begin + sink, n = all - sink - recent;
   int64_t k;  // of the n between
   if (a.top_p > 0) {
-    const double forced = total(s + begin, sink) + total(s + first + n, recent);
-    k = fewest(s + first, n, a.top_p * (forced + total(s + first, n)) - forced, buffer);
+    k = fewest(s, begin, a.units, first, n, a.top_p, buffer);
   } else {
     k = std::clamp<int64_t>((a.budget ? a.budget[head] : a.k) - sink - recent, 0, n);
   }

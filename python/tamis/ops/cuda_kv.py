@@ -128,6 +128,24 @@ def kv_estimate(
     with_workspace(device, run)
 
 
+def kv_mass(
+    what: tuple[int, tuple[int, int, int, int, int]],
+    rows: Tensor,
+    scale: float,
+    keys: _C.KvUnits,
+    *rest: int,
+) -> None:
+    """Adds up attention; what: dtype and shape of q; rest: positions, begin and out, addresses."""
+    device = _place(rows)
+
+    def run(stream: int, pointer: int, nbytes: int) -> int:
+        return _C.cuda_kv_mass(
+            device, stream, *what, rows.data_ptr(), scale, keys, *rest, pointer, nbytes
+        )
+
+    with_workspace(device, run)
+
+
 def kv_select(scores: Tensor, *rest: Any) -> None:
     """Lists of the best units; rest as the core's ``kv_select`` has it after the scores."""
     device = _place(scores)

@@ -131,10 +131,11 @@ def kv_mass(
 ) -> Tensor:
     """Attention that each token got, [b, g, s] f32: summed over queries, averaged over a group's heads.
 
-    Never holds more than 16 rows of scores.
+    Never holds more than 16 rows of scores. On CUDA two passes over tiles, the sums in a fixed order.
 
     Args:
-        q: [b, h, n, d]; each query sees the tokens up to its own.
+        q: [b, h, n, d] float32, float16 or bfloat16 on the CPU or a CUDA device; each query sees the
+            tokens up to its own. On CUDA d is at most 128 unless q and keys are both 16-bit, of one type.
         keys: [b, g, s, d].
         scale: Of the scores; 1 / sqrt(d) by default.
         positions: The queries' tokens, [n] int32, none below the one before; the last n by default.
@@ -145,28 +146,30 @@ def kv_mass(
         TamisTypeError: A dtype or device has no kernel.
         TamisValueError: Shapes disagree.
     """
-    code = float_code("kv_mass", q)
+    code = float_code("kv_mass", q, cuda=True)
     memory, (b, g, s) = _units("kv_mass", KeyRows(keys), q)
     h, n, d = q.shape[1:]
     if out is None:
-        out = torch.zeros(b, g, s)
-    elif out.shape != (b, g, s) or out.dtype != torch.float32 or not out.is_contiguous():
+        out = torch.zeros(b, g, s, device=q.device)
+    elif (out.shape, out.dtype, out.device) != ((b, g, s), torch.float32, q.device) or (
+        not out.is_contiguous()
+    ):
         raise TamisValueError(
-            f"kv_mass: out: got {out.dtype} of shape {list(out.shape)}, wanted contiguous float32 "
-            f"of shape {[b, g, s]}."
+            f"kv_mass: out: got {out.dtype} of shape {list(out.shape)} on {out.device}, wanted "
+            f"contiguous float32 of shape {[b, g, s]} on {q.device}."
         )
     rows = q.contiguous()
-    with core_errors():
-        _C.kv_mass(
-            code,
-            (b, g, h // g, n, d),
-            rows.data_ptr(),
-            d**-0.5 if scale is None else scale,
-            memory[0],
-            _int32("kv_mass", "positions", positions, n, q.device),
-            _int32("kv_mass", "begin", begin, b * g, q.device),
-            out.data_ptr(),
-        )
+    shape = (b, g, h // g, n, d)
+    scale = d**-0.5 if scale is None else scale
+    lists = (
+        _int32("kv_mass", "positions", positions, n, q.device),
+        _int32("kv_mass", "begin", begin, b * g, q.device),
+    )
+    if q.is_cuda:
+        cuda_kv.kv_mass((code, shape), rows, scale, memory[0], *lists, out.data_ptr())
+    else:
+        with core_errors():
+            _C.kv_mass(code, shape, rows.data_ptr(), scale, memory[0], *lists, out.data_ptr())
     return out
 
 
@@ -187,7 +190,7 @@ def kv_select(
     Args:
         scores: [b, g, units] f32 on the CPU or a CUDA device, larger is taken.
         k: Units per head, forced ones included; a tensor [b, g] int32 gives each head its own.
-        top_p: Instead of k, on the CPU: the fewest units whose scores (not below 0) reach this share of all.
+        top_p: Instead of k: the fewest units whose scores (not below 0) reach this share of all.
         sink: First units that are always taken.
         recent: Last units that are always taken.
         page: Tokens of a unit; each unit becomes as many tokens.
@@ -395,7 +398,7 @@ def _units(
         )
     made = _C.kv_row_units(
         isinstance(u, PageBounds),
-        float_code(function, x, cuda=function != "kv_mass"),
+        float_code(function, x, cuda=True),
         units,
         x.data_ptr(),
         (steps[0], steps[1], steps[2]),

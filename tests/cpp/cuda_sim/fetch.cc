@@ -12,11 +12,9 @@ std::string fetch_on_simulator(const KvFetchArgs& a, uint64_t seed) {
   if (const Status status = check_kv_fetch_cuda(a); !status.ok()) return status.text;
   const FetchParams p{a};
   const auto heads = static_cast<uint32_t>(a.batch * a.kv_heads);
-  std::string wrong = sim::launch({.grid = {heads},
-                                   .block = {kFetchThreads},
-                                   .shared_bytes = kFetchShared,
-                                   .seed = seed},
-                                  [&] { fetch_maps(p); });
+  std::string wrong = sim::launch(
+      {.grid = {heads}, .block = {kFetchThreads}, .shared_bytes = kFetchShared, .seed = seed},
+      [&] { fetch_maps(p); });
   if (!wrong.empty() || !a.far_keys) return wrong;
   const int64_t blocks = ceil_div(a.index_stride / a.unit, kFetchCopyThreads / 32);
   return sim::launch({.grid = {static_cast<uint32_t>(blocks), heads},

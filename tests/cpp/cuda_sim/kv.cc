@@ -20,6 +20,7 @@
 #include "ops/kv_select/estimate.cuh"
 #include "ops/kv_select/labels.cuh"
 #include "ops/kv_select/select.cuh"
+#include "ops/kv_select/share.cuh"
 
 namespace tamis::test {
 namespace {
@@ -338,6 +339,7 @@ struct Choice {
   int levels = 0;  // that many different scores; 0: all differ
   int64_t heads = 3;
   bool chunks = false;  // as more units than registers hold
+  double top_p = 0;
 };
 
 void expect_choice(const Choice& c, uint64_t seed) {
@@ -356,7 +358,11 @@ void expect_choice(const Choice& c, uint64_t seed) {
     begin.push_back(static_cast<int32_t>(h * c.units / 4));
     budget.push_back(static_cast<int32_t>(h == 0 ? 0 : c.k / h));
   }
-  const int64_t width = std::min(c.units, std::max(c.k, c.sink + c.recent)) * c.page;
+  if (c.top_p > 0 && seed % 2 == 0) {  // as attention is: over many exponents
+    for (float& s : scores.span()) s = std::exp(4 * s);
+  }
+  const int64_t most = c.top_p > 0 ? c.units : std::max(c.k, c.sink + c.recent);
+  const int64_t width = std::min(c.units, most) * c.page;
   Guarded<int32_t> got(static_cast<size_t>(heads * width)),
       wanted(static_cast<size_t>(heads * width));
   std::fill(got.span().begin(), got.span().end(), -1);
@@ -367,6 +373,7 @@ void expect_choice(const Choice& c, uint64_t seed) {
                     .scores = scores.data(),
                     .budget = c.budget ? budget.data() : nullptr,
                     .k = c.k,
+                    .top_p = c.top_p,
                     .sink = c.sink,
                     .recent = c.recent,
                     .page = c.page,
@@ -374,16 +381,21 @@ void expect_choice(const Choice& c, uint64_t seed) {
                     .index = wanted.data(),
                     .index_stride = width,
                     .count = counts[0]};
-  ASSERT_TRUE(kv_select_reference(args).ok());
+  ASSERT_TRUE((c.top_p > 0 ? kv_select(args) : kv_select_reference(args)).ok());
   args.index = got.data();
   args.count = counts[1];
   ASSERT_TRUE(check_select_cuda(args).ok());
   const SelectParams params{args};
   ASSERT_EQ(sim::launch({.grid = {static_cast<uint32_t>(heads)},
                          .block = {kSelectThreads},
-                         .shared_bytes = kSelectShared,
+                         .shared_bytes = c.top_p > 0 ? kShareShared : kSelectShared,
                          .seed = seed},
                         [&] {
+                          if (c.top_p > 0) {
+                            c.chunks ? select_share<false>(share_params(args))
+                                     : select_share<true>(share_params(args));
+                            return;
+                          }
                           c.units <= kSelectAtOnce && !c.chunks ? select_units<true>(params)
                                                                 : select_units<false>(params);
                         }),
@@ -416,6 +428,22 @@ TEST(KvSelect, ChoosesAsTheCpuDoes) {
         ++seed);
   }
   expect_choice({.units = kSelectAtOnce + 777, .k = 1500, .heads = 1}, ++seed);
+}
+
+TEST(KvSelect, TakesTheShareThatTheCpuDoes) {
+  uint64_t seed = 170;
+  for (const int levels : {0, 1, 9}) {
+    for (const double p : {1e-3, 0.3, 0.975, 1.0}) {
+      expect_choice({.units = 3000, .levels = levels, .top_p = p}, ++seed);
+      expect_choice({.units = 2500, .levels = levels, .chunks = true, .top_p = p}, ++seed);
+      expect_choice({.units = 1, .levels = levels, .top_p = p}, ++seed);
+      expect_choice(
+          {.units = 700, .sink = 4, .recent = 50, .begin = true, .levels = levels, .top_p = p},
+          ++seed);
+      expect_choice({.units = 200, .recent = 30, .page = 16, .levels = levels, .top_p = p}, ++seed);
+    }
+  }
+  expect_choice({.units = 33000, .heads = 1, .chunks = true, .top_p = 0.9}, ++seed);
 }
 
 }  // namespace

@@ -1,0 +1,430 @@
+// kv_mass on tensor cores, in two passes that score twice instead of keeping scores: the logarithm
+// of each row's sum over its tokens, then each token's sum over all rows of its KV head. Both keep
+// one operand of a block in shared memory and let tiles of 64 rows of the other pass by: the first
+// keeps rows of q, the second keys, so that a token's sum is one thread's and its order is fixed.
+// The query heads of a KV head are rows of one matrix, so keys are read once for all of them.
+// A tile is compared with what queries see only where a limit cuts it. Tiles of another dtype than
+// 16 bits on both sides are split into bf16 and the rest in bf16: three products, 2^-16 of each.
+// Shared memory: chunk c of 16 bytes of a row r lies at c ^ (r & 7), so eight rows meet in no bank.
+#pragma once
+
+#include "base/cuda/dev.h"
+#include "ops/kv_select/mass_params.h"
+
+namespace tamis {
+
+template <DType kTypeOf, int kRowTilesOf>
+struct MassConfig {
+  static constexpr DType kType = kTypeOf;        // of both operands; f32: any, split in two
+  static constexpr int kRowTiles = kRowTilesOf;  // of 16 kept rows, of a warp
+  static constexpr bool kSplit = kType == DType::f32;
+  static constexpr int32_t kKept = 16 * kRowTiles * kMassWarps;
+  static constexpr int kTiles = kMassStream / 8;  // of streamed rows
+  // Shared memory.
+  static constexpr uint32_t kSeenAt = 0;              // last token of each kept query
+  static constexpr uint32_t kStreamedAt = 4 * kKept;  // the same of streamed ones, and their lse
+  static constexpr uint32_t kRowsAt = mass_rows_at(kKept);
+
+  static TAMIS_DEVICE void multiply(float (&c)[4], const dev::Word4& a, uint32_t b0, uint32_t b1) {
+    const uint32_t words[4] = {a.x, a.y, a.z, a.w};
+    if constexpr (kType == DType::f16) {
+      dev::mma_f16(c, words, b0, b1);
+    } else {
+      dev::mma_bf16(c, words, b0, b1);
+    }
+  }
+};
+
+// Four neighbours of a row of any dtype.
+TAMIS_DEVICE void load_four(DType type, const uint8_t* row, int32_t from, float (&x)[4]) {
+  if (type == DType::f32) {
+    const dev::Word4 w = dev::load_volatile(reinterpret_cast<const dev::Word4*>(row) + from / 4);
+    x[0] = dev::float_of(w.x);
+    x[1] = dev::float_of(w.y);
+    x[2] = dev::float_of(w.z);
+    x[3] = dev::float_of(w.w);
+    return;
+  }
+  const dev::Word2 w = dev::load_volatile(reinterpret_cast<const dev::Word2*>(row) + from / 4);
+  const uint32_t pairs[2] = {w.x, w.y};
+  for (int i = 0; i < 4; ++i) {
+    const auto bits = static_cast<uint16_t>(pairs[i / 2] >> (16 * (i % 2)));
+    x[i] = type == DType::bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
+  }
+}
+
+template <class Config>
+struct MassBlock {
+  static constexpr int kRowTiles = Config::kRowTiles;
+  const MassParams& p;
+  uint32_t thread, warp, lane;
+  int32_t head, first;  // token that counts
+
+  TAMIS_DEVICE explicit MassBlock(const MassParams& params)
+      : p(params),
+        thread(dev::thread_index()),
+        warp(dev::thread_index() / 32),
+        lane(dev::thread_index() % 32),
+        head(static_cast<int32_t>(dev::block_index_y())) {
+    first = p.begin ? dev::load_volatile(p.begin + head) : 0;
+    first = first < 0 ? 0 : first < p.tokens ? first : p.tokens;
+  }
+
+  TAMIS_DEVICE uint32_t place(uint32_t row, uint32_t chunk) const {
+    return row * static_cast<uint32_t>(p.row_bytes) + 16 * (chunk ^ (row & 7));
+  }
+  // The last token that query i sees.
+  TAMIS_DEVICE int32_t position(int32_t i) const {
+    if (p.positions == nullptr) return p.tokens - p.queries + i;
+    const int32_t found = dev::load_global(p.positions + i);
+    return found < 0 ? 0 : found < p.tokens ? found : p.tokens - 1;
+  }
+  // Of rows [from, to) of q, which are queries of one head or of neighbouring ones.
+  TAMIS_DEVICE int32_t latest(int32_t from, int32_t to) const {
+    const bool one = from / p.queries == (to - 1) / p.queries;
+    return position(one ? (to - 1) % p.queries : p.queries - 1);
+  }
+  TAMIS_DEVICE int32_t earliest(int32_t from, int32_t to) const {
+    const bool one = from / p.queries == (to - 1) / p.queries;
+    return position(one ? from % p.queries : 0);
+  }
+
+  // Rows [from, from + count) of q or of keys to shared memory; those from `end` on become zeros.
+  template <bool kQueries>
+  TAMIS_DEVICE void load(int32_t from, int32_t end, int32_t count, uint32_t to) const {
+    const uint8_t* source =
+        p.keys + head / p.kv_heads * p.key_batch + head % p.kv_heads * p.key_head;
+    int64_t step = p.key_token;
+    DType type = p.key_dtype;
+    if constexpr (kQueries) {
+      type = p.q_dtype;
+      step = int64_t{p.dim} * (type == DType::f32 ? 4 : 2);
+      source = p.q + int64_t{head} * p.rows * step;
+    }
+    if constexpr (Config::kSplit) {
+      const int32_t fours = p.dim / 4;
+      for (auto i = static_cast<int32_t>(thread); i < count * fours; i += kMassThreads) {
+        const int32_t row = i / fours, c = 4 * (i % fours);
+        float x[4] = {};
+        if (from + row < end) load_four(type, source + (from + row) * step, c, x);
+        uint32_t high[2], low[2];
+        for (int j = 0; j < 2; ++j) {
+          high[j] = dev::pack_bf16(x[2 * j], x[2 * j + 1]);
+          low[j] = dev::pack_bf16(
+              dev::add(x[2 * j], -dev::bf16_to_f32(static_cast<uint16_t>(high[j]))),
+              dev::add(x[2 * j + 1], -dev::bf16_to_f32(static_cast<uint16_t>(high[j] >> 16))));
+        }
+        const auto r = static_cast<uint32_t>(row), chunk = static_cast<uint32_t>(c / 8);
+        const uint32_t half = 2 * static_cast<uint32_t>(c % 8);
+        dev::store_shared<dev::Word2>(to + place(r, chunk) + half, {high[0], high[1]});
+        dev::store_shared<dev::Word2>(
+            to + place(r, static_cast<uint32_t>(p.dim / 8) + chunk) + half, {low[0], low[1]});
+      }
+    } else {
+      const int32_t chunks = p.dim / 8;
+      for (auto i = static_cast<int32_t>(thread); i < count * chunks; i += kMassThreads) {
+        const int32_t row = i / chunks, chunk = i % chunks;
+        const bool there = from + row < end;
+        dev::copy_async16(to + place(static_cast<uint32_t>(row), static_cast<uint32_t>(chunk)),
+                          source + (there ? from + row : 0) * step + 16 * chunk, there ? 16 : 0);
+      }
+    }
+  }
+
+  TAMIS_DEVICE uint32_t stage_at(uint32_t stage) const {
+    return Config::kRowsAt +
+           (Config::kKept + stage * kMassStream) * static_cast<uint32_t>(p.row_bytes);
+  }
+
+  // c[m][n]: products of kept rows 16 m + group (+ 8) and streamed rows 8 n + 2 t (+ 1), of which
+  // there are `streamed`.
+  TAMIS_DEVICE void score(uint32_t stage, int32_t streamed,
+                          float (&c)[kRowTiles][Config::kTiles][4]) const {
+    const uint32_t half = lane / 16, low = 16 * static_cast<uint32_t>(p.dim / 8);
+    const uint32_t kept = place(16 * kRowTiles * warp + lane % 16, half);
+    const uint32_t passing = place(lane % 8 + 8 * half, lane / 8 % 2);
+    const uint32_t at = stage_at(stage), row = static_cast<uint32_t>(p.row_bytes);
+    const uint32_t width = 2 * static_cast<uint32_t>(p.dim);
+    const auto pairs = static_cast<uint32_t>(streamed + 15) / 16;
+    const auto multiply = [&](uint32_t a_from, uint32_t b_from) {
+      for (uint32_t step = 0; step < width; step += 32) {
+        dev::Word4 a[kRowTiles];
+#pragma unroll
+        for (uint32_t m = 0; m < kRowTiles; ++m) {
+          a[m] = dev::load_matrices(Config::kRowsAt + (kept ^ (a_from + step)) + 16 * m * row);
+        }
+#pragma unroll
+        for (uint32_t pair = 0; pair < Config::kTiles / 2; ++pair) {
+          if (pair >= pairs) break;  // the same in every thread
+          const dev::Word4 b =
+              dev::load_matrices(at + (passing ^ (b_from + step)) + 16 * pair * row);
+#pragma unroll
+          for (uint32_t m = 0; m < kRowTiles; ++m) {
+            Config::multiply(c[m][2 * pair], a[m], b.x, b.y);
+            Config::multiply(c[m][2 * pair + 1], a[m], b.z, b.w);
+          }
+        }
+      }
+    };
+    multiply(0, 0);
+    if constexpr (Config::kSplit) {
+      multiply(low, 0);
+      multiply(0, low);
+    }
+  }
+};
+
+// ---- first pass: what rows come to
+
+template <class Config>
+struct MassRows {
+  static constexpr int kRowTiles = Config::kRowTiles;
+  const MassBlock<Config>& b;
+  float most[kRowTiles][2], sum[kRowTiles][2];
+
+  TAMIS_DEVICE explicit MassRows(const MassBlock<Config>& block) : b(block) {
+    for (int m = 0; m < kRowTiles; ++m) {
+      for (int r = 0; r < 2; ++r) {
+        most[m][r] = -__builtin_inff();
+        sum[m][r] = 0;
+      }
+    }
+  }
+  // Tokens from `token` on.
+  TAMIS_DEVICE void add(int32_t token, bool cut, float (&c)[kRowTiles][Config::kTiles][4]) {
+    constexpr float kNever = -__builtin_inff();
+    const float factor = b.p.factor;
+#pragma unroll
+    for (uint32_t m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (uint32_t r = 0; r < 2; ++r) {
+        if (cut) {
+          const uint32_t row = 16 * (kRowTiles * b.warp + m) + 8 * r + b.lane / 4;
+          const auto last = dev::load_shared<int32_t>(Config::kSeenAt + 4 * row);
+#pragma unroll
+          for (int n = 0; n < Config::kTiles; ++n) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              const int32_t t = token + 8 * n + 2 * static_cast<int32_t>(b.lane % 4) + i;
+              if (t > last || t < b.first) c[m][n][2 * r + i] = kNever;
+            }
+          }
+        }
+        float largest = kNever;
+#pragma unroll
+        for (int n = 0; n < Config::kTiles; ++n) {
+          largest = dev::max(largest, dev::max(c[m][n][2 * r], c[m][n][2 * r + 1]));
+        }
+        largest = dev::max(largest, dev::shuffle_xor(largest, 1));
+        largest = dev::max(largest, dev::shuffle_xor(largest, 2));
+        largest = dev::max(most[m][r], largest * factor);
+        const float from = largest == kNever ? 0.0f : largest;
+        float added = 0;
+#pragma unroll
+        for (int n = 0; n < Config::kTiles; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            added += dev::exp2(dev::fma(c[m][n][2 * r + i], factor, -from));
+          }
+        }
+        sum[m][r] = dev::fma(sum[m][r], dev::exp2(most[m][r] - from), added);
+        most[m][r] = largest;
+      }
+    }
+  }
+  TAMIS_DEVICE void write(int32_t from, int32_t end, int32_t split) const {
+#pragma unroll
+    for (uint32_t m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (uint32_t r = 0; r < 2; ++r) {
+        float all = sum[m][r];
+        all += dev::shuffle_xor(all, 1);
+        all += dev::shuffle_xor(all, 2);
+        const int32_t row =
+            from + static_cast<int32_t>(16 * (kRowTiles * b.warp + m) + 8 * r + b.lane / 4);
+        if (b.lane % 4 != 0 || row >= end) continue;
+        const int64_t at = int64_t{b.head} * b.p.rows + row;
+        if (b.p.splits == 1) {
+          b.p.lse[at] = all > 0 ? most[m][r] + dev::log2(all) : __builtin_inff();
+        } else {
+          float* part = b.p.parts + 2 * (int64_t{split} * b.p.heads * b.p.rows + at);
+          part[0] = most[m][r];
+          part[1] = all;
+        }
+      }
+    }
+  }
+};
+
+// Grid [tiles of rows times splits, heads] of kMassThreads; later tiles see more and begin first.
+template <class Config>
+TAMIS_DEVICE void mass_rows(const MassParams& p) {
+  dev::wait_for_previous();
+  dev::allow_next();
+  const MassBlock<Config> b(p);
+  const auto x = static_cast<int32_t>(dev::block_index_x());
+  const int32_t tiles = (p.rows + Config::kKept - 1) / Config::kKept;
+  const int32_t from = (tiles - 1 - x / p.splits) * Config::kKept, split = x % p.splits;
+  const int32_t end = from + Config::kKept < p.rows ? from + Config::kKept : p.rows;
+  const int32_t seen = b.latest(from, end) + 1, all_seen = b.earliest(from, end);
+  int32_t tile = split * p.split_tiles, tiles_end = tile + p.split_tiles;
+  tile = tile > b.first / kMassStream ? tile : b.first / kMassStream;
+  const int32_t needed = (seen + kMassStream - 1) / kMassStream;
+  tiles_end = tiles_end < needed ? tiles_end : needed;
+  MassRows<Config> rows(b);
+  if (tile < tiles_end) {
+    for (auto i = static_cast<int32_t>(b.thread); i < Config::kKept; i += kMassThreads) {
+      const int32_t row = from + i < end ? from + i : from;
+      dev::store_shared<int32_t>(Config::kSeenAt + 4 * static_cast<uint32_t>(i),
+                                 b.position(row % p.queries));
+    }
+    b.template load<true>(from, end, Config::kKept, Config::kRowsAt);
+    b.template load<false>(kMassStream * tile, p.tokens, kMassStream, b.stage_at(0));
+  }
+  dev::commit_async();
+  dev::wait_async<0>();
+  dev::sync_block();
+  const bool busy = from + static_cast<int32_t>(16 * Config::kRowTiles * b.warp) < end;
+  for (uint32_t stage = 0; tile < tiles_end; ++tile, stage = 1 - stage) {
+    if (tile + 1 < tiles_end) {
+      b.template load<false>(kMassStream * (tile + 1), p.tokens, kMassStream,
+                             b.stage_at(1 - stage));
+    }
+    dev::commit_async();
+    if (busy) {
+      const int32_t token = kMassStream * tile;
+      float c[Config::kRowTiles][Config::kTiles][4] = {};
+      b.score(stage, kMassStream, c);
+      rows.add(token, token + kMassStream - 1 > all_seen || token < b.first, c);
+    }
+    dev::wait_async<0>();
+    dev::sync_block();
+  }
+  rows.write(from, end, split);
+}
+
+// Grid [rows of all heads / kMassMergeThreads] of those: splits of a row, in their order.
+TAMIS_DEVICE void mass_merge(const MassParams& p) {
+  dev::wait_for_previous();
+  dev::allow_next();
+  const int64_t all = int64_t{p.heads} * p.rows;
+  const int64_t row = int64_t{dev::block_index_x()} * kMassMergeThreads + dev::thread_index();
+  if (row >= all) return;
+  float most = -__builtin_inff(), sum = 0;
+  for (int32_t s = 0; s < p.splits; ++s) {
+    most = dev::max(most, dev::load_volatile(p.parts + 2 * (s * all + row)));
+  }
+  for (int32_t s = 0; s < p.splits; ++s) {
+    const float* part = p.parts + 2 * (s * all + row);
+    const float mine = dev::load_volatile(part + 1);
+    if (mine > 0) sum += mine * dev::exp2(dev::load_volatile(part) - most);
+  }
+  p.lse[row] = sum > 0 ? most + dev::log2(sum) : __builtin_inff();
+}
+
+// ---- second pass: what tokens get
+
+// The first tile of rows from `tile` on that sees a token from `token` on.
+template <class Config>
+TAMIS_DEVICE int32_t next_seeing(const MassBlock<Config>& b, int32_t tile, int32_t token) {
+  const MassParams& p = b.p;
+  const int32_t tiles = (p.rows + kMassStream - 1) / kMassStream;
+  while (tile < tiles) {
+    const int32_t from = tile * kMassStream;
+    const int32_t end = from + kMassStream < p.rows ? from + kMassStream : p.rows;
+    if (b.latest(from, end) >= token) return tile;
+    if (b.position(p.queries - 1) < token) break;  // no row does
+    ++tile;
+    if (p.positions == nullptr) {  // rows of one head, the last of which come later
+      const int32_t row = from / p.queries * p.queries + token - (p.tokens - p.queries);
+      tile = tile > row / kMassStream ? tile : row / kMassStream;
+    }
+  }
+  return tiles;
+}
+
+// Grid [tiles of tokens, heads] of kMassThreads; adds to out.
+template <class Config>
+TAMIS_DEVICE void mass_columns(const MassParams& p) {
+  dev::wait_for_previous();
+  dev::allow_next();
+  const MassBlock<Config> b(p);
+  const auto from = static_cast<int32_t>(dev::block_index_x()) * Config::kKept;
+  const int32_t end = from + Config::kKept < p.tokens ? from + Config::kKept : p.tokens;
+  const int32_t tiles = (p.rows + kMassStream - 1) / kMassStream;
+  int32_t tile = b.first < end ? next_seeing(b, 0, from) : tiles;
+  if (tile == tiles) return;
+  const auto request = [&](int32_t next, uint32_t stage) {
+    b.template load<true>(kMassStream * next, p.rows, kMassStream, b.stage_at(stage));
+    if (b.thread < kMassStream) {
+      const int32_t row = kMassStream * next + static_cast<int32_t>(b.thread);
+      const uint32_t at = Config::kStreamedAt + 8 * (stage * kMassStream + b.thread);
+      const bool there = row < p.rows;
+      dev::store_shared<int32_t>(at, there ? b.position(row % p.queries) : -1);
+      dev::store_shared<float>(
+          at + 4,
+          there ? dev::load_volatile(p.lse + int64_t{b.head} * p.rows + row) : __builtin_inff());
+    }
+  };
+  b.template load<false>(from, end, Config::kKept, Config::kRowsAt);
+  request(tile, 0);
+  dev::commit_async();
+  dev::wait_async<0>();
+  dev::sync_block();
+  constexpr int kRowTiles = Config::kRowTiles;
+  float sum[kRowTiles][2] = {};
+  const bool busy = from + static_cast<int32_t>(16 * kRowTiles * b.warp) < end;
+  const int32_t mine = from + static_cast<int32_t>(16 * kRowTiles * b.warp + b.lane / 4);
+  uint32_t stage = 0;
+  while (tile < tiles) {
+    const int32_t next = next_seeing(b, tile + 1, from);
+    if (next < tiles) request(next, 1 - stage);
+    dev::commit_async();
+    const int32_t row = kMassStream * tile;
+    const int32_t last = row + kMassStream < p.rows ? row + kMassStream : p.rows;
+    if (busy) {
+      float c[kRowTiles][Config::kTiles][4] = {};
+      b.score(stage, last - row, c);
+      const bool cut = b.earliest(row, last) < end - 1;
+#pragma unroll
+      for (uint32_t n = 0; n < Config::kTiles; ++n) {
+        if (8 * static_cast<int32_t>(n) >= last - row) break;  // the same in every thread
+        const auto seen = dev::load_shared<dev::Word4>(
+            Config::kStreamedAt + 8 * (stage * kMassStream + 8 * n + 2 * (b.lane % 4)));
+        const int32_t until[2] = {static_cast<int32_t>(seen.x), static_cast<int32_t>(seen.z)};
+        const float lse[2] = {dev::float_of(seen.y), dev::float_of(seen.w)};
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const int32_t token = mine + 16 * m + 8 * r;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              const float x = dev::exp2(dev::fma(c[m][n][2 * r + i], p.factor, -lse[i]));
+              sum[m][r] += !cut || token <= until[i] ? x : 0.0f;
+            }
+          }
+        }
+      }
+    }
+    dev::wait_async<0>();
+    dev::sync_block();
+    tile = next;
+    stage = 1 - stage;
+  }
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float all = sum[m][r];
+      all += dev::shuffle_xor(all, 1);
+      all += dev::shuffle_xor(all, 2);
+      const int32_t token = mine + 16 * m + 8 * r;
+      if (b.lane % 4 != 0 || token >= end || token < b.first) continue;
+      float* to = p.out + int64_t{b.head} * p.tokens + token;
+      *to = dev::load_volatile(to) + all * p.share;
+    }
+  }
+}
+
+}  // namespace tamis
