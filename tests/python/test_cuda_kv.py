@@ -341,6 +341,47 @@ def test_tokens_far_from_the_device_answer_alike(method, file, ahead, tmp_path) 
         torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
 
 
+@needs_device
+@pytest.mark.parametrize("method", ["full", "kivi8", "kivi4", "kivi2", "streaming", "h2o", "snapkv",
+                                    "tova", "key_norm", "adakv_snapkv", "quest", "double_sparsity",
+                                    "alisa", "zipvl_evict", "s2"])  # fmt: skip
+def test_every_method_that_has_kernels_here_generates(method) -> None:
+    model = a_model()
+    recipe = recipe_of(method)
+    budget = 64 if recipe.evict is not None or recipe.select is not None else None
+    ids = torch.randint(1, 250, (2, 300), device="cuda")
+    mask = torch.ones_like(ids)
+    mask[0, :37] = 0
+    logits = []
+    for device in ("cuda", "cpu"):
+        model.to(device)
+        cache = kv.Cache(model.config, method, budget=budget, fallback=False)
+        seen = mask.to(device)
+        with kv.attach(model), torch.no_grad():
+            out = model(ids.to(device), attention_mask=seen, cache=cache).logits[:, -1:]
+            for step in range(5):
+                seen = torch.cat([seen, seen.new_ones(2, 1)], 1)
+                token = torch.full((2, 1), 7 + step, device=device)
+                out = model(token, attention_mask=seen, cache=cache).logits
+        logits.append(out.float().cpu())
+        held = [sum(store.held) for store in cache.stores]
+    assert sum(held) > 0
+    kl = torch.nn.functional.kl_div(
+        logits[0].log_softmax(-1), logits[1].log_softmax(-1), log_target=True, reduction="batchmean"
+    )
+    assert kl < 0.05
+
+
+@needs_device
+@pytest.mark.parametrize("method", ["ems", "shadowkv", "zipvl"])
+def test_methods_without_kernels_here_are_refused(method) -> None:
+    model = a_model()
+    cache = kv.Cache(model.config, method, budget=64 if method == "ems" else None)
+    with kv.attach(model), pytest.raises(TamisUnsupported, match="on a CUDA device, wanted"):
+        model(torch.randint(1, 250, (1, 50), device="cuda"), cache=cache)
+    assert cache.get_seq_length() == 0
+
+
 def a_model():
     """A random one on the device, with heads of a size that its kernels take."""
     transformers = pytest.importorskip("transformers")

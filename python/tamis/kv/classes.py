@@ -70,7 +70,9 @@ class TwoClasses(Past):
         rank = self._rank[:, :taken].masked_fill(chosen, float("inf"))
         order = rank.argsort(dim=-1, descending=True, stable=True)
         first = (
-            torch.zeros(len(order)) if tail.pad is None else (tail.pad - tail.begin).clamp(min=0)
+            order.new_zeros(len(order))
+            if tail.pad is None
+            else (tail.pad - tail.begin).clamp(min=0)
         )
         for name, index, bits in (
             ("important", order[:, :most], self.how.bits),
@@ -92,7 +94,10 @@ class TwoClasses(Past):
         probes = self.how.probes if tail.fresh else _LATEST
         rows = probe_rows(q.shape[2], probes)
         real = tail.positions[:, 0] >= (0 if tail.pad is None else tail.pad.view(-1, 1))
-        group, places = q.shape[1] // keys.shape[1], (rows + n - q.shape[2]).to(torch.int32)
+        group, places = (
+            q.shape[1] // keys.shape[1],
+            (rows + n - q.shape[2]).to(q.device, torch.int32),
+        )
         begin = (~real).sum(-1, dtype=torch.int32)  # padding comes first
         mass = group * kv_mass(
             q[:, :, rows],
@@ -102,7 +107,9 @@ class TwoClasses(Past):
             begin=begin.unsqueeze(-1).expand(-1, keys.shape[1]).contiguous(),
         ).sum(1)
         # probes at or behind each token
-        seen_by = len(places) - torch.searchsorted(places, torch.arange(n, dtype=torch.int32))
+        seen_by = len(places) - torch.searchsorted(
+            places, torch.arange(n, dtype=torch.int32, device=q.device)
+        )
         seen_by = seen_by.expand_as(mass)
         self._rank = (mass / seen_by.clamp(min=1)).masked_fill(~real, -1.0)
         recent = int((rows >= q.shape[2] - self._recent(probes, q.shape[2])).sum())

@@ -44,6 +44,7 @@ class LayoutPast(Ragged):
         for i in range(len(real)):
             pad = 0 if tail.pad is None else int(tail.pad[i])
             places = parts["pool_positions"][i] - pad
-            real[i] &= still_seen(self.layout, places, tail.begin + n - pad)
+            seen = still_seen(self.layout, places.cpu(), tail.begin + n - pad)
+            real[i] &= seen.to(real.device)
         self.hold(parts, real)
         return n

@@ -36,7 +36,10 @@ class Tail:
     def positions(self) -> Tensor:
         """Place of each token in its sequence, [b, g, n] int32."""
         b, g, n, _ = self.keys.shape
-        return torch.arange(self.begin, self.begin + n, dtype=torch.int32).expand(b, g, n)
+        places = torch.arange(
+            self.begin, self.begin + n, dtype=torch.int32, device=self.keys.device
+        )
+        return places.expand(b, g, n)
 
     @property
     def fresh(self) -> bool:

@@ -52,13 +52,14 @@ class Ragged(Past):
         parts = {"pool_keys": tail.keys, "pool_values": tail.values}
         parts["pool_positions"] = tail.positions
         if "bias" in self.rows:
-            parts["bias"] = torch.zeros(tail.positions.shape)
+            parts["bias"] = torch.zeros(tail.positions.shape, device=tail.keys.device)
         real = tail.positions >= (0 if tail.pad is None else tail.pad.view(-1, 1, 1))
         lengths = self.lengths
         if lengths is None:
             return parts, real
         most = int(lengths.max())
-        place = torch.arange(most) - (most - lengths).unsqueeze(-1)  # below 0: no token
+        places = torch.arange(most, device=lengths.device)
+        place = places - (most - lengths).unsqueeze(-1)  # below 0: no token
         index = (place + self.rows["begin"].view).clamp(min=0).long()
         for name, new in parts.items():
             rows = self.rows[name].view.expand(-1, index.shape[1], *[-1] * (new.dim() - 2))

@@ -42,7 +42,7 @@ class Window:
         """
         b, _, s, _ = keys.shape
         if "sums" not in rows:
-            rows["sums"] = Rows(torch.zeros(b, 1, 0, self.how.slots))
+            rows["sums"] = Rows(torch.zeros(b, 1, 0, self.how.slots, device=q.device))
         held = rows["sums"]
         held.extend(s - held.count).zero_()
         each = max(1, window // self.how.slots)

@@ -133,14 +133,26 @@ def kv_mass(
     rows: Tensor,
     scale: float,
     keys: _C.KvUnits,
-    *rest: int,
+    positions: int,
+    begin: int,
+    out: int,
 ) -> None:
-    """Adds up attention; what: dtype and shape of q; rest: positions, begin and out, addresses."""
+    """Adds up attention; what: dtype and shape of q. As the core's ``kv_mass``."""
     device = _place(rows)
 
     def run(stream: int, pointer: int, nbytes: int) -> int:
         return _C.cuda_kv_mass(
-            device, stream, *what, rows.data_ptr(), scale, keys, *rest, pointer, nbytes
+            device,
+            stream,
+            *what,
+            rows.data_ptr(),
+            scale,
+            keys,
+            positions,
+            begin,
+            out,
+            pointer,
+            nbytes,
         )
 
     with_workspace(device, run)

@@ -54,8 +54,8 @@ def shared_tokens(
     best = ranked.topk(own, dim=-1).indices
     ranked = torch.where(ranked == float("-inf"), ranked, ranked.scatter(-1, best, float("inf")))
     chosen = ranked.view(b, g * s).topk(min(g * budget, g * s), dim=-1).indices
-    keep = torch.zeros(b, g * s, dtype=torch.bool).scatter_(-1, chosen, True).view(b, g, s)
-    return keep & (ranked > float("-inf"))
+    keep = torch.zeros_like(ranked.view(b, g * s), dtype=torch.bool).scatter_(-1, chosen, True)
+    return keep.view(b, g, s) & (ranked > float("-inf"))
 
 
 def covering_count(mass: Tensor, top_p: float) -> Tensor:
@@ -81,8 +81,8 @@ def important_tokens(
     """
     b, s = mass.shape
     if top_p >= 1 or share >= 1:
-        return torch.ones(b, s, dtype=torch.bool)
-    count = covering_count(mass, top_p) if top_p else torch.full((b,), round(share * s))
+        return torch.ones_like(mass, dtype=torch.bool)
+    count = covering_count(mass, top_p) if top_p else mass.new_full((b,), round(share * s))
     score = mass / seen_by.clamp(min=1)
     score[:, s - recent :] = float("inf")
     rank = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
@@ -92,8 +92,8 @@ def important_tokens(
 def _ranked(score: Tensor, sink: int, recent: int, first: Tensor | None) -> Tensor:
     """The scores, +inf for tokens that are always taken, -inf for padding."""
     s = score.shape[-1]
-    place = torch.arange(s)
-    start = torch.zeros(1, 1) if first is None else first.view(first.shape[0], -1)
+    place = torch.arange(s, device=score.device)
+    start = score.new_zeros(1, 1) if first is None else first.view(first.shape[0], -1)
     offset = place - start.unsqueeze(-1)
     forced = ((offset >= 0) & (offset < sink)) | (place >= s - recent)
     return score.masked_fill(forced, float("inf")).masked_fill(offset < 0, float("-inf"))
