@@ -250,6 +250,7 @@ class Tier:
         self, q: Tensor, segments: list[Segment], scale: float | None, softcap: float
     ) -> tuple[Tensor, Tensor]:
         """``sparse_attention`` over segments that lie far away, within the memory given."""
+        self.wait()
         near = [self.bring(s, q.device) for s in segments]
         if all(s is not None for s in near):
             return sparse_attention(
