@@ -140,6 +140,7 @@ def _prune(sub: argparse.ArgumentParser) -> None:
 def _bench(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("models", nargs="+", metavar="MODEL")
     sub.add_argument("--dense", metavar="MODEL", help="the reference; default: the first MODEL")
+    sub.add_argument("--no-fuse", action="store_true", help="leave fuse_decode_ out")
     _decoding(sub)
     _dtype(sub)
     _reporting(sub)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,9 @@ def prune(a: Namespace) -> None:
 
 def bench(a: Namespace) -> None:
     """Decode speed of models that take turns; the first named is the reference."""
+    import tamis
+    from tamis.decode import fusion
+    from tamis.errors import TamisUnsupported
     from tamis.evaluate import decode_speed
     from tamis.report import Report, Variant, host_facts
     from tamis.source import open_model
@@ -129,6 +133,12 @@ def bench(a: Namespace) -> None:
     quiet()
     names = [*([a.dense] if a.dense else []), *a.models]
     opened = {name: open_model(name, dtype=a.dtype) for name in names}
+    facts: dict[str, float | int | str] = {}
+    if not a.no_fuse:
+        for name, each in opened.items():
+            with suppress(TamisUnsupported):  # dense, or of a family that cannot be fused
+                tamis.fuse_decode_(each.model)
+                facts[f"{name}: fused for decoding"] = fusion(each.model)
     first = opened[names[0]]
     ids = first.tokenizer(a.prompt)["input_ids"]
     with _Bar("decode") as step:
@@ -152,6 +162,7 @@ def bench(a: Namespace) -> None:
     _show(
         Report(
             f"Greedy decoding, one sequence, {a.tokens} tokens each, taking turns",
+            metrics=facts,
             variants=variants,
             host=host_facts(decode_threads=a.threads),
         ),

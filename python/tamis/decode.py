@@ -6,11 +6,11 @@ from torch import nn
 
 from tamis.errors import TamisUnsupported
 from tamis.model import families, family_of
-from tamis.nn.decoder import FusedDecoder, FusedStack, fused
+from tamis.nn.decoder import FusedDecoder, FusedStack, fused, refusal
 from tamis.nn.decoder_plan import ACTIVATIONS, is_sparse
 from tamis.scope import check_model
 
-__all__ = ["fuse_decode_"]
+__all__ = ["fuse_decode_", "fusion"]
 
 
 def fuse_decode_(model: nn.Module) -> list[str]:
@@ -32,14 +32,7 @@ def fuse_decode_(model: nn.Module) -> list[str]:
         TamisUnsupported: No layer is of that form, or none has all its linears pruned.
     """
     check_model("fuse_decode_", model)
-    family = family_of(model)
-    blocks = () if family is None else family.fusable
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module).__name__ in blocks
-        and type(getattr(module.get_submodule("mlp"), "act_fn", None)).__name__ in ACTIVATIONS
-    }
+    found = _candidates(model)
     if not found:
         known = ", ".join(sorted(block for f in families() for block in f.fusable))
         raise TamisUnsupported(
@@ -54,6 +47,7 @@ def fuse_decode_(model: nn.Module) -> list[str]:
         )
     for name in names:
         fused(found[name], FusedDecoder)
+    family = family_of(model)
     stacks = () if family is None else family.stacks
     for module in model.modules():
         if type(module).__name__ in stacks:
@@ -61,3 +55,32 @@ def fuse_decode_(model: nn.Module) -> list[str]:
             if all(isinstance(layer, FusedDecoder) for layer in layers):
                 fused(module, FusedStack)
     return names
+
+
+def fusion(model: nn.Module) -> str:
+    """One sentence on what ``fuse_decode_`` did to the model, or could; "" where it could nothing."""
+    found = _candidates(model).values()
+    sparse = sum(map(is_sparse, found))
+    if not sparse:
+        return ""
+    fused_ones = [layer for layer in found if isinstance(layer, FusedDecoder)]
+    if not fused_ones:
+        return f"no layer; fuse_decode_ would fuse {sparse} of {len(found)}"
+    stacks: list[nn.Module] = [each for each in model.modules() if isinstance(each, FusedStack)]
+    calls = "one call a token" if stacks else "a call each"
+    dense = f", the others have a dense linear; {calls}" if sparse < len(found) else f", {calls}"
+    why = next(filter(None, map(refusal, stacks or fused_ones)), "")
+    note = f"; not now, as {why}" if why else ""
+    return f"{len(fused_ones)} of {len(found)} layers{dense}{note}"
+
+
+def _candidates(model: nn.Module) -> dict[str, nn.Module]:
+    """Layers of a form that the core computes, by name."""
+    family = family_of(model)
+    blocks = () if family is None else family.fusable
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module).__name__ in blocks
+        and type(getattr(module.get_submodule("mlp"), "act_fn", None)).__name__ in ACTIVATIONS
+    }

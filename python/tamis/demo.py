@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tamis.errors import TamisError, TamisFileError
+from tamis.errors import TamisError, TamisFileError, TamisUnsupported
 from tamis.report import Report, Variant, host_facts
 
 
@@ -197,6 +197,9 @@ def _measure(
 
     opened = {name: open_model(str(folder)) for name, folder in folders.items()}
     models = {name: each.model for name, each in opened.items()}
+    for model in list(models.values())[1:]:
+        with suppress(TamisUnsupported):  # a family that cannot be fused decodes as it is
+            tamis.fuse_decode_(model)
     speeds = decode_speed(
         models,
         opened["dense"].tokenizer(settings.prompt)["input_ids"],
@@ -205,7 +208,9 @@ def _measure(
     )
     with threads_set(settings.threads):
         for name, part in zip(list(models)[1:], parts, strict=True):
-            timed = {row.name: row for row in tamis.explain(models[name], measure=True).layers}
+            found = tamis.explain(models[name], measure=True)
+            timed = {row.name: row for row in found.layers}
+            part.metrics |= {k: v for k, v in found.metrics.items() if k.startswith("fused")}
             part.layers = [replace(timed[row.name], reason=row.reason) for row in part.layers]
     return {
         name: (speeds[name].tokens_per_s, linear_bytes(model)) for name, model in models.items()

@@ -151,6 +151,10 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
         "linear_bytes": total,
         "dense_linear_bytes": sum(row.dense_nbytes for row in rows),
     }
+    from tamis.decode import fusion  # which imports what imports this module
+
+    if fused := fusion(model):
+        facts["fused for decoding"] = fused
     return Report("linear layers", rows, facts, host_facts(seed=seed))
 
 

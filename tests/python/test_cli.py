@@ -142,6 +142,8 @@ def test_bench_takes_the_first_as_reference(tiny, pruned, capsys):
     )  # fmt: skip
     assert status == 0
     dense, sparse = json.loads(out)["variants"]
+    fused = json.loads(out)["metrics"][f"{pruned}: fused for decoding"]
+    assert fused == "2 of 2 layers, one call a token"
     assert (dense["name"], dense["speed"]) == (str(tiny), 1.0)
     assert sparse["speed"] == pytest.approx(sparse["tokens_per_s"] / dense["tokens_per_s"])
 

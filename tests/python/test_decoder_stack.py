@@ -219,6 +219,30 @@ def test_caches_that_are_copied_cropped_and_reordered_stay_apart(stacks: list[in
     assert len(stacks) == 78
 
 
+def test_explain_says_what_is_fused_and_why_not() -> None:
+    def said(model: Any) -> Any:
+        return tamis.explain(model).metrics.get("fused for decoding")
+
+    model = make()
+    assert said(model) == "no layer; fuse_decode_ would fuse 2 of 2"
+    tamis.fuse_decode_(model)
+    assert said(model) == "2 of 2 layers, one call a token"
+    model.train()
+    assert said(model).endswith("; not now, as the model is training; call eval()")
+    model.eval().set_attn_implementation("flex_attention")
+    assert said(model).endswith("as attention is flex_attention, not sdpa or eager")
+    model.set_attn_implementation("sdpa")
+    handle = model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *_: None)
+    assert "as a SparseLinear has hooks" in said(model)
+    handle.remove()
+    assert said(model) == "2 of 2 layers, one call a token"
+    model = make()
+    model.model.layers[0].mlp.up_proj = model.model.layers[0].mlp.up_proj.to_linear()
+    tamis.fuse_decode_(model)
+    assert said(model) == "1 of 2 layers, the others have a dense linear; a call each"
+    assert said(tamis.dense_(model)) is None
+
+
 def test_a_model_and_its_caches_leave_no_trace() -> None:
     model = make()
     token, cache = start(model)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from tamis.nn.decoder_plan import Plan, Turns, plan_layers, plan_stack
+from tamis.nn.decoder_plan import Plan, Turns, Unplannable, plan_layers, plan_stack
 from tamis.nn.decoder_room import rooms_of
 from tamis.ops.decoder import decode
 
-__all__ = ["FusedDecoder", "FusedStack", "fused", "unfused"]
+__all__ = ["FusedDecoder", "FusedStack", "fused", "refusal", "unfused"]
 
 # Arguments that change nothing in a step that has no mask.
 _IGNORED = {"position_ids", "use_cache", "cache_position"}
@@ -91,6 +91,18 @@ def unfused(module: nn.Module) -> None:
     if isinstance(module, _Fused):
         module.__dict__.pop(_PLAN, None)
         module.__class__ = type(module).__bases__[1]
+
+
+def refusal(module: nn.Module) -> str:
+    """Why a fused module would run its own forward at every step; "" if it would not."""
+    stack = isinstance(module, FusedStack)
+    part: Any = module.get_submodule("norm" if stack else "input_layernorm")
+    dtype = part.weight.dtype
+    try:
+        plan_stack(module, dtype) if stack else plan_layers([module], dtype)
+    except Unplannable as reason:
+        return str(reason)
+    return ""
 
 
 _classes: dict[tuple[type, type], type[nn.Module]] = {}
@@ -230,11 +242,15 @@ def _decode(plan: Plan, cache: Any, x: Tensor, turns: tuple[int, int, int]) -> T
     return y
 
 
-def _plan_of(module: nn.Module, dtype: torch.dtype, make: Callable[[], Plan | None]) -> Plan | None:
+def _plan_of(module: nn.Module, dtype: torch.dtype, make: Callable[[], Plan]) -> Plan | None:
     """The module's plan: the last one, unless something that it was made of has changed."""
     plan: Plan | None = module.__dict__.get(_PLAN)
     if plan is None or not plan.holds(dtype):
-        plan = module.__dict__[_PLAN] = make()
+        try:
+            plan = make()
+        except Unplannable:
+            plan = None
+        module.__dict__[_PLAN] = plan
     return plan
 
 

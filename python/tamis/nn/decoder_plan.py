@@ -12,7 +12,7 @@ from tamis.nn.linear import SparseLinear
 from tamis.ops.decoder import Layer, unchanged
 from tamis.ops.entry import entry_of
 
-__all__ = ["ACTIVATIONS", "Plan", "is_sparse", "plan_layers", "plan_stack"]
+__all__ = ["ACTIVATIONS", "Plan", "Unplannable", "is_sparse", "plan_layers", "plan_stack"]
 
 ACTIVATIONS = ("SiLU", "SiLUActivation")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -34,7 +34,7 @@ _FIRST_POSITIONS = 256
 
 
 class Unplannable(Exception):
-    """A layer is not what the core computes."""
+    """A layer is not what the core computes; the text says what it is instead."""
 
 
 class _Watch:
@@ -71,7 +71,7 @@ class _Watch:
         """Nobody may hook the module, nor replace its forward."""
         hooks = module._forward_hooks, module._forward_pre_hooks
         if any(hooks) or self.entry(module.__dict__, "forward") is not ...:
-            raise Unplannable
+            raise Unplannable(f"a {type(module).__name__} has hooks or a forward of its own")
         self.empty += hooks
 
     def config(self, config: Any) -> None:
@@ -148,41 +148,42 @@ def is_sparse(layer: nn.Module) -> bool:
     return all(type(linear) is SparseLinear for linear in linears)
 
 
-def plan_layers(layers: Sequence[nn.Module], dtype: torch.dtype) -> Plan | None:
-    """Of decoder layers; None where the core cannot compute one of them."""
+def plan_layers(layers: Sequence[nn.Module], dtype: torch.dtype) -> Plan:
+    """Of decoder layers.
+
+    Raises:
+        Unplannable: The core cannot compute one of them.
+    """
     plan, watch = Plan(dtype), _Watch()
-    try:
-        for layer in layers:
-            _add_layer(plan, watch, layer)
-    except Unplannable:
-        return None
+    for layer in layers:
+        _add_layer(plan, watch, layer)
     plan.watch(watch)
     return plan
 
 
-def plan_stack(model: nn.Module, dtype: torch.dtype) -> Plan | None:
-    """Of a model's layers, the norm after them and its rotations; None where one does not fit."""
+def plan_stack(model: nn.Module, dtype: torch.dtype) -> Plan:
+    """Of a model's layers, the norm after them and its rotations.
+
+    Raises:
+        Unplannable: One of them is not what the core computes.
+    """
     plan, watch = Plan(dtype), _Watch()
-    try:
-        layers = watch.module(model, "layers")
-        for name in list(layers._modules):
-            _add_layer(plan, watch, watch.module(layers, name))
-        plan.last = _norm(plan, watch, watch.module(model, "norm"))
-        rotary = watch.module(model, "rotary_emb")
-        plan.turns = _turns(plan, watch, rotary)
-        config: Any = model.config
-        watch.config(config)
-    except Unplannable:
-        return None
-    windows = getattr(config, "layer_types", None) or ()
-    fits = (
-        config.num_hidden_layers == len(plan.layers)
-        and getattr(config, "sliding_window", None) is None
-        and all(kind == "full_attention" for kind in windows)
-        and not (config.output_hidden_states or config.output_attentions)
-    )
+    layers = watch.module(model, "layers")
+    for name in list(layers._modules):
+        _add_layer(plan, watch, watch.module(layers, name))
+    plan.last = _norm(plan, watch, watch.module(model, "norm"))
+    plan.turns = _turns(plan, watch, watch.module(model, "rotary_emb"))
+    config: Any = model.config
+    watch.config(config)
     plan.watch(watch)
-    return plan if fits else None
+    kinds = getattr(config, "layer_types", None) or ()
+    if config.num_hidden_layers != len(plan.layers):
+        raise Unplannable(f"its configuration asks for {config.num_hidden_layers} layers")
+    if getattr(config, "sliding_window", None) or any(k != "full_attention" for k in kinds):
+        raise Unplannable("attention has a window")
+    if config.output_hidden_states or config.output_attentions:
+        raise Unplannable("its configuration asks for hidden states or attentions")
+    return plan
 
 
 def _turns(plan: Plan, watch: _Watch, rotary: Any) -> Turns:
@@ -191,34 +192,37 @@ def _turns(plan: Plan, watch: _Watch, rotary: Any) -> Turns:
     frequencies = watch.entry(rotary._buffers, "inv_freq")
     # These change their frequencies as the context grows.
     if not isinstance(kind, str) or "dynamic" in kind or kind == "longrope":
-        raise Unplannable
-    if type(frequencies) is not Tensor or frequencies.is_inference():
-        raise Unplannable
+        raise Unplannable(f"rotations of type {kind} change with the context")
+    if frequencies.is_inference():
+        raise Unplannable("rotations were made in inference mode")
     if 2 * frequencies.numel() != plan.heads[2]:
-        raise Unplannable
+        raise Unplannable("rotations leave channels out")
     watch.writes(frequencies, frequencies._version)
     return Turns(rotary, plan.dtype, plan.heads[2])
 
 
 def _add_layer(plan: Plan, watch: _Watch, layer: nn.Module) -> None:
     if watch.entry(layer.__dict__, "training"):
-        raise Unplannable
+        raise Unplannable("the model is training; call eval()")
     attention, mlp = watch.module(layer, "self_attn"), watch.module(layer, "mlp")
     watch.config(attention.config)
-    if attention.config._attn_implementation not in _PLAIN:
-        raise Unplannable
+    kind = attention.config._attn_implementation
+    if kind not in _PLAIN:
+        raise Unplannable(f"attention is {kind}, not {' or '.join(_PLAIN)}")
     norms = [_norm(plan, watch, watch.module(layer, name)) for name in _NORMS]
     linears = [watch.module(attention, name) for name in _ATTENTION]
     linears += [watch.module(mlp, name) for name in _MLP]
     if type(watch.module(mlp, "act_fn")).__name__ not in ACTIVATIONS:
-        raise Unplannable
+        raise Unplannable("the MLP's activation is not SiLU")
     weights = [_weight(plan, watch, linear) for linear in linears]
     head_dim = watch.entry(attention.__dict__, "head_dim")
     scale = watch.entry(attention.__dict__, "scaling")
     index = watch.entry(attention.__dict__, "layer_idx")
     heads = linears[0].out_features // head_dim, linears[1].out_features // head_dim, head_dim
-    if head_dim % 16 != 0 or head_dim > _MOST_HEAD_DIM or plan.layers and heads != plan.heads:
-        raise Unplannable
+    if head_dim % 16 != 0 or head_dim > _MOST_HEAD_DIM:
+        raise Unplannable(f"heads have {head_dim} channels, not 16, 32, .. {_MOST_HEAD_DIM}")
+    if plan.layers and heads != plan.heads:
+        raise Unplannable("layers differ in heads")
     plan.heads = heads
     plan.indices.append(index)
     plan.layers.append(Layer(weights, norms, scale))
@@ -227,14 +231,14 @@ def _add_layer(plan: Plan, watch: _Watch, layer: nn.Module) -> None:
 def _norm(plan: Plan, watch: _Watch, norm: Any) -> tuple[int, float]:
     weight = watch.entry(norm._parameters, "weight")
     if weight.dtype is not plan.dtype or not (weight.is_cpu and weight.is_contiguous()):
-        raise Unplannable
+        raise Unplannable(f"a norm's weight is {weight.dtype} on {weight.device}")
     return watch.address(weight), watch.entry(norm.__dict__, "variance_epsilon")
 
 
 def _weight(plan: Plan, watch: _Watch, linear: Any) -> tuple[Any, int]:
     """The checked matrix and the address of its bias."""
     if type(linear) is not SparseLinear:
-        raise Unplannable
+        raise Unplannable(f"a linear is a {type(linear).__name__}, not a SparseLinear")
     parameters, buffers = linear._parameters, linear._buffers
     token = watch.entry(linear.__dict__, "_token")
     where = parameters if "weight_values" in parameters else buffers
@@ -245,17 +249,19 @@ def _weight(plan: Plan, watch: _Watch, linear: Any) -> tuple[Any, int]:
     )
     bias = watch.entry(parameters, "bias")
     if not values.is_cpu:
-        raise Unplannable
+        raise Unplannable(f"weights lie on {values.device}")
     entry = entry_of(token, values, (mask, offsets, columns, scales))
     plan.limit = min(plan.limit, entry.direct.get(plan.dtype, (0, -1))[1])
     # Nobody counts the writes to a tensor made in inference mode.
-    if min(entry.first_version, entry.second_version, plan.limit) < 0:
-        raise Unplannable
+    if min(entry.first_version, entry.second_version) < 0:
+        raise Unplannable("weights were made in inference mode")
+    if plan.limit < 0:
+        raise Unplannable(f"no kernel takes {plan.dtype} with weights of {entry.layout.label}")
     watch.address(values)
     watch.writes(entry.first, entry.first_version)
     watch.writes(entry.second, entry.second_version)
     if bias is None:
         return entry.matrix, 0
     if bias.dtype is not plan.dtype or not bias.is_contiguous():
-        raise Unplannable
+        raise Unplannable(f"a bias is {bias.dtype}")
     return entry.matrix, watch.address(bias)
