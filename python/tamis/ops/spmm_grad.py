@@ -17,7 +17,7 @@ from torch import Tensor
 from tamis import _C
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
-from tamis.ops import cuda_spmm_grad
+from tamis.ops import cost, cuda_spmm_grad
 from tamis.ops.dense import gather_dense, unpack_dense
 from tamis.ops.entry import entry_of
 from tamis.ops.handle import CODE, core_errors
@@ -25,14 +25,11 @@ from tamis.ops.tensors import DTYPE_NAME, Rest
 
 __all__ = ["sddmm", "spmm_t"]
 
-# Picoseconds of one core (Emerald Rapids, AVX-512): of a stored value and token by the kernels, of a
-# weight and token by torch's f32 product, of a weight by what unpacks w or gathers dw around that
-# (bench/grad.py). More threads speed up both.
-_KERNEL = {"spmm_t": 100.0, "sddmm": 46.0}
-_PRODUCT = 10.0
-_AROUND = {"spmm_t": 1000.0, "sddmm": 7000.0}
-# What torch gains by products of bf16 in hardware.
-_BF16_GAIN = {"amx": 8.0, "avx512bf16": 2.0, "neon_bf16": 2.0}.get(_C.isa()["active"], 1.0)
+# ns of one core (Emerald Rapids, AVX-512): of a stored value and token by the kernels, of a weight by
+# what unpacks w or gathers dw around torch's product (bench/grad.py). The product's time is the cost
+# model's. More threads speed up all of it.
+_KERNEL = {"spmm_t": 0.1, "sddmm": 0.046}
+_AROUND = {"spmm_t": 1.0, "sddmm": 7.0}
 _TOKENS = 64  # that the kernels take at a time
 # The most tokens for which CUDA's kernels are not slower than cuBLAS with a kernel that unpacks w or
 # gathers dw (bench/gpu.py, H200).
@@ -97,8 +94,10 @@ def _pays(op: str, layout: Layout, dtype: torch.dtype, tokens: int, nnz: int) ->
     """Whether the CPU has a kernel that is expected to be faster than the dense way."""
     if layout.format not in ("bitmap", "nm", "csr") or layout.quantized:
         return False
-    product = _PRODUCT / (_BF16_GAIN if dtype == torch.bfloat16 else 1.0)
-    dense = layout.rows * layout.cols * (tokens * product + _AROUND[op])
+    product = cost.dense_ns(DTYPE_NAME[dtype], layout.rows, layout.cols, tokens, threads=1)
+    if product is None:
+        return False
+    dense = product + layout.rows * layout.cols * _AROUND[op]
     return nnz * -(-tokens // _TOKENS) * _TOKENS * _KERNEL[op] < dense
 
 
