@@ -80,6 +80,29 @@ void select(int64_t heads, int64_t units, uintptr_t scores, int64_t k, uintptr_t
                                .count = address<int32_t>(count)});
 }
 
+void choose(int dtype, Shape shape, uintptr_t q, float scale, const KvUnits& units, bool log_weight,
+            bool by_row, int64_t k, uintptr_t budget, int64_t sink, int64_t recent, int64_t page,
+            uintptr_t begin, uintptr_t index, int64_t index_stride, uintptr_t count) {
+  KvChooseArgs args{.estimate = {.q_dtype = float_dtype("kv_select", dtype),
+                                 .q = address<const void>(q),
+                                 .scale = scale,
+                                 .units = units,
+                                 .reduce = log_weight ? KvReduce::log_weight : KvReduce::score,
+                                 .begin = address<const int32_t>(begin)},
+                    .select = {.budget = address<const int32_t>(budget),
+                               .k = k,
+                               .sink = sink,
+                               .recent = recent,
+                               .page = page,
+                               .index = address<int32_t>(index),
+                               .index_stride = index_stride,
+                               .count = address<int32_t>(count)},
+                    .by_row = by_row};
+  KvEstimateArgs& e = args.estimate;
+  std::tie(e.batch, e.kv_heads, e.rows, e.head_dim) = shape;
+  run(&kv_choose, args);
+}
+
 void append_labels(int32_t channels, int dtype, std::tuple<int64_t, int64_t, int64_t> shape,
                    uintptr_t keys, Strides3 key_strides, uintptr_t channel_ids, int64_t first,
                    int64_t count, uintptr_t records, Strides strides_bytes) {
@@ -130,6 +153,9 @@ void bind_kv_select(py::module_& m) {
   m.def("kv_select", &select, "heads"_a, "units"_a, "scores_ptr"_a, "k"_a, "budget_ptr"_a,
         "top_p"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a, "index_ptr"_a, "index_stride"_a,
         "count_ptr"_a);
+  m.def("kv_choose", &choose, "dtype"_a, "shape"_a, "q_ptr"_a, "scale"_a, "units"_a, "log_weight"_a,
+        "by_row"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a,
+        "index_ptr"_a, "index_stride"_a, "count_ptr"_a);
   m.def("kv_summarize", &summarize, "bounds"_a, "dtype"_a, "shape"_a, "page"_a, "pages"_a,
         "keys_ptr"_a, "key_strides"_a, "out_ptr"_a, "alike_ptr"_a);
   m.def("kv_append_labels", &append_labels, "channels"_a, "dtype"_a, "shape"_a, "keys_ptr"_a,

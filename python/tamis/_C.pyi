@@ -525,6 +525,26 @@ def kv_select(
 ) -> None:
     """Writes index [heads, index_stride] and count [heads] int32 from scores [heads, units] f32."""
 
+def kv_choose(
+    dtype: int,
+    shape: tuple[int, int, int, int],
+    q_ptr: int,
+    scale: float,
+    units: KvUnits,
+    log_weight: bool,
+    by_row: bool,
+    k: int,
+    budget_ptr: int,
+    sink: int,
+    recent: int,
+    page: int,
+    begin_ptr: int,
+    index_ptr: int,
+    index_stride: int,
+    count_ptr: int,
+) -> None:
+    """``kv_estimate`` and ``kv_select`` in one; ``by_row``, the union of every row's own choice."""
+
 def kv_summarize(
     bounds: bool,
     dtype: int,

@@ -9,6 +9,7 @@ from tamis.ops.kv_select import (
     Labels,
     PageBounds,
     append_labels,
+    kv_choose,
     kv_estimate,
     kv_mass,
     kv_select,
@@ -160,3 +161,30 @@ def test_summaries_are_those_of_torch(d, page, dtype):
         page_bounds(keys[:, :, 1:], page)
     with pytest.raises(TamisTypeError, match="page_means: got"):
         page_means(keys.double(), page)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_every_head_chooses_its_own_pages_and_a_kv_head_their_union(padded):
+    q, bounds = torch.randn(2, 6, 1, 64), torch.randn(2, 3, 40, 2, 64).sort(3).values
+    begin = torch.tensor([[0, 0, 0], [5, 5, 5]]).int() if padded else None
+    units = PageBounds(bounds, page=16)
+    index, count = kv_choose(q, units, 7, by_row=True, sink=1, recent=1, begin=begin)
+    for b in range(2):
+        for g in range(3):
+            pages = set()
+            for head in (2 * g, 2 * g + 1):
+                one = q[b : b + 1, head : head + 1], PageBounds(bounds[b : b + 1, g : g + 1])
+                first = None if begin is None else begin[b : b + 1, g : g + 1].contiguous()
+                scores = kv_estimate(*one, log_weight=False, begin=first)
+                alone, many = kv_select(scores, 7, sink=1, recent=1, begin=first)
+                assert int(many) == 7
+                pages |= set(alone.flatten().tolist())
+            wanted = [16 * page + t for page in sorted(pages) for t in range(16)]
+            assert index[b, g, : count[b, g]].tolist() == wanted
+
+
+def test_one_choice_is_that_of_two_calls():
+    q, keys = torch.randn(2, 6, 1, 64), torch.randn(2, 3, 300, 64)
+    found = kv_choose(q, KeyRows(keys), 20, recent=4)
+    wanted = kv_select(kv_estimate(q, KeyRows(keys)), 20, recent=4)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

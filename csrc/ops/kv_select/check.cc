@@ -83,6 +83,25 @@ Status check_kv_select(const KvSelectArgs& a) {
   return {};
 }
 
+Status check_kv_choose(const KvChooseArgs& a) {
+  float unread = 0.0f;
+  KvEstimateArgs e = a.estimate;
+  e.out = &unread;
+  TAMIS_RETURN_IF_ERROR(check_kv_estimate(e));
+  KvSelectArgs s = a.select;
+  s.heads = e.batch * e.kv_heads;
+  s.units = e.units.units;
+  s.scores = &unread;
+  s.top_p = 0.0;
+  TAMIS_RETURN_IF_ERROR(check_kv_select(s));
+  for (int64_t h = 0; a.by_row && h < s.heads; ++h) {
+    const int64_t k = std::max<int64_t>(s.budget ? s.budget[h] : s.k, s.sink + s.recent);
+    const int64_t most = std::min(s.units, std::min(k, s.units) * e.rows) * s.page;
+    if (most > s.index_stride) return bad("index_stride", s.index_stride, "room for every row");
+  }
+  return {};
+}
+
 Status check_kv_summarize(const KvSummarizeArgs& a) {
   TAMIS_RETURN_IF_ERROR(check_float("keys", a.dtype));
   if (a.kind == KvSummary::labels) return bad("kind", 2, "bounds or rows");

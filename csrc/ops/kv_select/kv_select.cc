@@ -133,7 +133,7 @@ Status kv_estimate_on(IsaBits isa, const KvEstimateArgs& a) {
                              .most_rows = a.rows,
                              .normalize = a.reduce == KvReduce::log_weight,
                              .isa = isa};
-  return for_scores(problem, 1, &estimate_job, &estimate_end, &a);
+  return for_scores(problem, 1, &estimate_job, {.finish = &estimate_end}, &a);
 }
 
 Status kv_mass(const KvMassArgs& args) {
@@ -155,7 +155,7 @@ Status kv_mass_on(IsaBits isa, const KvMassArgs& a) {
                              .most_rows = kMassQueries,
                              .normalize = true,
                              .isa = isa};
-  return for_scores(problem, a.heads * tiles_of(a), &mass_job, &mass_end, &a);
+  return for_scores(problem, a.heads * tiles_of(a), &mass_job, {.finish = &mass_end}, &a);
 }
 
 }  // namespace tamis

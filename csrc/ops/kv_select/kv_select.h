@@ -1,8 +1,9 @@
-// kv_select: which units of a KV cache a step reads. Functions over scores, three of which share
-// kernels, and the summaries that they read:
+// kv_select: which units of a KV cache a step reads. Functions over scores, which share kernels,
+// and the summaries that they read:
 //   kv_estimate  out[u] = max_r e[r,u],  e[r,u] = scale * q[r] . x[u], or its softmax weight
 //   kv_mass      out[t] += mean over a group's heads of sum_i softmax_t(scale * q[i] . k[t])
 //   kv_select    the units with the largest scores, exactly
+//   kv_choose    both in one: kv_select of kv_estimate, by head or by row
 // A unit is a token (keys, labels) or a page (bounds, means). Scores are held for the heads of one
 // group (kv_estimate) or kMassQueries queries (kv_mass) at a time, never for all queries.
 #pragma once
@@ -87,6 +88,15 @@ struct KvSelectArgs {
   int32_t* index = nullptr;
   int64_t index_stride = 0;
   int32_t* count = nullptr;
+};
+
+// kv_select of kv_estimate without the scores in memory. By row: every row takes its own k units
+// by its scores and the list is their union, of which a head needs room for rows * k.
+// estimate.out and select's heads, units, scores, begin and top_p are not read.
+struct KvChooseArgs {
+  KvEstimateArgs estimate;
+  KvSelectArgs select;
+  bool by_row = false;
 };
 
 // Labels of `count` tokens of every head, the first of which is token `first`, to where kv_estimate
@@ -207,6 +217,7 @@ const KvSummaryRow* choose_kv_summary(DType dtype, IsaBits isa);
 Status kv_estimate(const KvEstimateArgs& args);
 Status kv_mass(const KvMassArgs& args);
 Status kv_select(const KvSelectArgs& args);
+Status kv_choose(const KvChooseArgs& args);
 Status kv_append_labels(const KvAppendLabelsArgs& args);
 Status kv_summarize(const KvSummarizeArgs& args);
 
@@ -214,6 +225,7 @@ Status kv_summarize(const KvSummarizeArgs& args);
 Status kv_estimate_on(IsaBits isa, const KvEstimateArgs& args);
 Status kv_mass_on(IsaBits isa, const KvMassArgs& args);
 Status kv_select_on(IsaBits isa, const KvSelectArgs& args);
+Status kv_choose_on(IsaBits isa, const KvChooseArgs& args);
 Status kv_summarize_on(IsaBits isa, const KvSummarizeArgs& args);
 
 // In double, from unpacked labels; out is f64 and, for mass, overwritten. Selection by sorting.
@@ -226,6 +238,7 @@ Status kv_summarize_reference(const KvSummarizeArgs& args, double* out, double* 
 Status check_kv_estimate(const KvEstimateArgs& args);
 Status check_kv_mass(const KvMassArgs& args);
 Status check_kv_select(const KvSelectArgs& args);
+Status check_kv_choose(const KvChooseArgs& args);
 Status check_kv_summarize(const KvSummarizeArgs& args);
 
 // q of one row rounded to 8 bits: its step; 0 where q is 0.

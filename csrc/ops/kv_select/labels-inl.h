@@ -13,6 +13,14 @@
 namespace tamis {
 namespace {
 
+// The same place some records on, into L2, as for rows.
+TAMIS_INLINE void fetch_ahead(const void* at) {
+#if defined(__x86_64__)
+  constexpr int64_t kBytes = 4096;
+  __builtin_prefetch(static_cast<const uint8_t*>(at) + kBytes, 0, 2);
+#endif
+}
+
 template <class Unit, int R>
 void score_labels(const KvScorePart& a) {
   const int64_t words = a.labels.channels / 8, bytes = a.labels.bytes();
@@ -26,6 +34,7 @@ void score_labels(const KvScorePart& a) {
       for (int r = 0; r < R; ++r) sum[r] = Unit::zero();
       for (int64_t w = 0; w < words; ++w) {
         const auto codes = Unit::split(record + 4 * (w * kLabelTokens + lane));
+        fetch_ahead(record + 4 * (w * kLabelTokens + lane));
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           sum[r] = Unit::dot(sum[r], codes, a.q8 + r * a.labels.channels + 8 * w);
@@ -34,6 +43,7 @@ void score_labels(const KvScorePart& a) {
       const auto* scale = reinterpret_cast<const F16*>(record + a.labels.scale()) + lane;
       const auto* min = reinterpret_cast<const F16*>(record + a.labels.min()) + lane;
       const lanes::F32 step = simd::load(scale), origin = simd::load(min);
+      fetch_ahead(scale);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const lanes::F32 product =

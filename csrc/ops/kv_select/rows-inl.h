@@ -1,7 +1,7 @@
 // out[r,u] = scale * q[r] . x[u] for rows x of f32, f16 or bf16 [units, width].
 // Tile: 4 rows of q times kTokens units, channels in lanes, transposed sums.
 // Needs: width a multiple of 16, rows of contiguous elements.   Tail: repeats the last unit.
-// Units follow each other, which the hardware fetches by itself.
+// Units follow each other; on NEON that is left to the hardware, whose loops are counted.
 //
 // Included after a base/simd/lanes_<isa>.h.
 #pragma once
@@ -12,6 +12,16 @@ namespace tamis {
 namespace {
 
 inline constexpr int kTokens = simd::kLanes == 16 ? 4 : simd::kLanes == 8 ? 2 : 1;
+
+// The same place some units on, into L2: the hardware follows neither turns between kTokens streams
+// nor the ends of small pages (bounds of 16k tokens on Emerald Rapids: 0.54 to 0.29 ms).
+template <class T>
+TAMIS_INLINE void fetch_ahead(const T* at, const KvScorePart& a) {
+#if defined(__x86_64__)
+  constexpr int64_t kUnits = 8;
+  __builtin_prefetch(at + kUnits * a.unit_stride, 0, 2);
+#endif
+}
 
 template <class T, int R>
 TAMIS_INLINE void score_tile(const KvScorePart& a, const T* const (&unit)[kTokens],
@@ -25,7 +35,10 @@ TAMIS_INLINE void score_tile(const KvScorePart& a, const T* const (&unit)[kToken
   for (int64_t c = 0; c < a.width; c += simd::kLanes) {
     lanes::F32 x[kTokens];
 #pragma GCC unroll 4
-    for (int i = 0; i < kTokens; ++i) x[i] = simd::load(unit[i] + c);
+    for (int i = 0; i < kTokens; ++i) {
+      x[i] = simd::load(unit[i] + c);
+      fetch_ahead(unit[i] + c, a);
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const lanes::F32 q = simd::load(a.q + r * a.width + c);

@@ -34,7 +34,10 @@ void score_pairs(const KvScorePart& a) {
     for (int64_t c = 0; c < a.width; c += kPair) {
       __m512i x[kTokens];
 #pragma GCC unroll 4
-      for (int i = 0; i < kTokens; ++i) x[i] = load_pairs(unit[i] + c, a.width - c);
+      for (int i = 0; i < kTokens; ++i) {
+        x[i] = load_pairs(unit[i] + c, a.width - c);
+        fetch_ahead(unit[i] + c, a);
+      }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const __m512i pair = _mm512_loadu_si512(q[r] + c);

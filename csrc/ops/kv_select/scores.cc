@@ -73,18 +73,20 @@ struct Memory {
   float* scores;         // [most_rows, units]
   float *largest, *sum;  // [chunks, most_rows]
   float* shift;          // [most_rows]
+  float* spare;
 };
 
 int64_t floats_of(const ScoreProblem& p) {
   const int64_t chunks = ceil_div(p.units.units, kChunk);
-  return p.most_rows * (p.units.units + 2 * chunks + 1);
+  return p.most_rows * (p.units.units + 2 * chunks + 1) + p.spare_floats;
 }
 
 Memory carve(const ScoreProblem& p, float* from) {
   const int64_t chunks = ceil_div(p.units.units, kChunk);
   float* largest = from + p.most_rows * p.units.units;
   float* sum = largest + p.most_rows * chunks;
-  return {from, largest, sum, sum + p.most_rows * chunks};
+  float* shift = sum + p.most_rows * chunks;
+  return {from, largest, sum, shift, shift + p.most_rows};
 }
 
 struct Run {
@@ -92,7 +94,7 @@ struct Run {
   const KvScoreRow& row;
   const KvReduceRow& reduce;
   Queries queries;
-  ScoreFinish finish;
+  const ScoreEnd& finally;
   const void* context;
 
   static int64_t seen(const ScoreJob& job) { return job.end_of(job.rows - 1); }
@@ -162,14 +164,18 @@ struct Run {
     const int64_t first = std::max(chunk * kChunk, job.begin);
     const int64_t last = std::min((chunk + 1) * kChunk, seen(job));
     if (first >= last) return;
-    finish(context, reduce, job, m.scores + first, p.units.units, m.shift, first, last);
+    finally.finish(context, reduce, job, m.scores + first, p.units.units, m.shift, first, last);
+  }
+
+  void done(const ScoreJob& job, const Memory& m) const {
+    finally.done(context, reduce, job, m.scores, p.units.units, m.shift, m.spare);
   }
 };
 
 }  // namespace
 
 Status for_scores(const ScoreProblem& p, int64_t jobs_of_head,
-                  ScoreJob (*job)(const void*, int64_t, int64_t), ScoreFinish finish,
+                  ScoreJob (*job)(const void*, int64_t, int64_t), const ScoreEnd& end,
                   const void* context) {
   const bool labels = p.units.kind == KvSummary::labels;
   const DType dtype = labels ? DType::f32 : p.units.dtype;
@@ -178,8 +184,9 @@ Status for_scores(const ScoreProblem& p, int64_t jobs_of_head,
   const int64_t width = labels ? 0 : p.units.kind == KvSummary::bounds ? 2 * p.width : p.width;
   const int64_t bytes_as_floats = labels ? ceil_div(rows * p.units.labels.channels, 4) : 0;
   const int64_t query_floats = rows * (width + 2) + bytes_as_floats;
-  const int64_t work = p.heads * p.most_rows * jobs_of_head * p.units.units;
-  // A thread is worth it from some 10 us of work on.
+  // A thread is worth it from some 10 us of work on: as many labels, or elements of rows by lanes.
+  const int64_t work =
+      p.heads * p.most_rows * jobs_of_head * p.units.units * (labels ? 1 : ceil_div(width, 16));
   const int threads = static_cast<int>(std::clamp<int64_t>(work >> 15, 1, int64_t{num_threads()}));
   const bool by_heads = p.heads >= threads;
   const int64_t slots = by_heads ? threads : 1;
@@ -194,7 +201,7 @@ Status for_scores(const ScoreProblem& p, int64_t jobs_of_head,
                 *choose_kv_score(kind, dtype, p.q_dtype, p.isa),
                 choose_kv_reduce(p.isa),
                 queries,
-                finish,
+                end,
                 context};
   const auto whole = [&](int64_t head, const Memory& m) {
     for (int64_t i = 0; i < jobs_of_head; ++i) {
@@ -202,7 +209,8 @@ Status for_scores(const ScoreProblem& p, int64_t jobs_of_head,
       const int64_t chunks = ceil_div(run.seen(j), kChunk);
       for (int64_t c = 0; c < chunks; ++c) run.score(j, c, m);
       run.normalize(j, m);
-      for (int64_t c = 0; c < chunks; ++c) run.end(j, c, m);
+      for (int64_t c = 0; end.finish && c < chunks; ++c) run.end(j, c, m);
+      if (end.done) run.done(j, m);
     }
   };
   if (by_heads) {
@@ -224,9 +232,12 @@ Status for_scores(const ScoreProblem& p, int64_t jobs_of_head,
         for (int64_t c = thread; c < chunks; c += count) run.score(j, c, m);
       });
       run.normalize(j, m);
-      parallel(threads, [&](int thread, int count) {
-        for (int64_t c = thread; c < chunks; c += count) run.end(j, c, m);
-      });
+      if (end.finish) {
+        parallel(threads, [&](int thread, int count) {
+          for (int64_t c = thread; c < chunks; c += count) run.end(j, c, m);
+        });
+      }
+      if (end.done) run.done(j, m);
     }
   }
   return {};

@@ -1,5 +1,5 @@
-// What kv_estimate and kv_mass share: scores of a few rows over all units of one KV head, in two
-// passes over chunks of units, on the threads of this process.
+// What kv_estimate, kv_mass and kv_choose share: scores of a few rows over all units of one KV
+// head, in two passes over chunks of units, on the threads of this process.
 #pragma once
 
 #include "ops/kv_select/kv_select.h"
@@ -29,6 +29,7 @@ struct ScoreProblem {
   // apart; shift[row] is the logarithm of the row's sum of exponentials, +inf if it sees nothing,
   // or 0 unless `normalize`.
   bool normalize;
+  int64_t spare_floats = 0;  // for ScoreDone
   IsaBits isa;
 };
 
@@ -36,9 +37,18 @@ using ScoreFinish = void (*)(const void* context, const KvReduceRow& reduce, con
                              const float* s, int64_t stride, const float* shift, int64_t first,
                              int64_t last);
 
+// The same of all units of a job at once, s[row][unit]; spare is memory of the calling thread.
+using ScoreDone = void (*)(const void* context, const KvReduceRow& reduce, const ScoreJob& job,
+                           const float* s, int64_t stride, const float* shift, float* spare);
+
+struct ScoreEnd {
+  ScoreFinish finish = nullptr;
+  ScoreDone done = nullptr;
+};
+
 // Runs jobs 0 .. jobs_of_head of every head; those of one head one after another.
 Status for_scores(const ScoreProblem& p, int64_t jobs_of_head,
                   ScoreJob (*job)(const void* context, int64_t head, int64_t number),
-                  ScoreFinish finish, const void* context);
+                  const ScoreEnd& end, const void* context);
 
 }  // namespace tamis

@@ -1,6 +1,8 @@
 // kv_select proper: the k largest scores without sorting them. A sample brackets the k-th largest,
 // one pass copies what lies between, halving the range of values finds it there by counting, a
 // second pass lists what is above. What the bracket misses is searched for among all.
+#include "ops/kv_select/select.h"
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -8,7 +10,6 @@
 
 #include "base/parallel.h"
 #include "base/scratch.h"
-#include "ops/kv_select/kv_select.h"
 #include "ops/kv_select/share.h"
 
 namespace tamis {
@@ -115,9 +116,10 @@ int64_t fewest(const float* s, int64_t begin, int64_t units, int64_t first, int6
   return k;
 }
 
-void select_head(const KvSelectArgs& a, const KvReduceRow& reduce, int64_t head, float* buffer) {
-  const float* s = a.scores + head * a.units;
-  int32_t* out = a.index + head * a.index_stride;
+}  // namespace
+
+int64_t select_units(const KvSelectArgs& a, const KvReduceRow& reduce, int64_t head, const float* s,
+                     float* buffer, int32_t* out) {
   const int64_t begin = a.begin ? std::clamp<int64_t>(a.begin[head], 0, a.units) : 0;
   const int64_t all = a.units - begin;
   const int64_t sink = std::min(a.sink, all), recent = std::min(a.recent, all - sink);
@@ -141,16 +143,19 @@ void select_head(const KvSelectArgs& a, const KvReduceRow& reduce, int64_t head,
     count += reduce.above(middle, n, t.value, t.ties, static_cast<int32_t>(first), out + count);
   }
   list(first + n, a.units);
-  for (int64_t i = count - 1; a.page > 1 && i >= 0; --i) {
+  return count;
+}
+
+void put_tokens(const KvSelectArgs& a, int64_t head, int64_t units) {
+  int32_t* out = a.index + head * a.index_stride;
+  for (int64_t i = units - 1; a.page > 1 && i >= 0; --i) {
     const int64_t token = out[i] * a.page;
     for (int64_t j = a.page - 1; j >= 0; --j) {
       out[i * a.page + j] = static_cast<int32_t>(token + j);
     }
   }
-  a.count[head] = static_cast<int32_t>(count * a.page);
+  a.count[head] = static_cast<int32_t>(units * a.page);
 }
-
-}  // namespace
 
 Status kv_select(const KvSelectArgs& args) {
   return kv_select_on(active_isa(), args);
@@ -166,7 +171,9 @@ Status kv_select_on(IsaBits isa, const KvSelectArgs& a) {
   if (!memory) return error(Code::out_of_memory, "kv_select: no memory for candidates");
   const auto run = [&](int thread, int count) {
     for (int64_t h = a.heads * thread / count; h < a.heads * (thread + 1) / count; ++h) {
-      select_head(a, reduce, h, memory + thread * a.units);
+      put_tokens(a, h,
+                 select_units(a, reduce, h, a.scores + h * a.units, memory + thread * a.units,
+                              a.index + h * a.index_stride));
     }
   };
   threads > 1 ? parallel(threads, run) : run(0, 1);

@@ -16,10 +16,15 @@ Status check_lists(const KvSegment& s, int64_t heads) {
     const int64_t listed = s.index ? s.index_stride : units;
     const int64_t count = unit_count(s, head);
     if (count < 0 || count > listed) return bad_count("count", count, listed);
-    for (int64_t i = 0; s.index && i < count; ++i) {
-      const int32_t unit = s.index[head * s.index_stride + i];
-      if (unit < 0 || unit >= units) return bad_count("index", unit, units - 1);
+    if (!s.index || count == 0) continue;
+    const int32_t* list = s.index + head * s.index_stride;
+    int32_t least = list[0], most = list[0];  // without a branch for each
+    for (int64_t i = 1; i < count; ++i) {
+      least = std::min(least, list[i]);
+      most = std::max(most, list[i]);
     }
+    if (least < 0) return bad_count("index", least, units - 1);
+    if (most >= units) return bad_count("index", most, units - 1);
   }
   return {};
 }

@@ -131,7 +131,7 @@ void attend_dense(const AttentionPart& a, AttentionState* s) {
     for (int64_t t = 0; t < kDenseTile; t += kTokens) {
       Unit::template scores<R>(query, rows->keys, next->keys, t, &tile);
     }
-    const bool whole = !a.index && !a.bias && first >= a.begin && end <= a.end && end <= a.unit_end;
+    const bool whole = all_count(a, first, kDenseTile);
     const auto token = [&](int64_t i) {
       if (first + i >= a.unit_end) return int64_t{-1};
       return a.index ? int64_t{a.index[first + i]} : first + i;

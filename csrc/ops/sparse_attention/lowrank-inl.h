@@ -136,7 +136,7 @@ void attend_lowrank(const AttentionPart& a, AttentionState* s) {
     for (int64_t t = 0; t < kDenseTile; t += kTokens) {
       FloatUnit<float>::template scores<R>(query, keys, keys, t, &tile);
     }
-    const bool whole = !a.index && !a.bias && first >= a.begin && end <= a.end && end <= a.unit_end;
+    const bool whole = all_count(a, first, kDenseTile);
     const auto token = [&](int64_t i) {
       return first + i < a.unit_end ? id(first + i) : int64_t{-1};
     };

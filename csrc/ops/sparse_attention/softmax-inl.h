@@ -39,6 +39,14 @@ TAMIS_INLINE lanes::F32 cap(lanes::F32 score, float softcap) {  // softcap * tan
   return lanes::mul(lanes::with_sign(tanh, score), lanes::splat(softcap));
 }
 
+// Whether `slots` units of one token each, from the list's place `first` on, all count and have no
+// bias.
+TAMIS_INLINE bool all_count(const AttentionPart& a, int64_t first, int64_t slots) {
+  if (a.bias || first + slots > a.unit_end) return false;
+  if (a.begin <= 0 && a.end >= a.segment->tokens) return true;
+  return !a.index && first >= a.begin && first + slots <= a.end;
+}
+
 // Adds the biases and drops tokens that do not count. token(i): the id of the tile's i-th token, or
 // a negative number past the last.
 template <int R, class AnyTile, class Token>

@@ -169,9 +169,14 @@ class Selection:
         rest = whole * page  # from here on the latest tokens, which fill no page yet
         missing = max(0, self.how.recent - (keys.shape[2] - rest))
         forced = {"sink": -(-self.how.sink // page), "recent": -(-missing // page)}
-        bounds, first = self.rows["bounds"].view, None if begin is None else begin // page
-        choose = _united if self.how.each_head else _best
-        index, count = choose(q, bounds, max(1, budget // page), page, forced, first)
+        index, count = op.kv_choose(
+            q,
+            op.PageBounds(self.rows["bounds"].view, page),
+            max(1, budget // page),
+            by_row=self.how.each_head,
+            begin=None if begin is None else begin // page,
+            **forced,
+        )
         chosen = DenseSegment(keys, values, Lists(index=index, count=count, begin=begin))
         if rest == keys.shape[2]:
             return [chosen]
@@ -183,39 +188,3 @@ class Selection:
             self.rows[name].append(x)
         else:
             self.rows[name] = Rows(x)
-
-
-def _best(
-    q: Tensor, bounds: Tensor, k: int, page: int, forced: dict[str, int], begin: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Tokens of the k best pages of each KV head by the largest bound of its query heads."""
-    scores = op.kv_estimate(q, op.PageBounds(bounds), log_weight=False, begin=begin)
-    return op.kv_select(scores, k, page=page, begin=begin, **forced)
-
-
-def _united(
-    q: Tensor, bounds: Tensor, k: int, page: int, forced: dict[str, int], begin: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Tokens of the pages that are among the k best of any query head of a KV head's group.
-
-    Args:
-        q: [b, h, 1, d].
-        bounds: [b, g, pages, 2, d].
-        k: Pages of each query head, forced ones included.
-        page: Tokens of a page.
-        forced: How many first pages (``sink``) and latest ones (``recent``) every head takes.
-        begin: First page that counts, [b, g] int32.
-    """
-    b, g, pages = bounds.shape[:3]
-    heads = q.shape[1] // g
-    alone = bounds.flatten(0, 1).unsqueeze(1).expand(-1, heads, -1, -1, -1)  # by batch x KV head
-    first = None if begin is None else begin.view(-1, 1).expand(-1, heads).contiguous()
-    q = q.reshape(b * g, heads, 1, -1)
-    scores = op.kv_estimate(q, op.PageBounds(alone), log_weight=False, begin=first)
-    index, count = op.kv_select(scores, k, begin=first, **forced)
-    nowhere = torch.arange(index.shape[2], device=q.device) >= count.unsqueeze(-1)
-    index = index.masked_fill(nowhere, pages).view(b, g, -1).long()
-    chosen = scores.new_zeros(b, g, pages + 1).scatter_(2, index, 1.0)[..., :pages].contiguous()
-    tokens, many = op.kv_select(chosen, indices(chosen.sum(-1)), page=page)
-    # On CUDA, where nobody waits for the counts, there is room for every page.
-    return tokens[..., : index.shape[2] * page].contiguous(), many

@@ -305,6 +305,9 @@ class Tier:
                 return None
             # The latest, which fill no page yet.
             return DenseSegment(keys.to(device), values.to(device), lists)
+        if lists.index.is_cpu:  # which may have room for more than it lists
+            most = int(lists.count.max())
+            lists = replace(lists, index=lists.index[:, :, :most].contiguous())
         pool = self._pool(keys, device)
         if pool is None or lists.index.shape[2] > pool.slots * self.unit:
             return None

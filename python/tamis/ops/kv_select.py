@@ -50,6 +50,8 @@ class PageBounds:
     """
 
     bounds: Tensor
+    page: int = 1
+    """Tokens of a page, each of which ``kv_choose`` lists."""
 
 
 @dataclass(frozen=True)
@@ -236,37 +238,92 @@ def kv_select(
 
 def kv_choose(
     q: Tensor,
-    labels: Labels,
+    units: Units,
     k: int | Tensor,
     *,
+    by_row: bool = False,
     sink: int = 0,
     recent: int = 0,
     begin: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The best tokens by their labels: ``kv_select`` of ``kv_estimate``, both as by default.
+    """Tokens of the best units by their summaries: ``kv_select`` of ``kv_estimate`` in one call.
 
-    On a GPU of compute capability 9.0 one launch, which scores labels once and writes no scores, for
-    up to 32768 tokens, 32 channels and 4 query rows a KV head; it adds up rows in another order, so
-    that tokens whose scores differ in the last bits alone may change places. Two calls elsewhere.
+    By softmax weight, pages by their bounds. On the CPU scores stay in its caches. On a GPU of compute
+    capability 9.0 one launch chooses tokens by labels, up to 32768 of them, 32 channels and 4 query
+    rows a KV head, and adds up rows in another order, so that tokens whose scores differ in the last
+    bits alone may change places. Two calls or more elsewhere.
 
-    Args and Raises: as of those two.
+    Args:
+        q: As of ``kv_estimate``.
+        units: What is stored of them.
+        k: Units per head, forced ones included; a tensor [b, g] int32 gives each head its own.
+        by_row: Every query row takes its own k units, and a KV head the union of its rows' (Quest,
+            arXiv:2406.10774, chooses for each query head).
+        sink: First units that are always taken.
+        recent: Last units that are always taken.
+        begin: First unit that counts, [b, g] int32.
 
     Returns:
         Ascending tokens [b, g, width] int32, and how many of them count, [b, g] int32.
+
+    Raises:
+        TamisTypeError: A dtype or device has no kernel.
+        TamisValueError: Shapes disagree, or a count is below 0.
+        NotImplementedError: By row on CUDA, other than of one token by bounds with one k.
     """
-    if q.is_cuda:
+    if not q.is_cpu:
+        return _choose_cuda(q, units, k, (sink, recent), begin, by_row=by_row)
+    code = float_code("kv_choose", q)
+    memory, (b, g, count) = _units("kv_choose", units, q)
+    h, n, d = q.shape[1:]
+    rows = q.contiguous()  # [b, g, h / g * n, d] of the same bytes
+    page = units.page if isinstance(units, PageBounds) else 1
+    forced = sink, recent, page
+    each = h // g * n if by_row else 1
+    index, counts, budget = _lists("kv_choose", (b, g, count), k, forced, q, each)
+    with core_errors():
+        _C.kv_choose(
+            code,
+            (b, g, h // g * n, d),
+            rows.data_ptr(),
+            d**-0.5,
+            memory[0],
+            not isinstance(units, PageBounds),
+            by_row,
+            *budget,
+            *forced,
+            _int32("kv_choose", "begin", begin, b * g, q.device),
+            index.data_ptr(),
+            index.shape[2],
+            counts.data_ptr(),
+        )
+    return index, counts
+
+
+def _choose_cuda(
+    q: Tensor,
+    units: Units,
+    k: int | Tensor,
+    forced: tuple[int, int],
+    begin: Tensor | None,
+    *,
+    by_row: bool,
+) -> tuple[Tensor, Tensor]:
+    sink, recent = forced
+    if by_row:
+        return _united(q, units, k, forced, begin)
+    if isinstance(units, Labels):
         code = float_code("kv_choose", q, cuda=True)
-        memory, (b, g, tokens) = _units("kv_choose", labels, q)
+        memory, (b, g, tokens) = _units("kv_choose", units, q)
         h, n, d = q.shape[1:]
         rows = q.reshape(b, g, h // g * n, d).contiguous()
-        index, count, budget = _lists("kv_choose", (b, g, tokens), k, (sink, recent, 1), q)
+        index, count, budget = _lists("kv_choose", (b, g, tokens), k, (*forced, 1), q)
         done = cuda_kv.kv_choose(
             (code, (b, g, rows.shape[2], d)),
             rows,
             memory[0],
             *budget,
-            sink,
-            recent,
+            *forced,
             _int32("kv_choose", "begin", begin, b * g, q.device),
             index.data_ptr(),
             index.shape[2],
@@ -274,8 +331,37 @@ def kv_choose(
         )
         if done:
             return index, count
-    scores = kv_estimate(q, labels, begin=begin)
-    return kv_select(scores, k, sink=sink, recent=recent, begin=begin)
+    page = units.page if isinstance(units, PageBounds) else 1
+    scores = kv_estimate(q, units, log_weight=not isinstance(units, PageBounds), begin=begin)
+    return kv_select(scores, k, sink=sink, recent=recent, page=page, begin=begin)
+
+
+def _united(
+    q: Tensor,
+    units: Units,
+    k: int | Tensor,
+    forced: tuple[int, int],
+    begin: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """``by_row`` on CUDA: rows as heads of their own, then the union of their lists."""
+    if not isinstance(units, PageBounds) or isinstance(k, Tensor) or q.shape[2] != 1:
+        raise NotImplementedError(
+            "kv_choose: by_row: CUDA takes bounds of pages, one k and one token; use the CPU."
+        )
+    bounds, (sink, recent) = units.bounds, forced
+    b, g, count = bounds.shape[:3]
+    heads = q.shape[1] // g
+    alone = bounds.flatten(0, 1).unsqueeze(1).expand(-1, heads, -1, -1, -1)  # by batch x KV head
+    first = None if begin is None else begin.view(-1, 1).expand(-1, heads).contiguous()
+    q = q.reshape(b * g, heads, 1, -1)
+    scores = kv_estimate(q, PageBounds(alone), log_weight=False, begin=first)
+    index, chosen = kv_select(scores, k, sink=sink, recent=recent, begin=first)
+    nowhere = torch.arange(index.shape[2], device=q.device) >= chosen.unsqueeze(-1)
+    index = index.masked_fill(nowhere, count).view(b, g, -1).long()
+    united = scores.new_zeros(b, g, count + 1).scatter_(2, index, 1.0)[..., :count].contiguous()
+    tokens, many = kv_select(united, united.sum(-1).to(torch.int32), page=units.page)
+    # Nobody waits for the counts, so there is room for every page.
+    return tokens[..., : index.shape[2] * units.page].contiguous(), many
 
 
 def _lists(
@@ -284,10 +370,11 @@ def _lists(
     k: int | Tensor | None,
     forced: tuple[int, int, int],
     like: Tensor,
+    lists: int = 1,
 ) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """Room for lists and their lengths; the largest budget, and the address of each head's or 0.
 
-    forced: sink, recent and page.
+    forced: sink, recent and page. lists: how many a head's may be the union of.
     """
     b, g, units = shape
     sink, recent, page = forced
@@ -297,7 +384,7 @@ def _lists(
         budget, most = k, units if k.is_cuda else int(k.max()) if k.numel() else 0
     elif k is not None:
         most = k
-    width = units if k is None else min(units, max(most, sink + recent))
+    width = units if k is None else min(units, lists * max(most, sink + recent))
     index = torch.empty(b, g, max(width, 0) * page, dtype=torch.int32, device=like.device)
     count = torch.empty(b, g, dtype=torch.int32, device=like.device)
     return index, count, (most, _int32(function, "k", budget, b * g, like.device))
