@@ -9,13 +9,13 @@ import mmap
 import torch
 from torch import Tensor
 
-_LARGE = 20 << 20  # bytes from which on memory is asked for in huge pages, mostly of 2 MB
+_LARGE = 4 << 20  # bytes from which on memory is asked for in huge pages, mostly of 2 MB
 
 
 class Rows:
     """n rows per batch and head in a buffer that grows by an eighth, so appending costs little.
 
-    Memory past the rows is reserved, not written, hence not resident; but in buffers of 20 MB and
+    Memory past the rows is reserved, not written, hence not resident; but in buffers of 4 MB and
     more, which are huge pages and grow by a sixteenth.
     """
 
