@@ -5,9 +5,9 @@ plain read, and two ratios: to the faster of torch's `enable_gqa` forms (f32, bf
 form of all, which may be the one that takes a KV head's query heads as rows. Methods that choose read
 1/16 of the tokens, Quest as much for every query head: how much of all tokens that is stands beside it.
 
-`--real FILE` does the same for the keys and the last queries of a model's layers, as
-`bench/kv_e2e.py --keep FILE` writes them, beside random queries. `--summaries` times what methods
-choose by: bounds and means of pages, beside torch.
+`--warm` calls one copy again and again, and reads it through a ``full`` store too. `--real FILE` takes
+the keys and the last queries of a model's layers, as `bench/kv_e2e.py --keep FILE` writes them, beside
+random queries. `--summaries` times what methods choose by: bounds and means of pages, beside torch.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from tamis import _C
 from tamis.kv.kv_store import KvStore
+from tamis.kv.limits import limits
 from tamis.kv.methods import recipe_of
 from tamis.kv.rows import Rows
 from tamis.ops.attention import DenseSegment, PageSegment, sparse_attention
@@ -31,6 +32,7 @@ from tamis.ops.kv_summary import page_bounds, page_means
 from tamis.policy.kv_recipe import KvRecipe
 
 COLD = 600 << 20  # bytes of copies that a case walks through, beyond any last-level cache
+WARM = 4  # calls before those that count, and of those
 PLAIN_EVERY = 40  # turns between plain reads of as many bytes
 
 
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--real", help="file of a model's keys, values and queries")
+    parser.add_argument("--warm", action="store_true", help="one copy, called again and again")
     parser.add_argument("--summaries", action="store_true")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
@@ -72,9 +75,13 @@ def measure(a: argparse.Namespace, cases: dict[str, Case]) -> None:
     turn = 0
     while time.monotonic() < end or turn < 5:
         for name, case in list(cases.items())[:: 1 if turn % 2 == 0 else -1]:
+            call = case.calls[turn % len(case.calls)]
+            for _ in range(WARM if a.warm else 0):
+                call()
             start = time.perf_counter()
-            case.calls[turn % len(case.calls)]()
-            times[name].append(time.perf_counter() - start)
+            for _ in range(WARM if a.warm else 1):
+                call()
+            times[name].append((time.perf_counter() - start) / (WARM if a.warm else 1))
         if turn % PLAIN_EVERY == 0:
             stream.append(_C.stream_read(a.threads, COLD))
         turn += 1
@@ -82,7 +89,10 @@ def measure(a: argparse.Namespace, cases: dict[str, Case]) -> None:
     best = {name: sorted(t)[len(t) // 5] for name, t in times.items()}
     gqa = min(t for name, t in best.items() if name in ("torch f32", "torch bf16"))
     fastest = min(t for name, t in best.items() if name.startswith("torch"))
-    print(f"{a.tokens} tokens, {a.threads} thread(s), plain read {plain:.1f} GB/s, {turn} turns")
+    heat = "warm" if a.warm else "cold"
+    print(
+        f"{a.tokens} tokens, {heat}, {a.threads} thread(s), plain read {plain:.1f} GB/s, {turn} turns"
+    )
     for name, seconds in best.items():
         case = cases[name]
         rate = case.nbytes / seconds / 1e9
@@ -105,30 +115,42 @@ def make_cases(a: argparse.Namespace) -> dict[str, Case]:
         x = q.to(dtype)
         k, v = torch.randn(2, 1, a.kv_heads, a.tokens, a.head_dim).to(dtype)
         size = 2 * k.numel() * k.element_size()
-        pairs = [(held(k), held(v)) for _ in copies(size)]
+        pairs = [(held(k), held(v)) for _ in copies(a, size)]
         cases |= torch_cases(label, [(x, *kv) for kv in pairs], size)
         if wanted(f"dense {label}"):
             calls = [partial(sparse_attention, x, [DenseSegment(*kv)]) for kv in pairs]
             cases[f"dense {label}"] = Case(turned(calls, 2, 3), size)
-    for bits in filter(lambda bits: wanted(f"{bits}-bit"), (8, 4, 2)):
-        layout = page_layout(a.head_dim, bits, bits)
-        out = torch.empty(1, a.kv_heads, a.tokens // 32, layout.nbytes, dtype=torch.uint8)
-        kv_quantize(k, v, layout, out)
-        segments = [PageSegment(held(out), layout) for _ in copies(out.numel())]
-        calls = [partial(sparse_attention, x, [segment]) for segment in segments]
-        cases[f"{bits}-bit"] = Case(calls, out.numel())
+        if a.warm and wanted(f"full {label}"):  # the store as a model calls it, by Python
+            store = KvStore(recipe_of("full"), limits=limits())
+            store.append(k, v)
+            cases[f"full {label}"] = Case([partial(store.attend, x)], size)
+    cases |= packed_cases(a, wanted, (x, k, v))
     for name, method in chosen().items():  # estimate, choice and attention
         if wanted(name):
             stores = [make_store(method, *kv, x) for kv in pairs]
             cases[name] = Case([partial(s.attend, x) for s in stores], *bytes_read(stores[0], x))
     if wanted("shadowkv"):
         first = make_store("shadowkv", k, v, x)
-        stores = [first, *(copy_of(first) for _ in copies(first.nbytes())[1:])]
+        stores = [first, *(copy_of(first) for _ in copies(a, first.nbytes())[1:])]
         # Bytes: of the coordinates and values that are read, the basis and the landmarks.
         parts, share = first.bytes_by_part(), 1 / 16
         far = parts["coordinates"] + parts["far_values"]
         read = first.nbytes() - far + share * far
         cases["shadowkv"] = Case([partial(s.attend, x) for s in stores], read, share)
+    return cases
+
+
+def packed_cases(a: argparse.Namespace, wanted: Callable, qkv: tuple) -> dict[str, Case]:
+    """Attention over pages of 8, 4 and 2 bits."""
+    cases = {}
+    x, k, v = qkv
+    for bits in filter(lambda bits: wanted(f"{bits}-bit"), (8, 4, 2)):
+        layout = page_layout(a.head_dim, bits, bits)
+        out = torch.empty(1, a.kv_heads, a.tokens // 32, layout.nbytes, dtype=torch.uint8)
+        kv_quantize(k, v, layout, out)
+        segments = [PageSegment(held(out), layout) for _ in copies(a, out.numel())]
+        calls = [partial(sparse_attention, x, [segment]) for segment in segments]
+        cases[f"{bits}-bit"] = Case(calls, out.numel())
     return cases
 
 
@@ -186,7 +208,7 @@ def show_summaries(a: argparse.Namespace) -> None:
     """Milliseconds of bounds of pages of 16 and means of 8 tokens, ours and torch's, in turns."""
     for dtype in (torch.float32, torch.bfloat16):
         keys = torch.randn(1, a.kv_heads, a.tokens, a.head_dim).to(dtype)
-        data = [held(keys) for _ in copies(keys.numel() * keys.element_size())]
+        data = [held(keys) for _ in copies(a, keys.numel() * keys.element_size())]
         for ours, theirs in (
             (partial(page_bounds, page=16), torch_bounds),
             (partial(page_means, page=8), torch_means),
@@ -240,9 +262,9 @@ def held(x: Tensor) -> Tensor:
     return Rows.copy_of(x).view
 
 
-def copies(size: int) -> range:
-    """As many as make the data cold."""
-    return range(max(1, COLD // size))
+def copies(a: argparse.Namespace, size: int) -> range:
+    """As many as make the data cold, or one."""
+    return range(1 if a.warm else max(1, COLD // size))
 
 
 def make_store(method: str | KvRecipe, k: Tensor, v: Tensor, q: Tensor) -> KvStore:
