@@ -5,6 +5,7 @@ in a process of its own, and prints both beside a plain 16-bit cache.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import subprocess
@@ -65,11 +66,9 @@ def measure(method: str, tokens: int) -> dict[str, int]:
         fill(
             make(method, config, folder), config, 2 * CHUNK
         )  # kernels and their memory are there now
-        gc.collect()
         before = resident()
         cache = make(method, config, folder)
         fill(cache, config, tokens)
-        gc.collect()
         return {
             "nbytes": cache.nbytes(),
             "grown": resident() - before,
@@ -96,7 +95,15 @@ def fill(cache: kv.Cache, config: LlamaConfig, tokens: int) -> None:
 
 
 def resident() -> int:
-    """Bytes of this process in memory, those of mapped files included."""
+    """Bytes of this process in memory, those of mapped files included, and of no freed ones.
+
+    glibc's heap keeps what is freed until it grows or shrinks at its end: after imports tens of MB,
+    which a cache may or may not come to fill.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * 4096
 
