@@ -97,8 +97,11 @@ TAMIS_INLINE void kv_words_of(const uint8_t* codes, int64_t lanes, int64_t lengt
 template <class T>
 TAMIS_INLINE void load_rows(const T* x, int64_t stride, int64_t tokens, int64_t d, float* rows) {
   for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t c = 0; c < d; ++c) rows[t * d + c] = clamp_to_f16(simd::to_f32(x[t * stride + c]));
+    for (int64_t c = 0; c < d; c += simd::kLanes) {
+      simd::store(simd::load(x + t * stride + c), rows + t * d + c, simd::kLanes);
+    }
   }
+  for (int64_t i = 0; i < tokens * d; ++i) rows[i] = clamp_to_f16(rows[i]);
 }
 
 // Groups over tokens: rows[t][c] with a scale per channel.

@@ -1,9 +1,5 @@
 // kv_page records on scalar.
-#include "base/simd/scalar.h"
-
-namespace tamis {
-namespace simd = scalar;
-}
+#include "base/simd/lanes_scalar.h"
 #include "ops/kv_quantize/kernels.h"
 #include "ops/kv_quantize/kv_page-inl.h"
 
