@@ -8,6 +8,7 @@ form of all, which may be the one that takes a KV head's query heads as rows. Me
 `--warm` calls one copy again and again, and reads it through a ``full`` store too. `--real FILE` takes
 the keys and the last queries of a model's layers, as `bench/kv_e2e.py --keep FILE` writes them, beside
 random queries. `--summaries` times what methods choose by: bounds and means of pages, beside torch.
+`--check` fails where an aim is missed.
 """
 
 import argparse
@@ -35,6 +36,14 @@ COLD = 600 << 20  # bytes of copies that a case walks through, beyond any last-l
 WARM = 4  # calls before those that count, and of those
 PLAIN_EVERY = 40  # turns between plain reads of as many bytes
 
+AT_16K = {"dense bf16": 2.5, "8-bit": 4.0, "4-bit": 6.0, "2-bit": 6.0, "quest": 14.1}
+# Times the faster `enable_gqa` form that each should reach, by tokens.
+AIMS = {
+    16384: AT_16K | {"double_sparsity": 14.1},
+    65536: {"quest": 20.0, "double_sparsity": 20.0},
+    1024: dict.fromkeys([*AT_16K, "dense f32", "double_sparsity"], 0.95),
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -55,6 +64,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--real", help="file of a model's keys, values and queries")
+    parser.add_argument("--check", action="store_true", help="fail where an aim is missed")
     parser.add_argument("--warm", action="store_true", help="one copy, called again and again")
     parser.add_argument("--summaries", action="store_true")
     a = parser.parse_args()
@@ -101,6 +111,15 @@ def measure(a: argparse.Namespace, cases: dict[str, Case]) -> None:
             f"{name:26} {seconds * 1e3:8.3f} ms {rate:6.1f} GB/s {rate / plain:5.0%} of plain"
             f" {gqa / seconds:6.2f}x enable_gqa {fastest / seconds:6.2f}x fastest torch{share}"
         )
+    if a.check:
+        check({name: gqa / seconds for name, seconds in best.items()}, AIMS.get(a.tokens, {}))
+
+
+def check(found: dict[str, float], aims: dict[str, float]) -> None:
+    """Exits with a line for each aim that was missed."""
+    missed = [(n, found[n], aim) for n, aim in aims.items() if n in found and found[n] < aim]
+    if missed:
+        raise SystemExit("\n".join(f"{n}: {x:.2f}x enable_gqa, aim {aim}" for n, x, aim in missed))
 
 
 def make_cases(a: argparse.Namespace) -> dict[str, Case]:
