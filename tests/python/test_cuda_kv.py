@@ -9,6 +9,7 @@ from torch import Tensor
 import tamis
 from tamis import kv
 from tamis.errors import TamisUnsupported
+from tamis.evaluate import cache_argument
 from tamis.kv.kv_store import KvStore
 from tamis.kv.limits import Limits
 from tamis.kv.methods import recipe_of
@@ -306,6 +307,7 @@ def test_stores_far_from_the_device_attend_alike(method, far, ahead, tmp_path) -
 @pytest.mark.parametrize("ahead", [False, True])
 def test_tokens_far_from_the_device_answer_alike(method, file, ahead, tmp_path) -> None:
     model = a_model()
+    name = cache_argument(model)
     tiers = kv.Tiers(tmp_path if file else None, memory=256 << 10, device="cuda")
     plain = kv.Cache(model.config, method, budget=64)
     tiered = kv.Cache(model.config, method, budget=64, tiers=tiers)
@@ -315,7 +317,7 @@ def test_tokens_far_from_the_device_answer_alike(method, file, ahead, tmp_path) 
     options = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": 0}
     with kv.attach(model, ahead=ahead):
         want, got = (
-            model.generate(ids, attention_mask=mask, cache=cache, **options)
+            model.generate(ids, attention_mask=mask, **{name: cache}, **options)
             for cache in (plain, tiered)
         )
         assert torch.equal(want, got)
@@ -328,7 +330,7 @@ def test_tokens_far_from_the_device_answer_alike(method, file, ahead, tmp_path) 
         more = torch.randint(1, 250, (2, 5), device="cuda")  # a turn of several tokens
         mask = torch.cat([mask, mask.new_ones(2, 60 + 4)], 1)
         with torch.no_grad():
-            a, b = (model(more, attention_mask=mask, cache=c).logits for c in (plain, tiered))
+            a, b = (model(more, attention_mask=mask, **{name: c}).logits for c in (plain, tiered))
         torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
         tiered.save(tmp_path / "cache")
         again = kv.Cache(model.config, method, budget=64, tiers=tiers)
@@ -336,7 +338,7 @@ def test_tokens_far_from_the_device_answer_alike(method, file, ahead, tmp_path) 
         mask = torch.cat([mask, mask.new_ones(2, 1)], 1)
         with torch.no_grad():
             a, b = (
-                model(more[:, :1], attention_mask=mask, cache=c).logits for c in (tiered, again)
+                model(more[:, :1], attention_mask=mask, **{name: c}).logits for c in (tiered, again)
             )
         torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
 
@@ -358,11 +360,12 @@ def test_every_method_that_has_kernels_here_generates(method) -> None:
         cache = kv.Cache(model.config, method, budget=budget, fallback=False)
         seen = mask.to(device)
         with kv.attach(model), torch.no_grad():
-            out = model(ids.to(device), attention_mask=seen, cache=cache).logits[:, -1:]
+            name = cache_argument(model)
+            out = model(ids.to(device), attention_mask=seen, **{name: cache}).logits[:, -1:]
             for step in range(5):
                 seen = torch.cat([seen, seen.new_ones(2, 1)], 1)
                 token = torch.full((2, 1), 7 + step, device=device)
-                out = model(token, attention_mask=seen, cache=cache).logits
+                out = model(token, attention_mask=seen, **{name: cache}).logits
         logits.append(out.float().cpu())
         held = [sum(store.held) for store in cache.stores]
     assert sum(held) > 0
@@ -378,7 +381,7 @@ def test_methods_without_kernels_here_are_refused(method) -> None:
     model = a_model()
     cache = kv.Cache(model.config, method, budget=64 if method == "ems" else None)
     with kv.attach(model), pytest.raises(TamisUnsupported, match="on a CUDA device, wanted"):
-        model(torch.randint(1, 250, (1, 50), device="cuda"), cache=cache)
+        model(torch.randint(1, 250, (1, 50), device="cuda"), **{cache_argument(model): cache})
     assert cache.get_seq_length() == 0
 
 
