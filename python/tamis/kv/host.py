@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from typing import Any
@@ -78,8 +79,9 @@ class _Registered:
 
     def __del__(self) -> None:
         if self.address:
-            torch.cuda.synchronize()  # a kernel may still read
-            _cudart().cudaHostUnregister(self.address)
+            with contextlib.suppress(Exception):  # when the process ends, the driver may be gone
+                torch.cuda.synchronize()  # a kernel may still read
+                _cudart().cudaHostUnregister(self.address)
 
 
 def _cudart() -> Any:
