@@ -326,6 +326,7 @@ def test_tokens_far_from_the_device_answer_alike(method, file, ahead, tmp_path) 
         assert report["file_bytes"] == (far if file else 0)
         assert report["host_bytes"] == (0 if file else far)
         assert 0 < report["bytes"]["pool"] <= 256 << 10
+        assert report["device_bytes"] == tiered.nbytes() - report["host_bytes"]
         assert 0 < report["pool_hits"] <= 1
         more = torch.randint(1, 250, (2, 5), device="cuda")  # a turn of several tokens
         mask = torch.cat([mask, mask.new_ones(2, 60 + 4)], 1)

@@ -63,6 +63,7 @@ def test_decoding_is_bit_for_bit_that_of_memory(attached, method, memory, file, 
         assert 0 < report["bytes"]["pool"] <= memory
     far = 2 * 2 * 2 * 174 * 16 * 4  # two layers of four: the first read all
     assert report["file_bytes"] == (far if file else 0)
+    assert report["host_bytes"] == report["device_bytes"] == 0  # no GPU
     assert report["bytes"]["keys"] == plain.report()["bytes"]["keys"] // (2 if file else 1)
     assert tiered.nbytes() == sum(report["bytes"].values())
     assert 0 < report["pool_hits"] <= 1

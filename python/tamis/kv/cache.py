@@ -103,23 +103,33 @@ class Cache(DynamicCache):
 
         ``tokens`` seen, ``held`` tokens per layer with a store, ``held_by_head`` those of each KV
         head, and ``bytes`` in memory by part. With tiers also ``file_bytes``, and ``pool_hits``: the
-        share of what steps read that was in the pool when they came to it; where that is a GPU's, ``host_bytes``
-        too: of ``bytes`` those of keys and values that stay in the host's memory.
+        share of what steps read that was in the pool when they came to it. Where the pool is a GPU's,
+        ``bytes`` are its own, ``device_bytes``, and those that stay in the host's memory,
+        ``host_bytes``.
         """
         parts: dict[str, int] = {}
         for layer in self.layers:
             for name, size in _bytes_by_part(layer).items():
                 parts[name] = parts.get(name, 0) + size
-        tiers = [store.tier for store in self.stores if store.tier is not None]
-        reads, hits = (sum(x) for x in zip((0, 0), *(tier.found for tier in tiers), strict=True))
-        file: dict[str, Any] = {"pool_hits": hits / max(1, reads)}
-        file["file_bytes"] = sum(store.file_bytes for store in self.stores)
-        file["host_bytes"] = sum(store.host_bytes for store in self.stores)
-        return (file if tiers else {}) | {
+        return self._tier_facts(sum(parts.values())) | {
             "tokens": self.get_seq_length(),
             "held": [store.tokens for store in self.stores],
             "held_by_head": [store.held for store in self.stores],
             "bytes": parts,
+        }
+
+    def _tier_facts(self, nbytes: int) -> dict[str, Any]:
+        """Bytes of each tier, of ``nbytes`` in memory, and hits; nothing without tiers."""
+        tiers = [store.tier for store in self.stores if store.tier is not None]
+        if not tiers:
+            return {}
+        reads, hits = (sum(x) for x in zip(*(tier.found for tier in tiers), strict=True))
+        host = sum(store.host_bytes for store in self.stores)
+        return {
+            "file_bytes": sum(store.file_bytes for store in self.stores),
+            "host_bytes": host,
+            "device_bytes": nbytes - host if tiers[0].on_device else 0,
+            "pool_hits": hits / max(1, reads),
         }
 
     def explain(self) -> dict[str, list[int]]:

@@ -162,6 +162,11 @@ class Tier:
     def __deepcopy__(self, memo: dict[int, object]) -> Tier:
         return Tier(self.tiers, self.memory, self.unit)
 
+    @property
+    def on_device(self) -> bool:
+        """Whether the pool is a GPU's."""
+        return str(self.tiers.device).startswith("cuda")
+
     def rows(self, x: Tensor) -> Rows:
         """Where keys or values x [b, g, n, d] are to lie, with a copy of them."""
         if self.tiers.folder is not None:
@@ -174,7 +179,7 @@ class Tier:
         Raises:
             TamisValueError: They do not.
         """
-        wanted = str(self.tiers.device).split(":")[0]
+        wanted = "cuda" if self.on_device else "cpu"
         if x.device.type != wanted:
             raise TamisValueError(
                 f"kv.Cache: tiers: got a pool on {wanted} and a model on {x.device}, wanted one device; "
