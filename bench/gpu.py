@@ -21,7 +21,7 @@ from typing import Any
 
 from gpu_activation import activation, print_activation
 from gpu_grad import gradients, print_gradients
-from gpu_kv import kv, print_kv, shares
+from gpu_kv import kv, print_kv, print_shares, shares
 from gpu_prefill import prefill, print_prefill
 from gpu_rates import rates
 from gpu_spgemm import print_spgemm, spgemm_section

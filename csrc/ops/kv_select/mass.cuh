@@ -59,13 +59,22 @@ struct MassBlock {
   const MassParams& p;
   uint32_t thread, warp, lane;
   int32_t head, first;  // token that counts
+  // Pieces of a row that a thread copies: 16 bytes, or four elements that are split. Its first
+  // piece, and how far its next one is: numbers that no loop divides for.
+  int32_t pieces, own_row, own_piece, next_row, next_piece;
 
   TAMIS_DEVICE explicit MassBlock(const MassParams& params)
       : p(params),
         thread(dev::thread_index()),
         warp(dev::thread_index() / 32),
         lane(dev::thread_index() % 32),
-        head(static_cast<int32_t>(dev::block_index_y())) {
+        head(static_cast<int32_t>(dev::block_index_y())),
+        pieces(params.dim / (Config::kSplit ? 4 : 8)) {
+    const auto mine = static_cast<int32_t>(thread);
+    own_row = mine / pieces;
+    own_piece = mine % pieces;
+    next_row = kMassThreads / pieces;
+    next_piece = kMassThreads % pieces;
     first = p.begin ? dev::load_volatile(p.begin + head) : 0;
     first = first < 0 ? 0 : first < p.tokens ? first : p.tokens;
   }
@@ -79,14 +88,13 @@ struct MassBlock {
     const int32_t found = dev::load_global(p.positions + i);
     return found < 0 ? 0 : found < p.tokens ? found : p.tokens - 1;
   }
-  // Of rows [from, to) of q, which are queries of one head or of neighbouring ones.
-  TAMIS_DEVICE int32_t latest(int32_t from, int32_t to) const {
-    const bool one = from / p.queries == (to - 1) / p.queries;
-    return position(one ? (to - 1) % p.queries : p.queries - 1);
+  // Of `count` rows of q the first of which is query `i`: queries of one head or of neighbouring
+  // ones.
+  TAMIS_DEVICE int32_t latest(int32_t i, int32_t count) const {
+    return position(i + count <= p.queries ? i + count - 1 : p.queries - 1);
   }
-  TAMIS_DEVICE int32_t earliest(int32_t from, int32_t to) const {
-    const bool one = from / p.queries == (to - 1) / p.queries;
-    return position(one ? from % p.queries : 0);
+  TAMIS_DEVICE int32_t earliest(int32_t i, int32_t count) const {
+    return position(i + count <= p.queries ? i : 0);
   }
 
   // Rows [from, from + count) of q or of keys to shared memory; those from `end` on become zeros.
@@ -101,10 +109,14 @@ struct MassBlock {
       step = int64_t{p.dim} * (type == DType::f32 ? 4 : 2);
       source = p.q + int64_t{head} * p.rows * step;
     }
-    if constexpr (Config::kSplit) {
-      const int32_t fours = p.dim / 4;
-      for (auto i = static_cast<int32_t>(thread); i < count * fours; i += kMassThreads) {
-        const int32_t row = i / fours, c = 4 * (i % fours);
+    for (int32_t row = own_row, piece = own_piece; row < count;
+         row += next_row, piece += next_piece) {
+      if (piece >= pieces) {
+        piece -= pieces;
+        if (++row == count) break;
+      }
+      if constexpr (Config::kSplit) {
+        const int32_t c = 4 * piece;
         float x[4] = {};
         if (from + row < end) load_four(type, source + (from + row) * step, c, x);
         uint32_t high[2], low[2];
@@ -119,14 +131,10 @@ struct MassBlock {
         dev::store_shared<dev::Word2>(to + place(r, chunk) + half, {high[0], high[1]});
         dev::store_shared<dev::Word2>(
             to + place(r, static_cast<uint32_t>(p.dim / 8) + chunk) + half, {low[0], low[1]});
-      }
-    } else {
-      const int32_t chunks = p.dim / 8;
-      for (auto i = static_cast<int32_t>(thread); i < count * chunks; i += kMassThreads) {
-        const int32_t row = i / chunks, chunk = i % chunks;
+      } else {
         const bool there = from + row < end;
-        dev::copy_async16(to + place(static_cast<uint32_t>(row), static_cast<uint32_t>(chunk)),
-                          source + (there ? from + row : 0) * step + 16 * chunk, there ? 16 : 0);
+        dev::copy_async16(to + place(static_cast<uint32_t>(row), static_cast<uint32_t>(piece)),
+                          source + (there ? from + row : 0) * step + 16 * piece, there ? 16 : 0);
       }
     }
   }
@@ -266,7 +274,8 @@ TAMIS_DEVICE void mass_rows(const MassParams& p) {
   const int32_t tiles = (p.rows + Config::kKept - 1) / Config::kKept;
   const int32_t from = (tiles - 1 - x / p.splits) * Config::kKept, split = x % p.splits;
   const int32_t end = from + Config::kKept < p.rows ? from + Config::kKept : p.rows;
-  const int32_t seen = b.latest(from, end) + 1, all_seen = b.earliest(from, end);
+  const int32_t query = from % p.queries;
+  const int32_t seen = b.latest(query, end - from) + 1, all_seen = b.earliest(query, end - from);
   int32_t tile = split * p.split_tiles, tiles_end = tile + p.split_tiles;
   tile = tile > b.first / kMassStream ? tile : b.first / kMassStream;
   const int32_t needed = (seen + kMassStream - 1) / kMassStream;
@@ -324,24 +333,29 @@ TAMIS_DEVICE void mass_merge(const MassParams& p) {
 
 // ---- second pass: what tokens get
 
-// The first tile of rows from `tile` on that sees a token from `token` on.
-template <class Config>
-TAMIS_DEVICE int32_t next_seeing(const MassBlock<Config>& b, int32_t tile, int32_t token) {
-  const MassParams& p = b.p;
-  const int32_t tiles = (p.rows + kMassStream - 1) / kMassStream;
-  while (tile < tiles) {
-    const int32_t from = tile * kMassStream;
-    const int32_t end = from + kMassStream < p.rows ? from + kMassStream : p.rows;
-    if (b.latest(from, end) >= token) return tile;
-    if (b.position(p.queries - 1) < token) break;  // no row does
-    ++tile;
-    if (p.positions == nullptr) {  // rows of one head, the last of which come later
-      const int32_t row = from / p.queries * p.queries + token - (p.tokens - p.queries);
-      tile = tile > row / kMassStream ? tile : row / kMassStream;
+// A tile of rows of q.
+struct MassTile {
+  int32_t tile, query, count;  // the query of its first row, its rows
+
+  // The first one from `tile` on that sees a token from `token` on; tile == tiles if there is none.
+  template <class Config>
+  TAMIS_DEVICE static MassTile find(const MassBlock<Config>& b, int32_t tile, int32_t token) {
+    const MassParams& p = b.p;
+    const int32_t tiles = (p.rows + kMassStream - 1) / kMassStream;
+    while (tile < tiles) {
+      const int32_t from = tile * kMassStream, left = p.rows - from;
+      const MassTile found{tile, from % p.queries, left < kMassStream ? left : kMassStream};
+      if (b.latest(found.query, found.count) >= token) return found;
+      if (b.position(p.queries - 1) < token) break;  // no row does
+      ++tile;
+      if (p.positions == nullptr) {  // rows of one head, the last of which come later
+        const int32_t row = from - found.query + token - (p.tokens - p.queries);
+        tile = tile > row / kMassStream ? tile : row / kMassStream;
+      }
     }
+    return {tiles, 0, 0};
   }
-  return tiles;
-}
+};
 
 // Grid [tiles of tokens, heads] of kMassThreads; adds to out.
 template <class Config>
@@ -352,8 +366,9 @@ TAMIS_DEVICE void mass_columns(const MassParams& p) {
   const auto from = static_cast<int32_t>(dev::block_index_x()) * Config::kKept;
   const int32_t end = from + Config::kKept < p.tokens ? from + Config::kKept : p.tokens;
   const int32_t tiles = (p.rows + kMassStream - 1) / kMassStream;
-  int32_t tile = b.first < end ? next_seeing(b, 0, from) : tiles;
-  if (tile == tiles) return;
+  if (b.first >= end) return;
+  MassTile tile = MassTile::find(b, 0, from);
+  if (tile.tile == tiles) return;
   const auto request = [&](int32_t next, uint32_t stage) {
     b.template load<true>(kMassStream * next, p.rows, kMassStream, b.stage_at(stage));
     if (b.thread < kMassStream) {
@@ -367,7 +382,7 @@ TAMIS_DEVICE void mass_columns(const MassParams& p) {
     }
   };
   b.template load<false>(from, end, Config::kKept, Config::kRowsAt);
-  request(tile, 0);
+  request(tile.tile, 0);
   dev::commit_async();
   dev::wait_async<0>();
   dev::sync_block();
@@ -376,19 +391,17 @@ TAMIS_DEVICE void mass_columns(const MassParams& p) {
   const bool busy = from + static_cast<int32_t>(16 * kRowTiles * b.warp) < end;
   const int32_t mine = from + static_cast<int32_t>(16 * kRowTiles * b.warp + b.lane / 4);
   uint32_t stage = 0;
-  while (tile < tiles) {
-    const int32_t next = next_seeing(b, tile + 1, from);
-    if (next < tiles) request(next, 1 - stage);
+  while (tile.tile < tiles) {
+    const MassTile next = MassTile::find(b, tile.tile + 1, from);
+    if (next.tile < tiles) request(next.tile, 1 - stage);
     dev::commit_async();
-    const int32_t row = kMassStream * tile;
-    const int32_t last = row + kMassStream < p.rows ? row + kMassStream : p.rows;
     if (busy) {
       float c[kRowTiles][Config::kTiles][4] = {};
-      b.score(stage, last - row, c);
-      const bool cut = b.earliest(row, last) < end - 1;
+      b.score(stage, tile.count, c);
+      const bool cut = b.earliest(tile.query, tile.count) < end - 1;
 #pragma unroll
       for (uint32_t n = 0; n < Config::kTiles; ++n) {
-        if (8 * static_cast<int32_t>(n) >= last - row) break;  // the same in every thread
+        if (8 * static_cast<int32_t>(n) >= tile.count) break;  // the same in every thread
         const auto seen = dev::load_shared<dev::Word4>(
             Config::kStreamedAt + 8 * (stage * kMassStream + 8 * n + 2 * (b.lane % 4)));
         const int32_t until[2] = {static_cast<int32_t>(seen.x), static_cast<int32_t>(seen.z)};
