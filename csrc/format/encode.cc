@@ -52,14 +52,22 @@ bool encode_group(const T* source, ToF32 to_f32, const uint8_t* keep, int n, flo
 
 }  // namespace
 
-bool encode_group_scalar(const void* w, DType dtype, const uint8_t* keep, int n, float highest,
-                         uint8_t* codes, uint16_t* scale) {
-  const auto encode = [&](const auto* source, const auto& to_f32) {
-    return encode_group(source, to_f32, keep, n, highest, codes, scale);
+bool encode_groups_scalar(const GroupSource& row, const int64_t* at, int count, float highest,
+                          uint8_t* codes, uint16_t* scales) {
+  const auto encode = [&](const auto* w, const auto& to_f32) {
+    bool fits = true;
+    for (int i = 0; i < count; ++i) {
+      const uint8_t* keep = row.keep ? row.keep + at[i] : nullptr;
+      fits &=
+          encode_group(w + at[i], to_f32, keep, row.n, highest, codes + i * row.n, scales + 2 * i);
+    }
+    return fits;
   };
-  if (dtype == DType::f32) return encode(static_cast<const float*>(w), [](float f) { return f; });
-  const auto* halves = static_cast<const uint16_t*>(w);
-  return dtype == DType::f16 ? encode(halves, f32_from_f16) : encode(halves, f32_from_bf16);
+  if (row.dtype == DType::f32) {
+    return encode(static_cast<const float*>(row.w), [](float f) { return f; });
+  }
+  const auto* halves = static_cast<const uint16_t*>(row.w);
+  return row.dtype == DType::f16 ? encode(halves, f32_from_f16) : encode(halves, f32_from_bf16);
 }
 
 void encode_scalar(const void* w, DType dtype, int n, float divisor, int8_t* codes) {

@@ -28,22 +28,33 @@ inline Encode host_encode() {
 
 inline constexpr float kLargestF16 = 65504.0f;
 
-// Codes in [0, highest] of a group's n weights, a multiple of 8 and at most 32, and as f16 their
-// scale and zero point: w = scale * (code - zero). A weight that keep (null: all are kept) leaves
-// out counts as 0. False if no f16 scale spans them, which Inf and NaN among them make so.
-using EncodeGroup = bool (*)(const void* w, DType dtype, const uint8_t* keep, int n, float highest,
-                             uint8_t* codes, uint16_t* scale);
+// Groups of n weights, a multiple of 8 and at most 32, of one row.
+struct GroupSource {
+  const void* w;  // the row, of dtype f32, f16 or bf16
+  DType dtype;
+  const uint8_t* keep;  // likewise; null: all are kept
+  int n;
+};
 
-bool encode_group_scalar(const void* w, DType dtype, const uint8_t* keep, int n, float highest,
-                         uint8_t* codes, uint16_t* scale);
-bool encode_group_avx2(const void* w, DType dtype, const uint8_t* keep, int n, float highest,
-                       uint8_t* codes, uint16_t* scale);
+inline constexpr int kEncodeGroups = 8;
 
-inline EncodeGroup host_encode_group() {
+// Codes in [0, highest] of `count` <= kEncodeGroups groups, which start at columns at[], and as f16
+// their scales and zero points: w = scale * (code - zero). A weight that keep leaves out counts as
+// 0. codes: [count, n]; scales: [count, 2]. False if no f16 scale spans one of the groups, which
+// Inf and NaN among them make so.
+using EncodeGroups = bool (*)(const GroupSource& row, const int64_t* at, int count, float highest,
+                              uint8_t* codes, uint16_t* scales);
+
+bool encode_groups_scalar(const GroupSource& row, const int64_t* at, int count, float highest,
+                          uint8_t* codes, uint16_t* scales);
+bool encode_groups_avx2(const GroupSource& row, const int64_t* at, int count, float highest,
+                        uint8_t* codes, uint16_t* scales);
+
+inline EncodeGroups host_encode_groups() {
 #if defined(__x86_64__)
-  if ((active_isa() & isa::avx2) == isa::avx2) return encode_group_avx2;
+  if ((active_isa() & isa::avx2) == isa::avx2) return encode_groups_avx2;
 #endif
-  return encode_group_scalar;
+  return encode_groups_scalar;
 }
 
 }  // namespace tamis

@@ -1,6 +1,7 @@
 // groupq: pack, unpack, check.
 #include "format/groupq.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -92,7 +93,7 @@ Status pack(const DenseView& w, const PackSpec& spec, const PackBuffers& out) {
   const auto n = static_cast<int>(spec.group_size);
   const int64_t words = mask_words(w.cols / n), bytes = value_elements(spec.dtype, n);
   const float highest = highest_code(spec.dtype);
-  const EncodeGroup encode = host_encode_group();
+  const EncodeGroups encode = host_encode_groups();
   FirstFailure failure;
   out.row_offsets[0] = 0;
   with_kept(w, [&](const auto& kept) {
@@ -103,20 +104,27 @@ Status pack(const DenseView& w, const PackSpec& spec, const PackBuffers& out) {
     });
     accumulate(out.row_offsets, w.rows);
     for_rows(w.rows, w.cols, [&](int64_t begin, int64_t end) {
-      uint8_t codes[kMostColumns];
+      uint8_t codes[kEncodeGroups * kMostColumns];
       for (int64_t r = begin; r < end; ++r) {
+        const GroupSource row{.w = kept.w + r * kept.stride,
+                              .dtype = w.dtype,
+                              .keep = kept.keep ? kept.keep + r * kept.cols : nullptr,
+                              .n = n};
         int64_t i = out.row_offsets[r];
         for (int64_t v = 0; v < words; ++v) {
-          for_each_bit(out.mask[r * words + v], [&](int j) {
-            const int64_t col = (64 * v + j) * n;
-            const uint8_t* keep = kept.keep ? kept.keep + r * kept.cols + col : nullptr;
-            if (!encode(kept.w + r * kept.stride + col, w.dtype, keep, n, highest, codes,
-                        out.group_scales + 2 * i)) {
+          int64_t at[64];
+          int stored = 0;
+          for_each_bit(out.mask[r * words + v], [&](int j) { at[stored++] = (64 * v + j) * n; });
+          for (int first = 0; first < stored; first += kEncodeGroups) {
+            const int count = std::min(stored - first, kEncodeGroups);
+            if (!encode(row, at + first, count, highest, codes, out.group_scales + 2 * i)) {
               failure.report(r);
             }
-            store_codes(codes, spec.dtype, n, static_cast<uint8_t*>(out.values) + i * bytes);
-            ++i;
-          });
+            for (int g = 0; g < count; ++g, ++i) {
+              store_codes(codes + g * n, spec.dtype, n,
+                          static_cast<uint8_t*>(out.values) + i * bytes);
+            }
+          }
         }
       }
     });
@@ -186,8 +194,13 @@ Status check_content(const MatrixView& a) {
           static_cast<long long>(bits), static_cast<long long>(r), static_cast<long long>(wanted));
     }
   }
+  constexpr uint16_t kExponent = 0x7c00;  // all ones: Inf or NaN
+  uint16_t largest = 0;                   // of all, so that the compiler vectorizes it
   for (int64_t i = 0; i < 2 * stored; ++i) {
-    if ((a.group_scales[i] & 0x7c00) == 0x7c00) {
+    largest = std::max(largest, static_cast<uint16_t>(a.group_scales[i] & kExponent));
+  }
+  for (int64_t i = 0; largest == kExponent; ++i) {
+    if ((a.group_scales[i] & kExponent) == kExponent) {
       return error(Code::corrupt,
                    "check: scales: got %g as the %s of group %lld, wanted a finite number",
                    static_cast<double>(f32_from_f16(a.group_scales[i])),

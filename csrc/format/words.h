@@ -63,7 +63,14 @@ struct KeptRows {
     T seen = 0;
     if (keep != nullptr) {
       const uint8_t* k = keep + row * cols + col;
-      for (int64_t j = 0; j < n; ++j) seen |= k[j];
+      uint64_t eight = 0, bytes;
+      int64_t j = 0;
+      for (; j + 8 <= n; j += 8) {
+        std::memcpy(&bytes, k + j, 8);
+        eight |= bytes;
+      }
+      for (; j < n; ++j) eight |= k[j];
+      return eight != 0;
     } else {
       const T* source = w + row * stride + col;
       for (int64_t j = 0; j < n; ++j) seen |= static_cast<T>(source[j] << 1);

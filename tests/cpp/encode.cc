@@ -67,33 +67,36 @@ void check_groups(DType dtype, FromF32 from_f32) {
   constexpr float kInf = std::numeric_limits<float>::infinity();
   const float edges[] = {0.0f, -0.0f, 1e-9f, -3e-6f, 65504.0f, -60000.0f, kInf, std::nanf("")};
   for (int turn = 0; turn < 4000; ++turn) {
-    const int n = turn % 2 ? 16 : 32;
+    const int n = turn % 2 ? 16 : 32, count = turn % 8 + 1;
     const float highest = turn % 4 < 2 ? 15.0f : 255.0f;
     std::normal_distribution<float> normal(turn % 3 ? 0.0f : 2.0f, turn % 5 ? 1.0f : 1e-6f);
     std::vector<T> stored;
     std::vector<uint8_t> kept;
-    for (int j = 0; j < n; ++j) {
+    for (int j = 0; j < n * count; ++j) {
       const bool odd = turn % 7 == 0 && random() % 8 == 0;
       stored.push_back(from_f32(odd ? edges[random() % 8] : normal(random)));
       kept.push_back(random() % 4 != 0 ? static_cast<uint8_t>(random() % 255 + 1) : 0);
     }
+    int64_t at[kEncodeGroups];
+    for (int i = 0; i < count; ++i) at[i] = (count - 1 - i) * n;
     const test::Guarded<T> w{std::span<const T>(stored)};
     const test::Guarded<uint8_t> keep{std::span<const uint8_t>(kept)};
-    const uint8_t* mask = turn % 3 == 1 ? nullptr : keep.data();
-    const auto size = static_cast<size_t>(n);
+    const GroupSource row{
+        .w = w.data(), .dtype = dtype, .keep = turn % 3 == 1 ? nullptr : keep.data(), .n = n};
+    const auto size = static_cast<size_t>(n * count), pairs = static_cast<size_t>(2 * count);
     test::Guarded<uint8_t> wanted(size), codes(size);
-    uint16_t wanted_scale[2] = {}, scale[2] = {};
+    test::Guarded<uint16_t> wanted_scales(pairs), scales(pairs);
     const bool fits =
-        encode_group_scalar(w.data(), dtype, mask, n, highest, wanted.data(), wanted_scale);
-    ASSERT_EQ(host_encode_group()(w.data(), dtype, mask, n, highest, codes.data(), scale), fits);
+        encode_groups_scalar(row, at, count, highest, wanted.data(), wanted_scales.data());
+    ASSERT_EQ(host_encode_groups()(row, at, count, highest, codes.data(), scales.data()), fits);
     if (!fits) continue;
-    ASSERT_EQ(scale[0], wanted_scale[0]) << "turn " << turn;
-    ASSERT_EQ(scale[1], wanted_scale[1]) << "turn " << turn;
-    for (int j = 0; j < n; ++j) ASSERT_EQ(codes[j], wanted[j]) << "turn " << turn << ", " << j;
+    for (size_t j = 0; j < pairs; ++j) ASSERT_EQ(scales[j], wanted_scales[j]) << "turn " << turn;
+    for (size_t j = 0; j < size; ++j)
+      ASSERT_EQ(codes[j], wanted[j]) << "turn " << turn << ", " << j;
   }
 }
 
-TEST(EncodeGroup, TheHostsIsTheSame) {
+TEST(EncodeGroups, TheHostsIsTheSame) {
   check_groups<float>(DType::f32, [](float f) { return f; });
   check_groups<uint16_t>(DType::f16, f16_from_f32);
   check_groups<uint16_t>(DType::bf16, bf16_from_f32);
