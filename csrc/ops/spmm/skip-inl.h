@@ -290,6 +290,25 @@ void skip_tile(const SkipRows<Unit>& v, const typename Unit::Element* x, float* 
   }
 }
 
+// Sums [tiles, stride, lanes of the tile] of `rows` rows, from row_begin on, to y.
+template <class Unit>
+void skip_store(const SpmmArgs& a, const float* sums, int64_t row_begin, int64_t rows,
+                int64_t stride, const SkipPass<Unit>& pass) {
+  for (int64_t tile = 0; tile < pass.tiles; ++tile) {
+    const int64_t before = pass.before(tile), lanes = (pass.before(tile + 1) - before) * kLanes;
+    const int64_t token = pass.begin + before * kLanes;
+    const int64_t tokens = a.m - token < lanes ? a.m - token : lanes;
+    const float* of_tile = sums + before * kLanes * stride;
+    for (int64_t t = 0; t < tokens; t += 16) {
+      for (int64_t r = 0; r < rows; r += 16) {
+        const int there = static_cast<int>(rows - r < 16 ? rows - r : 16);
+        write_rows<typename Unit::X, 16>(a, of_tile + r * lanes + t, lanes, row_begin + r, there,
+                                         token + t, tokens - t < 16 ? tokens - t : 16);
+      }
+    }
+  }
+}
+
 // Rows [row_begin, row_end), at most kSkipRows, times the tokens of a pass.
 template <class Unit>
 void skip_block(const SpmmArgs& a, int64_t row_begin, int64_t row_end, const SkipPass<Unit>& pass) {
@@ -320,19 +339,7 @@ void skip_block(const SpmmArgs& a, int64_t row_begin, int64_t row_end, const Ski
     }
     v.advance();
   }
-  for (int64_t tile = 0; tile < pass.tiles; ++tile) {
-    const int64_t before = pass.before(tile), lanes = (pass.before(tile + 1) - before) * kLanes;
-    const int64_t token = pass.begin + before * kLanes;
-    const int64_t tokens = a.m - token < lanes ? a.m - token : lanes;
-    const float* of_tile = sums + before * kLanes * rows;
-    for (int64_t t = 0; t < tokens; t += 16) {
-      for (int64_t r = 0; r < v.rows; r += 16) {
-        const int there = static_cast<int>(v.rows - r < 16 ? v.rows - r : 16);
-        write_rows<typename Unit::X, 16>(a, of_tile + r * lanes + t, lanes, row_begin + r, there,
-                                         token + t, tokens - t < 16 ? tokens - t : 16);
-      }
-    }
-  }
+  skip_store<Unit>(a, sums, row_begin, v.rows, rows, pass);
 }
 
 template <class Unit>
