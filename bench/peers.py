@@ -156,16 +156,17 @@ def report(host: dict[str, str], rows: list[Row]) -> None:
 
 
 def read(paths: Sequence[Path]) -> tuple[dict[str, str], list[Row]]:
-    """What --json wrote, one run or more; the facts of the last."""
+    """What --json wrote, one run or more; of a point measured twice, and of facts, the last."""
     host: dict[str, str] = {}
-    rows: list[Row] = []
+    rows: dict[tuple[str, float, int, int, str], Row] = {}
     names = {field.name for field in fields(Row)}
     for path in paths:
         data = json.loads(path.read_text())
         host.update(data["host"])
         for row in data["rows"]:
-            rows.append(Row(**{name: value for name, value in row.items() if name in names}))
-    return host, rows
+            found = Row(**{name: value for name, value in row.items() if name in names})
+            rows[key_of(found)] = found
+    return host, list(rows.values())
 
 
 def host_facts() -> dict[str, str]:

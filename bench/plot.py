@@ -94,7 +94,8 @@ def _time_panel(panel: Axes, rows: list[Row]) -> None:
 
 
 def _limits(rows: list[Row]) -> Figure:
-    """One panel per shape at its smallest m: share of the stream-read limit, bars per density."""
+    """One panel per shape at one token: share of the stream-read limit, bars per density."""
+    rows = [row for row in rows if row.m == 1] or rows  # unless none was measured there
     shapes = list(dict.fromkeys(row.shape for row in rows))
     fig, panels = plt.subplots(
         len(shapes), 1, figsize=(11, 1.6 + 2.4 * len(shapes)), squeeze=False, sharex=True
@@ -128,7 +129,7 @@ def _limits(rows: list[Row]) -> Figure:
     fig.suptitle(
         f"Stored bytes over time, in % of a plain read of memory, {rows[0].threads} thread(s)"
     )
-    fig.tight_layout()
+    fig.tight_layout(rect=(0, 0, 1, 1 - 0.3 / fig.get_figheight()))
     return fig
 
 
