@@ -273,11 +273,11 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(DecoderCase{DType::f32, 1, 1, 64, 4, 2, 16, 144, 9, false, 3},
                     DecoderCase{DType::f32, 3, 3, 71, 3, 1, 32, 50, 70, true, 2},
                     DecoderCase{DType::f32, 2, 1, 96, 2, 2, 48, 130, 0, true},
-                    DecoderCase{DType::f32, 1, 1, 512, 6, 2, 64, 700, 40, true, 2, 2},
-                    DecoderCase{DType::f32, 2, 2, 384, 6, 3, 64, 900, 530, false, 2, 3},
+                    DecoderCase{DType::f32, 1, 1, 256, 6, 2, 64, 300, 40, true, 2, 2},
+                    DecoderCase{DType::f32, 2, 2, 192, 3, 3, 64, 300, 530, false, 2, 3},
                     DecoderCase{DType::f16, 3, 3, 64, 4, 2, 16, 144, 9, true},
                     DecoderCase{DType::bf16, 2, 1, 71, 3, 1, 32, 50, 70, false},
-                    DecoderCase{DType::bf16, 3, 3, 640, 4, 2, 16, 700, 9, true, 1, 3}));
+                    DecoderCase{DType::bf16, 3, 3, 256, 4, 2, 16, 320, 9, true, 1, 3}));
 
 TEST(DecoderChecks, RefuseWhatDoesNotFit) {
   const auto shape = [](int64_t rows, int64_t cols) {
