@@ -110,3 +110,12 @@ def test_the_fastest_is_not_much_larger_than_the_smallest() -> None:
     assert cost.fastest([]) is None
     assert cost.fastest([(small, 4), (large, 4)]) == (small, 4)
     assert cost.fastest([(large, 2048)]) == (large, 2048)
+
+
+def test_figures_of_other_constants_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = machine.file()
+    monkeypatch.setattr(machine, "_constants", lambda: "those of an earlier kernel")
+    assert machine.file() != before

@@ -81,7 +81,20 @@ def key() -> dict[str, str]:
         "threads": str(_C.num_threads()),
         "isa": _C.isa()["active"],
         "tamis": metadata.version("tamis") if _installed() else "source",
+        "constants": _constants(),
     }
+
+
+@cache
+def _constants() -> str:
+    """Of the kernels' built-in constants, which the figures are multiples of: a new kernel or fit voids them."""
+    said = [
+        (row["name"], _C.compute_ns(row["name"], tokens, 512, 4096, 1 << 20))
+        for row in _C.kernels()
+        if row["op"] == "spmm"
+        for tokens in (1, 64)
+    ]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
 
 def file() -> Path:
