@@ -150,9 +150,7 @@ void put_tokens(const KvSelectArgs& a, int64_t head, int64_t units) {
   int32_t* out = a.index + head * a.index_stride;
   for (int64_t i = units - 1; a.page > 1 && i >= 0; --i) {
     const int64_t token = out[i] * a.page;
-    for (int64_t j = a.page - 1; j >= 0; --j) {
-      out[i * a.page + j] = static_cast<int32_t>(token + j);
-    }
+    for (int64_t j = 0; j < a.page; ++j) out[i * a.page + j] = static_cast<int32_t>(token + j);
   }
   a.count[head] = static_cast<int32_t>(units * a.page);
 }

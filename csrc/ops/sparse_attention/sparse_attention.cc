@@ -29,7 +29,7 @@ constexpr AttentionRow kKernels[] = {
 constexpr int64_t kTaskTokens = 512;
 // Fewer and larger tasks of one pass leave fewer partial sums, which go through memory too (pages
 // of 2 to 8 bits at 16k tokens: 2 to 3 %), as long as there are enough tasks for many threads.
-constexpr int64_t kEnoughTasks = 128, kMostTaskTokens = 8 * kTaskTokens;
+constexpr int64_t kEnoughTasks = 64, kMostTaskTokens = 8 * kTaskTokens;
 
 // Tasks are numbered head by head, segment by segment, chunk by chunk.
 struct Task {
