@@ -23,9 +23,18 @@ pytestmark = pytest.mark.slow
     ],
 )
 def test_the_process_grows_by_what_nbytes_says(method, formula, most):
-    command = [sys.executable, str(BENCH), "--inside", "--methods", method]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = json.loads(out)
+    found = measured(method)
     assert found["nbytes"] == round(formula * found["plain"])
     assert formula <= most
     assert abs(found["grown"] - found["nbytes"]) < 0.1 * found["nbytes"]
+
+
+def test_so_it_does_with_tokens_in_a_file():
+    found = measured("tiers")
+    assert found["nbytes"] < 0.15 * found["plain"]
+    assert abs(found["grown"] - found["nbytes"]) < 0.1 * found["nbytes"]
+
+
+def measured(method):
+    command = [sys.executable, str(BENCH), "--inside", "--methods", method]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

@@ -9,6 +9,7 @@ import mmap
 import torch
 from torch import Tensor
 
+_MAPPED = 1 << 15  # bytes from which on memory comes from the system instead of the heap
 _LARGE = 4 << 20  # bytes from which on memory is asked for in huge pages, mostly of 2 MB
 
 
@@ -56,8 +57,9 @@ class Rows:
         if need > self.buffer.shape[2]:
             b, g, _, *rest = self.buffer.shape
             row = b * g * math.prod(rest) * self.buffer.element_size()
-            share = 16 if need * row >= _LARGE else 8
-            grown = self._memory(self.buffer, (b, g, need + need // share + 8, *rest))
+            room = need + need // (16 if need * row >= _LARGE else 8) + 8
+            step = page_rows(row // (b * g)) if room * row >= _MAPPED else 1
+            grown = self._memory(self.buffer, (b, g, -(-room // step) * step, *rest))
             grown.narrow(2, 0, self.count).copy_(self.view)
             self.buffer, self._view = grown, None  # the old memory goes back at once
         self.count = need
@@ -106,13 +108,18 @@ def reserve(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     which a virtual machine makes long (bench/RESULTS.md, KV caches).
     """
     nbytes = math.prod(shape) * like.element_size()
-    if nbytes < 1 << 15 or not like.is_cpu:
+    if nbytes < _MAPPED or not like.is_cpu:
         return like.new_empty(shape)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if nbytes >= _LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=like.dtype).view(shape)
+
+
+def page_rows(nbytes: int) -> int:
+    """How many rows of so many bytes fill whole pages of memory, of which no head then shares one."""
+    return mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, nbytes)
 
 
 def indices(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tamis.errors import TamisFileError, TamisUnsupported, TamisValueError
 from tamis.kv.host import HostRows
-from tamis.kv.rows import Rows, indices, reserve
+from tamis.kv.rows import Rows, indices, page_rows, reserve
 from tamis.ops import cuda
 from tamis.ops.attention import DenseSegment, Lists, Segment, merge_lse, sparse_attention
 from tamis.ops.kv_fetch import Fetched, Pool, kv_fetch
@@ -327,6 +327,8 @@ class Tier:
         b, g, _, d = keys.shape
         slots = self.memory // (2 * b * g * self.unit * d * keys.element_size())
         if self.pool is None and slots > 0:
+            step = page_rows(self.unit * d * keys.element_size())
+            slots = slots // step * step or slots
             shape = (b, g, min(slots, (2**31 - 1) // self.unit) * self.unit, d)
             like = keys.new_empty(0, device=device)
             self.pool = Pool(reserve(like, shape), reserve(like, shape), self.unit)

@@ -5,7 +5,7 @@ A decoding step reads every weight of the model; for many caches it reads them o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -107,49 +107,24 @@ class _Stores(KvStore):
             store.mark, store.layer_of = self.mark, self.layer_of
         self.length += k.shape[2]
 
-    def settle(
-        self, q: Tensor | None = None, *, scale: float | None = None, pad: Tensor | None = None
-    ) -> None:
+    def settle(self, q: Tensor | None = None, *, pad: Tensor | None = None, **options: Any) -> None:
         """Every store compresses its row."""
         for i, store in enumerate(self.each):
-            store.settle(None if q is None else q[i : i + 1], scale=scale, pad=_row(pad, i))
+            store.settle(None if q is None else q[i : i + 1], pad=_row(pad, i), **options)
 
-    def attend(
-        self,
-        q: Tensor,
-        *,
-        scale: float | None = None,
-        softcap: float = 0.0,
-        pad: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, q: Tensor, *, pad: Tensor | None = None, **options: Any) -> Tensor:
         """[b, h, n, d], each row by its store."""
-        options = {"scale": scale, "softcap": softcap}
-        return torch.cat(self._rows(lambda s: s.attend, q, pad, options))
+        rows = enumerate(self.each)
+        return torch.cat([s.attend(q[i : i + 1], pad=_row(pad, i), **options) for i, s in rows])
 
     def attend_lse(
-        self,
-        q: Tensor,
-        *,
-        scale: float | None = None,
-        softcap: float = 0.0,
-        pad: Tensor | None = None,
+        self, q: Tensor, *, pad: Tensor | None = None, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """The same, and the logarithms of the weights' sums [b, h, n]."""
-        options = {"scale": scale, "softcap": softcap}
-        out, lse = zip(*self._rows(lambda s: s.attend_lse, q, pad, options), strict=True)
+        rows = enumerate(self.each)
+        found = [s.attend_lse(q[i : i + 1], pad=_row(pad, i), **options) for i, s in rows]
+        out, lse = zip(*found, strict=True)
         return torch.cat(out), torch.cat(lse)
-
-    def _rows(
-        self,
-        call: Callable[[KvStore], Callable[..., Any]],
-        q: Tensor,
-        pad: Tensor | None,
-        options: dict[str, Any],
-    ) -> list[Any]:
-        return [
-            call(store)(q[i : i + 1], pad=_row(pad, i), **options)
-            for i, store in enumerate(self.each)
-        ]
 
 
 def _row(pad: Tensor | None, i: int) -> Tensor | None:
