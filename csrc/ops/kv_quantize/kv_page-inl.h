@@ -98,7 +98,7 @@ template <class T>
 TAMIS_INLINE void load_rows(const T* x, int64_t stride, int64_t tokens, int64_t d, float* rows) {
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t c = 0; c < d; c += simd::kLanes) {
-      simd::store(simd::load(x + t * stride + c), rows + t * d + c, simd::kLanes);
+      simd::store(simd::load(x + t * stride + c), rows + t * d + c);
     }
   }
   for (int64_t i = 0; i < tokens * d; ++i) rows[i] = clamp_to_f16(rows[i]);
