@@ -310,11 +310,12 @@ class Tier:
                 return None
             # The latest, which fill no page yet.
             return DenseSegment(keys.to(device), values.to(device), lists)
-        if lists.index.is_cpu:  # which may have room for more than it lists
-            most = int(lists.count.max())
-            lists = replace(lists, index=lists.index[:, :, :most].contiguous())
+        index = lists.index
+        if index.is_cpu:  # which may have room for more than it lists
+            index = index[:, :, : int(lists.count.max())].contiguous()
+            lists = replace(lists, index=index)
         pool = self._pool(keys, device)
-        if pool is None or lists.index.shape[2] > pool.slots * self.unit:
+        if pool is None or index.shape[2] > pool.slots * self.unit:
             return None
         reached = keys.device == device
         found = kv_fetch(pool, lists, keys, values, copies=reached)
