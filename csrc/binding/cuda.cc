@@ -13,7 +13,9 @@
 #include "binding/cuda_abi.h"
 #include "binding/matrix.h"
 #include "format/g4.h"
+#include "format/gap.h"
 #include "format/m24.h"
+#include "ops/spmm/gap_params.h"
 #include "ops/spmm/t16_params.h"
 #include "ops/spmm_grad/grad_params.h"
 
@@ -87,8 +89,9 @@ py::list kernels(int32_t capability) {
     entry["w_dtype"] = name_of(row.w_dtype);
     entry["x_dtype"] = name_of(row.x_dtype);
     entry["isa"] = "sm" + std::to_string(row.capability);
-    entry["tile_m"] = kMaxTokens;
-    entry["tile_n"] = t16::kTileRows;
+    const bool gap = row.format == PackedFormat::gap;
+    entry["tile_m"] = gap ? kMaxGapTokens : kMaxTokens;
+    entry["tile_n"] = gap ? gap::kLanes : t16::kTileRows;
     entry["runs_here"] = cuda_library().choose_spmm(row.format, row.x_dtype, capability) == &row;
     rows.append(entry);
   }
@@ -165,10 +168,11 @@ py::list kernels(int32_t capability) {
 }
 
 PackedFormat format_from(const std::string& name) {
-  for (const PackedFormat f : {PackedFormat::t16, PackedFormat::m24, PackedFormat::g4}) {
+  for (const PackedFormat f :
+       {PackedFormat::t16, PackedFormat::m24, PackedFormat::g4, PackedFormat::gap}) {
     if (name == name_of(f)) return f;
   }
-  throw py::value_error("CudaMatrix: format: got " + name + ", wanted t16, m24 or g4");
+  throw py::value_error("CudaMatrix: format: got " + name + ", wanted t16, m24, g4 or gap");
 }
 
 // Records that offsets find, by a format's two functions.
@@ -204,6 +208,15 @@ py::dict pack_g4(const Matrix& a) {
   return pack_tiles(a, &g4::pack_sizes, &g4::pack);
 }
 
+py::dict pack_gap(const Matrix& a) {
+  const int32_t parts = gap::parts_of(a.view().rows);
+  return pack_tiles(
+      a, [&](const MatrixView& w, t16::Sizes* sizes) { return gap::pack_sizes(w, parts, sizes); },
+      [&](const MatrixView& w, uint32_t* offsets, void* records) {
+        return gap::pack(w, parts, offsets, records);
+      });
+}
+
 py::dict pack_m24(const Matrix& a) {
   py::array records =
       new_array({"uint8", "u", 1}, {m24::record_bytes(a.view().rows, a.view().cols)});
@@ -224,8 +237,8 @@ void* pointer(uintptr_t address) {
   return reinterpret_cast<void*>(address);
 }
 
-// A t16, m24 (without offsets) or g4 weight on a device, with a plan per number of tokens, made
-// on first use.
+// A t16, m24 (without offsets), g4 or gap weight on a device, with a plan per number of tokens,
+// made on first use.
 class CudaMatrix {
  public:
   CudaMatrix(uintptr_t records, int64_t record_bytes, int64_t max_record_bytes, uintptr_t offsets,
@@ -237,6 +250,7 @@ class CudaMatrix {
            .dtype = dtype_from("CudaMatrix", "dtype", dtype),
            .records = pointer(records),
            .offsets = reinterpret_cast<const uint32_t*>(offsets),
+           .parts = gap::parts_of(rows),
            .record_bytes = record_bytes,
            .max_record_bytes = max_record_bytes} {
     char name[256];
@@ -249,19 +263,29 @@ class CudaMatrix {
                            static_cast<long long>(m), static_cast<long long>(kMaxTokens)));
     }
     SpmmT16Plan& found = plans_[static_cast<size_t>(m)];
-    if (found.splits == 0) raise_if_error(plan_spmm_t16(w_, m, device_, &found));
+    if (found.splits == 0) raise_if_error(plan_spmm_cuda(w_, m, device_, &found));
     return found;
   }
 
   // Replaces the plan for m by another layout; false if the device cannot hold it.
   bool lay_out(int64_t m, int32_t warps_k, int32_t splits) {
-    plan(m);  // checks m
+    plan(m);                                           // checks m
+    if (w_.format == PackedFormat::gap) return false;  // has one
     if (kBlockWarps % warps_k != 0 || splits < 1 || splits > t16::col_tiles(w_.cols)) return false;
     const SpmmT16Plan wanted = lay_out_spmm_t16(w_, m, warps_k, splits);
     if (wanted.shared_bytes > device_.shared_per_block) return false;
     if (splits > 1 && wanted.blocks_n > kMaxTickets) return false;
     plans_[static_cast<size_t>(m)] = wanted;
     return true;
+  }
+
+  // Most tokens of a call; 0 if the columns of one do not fit in a block's shared memory.
+  int64_t most_tokens() const {
+    for (const int64_t m : {kMaxTokens, kMaxGapTokens, int64_t{2}, int64_t{1}}) {
+      SpmmT16Plan ignored;
+      if (plan_spmm_cuda(w_, m, device_, &ignored).ok()) return m;
+    }
+    return 0;
   }
 
   // Name of the kernel; empty if none takes these weights on this device.
@@ -331,12 +355,14 @@ void bind_cuda(py::module_& m) {
   m.def("pack_t16", &pack_t16, "matrix"_a);
   m.def("pack_m24", &pack_m24, "matrix"_a);
   m.def("pack_g4", &pack_g4, "matrix"_a);
+  m.def("pack_gap", &pack_gap, "matrix"_a);
   py::class_<CudaMatrix>(m, "CudaMatrix", "A packed weight on a device, with its plans.")
       .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, const std::string&,
                     int32_t, const std::string&>(),
            "records_ptr"_a, "record_bytes"_a, "max_record_bytes"_a, "offsets_ptr"_a, "rows"_a,
            "cols"_a, "dtype"_a, "device"_a, "format"_a = "t16")
       .def_property_readonly("kernel", &CudaMatrix::kernel)
+      .def_property_readonly("most_tokens", &CudaMatrix::most_tokens)
       .def(
           "workspace", [](CudaMatrix& w, int64_t m) { return w.plan(m).workspace_bytes; }, "m"_a)
       .def(

@@ -578,6 +578,9 @@ def pack_t16(matrix: Matrix) -> dict[str, Any]:
 def pack_m24(matrix: Matrix) -> dict[str, Any]:
     """`records` of m24, uint8, and the `max_record_bytes` of one, of an nm matrix of 2:4 or 1:4."""
 
+def pack_gap(matrix: Matrix) -> dict[str, Any]:
+    """The same weights for few tokens, as `pack_t16`; at most 65536 columns."""
+
 def pack_g4(matrix: Matrix) -> dict[str, Any]:
     """Groupq of u4 in tiles for CUDA, as `pack_t16`; NotImplementedError if a zero is no code."""
 
@@ -868,6 +871,10 @@ class CudaMatrix:
         device: int,
         format: str = "t16",
     ) -> None: ...
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a product that its kernels take, 0 if none fit on the device."""
+
     @property
     def kernel(self) -> str:
         """Name of the kernel that runs on this device, empty if none."""

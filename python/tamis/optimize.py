@@ -453,7 +453,7 @@ def _kernel(layer: SparseLinear, tokens: int) -> str:
     x_dtype = DTYPE_NAMES[layer.float_dtype]
     active = str(_C.isa()["active"])
     if (device := device_of(layer)) is not None:
-        return cuda_cost.kernel(layout, device) or "torch"
+        return cuda_cost.kernel(layout, layer.nnz, tokens, device) or "torch"
     if isinstance(layer, SparseConv2d):
         return str(_C.choose_conv2d(layout.format, active)) if layout.dtype == "f32" else "torch"
     return str(_C.choose(layout.format, layout.dtype, x_dtype, *shape, active))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tamis
 from tamis import _C
-from tamis.ops import cuda, cuda_memory, cuda_spmm
+from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_spmm
 
 needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 SHAPES = [(16, 64), (1, 8), (17, 65), (50, 200), (130, 321), (1024, 4096), (4096, 1024)]
@@ -79,11 +79,24 @@ def test_tiles_hold_every_value_once() -> None:
     assert sorted(found) == sorted(w[w != 0].tolist())
 
 
-def test_pack_t16_refuses_other_formats() -> None:
+def test_packers_refuse_other_formats() -> None:
     w = np.ones((2, 4), np.uint16)
     csr = _C.Matrix("csr", _C.pack("csr", w, "bf16", None, "bf16"), 2, 4, "bf16")
-    with pytest.raises(ValueError, match="t16: format: got csr, wanted bitmap or nm"):
-        _C.pack_t16(csr)
+    for name, pack in (("t16", _C.pack_t16), ("gap", _C.pack_gap)):
+        with pytest.raises(ValueError, match=f"{name}: format: got csr, wanted bitmap or nm"):
+            pack(csr)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+def test_gap_streams_hold_the_weights(density: float) -> None:
+    rng = np.random.default_rng(4)
+    w = rng.integers(1, 60000, (150, 300), dtype=np.uint16)
+    w[rng.random(w.shape) >= density] = 0
+    w[7] = 0
+    packed = _C.pack_gap(
+        _C.Matrix("bitmap", _C.pack("bitmap", w, "bf16", None, "bf16"), 150, 300, "bf16")
+    )
+    assert np.array_equal(decode_gap(packed["records"], packed["offsets"], *w.shape), w)
 
 
 # ---- the way to the kernels, with a device that is played by NumPy
@@ -134,11 +147,36 @@ def decode_g4(record: np.ndarray, tile: np.ndarray) -> None:
             tile[row, col] = w.view(torch.uint16).item()
 
 
+def decode_gap(records: np.ndarray, offsets: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    """Bits [rows, cols] by the layout comment of gap.h; 64 parts a slice, as of few rows."""
+    w = np.zeros((rows, cols), np.uint16)
+    for begin, end in itertools.pairwise(128 * offsets.astype(np.int64)):
+        order = records[begin : begin + 128].view(np.uint32)
+        firsts = records[begin + 128 : begin + 128 + 4096].view(np.uint16).reshape(64, 32)
+        body = records[begin + 128 + 4096 : end].reshape(-1, 640)
+        steps = len(body)
+        values = body[:, :512].copy().view(np.uint16).reshape(steps, 32, 8)
+        nibbles = body[:, 512:].reshape(steps, 32, 4)
+        gaps = np.concatenate([nibbles & 15, nibbles >> 4], 2).astype(np.int64)
+        for lane, row in enumerate(order):
+            if row == 2**32 - 1:
+                assert not values[:, lane].any()
+                continue
+            columns = int(firsts[0, lane]) + np.cumsum(gaps[:, lane].reshape(-1))
+            for part in range(64):  # where it begins
+                entry = steps * part // 64 * 8
+                assert firsts[part, lane] == (columns[entry - 1] if entry else firsts[0, lane])
+            kept = values[:, lane].reshape(-1)
+            w[row, columns[kept != 0]] = kept[kept != 0]
+    assert 128 * int(offsets[-1]) == len(records)
+    return w
+
+
 class Played:
     """CudaMatrix over host memory."""
 
     kernel = "played"
-    made = 0
+    made: list[str] = []  # noqa: RUF012
 
     def __init__(  # noqa: PLR0913
         self,
@@ -151,7 +189,12 @@ class Played:
         *rest: Any,
     ) -> None:
         form = rest[2]
-        Played.made += 1
+        Played.made.append(form)
+        self.most_tokens = 4 if form == "gap" else 64
+        if form == "gap":
+            starts = at_address(offsets, (-(-rows // 32) + 1,), np.uint32)
+            self.bits = decode_gap(at_address(records, (nbytes,), np.uint8), starts, rows, cols)
+            return
         down, across = -(-rows // 16), -(-cols // 64)
         starts = 1152 * np.arange(down * across + 1)
         if offsets:
@@ -172,6 +215,7 @@ class Played:
     def spmm(self, m: int, x: int, stride: int, bias: int, y: int, *rest: int) -> None:
         y_stride, _, nbytes, _ = rest
         assert nbytes >= self.workspace(m)
+        assert m <= self.most_tokens
         rows, cols = self.bits.shape
         tokens = floats(at_address(x, ((m - 1) * stride + cols,), np.uint16))
         tokens = torch.stack([tokens[i * stride : i * stride + cols] for i in range(m)])
@@ -199,8 +243,10 @@ def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     monkeypatch.setattr(cuda_spmm, "raw_stream", lambda _: 7)
     monkeypatch.setattr(cuda_memory, "_device", lambda _: torch.device("cpu"))
     monkeypatch.setattr(cuda_spmm, "_packed", {})
+    monkeypatch.setattr(cuda_spmm, "_few", {})
+    monkeypatch.setattr(cuda_cost, "_devices", lambda: [("Unmeasured", 80)])
     cuda_memory.workspaces.clear()
-    monkeypatch.setattr(Played, "made", 0)
+    monkeypatch.setattr(Played, "made", [])
     return Played
 
 
@@ -243,7 +289,7 @@ def test_calls_reach_the_kernel(played: type[Played], pattern: str) -> None:
         y.float(), wide[..., 3:139].float() @ w.float().T, rtol=1e-2, atol=0.1
     )
     assert call(wide[:0, :, :136], a) is not None
-    assert played.made == 1
+    assert played.made == (["gap", "t16"] if pattern == "bitmap" else ["m24"])
 
 
 def test_packs_again_only_after_a_write(played: type[Played]) -> None:
@@ -254,8 +300,9 @@ def test_packs_again_only_after_a_write(played: type[Played]) -> None:
             a.arrays["values"].mul_(factor)
         y = call(x, a)
         assert y is not None
-        assert played.made == made
+        assert len(played.made) == made
     assert bool((y == 128).all())
+    assert set(played.made) == {"t16"}  # all is kept
     key = id(a.arrays["values"])
     assert key in cuda_spmm._packed
     del a
@@ -263,29 +310,76 @@ def test_packs_again_only_after_a_write(played: type[Played]) -> None:
     assert key not in cuda_spmm._packed
 
 
+def half_kept(n: int, k: int) -> tamis.SparseMatrix:
+    w = torch.randn(n, k, dtype=torch.bfloat16)
+    w[torch.rand(n, k) < 0.5] = 0
+    return tamis.compress(w, format="bitmap")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "made"),
+    [
+        ([(1, 1, 64), (4, 64), (4, 1, 64)], ["gap"]),
+        ([(1, 20, 64), (1, 1, 64), (1, 20, 64), (2, 40, 64)], ["gap"]),  # prompts, and their tokens
+        ([(100, 64), (1, 64)], ["gap"]),
+        ([(16, 1, 64), (16, 64), (1, 20, 64)], ["t16"]),
+        ([(1, 64), (16, 64), (1, 64), (64, 64)], ["gap", "t16"]),
+        ([(16, 64), (1, 64), (1, 20, 64)], ["t16", "gap"]),
+    ],
+)
+def test_a_weight_is_packed_for_the_calls_that_come(
+    played: type[Played], shapes: list[tuple[int, ...]], made: list[str]
+) -> None:
+    a = half_kept(40, 64)
+    w = a.to_dense().float()
+    for shape in shapes:
+        x = torch.randn(shape, dtype=torch.bfloat16)
+        y = call(x, a)
+        assert y is not None
+        torch.testing.assert_close(y.float(), x.float() @ w.T, rtol=1e-2, atol=0.1)
+    assert played.made == made
+
+
+def test_both_forms_are_forgotten(played: type[Played]) -> None:
+    a = half_kept(40, 64)
+    for m in (1, 16):
+        call(torch.ones(m, 64, dtype=torch.bfloat16), a)
+    assert len(cuda_spmm._few) == len(cuda_spmm._packed) == 1
+    a.arrays["values"].mul_(2)
+    call(torch.ones(1, 64, dtype=torch.bfloat16), a)
+    assert cuda_spmm._packed == {}  # of the values before
+    del a
+    gc.collect()
+    assert cuda_spmm._few == {}
+
+
 def test_known_operands_go_straight_to_the_kernel(
     played: type[Played], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    w = torch.randn(24, 64, dtype=torch.bfloat16)
-    a = tamis.compress(w, format="bitmap")
+    a = half_kept(24, 64)
+    w = a.to_dense()
     values, token = a.arrays["values"], a.layout.token
     rest = (a.arrays["mask"], a.arrays["row_offsets"], None, None)
     bias = torch.randn(24, dtype=torch.bfloat16)
-    x = torch.randn(2, 3, 64, dtype=torch.bfloat16)
+    x = torch.randn(6, 1, 64, dtype=torch.bfloat16)
     assert cuda_spmm.direct(x, token, values, rest, None) is None  # never seen
     wanted = call(x, a, bias)
     assert wanted is not None
-    packed = cuda_spmm._packed[id(values)]
-    packed.device = -1  # that of x here
+    assert call(x[:2, 0], a) is not None
+    for held in (cuda_spmm._few, cuda_spmm._packed):
+        held[id(values)].device = -1  # that of x here
     monkeypatch.setattr(cuda_spmm, "current_device", lambda: -1)
     y = cuda_spmm.direct(x, token, values, rest, bias)
     assert y is not None
     assert torch.equal(y, wanted)
+    y = cuda_spmm.direct(x[:2, 0], token, values, rest, None)
+    assert y is not None
+    torch.testing.assert_close(y.float(), x[:2, 0].float() @ w.float().T, rtol=1e-2, atol=0.1)
     strided = torch.randn(5, 70, dtype=torch.bfloat16)[:, 2:66]
     y = cuda_spmm.direct(strided, token, values, rest, None)
     assert y is not None
     torch.testing.assert_close(y.float(), strided.float() @ w.float().T, rtol=1e-2, atol=0.1)
-    for other in (x.half(), x[..., :32], x.expand(40, 2, 3, 64), torch.tensor(1.0).bfloat16()):
+    for other in (x.half(), x[..., :32], x.expand(6, 40, 64), torch.tensor(1.0).bfloat16()):
         assert cuda_spmm.direct(other, token, values, rest, bias) is None
     assert cuda_spmm.direct(x, token, values, rest, bias.clone()) is None
     monkeypatch.setattr(cuda_spmm, "current_device", lambda: 0)
@@ -293,7 +387,7 @@ def test_known_operands_go_straight_to_the_kernel(
     monkeypatch.setattr(cuda_spmm, "current_device", lambda: -1)
     values.mul_(2)
     assert cuda_spmm.direct(x, token, values, rest, bias) is None
-    assert played.made == 1
+    assert played.made == ["t16", "gap"]
 
 
 @pytest.mark.usefixtures("played")
@@ -342,7 +436,7 @@ def check(x: Tensor, w: Tensor, a: tamis.SparseMatrix, bias: Tensor | None) -> N
 def test_products(shape: tuple[int, int], density: float, dtype: torch.dtype) -> None:
     w, a = make(*shape, density, dtype)
     bias = torch.randn(shape[0], dtype=dtype, device="cuda")
-    for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 200):
+    for m in (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 32, 33, 64, 65, 200):
         x = torch.randn(m, shape[1], dtype=dtype, device="cuda")
         check(x, w, a, bias if m % 2 else None)
 
@@ -390,7 +484,21 @@ def test_strided_and_misaligned_inputs() -> None:
     x = torch.randn(9, 211, dtype=torch.bfloat16, device="cuda")
     for begin in (0, 1, 8):
         check(x[:, begin : begin + 200], w, a, None)
-    check(x[:1, 3:203], w, a, None)
+    for m in (1, 2, 4):
+        check(x[:m, 3:203], w, a, None)
+        check(x[:m, :200], w, a, None)
+
+
+@needs_device
+def test_gap_products_by_tokens_that_follow_prompts() -> None:
+    w, a = make(700, 600, 0.4, torch.bfloat16)
+    for shape in ((1, 20, 600), (1, 1, 600), (3, 1, 600), (1, 90, 600), (4, 1, 600)):
+        x = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
+        y = tamis.ops.spmm.spmm(x, a)
+        wanted, scale = x.double() @ w.double().T, x.double().abs() @ w.double().abs().T
+        allowed = 2.0**-7 * wanted.abs() + 2.0**-18 * scale
+        assert bool(((y.double() - wanted).abs() <= allowed).all())
+    assert id(a.arrays["values"]) not in cuda_spmm._packed
 
 
 @needs_device

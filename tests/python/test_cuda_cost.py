@@ -24,9 +24,10 @@ def h200(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_expectations_rise_with_tokens_and_bytes() -> None:
     bitmap, pairs = Layout("bitmap", N, K, "bf16"), Layout("nm", N, K, "bf16", keep=2, of=4)
     for layout in (bitmap, pairs):
-        times = [cost.sparse_ns(layout, HALF, m, device=0) for m in (1, 8, 9, 17, 33, 65)]
-        assert times[0] == times[1]
+        times = [cost.sparse_ns(layout, HALF, m, device=0) for m in (1, 2, 3, 4, 8, 9, 17, 33, 65)]
+        assert times[2] == times[3]
         assert times == sorted(times)
+    assert cost.sparse_ns(pairs, HALF, 1, device=0) == cost.sparse_ns(pairs, HALF, 8, device=0)
     assert cuda_cost.most_tokens(bitmap, HALF, 0) == 8
     assert cuda_cost.most_tokens(pairs, HALF, 0) == 32
     # Above 64 tokens the weight is written out first: never faster than dense.
@@ -34,6 +35,24 @@ def test_expectations_rise_with_tokens_and_bytes() -> None:
     full = cost.sparse_ns(bitmap, N * K, device=0)
     assert full > cost.sparse_ns(bitmap, HALF, device=0)
     assert full > cost.dense_ns("bf16", N, K, device=0)
+
+
+@pytest.mark.usefixtures("h200")
+def test_few_tokens_read_streams_where_that_is_faster() -> None:
+    """On an H200 up to 4 tokens at any density; what is nearly dense has fewer bytes as tiles."""
+    bitmap = Layout("bitmap", N, K, "bf16")
+    for nnz in (N * K // 10, HALF):
+        assert [cuda_cost.form_for(bitmap, nnz, m, 0) for m in (1, 4, 5)] == ["gap", "gap", "t16"]
+        assert cuda_cost.few_tokens(bitmap, nnz, 0) == 4
+    assert cuda_cost.form_for(bitmap, N * K, 1, 0) == "t16"
+    assert cuda_cost.few_tokens(bitmap, N * K, 0) == 0
+    # An unmeasured device: by density. Other layouts have one form.
+    assert cuda_cost.form_for(bitmap, HALF, 1, 1) == "gap"
+    assert cuda_cost.form_for(bitmap, N * K, 1, 1) == "t16"
+    assert cuda_cost.form_for(Layout("nm", N, K, "bf16", keep=2, of=4), HALF, 1, 0) == "m24"
+    assert cuda_cost.form_for(Layout("bitmap", 64, 1 << 17, "bf16"), 1 << 20, 1, 0) == "t16"
+    dense = cost.dense_ns("bf16", N, K, device=0)
+    assert dense > 1.4 * cost.sparse_ns(bitmap, HALF, device=0)  # 1.58 measured
 
 
 @pytest.mark.usefixtures("h200")

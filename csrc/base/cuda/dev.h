@@ -85,6 +85,21 @@ TAMIS_DEVICE uint32_t shared_address(uint32_t at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared)) + at;
 }
 
+// The same by an address that shared_address gave: sums of addresses then cost nothing more.
+template <class T>
+TAMIS_DEVICE T load_shared_at(uint32_t address) {
+  static_assert(sizeof(T) <= 8, "2, 4 or 8 bytes");
+  T value;
+  if constexpr (sizeof(T) == 2) {
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(address));
+  } else if constexpr (sizeof(T) == 4) {
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
+  } else {
+    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address));
+  }
+  return value;
+}
+
 // Four matrices of 8 rows of 16 bytes; lane 8j + r says where row r of matrix j lies. Lane 4g + t
 // gets elements 2t and 2t + 1 of row g of each.
 TAMIS_DEVICE Word4 load_matrices(uint32_t at) {

@@ -20,9 +20,9 @@ constexpr SpmmCudaRow kKernels[] = {
 };
 
 Status check(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
-  if (plan.splits < 1 || a.m > 8 * plan.token_tiles || a.m < 1) {
+  if (plan.splits < 1 || a.m > plan.tokens || a.m < 1) {
     return error(Code::invalid_argument, "spmm: plan: got one for up to %d tokens, wanted %lld",
-                 8 * plan.token_tiles, static_cast<long long>(a.m));
+                 plan.tokens, static_cast<long long>(a.m));
   }
   if (a.m > 1 && (a.x_stride < a.w.cols || a.y_stride < a.w.rows)) {
     return error(Code::invalid_argument,
@@ -74,6 +74,8 @@ Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream
       return expand_m24_cuda(w, out, out_stride, stream);
     case PackedFormat::g4:
       return expand_g4_cuda(w, out, out_stride, stream);
+    case PackedFormat::gap:
+      return expand_gap_cuda(w, out, out_stride, stream);
     default:
       return expand_t16_cuda(w, out, out_stride, stream);
   }

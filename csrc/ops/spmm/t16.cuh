@@ -20,6 +20,7 @@
 
 #include "base/cuda/dev.h"
 #include "ops/spmm/g4_decode.cuh"
+#include "ops/spmm/halves.cuh"
 #include "ops/spmm/t16_decode.cuh"
 #include "ops/spmm/t16_params.h"
 
@@ -43,14 +44,6 @@ struct T16Config {
   static_assert(kType == DType::bf16 || kType == DType::f16, "tensor cores take 16-bit floats");
 };
 
-template <DType kType>
-TAMIS_DEVICE float widen(uint16_t bits) {
-  return kType == DType::bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
-}
-template <DType kType>
-TAMIS_DEVICE uint16_t narrow(float value) {
-  return kType == DType::bf16 ? dev::f32_to_bf16(value) : dev::f32_to_f16(value);
-}
 template <DType kType>
 TAMIS_DEVICE void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (kType == DType::bf16) {

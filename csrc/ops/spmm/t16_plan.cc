@@ -74,6 +74,7 @@ SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32
       .warps_k = warps_k,
       .splits = splits,
       .stage_bytes = w.format == PackedFormat::t16 ? static_cast<int32_t>(w.max_record_bytes) : 0};
+  p.tokens = 8 * p.token_tiles;
   p.blocks_n = static_cast<int32_t>(ceil_div(row_tiles, p.warps_n));
   // 16 bytes more than a multiple of 128: neighbouring token rows start four banks apart, so the 16
   // byte loads of a quarter warp (two tokens, four lanes each) meet in no bank.
@@ -84,6 +85,11 @@ SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32
   p.shared_bytes = kXAt + std::max(m * p.x_pitch_bytes + ring, sums);
   if (splits > 1) p.workspace_bytes = kTicketBytes + accumulators * splits * row_tiles;
   return p;
+}
+
+Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+  return w.format == PackedFormat::gap ? plan_spmm_gap(w, m, device, plan)
+                                       : plan_spmm_t16(w, m, device, plan);
 }
 
 Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {

@@ -1,8 +1,8 @@
 """What products are expected to take on a CUDA device; nothing here knows torch.
 
-A weight is read in records of 16 x 64; a call takes a start, then for each record the larger of its
-bytes at the device's rate and what decoding and multiplying it takes, which grows in steps with the
-tokens. A dense call takes a start and its bytes. Fitted to every layout of the four shapes of
+A weight is read in records of 16 x 64, or in gap's steps of 32 x 8 entries; a call takes a start, then
+for each record the larger of its bytes at the device's rate and what decoding and multiplying it
+takes, which grows in steps with the tokens. A dense call takes a start and its bytes. Fitted to every layout of the four shapes of
 Llama-3-8B on an H200, and to the H100's times (bench/RESULTS.md, GPU); other devices are not
 predicted.
 """
@@ -16,7 +16,8 @@ from tamis import _C
 from tamis.layout import Layout
 from tamis.ops import cuda
 
-TOKENS = (8, 16, 32, 64)  # a kernel takes as long for any number up to the next of these
+TOKENS = (1, 2, 4, 8, 16, 32, 64)  # a kernel takes as long for any number up to the next of these
+_FEW, _TILES = TOKENS[:3], TOKENS[3:]  # of gap's kernels, of the others'
 NEVER = float("inf")
 _RECORD = 16 * 64  # weights
 
@@ -34,9 +35,11 @@ RATES = {
     "H200": Rates(read=4460.0, start=4000.0, dense_start=5900.0),
     "H100": Rates(read=3130.0, start=6000.0, dense_start=7100.0),
 }
+GAP_START = 0.7  # of the start: no ring to fill, and x alone is waited for
 WRITTEN = 0.8  # of that rate, where a weight is read and written out
-# ns a record by TOKENS, both devices' SMs being alike.
+# ns a record by tokens, both devices' SMs being alike.
 DECODE = {
+    "gap": (0.148, 0.16, 0.235),
     "t16": (0.46, 0.57, 0.90, 1.38),
     "m24": (0.22, 0.32, 0.41, 0.88),
     "g4": (0.28, 0.49, 0.52, 1.35),
@@ -52,13 +55,53 @@ def packed_form(layout: Layout) -> str:
     return "m24" if layout.format == "nm" and layout.of == 4 and layout.keep <= 2 else "t16"
 
 
-def packed_nbytes(layout: Layout, nnz: int) -> float:
-    """Bytes of the packed form, padding on average."""
-    records = -(-layout.rows // 16) * -(-layout.cols // 64)
+def form_for(layout: Layout, nnz: int, tokens: int, device: int) -> str:
+    """The packed form for that many tokens: gap for few where it is expected to be faster."""
     form = packed_form(layout)
+    if form != "t16" or tokens > _FEW[-1] or layout.cols > _GAP_COLS:
+        return form
+    rates = _rates(device)
+    if rates is None:
+        return "gap" if nnz <= _GAP_DENSITY * layout.rows * layout.cols else form
+    return min(("gap", form), key=lambda f: _product(rates, layout, nnz, tokens, f))
+
+
+def few_tokens(layout: Layout, nnz: int, device: int) -> int:
+    """Tokens up to which gap is the form of the weight; 0 if it never is."""
+    few = [m for m in _FEW if form_for(layout, nnz, m, device) == "gap"]
+    return max(few, default=0)
+
+
+_GAP_COLS = 65536  # that the form can say
+_GAP_DENSITY = 0.6  # up to which it has fewer bytes for its work, where rates are unknown
+
+
+def packed_nbytes(layout: Layout, nnz: int, form: str) -> float:
+    """Bytes of a packed form, padding on average."""
+    records = _records(layout, nnz, form)
+    if form == "gap":
+        return 640.0 * records
     if form == "m24":
         return 1152.0 * records
     return 2.0 * nnz + 152.0 * records if form == "t16" else 0.75 * nnz + 24.0 * records
+
+
+def _records(layout: Layout, nnz: int, form: str) -> float:
+    """Tiles, of gap steps: zeros bridge gaps above 15, and a slice's last step is half full."""
+    if form != "gap":
+        return -(-layout.rows // 16) * -(-layout.cols // 64)
+    density = nnz / max(1, layout.rows * layout.cols)
+    entries = nnz / (1 - (1 - density) ** 15) if density else 0.0
+    return entries / 256 + 1.5 * -(-layout.rows // 32)
+
+
+def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> float:
+    """Ns of a call of up to 64 tokens."""
+    steps = _FEW if form == "gap" else _TILES
+    step = next(i for i, most in enumerate(steps) if tokens <= most)
+    decode = _records(layout, nnz, form) * DECODE[form][step]
+    start = rates.start * (GAP_START if form == "gap" else 1.0)
+    return start + max(decode, packed_nbytes(layout, nnz, form) / rates.read)
 
 
 def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | None:
@@ -69,17 +112,15 @@ def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | Non
     rates = _rates(device)
     if rates is None:
         return None
-    form = packed_form(layout)
-    if not form:
+    if not packed_form(layout):
         return NEVER
-    nbytes = packed_nbytes(layout, nnz)
+    form = form_for(layout, nnz, tokens, device)
     if tokens > TOKENS[-1]:
+        nbytes = packed_nbytes(layout, nnz, form)
         dense = 2.0 * layout.rows * layout.cols
         written = rates.start + (nbytes + dense) / (WRITTEN * rates.read)
         return written + _dense(rates, layout.rows, layout.cols, tokens)
-    step = next(i for i, most in enumerate(TOKENS) if tokens <= most)
-    records = -(-layout.rows // 16) * -(-layout.cols // 64)
-    return rates.start + max(records * DECODE[form][step], nbytes / rates.read)
+    return _product(rates, layout, nnz, tokens, form)
 
 
 def dense_ns(rows: int, cols: int, tokens: int, device: int) -> float | None:
@@ -102,9 +143,10 @@ def most_tokens(layout: Layout, nnz: int, device: int) -> int | None:
     return found
 
 
-def kernel(layout: Layout, device: int) -> str:
+def kernel(layout: Layout, nnz: int, tokens: int, device: int) -> str:
     """Name of the kernel that takes the layout there; empty if none does."""
-    form, x_dtype = packed_form(layout), "bf16" if layout.quantized else layout.dtype
+    form = form_for(layout, nnz, tokens, device)
+    x_dtype = "bf16" if layout.quantized else layout.dtype
     return next(
         (
             row["name"]

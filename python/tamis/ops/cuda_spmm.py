@@ -12,17 +12,18 @@ from torch.nn import functional
 from tamis import _C
 from tamis.layout import Layout
 from tamis.ops import cuda
-from tamis.ops.cuda_cost import packed_form
+from tamis.ops.cuda_cost import few_tokens, packed_form
 from tamis.ops.cuda_memory import current_device, raw_stream, workspaces
 from tamis.ops.cuda_memory import workspace as new_workspace
 from tamis.ops.handle import make_matrix
 from tamis.ops.tensors import DTYPE_NAME, REST, Rest, as_numpy
 
 MAX_TOKENS = 64
+_PACKERS = {"t16": _C.pack_t16, "m24": _C.pack_m24, "g4": _C.pack_g4, "gap": _C.pack_gap}
 
 
 class Packed:
-    """A weight's tiles on its device, and what they were made of."""
+    """A weight in one packed form on its device, and what it was made of."""
 
     __slots__ = (
         "bias",
@@ -30,7 +31,9 @@ class Packed:
         "device",
         "dtype",
         "layout",
+        "least",
         "matrix",
+        "most",
         "offsets",
         "owner",
         "pointer",
@@ -42,13 +45,13 @@ class Packed:
         "workspaces",
     )
 
-    def __init__(self, layout: Layout, values: Tensor, rest: Rest, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layout: Layout, values: Tensor, rest: Rest, dtype: torch.dtype, form: str
+    ) -> None:
         tensors = {"values": values, **dict(zip(REST, rest, strict=True))}
         arrays = {n: as_numpy(t.cpu()) for n, t in tensors.items() if t is not None}
         matrix = make_matrix(layout, arrays)
-        form = packed_form(layout)
-        pack = {"t16": _C.pack_t16, "m24": _C.pack_m24, "g4": _C.pack_g4}[form]
-        tiles = pack(matrix)
+        tiles = _PACKERS[form](matrix)
         self.records = torch.from_numpy(tiles["records"]).to(values.device)
         self.offsets: Tensor | None = None
         if "offsets" in tiles:
@@ -65,10 +68,12 @@ class Packed:
             self.device,
             form,
         )
+        # Elements of x that it takes: more than `least`, up to `most`.
+        self.least, self.most = -1, self.matrix.most_tokens * layout.cols
         self.token, self.layout = layout.token, layout
         self.rows, self.cols, self.dtype = layout.rows, layout.cols, dtype
         self.rest = rest
-        self.owner = weakref.ref(values, _forgetter(id(values)))
+        self.owner = weakref.ref(values, _forgetter(id(values), form))
         self.pointer = values.data_ptr()
         self.version = _versions(values, rest)
         # Bytes of workspace by number of tokens, and the last bias that was found to fit.
@@ -90,7 +95,7 @@ class Packed:
         )
 
     def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Product of x [..., cols], up to 64 tokens on the current device and stream."""
+        """Product of x [..., cols], as many tokens as the form takes, on the current device and stream."""
         cols, rows = self.cols, self.rows
         m = x.numel() // cols
         y = x.new_empty(*x.shape[:-1], rows)
@@ -123,6 +128,8 @@ class Packed:
         return y
 
 
+# What weights are packed as, by the identity of their values: for few tokens, and for any number.
+_few: dict[int, Packed] = {}
 _packed: dict[int, Packed] = {}
 
 
@@ -131,13 +138,16 @@ def direct(x: Tensor, token: str, values: Tensor, rest: Rest, bias: Tensor | Non
 
     The caller knows that nobody records this call. Every line costs each layer of each token.
     """
-    packed = _packed.get(id(values))
+    key = id(values)
+    packed = _few.get(key)
+    if packed is None or x.numel() > packed.most:
+        packed = _packed.get(key)
     if (
         packed is None
         or x.dtype is not packed.dtype
         or x.dim() == 0
         or x.shape[-1] != packed.cols
-        or x.numel() > MAX_TOKENS * packed.cols
+        or not packed.least < x.numel() <= packed.most
         or x.get_device() != packed.device
         or current_device() != packed.device
         or (bias is not None and bias is not packed.bias)
@@ -157,29 +167,70 @@ def spmm(
     """Product y [..., rows] by a CUDA kernel, or None where none takes these operands.
 
     Takes bitmap and nm weights in f16 or bf16 with x of that dtype, groupq ones of 4 bits with x of
-    either, and any number of tokens; above 64 the weight is expanded on the device and multiplied
-    densely. The first call packs the weight,
-    through the host, and so do the calls after its values were written; values that may be trained
-    are packed once a second call meets them as they were, so not at every step.
+    either, and any number of tokens; where that is more than a kernel takes the weight is expanded
+    on the device and multiplied densely. The first call packs the weight, through the host, and so
+    do the calls after its values were written; values that may be trained are packed once a second
+    call meets them as they were, so not at every step.
+
+    A weight of any zeros is packed as ``gap`` for up to 4 tokens and as ``t16`` for up to 64, as
+    such calls come: as both only where both do. A prompt, x [..., s, cols] with s > 1, is one call
+    among many of single tokens, so it reads what there is, and never makes ``t16`` beside ``gap``.
     """
     if not _takes(x, values, layout):
         return None
-    packed = _packed.get(id(values))
-    if packed is None or packed.dtype != x.dtype or not packed.fits(layout.token, values, rest):
+    packed = _held(x, values, rest, layout)
+    if packed is None:
         if values.requires_grad and _written_since(values):
             return None
         try:
-            packed = _packed[id(values)] = Packed(layout, values, rest, x.dtype)
+            packed = _pack(x, values, rest, layout)
         except NotImplementedError:  # zero points that are no codes
             return None
     if not packed.matrix.kernel:
         return None
     with torch.cuda.device(x.device):
-        if x.numel() > MAX_TOKENS * layout.cols:
+        if x.numel() > packed.most:
             return functional.linear(x, _expand(packed, values, layout), bias)
         if bias is not None and bias.is_contiguous():
             packed.bias = bias
         return packed.run(x, None if bias is None else bias.contiguous())
+
+
+def _held(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed | None:
+    """The packed weight for this x, if there is one."""
+    found = [
+        packed
+        for packed in (_few.get(id(values)), _packed.get(id(values)))
+        if packed is not None
+        and packed.dtype == x.dtype
+        and packed.fits(layout.token, values, rest)
+    ]
+    takes = next((packed for packed in found if packed.least < x.numel() <= packed.most), None)
+    if takes is not None or not found:
+        return takes
+    wide = x.numel() > MAX_TOKENS * layout.cols or (x.dim() > 2 and x.shape[-2] > 1)
+    return found[0] if wide else None
+
+
+def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
+    """Packs the weight in the form for x."""
+    for held in (_few, _packed):
+        stale = held.get(id(values))
+        if stale is not None and not stale.fits(layout.token, values, rest):
+            del held[id(values)]
+    tokens = x.numel() // layout.cols
+    wide = tokens > MAX_TOKENS or (x.dim() > 2 and x.shape[-2] > 1)
+    few = few_tokens(layout, values.numel(), values.device.index or 0)
+    if few and (wide or tokens <= few):
+        packed = Packed(layout, values, rest, x.dtype, "gap")
+        few = min(few, packed.matrix.most_tokens)
+        if few:
+            _few[id(values)] = packed
+        if few and (wide or tokens <= few):
+            return packed
+    packed = _packed[id(values)] = Packed(layout, values, rest, x.dtype, packed_form(layout))
+    packed.least = few * layout.cols if few else -1
+    return packed
 
 
 _met: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -217,10 +268,12 @@ def _versions(values: Tensor, rest: Rest) -> tuple[int, ...]:
         return tuple(-1 if t.is_inference() else t._version for t in given)
 
 
-def _forgetter(key: int) -> Any:
+def _forgetter(key: int, form: str) -> Any:
+    held = _few if form == "gap" else _packed
+
     def forget(owner: Any) -> None:
-        found = _packed.get(key)
+        found = held.get(key)
         if found is not None and found.owner is owner:
-            del _packed[key]
+            del held[key]
 
     return forget

@@ -55,6 +55,14 @@ void store_shared(uint32_t at, T value) {
   std::memcpy(sim::shared(at, sizeof(T), sizeof(T), "store"), &value, sizeof(T));
 }
 
+inline uint32_t shared_address(uint32_t at) {
+  return at;
+}
+template <class T>
+T load_shared_at(uint32_t address) {
+  return load_shared<T>(address);
+}
+
 inline void sync_cluster() {
   sim::sync_cluster();
 }

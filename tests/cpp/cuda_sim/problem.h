@@ -12,10 +12,13 @@
 #include "base/numeric.h"
 #include "format/format.h"
 #include "format/g4.h"
+#include "format/gap.h"
 #include "format/groupq.h"
 #include "format/m24.h"
 #include "format/t16.h"
 #include "guarded.h"
+#include "ops/spmm/gap.cuh"
+#include "ops/spmm/gap_expand.cuh"
 #include "ops/spmm/m24_expand.cuh"
 #include "ops/spmm/spmm.h"
 #include "ops/spmm/t16.cuh"
@@ -44,6 +47,7 @@ struct Problem {
   PackedFormat format = PackedFormat::t16;  // m24: columns in fours, 2 kept, above sparsity 0.8 one
   bool integers = false;                    // small ones, whose sums are exact
   bool bias = true;
+  int32_t parts = 8;  // gap
   int64_t x_padding = 0, y_padding = 0;
   uint64_t seed = 1;
 };
@@ -60,7 +64,7 @@ class Case {
   }
 
   const Problem& problem() const { return p_; }
-  const T16View& t16() const { return t16_; }
+  const T16View& t16() const { return t16_; }  // or m24, g4, gap
   SpmmCudaArgs args() {
     return {.w = t16_,
             .m = p_.m,
@@ -243,6 +247,24 @@ class Case {
             .max_record_bytes = packed.max_record_bytes};
   }
 
+  void pack_gaps(const MatrixView& bitmap) {
+    t16::Sizes packed;
+    must(gap::pack_sizes(bitmap, p_.parts, &packed));
+    records_ = std::make_unique<Guarded<Unit>>(packed.record_bytes / t16::kUnit);
+    offsets_ = std::make_unique<Guarded<uint32_t>>(packed.offsets);
+    must(gap::pack(bitmap, p_.parts, offsets_->data(), records_->data()));
+    t16_ = {.format = PackedFormat::gap,
+            .rows = p_.n,
+            .cols = p_.k,
+            .dtype = p_.dtype,
+            .records = records_->data(),
+            .offsets = offsets_->data(),
+            .parts = p_.parts,
+            .record_bytes = packed.record_bytes,
+            .max_record_bytes = packed.max_record_bytes};
+    must(gap::check(t16_));
+  }
+
   void pack_weights() {
     if (p_.format == PackedFormat::m24) return pack_sparse24();
     if (p_.format == PackedFormat::g4) return pack_codes();
@@ -264,6 +286,7 @@ class Case {
                             .nnz = sizes.values,
                             .mask = mask.data(),
                             .row_offsets = row_offsets.data()};
+    if (p_.format == PackedFormat::gap) return pack_gaps(bitmap);
     t16::Sizes packed;
     must(t16::pack_sizes(bitmap, &packed));
     records_ = std::make_unique<Guarded<Unit>>(packed.record_bytes / t16::kUnit);
@@ -297,28 +320,43 @@ class Case {
   T16View t16_;
 };
 
-// One line of kernels_cuda.def on the simulator.
+// One line of kernels_cuda.def on the simulator: the launch with its grid, threads and shared
+// memory.
 struct SimRow {
   const char* name;
   PackedFormat format;
   DType dtype;
-  std::string (*run)(const sim::Launch&, const SpmmT16Params&, int token_tiles);
+  std::string (*run)(sim::Launch, const SpmmCudaArgs&, const SpmmT16Plan&);
 };
 
+// Calls fn with the one of these constants that `value` is, the last one if none.
+template <int kFirst, int... kRest, class Fn>
+auto with_constant(int value, const Fn& fn) {
+  if constexpr (sizeof...(kRest) == 0) {
+    return fn(std::integral_constant<int, kFirst>());
+  } else {
+    return value == kFirst ? fn(std::integral_constant<int, kFirst>())
+                           : with_constant<kRest...>(value, fn);
+  }
+}
+
 template <PackedFormat kFormat, DType kType, bool kBulk>
-std::string simulate(const sim::Launch& launch, const SpmmT16Params& p, int token_tiles) {
-  const auto run = [&]<int kTokenTiles>(std::integral_constant<int, kTokenTiles>) {
-    return sim::launch(launch, [&] { spmm_t16<T16Config<kFormat, kType, kTokenTiles, kBulk>>(p); });
-  };
-  switch (token_tiles) {
-    case 1:
-      return run(std::integral_constant<int, 1>());
-    case 2:
-      return run(std::integral_constant<int, 2>());
-    case 4:
-      return run(std::integral_constant<int, 4>());
-    default:
-      return run(std::integral_constant<int, 8>());
+std::string simulate(sim::Launch launch, const SpmmCudaArgs& args, const SpmmT16Plan& plan) {
+  if constexpr (kFormat == PackedFormat::gap) {
+    launch.block = {static_cast<uint32_t>(32 * plan.warps_k)};
+    const SpmmGapParams p = spmm_gap_params(args, plan);
+    return with_constant<1, 2, 4>(
+        plan.tokens, [&]<int kTokens>(std::integral_constant<int, kTokens>) {
+          return sim::launch(launch, [&] { spmm_gap<GapConfig<kType, kTokens>>(p); });
+        });
+  } else {
+    launch.block = {kBlockThreads};
+    const SpmmT16Params p = spmm_t16_params(args, plan);
+    return with_constant<1, 2, 4, 8>(
+        plan.token_tiles, [&]<int kTokenTiles>(std::integral_constant<int, kTokenTiles>) {
+          return sim::launch(launch,
+                             [&] { spmm_t16<T16Config<kFormat, kType, kTokenTiles, kBulk>>(p); });
+        });
   }
 }
 
@@ -333,6 +371,20 @@ inline const std::vector<SimRow>& sim_rows() {
   return rows;
 }
 
+// Those rows whose format `wanted` names.
+template <class Wanted>
+std::vector<SimRow> sim_rows_of(const Wanted& wanted) {
+  std::vector<SimRow> rows = sim_rows();
+  std::erase_if(rows, [&](const SimRow& row) { return !wanted(row.format); });
+  return rows;
+}
+inline std::vector<SimRow> tile_rows() {
+  return sim_rows_of([](PackedFormat f) { return f != PackedFormat::gap; });
+}
+inline std::vector<SimRow> gap_rows() {
+  return sim_rows_of([](PackedFormat f) { return f == PackedFormat::gap; });
+}
+
 // Runs a row with that plan; the simulator's complaint, or what is wrong with y or the workspace.
 inline std::string run(const SimRow& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
                        sim::Faults faults = {}) {
@@ -345,11 +397,10 @@ inline std::string run(const SimRow& row, Case& c, const SpmmT16Plan& plan, uint
   c.clear_y();
   const sim::Launch launch{
       .grid = {static_cast<uint32_t>(plan.blocks_n), static_cast<uint32_t>(plan.splits)},
-      .block = {kBlockThreads},
       .shared_bytes = static_cast<size_t>(plan.shared_bytes),
       .seed = seed,
       .faults = faults};
-  std::string wrong = row.run(launch, spmm_t16_params(args, plan), plan.token_tiles);
+  std::string wrong = row.run(launch, args, plan);
   if (!wrong.empty()) return wrong;
   for (int64_t i = 0; !workspace.empty() && i < plan.blocks_n; ++i) {
     if (reinterpret_cast<uint32_t*>(workspace.data())[i] != 0) return "a ticket is not zero again";

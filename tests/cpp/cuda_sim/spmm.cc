@@ -99,8 +99,110 @@ TEST_P(SpmmT16, TwoRunsAgreeInEveryBit) {
   EXPECT_EQ(first, std::vector<uint16_t>(c.y().data(), c.y().data() + c.y().size()));
 }
 
-INSTANTIATE_TEST_SUITE_P(Rows, SpmmT16, testing::ValuesIn(sim_rows()),
+INSTANTIATE_TEST_SUITE_P(Rows, SpmmT16, testing::ValuesIn(tile_rows()),
                          [](const auto& info) { return std::string(info.param.name); });
+
+class SpmmGap : public testing::TestWithParam<SimRow> {
+ protected:
+  void expect_right(Problem p, int32_t warps) {
+    p.dtype = GetParam().dtype;
+    p.format = GetParam().format;
+    Case c(p);
+    EXPECT_EQ(run(GetParam(), c, lay_out_spmm_gap(c.t16(), p.m, warps), p.seed), "")
+        << label(p) << ", " << p.parts << " parts, " << warps << " warps";
+  }
+};
+
+TEST_P(SpmmGap, ShapesAndDensities) {
+  uint64_t seed = 600;
+  for (const double sparsity : {0.0, 0.5, 0.9, 0.99, 1.0}) {
+    for (const auto& [n, k] : {std::pair{32, 64}, {33, 65}, {1, 8}, {50, 200}, {130, 321}}) {
+      for (const int64_t m : {1, 2, 3, 4}) {
+        for (const bool integers : {false, true}) {
+          expect_right({.n = n,
+                        .k = k,
+                        .m = m,
+                        .sparsity = sparsity,
+                        .integers = integers,
+                        .bias = integers,
+                        .x_padding = m == 2   ? 8
+                                     : m == 3 ? 3
+                                              : 0,
+                        .y_padding = m == 3 ? 5 : 0,
+                        .seed = ++seed},
+                       8);
+        }
+      }
+    }
+  }
+}
+
+// Parts shared out over warps and blocks, fewer steps than parts, and many steps a part.
+TEST_P(SpmmGap, Parts) {
+  uint64_t seed = 700;
+  for (const int32_t parts : {1, 2, 8, 16, 64}) {
+    for (const int32_t warps : {4, 8, 16}) {
+      if (warps > parts) continue;
+      for (const int64_t m : {1, 4}) {
+        expect_right({.n = 70, .k = 900, .m = m, .sparsity = 0.5, .parts = parts, .seed = ++seed},
+                     warps);
+      }
+    }
+  }
+  expect_right({.n = 40, .k = 3000, .m = 2, .sparsity = 0.2, .parts = 4, .seed = ++seed}, 4);
+}
+
+TEST_P(SpmmGap, TwoRunsAgreeInEveryBit) {
+  Case c({.n = 100,
+          .k = 640,
+          .m = 4,
+          .sparsity = 0.5,
+          .dtype = GetParam().dtype,
+          .format = GetParam().format,
+          .parts = 32,
+          .seed = 52});
+  const SpmmT16Plan plan = lay_out_spmm_gap(c.t16(), 4, 8);
+  ASSERT_EQ(run(GetParam(), c, plan, 1), "");
+  const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
+  ASSERT_EQ(run(GetParam(), c, plan, 2), "");
+  EXPECT_EQ(first, std::vector<uint16_t>(c.y().data(), c.y().data() + c.y().size()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Rows, SpmmGap, testing::ValuesIn(gap_rows()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(ExpandGap, EqualsUnpack) {
+  uint64_t seed = 800;
+  for (const double sparsity : {0.0, 0.5, 0.95, 1.0}) {
+    for (const auto& [n, k] : {std::pair{32, 64}, {33, 65}, {3, 5}, {50, 600}, {20, 1000}}) {
+      for (const int32_t parts : {1, 4, 32}) {
+        Case c({.n = n,
+                .k = k,
+                .m = 1,
+                .sparsity = sparsity,
+                .format = PackedFormat::gap,
+                .parts = parts,
+                .seed = ++seed});
+        const int64_t stride = k + (parts == 4 ? 8 : 3);
+        Guarded<uint16_t> out(static_cast<size_t>((n - 1) * stride + k));
+        std::fill(out.span().begin(), out.span().end(), uint16_t{0x7fff});
+        const ExpandGapParams p = expand_gap_params(c.t16(), out.data(), stride);
+        const sim::Launch launch{
+            .grid = {static_cast<uint32_t>(gap::slices(n))}, .block = {32 * p.warps}, .seed = seed};
+        ASSERT_EQ(sim::launch(launch, [&] { expand_gap(p); }), "");
+        std::vector<uint16_t> unpacked(c.dense().size());
+        gap::unpack(c.t16(), unpacked.data(), k);
+        ASSERT_EQ(unpacked, c.dense());
+        for (int64_t r = 0; r < n; ++r) {
+          for (int64_t col = 0; col < (r + 1 < n ? stride : k); ++col) {
+            ASSERT_EQ(out[r * stride + col], col < k ? c.dense()[r * k + col] : 0x7fff)
+                << r << ", " << col;
+          }
+        }
+      }
+    }
+  }
+}
 
 TEST(ExpandT16, EqualsUnpack) {
   uint64_t seed = 400;

@@ -1,0 +1,58 @@
+// What the gap kernel gets, and the shared memory it and the plan agree on.
+#pragma once
+
+#include <cstdint>
+
+#include "format/gap.h"
+#include "ops/spmm/spmm_cuda.h"
+
+namespace tamis {
+
+inline constexpr int64_t kMaxGapTokens = 4;
+inline constexpr int32_t kMaxGapWarps = 16;  // of a block
+
+// Shared memory of a block: the flag of the last block, sums of its warps [warps, tokens, 32] f32,
+// x [k, tokens], where a slot of x is 1, 2 or 4 tokens.
+inline constexpr int32_t kGapFlagAt = 0;
+inline constexpr int32_t kGapSumsAt = 16;
+constexpr int32_t gap_x_at(int32_t warps, int32_t tokens) {
+  return kGapSumsAt + 128 * warps * tokens;
+}
+
+struct SpmmGapParams {
+  const uint8_t* records;
+  const uint32_t* offsets;
+  const uint16_t* x;
+  const uint16_t* bias;
+  uint16_t* y;
+  uint32_t* tickets;  // [slices]
+  float* partial;     // [splits, slices, tokens, 32]
+  int64_t x_stride, y_stride;
+  int32_t cols, m;
+  int32_t slices, parts_log2;
+  int32_t warps, splits;  // of a block; blocks of a slice: warps * splits are its parts
+  uint32_t header_units;  // of a slice before its steps
+  uint32_t x_at;          // in shared memory
+  bool x_aligned;         // rows of x start at multiples of 16 bytes
+};
+
+// The plan with that many warps a block, a divisor of the parts.
+SpmmT16Plan lay_out_spmm_gap(const T16View& w, int64_t m, int32_t warps);
+
+SpmmGapParams spmm_gap_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+
+struct ExpandGapParams {
+  const uint8_t* records;
+  const uint32_t* offsets;
+  uint16_t* out;
+  int64_t out_stride;
+  int32_t cols;
+  int32_t parts_log2;
+  uint32_t warps;  // of a block
+  uint32_t header_units;
+  bool out_aligned;  // rows of out start at multiples of 16 bytes
+};
+
+ExpandGapParams expand_gap_params(const T16View& w, void* out, int64_t out_stride);
+
+}  // namespace tamis

@@ -1,0 +1,75 @@
+// Plan of the gap product: warps and blocks of a slice, and the shared memory they need.
+#include <algorithm>
+#include <bit>
+
+#include "ops/spmm/gap_params.h"
+
+namespace tamis {
+SpmmT16Plan lay_out_spmm_gap(const T16View& w, int64_t m, int32_t warps) {
+  SpmmT16Plan p{.tokens = m <= 1   ? 1
+                          : m <= 2 ? 2
+                                   : static_cast<int32_t>(kMaxGapTokens),
+                .warps_k = warps,
+                .blocks_n = static_cast<int32_t>(gap::slices(w.rows)),
+                .splits = w.parts / warps};
+  p.shared_bytes =
+      gap_x_at(warps, p.tokens) + ceil_div(w.cols, 8) * 8 * 2 * static_cast<int64_t>(p.tokens);
+  if (p.splits > 1) {
+    p.workspace_bytes =
+        kWorkspaceTicketBytes + int64_t{128} * p.tokens * p.splits * gap::slices(w.rows);
+  }
+  return p;
+}
+
+Status plan_spmm_gap(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+  if (m < 1 || m > kMaxGapTokens) {
+    return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %lld for gap weights",
+                 static_cast<long long>(m), static_cast<long long>(kMaxGapTokens));
+  }
+  *plan = lay_out_spmm_gap(w, m, std::min(w.parts, kMaxGapWarps));
+  if (plan->shared_bytes > device.shared_per_block) {
+    return error(Code::no_kernel,
+                 "spmm: w: got %lld columns, of which %d tokens do not fit in %d bytes of shared "
+                 "memory",
+                 static_cast<long long>(w.cols), plan->tokens, device.shared_per_block);
+  }
+  return {};
+}
+
+SpmmGapParams spmm_gap_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && (a.m == 1 || a.x_stride % 8 == 0);
+  auto* workspace = static_cast<uint8_t*>(a.workspace);
+  return {.records = static_cast<const uint8_t*>(a.w.records),
+          .offsets = a.w.offsets,
+          .x = static_cast<const uint16_t*>(a.x),
+          .bias = static_cast<const uint16_t*>(a.bias),
+          .y = static_cast<uint16_t*>(a.y),
+          .tickets = reinterpret_cast<uint32_t*>(workspace),
+          .partial = reinterpret_cast<float*>(workspace + kWorkspaceTicketBytes),
+          .x_stride = a.x_stride,
+          .y_stride = a.y_stride,
+          .cols = static_cast<int32_t>(a.w.cols),
+          .m = static_cast<int32_t>(a.m),
+          .slices = plan.blocks_n,
+          .parts_log2 = std::countr_zero(static_cast<uint32_t>(a.w.parts)),
+          .warps = plan.warps_k,
+          .splits = plan.splits,
+          .header_units = static_cast<uint32_t>(gap::header_bytes(a.w.parts) / gap::kUnit),
+          .x_at = static_cast<uint32_t>(gap_x_at(plan.warps_k, plan.tokens)),
+          .x_aligned = aligned};
+}
+
+ExpandGapParams expand_gap_params(const T16View& w, void* out, int64_t out_stride) {
+  return {.records = static_cast<const uint8_t*>(w.records),
+          .offsets = w.offsets,
+          .out = static_cast<uint16_t*>(out),
+          .out_stride = out_stride,
+          .cols = static_cast<int32_t>(w.cols),
+          .parts_log2 = std::countr_zero(static_cast<uint32_t>(w.parts)),
+          .warps = static_cast<uint32_t>(std::min(w.parts, kMaxGapWarps)),
+          .header_units = static_cast<uint32_t>(gap::header_bytes(w.parts) / gap::kUnit),
+          .out_aligned = reinterpret_cast<uintptr_t>(out) % 16 == 0 && out_stride % 8 == 0};
+}
+
+}  // namespace tamis

@@ -1,0 +1,60 @@
+// The gap product and its expansion: one source for all architectures.
+#include <atomic>
+
+#include "base/cuda/launch.h"
+#include "ops/spmm/gap.cuh"
+#include "ops/spmm/gap_expand.cuh"
+#include "ops/spmm/kernels_cuda.h"
+
+namespace tamis {
+namespace {
+
+template <class Config>
+Status launch_config(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+                     void* stream) {
+  static std::atomic<uint64_t> allowed{0};
+  TAMIS_RETURN_IF_ERROR(allow_shared_memory("spmm", &spmm_gap<Config>, allowed, device.index,
+                                            device.shared_per_block));
+  return launch("spmm",
+                {.grid = dim3(plan.blocks_n, plan.splits),
+                 .threads = static_cast<uint32_t>(32 * plan.warps_k),
+                 .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+                 .early = device.capability >= 90 && a.w.settled,
+                 .stream = stream},
+                &spmm_gap<Config>, spmm_gap_params(a, plan));
+}
+
+template <DType kType>
+Status launch_gap(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+                  void* stream) {
+  switch (plan.tokens) {
+    case 1:
+      return launch_config<GapConfig<kType, 1>>(a, plan, device, stream);
+    case 2:
+      return launch_config<GapConfig<kType, 2>>(a, plan, device, stream);
+    default:
+      return launch_config<GapConfig<kType, 4>>(a, plan, device, stream);
+  }
+}
+
+}  // namespace
+
+Status spmm_gap_bf16_bf16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+                               const CudaDevice& device, void* stream) {
+  return launch_gap<DType::bf16>(a, plan, device, stream);
+}
+
+Status spmm_gap_f16_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+                             const CudaDevice& device, void* stream) {
+  return launch_gap<DType::f16>(a, plan, device, stream);
+}
+
+Status expand_gap_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
+  if (w.rows == 0) return {};
+  const ExpandGapParams p = expand_gap_params(w, out, out_stride);
+  expand_gap<<<static_cast<uint32_t>(gap::slices(w.rows)), 32 * p.warps, 0,
+               static_cast<cudaStream_t>(stream)>>>(p);
+  return cuda_status("unpack", cudaGetLastError());
+}
+
+}  // namespace tamis
