@@ -10,6 +10,7 @@ The dense side is the faster of two cuBLAS calls, timed in turns with ours.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -37,6 +38,7 @@ SHAPES = {  # Llama-3-8B: rows, columns
     "down": (4096, 14336),
 }
 TOKENS = (1, 4, 8, 16, 32, 64)
+FEW_TOKENS = (1, 2, 4)
 DENSITIES = (0.5, 0.3, 0.2)
 
 
@@ -122,7 +124,7 @@ for n, k in ((50, 192), (130, 1120)):
         tamis.compress(w, format="groupq", dtype="u4", group_size=16),
     ):
         a = tamis.SparseMatrix(made.layout, {name: t.cuda() for name, t in made.arrays.items()})
-        for m in (1, 9, 33, 70):
+        for m in (1, 2, 4, 9, 33, 70):
             y = spmm(torch.randn(m, k, dtype=torch.bfloat16, device="cuda"), a)
 torch.cuda.synchronize()
 print("finished")
@@ -184,8 +186,11 @@ def copy_rate() -> dict[str, Any]:
 class Sparse:
     """Copies of one packed weight, and a workspace."""
 
-    def __init__(self, w: Any, keep: Any = None, group_size: int = 0) -> None:
-        """A 2:4 weight with ``keep``, 4-bit codes in groups with ``group_size``, or unstructured."""
+    def __init__(self, w: Any, keep: Any = None, group_size: int = 0, gap: bool = False) -> None:
+        """A 2:4 weight with ``keep``, 4-bit codes in groups with ``group_size``, or unstructured.
+
+        ``gap``: the last as it is packed for up to 4 tokens.
+        """
         import torch
 
         import tamis
@@ -202,6 +207,8 @@ class Sparse:
             a = tamis.compress(w.float().cpu(), format="groupq", dtype="u4", group_size=group_size)
             self.exact = a.to_dense().cuda()
         elif keep is None:
+            if gap:
+                form, pack = "gap", _C.pack_gap
             a = tamis.compress(w.cpu(), format="bitmap")
         else:
             form, pack = "m24", _C.pack_m24
@@ -209,7 +216,7 @@ class Sparse:
         tiles = pack(make_matrix(a.layout, {name: as_numpy(t) for name, t in a.arrays.items()}))
         records = torch.from_numpy(tiles["records"]).cuda()
         self.nbytes, offsets = records.numel(), 0
-        if form != "m24":
+        if "offsets" in tiles:
             self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).cuda()
             self.nbytes += 4 * self.offsets.numel()
             offsets = self.offsets.data_ptr()
@@ -312,6 +319,24 @@ def one_shape(name: str, rate: float) -> list[dict[str, Any]]:
     return found
 
 
+def one_shape_gap(name: str, rate: float) -> list[dict[str, Any]]:
+    """The same weights as they are packed for few tokens."""
+    import torch
+
+    rows, cols = SHAPES[name]
+    dense = torch.randn(rows, cols, dtype=torch.bfloat16, device="cuda")
+    weights = [dense] + [dense.clone() for _ in range(copies_of(2 * rows * cols) - 1)]
+    found = []
+    for density in (*DENSITIES, 0.1):
+        w = dense * (torch.rand_like(dense, dtype=torch.float32) < density)
+        sparse = Sparse(w, gap=True)
+        for m in FEW_TOKENS:
+            row = {"shape": name, "density": f"gap {density}", **one_case(sparse, w, weights, m)}
+            row["of_copy_rate"] = row["bytes"] / row["us"] * 1e-3 / rate
+            found.append(row)
+    return found
+
+
 def one_shape24(name: str, rate: float) -> list[dict[str, Any]]:
     """2:4 weights on sparse tensor cores."""
     import torch
@@ -378,12 +403,11 @@ def run_sections(args: argparse.Namespace) -> dict[str, Any]:
         "host": host,
         "sanitizer": sanitizer,
     }
-    for shape in SHAPES:
-        sections[f"spmm {shape}"] = lambda shape=shape: one_shape(shape, done["copy"]["gb_per_s"])
-    for shape in SHAPES:
-        sections[f"m24 {shape}"] = lambda shape=shape: one_shape24(shape, done["copy"]["gb_per_s"])
-    for shape in SHAPES:
-        sections[f"g4 {shape}"] = lambda shape=shape: one_shape_g4(shape, done["copy"]["gb_per_s"])
+    products = {"spmm": one_shape, "gap": one_shape_gap, "m24": one_shape24, "g4": one_shape_g4}
+    for (kind, product), shape in itertools.product(products.items(), SHAPES):
+        sections[f"{kind} {shape}"] = lambda product=product, shape=shape: product(
+            shape, done["copy"]["gb_per_s"]
+        )
     for batch in (1, 8):
         sections[f"kv {batch}"] = lambda batch=batch: kv(batch, done["copy"]["gb_per_s"])
     sections["shares"] = shares
@@ -436,7 +460,12 @@ def main() -> int:
     print_shares(done.get("shares", []))
     print_kv([row for name in done if name.startswith("kv") for row in done[name]])
     print_rows(
-        [row for name in done if name.startswith(("spmm", "m24", "g4")) for row in done[name]]
+        [
+            row
+            for name in done
+            if name.startswith(("spmm", "gap", "m24", "g4"))
+            for row in done[name]
+        ]
     )
     failed = not done.get("conformance", {"ok": True})["ok"]
     return 1 if failed else 0

@@ -41,6 +41,7 @@ class Tile:
     nbytes: float
     wavefronts: float  # of shared memory
     products: int  # HMMA of one tile: loops may be unrolled
+    product: str = "HMMA"
 
 
 def tiles() -> list[Tile]:
@@ -51,6 +52,13 @@ def tiles() -> list[Tile]:
             Tile(f"t16 {density}, 8 tokens", "PackedFormatE0 DTypeE2ELi1E", 2048,
                  2048 * density + 152, waves, 4)
         )  # fmt: skip
+    # gap: wavefronts of a load of x by tokens, counted over random rows of 4096 columns.
+    for density, loads in ((0.5, (2.3, 2.9, 5.5)), (0.3, (2.6, 3.1, 5.7)), (0.1, (3.0, 3.3, 6.0))):
+        for tokens, waves in zip((1, 2, 4), loads, strict=True):
+            found.append(
+                Tile(f"gap {density}, {tokens} tokens", f"spmm_gap DTypeE2ELi{tokens}E", 512 / density,
+                     640 / (1 - (1 - density) ** 15), 5 + 8 * waves, 8, "IDP")
+            )  # fmt: skip
     for tokens in (8, 32):
         # 9 wavefronts of the record, 4 for each of two loads of x a tile of 8 tokens.
         found.append(
@@ -97,7 +105,8 @@ def main() -> int:
         return 0
     code = check_sass.functions(check_sass.run(tool, "--dump-sass", library))
     loops: dict[tuple[str, str], Counter[str]] = {
-        key: check_sass.main_loop(body) for key, body in code.items()
+        key: check_sass.main_loop(body, "IDP" if check_sass.gap_tokens(key[1]) else "HMMA")
+        for key, body in code.items()
     }
     print(f"calculated, not measured; dense bf16 at {STREAMED:.0%} of DRAM")
     print(f"{'tile':28} {'bytes ratio':>11}  " + "  ".join(f"{gpu:>22}" for gpu in GPUS))
@@ -105,7 +114,7 @@ def main() -> int:
         line = f"{tile.what:28} {tile.dense_bytes / tile.nbytes:11.2f}  "
         for sms, ghz, rate, arch in GPUS.values():
             sizes = [
-                sum(loop.values()) * tile.products / loop["HMMA"]
+                sum(loop.values()) * tile.products / loop[tile.product]
                 for (built, name), loop in loops.items()
                 if built.rstrip("a") == arch and fits(name, tile.name)
             ]

@@ -2,7 +2,7 @@
 
     python bench/gpu_e2e.py [--layers 2] [--blocks 32] [--batch 1] [--context 1024]
 
-The model is plain torch: RMS norms, rotary positions, grouped attention by SDPA over a cache of fixed
+The model is plain torch, its operations in the order of Hugging Face's: RMS norms, rotary positions, grouped attention by SDPA over a cache of fixed
 length, SwiGLU, an output layer that stays dense. Both sides run one decode step as a CUDA graph, in
 turns. `--layers` blocks have weights of their own and stand `--blocks / --layers` times in the model:
 what a step reads is the same, as two blocks (0.87 GB dense) are many times the L2 cache, and pruning
@@ -48,10 +48,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, at: Tensor, turned: tuple[Tensor, Tensor], kv: Any) -> Tensor:
         b = x.shape[0]
         y = self.norm1(x)
-        q = turn(self.q_proj(y).view(b, HEADS, 1, DIM), *turned)
+        q = self.q_proj(y).view(b, HEADS, 1, DIM)
+        k, v = (proj(y).view(b, KV_HEADS, 1, DIM) for proj in (self.k_proj, self.v_proj))
         keys, values = kv
-        keys.index_copy_(2, at, turn(self.k_proj(y).view(b, KV_HEADS, 1, DIM), *turned))
-        values.index_copy_(2, at, self.v_proj(y).view(b, KV_HEADS, 1, DIM))
+        q = turn(q, *turned)
+        keys.index_copy_(2, at, turn(k, *turned))
+        values.index_copy_(2, at, v)
         y = f.scaled_dot_product_attention(q, keys, values, enable_gqa=True)
         x = x + self.o_proj(y.view(b, 1, WIDTH))
         y = self.norm2(x)

@@ -494,10 +494,11 @@ def test_gap_products_by_tokens_that_follow_prompts() -> None:
     w, a = make(700, 600, 0.4, torch.bfloat16)
     for shape in ((1, 20, 600), (1, 1, 600), (3, 1, 600), (1, 90, 600), (4, 1, 600)):
         x = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
-        y = tamis.ops.spmm.spmm(x, a)
-        wanted, scale = x.double() @ w.double().T, x.double().abs() @ w.double().abs().T
-        allowed = 2.0**-7 * wanted.abs() + 2.0**-18 * scale
-        assert bool(((y.double() - wanted).abs() <= allowed).all())
+        if shape[1] > 1:  # written out and given to torch
+            y = tamis.ops.spmm.spmm(x, a)
+            assert torch.equal(y, torch.nn.functional.linear(x, w))
+        else:
+            check(x[:, 0], w, a, None)
     assert id(a.arrays["values"]) not in cuda_spmm._packed
 
 

@@ -39,7 +39,7 @@ GAP_START = 0.7  # of the start: no ring to fill, and x alone is waited for
 WRITTEN = 0.8  # of that rate, where a weight is read and written out
 # ns a record by tokens, both devices' SMs being alike.
 DECODE = {
-    "gap": (0.148, 0.16, 0.235),
+    "gap": (0.155, 0.165, 0.24),
     "t16": (0.46, 0.57, 0.90, 1.38),
     "m24": (0.22, 0.32, 0.41, 0.88),
     "g4": (0.28, 0.49, 0.52, 1.35),
