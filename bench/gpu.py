@@ -186,11 +186,12 @@ def copy_rate() -> dict[str, Any]:
 class Sparse:
     """Copies of one packed weight, and a workspace."""
 
-    def __init__(self, w: Any, keep: Any = None, group_size: int = 0, gap: bool = False) -> None:
+    def __init__(self, w: Any, keep: Any = None, group_size: int = 0, few: bool = False) -> None:
         """A 2:4 weight with ``keep``, 4-bit codes in groups with ``group_size``, or unstructured.
 
-        ``gap``: the last as it is packed for up to 4 tokens.
+        ``few``: codes and the last as they are packed for few tokens.
         """
+        import numpy as np
         import torch
 
         import tamis
@@ -203,28 +204,26 @@ class Sparse:
             raise SystemExit(f"gpu: {reason}")
         form, pack = "t16", _C.pack_t16
         if group_size:
-            form, pack = "g4", _C.pack_g4
+            form, pack = ("sell4", _C.pack_sell4) if few else ("g4", _C.pack_g4)
             a = tamis.compress(w.float().cpu(), format="groupq", dtype="u4", group_size=group_size)
             self.exact = a.to_dense().cuda()
         elif keep is None:
-            if gap:
+            if few:
                 form, pack = "gap", _C.pack_gap
             a = tamis.compress(w.cpu(), format="bitmap")
         else:
             form, pack = "m24", _C.pack_m24
             a = tamis.compress(w.cpu(), keep=keep.cpu(), format="nm", n_m=(2, 4))
-        tiles = pack(make_matrix(a.layout, {name: as_numpy(t) for name, t in a.arrays.items()}))
+        matrix = make_matrix(a.layout, {name: as_numpy(t) for name, t in a.arrays.items()})
+        tiles = pack(matrix)
         records = torch.from_numpy(tiles["records"]).cuda()
-        self.nbytes, offsets = records.numel(), 0
-        if "offsets" in tiles:
-            self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).cuda()
-            self.nbytes += 4 * self.offsets.numel()
-            offsets = self.offsets.data_ptr()
-        self.records = [records] + [records.clone() for _ in range(copies_of(self.nbytes) - 1)]
+        offsets = torch.from_numpy(tiles.get("offsets", np.zeros(0, "u4")).view("int32")).cuda()
+        self.nbytes = records.numel() + 4 * offsets.numel()
+        self.arrays = [(records.clone(), offsets.clone()) for _ in range(copies_of(self.nbytes))]
         self.matrices = [
             _C.CudaMatrix(r.data_ptr(), r.numel(), tiles["max_record_bytes"],
-                          offsets, *w.shape, "bf16", 0, form)
-            for r in self.records
+                          o.data_ptr(), *w.shape, "bf16", 0, form)
+            for r, o in self.arrays
         ]  # fmt: skip
         self.workspace = torch.zeros(64 << 20, dtype=torch.uint8, device="cuda")
 
@@ -329,7 +328,7 @@ def one_shape_gap(name: str, rate: float) -> list[dict[str, Any]]:
     found = []
     for density in (*DENSITIES, 0.1):
         w = dense * (torch.rand_like(dense, dtype=torch.float32) < density)
-        sparse = Sparse(w, gap=True)
+        sparse = Sparse(w, few=True)
         for m in FEW_TOKENS:
             row = {"shape": name, "density": f"gap {density}", **one_case(sparse, w, weights, m)}
             row["of_copy_rate"] = row["bytes"] / row["us"] * 1e-3 / rate
@@ -366,9 +365,12 @@ def one_shape_g4(name: str, rate: float) -> list[dict[str, Any]]:
     for density in (0.5, 1.0):
         kept = torch.rand(rows, cols // 16, 1, device="cuda") < density
         w = (dense.view(rows, -1, 16) * kept).view(rows, cols)
-        sparse = Sparse(w, group_size=16)
-        for m in TOKENS:
-            row = {"shape": name, "density": f"g4 {density}"}
+        forms = {form: Sparse(w, group_size=16, few=form == "sell4") for form in ("sell4", "g4")}
+        for form, m in [("sell4", m) for m in (1, 2, 4, 8)] + [("g4", m) for m in TOKENS]:
+            sparse = forms[form]
+            if m > sparse.matrices[0].most_tokens:
+                continue  # columns of so many tokens do not fit in shared memory
+            row = {"shape": name, "density": f"{form} {density}"}
             row |= one_case(sparse, sparse.exact, weights, m)
             row["of_copy_rate"] = row["bytes"] / row["us"] * 1e-3 / rate
             found.append(row)

@@ -72,6 +72,12 @@ def tiles() -> list[Tile]:
             Tile(f"g4 {density}, 8 tokens", "PackedFormatE2 DTypeE2ELi1E", 2048, nbytes,
                  8 + 8 * density, 4)
         )  # fmt: skip
+    for tokens in (1, 2, 4, 8):
+        # 32 groups of half of the groups: 512 weights, 2 % fillers; x by conflict-free reads, nearly.
+        found.append(
+            Tile(f"sell4 0.5, {tokens} tokens", f"spmm_sell4 DTypeE2ELi{tokens}E", 2048, 1.02 * 384,
+                 8.2 * tokens, 2 * tokens, "LDS")
+        )  # fmt: skip
     for bits in (8, 4, 2):
         record = 32 * 128 * bits / 4 + 1024  # codes of keys and values, scales and minima
         # Codes once (keys in 16 bytes meet in banks by two), 16 loads of key scales, 8 of values'.
@@ -105,8 +111,7 @@ def main() -> int:
         return 0
     code = check_sass.functions(check_sass.run(tool, "--dump-sass", library))
     loops: dict[tuple[str, str], Counter[str]] = {
-        key: check_sass.main_loop(body, "IDP" if check_sass.gap_tokens(key[1]) else "HMMA")
-        for key, body in code.items()
+        key: check_sass.main_loop(body, check_sass.product_of(key[1])) for key, body in code.items()
     }
     print(f"calculated, not measured; dense bf16 at {STREAMED:.0%} of DRAM")
     print(f"{'tile':28} {'bytes ratio':>11}  " + "  ".join(f"{gpu:>22}" for gpu in GPUS))

@@ -16,6 +16,7 @@
 #include "format/gap.h"
 #include "format/m24.h"
 #include "ops/spmm/gap_params.h"
+#include "ops/spmm/sell4_params.h"
 #include "ops/spmm/t16_params.h"
 #include "ops/spmm_grad/grad_params.h"
 
@@ -90,8 +91,9 @@ py::list kernels(int32_t capability) {
     entry["x_dtype"] = name_of(row.x_dtype);
     entry["isa"] = "sm" + std::to_string(row.capability);
     const bool gap = row.format == PackedFormat::gap;
-    entry["tile_m"] = gap ? kMaxGapTokens : kMaxTokens;
-    entry["tile_n"] = gap ? gap::kLanes : t16::kTileRows;
+    const bool sell4 = row.format == PackedFormat::sell4;
+    entry["tile_m"] = gap ? kMaxGapTokens : sell4 ? kSell4Tokens : kMaxTokens;
+    entry["tile_n"] = gap ? gap::kLanes : sell4 ? sell4::kSliceRows : t16::kTileRows;
     entry["runs_here"] = cuda_library().choose_spmm(row.format, row.x_dtype, capability) == &row;
     rows.append(entry);
   }
@@ -168,11 +170,11 @@ py::list kernels(int32_t capability) {
 }
 
 PackedFormat format_from(const std::string& name) {
-  for (const PackedFormat f :
-       {PackedFormat::t16, PackedFormat::m24, PackedFormat::g4, PackedFormat::gap}) {
+  for (const PackedFormat f : {PackedFormat::t16, PackedFormat::m24, PackedFormat::g4,
+                               PackedFormat::gap, PackedFormat::sell4}) {
     if (name == name_of(f)) return f;
   }
-  throw py::value_error("CudaMatrix: format: got " + name + ", wanted t16, m24, g4 or gap");
+  throw py::value_error("CudaMatrix: format: got " + name + ", wanted t16, m24, g4, gap or sell4");
 }
 
 // Records that offsets find, by a format's two functions.
@@ -217,6 +219,10 @@ py::dict pack_gap(const Matrix& a) {
       });
 }
 
+py::dict pack_sell4(const Matrix& a) {
+  return pack_tiles(a, &sell4::pack_sizes, &sell4::pack);
+}
+
 py::dict pack_m24(const Matrix& a) {
   py::array records =
       new_array({"uint8", "u", 1}, {m24::record_bytes(a.view().rows, a.view().cols)});
@@ -237,8 +243,8 @@ void* pointer(uintptr_t address) {
   return reinterpret_cast<void*>(address);
 }
 
-// A t16, m24 (without offsets), g4 or gap weight on a device, with a plan per number of tokens,
-// made on first use.
+// A t16, m24 (without offsets), g4, gap or sell4 weight on a device, with a plan per number of
+// tokens, made on first use.
 class CudaMatrix {
  public:
   CudaMatrix(uintptr_t records, int64_t record_bytes, int64_t max_record_bytes, uintptr_t offsets,
@@ -269,8 +275,8 @@ class CudaMatrix {
 
   // Replaces the plan for m by another layout; false if the device cannot hold it.
   bool lay_out(int64_t m, int32_t warps_k, int32_t splits) {
-    plan(m);                                           // checks m
-    if (w_.format == PackedFormat::gap) return false;  // has one
+    plan(m);  // checks m; the others have one plan
+    if (w_.format == PackedFormat::gap || w_.format == PackedFormat::sell4) return false;
     if (kBlockWarps % warps_k != 0 || splits < 1 || splits > t16::col_tiles(w_.cols)) return false;
     const SpmmT16Plan wanted = lay_out_spmm_t16(w_, m, warps_k, splits);
     if (wanted.shared_bytes > device_.shared_per_block) return false;
@@ -281,7 +287,8 @@ class CudaMatrix {
 
   // Most tokens of a call; 0 if the columns of one do not fit in a block's shared memory.
   int64_t most_tokens() const {
-    for (const int64_t m : {kMaxTokens, kMaxGapTokens, int64_t{2}, int64_t{1}}) {
+    for (const int64_t m :
+         {kMaxTokens, int64_t{kSell4Tokens}, kMaxGapTokens, int64_t{2}, int64_t{1}}) {
       SpmmT16Plan ignored;
       if (plan_spmm_cuda(w_, m, device_, &ignored).ok()) return m;
     }
@@ -356,6 +363,7 @@ void bind_cuda(py::module_& m) {
   m.def("pack_m24", &pack_m24, "matrix"_a);
   m.def("pack_g4", &pack_g4, "matrix"_a);
   m.def("pack_gap", &pack_gap, "matrix"_a);
+  m.def("pack_sell4", &pack_sell4, "matrix"_a);
   py::class_<CudaMatrix>(m, "CudaMatrix", "A packed weight on a device, with its plans.")
       .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, const std::string&,
                     int32_t, const std::string&>(),

@@ -65,34 +65,14 @@ void write_record(const MatrixView& a, const Tile& tile, int64_t col, uint8_t* r
     if (group < 0) continue;
     mask |= uint64_t{1} << bit;
     const int64_t first = (col + col_of(bit)) % a.group_size;
-    for (int64_t word = 0; word < 2; ++word) {
-      uint32_t packed = 0;
-      for (int j = 0; j < 8; ++j) {
-        packed |= code_at(a, group, first + 8 * word + j) << (j / 2 * 4 + j % 2 * 16);
-      }
-      std::memcpy(codes, &packed, sizeof packed);
-      codes += sizeof packed;
-    }
+    uint32_t words[2];
+    unit_codes(a, group, first, words);
+    std::memcpy(codes, words, sizeof words);
+    codes += sizeof words;
     std::memcpy(scales, a.group_scales + 2 * group, kScaleBytes);
     scales += kScaleBytes;
   }
   std::memcpy(record, &mask, sizeof mask);
-}
-
-Status check_source(const MatrixView& a) {
-  if (a.format != Format::groupq || a.dtype != DType::u4) {
-    return error(Code::invalid_argument, "g4: format: got %s of %s, wanted groupq of u4",
-                 name_of(a.format), name_of(a.dtype));
-  }
-  const int64_t groups = a.row_offsets[a.rows];
-  for (int64_t g = 0; g < groups; ++g) {
-    const float zero = f32_from_f16(a.group_scales[2 * g + 1]);
-    if (!(zero >= 0 && zero <= 15 && zero == static_cast<float>(static_cast<int>(zero)))) {
-      return error(Code::no_kernel, "g4: zero: got %g, wanted a whole number from 0 to 15",
-                   static_cast<double>(zero));
-    }
-  }
-  return {};
 }
 
 template <class Do>
@@ -107,8 +87,33 @@ void for_each_tile(const MatrixView& a, const Do& each) {
 
 }  // namespace
 
+Status check_source(const char* format, const MatrixView& a) {
+  if (a.format != Format::groupq || a.dtype != DType::u4) {
+    return error(Code::invalid_argument, "%s: format: got %s of %s, wanted groupq of u4", format,
+                 name_of(a.format), name_of(a.dtype));
+  }
+  const int64_t groups = a.row_offsets[a.rows];
+  for (int64_t g = 0; g < groups; ++g) {
+    const float zero = f32_from_f16(a.group_scales[2 * g + 1]);
+    if (!(zero >= 0 && zero <= 15 && zero == static_cast<float>(static_cast<int>(zero)))) {
+      return error(Code::no_kernel, "%s: zero: got %g, wanted a whole number from 0 to 15", format,
+                   static_cast<double>(zero));
+    }
+  }
+  return {};
+}
+
+void unit_codes(const MatrixView& a, int64_t group, int64_t first, uint32_t (&words)[2]) {
+  for (int64_t word = 0; word < 2; ++word) {
+    words[word] = 0;
+    for (int j = 0; j < 8; ++j) {
+      words[word] |= code_at(a, group, first + 8 * word + j) << (j / 2 * 4 + j % 2 * 16);
+    }
+  }
+}
+
 Status pack_sizes(const MatrixView& a, t16::Sizes* sizes) {
-  TAMIS_RETURN_IF_ERROR(check_source(a));
+  TAMIS_RETURN_IF_ERROR(check_source("g4", a));
   std::atomic<int64_t> total{0}, longest{0};
   for_each_tile(a, [&](int64_t, const Tile& tile) {
     const int64_t bytes = bytes_of(tile);
@@ -128,7 +133,7 @@ Status pack_sizes(const MatrixView& a, t16::Sizes* sizes) {
 }
 
 Status pack(const MatrixView& a, uint32_t* offsets, void* records) {
-  TAMIS_RETURN_IF_ERROR(check_source(a));
+  TAMIS_RETURN_IF_ERROR(check_source("g4", a));
   const int64_t across = t16::col_tiles(a.cols), tiles = t16::row_tiles(a.rows) * across;
   offsets[0] = 0;
   for_each_tile(a, [&](int64_t i, const Tile& tile) {

@@ -34,4 +34,10 @@ Status pack_sizes(const MatrixView& a, t16::Sizes* sizes);
 // Writes offsets[sizes.offsets] and records[sizes.record_bytes], padding included.
 Status pack(const MatrixView& a, uint32_t* offsets, void* records);
 
+// Whether `a` is groupq of u4 whose zero points are codes; `format` begins the sentence if not.
+Status check_source(const char* format, const MatrixView& a);
+
+// The codes of columns [first, first + 16) of a stored group, in the order above.
+void unit_codes(const MatrixView& a, int64_t group, int64_t first, uint32_t (&words)[2]);
+
 }  // namespace tamis::g4

@@ -27,22 +27,24 @@
 
 namespace tamis {
 
-// Forms of weights packed for CUDA: three that share tiles of 16 x 64 and hence kernels, and gap.
-enum class PackedFormat : uint8_t { t16, m24, g4, gap };
+// Forms of weights packed for CUDA: three that share tiles of 16 x 64 and hence kernels, gap
+// and sell4.
+enum class PackedFormat : uint8_t { t16, m24, g4, gap, sell4 };
 
 constexpr const char* name_of(PackedFormat f) {
   return f == PackedFormat::t16   ? "t16"
          : f == PackedFormat::m24 ? "m24"
          : f == PackedFormat::g4  ? "g4"
-                                  : "gap";
+         : f == PackedFormat::gap ? "gap"
+                                  : "sell4";
 }
 
 struct T16View {
   PackedFormat format = PackedFormat::t16;
   int64_t rows = 0, cols = 0;
-  DType dtype = DType::bf16;  // or f16; of g4, whose weights are codes, what x has
+  DType dtype = DType::bf16;  // or f16; of g4 and sell4, whose weights are codes, what x has
   const void* records = nullptr;
-  const uint32_t* offsets = nullptr;  // t16, g4, gap
+  const uint32_t* offsets = nullptr;  // t16, g4, gap, sell4
   int32_t parts = 0;                  // gap
   int64_t record_bytes = 0;           // all of them
   int64_t max_record_bytes = 0;       // of the longest: what a kernel's buffer must hold

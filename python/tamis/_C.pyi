@@ -581,6 +581,9 @@ def pack_m24(matrix: Matrix) -> dict[str, Any]:
 def pack_gap(matrix: Matrix) -> dict[str, Any]:
     """The same weights for few tokens, as `pack_t16`; at most 65536 columns."""
 
+def pack_sell4(matrix: Matrix) -> dict[str, Any]:
+    """Groupq of u4 for few tokens, as `pack_g4`; at most 65536 columns."""
+
 def pack_g4(matrix: Matrix) -> dict[str, Any]:
     """Groupq of u4 in tiles for CUDA, as `pack_t16`; NotImplementedError if a zero is no code."""
 

@@ -24,6 +24,7 @@ MAX_REGISTERS = 128  # two blocks of 256 threads on an SM
 MAX_INSTRUCTIONS, MAX_POPC = 240, 0  # sm_90a, one record of t16, 8 tokens
 MAX_CODES = 170  # the same of g4
 MAX_SPARSE24 = 30  # the same of m24, whose loop takes several
+MAX_SELL4 = {1: 47, 2: 62, 4: 92, 8: 152}  # sm_90, one step of sell4 (32 groups), by tokens
 MAX_GAP = {1: 60, 2: 80, 4: 112}  # sm_90, one step of gap (256 entries), by tokens
 MAX_DOTS, MAX_ROW_SUMS = 100, 200  # sm_90, 1024 weights of sparse_mlp's rows, of listed rows
 # Prompts: registers of two blocks of 128 threads on an SM, and instructions of a tile on sm_90 with all
@@ -80,12 +81,13 @@ def opcode(text: str) -> str:
 
 def main_loop(code: list[tuple[int, str]], product: str = "HMMA") -> Counter[str]:
     """Opcodes of the shortest backward jump's body that has such instructions: tensor cores'."""
+    least = 30 if product == "HFMA2" else 1  # others are constants
     best: list[str] = []
     for address, text in code:
         match = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
         if match and int(match[1], 16) < address:
             body = [opcode(t) for a, t in code if int(match[1], 16) <= a <= address]
-            if product in body and (not best or len(body) < len(best)):
+            if body.count(product) >= least and (not best or len(body) < len(best)):
                 best = body
     return Counter(best)
 
@@ -108,13 +110,25 @@ def gap_tokens(name: str) -> int:
     return int(match[1]) if match else 0
 
 
+def sell4_tokens(name: str) -> int:
+    """The same of a sell4 kernel."""
+    match = re.search(r"spmm_sell4.*DTypeE\dELi(\d)E", name)
+    return int(match[1]) if match else 0
+
+
+def product_of(name: str) -> str:
+    """What a kernel's main loop multiplies with."""
+    return "IDP" if gap_tokens(name) else "HFMA2" if sell4_tokens(name) else "HMMA"
+
+
 def product_label(name: str) -> str:
     """What a product of few tokens is; empty for other kernels."""
     dtype = "f16" if "DTypeE1" in name else "bf16"
     if match := re.search(r"spmm_t16.*PackedFormatE(\d)E.*DTypeE\dELi(\d)", name):
         return f"spmm_{('t16', 'm24', 'g4')[int(match[1])]} {dtype} {8 * int(match[2])} tokens"
-    tokens = gap_tokens(name)
-    return f"spmm_gap {dtype} {tokens} tokens" if tokens else ""
+    if tokens := gap_tokens(name) or sell4_tokens(name):
+        return f"spmm_{'gap' if gap_tokens(name) else 'sell4'} {dtype} {tokens} tokens"
+    return ""
 
 
 def label(arch: str, name: str) -> str:
@@ -134,7 +148,7 @@ def label(arch: str, name: str) -> str:
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
     if match := re.search(r"(sparse_input|sparse_mlp_(?:gate|up|down))\w*DTypeE(\d)E", name):
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
-    known = ("expand_t16", "expand_gap", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select", "kv_mass_merge",
+    known = ("expand_t16", "expand_gap", "expand_sell4", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select", "kv_mass_merge",
              "kv_choose", "kv_append_labels", "kv_fetch_maps", "kv_fetch_units", "grad_places", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
              "spgemm_warps", "spgemm_blocks", "spgemm_dense")  # fmt: skip
     return f"{next((k for k in known if k in name), name)} {arch}"
@@ -168,6 +182,8 @@ def budget(arch: str, name: str) -> int | None:
 def product_budget(arch: str, name: str) -> int | None:
     if tokens := gap_tokens(name):
         return MAX_GAP[tokens] if arch == "sm_90" else None
+    if tokens := sell4_tokens(name):
+        return MAX_SELL4[tokens] if arch == "sm_90" else None
     if arch != "sm_90a" or "ELi1E" not in name:
         return None
     if "PackedFormatE2" in name:
@@ -177,11 +193,13 @@ def product_budget(arch: str, name: str) -> int | None:
 
 def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
     wrong = []
-    if not loop["HMMA"] and not gap_tokens(name):
-        wrong.append("no tensor core instruction in a loop")
+    if not loop[product_of(name)]:
+        wrong.append(f"no {product_of(name)} in a loop")
     most, size = budget(arch, name), sum(loop.values())
     if gap_tokens(name):  # of one of the loop's steps, of eight entries a lane
         size = size * 8 // loop["IDP"] if loop["IDP"] else 10**9
+    if tokens := sell4_tokens(name):  # of one of the loop's steps
+        size = size * 2 * tokens // max(loop["LDS"], 1)
     if "PackedFormatE1" in name or "PackedFormatE2" in name:  # of one of the loop's records
         products = 2 if "PackedFormatE1" in name else 4  # at 8 tokens
         size = size * products // max(loop["HMMA"], products)
@@ -196,7 +214,7 @@ def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
 
 def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> list[str]:
     everything = Counter(opcode(text) for _, text in code)
-    loop = main_loop(code, "IDP" if gap_tokens(name) else "HMMA")
+    loop = main_loop(code, product_of(name))
     size = sum(loop.values())
     attention = "sparse_attention" in name
     wrong = []
@@ -211,7 +229,7 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     if used > most:
         wrong.append(f"{used} registers, wanted at most {most}")
     mass = "kv_mass_rows" in name or "kv_mass_columns" in name
-    product = "spmm_t16" in name or gap_tokens(name) > 0
+    product = "spmm_t16" in name or product_of(name) != "HMMA"
     if attention or prefill or mass or activation(name) or gradient(name) or product:
         wrong += loop_problems(arch, name, loop)
     counts = ", ".join(f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", "HMMA", "LDGSTS"))
@@ -234,11 +252,11 @@ def main() -> int:
     used = registers(run(tool, "--dump-resource-usage", library))
     found = functions(run(tool, "--dump-sass", library))
     # On three architectures: three formats with four token tiles in two dtypes, gap with three numbers of
-    # tokens in two and its expansion, ten attentions, fourteen for the rest of a KV cache, two passes of five
+    # tokens in two and its expansion, sell4 with four, ten attentions, fourteen for the rest of a KV cache, two passes of five
     # for kv_mass and what joins them, four of activations in two dtypes, eight of prompts, three of gradients
     # in two, their places and ways to and from dense, eight of spgemm; the expansions on two, two choices of
     # tokens on one.
-    wanted = 3 * (24 + 7 + 10 + 14 + 11 + 8 + 8 + 9 + 8) + 3 * 2 + 2
+    wanted = 3 * (24 + 7 + 9 + 10 + 14 + 11 + 8 + 8 + 9 + 8) + 3 * 2 + 2
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

@@ -172,6 +172,25 @@ def decode_gap(records: np.ndarray, offsets: np.ndarray, rows: int, cols: int) -
     return w
 
 
+def decode_sell4(records: np.ndarray, offsets: np.ndarray, dense: np.ndarray) -> None:
+    """All weights by the layout comment of sell4.h, rounded to bf16."""
+    slices = -(-dense.shape[0] // 32)
+    rows = offsets[slices + 1 :]
+    for s, lane in itertools.product(range(slices), range(32)):
+        for r in range(offsets[s], offsets[s + 1]):
+            words = records[1536 * r : 1536 * r + 1536].view(np.uint32)
+            for step in range(4):
+                unit = int(words[256 + 4 * lane + step])
+                scale = float(np.array([unit & 0xFFFF], np.uint16).view(np.float16)[0])
+                if scale == 0:
+                    continue
+                for j in range(16):
+                    word = int(words[128 * (step // 2) + 4 * lane + 2 * (step % 2) + j // 8])
+                    code = word >> (j % 8 // 2 * 4 + j % 2 * 16) & 15
+                    w = torch.tensor(scale * (code - (unit >> 16 & 15))).bfloat16()
+                    dense[rows[32 * s + lane], 16 * (unit >> 20) + j] = w.view(torch.uint16).item()
+
+
 class Played:
     """CudaMatrix over host memory."""
 
@@ -190,7 +209,16 @@ class Played:
     ) -> None:
         form = rest[2]
         Played.made.append(form)
-        self.most_tokens = 4 if form == "gap" else 64
+        self.most_tokens = {"gap": 4, "sell4": 8}.get(form, 64)
+        if form == "sell4":
+            slices = -(-rows // 32)
+            self.bits = np.zeros((rows, cols), np.uint16)
+            decode_sell4(
+                at_address(records, (nbytes,), np.uint8),
+                at_address(offsets, (33 * slices + 1,), np.uint32),
+                self.bits,
+            )
+            return
         if form == "gap":
             starts = at_address(offsets, (-(-rows // 32) + 1,), np.uint32)
             self.bits = decode_gap(at_address(records, (nbytes,), np.uint8), starts, rows, cols)
@@ -260,13 +288,20 @@ def test_codes_reach_the_kernel(played: type[Played]) -> None:
     w = torch.randn(40, 160)
     w.view(40, 10, 16)[torch.rand(40, 10) < 0.5] = 0
     for size in (16, 32):
-        a = tamis.compress(w, format="groupq", dtype="u4", group_size=size)
-        for m in (1, 5, 65):
-            x = torch.randn(m, 160, dtype=torch.bfloat16)
-            y = call(x, a)
-            assert y is not None
-            wanted = x.float() @ a.to_dense().float().T
-            torch.testing.assert_close(y.float(), wanted, rtol=2e-2, atol=0.2)
+        for tokens, made in (
+            ((1, 65, 4, 40), ["sell4", "g4"]),
+            ((65, 1), ["sell4"]),
+            ((40, 2), ["g4", "sell4"]),
+        ):
+            a = tamis.compress(w, format="groupq", dtype="u4", group_size=size)
+            played.made.clear()
+            for m in tokens:
+                x = torch.randn(m, 160, dtype=torch.bfloat16)
+                y = call(x, a)
+                assert y is not None
+                wanted = x.float() @ a.to_dense().float().T
+                torch.testing.assert_close(y.float(), wanted, rtol=2e-2, atol=0.2)
+            assert played.made == made
 
 
 @pytest.mark.parametrize("pattern", ["bitmap", "nm"])
@@ -452,7 +487,7 @@ def test_groups_of_codes(shape: tuple[int, int], size: int, dtype: torch.dtype) 
     w = a.to_dense().double().cuda()
     a = tamis.SparseMatrix(a.layout, {name: array.cuda() for name, array in a.arrays.items()})
     eps = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11
-    for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65):
+    for m in (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 32, 33, 64, 65):
         x = torch.randn(m, shape[1], dtype=dtype, device="cuda")
         y = tamis.ops.spmm.spmm(x, a)
         assert torch.equal(y, tamis.ops.spmm.spmm(x, a))
@@ -487,6 +522,30 @@ def test_strided_and_misaligned_inputs() -> None:
     for m in (1, 2, 4):
         check(x[:m, 3:203], w, a, None)
         check(x[:m, :200], w, a, None)
+
+
+@needs_device
+def test_groups_of_codes_take_any_x_and_follow_prompts() -> None:
+    w = torch.randn(700, 608)
+    w.view(700, 38, 16)[torch.rand(700, 38) < 0.5] = 0
+    made = tamis.compress(w, format="groupq", dtype="u4", group_size=16)
+    w = made.to_dense().double().cuda()
+    a = tamis.SparseMatrix(made.layout, {name: array.cuda() for name, array in made.arrays.items()})
+    bias = torch.randn(700, dtype=torch.bfloat16, device="cuda")
+    wide = torch.randn(4, 619, dtype=torch.bfloat16, device="cuda")
+    for x in (
+        torch.randn(1, 90, 608, device="cuda").bfloat16(),
+        torch.randn(1, 1, 608, device="cuda").bfloat16() * 1e30,
+        torch.randn(4, 608, device="cuda").bfloat16() * 1e-30,
+        torch.zeros(2, 608, device="cuda").bfloat16(),
+        wide[:, 8:616],
+        wide[:3, 3:611],
+    ):
+        y = tamis.ops.spmm.spmm(x, a, bias)
+        wanted, scale = x.double() @ w.T + bias.double(), x.double().abs() @ w.abs().T
+        allowed = 2.0**-7 * wanted.abs() + 2.0**-7 * scale
+        assert bool(((y.double() - wanted).abs() <= allowed).all())
+    assert id(a.arrays["values"]) not in cuda_spmm._packed
 
 
 @needs_device

@@ -58,6 +58,19 @@ def test_few_tokens_read_streams_where_that_is_faster() -> None:
 
 
 @pytest.mark.usefixtures("h200")
+def test_few_tokens_of_codes_have_a_form_of_their_own() -> None:
+    codes = Layout("groupq", N, K, "u4", group_size=16)
+    assert [cuda_cost.form_for(codes, HALF, m, 0) for m in (1, 4, 9, 64)] == ["sell4"] * 2 + [
+        "g4"
+    ] * 2
+    assert cuda_cost.few_tokens(codes, HALF, 0) >= 4
+    times = [cost.sparse_ns(codes, HALF, m, device=0) for m in (1, 2, 4, 8, 9, 17, 33)]
+    assert times == sorted(times)
+    wide = Layout("groupq", 16, 1 << 17, "u4", group_size=16)
+    assert cuda_cost.few_tokens(wide, 1 << 20, 0) == 0
+
+
+@pytest.mark.usefixtures("h200")
 def test_only_what_a_kernel_takes_is_chosen_on_a_device() -> None:
     few = N * K // 20
     csr8, bitmap = Layout("csr8", N, K, "bf16"), Layout("bitmap", N, K, "bf16")

@@ -320,6 +320,14 @@ TAMIS_DEVICE int32_t shuffle(int32_t value, int lane) {
 TAMIS_DEVICE uint32_t ballot(bool mine) {
   return __ballot_sync(0xffffffffu, mine);
 }
+// The largest of what the lanes say.
+TAMIS_DEVICE uint32_t warp_max(uint32_t mine) {
+  return __reduce_max_sync(0xffffffffu, mine);
+}
+// The larger of each two of 16 bits, unsigned.
+TAMIS_DEVICE uint32_t max_halves(uint32_t a, uint32_t b) {
+  return __vmaxu2(a, b);
+}
 TAMIS_DEVICE int popcount(uint32_t bits) {
   return __popc(bits);
 }

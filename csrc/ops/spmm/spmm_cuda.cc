@@ -30,7 +30,7 @@ Status check(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
                  static_cast<long long>(a.x_stride), static_cast<long long>(a.y_stride),
                  static_cast<long long>(a.w.cols), static_cast<long long>(a.w.rows));
   }
-  if (a.x == nullptr || a.y == nullptr || a.w.records == nullptr ||
+  if (a.x == nullptr || a.y == nullptr || (a.w.records == nullptr && a.w.record_bytes > 0) ||
       (a.w.format != PackedFormat::m24 && a.w.offsets == nullptr)) {
     return error(Code::invalid_argument, "spmm: x, y, w: got null, wanted arrays on the device");
   }
@@ -74,6 +74,8 @@ Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream
       return expand_m24_cuda(w, out, out_stride, stream);
     case PackedFormat::g4:
       return expand_g4_cuda(w, out, out_stride, stream);
+    case PackedFormat::sell4:
+      return expand_sell4_cuda(w, out, out_stride, stream);
     case PackedFormat::gap:
       return expand_gap_cuda(w, out, out_stride, stream);
     default:

@@ -30,10 +30,11 @@ struct SpmmCudaArgs {
 
 inline constexpr int64_t kMaxTokens = 64;
 
-// How one call is laid out over the device; see plan_spmm_cuda. gap: slices are the row tiles.
+// How one call is laid out over the device; see plan_spmm_cuda. gap: slices are the row tiles;
+// sell4: blocks.
 struct SpmmT16Plan {
-  int32_t tokens = 0;                // most that a call may have
-  int32_t token_tiles = 0;           // products of 8 tokens per A fragment: 1, 2, 4 or 8; gap: none
+  int32_t tokens = 0;       // most that a call may have
+  int32_t token_tiles = 0;  // products of 8 tokens per A fragment: 1, 2, 4 or 8; gap, sell4: none
   int32_t warps_n = 0, warps_k = 0;  // of a block: over row tiles, and over its part of k
   int32_t blocks_n = 0;              // over row tiles
   int32_t splits = 0;                // blocks over k; each leaves a partial sum if more than one
@@ -44,9 +45,10 @@ struct SpmmT16Plan {
 };
 
 // Pure: which layout is expected to take least time. Fails when none fits the device, and for more
-// tokens than the format's kernels take: 4 of gap, 64 of the others.
+// tokens than the format's kernels take: 4 of gap, 8 of sell4, 64 of the others.
 Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
+Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_gap(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 
 // Launches one row's kernel on a stream (cudaStream_t).
@@ -77,6 +79,7 @@ Status spmm_cuda(const SpmmCudaArgs& args, const SpmmT16Plan& plan, const CudaDe
 Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_g4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
+Status expand_sell4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_gap_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_m24_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 

@@ -88,8 +88,9 @@ SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32
 }
 
 Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
-  return w.format == PackedFormat::gap ? plan_spmm_gap(w, m, device, plan)
-                                       : plan_spmm_t16(w, m, device, plan);
+  return w.format == PackedFormat::gap     ? plan_spmm_gap(w, m, device, plan)
+         : w.format == PackedFormat::sell4 ? plan_spmm_sell4(w, m, device, plan)
+                                           : plan_spmm_t16(w, m, device, plan);
 }
 
 Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {

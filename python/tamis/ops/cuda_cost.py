@@ -1,6 +1,6 @@
 """What products are expected to take on a CUDA device; nothing here knows torch.
 
-A weight is read in records of 16 x 64, or in gap's steps of 32 x 8 entries; a call takes a start, then
+A weight is read in records of 16 x 64, in gap's steps of 32 x 8 entries or sell4's of 32 groups; a call takes a start, then
 for each record the larger of its bytes at the device's rate and what decoding and multiplying it
 takes, which grows in steps with the tokens. A dense call takes a start and its bytes. Fitted to every layout of the four shapes of
 Llama-3-8B on an H200, and to the H100's times (bench/RESULTS.md, GPU); other devices are not
@@ -17,7 +17,13 @@ from tamis.layout import Layout
 from tamis.ops import cuda
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64)  # a kernel takes as long for any number up to the next of these
-_FEW, _TILES = TOKENS[:3], TOKENS[3:]  # of gap's kernels, of the others'
+_TILES = TOKENS[3:]
+# The form for few tokens beside one for any, and the steps of its kernels; both say 65536 columns.
+_FEW: dict[str, tuple[str, tuple[int, ...]]] = {
+    "t16": ("gap", TOKENS[:3]),
+    "g4": ("sell4", TOKENS[:4]),
+}
+_FEW_COLS = 65536
 NEVER = float("inf")
 _RECORD = 16 * 64  # weights
 
@@ -35,7 +41,7 @@ RATES = {
     "H200": Rates(read=4460.0, start=4000.0, dense_start=5900.0),
     "H100": Rates(read=3130.0, start=6000.0, dense_start=7100.0),
 }
-GAP_START = 0.7  # of the start: no ring to fill, and x alone is waited for
+START = {"gap": 0.7, "sell4": 0.85}  # of the start: no ring to fill, and x alone is waited for
 WRITTEN = 0.8  # of that rate, where a weight is read and written out
 # ns a record by tokens, both devices' SMs being alike.
 DECODE = {
@@ -43,6 +49,7 @@ DECODE = {
     "t16": (0.46, 0.57, 0.90, 1.38),
     "m24": (0.22, 0.32, 0.41, 0.88),
     "g4": (0.28, 0.49, 0.52, 1.35),
+    "sell4": (0.115, 0.16, 0.27, 0.52),
 }
 
 
@@ -56,23 +63,25 @@ def packed_form(layout: Layout) -> str:
 
 
 def form_for(layout: Layout, nnz: int, tokens: int, device: int) -> str:
-    """The packed form for that many tokens: gap for few where it is expected to be faster."""
+    """The packed form for that many tokens: that for few where it is expected to be faster."""
     form = packed_form(layout)
-    if form != "t16" or tokens > _FEW[-1] or layout.cols > _GAP_COLS:
+    few, steps = _FEW.get(form, ("", (0,)))
+    if not few or tokens > steps[-1] or layout.cols > _FEW_COLS:
         return form
     rates = _rates(device)
     if rates is None:
-        return "gap" if nnz <= _GAP_DENSITY * layout.rows * layout.cols else form
-    return min(("gap", form), key=lambda f: _product(rates, layout, nnz, tokens, f))
+        fewer = few == "sell4" or nnz <= _GAP_DENSITY * layout.rows * layout.cols
+        return few if fewer and tokens <= _UNKNOWN_FEW else form
+    return min((few, form), key=lambda f: _product(rates, layout, nnz, tokens, f))
 
 
 def few_tokens(layout: Layout, nnz: int, device: int) -> int:
-    """Tokens up to which gap is the form of the weight; 0 if it never is."""
-    few = [m for m in _FEW if form_for(layout, nnz, m, device) == "gap"]
-    return max(few, default=0)
+    """Tokens up to which the weight has its form for few; 0 if it never has."""
+    few, steps = _FEW.get(packed_form(layout), ("", ()))
+    return max((m for m in steps if form_for(layout, nnz, m, device) == few), default=0)
 
 
-_GAP_COLS = 65536  # that the form can say
+_UNKNOWN_FEW = 4  # tokens, where rates are unknown
 _GAP_DENSITY = 0.6  # up to which it has fewer bytes for its work, where rates are unknown
 
 
@@ -81,13 +90,17 @@ def packed_nbytes(layout: Layout, nnz: int, form: str) -> float:
     records = _records(layout, nnz, form)
     if form == "gap":
         return 640.0 * records
+    if form == "sell4":
+        return 384.0 * records
     if form == "m24":
         return 1152.0 * records
     return 2.0 * nnz + 152.0 * records if form == "t16" else 0.75 * nnz + 24.0 * records
 
 
 def _records(layout: Layout, nnz: int, form: str) -> float:
-    """Tiles, of gap steps: zeros bridge gaps above 15, and a slice's last step is half full."""
+    """Tiles; of gap steps: zeros bridge gaps above 15, and a slice's last step is half full."""
+    if form == "sell4":
+        return 1.02 * nnz / 512
     if form != "gap":
         return -(-layout.rows // 16) * -(-layout.cols // 64)
     density = nnz / max(1, layout.rows * layout.cols)
@@ -97,10 +110,10 @@ def _records(layout: Layout, nnz: int, form: str) -> float:
 
 def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> float:
     """Ns of a call of up to 64 tokens."""
-    steps = _FEW if form == "gap" else _TILES
+    steps = next((steps for few, steps in _FEW.values() if few == form), _TILES)
     step = next(i for i, most in enumerate(steps) if tokens <= most)
     decode = _records(layout, nnz, form) * DECODE[form][step]
-    start = rates.start * (GAP_START if form == "gap" else 1.0)
+    start = rates.start * START.get(form, 1.0)
     return start + max(decode, packed_nbytes(layout, nnz, form) / rates.read)
 
 

@@ -19,7 +19,14 @@ from tamis.ops.handle import make_matrix
 from tamis.ops.tensors import DTYPE_NAME, REST, Rest, as_numpy
 
 MAX_TOKENS = 64
-_PACKERS = {"t16": _C.pack_t16, "m24": _C.pack_m24, "g4": _C.pack_g4, "gap": _C.pack_gap}
+_PACKERS = {
+    "t16": _C.pack_t16,
+    "m24": _C.pack_m24,
+    "g4": _C.pack_g4,
+    "gap": _C.pack_gap,
+    "sell4": _C.pack_sell4,
+}
+_FEW_FORM = {"t16": "gap", "g4": "sell4"}
 
 
 class Packed:
@@ -172,9 +179,10 @@ def spmm(
     do the calls after its values were written; values that may be trained are packed once a second
     call meets them as they were, so not at every step.
 
-    A weight of any zeros is packed as ``gap`` for up to 4 tokens and as ``t16`` for up to 64, as
-    such calls come: as both only where both do. A prompt, x [..., s, cols] with s > 1, is one call
-    among many of single tokens, so it reads what there is, and never makes ``t16`` beside ``gap``.
+    A weight of any zeros is packed as ``gap`` for up to 4 tokens and as ``t16`` for up to 64, one
+    of 4-bit groups as ``sell4`` and ``g4``, as such calls come: as both only where both do. A
+    prompt, x [..., s, cols] with s > 1, is one call among many of single tokens, so it reads what
+    there is, and never makes the second form beside the first.
     """
     if not _takes(x, values, layout):
         return None
@@ -220,15 +228,16 @@ def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
             del held[id(values)]
     tokens = x.numel() // layout.cols
     wide = tokens > MAX_TOKENS or (x.dim() > 2 and x.shape[-2] > 1)
-    few = few_tokens(layout, values.numel(), values.device.index or 0)
+    form, nnz = packed_form(layout), values.numel() * (2 if layout.dtype == "u4" else 1)
+    few = few_tokens(layout, nnz, values.device.index or 0)
     if few and (wide or tokens <= few):
-        packed = Packed(layout, values, rest, x.dtype, "gap")
+        packed = Packed(layout, values, rest, x.dtype, _FEW_FORM[form])
         few = min(few, packed.matrix.most_tokens)
         if few:
             _few[id(values)] = packed
         if few and (wide or tokens <= few):
             return packed
-    packed = _packed[id(values)] = Packed(layout, values, rest, x.dtype, packed_form(layout))
+    packed = _packed[id(values)] = Packed(layout, values, rest, x.dtype, form)
     packed.least = few * layout.cols if few else -1
     return packed
 
@@ -269,7 +278,7 @@ def _versions(values: Tensor, rest: Rest) -> tuple[int, ...]:
 
 
 def _forgetter(key: int, form: str) -> Any:
-    held = _few if form == "gap" else _packed
+    held = _few if form in _FEW_FORM.values() else _packed
 
     def forget(owner: Any) -> None:
         found = held.get(key)

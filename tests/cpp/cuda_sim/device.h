@@ -179,6 +179,19 @@ inline uint32_t ballot(bool mine) {
   for (uint32_t lane = 0; lane < 32; ++lane) bits |= from_lane<uint32_t>(slots, lane) << lane;
   return bits;
 }
+inline uint32_t warp_max(uint32_t mine) {
+  const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+  uint32_t most = 0;
+  for (uint32_t lane = 0; lane < 32; ++lane) {
+    const auto said = from_lane<uint32_t>(slots, lane);
+    most = said > most ? said : most;
+  }
+  return most;
+}
+inline uint32_t max_halves(uint32_t a, uint32_t b) {
+  const uint32_t low = (a & 0xffffu) > (b & 0xffffu) ? a & 0xffffu : b & 0xffffu;
+  return low | ((a >> 16) > (b >> 16) ? a >> 16 : b >> 16) << 16;
+}
 inline int popcount(uint32_t bits) {
   return std::popcount(bits);
 }

@@ -15,11 +15,13 @@
 #include "format/gap.h"
 #include "format/groupq.h"
 #include "format/m24.h"
+#include "format/sell4.h"
 #include "format/t16.h"
 #include "guarded.h"
 #include "ops/spmm/gap.cuh"
 #include "ops/spmm/gap_expand.cuh"
 #include "ops/spmm/m24_expand.cuh"
+#include "ops/spmm/sell4.cuh"
 #include "ops/spmm/spmm.h"
 #include "ops/spmm/t16.cuh"
 #include "ops/spmm/t16_expand.cuh"
@@ -57,7 +59,7 @@ class Case {
  public:
   explicit Case(const Problem& problem) : p_(problem), random_(problem.seed) {
     if (p_.format == PackedFormat::m24) p_.k = ceil_div(p_.k, 4) * 4;
-    if (p_.format == PackedFormat::g4) p_.k = ceil_div(p_.k, 32) * 32;
+    if (of_codes()) p_.k = ceil_div(p_.k, 32) * 32;
     make_weights();
     make_vectors();
     pack_weights();
@@ -74,10 +76,22 @@ class Case {
             .y = y_->data(),
             .y_stride = p_.n + p_.y_padding};
   }
+  void scale_x(float factor) {
+    for (int64_t t = 0; t < p_.m; ++t) {
+      for (int64_t c = 0; c < p_.k; ++c) {
+        uint16_t& x = (*x_)[t * (p_.k + p_.x_padding) + c];
+        x = narrowed(factor * widened(x, p_.dtype), p_.dtype);
+      }
+    }
+  }
   void clear_y() { std::fill(y_->span().begin(), y_->span().end(), kUnwritten); }
   const Guarded<uint16_t>& y() const { return *y_; }
   const std::vector<uint16_t>& dense() const { return dense_; }
-  const std::vector<float>& exact() const { return exact_; }  // g4: before any rounding
+  const std::vector<float>& exact() const { return exact_; }  // g4, sell4: before any rounding
+
+  bool of_codes() const {
+    return p_.format == PackedFormat::g4 || p_.format == PackedFormat::sell4;
+  }
 
   // What differs from the answer; empty if nothing.
   std::string compare() const {
@@ -86,7 +100,7 @@ class Case {
       for (int64_t r = 0; r < p_.n; ++r) {
         double wanted = 0, magnitude = 0;
         for (int64_t c = 0; c < p_.k; ++c) {
-          const bool codes = p_.format == PackedFormat::g4;
+          const bool codes = of_codes();
           const size_t at = static_cast<size_t>(r * p_.k + c);
           const double product = double{codes ? exact_[at] : widened(dense_[at], p_.dtype)} *
                                  widened((*x_)[t * (p_.k + p_.x_padding) + c], p_.dtype);
@@ -97,8 +111,9 @@ class Case {
         const uint16_t got = (*y_)[t * (p_.n + p_.y_padding) + r];
         const uint16_t exact = narrowed(static_cast<float>(wanted), p_.dtype);
         const double off = std::fabs(widened(got, p_.dtype) - wanted);
-        // Weights of g4 are rounded on the way: once in f16, twice in bf16.
-        const bool codes = p_.format == PackedFormat::g4;
+        // Weights of g4 are rounded on the way: once in f16, twice in bf16; sums of sell4 are f16
+        // within a unit.
+        const bool codes = of_codes();
         const double weights = codes ? 2 * eps : 0;
         const double allowed = eps * std::fabs(wanted) + (0x1p-23 * 32 + weights) * magnitude;
         if (p_.integers && !codes ? got != exact : !(off <= allowed)) {
@@ -233,11 +248,13 @@ class Case {
                             .group_size = size};
     groupq::unpack(groups, exact_.data(), p_.k);
     t16::Sizes packed;
-    must(g4::pack_sizes(groups, &packed));
+    const bool sell4 = p_.format == PackedFormat::sell4;
+    must(sell4 ? sell4::pack_sizes(groups, &packed) : g4::pack_sizes(groups, &packed));
     records_ = std::make_unique<Guarded<Unit>>(packed.record_bytes / t16::kUnit);
     offsets_ = std::make_unique<Guarded<uint32_t>>(packed.offsets);
-    must(g4::pack(groups, offsets_->data(), records_->data()));
-    t16_ = {.format = PackedFormat::g4,
+    must(sell4 ? sell4::pack(groups, offsets_->data(), records_->data())
+               : g4::pack(groups, offsets_->data(), records_->data()));
+    t16_ = {.format = p_.format,
             .rows = p_.n,
             .cols = p_.k,
             .dtype = p_.dtype,
@@ -267,7 +284,7 @@ class Case {
 
   void pack_weights() {
     if (p_.format == PackedFormat::m24) return pack_sparse24();
-    if (p_.format == PackedFormat::g4) return pack_codes();
+    if (of_codes()) return pack_codes();
     const DenseView w{
         .data = dense_.data(), .dtype = p_.dtype, .rows = p_.n, .cols = p_.k, .stride = p_.k};
     const PackSpec spec{.format = Format::bitmap, .dtype = p_.dtype};
@@ -349,6 +366,13 @@ std::string simulate(sim::Launch launch, const SpmmCudaArgs& args, const SpmmT16
         plan.tokens, [&]<int kTokens>(std::integral_constant<int, kTokens>) {
           return sim::launch(launch, [&] { spmm_gap<GapConfig<kType, kTokens>>(p); });
         });
+  } else if constexpr (kFormat == PackedFormat::sell4) {
+    launch.block = {static_cast<uint32_t>(32 * plan.warps_k)};
+    const SpmmSell4Params p = spmm_sell4_params(args, plan);
+    return with_constant<1, 2, 4, 8>(
+        plan.tokens, [&]<int kTokens>(std::integral_constant<int, kTokens>) {
+          return sim::launch(launch, [&] { spmm_sell4<Sell4Config<kType, kTokens>>(p); });
+        });
   } else {
     launch.block = {kBlockThreads};
     const SpmmT16Params p = spmm_t16_params(args, plan);
@@ -379,10 +403,15 @@ std::vector<SimRow> sim_rows_of(const Wanted& wanted) {
   return rows;
 }
 inline std::vector<SimRow> tile_rows() {
-  return sim_rows_of([](PackedFormat f) { return f != PackedFormat::gap; });
+  return sim_rows_of(
+      [](PackedFormat f) { return f != PackedFormat::gap && f != PackedFormat::sell4; });
 }
 inline std::vector<SimRow> gap_rows() {
   return sim_rows_of([](PackedFormat f) { return f == PackedFormat::gap; });
+}
+
+inline std::vector<SimRow> sell4_rows() {
+  return sim_rows_of([](PackedFormat f) { return f == PackedFormat::sell4; });
 }
 
 // Runs a row with that plan; the simulator's complaint, or what is wrong with y or the workspace.

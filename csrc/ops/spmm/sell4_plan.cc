@@ -1,0 +1,72 @@
+// Plan of the sell4 product: warps of a block.
+#include <algorithm>
+
+#include "ops/spmm/sell4_params.h"
+
+namespace tamis {
+namespace {
+
+constexpr int32_t kSmWarps = 32;
+
+}  // namespace
+
+SpmmT16Plan lay_out_spmm_sell4(const T16View& w, int64_t m, int32_t warps) {
+  SpmmT16Plan p{.tokens = sell4_tokens(m),
+                .warps_n = 1,
+                .warps_k = warps,
+                .blocks_n = static_cast<int32_t>(sell4::slices(w.rows)),
+                .splits = 1};
+  const int64_t sums = int64_t{128} * p.tokens * warps;
+  p.shared_bytes = sell4_x_at(p.tokens) + std::max(sums, sell4_x_bytes(w.cols, p.tokens));
+  return p;
+}
+
+Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+  if (m < 1 || m > kSell4Tokens) {
+    return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %d for sell4 weights",
+                 static_cast<long long>(m), kSell4Tokens);
+  }
+  // As many warps as the device holds at 64 registers, each with two records or more: of the
+  // layouts timed on an H200 (bench/RESULTS.md) the best or within 6 % of it.
+  const int64_t slices = sell4::slices(w.rows), records = w.record_bytes / sell4::kRecordBytes;
+  int32_t warps = 4;
+  while (2 * warps <= sell4_most_warps(sell4_tokens(m)) &&
+         slices * 2 * warps <= int64_t{device.sms} * kSmWarps && slices * 4 * warps <= records) {
+    warps *= 2;
+  }
+  *plan = lay_out_spmm_sell4(w, m, warps);
+  if (plan->shared_bytes <= device.shared_per_block) return {};
+  return error(Code::no_kernel,
+               "spmm: w: got %lld columns, of which %d tokens do not fit in %d bytes of shared "
+               "memory",
+               static_cast<long long>(w.cols), plan->tokens, device.shared_per_block);
+}
+
+SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && (a.m == 1 || a.x_stride % 8 == 0);
+  return {.records = static_cast<const uint8_t*>(a.w.records),
+          .offsets = a.w.offsets,
+          .row_of = a.w.offsets + plan.blocks_n + 1,
+          .x = static_cast<const uint16_t*>(a.x),
+          .bias = static_cast<const uint16_t*>(a.bias),
+          .y = static_cast<uint16_t*>(a.y),
+          .x_stride = a.x_stride,
+          .y_stride = a.y_stride,
+          .m = static_cast<int32_t>(a.m),
+          .cols = static_cast<int32_t>(a.w.cols),
+          .warps = plan.warps_k,
+          .x_aligned = aligned};
+}
+
+ExpandSell4Params expand_sell4_params(const T16View& w, void* out, int64_t out_stride) {
+  return {.records = static_cast<const uint8_t*>(w.records),
+          .offsets = w.offsets,
+          .row_of = w.offsets + sell4::slices(w.rows) + 1,
+          .out = static_cast<uint16_t*>(out),
+          .out_stride = out_stride,
+          .dtype = w.dtype,
+          .out_aligned = reinterpret_cast<uintptr_t>(out) % 16 == 0 && out_stride % 8 == 0};
+}
+
+}  // namespace tamis

@@ -1,0 +1,64 @@
+// The sell4 product and its expansion for sm_80 and everything later.
+#include <atomic>
+
+#include "base/cuda/launch.h"
+#include "ops/spmm/kernels_cuda.h"
+#include "ops/spmm/sell4.cuh"
+
+namespace tamis {
+namespace {
+
+template <class Config>
+Status launch_config(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+                     void* stream) {
+  static std::atomic<uint64_t> allowed{0};
+  TAMIS_RETURN_IF_ERROR(allow_shared_memory("spmm", &spmm_sell4<Config>, allowed, device.index,
+                                            device.shared_per_block));
+  return launch("spmm",
+                {.grid = dim3(plan.blocks_n),
+                 .threads = static_cast<uint32_t>(32 * plan.warps_k),
+                 .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+                 .early = device.capability >= 90 && a.w.settled,
+                 .stream = stream},
+                &spmm_sell4<Config>, spmm_sell4_params(a, plan));
+}
+
+template <DType kType>
+Status launch_spmm_sell4(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+                         void* stream) {
+  switch (plan.tokens) {
+    case 1:
+      return launch_config<Sell4Config<kType, 1>>(a, plan, device, stream);
+    case 2:
+      return launch_config<Sell4Config<kType, 2>>(a, plan, device, stream);
+    case 4:
+      return launch_config<Sell4Config<kType, 4>>(a, plan, device, stream);
+    default:
+      return launch_config<Sell4Config<kType, 8>>(a, plan, device, stream);
+  }
+}
+
+}  // namespace
+
+Status spmm_sell4_u4_bf16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+                               const CudaDevice& device, void* stream) {
+  return launch_spmm_sell4<DType::bf16>(a, plan, device, stream);
+}
+
+Status spmm_sell4_u4_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+                              const CudaDevice& device, void* stream) {
+  return launch_spmm_sell4<DType::f16>(a, plan, device, stream);
+}
+
+Status expand_sell4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
+  if (w.rows == 0 || w.cols == 0) return {};
+  auto* on = static_cast<cudaStream_t>(stream);
+  const auto width = static_cast<size_t>(2 * w.cols), pitch = static_cast<size_t>(2 * out_stride);
+  TAMIS_RETURN_IF_ERROR(cuda_status(
+      "unpack", cudaMemset2DAsync(out, pitch, 0, width, static_cast<size_t>(w.rows), on)));
+  const auto grid = static_cast<uint32_t>(sell4::slices(w.rows));
+  expand_sell4<<<grid, 32 * kSell4ExpandWarps, 0, on>>>(expand_sell4_params(w, out, out_stride));
+  return cuda_status("unpack", cudaGetLastError());
+}
+
+}  // namespace tamis
