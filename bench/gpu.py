@@ -122,6 +122,8 @@ for n, k in ((50, 192), (130, 1120)):
         tamis.compress(w.bfloat16(), format="bitmap"),
         tamis.compress(w.bfloat16(), keep=two, format="nm", n_m=(2, 4)),
         tamis.compress(w, format="groupq", dtype="u4", group_size=16),
+        tamis.compress(w, keep=two, format="nm", n_m=(2, 4), dtype="i8"),
+        tamis.compress(w, format="bitmap", dtype="i8"),
     ):
         a = tamis.SparseMatrix(made.layout, {name: t.cuda() for name, t in made.arrays.items()})
         for m in (1, 2, 4, 9, 33, 70):
@@ -186,44 +188,59 @@ def copy_rate() -> dict[str, Any]:
 class Sparse:
     """Copies of one packed weight, and a workspace."""
 
-    def __init__(self, w: Any, keep: Any = None, group_size: int = 0, few: bool = False) -> None:
+    def __init__(
+        self,
+        w: Any,
+        keep: Any = None,
+        group_size: int = 0,
+        dtype: str | None = None,
+        few: bool = False,
+    ) -> None:
         """A 2:4 weight with ``keep``, 4-bit codes in groups with ``group_size``, or unstructured.
 
-        ``few``: codes and the last as they are packed for few tokens.
+        With ``dtype="i8"`` values are 8-bit codes, with "i4" 4-bit ones; ``group_size`` is theirs then.
+        ``few``: groups of codes and an unstructured one as they are packed for few tokens.
         """
-        import numpy as np
         import torch
 
         import tamis
         from tamis import _C
         from tamis.ops import cuda
+        from tamis.ops.cuda_cost import packed_form
         from tamis.ops.handle import make_matrix
         from tamis.ops.tensors import as_numpy
 
         if reason := cuda.why_off():
             raise SystemExit(f"gpu: {reason}")
-        form, pack = "t16", _C.pack_t16
-        if group_size:
-            form, pack = ("sell4", _C.pack_sell4) if few else ("g4", _C.pack_g4)
+        if group_size and dtype is None:
             a = tamis.compress(w.float().cpu(), format="groupq", dtype="u4", group_size=group_size)
-            self.exact = a.to_dense().cuda()
         elif keep is None:
-            if few:
-                form, pack = "gap", _C.pack_gap
-            a = tamis.compress(w.cpu(), format="bitmap")
+            a = tamis.compress(w.cpu(), format="bitmap", dtype=dtype)
         else:
-            form, pack = "m24", _C.pack_m24
-            a = tamis.compress(w.cpu(), keep=keep.cpu(), format="nm", n_m=(2, 4))
+            made = {"dtype": dtype, "group_size": group_size}
+            a = tamis.compress(w.cpu(), keep=keep.cpu(), format="nm", n_m=(2, 4), **made)
+        if a.layout.quantized:
+            self.exact = a.to_dense().cuda()
+        few_form = "sell4" if a.layout.format == "groupq" else "gap"
+        form = few_form if few else "m24i4" if dtype == "i4" else packed_form(a.layout)
         matrix = make_matrix(a.layout, {name: as_numpy(t) for name, t in a.arrays.items()})
-        tiles = pack(matrix)
+        tiles = getattr(_C, f"pack_{form}")(matrix)
         records = torch.from_numpy(tiles["records"]).cuda()
-        offsets = torch.from_numpy(tiles.get("offsets", np.zeros(0, "u4")).view("int32")).cuda()
-        self.nbytes = records.numel() + 4 * offsets.numel()
-        self.arrays = [(records.clone(), offsets.clone()) for _ in range(copies_of(self.nbytes))]
+        self.nbytes, offsets, scales = records.numel(), 0, 0
+        if "offsets" in tiles:
+            self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).cuda()
+            self.nbytes += 4 * self.offsets.numel()
+            offsets = self.offsets.data_ptr()
+        if a.layout.dtype == "i8":
+            self.scales = a.arrays["scales"].cuda()
+            self.nbytes += 4 * self.scales.numel()
+            scales = self.scales.data_ptr()
+        self.records = [records] + [records.clone() for _ in range(copies_of(self.nbytes) - 1)]
         self.matrices = [
             _C.CudaMatrix(r.data_ptr(), r.numel(), tiles["max_record_bytes"],
-                          o.data_ptr(), *w.shape, "bf16", 0, form)
-            for r, o in self.arrays
+                          offsets, *w.shape, "bf16", 0, form, scales,
+                          group_size if scales else 0)
+            for r in self.records
         ]  # fmt: skip
         self.workspace = torch.zeros(64 << 20, dtype=torch.uint8, device="cuda")
 
@@ -263,8 +280,24 @@ def semi_structured(w: Any, x: Any, y: Any, count: int) -> dict[str, Callable[[]
     return sides
 
 
+def int_mm(shape: tuple[int, int], m: int, count: int) -> dict[str, Callable[[], None]]:
+    """torch's dense product of bytes, which takes 17 tokens or more; x is in bytes already."""
+    import torch
+
+    rows, cols = shape
+    w = torch.randint(-127, 128, (rows, cols), dtype=torch.int8, device="cuda")
+    copies = [w] + [w.clone() for _ in range(copies_of(w.numel()) - 1)]
+    x = torch.randint(-127, 128, (max(m, 32), cols), dtype=torch.int8, device="cuda")
+
+    def run() -> None:
+        for i in range(count):
+            torch._int_mm(x, copies[i % len(copies)].t())
+
+    return {"int_mm": run}
+
+
 def one_case(
-    sparse: Sparse, w: Any, weights: list[Any], m: int, semi: bool = False
+    sparse: Sparse, w: Any, weights: list[Any], m: int, semi: bool = False, bytes_too: bool = False
 ) -> dict[str, Any]:
     """Times and error of one weight with m tokens; ``weights`` are the dense copies."""
     import torch
@@ -285,11 +318,13 @@ def one_case(
     sides = {"ours": lambda: sparse.calls(x, y, count), "linear": linear, "turned": turned}
     if semi:
         sides |= semi_structured(w, x, y, count)
+    if bytes_too:
+        sides |= int_mm((len(w), w.shape[1]), m, count)
     times = timed_in_turns(sides, count)
     wanted = x.float() @ w.float().t()
     error = ((y.float() - wanted).norm() / wanted.norm().clamp_min(1e-30)).item()
     best = min(times["linear"], times["turned"])
-    semis = {name: 1e6 * t for name, t in times.items() if name.startswith("semi")}
+    semis = {name: 1e6 * t for name, t in times.items() if name.startswith(("semi", "int_mm"))}
     return semis | {
         "tokens": m,
         "us": 1e6 * times["ours"],
@@ -377,6 +412,29 @@ def one_shape_g4(name: str, rate: float) -> list[dict[str, Any]]:
     return found
 
 
+def one_shape_i8(name: str, rate: float) -> list[dict[str, Any]]:
+    """8-bit values: 2:4 on sparse tensor cores, with 4 bits in groups of 128, and unstructured."""
+    import torch
+
+    rows, cols = SHAPES[name]
+    dense = torch.randn(rows, cols, dtype=torch.bfloat16, device="cuda")
+    weights = [dense] + [dense.clone() for _ in range(copies_of(2 * rows * cols) - 1)]
+    keep = torch.rand(rows, cols // 4, 4, device="cuda").argsort(-1).lt(2).view(rows, cols)
+    found = []
+    for what in ("2:4 i8", "2:4 i4", "0.5 i8", "0.3 i8"):
+        if what.startswith("2:4"):
+            sparse = Sparse(dense, keep, dtype=what[4:], group_size=0 if what == "2:4 i8" else 128)
+        else:
+            kept = torch.rand_like(dense, dtype=torch.float32) < float(what[:3])
+            sparse = Sparse(dense * kept, dtype="i8")
+        for m in TOKENS:
+            row = {"shape": name, "density": what}
+            row |= one_case(sparse, sparse.exact, weights, m, bytes_too=True)
+            row["of_copy_rate"] = row["bytes"] / row["us"] * 1e-3 / rate
+            found.append(row)
+    return found
+
+
 def print_rows(rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
@@ -389,7 +447,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
             f"{r['shape']:9} {r['density']:4} {r['tokens']:3} {r['us']:8.2f} {r['dense_us']:8.2f} "
             f"{r['speedup']:7.2f} {r['of_copy_rate']:7.0%}  {plan['warps_k']} warps x "
             f"{plan['splits']} over k, {plan['blocks']} blocks"
-            + "".join(f", {k} {v:.1f} us" for k, v in r.items() if k.startswith("semi"))
+            + "".join(f", {k} {v:.1f} us" for k, v in r.items() if k.startswith(("semi", "int_mm")))
             + ("" if r["error"] < 1e-2 else f"  WRONG by {r['error']:.1e}")
         )
 
@@ -405,7 +463,13 @@ def run_sections(args: argparse.Namespace) -> dict[str, Any]:
         "host": host,
         "sanitizer": sanitizer,
     }
-    products = {"spmm": one_shape, "gap": one_shape_gap, "m24": one_shape24, "g4": one_shape_g4}
+    products = {
+        "spmm": one_shape,
+        "gap": one_shape_gap,
+        "m24": one_shape24,
+        "g4": one_shape_g4,
+        "i8": one_shape_i8,
+    }
     for (kind, product), shape in itertools.product(products.items(), SHAPES):
         sections[f"{kind} {shape}"] = lambda product=product, shape=shape: product(
             shape, done["copy"]["gb_per_s"]
@@ -465,7 +529,7 @@ def main() -> int:
         [
             row
             for name in done
-            if name.startswith(("spmm", "gap", "m24", "g4"))
+            if name.startswith(("spmm", "gap", "m24", "g4", "i8"))
             for row in done[name]
         ]
     )

@@ -40,7 +40,7 @@ class Tile:
     dense_bytes: float  # of what bf16 would read instead
     nbytes: float
     wavefronts: float  # of shared memory
-    products: int  # HMMA of one tile: loops may be unrolled
+    products: int  # tensor core instructions of one tile: loops may be unrolled
     product: str = "HMMA"
 
 
@@ -65,6 +65,7 @@ def tiles() -> list[Tile]:
             Tile(f"m24, {tokens} tokens", f"PackedFormatE1 DTypeE2ELi{tokens // 8}E", 2048, 1152,
                  9 + tokens, tokens // 4)
         )  # fmt: skip
+    found += byte_tiles()
     for density in (0.5, 1.0):
         # 8 wavefronts of x; codes, scales and the mask; half of the units in g4.
         nbytes = 16 + 768 * density + 8
@@ -89,6 +90,25 @@ def tiles() -> list[Tile]:
     found.append(Tile("sparse_mlp, listed rows", "sparse_mlp_down DTypeE2", 2048, 2048, 0, 8))
     found.append(Tile("sparse_input", "sparse_input_kernel DTypeE2", 2048, 2048, 3, 4))
     found.append(Tile("attention, bf16, d 128", "RowConfig DTypeE2ELi128E", 8192, 8192, 2 * 64, 16))
+    return found
+
+
+def byte_tiles() -> list[Tile]:
+    """Products of codes of 8 and 4 bits."""
+    found = []
+    for bits, form, nbytes in ((8, 5, 640), (4, 7, 384)):
+        # The record's wavefronts, 4 of x.
+        found.append(
+            Tile(f"m24i{bits}, 8 tokens", f"spmm_i8 PackedFormatE{form} DTypeE2ELi1ELb0E", 2048, nbytes,
+                 nbytes / 128 + 4, 1, "IMMA")
+        )  # fmt: skip
+    for density in (0.5, 0.3):
+        # 3 loads for each of four runs, 3 of the header, 4 of x, the copy into the ring.
+        nbytes = 1024 * density + 280
+        found.append(
+            Tile(f"t16i8 {density}, 8 tokens", "spmm_i8 PackedFormatE6 DTypeE2ELi1ELb0E", 2048, nbytes,
+                 12 + 3 + 4 + nbytes / 128, 2, "IMMA")
+        )  # fmt: skip
     return found
 
 

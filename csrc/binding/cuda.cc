@@ -15,6 +15,9 @@
 #include "format/g4.h"
 #include "format/gap.h"
 #include "format/m24.h"
+#include "format/m24i4.h"
+#include "format/m24i8.h"
+#include "format/t16i8.h"
 #include "ops/spmm/gap_params.h"
 #include "ops/spmm/sell4_params.h"
 #include "ops/spmm/t16_params.h"
@@ -170,11 +173,13 @@ py::list kernels(int32_t capability) {
 }
 
 PackedFormat format_from(const std::string& name) {
-  for (const PackedFormat f : {PackedFormat::t16, PackedFormat::m24, PackedFormat::g4,
-                               PackedFormat::gap, PackedFormat::sell4}) {
+  for (const PackedFormat f :
+       {PackedFormat::t16, PackedFormat::m24, PackedFormat::g4, PackedFormat::gap,
+        PackedFormat::sell4, PackedFormat::m24i8, PackedFormat::t16i8, PackedFormat::m24i4}) {
     if (name == name_of(f)) return f;
   }
-  throw py::value_error("CudaMatrix: format: got " + name + ", wanted t16, m24, g4, gap or sell4");
+  throw py::value_error("CudaMatrix: format: got " + name +
+                        ", wanted t16, m24, g4, gap, sell4, m24i8, t16i8 or m24i4");
 }
 
 // Records that offsets find, by a format's two functions.
@@ -206,6 +211,9 @@ py::dict pack_tiles(const Matrix& a, const Sized& pack_sizes, const Packed& pack
 py::dict pack_t16(const Matrix& a) {
   return pack_tiles(a, &t16::pack_sizes, &t16::pack);
 }
+py::dict pack_t16i8(const Matrix& a) {
+  return pack_tiles(a, &t16i8::pack_sizes, &t16i8::pack);
+}
 py::dict pack_g4(const Matrix& a) {
   return pack_tiles(a, &g4::pack_sizes, &g4::pack);
 }
@@ -223,33 +231,45 @@ py::dict pack_sell4(const Matrix& a) {
   return pack_tiles(a, &sell4::pack_sizes, &sell4::pack);
 }
 
-py::dict pack_m24(const Matrix& a) {
-  py::array records =
-      new_array({"uint8", "u", 1}, {m24::record_bytes(a.view().rows, a.view().cols)});
+// Records of one length.
+py::dict pack_records(const Matrix& a, int64_t record_bytes,
+                      Status (*pack)(const MatrixView&, void*)) {
+  const int64_t tiles = t16::row_tiles(a.view().rows) * t16::col_tiles(a.view().cols);
+  py::array records = new_array({"uint8", "u", 1}, {tiles * record_bytes});
   Status status;
   {
     void* to = records.mutable_data();
     const py::gil_scoped_release release;
-    status = m24::pack(a.view(), to);
+    status = pack(a.view(), to);
   }
   raise_if_error(status);
   py::dict packed;
   packed["records"] = records;
-  packed["max_record_bytes"] = m24::kRecordBytes;
+  packed["max_record_bytes"] = record_bytes;
   return packed;
+}
+
+py::dict pack_m24(const Matrix& a) {
+  return pack_records(a, m24::kRecordBytes, &m24::pack);
+}
+py::dict pack_m24i4(const Matrix& a) {
+  return pack_records(a, m24i4::kRecordBytes, &m24i4::pack);
+}
+py::dict pack_m24i8(const Matrix& a) {
+  return pack_records(a, m24i8::kRecordBytes, &m24i8::pack);
 }
 
 void* pointer(uintptr_t address) {
   return reinterpret_cast<void*>(address);
 }
 
-// A t16, m24 (without offsets), g4, gap or sell4 weight on a device, with a plan per number of
-// tokens, made on first use.
+// A packed weight on a device, without the arrays that its format has not, with a plan per number
+// of tokens, made on first use.
 class CudaMatrix {
  public:
   CudaMatrix(uintptr_t records, int64_t record_bytes, int64_t max_record_bytes, uintptr_t offsets,
              int64_t rows, int64_t cols, const std::string& dtype, int32_t device,
-             const std::string& format)
+             const std::string& format, uintptr_t scales, int64_t group_size)
       : w_{.format = format_from(format),
            .rows = rows,
            .cols = cols,
@@ -257,6 +277,8 @@ class CudaMatrix {
            .records = pointer(records),
            .offsets = reinterpret_cast<const uint32_t*>(offsets),
            .parts = gap::parts_of(rows),
+           .scales = reinterpret_cast<const float*>(scales),
+           .group_size = group_size == cols ? 0 : group_size,
            .record_bytes = record_bytes,
            .max_record_bytes = max_record_bytes} {
     char name[256];
@@ -361,14 +383,18 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_kernels", &kernels, "capability"_a);
   m.def("pack_t16", &pack_t16, "matrix"_a);
   m.def("pack_m24", &pack_m24, "matrix"_a);
+  m.def("pack_t16i8", &pack_t16i8, "matrix"_a);
+  m.def("pack_m24i4", &pack_m24i4, "matrix"_a);
+  m.def("pack_m24i8", &pack_m24i8, "matrix"_a);
   m.def("pack_g4", &pack_g4, "matrix"_a);
   m.def("pack_gap", &pack_gap, "matrix"_a);
   m.def("pack_sell4", &pack_sell4, "matrix"_a);
   py::class_<CudaMatrix>(m, "CudaMatrix", "A packed weight on a device, with its plans.")
       .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, const std::string&,
-                    int32_t, const std::string&>(),
+                    int32_t, const std::string&, uintptr_t, int64_t>(),
            "records_ptr"_a, "record_bytes"_a, "max_record_bytes"_a, "offsets_ptr"_a, "rows"_a,
-           "cols"_a, "dtype"_a, "device"_a, "format"_a = "t16")
+           "cols"_a, "dtype"_a, "device"_a, "format"_a = "t16", "scales_ptr"_a = 0,
+           "group_size"_a = 0)
       .def_property_readonly("kernel", &CudaMatrix::kernel)
       .def_property_readonly("most_tokens", &CudaMatrix::most_tokens)
       .def(

@@ -101,18 +101,19 @@ void bind_pack(py::module_& m) {
       "pack",
       [](const std::string& format, const py::object& w, const std::string& w_dtype,
          const py::object& keep, const std::string& dtype, int32_t keep_n, int32_t of,
-         int32_t block_rows, int32_t block_cols, int64_t group_size) {
+         int32_t block_rows, int32_t block_cols, int64_t group_size, int32_t code_limit) {
         const PackSpec spec{.format = format_from("pack", format),
                             .dtype = dtype_from("pack", "dtype", dtype),
                             .keep = keep_n,
                             .of = of,
                             .block_rows = block_rows,
                             .block_cols = block_cols,
-                            .group_size = group_size};
+                            .group_size = group_size,
+                            .code_limit = code_limit};
         return pack_arrays(weights(w, w_dtype, keep), spec);
       },
       "format"_a, "w"_a, "w_dtype"_a, "keep"_a.none(true), "dtype"_a, py::kw_only(), "keep_n"_a = 0,
-      "of"_a = 0, "block_rows"_a = 0, "block_cols"_a = 0, "group_size"_a = 0);
+      "of"_a = 0, "block_rows"_a = 0, "block_cols"_a = 0, "group_size"_a = 0, "code_limit"_a = 127);
   m.def("import_nvidia_24", &import_nvidia_24_array, "meta"_a, "rows"_a, "cols"_a);
 }
 

@@ -104,6 +104,10 @@ Status check_dense(const DenseView& w, const PackSpec& spec) {
     return error(Code::invalid_argument, "pack: w: got a null pointer, wanted %lld x %lld weights",
                  LL{w.rows}, LL{w.cols});
   }
+  if (spec.code_limit < 1 || spec.code_limit > 127) {
+    return error(Code::invalid_argument, "pack: code_limit: got %d, wanted 1 to 127",
+                 spec.code_limit);
+  }
   TAMIS_RETURN_IF_ERROR(check_group("pack", spec.format, spec.dtype, spec.group_size));
   return check_pattern("pack", {.format = spec.format,
                                 .rows = w.rows,
@@ -163,7 +167,7 @@ Status pack_sizes(const DenseView& w, const PackSpec& spec, PackSizes* sizes) {
 
 Status pack(const DenseView& w, const PackSpec& spec, const PackBuffers& out) {
   TAMIS_RETURN_IF_ERROR(check_dense(w, spec));
-  if (spec.dtype == DType::i8) TAMIS_RETURN_IF_ERROR(write_scales(w, spec.group_size, out.scales));
+  if (spec.dtype == DType::i8) TAMIS_RETURN_IF_ERROR(write_scales(w, spec, out.scales));
   switch (spec.format) {
 #define TAMIS_FORMAT(name) \
   case Format::name:       \

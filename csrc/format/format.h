@@ -23,6 +23,7 @@ struct PackSpec {
   int32_t keep = 0, of = 0;                // nm
   int32_t block_rows = 0, block_cols = 0;  // block
   int64_t group_size = 0;                  // i8: columns per scale, 0 = whole row; groupq: 16, 32
+  int32_t code_limit = 127;                // i8: largest magnitude of a code, at most 127
 };
 
 // Caller-owned outputs; lengths from pack_sizes. Arrays the format does not use may be null.

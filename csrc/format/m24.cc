@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "base/numeric.h"
 #include "format/rows.h"
+#include "format/two_of_four.h"
 
 namespace tamis::m24 {
 namespace {
@@ -24,28 +24,12 @@ static_assert(sizeof(Record) == kRecordBytes);
 
 // Four columns of one row: which are kept, and their values.
 void put(Record* to, int64_t row, int64_t group, uint32_t bits, const uint16_t* values) {
-  uint32_t place[2];
-  uint16_t value[2] = {0, 0};
-  const int kept = popcount(bits);
-  if (kept == 2) {
-    place[0] = static_cast<uint32_t>(__builtin_ctz(bits));
-    place[1] = 31 - static_cast<uint32_t>(__builtin_clz(bits));
-    value[0] = values[0];
-    value[1] = values[1];
-  } else if (kept == 1) {  // beside any other place, in order
-    const auto only = static_cast<uint32_t>(__builtin_ctz(bits));
-    place[0] = only == 3 ? 0 : only;
-    place[1] = 3;
-    value[only == 3 ? 1 : 0] = values[0];
-  } else {
-    place[0] = 0;
-    place[1] = 1;
-  }
+  const TwoOfFour two(bits);
   const int64_t step = group / 8, first = group % 8 * 2;
   for (int64_t i = 0; i < 2; ++i) {
     const int64_t element = first + i;
-    to->values[step][place_of(row, element)] = value[i];
-    to->places[row % 8 * 4 + 2 * step + element / 8] |= place[i]
+    to->values[step][place_of(row, element)] = two.from[i] < 0 ? uint16_t{0} : values[two.from[i]];
+    to->places[row % 8 * 4 + 2 * step + element / 8] |= two.place[i]
                                                         << (16 * (row / 8) + 2 * (element % 8));
   }
 }

@@ -41,10 +41,10 @@ T max_magnitude(const KeptRows<T>& kept, int64_t row, int64_t begin, int64_t end
   return static_cast<T>(best);
 }
 
-float scale_of(float absmax) {
-  const float scale = absmax / 127.0f;
+float scale_of(float absmax, float limit) {
+  const float scale = absmax / limit;
   // Among denormals the quotient may lose all its bits; the next one up still covers absmax.
-  if (scale * 127.0f < absmax && scale < std::numeric_limits<float>::min()) {
+  if (scale * limit < absmax && scale < std::numeric_limits<float>::min()) {
     return std::nextafter(scale, std::numeric_limits<float>::max());
   }
   return scale;
@@ -52,9 +52,10 @@ float scale_of(float absmax) {
 
 }  // namespace
 
-Status write_scales(const DenseView& w, int64_t group_size, float* scales) {
-  const int64_t group = group_columns(w.cols, group_size);
-  const int64_t groups = scale_groups(w.cols, group_size);
+Status write_scales(const DenseView& w, const PackSpec& spec, float* scales) {
+  const int64_t group = group_columns(w.cols, spec.group_size);
+  const int64_t groups = scale_groups(w.cols, spec.group_size);
+  const auto limit = static_cast<float>(spec.code_limit);
   FirstFailure failure;
   with_kept(w, [&]<class T>(const KeptRows<T>& kept) {
     for_rows(w.rows, w.cols, [&](int64_t row_begin, int64_t row_end) {
@@ -68,7 +69,7 @@ Status write_scales(const DenseView& w, int64_t group_size, float* scales) {
             absmax = w.dtype == DType::f16 ? f32_from_f16(bits) : f32_from_bf16(bits);
           }
           if (!std::isfinite(absmax)) return failure.report(r);
-          scales[r * groups + g] = scale_of(absmax);
+          scales[r * groups + g] = scale_of(absmax, limit);
         }
       }
     });

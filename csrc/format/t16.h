@@ -27,27 +27,54 @@
 
 namespace tamis {
 
-// Forms of weights packed for CUDA: three that share tiles of 16 x 64 and hence kernels, gap
-// and sell4.
-enum class PackedFormat : uint8_t { t16, m24, g4, gap, sell4 };
+// Forms of weights packed for CUDA: tiles of 16 x 64, which share kernels, gap and sell4.
+enum class PackedFormat : uint8_t { t16, m24, g4, gap, sell4, m24i8, t16i8, m24i4 };
 
 constexpr const char* name_of(PackedFormat f) {
-  return f == PackedFormat::t16   ? "t16"
-         : f == PackedFormat::m24 ? "m24"
-         : f == PackedFormat::g4  ? "g4"
-         : f == PackedFormat::gap ? "gap"
-                                  : "sell4";
+  switch (f) {
+    case PackedFormat::t16:
+      return "t16";
+    case PackedFormat::m24:
+      return "m24";
+    case PackedFormat::g4:
+      return "g4";
+    case PackedFormat::gap:
+      return "gap";
+    case PackedFormat::sell4:
+      return "sell4";
+    case PackedFormat::m24i8:
+      return "m24i8";
+    case PackedFormat::t16i8:
+      return "t16i8";
+    case PackedFormat::m24i4:
+      return "m24i4";
+  }
+  return "?";
+}
+
+// Whether values are codes with scales apart, which kernels multiply as bytes by codes of x.
+constexpr bool has_byte_codes(PackedFormat f) {
+  return f == PackedFormat::m24i8 || f == PackedFormat::t16i8 || f == PackedFormat::m24i4;
+}
+// Whether records differ in length, so that offsets say where they are.
+constexpr bool has_offsets(PackedFormat f) {
+  return f == PackedFormat::t16 || f == PackedFormat::g4 || f == PackedFormat::gap ||
+         f == PackedFormat::sell4 || f == PackedFormat::t16i8;
 }
 
 struct T16View {
   PackedFormat format = PackedFormat::t16;
   int64_t rows = 0, cols = 0;
-  DType dtype = DType::bf16;  // or f16; of g4 and sell4, whose weights are codes, what x has
+  DType dtype = DType::bf16;  // or f16; where weights are codes, what x has
   const void* records = nullptr;
-  const uint32_t* offsets = nullptr;  // t16, g4, gap, sell4
+  const uint32_t* offsets = nullptr;  // where has_offsets
   int32_t parts = 0;                  // gap
-  int64_t record_bytes = 0;           // all of them
-  int64_t max_record_bytes = 0;       // of the longest: what a kernel's buffer must hold
+  // [rows, groups] where has_byte_codes; columns of a group: a multiple of 128, or 0 for
+  // the whole row.
+  const float* scales = nullptr;
+  int64_t group_size = 0;
+  int64_t record_bytes = 0;      // all of them
+  int64_t max_record_bytes = 0;  // of the longest: what a kernel's buffer must hold
   // No kernel still under way writes them: a launch may read ahead of the kernel before it.
   bool settled = false;
 };

@@ -12,9 +12,9 @@
 
 namespace tamis {
 
-// Fills scales [rows, scale_groups]: absmax of the kept weights of a group / 127, or 0 when they
-// are all zero. Fails on a kept Inf or NaN.
-Status write_scales(const DenseView& w, int64_t group_size, float* scales);
+// Fills scales [rows, scale_groups]: absmax of the kept weights of a group / code_limit, or 0 when
+// they are all zero. Fails on a kept Inf or NaN.
+Status write_scales(const DenseView& w, const PackSpec& spec, float* scales);
 
 template <class T>
 struct CopyValues {

@@ -86,6 +86,7 @@ def pack(
     block_rows: int = 0,
     block_cols: int = 0,
     group_size: int = 0,
+    code_limit: int = 127,
 ) -> dict[str, Array]:
     """Arrays of w [rows, cols] where `keep` is true; None keeps every weight but +0 and -0."""
 
@@ -584,6 +585,15 @@ def pack_gap(matrix: Matrix) -> dict[str, Any]:
 def pack_sell4(matrix: Matrix) -> dict[str, Any]:
     """Groupq of u4 for few tokens, as `pack_g4`; at most 65536 columns."""
 
+def pack_t16i8(matrix: Matrix) -> dict[str, Any]:
+    """Bitmap or nm of i8 in tiles for CUDA, as `pack_t16`; scales stay apart."""
+
+def pack_m24i4(matrix: Matrix) -> dict[str, Any]:
+    """The same with codes of 4 bits; NotImplementedError if one has more."""
+
+def pack_m24i8(matrix: Matrix) -> dict[str, Any]:
+    """The same of an nm matrix of i8; scales stay apart."""
+
 def pack_g4(matrix: Matrix) -> dict[str, Any]:
     """Groupq of u4 in tiles for CUDA, as `pack_t16`; NotImplementedError if a zero is no code."""
 
@@ -873,6 +883,8 @@ class CudaMatrix:
         dtype: str,
         device: int,
         format: str = "t16",
+        scales_ptr: int = 0,
+        group_size: int = 0,
     ) -> None: ...
     @property
     def most_tokens(self) -> int:

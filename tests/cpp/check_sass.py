@@ -21,9 +21,20 @@ from pathlib import Path
 
 SKIPPED = 77
 MAX_REGISTERS = 128  # two blocks of 256 threads on an SM
-MAX_INSTRUCTIONS, MAX_POPC = 240, 0  # sm_90a, one record of t16, 8 tokens
-MAX_CODES = 170  # the same of g4
-MAX_SPARSE24 = 30  # the same of m24, whose loop takes several
+MAX_ALONE_REGISTERS = 176  # one
+# Instructions for a record of the product at 8 tokens, where the loop takes several on average, and the
+# level that they are pinned on.
+MAX_RECORD = {
+    "t16": ("sm_90a", 240),
+    "m24": ("sm_90a", 30),
+    "g4": ("sm_90a", 170),
+    "m24i8": ("sm_90", 28),
+    "t16i8": ("sm_90", 142),
+    "m24i4": ("sm_90", 34),
+}
+MAX_GROUPED = {"m24i8": 38, "t16i8": 155, "m24i4": 46}  # with scales for groups of columns
+FORMATS = ("t16", "m24", "g4", "gap", "sell4", "m24i8", "t16i8", "m24i4")
+MAX_POPC = 0
 MAX_SELL4 = {1: 47, 2: 62, 4: 92, 8: 152}  # sm_90, one step of sell4 (32 groups), by tokens
 MAX_GAP = {1: 60, 2: 80, 4: 112}  # sm_90, one step of gap (256 entries), by tokens
 MAX_DOTS, MAX_ROW_SUMS = 100, 200  # sm_90, 1024 weights of sparse_mlp's rows, of listed rows
@@ -87,7 +98,9 @@ def main_loop(code: list[tuple[int, str]], product: str = "HMMA") -> Counter[str
         match = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
         if match and int(match[1], 16) < address:
             body = [opcode(t) for a, t in code if int(match[1], 16) <= a <= address]
-            if body.count(product) >= least and (not best or len(body) < len(best)):
+            if (body.count(product) >= least or "IMMA" in body) and (
+                not best or len(body) < len(best)
+            ):
                 best = body
     return Counter(best)
 
@@ -124,8 +137,9 @@ def product_of(name: str) -> str:
 def product_label(name: str) -> str:
     """What a product of few tokens is; empty for other kernels."""
     dtype = "f16" if "DTypeE1" in name else "bf16"
-    if match := re.search(r"spmm_t16.*PackedFormatE(\d)E.*DTypeE\dELi(\d)", name):
-        return f"spmm_{('t16', 'm24', 'g4')[int(match[1])]} {dtype} {8 * int(match[2])} tokens"
+    if match := re.search(r"spmm_(?:t16|i8).*PackedFormatE(\d)E.*DTypeE\dELi(\d)", name):
+        form = FORMATS[int(match[1])] + (" groups" if grouped(name) else "")
+        return f"spmm_{form} {dtype} {8 * int(match[2])} tokens"
     if tokens := gap_tokens(name) or sell4_tokens(name):
         return f"spmm_{'gap' if gap_tokens(name) else 'sell4'} {dtype} {tokens} tokens"
     return ""
@@ -148,7 +162,7 @@ def label(arch: str, name: str) -> str:
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
     if match := re.search(r"(sparse_input|sparse_mlp_(?:gate|up|down))\w*DTypeE(\d)E", name):
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
-    known = ("expand_t16", "expand_gap", "expand_sell4", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select", "kv_mass_merge",
+    known = ("quantize_x", "expand_t16i8", "expand_m24i8", "expand_m24i4", "expand_t16", "expand_gap", "expand_sell4", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select", "kv_mass_merge",
              "kv_choose", "kv_append_labels", "kv_fetch_maps", "kv_fetch_units", "grad_places", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
              "spgemm_warps", "spgemm_blocks", "spgemm_dense")  # fmt: skip
     return f"{next((k for k in known if k in name), name)} {arch}"
@@ -156,6 +170,17 @@ def label(arch: str, name: str) -> str:
 
 def activation(name: str) -> bool:
     return "sparse_input" in name or "sparse_mlp" in name
+
+
+def format_of(name: str) -> str:
+    """The packed form of a product's weights; "" of other kernels."""
+    match = re.search(r"spmm_(?:t16|i8).*PackedFormatE(\d)E", name)
+    return FORMATS[int(match[1])] if match else ""
+
+
+def grouped(name: str) -> bool:
+    """Whether a product of bytes takes a scale for each group of columns."""
+    return "spmm_i8" in name and re.search(r"DTypeE\dELi\dELb1E", name) is not None
 
 
 def gradient(name: str) -> bool:
@@ -184,30 +209,32 @@ def product_budget(arch: str, name: str) -> int | None:
         return MAX_GAP[tokens] if arch == "sm_90" else None
     if tokens := sell4_tokens(name):
         return MAX_SELL4[tokens] if arch == "sm_90" else None
-    if arch != "sm_90a" or "ELi1E" not in name:
-        return None
-    if "PackedFormatE2" in name:
-        return MAX_CODES
-    return MAX_INSTRUCTIONS if "PackedFormatE0" in name else MAX_SPARSE24
+    level, most = MAX_RECORD.get(format_of(name), ("", 0))
+    if grouped(name):
+        most = MAX_GROUPED[format_of(name)]
+    return most if arch == level and "ELi1E" in name else None
 
 
 def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
     wrong = []
-    if not loop[product_of(name)]:
-        wrong.append(f"no {product_of(name)} in a loop")
+    product = product_of(name)
+    if not loop[product] + (loop["IMMA"] if product == "HMMA" else 0):
+        wrong.append(f"no {product} in a loop")
     most, size = budget(arch, name), sum(loop.values())
     if gap_tokens(name):  # of one of the loop's steps, of eight entries a lane
         size = size * 8 // loop["IDP"] if loop["IDP"] else 10**9
     if tokens := sell4_tokens(name):  # of one of the loop's steps
         size = size * 2 * tokens // max(loop["LDS"], 1)
-    if "PackedFormatE1" in name or "PackedFormatE2" in name:  # of one of the loop's records
-        products = 2 if "PackedFormatE1" in name else 4  # at 8 tokens
-        size = size * products // max(loop["HMMA"], products)
+    products = {"m24": 2, "g4": 4, "m24i8": 1, "m24i4": 1, "t16i8": 2}.get(
+        format_of(name), 0
+    )  # at 8 tokens
+    if products:  # of one of the loop's records
+        size = size * products // max(loop["HMMA"] + loop["IMMA"], products)
     if activation(name):  # of 1024 weights: two products for each with factors in two parts
         size = size * (8 if "sparse_mlp_down" in name else 4) // max(loop["HMMA"], 1)
     if most is not None and size > most:
         wrong.append(f"{size} instructions in the loop, wanted at most {most}")
-    if loop["POPC"] > MAX_POPC and "PackedFormatE0" in name:
+    if loop["POPC"] > MAX_POPC and format_of(name).startswith("t16"):
         wrong.append(f"{loop['POPC']} POPC in the loop")
     return wrong
 
@@ -220,19 +247,25 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     wrong = []
     if everything["LDL"] or everything["STL"]:
         wrong.append(f"local memory: {everything['LDL']} loads, {everything['STL']} stores")
-    alone = "PackedFormatE2" in name and "ELi8E" in name  # g4 for 64 tokens, a block an SM
+    # For 64 tokens a block an SM.
+    alone = "ELi8E" in name and (format_of(name) in ("g4", "t16i8") or grouped(name))
     four_blocks = "PageConfigILi4E" in name  # of 128 threads
-    wide = (attention and not four_blocks) or alone
-    most = MAX_ATTENTION_REGISTERS if wide else MAX_REGISTERS
+    most = MAX_ATTENTION_REGISTERS if attention and not four_blocks else MAX_REGISTERS
+    most = MAX_ALONE_REGISTERS if alone else most
     prefill = "prefill_attention" in name
     most = MAX_PREFILL_REGISTERS if prefill else most
+    sparse = any("IMMA.SP" in text for _, text in code)
+    if format_of(name) in ("m24i8", "m24i4") and not sparse:
+        wrong.append("no sparse tensor core instruction")
     if used > most:
         wrong.append(f"{used} registers, wanted at most {most}")
     mass = "kv_mass_rows" in name or "kv_mass_columns" in name
-    product = "spmm_t16" in name or product_of(name) != "HMMA"
+    product = bool(format_of(name)) or product_of(name) != "HMMA"
     if attention or prefill or mass or activation(name) or gradient(name) or product:
         wrong += loop_problems(arch, name, loop)
-    counts = ", ".join(f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", "HMMA", "LDGSTS"))
+    counts = ", ".join(
+        f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", "HMMA", "IMMA", "LDGSTS")
+    )
     sys.stdout.write(
         f"{label(arch, name):40} {used:4} registers  loop {size:4}: {counts}\n"
         if loop
@@ -251,12 +284,13 @@ def main() -> int:
         return SKIPPED
     used = registers(run(tool, "--dump-resource-usage", library))
     found = functions(run(tool, "--dump-sass", library))
-    # On three architectures: three formats with four token tiles in two dtypes, gap with three numbers of
+    # On three architectures: six formats with four token tiles in two dtypes, three of
+    # them with scales for groups as well, two roundings of x and three expansions of codes, gap with three numbers of
     # tokens in two and its expansion, sell4 with four, ten attentions, fourteen for the rest of a KV cache, two passes of five
     # for kv_mass and what joins them, four of activations in two dtypes, eight of prompts, three of gradients
     # in two, their places and ways to and from dense, eight of spgemm; the expansions on two, two choices of
     # tokens on one.
-    wanted = 3 * (24 + 7 + 9 + 10 + 14 + 11 + 8 + 8 + 9 + 8) + 3 * 2 + 2
+    wanted = 3 * (48 + 24 + 5 + 7 + 9 + 10 + 14 + 11 + 8 + 8 + 9 + 8) + 3 * 2 + 2
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

@@ -18,6 +18,7 @@ from torch import Tensor
 import tamis
 from tamis import _C
 from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_spmm
+from tamis.ops.handle import make_matrix
 
 needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 SHAPES = [(16, 64), (1, 8), (17, 65), (50, 200), (130, 321), (1024, 4096), (4096, 1024)]
@@ -435,6 +436,26 @@ def test_leaves_the_rest_to_plain_torch() -> None:
     assert call(torch.ones(1, 64, dtype=torch.bfloat16), csr) is None
 
 
+def test_four_bit_codes_are_int8_ones_that_pack_in_half() -> None:
+    keep = torch.rand(40, 50, 4).argsort(-1).lt(2).view(40, 200)
+    w = torch.randn(40, 200)
+    for dtype, limit in (("i4", 7), ("i8", 127)):
+        a = tamis.compress(w, keep=keep, format="nm", dtype=dtype)
+        assert a.layout.dtype == "i8"
+        assert int(a.arrays["values"].abs().max()) == limit
+        step = (w * keep).abs().amax(1, keepdim=True) / limit
+        assert bool(((a.to_dense() - w * keep).abs() <= step * 0.5001).all())
+        matrix = make_matrix(a.layout, {n: t.numpy() for n, t in a.arrays.items()})
+        if dtype == "i4":
+            assert (
+                _C.pack_m24i4(matrix)["records"].size * 5
+                == _C.pack_m24i8(matrix)["records"].size * 3
+            )
+        else:
+            with pytest.raises(NotImplementedError, match="wanted codes of 4 bits"):
+                _C.pack_m24i4(matrix)
+
+
 # ---- on a device
 
 
@@ -511,6 +532,61 @@ def test_sparse_tensor_cores(shape: tuple[int, int], kept: int, dtype: torch.dty
     for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65):
         x = torch.randn(m, shape[1], dtype=dtype, device="cuda")
         check(x, w, a, bias if m % 2 else None)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x as int8 kernels round it: codes of 8 bits, a step per token and 256 columns, in float64."""
+    padded = torch.nn.functional.pad(x.float(), (0, -x.shape[-1] % 256)).view(len(x), -1, 256)
+    largest = padded.abs().amax(-1, keepdim=True)
+    factor = torch.full_like(largest, 127) / largest.clamp_min(1e-30)  # 127 / tensor rounds twice
+    codes = (padded * factor).round().double()
+    return (codes * (largest / 127)).view(len(x), -1)[:, : x.shape[-1]]
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("group_size", [0, 128, 512])
+@pytest.mark.parametrize("kept", ["1:4", "2:4", "2:4 i4", "0", "0.3", "1"])
+@pytest.mark.parametrize("shape", [(16, 64), (1, 8), (17, 68), (130, 324), (1024, 4096)])
+def test_int8_values(
+    shape: tuple[int, int], kept: str, group_size: int, dtype: torch.dtype
+) -> None:
+    w, made = torch.randn(shape), {"dtype": "i8", "group_size": group_size}
+    if ":" in kept:
+        few = int(kept[0])
+        made["dtype"] = kept[4:] or "i8"
+        keep = torch.rand(shape[0], shape[1] // 4, 4).argsort(-1).lt(few).view(shape)
+        a = tamis.compress(w, keep=keep, format="nm", n_m=(few, 4), **made)
+    else:
+        a = tamis.compress(w, keep=torch.rand(shape) < float(kept), format="bitmap", **made)
+    w = a.to_dense().double().cuda()
+    a = tamis.SparseMatrix(a.layout, {name: array.cuda() for name, array in a.arrays.items()})
+    assert "_i8_" in cuda_cost.kernel(a.layout, 0)
+    bias = torch.randn(shape[0], dtype=dtype, device="cuda")
+    eps = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11
+    for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65):
+        x = torch.randn(m, shape[1], dtype=dtype, device="cuda")
+        y = tamis.ops.spmm.spmm(x, a, bias if m % 2 else None)
+        assert torch.equal(y, tamis.ops.spmm.spmm(x, a, bias if m % 2 else None))
+        # Above 64 tokens x is exact, the weight rounded to x's dtype, and torch may round sums.
+        few = m <= cuda_spmm.MAX_TOKENS
+        given = rounded(x) if few else x.double()
+        wanted, scale = given @ w.T + (bias.double() if m % 2 else 0), given.abs() @ w.abs().T
+        off = (0 if few else 2.5 * eps) + 32 * 2.0**-23
+        allowed = eps * wanted.abs() + off * scale + 1e-6
+        assert bool(((y.double() - wanted).abs() <= allowed).all())
+
+
+@needs_device
+@pytest.mark.parametrize("format", ["nm", "bitmap"])
+def test_int8_layers_agree_with_the_cpu(format: str) -> None:
+    """Codes of x are the CPU's, so that what is left is the order of sums and y's rounding."""
+    linear = torch.nn.Linear(1024, 512)
+    keep = torch.rand(512, 256, 4).argsort(-1).lt(2).view(512, 1024)
+    layer = tamis.nn.SparseLinear.from_linear(linear, keep=keep, format=format, dtype="i8").half()
+    x = torch.randn(5, 1024).half()
+    on_cpu = layer(x)
+    torch.testing.assert_close(layer.cuda()(x.cuda()).cpu(), on_cpu, rtol=2e-3, atol=2e-3)
 
 
 @needs_device

@@ -100,6 +100,14 @@ TAMIS_DEVICE T load_shared_at(uint32_t address) {
   return value;
 }
 
+// The word at an address that shared_address gave, aligned to four bytes. Free to move: nothing but
+// the values that it is made of and used for keeps it between two barriers.
+TAMIS_DEVICE uint32_t load_shared_word(uint32_t address) {
+  uint32_t word;
+  asm("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address));
+  return word;
+}
+
 // Four matrices of 8 rows of 16 bytes; lane 8j + r says where row r of matrix j lies. Lane 4g + t
 // gets elements 2t and 2t + 1 of row g of each.
 TAMIS_DEVICE Word4 load_matrices(uint32_t at) {
@@ -288,6 +296,19 @@ TAMIS_DEVICE uint32_t atomic_add(uint32_t* to, uint32_t value) {
 TAMIS_DEVICE uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
   return __byte_perm(a, b, selector);
 }
+// The same where every digit of the selector is known to be below 8.
+TAMIS_DEVICE uint32_t byte_select(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t out;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
+  return out;
+}
+// The low half of high:low >> bits; bits modulo 32, or up to 32.
+TAMIS_DEVICE uint32_t shift_pair(uint32_t low, uint32_t high, uint32_t bits) {
+  return __funnelshift_r(low, high, bits);
+}
+TAMIS_DEVICE uint32_t shift_pair_whole(uint32_t low, uint32_t high, uint32_t bits) {
+  return __funnelshift_rc(low, high, bits);
+}
 // a & mask | bits in one instruction, its constants in registers.
 TAMIS_DEVICE uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) {
   uint32_t out;
@@ -367,6 +388,30 @@ TAMIS_DEVICE void mma_bytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Both signed.
+TAMIS_DEVICE void mma_signed_bytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                   uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Signed bytes for m16n8k64 with two of every four elements of a row of `a` kept: lane 4g + t has
+// four kept elements from 4t on of rows g and g + 8, then from 16 + 4t on; b: four neighbours from
+// 16j + 4t on of column g for j = 0 to 3. places: two bits for each kept element; lane 4g + 2c + h
+// gives those of columns 32c to 32c + 31 of row g + 8h.
+TAMIS_DEVICE void mma_sparse_bytes(int32_t (&c)[4], const Word4& a, const Word4& b,
+                                   uint32_t places) {
+  asm volatile(
+      "mma.sp::ordered_metadata.sync.aligned.m16n8k64.row.col.s32.s8.s8.s32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9,%10,%11}, {%0,%1,%2,%3}, %12, 0x0;"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w),
+        "r"(places));
 }
 
 // The same for m16n8k32 with two of every four elements of a row of `a` kept. places: two bits for

@@ -31,8 +31,15 @@ Status check(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
                  static_cast<long long>(a.w.cols), static_cast<long long>(a.w.rows));
   }
   if (a.x == nullptr || a.y == nullptr || (a.w.records == nullptr && a.w.record_bytes > 0) ||
-      (a.w.format != PackedFormat::m24 && a.w.offsets == nullptr)) {
+      (has_offsets(a.w.format) && a.w.offsets == nullptr) ||
+      (has_byte_codes(a.w.format) && a.w.scales == nullptr)) {
     return error(Code::invalid_argument, "spmm: x, y, w: got null, wanted arrays on the device");
+  }
+  if (has_byte_codes(a.w.format) && a.w.group_size % 128 != 0) {
+    return error(Code::invalid_argument,
+                 "spmm: w: got scales for groups of %lld columns, wanted a multiple of 128, or 0 "
+                 "for whole rows, on CUDA",
+                 static_cast<long long>(a.w.group_size));
   }
   if (a.workspace_bytes < plan.workspace_bytes ||
       reinterpret_cast<uintptr_t>(a.workspace) % 16 != 0) {
@@ -78,9 +85,16 @@ Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream
       return expand_sell4_cuda(w, out, out_stride, stream);
     case PackedFormat::gap:
       return expand_gap_cuda(w, out, out_stride, stream);
-    default:
-      return expand_t16_cuda(w, out, out_stride, stream);
+    case PackedFormat::m24i8:
+      return expand_m24i8_cuda(w, out, out_stride, stream);
+    case PackedFormat::m24i4:
+      return expand_m24i4_cuda(w, out, out_stride, stream);
+    case PackedFormat::t16i8:
+      return expand_t16i8_cuda(w, out, out_stride, stream);
+    case PackedFormat::t16:
+      break;
   }
+  return expand_t16_cuda(w, out, out_stride, stream);
 }
 
 }  // namespace tamis

@@ -81,6 +81,9 @@ Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* st
 Status expand_g4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_sell4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_gap_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
+Status expand_t16i8_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
+Status expand_m24i4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
+Status expand_m24i8_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_m24_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 
 }  // namespace tamis

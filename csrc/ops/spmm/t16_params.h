@@ -4,6 +4,10 @@
 #include <cstdint>
 
 #include "format/m24.h"
+#include "format/m24i4.h"
+#include "format/m24i8.h"
+#include "format/t16i8.h"
+#include "ops/spmm/spmm.h"
 #include "ops/spmm/spmm_cuda.h"
 
 namespace tamis {
@@ -46,11 +50,41 @@ SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32
 
 SpmmT16Params spmm_t16_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
 
+// Products of codes: tiles of kStepColumns columns that share a step of x, which parts of k keep
+// together. Up to kCodesHere tokens each block rounds its own x; more are rounded once, by a kernel
+// before, whose codes [m, padded k] and steps [chunks, kMaxTokens] lie in the workspace.
+inline constexpr int32_t kChunkTiles = static_cast<int32_t>(kStepColumns / t16::kTileCols);
+inline constexpr int64_t kCodesHere = 8;
+
+struct SpmmI8Params {
+  SpmmT16Params base;   // its x: 16-bit floats, or none where codes are given
+  const float* scales;  // [rows, groups]
+  int32_t groups,
+      group_tiles;      // tiles of a group; 0: whole rows
+  const int8_t* codes;  // [m, chunks * kStepColumns] or null
+  const float* steps;   // [chunks, kMaxTokens]
+  int32_t steps_at;     // shared memory: [chunks of a block, 8 * token tiles] f32
+};
+
+struct QuantizeXParams {
+  const uint16_t* x;
+  int64_t x_stride;
+  int32_t m, cols, chunks;
+  bool x_aligned;
+  int8_t* codes;
+  float* steps;
+};
+
+SpmmI8Params spmm_i8_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+QuantizeXParams quantize_x_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+
 struct ExpandT16Params {
   const uint8_t* records;
   const uint32_t* offsets;
   uint16_t* out;
   int64_t out_stride;
+  const float* scales;  // [rows, groups] where weights are 8-bit codes
+  int32_t groups, group_size;
   DType dtype;  // of out: bf16 or f16
   int32_t rows, cols;
   int32_t row_tiles, col_tiles;

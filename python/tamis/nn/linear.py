@@ -107,10 +107,11 @@ class SparseLinear(nn.Module):
     optimizer. ``.to(dtype)`` converts values and bias, never indices or scales.
 
     x may be float32, float16 or bfloat16 whatever the weight's dtype; y has x's dtype. CUDA kernels
-    take up to 64 tokens of 16-bit x with bitmap and nm weights of its dtype and 4-bit groupq ones;
-    everything else that is not on the CPU expands the weight and multiplies densely.
+    take up to 64 tokens of 16-bit x with bitmap and nm weights of its dtype, with int8 ones (a scale
+    per row, or per group of a multiple of 128 inputs) and 4-bit groupq ones; everything else that is
+    not on the CPU expands the weight and multiplies densely.
 
-    With int8 values the AVX-512 and AVX2 kernels of bitmap and nm also quantize x, as torch's dynamic
+    With int8 values the AVX-512, AVX2 and CUDA kernels of bitmap and nm also quantize x, as torch's dynamic
     quantization does: 8 bits and one step per token and 256 inputs. An element then errs by at most
     1/254 of the largest of its 256; a NaN or Inf in a token makes its whole output NaN. groupq does
     so from three tokens on where the CPU has VNNI; for one or two x stays as it is.

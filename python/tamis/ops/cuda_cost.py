@@ -50,16 +50,25 @@ DECODE = {
     "m24": (0.22, 0.32, 0.41, 0.88),
     "g4": (0.28, 0.49, 0.52, 1.35),
     "sell4": (0.115, 0.16, 0.27, 0.52),
+    "m24i8": (0.23, 0.25, 0.33, 0.65),
+    "t16i8": (0.2, 0.25, 0.35, 0.6),
 }
+RECORD_BYTES = {"gap": 640.0, "sell4": 384.0, "m24": 1152.0, "m24i8": 640.0}
+# Bytes of a stored value and of the rest of a record, padding on average.
+VALUE_BYTES = {"t16": (2.0, 152.0), "g4": (0.75, 24.0), "t16i8": (1.0, 280.0)}
 
 
 def packed_form(layout: Layout) -> str:
     """The packed form that CUDA kernels read: tiles of any zeros, of 2:4, of codes; "" for none."""
     if layout.format == "groupq":
         return "g4" if layout.dtype == "u4" else ""
-    if layout.format not in ("bitmap", "nm") or layout.dtype not in ("f16", "bf16"):
+    if layout.format not in ("bitmap", "nm") or layout.dtype == "f32":
         return ""
-    return "m24" if layout.format == "nm" and layout.of == 4 and layout.keep <= 2 else "t16"
+    sparse24 = layout.format == "nm" and layout.of == 4 and layout.keep <= 2
+    if layout.dtype == "i8":  # sums end with groups
+        fits = layout.group_size % 128 == 0 or layout.group_size == layout.cols
+        return ("m24i8" if sparse24 else "t16i8") if fits else ""
+    return "m24" if sparse24 else "t16"
 
 
 def form_for(layout: Layout, nnz: int, tokens: int, device: int) -> str:
@@ -88,13 +97,10 @@ _GAP_DENSITY = 0.6  # up to which it has fewer bytes for its work, where rates a
 def packed_nbytes(layout: Layout, nnz: int, form: str) -> float:
     """Bytes of a packed form, padding on average."""
     records = _records(layout, nnz, form)
-    if form == "gap":
-        return 640.0 * records
-    if form == "sell4":
-        return 384.0 * records
-    if form == "m24":
-        return 1152.0 * records
-    return 2.0 * nnz + 152.0 * records if form == "t16" else 0.75 * nnz + 24.0 * records
+    if form in RECORD_BYTES:
+        return RECORD_BYTES[form] * records
+    value, header = VALUE_BYTES[form]
+    return value * nnz + header * records
 
 
 def _records(layout: Layout, nnz: int, form: str) -> float:

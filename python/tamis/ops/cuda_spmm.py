@@ -19,13 +19,6 @@ from tamis.ops.handle import make_matrix
 from tamis.ops.tensors import DTYPE_NAME, REST, Rest, as_numpy
 
 MAX_TOKENS = 64
-_PACKERS = {
-    "t16": _C.pack_t16,
-    "m24": _C.pack_m24,
-    "g4": _C.pack_g4,
-    "gap": _C.pack_gap,
-    "sell4": _C.pack_sell4,
-}
 _FEW_FORM = {"t16": "gap", "g4": "sell4"}
 
 
@@ -58,12 +51,15 @@ class Packed:
         tensors = {"values": values, **dict(zip(REST, rest, strict=True))}
         arrays = {n: as_numpy(t.cpu()) for n, t in tensors.items() if t is not None}
         matrix = make_matrix(layout, arrays)
-        tiles = _PACKERS[form](matrix)
+        if form == "m24i8" and not bool(((values > 7) | (values < -8)).any()):
+            form = "m24i4"  # codes of "i4"
+        tiles = getattr(_C, f"pack_{form}")(matrix)
         self.records = torch.from_numpy(tiles["records"]).to(values.device)
         self.offsets: Tensor | None = None
         if "offsets" in tiles:
             self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).to(values.device)
         self.device = values.device.index or 0
+        scales = rest[3]
         self.matrix = _C.CudaMatrix(
             self.records.data_ptr(),
             self.records.numel(),
@@ -74,6 +70,8 @@ class Packed:
             DTYPE_NAME[dtype],
             self.device,
             form,
+            scales.data_ptr() if scales is not None and layout.dtype == "i8" else 0,
+            layout.group_size if layout.dtype == "i8" else 0,
         )
         # Elements of x that it takes: more than `least`, up to `most`.
         self.least, self.most = -1, self.matrix.most_tokens * layout.cols
@@ -173,9 +171,9 @@ def spmm(
 ) -> Tensor | None:
     """Product y [..., rows] by a CUDA kernel, or None where none takes these operands.
 
-    Takes bitmap and nm weights in f16 or bf16 with x of that dtype, groupq ones of 4 bits with x of
-    either, and any number of tokens; where that is more than a kernel takes the weight is expanded
-    on the device and multiplied densely. The first call packs the weight, through the host, and so
+    Takes bitmap and nm weights in f16 or bf16 with x of that dtype, int8 ones (x is rounded to 8 bits,
+    as on the CPU) and groupq ones of 4 bits with x of either, and any number of tokens; where that
+    is more than a kernel takes the weight is expanded on the device and multiplied densely. The first call packs the weight, through the host, and so
     do the calls after its values were written; values that may be trained are packed once a second
     call meets them as they were, so not at every step.
 

@@ -52,9 +52,15 @@ def core_errors() -> Iterator[None]:
 
 
 def pack(
-    layout: Layout, w: Array, w_dtype: str, keep: NDArray[np.bool_] | None
+    layout: Layout,
+    w: Array,
+    w_dtype: str,
+    keep: NDArray[np.bool_] | None,
+    code_limit: int = 127,
 ) -> dict[str, Array]:
     """Arrays of ``w`` [rows, cols] in ``layout``; ``keep`` None keeps what is not zero.
+
+    ``code_limit`` is the largest magnitude of an i8 code.
 
     Raises:
         TamisValueError: ``w`` does not satisfy the pattern of ``layout``.
@@ -71,6 +77,7 @@ def pack(
             block_rows=layout.block[0],
             block_cols=layout.block[1],
             group_size=layout.group_size,
+            code_limit=code_limit,
         )
 
 

@@ -43,7 +43,8 @@ def compress(
         format: "auto", "bitmap", "csr", "csr8", "nm", "block" or "groupq".
         keep: Boolean [rows, cols], true stays; None keeps what is not zero. nm with None fills up
             a group that has too few; with a mask every group must keep exactly N.
-        dtype: "f32", "f16", "bf16" or "i8"; None keeps the dtype of ``W``, float64 becoming f32.
+        dtype: "f32", "f16", "bf16", "i8" or "i4"; None keeps the dtype of ``W``, float64 becoming f32.
+            "i4" is i8 with codes from -7 to 7: a byte each, which the CUDA form of 2:4 weights halves.
             groupq has codes of 4 or 8 bits, "u4" (what None means) or "u8".
             Casts round to nearest even; a weight that overflows is an error. Products with i8 bitmap
             and nm, and with groupq for three tokens or more, quantize x too where the CPU has int8
@@ -58,12 +59,13 @@ def compress(
         TamisValueError: A shape, a NaN or Inf weight, or a pattern that ``W`` does not satisfy.
     """
     _check_choice("format", format, ("auto", *FORMATS))
-    _check_choice("dtype", dtype, (None, *DTYPES))
+    _check_choice("dtype", dtype, (None, "i4", *DTYPES))
     source = read(W)
     if format == "groupq" or dtype in ("u4", "u8"):
         format, dtype, group_size = "groupq", dtype or "u4", group_size or 16
-    wanted = dtype or source.dtype
+    wanted = "i8" if dtype == "i4" else dtype or source.dtype
     request = _Request(source.shape, wanted, n_m, block, group_size)
+    request.code_limit = 7 if dtype == "i4" else 127
     if isinstance(source, Rows):
         if keep is not None:
             raise TamisValueError(
@@ -89,6 +91,7 @@ class _Request:
         self.shape, self.dtype, self.group_size = shape, dtype, group_size
         self.n_m = _pair("n_m", n_m)
         self.block = _pair("block", block)
+        self.code_limit = 127
 
     def layout(self, format: str) -> Layout:
         n, m = self.n_m if format == "nm" else (0, 0)
@@ -116,7 +119,9 @@ def _compress_dense(
         layout = _best(request, int(kept.sum()), lambda a: _nnz_of(a, kept, keep is not None))
     else:
         layout = request.layout(format)
-    return _wrap(layout, pack(layout, source.w, source.dtype, keep), source.device)
+    return _wrap(
+        layout, pack(layout, source.w, source.dtype, keep, request.code_limit), source.device
+    )
 
 
 def _compress_rows(source: Rows, format: str, request: _Request) -> SparseMatrix:

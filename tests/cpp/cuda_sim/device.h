@@ -62,6 +62,9 @@ template <class T>
 T load_shared_at(uint32_t address) {
   return load_shared<T>(address);
 }
+inline uint32_t load_shared_word(uint32_t address) {
+  return load_shared<uint32_t>(address);
+}
 
 inline void sync_cluster() {
   sim::sync_cluster();
@@ -147,6 +150,16 @@ inline uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
   return result;
 }
 
+inline uint32_t byte_select(uint32_t a, uint32_t b, uint32_t selector) {
+  if ((selector & 0x8888u) != 0) sim::fail("byte_select: a digit of the selector is above 7");
+  return byte_permute(a, b, selector);
+}
+inline uint32_t shift_pair(uint32_t low, uint32_t high, uint32_t bits) {
+  return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> (bits % 32));
+}
+inline uint32_t shift_pair_whole(uint32_t low, uint32_t high, uint32_t bits) {
+  return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> (bits < 32 ? bits : 32));
+}
 inline uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) {
   return (a & mask) | bits;
 }
@@ -275,7 +288,9 @@ inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
   multiply<f32_from_f16>(c, a, b0, b1);
 }
 
-inline void mma_bytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+// Byte: of the first operand.
+template <class Byte>
+void multiply_bytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const Fragment mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
   const uint8_t* slots = sim::exchange(&mine, sizeof mine);
   const uint32_t lane = sim::thread_index().x % 32, group = lane / 4, t = lane % 4;
@@ -285,11 +300,17 @@ inline void mma_bytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint
       const auto column = from_lane<Fragment>(slots, (2 * t + n) * 4 + k % 16 / 4);
       const int32_t b = static_cast<int8_t>(column.b[k / 16] >> (8 * (k % 4)));
       for (uint32_t high = 0; high < 2; ++high) {
-        const auto x = static_cast<uint8_t>(rows.a[k / 16 * 2 + high] >> (8 * (k % 4)));
+        const auto x = static_cast<Byte>(rows.a[k / 16 * 2 + high] >> (8 * (k % 4)));
         c[2 * high + n] += static_cast<int32_t>(x) * b;
       }
     }
   }
+}
+inline void mma_bytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_bytes<uint8_t>(c, a, b0, b1);
+}
+inline void mma_signed_bytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_bytes<int8_t>(c, a, b0, b1);
 }
 
 // m16n8k32 with the second operand's places of a 2:4 row read from the metadata of lanes 4g, 4g
@@ -331,6 +352,31 @@ void mma_sparse_bf16(float (&c)[4], const Word4& a, const Word4& b, uint32_t pla
 template <int kSelector>
 void mma_sparse_f16(float (&c)[4], const Word4& a, const Word4& b, uint32_t places) {
   multiply_sparse<f32_from_f16>(c, a, b, places, 2 * kSelector);
+}
+
+// m16n8k64 of bytes; places of columns 32c to 32c + 31 of row g + 8h from lane 4g + 2c + h.
+inline void mma_sparse_bytes(int32_t (&c)[4], const Word4& a, const Word4& b, uint32_t places) {
+  const SparseFragment mine{{a.x, a.y, a.z, a.w}, places};
+  SparseFragment rows[32];
+  const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+  for (uint32_t i = 0; i < 32; ++i) rows[i] = from_lane<SparseFragment>(slots, i);
+  slots = sim::exchange(&b, sizeof b);
+  const auto byte = [](uint32_t word, uint32_t i) {
+    return static_cast<int32_t>(static_cast<int8_t>(word >> (8 * i)));
+  };
+  const uint32_t lane = sim::thread_index().x % 32, group = lane / 4, t = lane % 4;
+  for (uint32_t high = 0; high < 2; ++high) {
+    for (uint32_t kept = 0; kept < 32; ++kept) {
+      const uint32_t word = rows[group * 4 + kept / 4 % 4].a[kept / 16 * 2 + high];
+      const uint32_t said = rows[group * 4 + kept / 16 * 2 + high].places;
+      const uint32_t col = kept / 2 * 4 + (said >> (2 * (kept % 16)) & 3);
+      for (uint32_t n = 0; n < 2; ++n) {
+        uint32_t from[4];
+        std::memcpy(from, slots + ((2 * t + n) * 4 + col % 16 / 4) * sim::kSlotBytes, sizeof from);
+        c[2 * high + n] += byte(word, kept % 4) * byte(from[col / 16], col % 4);
+      }
+    }
+  }
 }
 
 inline uint32_t pack_f16(float low, float high) {

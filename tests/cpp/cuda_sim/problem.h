@@ -389,6 +389,7 @@ inline const std::vector<SimRow>& sim_rows() {
 #define TAMIS_SPMM_CUDA(format, w, x, capability, exact)                            \
   {"spmm_" #format "_" #w "_" #x "_sm" #capability, PackedFormat::format, DType::x, \
    &simulate<PackedFormat::format, DType::x, (capability >= 90)>},
+#define TAMIS_SPMM_CUDA_I8(format, w, x, capability, exact)  // in spmm_i8.cc
 #include "ops/spmm/kernels_cuda.def"
 #undef TAMIS_SPMM_CUDA
   };
