@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 HEADS, KV_HEADS, DIM, HIDDEN, WIDTH = 32, 8, 128, 4096, 53248
-LAYERS, TOKENS, BUDGET = 8, 32768, 1024
+LAYERS, TOKENS, BUDGETS = 8, 32768, (1024, 2048)
 DRIFT, GUESS = 0.3, 0.15  # share of noise in the next step's queries, and in a guess of them
 STEPS, WARM = 24, 8
 
 
-def stores(k: Any, v: Any, memory: int | None) -> list[Any]:
+def stores(k: Any, v: Any, budget: int, memory: int | None) -> list[Any]:
     """One a layer; memory: bytes of the pools of all layers, None: everything on the device."""
     from tamis import kv
     from tamis.kv.kv_store import KvStore
@@ -30,7 +30,7 @@ def stores(k: Any, v: Any, memory: int | None) -> list[Any]:
         if memory is not None:
             tiers = kv.Tiers(memory=memory, device="cuda")
             tier = tiers.of_layer(recipe, list(range(2, 2 + LAYERS)))
-        store = KvStore(recipe, budget=BUDGET, layer=99, tier=tier)
+        store = KvStore(recipe, budget=budget, layer=99, tier=tier)
         store.append(k, v)
         store.settle()
         made.append(store)
@@ -91,15 +91,13 @@ def tiers() -> list[dict[str, Any]]:
         torch.randn(1, KV_HEADS, TOKENS, DIM, dtype=torch.bfloat16, device="cuda") for _ in range(2)
     )
     whole = LAYERS * 2 * k.numel() * 2
-    cases: dict[str, tuple[list[Any], bool]] = {
-        "products alone": ([None] * LAYERS, False),
-        "all on the device": (stores(k, v, None), False),
-    }
-    for part in (16, 8):
+    cases: dict[str, tuple[list[Any], bool]] = {"products alone": ([None] * LAYERS, False)}
+    for budget in BUDGETS:
+        cases[f"{budget}: all on the device"] = (stores(k, v, budget, None), False)
         for ahead in (False, True):
-            name = f"1/{part} on the device{', ahead' if ahead else ''}"
-            cases[name] = (stores(k, v, whole // part), ahead)
-    cases["none on the device"] = (stores(k, v, LAYERS), False)
+            name = f"{budget}: 1/16 there{', ahead' if ahead else ''}"
+            cases[name] = (stores(k, v, budget, whole // 16), ahead)
+        cases[f"{budget}: none there"] = (stores(k, v, budget, LAYERS), False)
     for name, (layers, ahead) in cases.items():
         graph = graph_of(lambda layers=layers, ahead=ahead: step.run(layers, ahead))  # type: ignore[misc]
         counts = [(0, 0)] * 2
