@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tamis
 from tamis import _C
-from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_spmm
+from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_spmm, cuda_spmm_grad
 from tamis.ops.handle import make_matrix
 
 needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
@@ -197,6 +197,7 @@ class Played:
 
     kernel = "played"
     made: list[str] = []  # noqa: RUF012
+    expanded: list[str] = []  # noqa: RUF012
 
     def __init__(  # noqa: PLR0913
         self,
@@ -208,7 +209,7 @@ class Played:
         cols: int,
         *rest: Any,
     ) -> None:
-        form = rest[2]
+        form = self.form = rest[2]
         Played.made.append(form)
         self.most_tokens = {"gap": 4, "sell4": 8}.get(form, 64)
         if form == "sell4":
@@ -255,8 +256,21 @@ class Played:
         at_address(y, (m, rows), np.uint16)[:] = out.bfloat16().view(torch.uint16).numpy()
 
     def unpack(self, out: int, stride: int, _: int) -> None:
+        Played.expanded.append(self.form)
         assert stride == self.bits.shape[1]
         at_address(out, self.bits.shape, np.uint16)[:] = self.bits
+
+
+def play_unpack(mask: cuda_spmm_grad.Mask, values: Tensor) -> Tensor:
+    """unpack over host memory."""
+    rows, cols, nnz = mask[2]
+    words = at_address(mask[4], (rows, 8 * -(-cols // 64)), np.uint8)
+    kept = np.unpackbits(words, axis=1, bitorder="little")[:, :cols].astype(bool)
+    assert kept.sum() == nnz
+    dense = values.new_zeros(rows, cols)
+    dense[torch.from_numpy(kept)] = values
+    Played.expanded.append("mask")
+    return dense
 
 
 def floats(bits: np.ndarray) -> Tensor:
@@ -275,7 +289,9 @@ def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     monkeypatch.setattr(cuda_spmm, "_few", {})
     monkeypatch.setattr(cuda_cost, "_devices", lambda: [("Unmeasured", 80)])
     cuda_memory.workspaces.clear()
+    monkeypatch.setattr(cuda_spmm_grad, "unpack", play_unpack)
     monkeypatch.setattr(Played, "made", [])
+    monkeypatch.setattr(Played, "expanded", [])
     return Played
 
 
@@ -374,6 +390,26 @@ def test_a_weight_is_packed_for_the_calls_that_come(
         assert y is not None
         torch.testing.assert_close(y.float(), x.float() @ w.T, rtol=1e-2, atol=0.1)
     assert played.made == made
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "way"), [(40, 64, "mask"), (36, 64, "gap"), (40, 68, "gap")]
+)
+def test_prompts_by_gap_are_written_out_from_the_mask_where_it_has_a_kernel(
+    played: type[Played], rows: int, cols: int, way: str
+) -> None:
+    a = half_kept(rows, cols)
+    assert call(torch.randn(1, cols, dtype=torch.bfloat16), a) is not None
+    for factor in (1, 2):  # each write packs anew
+        a.arrays["values"].mul_(factor)
+        x = torch.randn(1, 20, cols, dtype=torch.bfloat16)
+        y = call(x, a)
+        assert y is not None
+        torch.testing.assert_close(
+            y.float(), x.float() @ a.to_dense().float().T, rtol=1e-2, atol=0.1
+        )
+    assert played.expanded == [way, way]
+    assert played.made == ["gap"] * 3
 
 
 def test_both_forms_are_forgotten(played: type[Played]) -> None:
@@ -625,8 +661,9 @@ def test_groups_of_codes_take_any_x_and_follow_prompts() -> None:
 
 
 @needs_device
-def test_gap_products_by_tokens_that_follow_prompts() -> None:
-    w, a = make(700, 600, 0.4, torch.bfloat16)
+@pytest.mark.parametrize("rows", [700, 704])  # 704: written out from the mask
+def test_gap_products_by_tokens_that_follow_prompts(rows: int) -> None:
+    w, a = make(rows, 600, 0.4, torch.bfloat16)
     for shape in ((1, 20, 600), (1, 1, 600), (3, 1, 600), (1, 90, 600), (4, 1, 600)):
         x = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
         if shape[1] > 1:  # written out and given to torch
@@ -635,6 +672,21 @@ def test_gap_products_by_tokens_that_follow_prompts() -> None:
         else:
             check(x[:, 0], w, a, None)
     assert id(a.arrays["values"]) not in cuda_spmm._packed
+
+
+@needs_device
+def test_prompts_by_gap_replay_in_a_graph() -> None:
+    w, a = make(704, 600, 0.4, torch.bfloat16)
+    tamis.ops.spmm.spmm(torch.ones(1, 600, dtype=torch.bfloat16, device="cuda"), a)  # packs
+    x = torch.randn(1, 90, 600, dtype=torch.bfloat16, device="cuda")
+    torch.nn.functional.linear(x, w)  # loads cuBLAS
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = tamis.ops.spmm.spmm(x, a)
+    x.normal_()
+    graph.replay()
+    torch.testing.assert_close(y, torch.nn.functional.linear(x, w))
 
 
 @needs_device

@@ -17,8 +17,8 @@ from tamis import _C
 from tamis.layout import Layout
 from tamis.ops import cuda
 from tamis.ops.cuda_activation import aligned
-from tamis.ops.cuda_memory import with_workspace
-from tamis.ops.handle import CODE, NUMPY_VALUES, make_matrix
+from tamis.ops.cuda_memory import raw_stream, with_workspace
+from tamis.ops.handle import CODE, NUMPY_VALUES, core_errors, make_matrix
 from tamis.ops.tensors import DTYPE_NAME, as_numpy
 
 Mask = tuple[str, str, tuple[int, int, int], tuple[int, int], int, int]
@@ -59,12 +59,13 @@ def unpack(mask: Mask, values: Tensor) -> Tensor:
     """Dense w [rows, cols]."""
     rows, cols, _ = mask[2]
     dense, values = values.new_empty(rows, cols), values.contiguous()
-
-    def run(stream: int, pointer: int, nbytes: int) -> int:
-        first, out = values.data_ptr(), dense.data_ptr()
-        return _C.cuda_unpack_mask(dense.get_device(), stream, mask, first, out, pointer, nbytes)
-
-    with_workspace(dense.get_device(), run)
+    device, first, out = dense.get_device(), values.data_ptr(), dense.data_ptr()
+    with torch.cuda.device(device), core_errors():
+        stream = raw_stream(device)
+        # Memory of its own: a workspace that grew would leave graphs that hold it.
+        nbytes = _C.cuda_unpack_mask(device, stream, mask, first, out, 0, 0)
+        memory = torch.empty(nbytes, dtype=torch.uint8, device=values.device)
+        _C.cuda_unpack_mask(device, stream, mask, first, out, memory.data_ptr(), nbytes)
     return dense
 
 
