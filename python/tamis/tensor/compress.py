@@ -60,6 +60,11 @@ def compress(
     """
     _check_choice("format", format, ("auto", *FORMATS))
     _check_choice("dtype", dtype, (None, "i4", *DTYPES))
+    if dtype == "i4" and (format, tuple(n_m)) != ("nm", (2, 4)):
+        raise TamisValueError(
+            f"compress: dtype: got 'i4' for format={format!r}, wanted format='nm' with n_m=(2, 4), the "
+            "only one that halves such codes; take dtype='i8' here."
+        )
     source = read(W)
     if format == "groupq" or dtype in ("u4", "u8"):
         format, dtype, group_size = "groupq", dtype or "u4", group_size or 16
