@@ -131,6 +131,10 @@ T load_stream(const T* from) {
   return *from;
 }
 template <class T>
+void load_stream_if(bool wanted, const T* from, T& to) {
+  if (wanted) to = load_stream(from);
+}
+template <class T>
 T load_volatile(const T* from) {
   return *from;
 }
@@ -377,6 +381,76 @@ inline void mma_sparse_bytes(int32_t (&c)[4], const Word4& a, const Word4& b, ui
       }
     }
   }
+}
+
+// ---- products of warpgroups: done when they are waited for, from the fragments and the shared
+// memory as they are then; until then the sums are NaN.
+
+inline void fence_products() {
+  sim::fence_products();
+}
+inline void commit_products() {
+  sim::commit_products();
+}
+inline void fence_shared_products() {
+  sim::fence_shared_products();
+}
+template <int kGroupsLeft, int kTiles>
+void wait_products(float (&)[kTiles][4]) {
+  sim::wait_products(kGroupsLeft);
+}
+
+inline uint64_t matrix_at(uint32_t at) {
+  return at;
+}
+
+template <float (*kToF32)(uint16_t), int kTiles>
+void multiply_group(float (&c)[kTiles][4], const Word4& a, uint32_t b, const uint32_t& places,
+                    uint32_t first) {
+  struct Sums {
+    float of[kTiles][4];
+  };
+  Sums before;
+  std::memcpy(&before, c, sizeof before);
+  // A product that follows another finds this NaN, and adds to what that one leaves.
+  constexpr uint32_t kRunning = 0xffffffffu;
+  const bool follows = std::bit_cast<uint32_t>(before.of[0][0]) == kRunning;
+  for (auto& tile : c) {
+    for (float& sum : tile) sum = std::bit_cast<float>(kRunning);
+  }
+  sim::queue_product([&c, &a, &places, b, first, before, follows] {
+    if (!follows) std::memcpy(&c, &before, sizeof before);
+    const SparseFragment mine{{a.x, a.y, a.z, a.w}, places};
+    SparseFragment rows[32];
+    const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+    for (uint32_t i = 0; i < 32; ++i) rows[i] = from_lane<SparseFragment>(slots, i);
+    const auto half = [](uint32_t pair, uint32_t i) {
+      return kToF32(static_cast<uint16_t>(pair >> (16 * i)));
+    };
+    const uint32_t lane = sim::thread_index().x % 32, group = lane / 4, t = lane % 4;
+    for (uint32_t high = 0; high < 2; ++high) {     // row group + 8 * high
+      for (uint32_t kept = 0; kept < 16; ++kept) {  // its kept elements in order
+        const uint32_t pair = rows[group * 4 + kept / 2 % 4].a[kept / 8 * 2 + high];
+        const uint32_t said = rows[group * 4 + first + kept / 8].places;
+        const uint32_t col = kept / 2 * 4 + (said >> (16 * high + 2 * (kept % 8)) & 3);
+        for (uint32_t tile = 0; tile < kTiles; ++tile) {
+          for (uint32_t n = 0; n < 2; ++n) {
+            const uint32_t at = b + 1024 * tile + 128 * (2 * t + n) + 2 * col;
+            const auto x = load_shared<uint16_t>(at ^ (at >> 7 & 7) << 4);
+            c[tile][2 * high + n] += half(pair, kept % 2) * kToF32(x);
+          }
+        }
+      }
+    }
+  });
+}
+template <int kSelector, int kTiles>
+void group_sparse_bf16(float (&c)[kTiles][4], const Word4& a, uint64_t b, const uint32_t& places) {
+  multiply_group<f32_from_bf16>(c, a, static_cast<uint32_t>(b), places, 2 * kSelector);
+}
+template <int kSelector, int kTiles>
+void group_sparse_f16(float (&c)[kTiles][4], const Word4& a, uint64_t b, const uint32_t& places) {
+  multiply_group<f32_from_f16>(c, a, static_cast<uint32_t>(b), places, 2 * kSelector);
 }
 
 inline uint32_t pack_f16(float low, float high) {

@@ -32,6 +32,11 @@ struct Thread {
   int barriers = 0, waits = 0;             // met so far
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
+  std::vector<std::function<void()>> products;  // not committed
+  std::deque<std::vector<std::function<void()>>> product_groups;
+  int product_waits = 0;
+  bool fenced = false;  // products may take registers
+  bool hidden = false;  // products do not see what it wrote to shared memory
 };
 
 // Deposits alternate between two sets, so one meeting of the warp per exchange is enough.
@@ -115,6 +120,10 @@ void start_cluster() {
     thread.barriers = thread.waits = 0;
     thread.open.clear();
     thread.groups.clear();
+    thread.products.clear();
+    thread.product_groups.clear();
+    thread.product_waits = 0;
+    thread.fenced = thread.hidden = false;
     thread.fiber.reset(&entry);
     ++g.warps[thread.warp].lanes;
   }
@@ -160,6 +169,9 @@ void run_cluster() {
   }
   for (const Thread& thread : g.threads) {
     if (!thread.open.empty()) g.error = "a thread ends with copies it never committed";
+    if (!thread.products.empty() || !thread.product_groups.empty()) {
+      g.error = "a thread ends with products it never waited for";
+    }
   }
 }
 
@@ -284,7 +296,39 @@ void wait_async(int groups_left) {
   while (groups.size() > static_cast<size_t>(groups_left)) {
     for (const Copy& copy : groups.front()) perform(copy);
     groups.pop_front();
+    me().hidden = true;
   }
+}
+
+void fence_products() {
+  me().fenced = true;
+}
+
+void queue_product(std::function<void()> product) {
+  if (!me().fenced) fail("product: no fence between its registers' writes and it");
+  for (const Thread& thread : g.threads) {
+    if (thread.block == me().block && thread.hidden) fail("product: a copy without a fence");
+  }
+  me().products.push_back(std::move(product));
+}
+
+void commit_products() {
+  me().product_groups.push_back(std::exchange(me().products, {}));
+  me().fenced = false;
+}
+
+void wait_products(int groups_left) {
+  if (me().product_waits++ == g.launch.faults.product) return;
+  auto& groups = me().product_groups;
+  while (groups.size() > static_cast<size_t>(groups_left)) {
+    const auto group = std::move(groups.front());
+    groups.pop_front();
+    for (const auto& product : group) product();
+  }
+}
+
+void fence_shared_products() {
+  me().hidden = false;
 }
 
 void barrier_init(uint32_t at, uint32_t arrivals) {

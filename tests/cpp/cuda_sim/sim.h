@@ -1,9 +1,10 @@
 // Runs CUDA kernels on this CPU: one fiber per CUDA thread, blocks one after another.
 //
 // It is stricter than a GPU where a kernel could be right by luck: shared memory starts as NaN, an
-// asynchronous copy turns its destination into NaN until it is waited for, warps and lanes run in
-// random order and run ahead of each other, every access to shared memory is checked. It cannot see
-// timing, bank conflicts, races in global memory between blocks, or how tensor cores round.
+// asynchronous copy turns its destination into NaN until it is waited for, an asynchronous product
+// its sums, and reads its operands only then; warps and lanes run in random order and run ahead of
+// each other, every access to shared memory is checked. It cannot see timing, bank conflicts, races
+// in global memory between blocks, or how tensor cores round.
 #pragma once
 
 #include <cstddef>
@@ -22,6 +23,7 @@ struct Faults {
   int barrier = -1;  // this sync_block of every thread does nothing
   int wait = -1;     // this wait for copies of every thread does nothing
   int copy = -1;     // this asynchronous copy of the block never happens
+  int product = -1;  // this wait for products of every thread does nothing
 };
 
 struct Launch {
@@ -66,5 +68,13 @@ void barrier_init(uint32_t at, uint32_t arrivals);
 void barrier_expect(uint32_t at, uint32_t bytes);
 void barrier_wait(uint32_t at, uint32_t parity);
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier);
+
+// Products of a warpgroup: queued with what they need, done when their group is waited for.
+void fence_products();
+void queue_product(std::function<void()> product);
+void commit_products();
+void wait_products(int groups_left);
+// Before a barrier, after which products read what this thread wrote to shared memory.
+void fence_shared_products();
 
 }  // namespace tamis::sim
