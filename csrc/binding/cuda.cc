@@ -4,9 +4,10 @@
 
 #include <dlfcn.h>
 
-#include <array>
 #include <atomic>
+#include <iterator>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "binding/array.h"
@@ -19,6 +20,7 @@
 #include "format/m24i8.h"
 #include "format/t16i8.h"
 #include "ops/spmm/gap_params.h"
+#include "ops/spmm/m24_wgmma_params.h"
 #include "ops/spmm/sell4_params.h"
 #include "ops/spmm/t16_params.h"
 #include "ops/spmm_grad/grad_params.h"
@@ -286,31 +288,37 @@ class CudaMatrix {
   }
 
   const SpmmT16Plan& plan(int64_t m) {
-    if (m < 1 || m > kMaxTokens) {
-      raise_if_error(error(Code::invalid_argument, "CudaMatrix: m: got %lld, wanted 1 to %lld",
-                           static_cast<long long>(m), static_cast<long long>(kMaxTokens)));
-    }
-    SpmmT16Plan& found = plans_[static_cast<size_t>(m)];
-    if (found.splits == 0) raise_if_error(plan_spmm_cuda(w_, m, device_, &found));
-    return found;
+    const auto known = plans_.find(m);
+    if (known != plans_.end()) return known->second;
+    SpmmT16Plan found;
+    raise_if_error(plan_spmm_cuda(w_, m, device_, &found));
+    return plans_.insert({m, found}).first->second;
   }
 
   // Replaces the plan for m by another layout; false if the device cannot hold it.
   bool lay_out(int64_t m, int32_t warps_k, int32_t splits) {
-    plan(m);  // checks m; the others have one plan
+    if (plan(m).layout >= 0) return false;  // checks m; the others have one plan
     if (w_.format == PackedFormat::gap || w_.format == PackedFormat::sell4) return false;
     if (kBlockWarps % warps_k != 0 || splits < 1 || splits > t16::col_tiles(w_.cols)) return false;
     const SpmmT16Plan wanted = lay_out_spmm_t16(w_, m, warps_k, splits);
     if (wanted.shared_bytes > device_.shared_per_block) return false;
     if (splits > 1 && wanted.blocks_n > kMaxTickets) return false;
-    plans_[static_cast<size_t>(m)] = wanted;
+    plans_[m] = wanted;
+    return true;
+  }
+
+  // The same of m24 for warpgroups: a line of m24_layouts.def, and how many blocks share the work.
+  bool lay_out_groups(int64_t m, int32_t layout, int32_t blocks) {
+    const auto known = static_cast<int32_t>(std::size(kM24Layouts));
+    if (plan(m).layout < 0 || layout < 0 || layout >= known || blocks < 1) return false;
+    plans_[m] = lay_out_m24_group(w_, m, layout, blocks);
     return true;
   }
 
   // Most tokens of a call; 0 if the columns of one do not fit in a block's shared memory.
   int64_t most_tokens() const {
-    for (const int64_t m :
-         {kMaxTokens, int64_t{kSell4Tokens}, kMaxGapTokens, int64_t{2}, int64_t{1}}) {
+    for (const int64_t m : {most_tokens_cuda(w_, device_), kMaxTokens, int64_t{kSell4Tokens},
+                            kMaxGapTokens, int64_t{2}, int64_t{1}}) {
       SpmmT16Plan ignored;
       if (plan_spmm_cuda(w_, m, device_, &ignored).ok()) return m;
     }
@@ -345,7 +353,7 @@ class CudaMatrix {
  private:
   T16View w_;
   CudaDevice device_;
-  std::array<SpmmT16Plan, kMaxTokens + 1> plans_ = {};
+  std::unordered_map<int64_t, SpmmT16Plan> plans_;
 };
 
 }  // namespace
@@ -403,12 +411,13 @@ void bind_cuda(py::module_& m) {
           "plan",
           [](CudaMatrix& w, int64_t m) {
             const SpmmT16Plan& p = w.plan(m);
-            return py::dict("warps_k"_a = p.warps_k, "splits"_a = p.splits,
+            return py::dict("layout"_a = p.layout, "warps_k"_a = p.warps_k, "splits"_a = p.splits,
                             "blocks"_a = int64_t{p.blocks_n} * p.splits,
                             "shared_bytes"_a = p.shared_bytes);
           },
           "m"_a)
       .def("lay_out", &CudaMatrix::lay_out, "m"_a, "warps_k"_a, "splits"_a)
+      .def("lay_out_groups", &CudaMatrix::lay_out_groups, "m"_a, "layout"_a, "blocks"_a)
       .def("spmm", &CudaMatrix::spmm, "m"_a, "x_ptr"_a, "x_stride"_a, "bias_ptr"_a, "y_ptr"_a,
            "y_stride"_a, "workspace_ptr"_a, "workspace_bytes"_a, "stream"_a)
       .def("unpack", &CudaMatrix::unpack, "out_ptr"_a, "out_stride"_a, "stream"_a);

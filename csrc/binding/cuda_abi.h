@@ -18,7 +18,7 @@
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 11;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 12;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;

@@ -37,6 +37,7 @@ FORMATS = ("t16", "m24", "g4", "gap", "sell4", "m24i8", "t16i8", "m24i4")
 MAX_POPC = 0
 MAX_SELL4 = {1: 47, 2: 62, 4: 92, 8: 152}  # sm_90, one step of sell4 (32 groups), by tokens
 MAX_GAP = {1: 60, 2: 80, 4: 112}  # sm_90, one step of gap (256 entries), by tokens
+MAX_GROUP24 = 150  # sm_90a, a record of m24 by warpgroups with any tokens, copying its part of x
 MAX_DOTS, MAX_ROW_SUMS = 100, 200  # sm_90, 1024 weights of sparse_mlp's rows, of listed rows
 # Prompts: registers of two blocks of 128 threads on an SM, and instructions of a tile on sm_90 with all
 # its rarely taken branches (softcap, masks, lists), for one and two row tiles a warp.
@@ -87,7 +88,8 @@ def functions(sass: str) -> dict[tuple[str, str], list[tuple[int, str]]]:
 
 
 def opcode(text: str) -> str:
-    return re.sub(r"^@!?U?P\w+ +", "", text).split()[0].split(".")[0]
+    whole = re.sub(r"^@!?U?P\w+ +", "", text).split()[0]
+    return "HGMMA.SP" if whole.startswith("HGMMA.SP") else whole.split(".")[0]
 
 
 def main_loop(code: list[tuple[int, str]], product: str = "HMMA") -> Counter[str]:
@@ -131,15 +133,19 @@ def sell4_tokens(name: str) -> int:
 
 def product_of(name: str) -> str:
     """What a kernel's main loop multiplies with."""
+    if "M24GroupConfig" in name:
+        return "HGMMA.SP"
     return "IDP" if gap_tokens(name) else "HFMA2" if sell4_tokens(name) else "HMMA"
 
 
 def product_label(name: str) -> str:
-    """What a product of few tokens is; empty for other kernels."""
+    """What a product's kernel is; empty for other kernels."""
     dtype = "f16" if "DTypeE1" in name else "bf16"
     if match := re.search(r"spmm_(?:t16|i8).*PackedFormatE(\d)E.*DTypeE\dELi(\d)", name):
         form = FORMATS[int(match[1])] + (" groups" if grouped(name) else "")
         return f"spmm_{form} {dtype} {8 * int(match[2])} tokens"
+    if match := re.search(r"M24GroupConfigI\w*?DTypeE\dELi(\d+)ELi(\d)E", name):
+        return f"spmm_m24 {dtype} {match[1]} tokens {64 * int(match[2])} rows"
     if tokens := gap_tokens(name) or sell4_tokens(name):
         return f"spmm_{'gap' if gap_tokens(name) else 'sell4'} {dtype} {tokens} tokens"
     return ""
@@ -239,6 +245,15 @@ def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
     return wrong
 
 
+def group_problems(loop: Counter[str]) -> list[str]:
+    """Of a loop of sparse products by warpgroups, two a record."""
+    if not loop["HGMMA.SP"]:
+        return ["no sparse product of a warpgroup in a loop"]
+    size = sum(loop.values()) * 2 // loop["HGMMA.SP"]
+    wanted = f"{size} instructions a record, wanted at most {MAX_GROUP24}"
+    return [wanted] if size > MAX_GROUP24 else []
+
+
 def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> list[str]:
     everything = Counter(opcode(text) for _, text in code)
     loop = main_loop(code, product_of(name))
@@ -261,11 +276,12 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
         wrong.append(f"{used} registers, wanted at most {most}")
     mass = "kv_mass_rows" in name or "kv_mass_columns" in name
     product = bool(format_of(name)) or product_of(name) != "HMMA"
-    if attention or prefill or mass or activation(name) or gradient(name) or product:
+    if "M24GroupConfig" in name:
+        wrong += group_problems(loop)
+    elif attention or prefill or mass or activation(name) or gradient(name) or product:
         wrong += loop_problems(arch, name, loop)
-    counts = ", ".join(
-        f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", "HMMA", "IMMA", "LDGSTS")
-    )
+    tensor = ("HGMMA.SP",) if "M24GroupConfig" in name else ("HMMA", "IMMA")
+    counts = ", ".join(f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", *tensor, "LDGSTS"))
     sys.stdout.write(
         f"{label(arch, name):40} {used:4} registers  loop {size:4}: {counts}\n"
         if loop
@@ -291,6 +307,7 @@ def main() -> int:
     # in two, their places and ways to and from dense, eight of spgemm; the expansions on two, two choices of
     # tokens on one.
     wanted = 3 * (48 + 24 + 5 + 7 + 9 + 10 + 14 + 11 + 8 + 8 + 9 + 8) + 3 * 2 + 2
+    wanted += 2 * 5  # m24 by warpgroups on sm_90a: layouts in two dtypes
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

@@ -1,17 +1,51 @@
-// The m24 product for sm_90a: records by bulk copy.
+// The m24 product for sm_90a: sparse tensor cores by warpgroups, or by warps where those are
+// faster.
+#include "base/cuda/launch.h"
 #include "ops/spmm/kernels_cuda.h"
+#include "ops/spmm/m24_wgmma.cuh"
 #include "ops/spmm/t16_launch.cuh"
 
 namespace tamis {
+namespace {
+
+template <class Config>
+Status launch_layout(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+                     void* stream) {
+  static std::atomic<uint64_t> allowed{0};
+  TAMIS_RETURN_IF_ERROR(allow_shared_memory("spmm", &spmm_m24_group<Config>, allowed, device.index,
+                                            Config::kLayout.shared_bytes()));
+  return launch("spmm",
+                {.grid = dim3(plan.blocks_n),
+                 .threads = Config::kThreads,
+                 .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+                 .early = a.w.settled,
+                 .stream = stream},
+                &spmm_m24_group<Config>, m24_group_params(a, plan));
+}
+
+template <DType kType>
+Status launch_m24(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+                  void* stream) {
+  using Launch = Status (*)(const SpmmCudaArgs&, const SpmmT16Plan&, const CudaDevice&, void*);
+  static constexpr Launch kLaunches[] = {
+#define TAMIS_M24_LAYOUT(...) &launch_layout<M24GroupConfig<kType, __VA_ARGS__>>,
+#include "ops/spmm/m24_layouts.def"
+#undef TAMIS_M24_LAYOUT
+  };
+  if (plan.layout >= 0) return kLaunches[plan.layout](a, plan, device, stream);
+  return launch_spmm_t16<PackedFormat::m24, kType, true>(a, plan, device, stream);
+}
+
+}  // namespace
 
 Status spmm_m24_bf16_bf16_sm90(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
                                const CudaDevice& device, void* stream) {
-  return launch_spmm_t16<PackedFormat::m24, DType::bf16, true>(a, plan, device, stream);
+  return launch_m24<DType::bf16>(a, plan, device, stream);
 }
 
 Status spmm_m24_f16_f16_sm90(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
                              const CudaDevice& device, void* stream) {
-  return launch_spmm_t16<PackedFormat::m24, DType::f16, true>(a, plan, device, stream);
+  return launch_m24<DType::f16>(a, plan, device, stream);
 }
 
 }  // namespace tamis

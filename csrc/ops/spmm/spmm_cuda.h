@@ -16,7 +16,7 @@ namespace tamis {
 // not overlap x. Strides in elements.
 struct SpmmCudaArgs {
   T16View w;
-  int64_t m = 0;  // 1 to kMaxTokens
+  int64_t m = 0;  // 1 to most_tokens_cuda
   const void* x = nullptr;
   int64_t x_stride = 0;
   const void* bias = nullptr;  // [n] or null
@@ -30,9 +30,14 @@ struct SpmmCudaArgs {
 
 inline constexpr int64_t kMaxTokens = 64;
 
+// Tokens that one call takes where a block's shared memory holds them: 4 of gap, 8 of sell4, 512
+// where warpgroups do the work (m24 on sm_90, but for small weights), kMaxTokens of the others.
+int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device);
+
 // How one call is laid out over the device; see plan_spmm_cuda. gap: slices are the row tiles;
 // sell4: blocks.
 struct SpmmT16Plan {
+  int32_t layout = -1;      // of m24_layouts.def; -1: another kernel than the warpgroups'
   int32_t tokens = 0;       // most that a call may have
   int32_t token_tiles = 0;  // products of 8 tokens per A fragment: 1, 2, 4 or 8; gap, sell4: none
   int32_t warps_n = 0, warps_k = 0;  // of a block: over row tiles, and over its part of k
@@ -44,9 +49,11 @@ struct SpmmT16Plan {
   int64_t workspace_bytes = 0;
 };
 
-// Pure: which layout is expected to take least time. Fails when none fits the device, and for more
-// tokens than the format's kernels take: 4 of gap, 8 of sell4, 64 of the others.
+// Pure: which kernel and layout is expected to take least time. Fails when none fits the device,
+// and for more tokens than most_tokens_cuda.
 Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
+
+// The same among the layouts of one kernel.
 Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_gap(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);

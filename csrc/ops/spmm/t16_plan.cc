@@ -1,7 +1,11 @@
-// Plan of the t16 product: warps, blocks and parts of k for a shape and a device.
+// Plans of products on CUDA: for the t16 kernel warps, blocks and parts of k for a shape and a
+// device.
 #include <algorithm>
 #include <cmath>
 
+#include "ops/spmm/gap_params.h"
+#include "ops/spmm/m24_wgmma_params.h"
+#include "ops/spmm/sell4_params.h"
 #include "ops/spmm/t16_params.h"
 
 namespace tamis {
@@ -22,6 +26,16 @@ struct Costs {
   double codes = 0;           // of a warp: a chunk of a token to codes
 };
 constexpr double kCallClocks = 6500;  // what no layout changes
+
+// Whether warpgroups take it: machine code for that capability alone. A small weight's product is
+// mostly its start and its meetings, which cost warps less: on an H200 4.9 and 6.1 us for 1024 x
+// 4096 and 8 tokens, 7.3 and 8.5 for 32; for 128, 28 and 15 written out and multiplied densely.
+bool takes_groups(const T16View& w, const CudaDevice& device) {
+  constexpr int64_t kFewRecords = 8192;
+  return w.format == PackedFormat::m24 && device.capability == 90 &&
+         t16::row_tiles(w.rows) * t16::col_tiles(w.cols) >= kFewRecords;
+}
+constexpr int64_t kMaxGroupTokens = 65536;  // panels count in 32 bits
 
 // t16: fitted to 1150 times on an H100 (four shapes of Llama-3-8B, three densities, 1 and 16
 // tokens, every layout; bench/RESULTS.md): what is chosen takes 3 % more than the best layout on
@@ -167,10 +181,22 @@ SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32
   return p;
 }
 
+int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device) {
+  return w.format == PackedFormat::gap     ? kMaxGapTokens
+         : w.format == PackedFormat::sell4 ? kSell4Tokens
+         : takes_groups(w, device)         ? kMaxGroupTokens
+                                           : kMaxTokens;
+}
+
 Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
-  return w.format == PackedFormat::gap     ? plan_spmm_gap(w, m, device, plan)
-         : w.format == PackedFormat::sell4 ? plan_spmm_sell4(w, m, device, plan)
-                                           : plan_spmm_t16(w, m, device, plan);
+  if (w.format == PackedFormat::gap) return plan_spmm_gap(w, m, device, plan);
+  if (w.format == PackedFormat::sell4) return plan_spmm_sell4(w, m, device, plan);
+  if (!takes_groups(w, device)) return plan_spmm_t16(w, m, device, plan);
+  if (m < 1 || m > kMaxGroupTokens) {
+    return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %lld on CUDA",
+                 static_cast<long long>(m), static_cast<long long>(kMaxGroupTokens));
+  }
+  return plan_m24_group(w, m, device, plan);
 }
 
 Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {

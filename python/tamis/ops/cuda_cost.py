@@ -47,7 +47,7 @@ WRITTEN = 0.8  # of that rate, where a weight is read and written out
 DECODE = {
     "gap": (0.155, 0.165, 0.24),
     "t16": (0.46, 0.57, 0.90, 1.38),
-    "m24": (0.22, 0.32, 0.41, 0.88),
+    "m24": (0.275, 0.268, 0.305, 0.335),
     "g4": (0.28, 0.49, 0.52, 1.35),
     "sell4": (0.115, 0.16, 0.27, 0.52),
     "m24i8": (0.25, 0.25, 0.31, 0.62),
@@ -56,6 +56,11 @@ DECODE = {
 RECORD_BYTES = {"gap": 640.0, "sell4": 384.0, "m24": 1152.0, "m24i8": 640.0}
 # Bytes of a stored value and of the rest of a record, padding on average.
 VALUE_BYTES = {"t16": (2.0, 152.0), "g4": (0.75, 24.0), "t16i8": (1.0, 280.0)}
+# m24 by warpgroups (both devices are Hopper): ns of a call beyond its start by tokens, as parts of sums
+# meet in memory, and of more tokens; ns a record of each further 128 tokens.
+MEETING24 = (0.0, 500.0, 2300.0, 4900.0)
+WIDE24, WIDE24_START, WIDE24_RECORD = 0.42, 5000.0, 0.14
+FEW24 = 8192  # records of a weight that warpgroups do not take
 
 
 def packed_form(layout: Layout) -> str:
@@ -119,14 +124,14 @@ def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> 
     steps = next((steps for few, steps in _FEW.values() if few == form), _TILES)
     step = next(i for i, most in enumerate(steps) if tokens <= most)
     decode = _records(layout, nnz, form) * DECODE[form][step]
-    start = rates.start * START.get(form, 1.0)
+    start = rates.start * START.get(form, 1.0) + (MEETING24[step] if form == "m24" else 0.0)
     return start + max(decode, packed_nbytes(layout, nnz, form) / rates.read)
 
 
 def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | None:
     """Expected ns of a product on the device, ``NEVER`` where no kernel takes it; None: unknown.
 
-    Above 64 tokens: the weight is written out, then multiplied densely.
+    Above 64 tokens the weight is written out, then multiplied densely, but for most of 2:4.
     """
     rates = _rates(device)
     if rates is None:
@@ -134,6 +139,11 @@ def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | Non
     if not packed_form(layout):
         return NEVER
     form = form_for(layout, nnz, tokens, device)
+    records = _records(layout, nnz, form)
+    if tokens > TOKENS[-1] and form == "m24" and records >= FEW24:
+        each = WIDE24_RECORD + WIDE24 * -(-tokens // 128)
+        read = packed_nbytes(layout, nnz, form) / rates.read
+        return rates.start + WIDE24_START + max(records * each, read)
     if tokens > TOKENS[-1]:
         nbytes = packed_nbytes(layout, nnz, form)
         dense = 2.0 * layout.rows * layout.cols

@@ -338,7 +338,7 @@ class Case {
 };
 
 // One line of kernels_cuda.def on the simulator: the launch with its grid, threads and shared
-// memory.
+// memory. m24 by warpgroups is in m24_wgmma.cc.
 struct SimRow {
   const char* name;
   PackedFormat format;

@@ -1,0 +1,85 @@
+// Plan of the m24 product for warpgroups: which layout, and how many blocks share the work.
+#include <algorithm>
+
+#include "ops/spmm/m24_wgmma_params.h"
+#include "ops/spmm/t16_params.h"
+
+namespace tamis {
+namespace {
+
+int64_t output_tiles(const T16View& w, int64_t m, const M24Layout& l) {
+  return ceil_div(w.rows, l.rows()) * ceil_div(m, l.tokens);
+}
+int64_t col_panels(const T16View& w, const M24Layout& l) {
+  return ceil_div(t16::col_tiles(w.cols), l.depth);
+}
+
+}  // namespace
+
+SpmmT16Plan lay_out_m24_group(const T16View& w, int64_t m, int32_t layout, int64_t blocks) {
+  const M24Layout& l = kM24Layouts[layout];
+  const int64_t panels = output_tiles(w, m, l) * col_panels(w, l);
+  SpmmT16Plan p{.layout = layout,
+                .tokens = static_cast<int32_t>(m),
+                .token_tiles = l.tokens / 8,
+                .warps_n = 4 * l.groups,
+                .warps_k = 1,
+                .blocks_n = static_cast<int32_t>(std::min(blocks, panels)),
+                .splits = 1,
+                .shared_bytes = l.shared_bytes()};
+  // No block begins or ends inside an output tile: nobody meets.
+  const bool whole = p.blocks_n <= output_tiles(w, m, l) && output_tiles(w, m, l) % p.blocks_n == 0;
+  if (!whole) {
+    p.workspace_bytes = kTicketBytes + int64_t{2} * p.blocks_n * l.rows() * l.tokens * 4;
+  }
+  return p;
+}
+
+M24GroupParams m24_group_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+  const M24Layout& l = kM24Layouts[plan.layout];
+  const int64_t panels = output_tiles(a.w, a.m, l) * col_panels(a.w, l);
+  auto* workspace = static_cast<uint8_t*>(a.workspace);
+  return {
+      .records = static_cast<const uint8_t*>(a.w.records),
+      .x = static_cast<const uint16_t*>(a.x),
+      .bias = static_cast<const uint16_t*>(a.bias),
+      .y = static_cast<uint16_t*>(a.y),
+      .tickets = reinterpret_cast<uint32_t*>(workspace),
+      .partial = reinterpret_cast<float*>(workspace + kTicketBytes),
+      .x_stride = a.x_stride,
+      .y_stride = a.y_stride,
+      .rows = static_cast<int32_t>(a.w.rows),
+      .cols = static_cast<int32_t>(a.w.cols),
+      .m = static_cast<int32_t>(a.m),
+      .row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows)),
+      .col_tiles = static_cast<int32_t>(t16::col_tiles(a.w.cols)),
+      .col_panels = static_cast<int32_t>(col_panels(a.w, l)),
+      .token_tiles = static_cast<int32_t>(ceil_div(a.m, l.tokens)),
+      .panels = static_cast<int32_t>(panels),
+      .blocks = plan.blocks_n,
+      .x_aligned = reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && (a.m == 1 || a.x_stride % 8 == 0)};
+}
+
+Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+  const auto count = static_cast<int32_t>(std::size(kM24Layouts));
+  int32_t layout = 0;
+  while (layout + 1 < count && kM24Layouts[layout].tokens < m) ++layout;
+  const M24Layout& l = kM24Layouts[layout];
+  const int64_t tiles = output_tiles(w, m, l);
+  // From 64 tokens on one block keeps an SM busy, and a second finds no room while it runs.
+  const int64_t slots = int64_t{device.sms} * (l.tokens < 64 ? l.blocks : 1);
+  // As many shares of every output tile as fill the device, so that all are alike and x is read by
+  // few at a time; two panels a share at least. Where that leaves half of the device idle (a fifth
+  // where arithmetic bounds the time), shares that end anywhere.
+  const int64_t most = std::max<int64_t>(col_panels(w, l) / 2, 1);
+  const int64_t whole = std::min(slots / tiles, most) * tiles;
+  const bool few = slots / tiles > most;  // more blocks would only meet more often
+  const double fill = l.tokens < 128 ? 0.5 : 0.8;
+  int64_t blocks =
+      few || static_cast<double>(whole) >= fill * static_cast<double>(slots) ? whole : slots;
+  if (tiles > kMaxTickets) blocks = tiles;
+  *plan = lay_out_m24_group(w, m, layout, blocks);
+  return {};
+}
+
+}  // namespace tamis

@@ -1,0 +1,60 @@
+// What the m24 kernel for warpgroups gets, and how it is laid out; host side only but for the
+// struct.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "format/m24.h"
+#include "ops/spmm/spmm_cuda.h"
+
+namespace tamis {
+
+struct M24GroupParams {
+  const uint8_t* records;
+  const uint16_t* x;
+  const uint16_t* bias;
+  uint16_t* y;
+  uint32_t* tickets;  // [output tiles]
+  float* partial;     // [blocks, 2, tokens of an output tile / 8, threads, 4]
+  int64_t x_stride, y_stride;
+  int32_t rows, cols, m;
+  int32_t row_tiles, col_tiles;  // records
+  int32_t col_panels;            // panels of an output tile
+  int32_t token_tiles;           // output tiles over tokens; over rows they are further apart
+  int32_t panels, blocks;        // panels of all output tiles, and how many blocks share them
+  bool x_aligned;                // rows of x start at multiples of 16 bytes
+};
+
+// One line of m24_layouts.def.
+struct M24Layout {
+  int32_t tokens, groups, depth, panels, blocks;
+  bool direct;
+
+  constexpr int32_t rows() const { return 64 * groups; }
+  constexpr int32_t threads() const { return 128 * groups; }
+  // A record's 64 columns have 128 bytes of x for each token. Records follow unless they are
+  // direct.
+  constexpr int32_t panel_bytes() const {
+    const int32_t records = direct ? 0 : 4 * groups * static_cast<int32_t>(m24::kRecordBytes);
+    return (depth * (tokens * 128 + records) + 1023) / 1024 * 1024;
+  }
+  constexpr int32_t shared_bytes() const { return panels * panel_bytes() + 16; }  // the flag
+};
+
+inline constexpr M24Layout kM24Layouts[] = {
+#define TAMIS_M24_LAYOUT(tokens, groups, depth, panels, blocks, direct) \
+  {tokens, groups, depth, panels, blocks, direct},
+#include "ops/spmm/m24_layouts.def"
+#undef TAMIS_M24_LAYOUT
+};
+
+// The plan with that layout (an index) and up to that many blocks, at least 1.
+SpmmT16Plan lay_out_m24_group(const T16View& w, int64_t m, int32_t layout, int64_t blocks);
+
+// Pure: the layout that is expected to take least time, for any number of tokens.
+Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
+
+M24GroupParams m24_group_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+
+}  // namespace tamis
