@@ -39,6 +39,7 @@ SHAPES = {  # Llama-3-8B: rows, columns
 }
 TOKENS = (1, 4, 8, 16, 32, 64)
 FEW_TOKENS = (1, 2, 4)
+TOKENS24 = (*TOKENS, 128, 256, 1024)
 DENSITIES = (0.5, 0.3, 0.2)
 
 
@@ -382,7 +383,7 @@ def one_shape24(name: str, rate: float) -> list[dict[str, Any]]:
     weights = [dense] + [dense.clone() for _ in range(copies_of(2 * rows * cols) - 1)]
     sparse = Sparse(w, keep)
     found = []
-    for m in TOKENS:
+    for m in TOKENS24:
         row = {"shape": name, "density": "2:4", **one_case(sparse, w, weights, m, semi=True)}
         row["of_copy_rate"] = row["bytes"] / row["us"] * 1e-3 / rate
         found.append(row)

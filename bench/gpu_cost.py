@@ -65,6 +65,7 @@ def tiles() -> list[Tile]:
             Tile(f"m24, {tokens} tokens", f"PackedFormatE1 DTypeE2ELi{tokens // 8}E", 2048, 1152,
                  9 + tokens, tokens // 4)
         )  # fmt: skip
+    found += group_tiles()
     found += byte_tiles()
     for density in (0.5, 1.0):
         # 8 wavefronts of x; codes, scales and the mask; half of the units in g4.
@@ -91,6 +92,15 @@ def tiles() -> list[Tile]:
     found.append(Tile("sparse_input", "sparse_input_kernel DTypeE2", 2048, 2048, 3, 4))
     found.append(Tile("attention, bf16, d 128", "RowConfig DTypeE2ELi128E", 8192, 8192, 2 * 64, 16))
     return found
+
+
+def group_tiles() -> list[Tile]:
+    """m24 by warpgroups: four records read 128 bytes of x a token, written once for 8 or 16."""
+    return [
+        Tile(f"m24, warpgroups, {tokens} tokens", f"M24Group DTypeE2ELi{tokens}E", 2048, 1152,
+             tokens / 4 + tokens / records, 2, "HGMMA.SP")
+        for tokens, records in ((32, 8), (128, 16))
+    ]  # fmt: skip
 
 
 def byte_tiles() -> list[Tile]:

@@ -16,19 +16,27 @@ from gpu_timing import timed_in_turns
 
 
 def layouts(sparse: Sparse, w: torch.Tensor, m: int) -> list[tuple[float, int, int]]:
-    """Microseconds of each layout that fits, best first, with warps and blocks over k."""
+    """Microseconds of each layout that fits, best first, with warps and blocks over k.
+
+    Where warpgroups take the weight (m24 on Hopper): with the line of m24_layouts.def, and blocks.
+    """
     x = torch.randn(m, w.shape[1], dtype=torch.bfloat16, device="cuda")
     y = x.new_empty(m, len(w))
     count = len(sparse.matrices)
+    choices = [(k, s) for k in (1, 2, 4, 8) for s in (1, 2, 3, 4, 6, 8, 12, 16)]
+    lay_out = "lay_out"
+    if sparse.matrices[0].plan(m)["layout"] >= 0:
+        sms = torch.cuda.get_device_properties(0).multi_processor_count
+        choices = [(i, sms * k // 2) for i in range(16) for k in (1, 2, 3, 4, 6, 8)]
+        lay_out = "lay_out_groups"
     found = []
-    for warps_k in (1, 2, 4, 8):
-        for splits in (1, 2, 3, 4, 6, 8, 12, 16):
-            if not all(a.lay_out(m, warps_k, splits) for a in sparse.matrices):
-                continue
-            if sparse.matrices[0].workspace(m) > sparse.workspace.numel():
-                continue
-            times = timed_in_turns({"": lambda: sparse.calls(x, y, count)}, count, warm_up_s=0.02)
-            found.append((1e6 * times[""], warps_k, splits))
+    for first, second in choices:
+        if not all(getattr(a, lay_out)(m, first, second) for a in sparse.matrices):
+            continue
+        if sparse.matrices[0].workspace(m) > sparse.workspace.numel():
+            continue
+        times = timed_in_turns({"": lambda: sparse.calls(x, y, count)}, count, warm_up_s=0.02)
+        found.append((1e6 * times[""], first, second))
     return sorted(found)
 
 
@@ -50,6 +58,8 @@ def main() -> None:
             for m in a.tokens:
                 plan = sparse.matrices[0].plan(m)
                 planned = (plan["warps_k"], plan["splits"])
+                if plan["layout"] >= 0:
+                    planned = (plan["layout"], plan["blocks"])
                 all_of_them = layouts(sparse, w, m)
                 line = ", ".join(f"{us:.1f} ({k} x {s})" for us, k, s in all_of_them[:4])
                 mine = next((us for us, k, s in all_of_them if (k, s) == planned), float("nan"))
