@@ -35,7 +35,7 @@ bool takes_groups(const T16View& w, const CudaDevice& device) {
   return w.format == PackedFormat::m24 && device.capability == 90 &&
          t16::row_tiles(w.rows) * t16::col_tiles(w.cols) >= kFewRecords;
 }
-constexpr int64_t kMaxGroupTokens = 65536;  // panels count in 32 bits
+constexpr int64_t kMaxGroupTokens = 512;  // writing out takes no longer from 1024 on
 
 // t16: fitted to 1150 times on an H100 (four shapes of Llama-3-8B, three densities, 1 and 16
 // tokens, every layout; bench/RESULTS.md): what is chosen takes 3 % more than the best layout on

@@ -60,7 +60,7 @@ VALUE_BYTES = {"t16": (2.0, 152.0), "g4": (0.75, 24.0), "t16i8": (1.0, 280.0)}
 # meet in memory, and of more tokens; ns a record of each further 128 tokens.
 MEETING24 = (0.0, 500.0, 2300.0, 4900.0)
 WIDE24, WIDE24_START, WIDE24_RECORD = 0.42, 5000.0, 0.14
-FEW24 = 8192  # records of a weight that warpgroups do not take
+FEW24, MANY24 = 8192, 512  # fewer records, or more tokens, warpgroups do not take
 
 
 def packed_form(layout: Layout) -> str:
@@ -140,7 +140,7 @@ def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | Non
         return NEVER
     form = form_for(layout, nnz, tokens, device)
     records = _records(layout, nnz, form)
-    if tokens > TOKENS[-1] and form == "m24" and records >= FEW24:
+    if TOKENS[-1] < tokens <= MANY24 and form == "m24" and records >= FEW24:
         each = WIDE24_RECORD + WIDE24 * -(-tokens // 128)
         read = packed_nbytes(layout, nnz, form) / rates.read
         return rates.start + WIDE24_START + max(records * each, read)
