@@ -600,7 +600,7 @@ def test_int8_values(
         a = tamis.compress(w, keep=torch.rand(shape) < float(kept), format="bitmap", **made)
     w = a.to_dense().double().cuda()
     a = tamis.SparseMatrix(a.layout, {name: array.cuda() for name, array in a.arrays.items()})
-    assert "_i8_" in cuda_cost.kernel(a.layout, 0)
+    assert "_i8_" in cuda_cost.kernel(a.layout, a.nnz, 1, 0)
     bias = torch.randn(shape[0], dtype=dtype, device="cuda")
     eps = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11
     for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65):
