@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "base/cuda/device.h"
 #include "base/status.h"
 
 namespace tamis {
@@ -15,18 +16,6 @@ inline Status cuda_status(const char* function, cudaError_t result) {
   if (result == cudaSuccess) return {};
   return error(Code::no_kernel, "%s: CUDA: got '%s', wanted success", function,
                cudaGetErrorString(result));
-}
-
-// Lets a kernel use up to `bytes` of shared memory a block; once per kernel and device.
-template <class Kernel>
-Status allow_shared_memory(const char* function, Kernel* kernel, std::atomic<uint64_t>& allowed,
-                           int32_t device, int32_t bytes) {
-  const uint64_t bit = uint64_t{1} << (device % 64);
-  if (allowed.load(std::memory_order_relaxed) & bit) return {};
-  TAMIS_RETURN_IF_ERROR(cuda_status(
-      function, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)));
-  allowed.fetch_or(bit, std::memory_order_relaxed);
-  return {};
 }
 
 struct CudaGrid {
@@ -58,6 +47,27 @@ Status launch(const char* function, const CudaGrid& g, void (*kernel)(Params),
                                   .attrs = attributes,
                                   .numAttrs = count};
   return cuda_status(function, cudaLaunchKernelEx(&config, kernel, params));
+}
+
+inline constexpr cudaFuncAttribute kMostShared = cudaFuncAttributeMaxDynamicSharedMemorySize;
+
+// Sets an attribute of a kernel, once per device.
+template <auto* kKernel, cudaFuncAttribute kAttribute>
+Status set_once(const char* function, const CudaDevice& device, int32_t value) {
+  static std::atomic<uint64_t> done{0};
+  const uint64_t bit = uint64_t{1} << (device.index % 64);
+  if (done.load(std::memory_order_relaxed) & bit) return {};
+  TAMIS_RETURN_IF_ERROR(cuda_status(function, cudaFuncSetAttribute(kKernel, kAttribute, value)));
+  done.fetch_or(bit, std::memory_order_relaxed);
+  return {};
+}
+
+// The same of a kernel whose blocks may ask for up to `most` bytes of shared memory.
+template <auto* kKernel, class Params>
+Status launch_wide(const char* function, const CudaDevice& device, int32_t most, const CudaGrid& g,
+                   const Params& params) {
+  TAMIS_RETURN_IF_ERROR((set_once<kKernel, kMostShared>(function, device, most)));
+  return launch(function, g, kKernel, params);
 }
 
 }  // namespace tamis

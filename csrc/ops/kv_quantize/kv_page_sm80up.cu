@@ -38,16 +38,14 @@ Status check(const KvQuantizeArgs& a, const CudaDevice& device) {
 Status kv_quantize_cuda(const KvQuantizeArgs& a, const CudaDevice& device, void* stream) {
   TAMIS_RETURN_IF_ERROR(check(a, device));
   if (a.heads * a.pages == 0) return {};
-  static std::atomic<uint64_t> allowed{0};
-  TAMIS_RETURN_IF_ERROR(allow_shared_memory("kv_quantize", &kv_quantize_kernel, allowed,
-                                            device.index, device.shared_per_block));
-  return launch("kv_quantize",
-                {.grid = dim3(static_cast<uint32_t>(a.pages), static_cast<uint32_t>(a.heads)),
-                 .threads = kQuantizeThreads,
-                 .shared_bytes = static_cast<size_t>(quantize_shared(a.layout)),
-                 .early = device.capability >= 90,
-                 .stream = stream},
-                &kv_quantize_kernel, kv_quantize_params(a));
+  return launch_wide<&kv_quantize_kernel>(
+      "kv_quantize", device, device.shared_per_block,
+      {.grid = dim3(static_cast<uint32_t>(a.pages), static_cast<uint32_t>(a.heads)),
+       .threads = kQuantizeThreads,
+       .shared_bytes = static_cast<size_t>(quantize_shared(a.layout)),
+       .early = device.capability >= 90,
+       .stream = stream},
+      kv_quantize_params(a));
 }
 
 }  // namespace tamis

@@ -13,25 +13,17 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kChooseThreads, 2) kv_choose(const ChooseP
 
 template <int kRows>
 Status run(const ChooseParams& p, const CudaDevice& device, void* stream) {
-  static std::atomic<uint64_t> allowed{0};
-  TAMIS_RETURN_IF_ERROR(allow_shared_memory("kv_choose", &kv_choose<kRows>, allowed, device.index,
-                                            device.shared_per_block));
-  static std::atomic<uint64_t> sized{0};  // clusters of more than eight blocks
-  if (const uint64_t bit = uint64_t{1} << (device.index % 64); !(sized.load() & bit)) {
-    TAMIS_RETURN_IF_ERROR(cuda_status(
-        "kv_choose",
-        cudaFuncSetAttribute(kv_choose<kRows>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)));
-    sized.fetch_or(bit);
-  }
-  return launch("kv_choose",
-                {.grid = dim3(static_cast<uint32_t>(p.estimate.blocks),
-                              static_cast<uint32_t>(p.select.heads)),
-                 .threads = kChooseThreads,
-                 .shared_bytes = static_cast<size_t>(choose_shared(p)),
-                 .early = true,
-                 .stream = stream,
-                 .cluster = static_cast<uint32_t>(p.estimate.blocks)},
-                &kv_choose<kRows>, p);
+  constexpr cudaFuncAttribute kLargeClusters = cudaFuncAttributeNonPortableClusterSizeAllowed;
+  TAMIS_RETURN_IF_ERROR((set_once<&kv_choose<kRows>, kLargeClusters>("kv_choose", device, 1)));
+  return launch_wide<&kv_choose<kRows>>("kv_choose", device, device.shared_per_block,
+                                        {.grid = dim3(static_cast<uint32_t>(p.estimate.blocks),
+                                                      static_cast<uint32_t>(p.select.heads)),
+                                         .threads = kChooseThreads,
+                                         .shared_bytes = static_cast<size_t>(choose_shared(p)),
+                                         .early = true,
+                                         .stream = stream,
+                                         .cluster = static_cast<uint32_t>(p.estimate.blocks)},
+                                        p);
 }
 
 }  // namespace

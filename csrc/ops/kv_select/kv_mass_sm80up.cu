@@ -29,16 +29,13 @@ CudaGrid grid(int64_t blocks, int64_t heads, uint32_t threads, int32_t shared_by
 
 template <class Config>
 Status run(const MassParams& p, bool columns, const CudaDevice& device, void* stream) {
-  static std::atomic<uint64_t> allowed[2] = {};
-  const auto kernel = columns ? &kv_mass_columns<Config> : &kv_mass_rows<Config>;
-  TAMIS_RETURN_IF_ERROR(allow_shared_memory("kv_mass", kernel, allowed[columns ? 1 : 0],
-                                            device.index, device.shared_per_block));
   const int32_t all = columns ? p.tokens : p.rows;
   const int64_t blocks = ceil_div(all, Config::kKept) * (columns ? 1 : p.splits);
-  return launch("kv_mass",
-                grid(blocks, p.heads, kMassThreads, mass_shared(Config::kKept, p.row_bytes),
-                     device.capability >= 90, stream),
-                kernel, p);
+  const CudaGrid g = grid(blocks, p.heads, kMassThreads, mass_shared(Config::kKept, p.row_bytes),
+                          device.capability >= 90, stream);
+  const int32_t most = device.shared_per_block;
+  return columns ? launch_wide<&kv_mass_columns<Config>>("kv_mass", device, most, g, p)
+                 : launch_wide<&kv_mass_rows<Config>>("kv_mass", device, most, g, p);
 }
 
 // In the order of mass_cuda_kernels(), from the same list.

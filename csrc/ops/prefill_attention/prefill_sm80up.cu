@@ -18,19 +18,16 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kPrefillThreads, 2)
 
 template <class Config>
 Status run(const PrefillArgs& a, const CudaDevice& device, void* stream) {
-  static std::atomic<uint64_t> allowed{0};
-  TAMIS_RETURN_IF_ERROR(allow_shared_memory("prefill_attention", &prefill_attention_kernel<Config>,
-                                            allowed, device.index, Config::kSharedBytes));
   const int32_t tiles = prefill_tiles(a, Config::kQueries);
   if (tiles == 0) return {};
-  return launch(
-      "prefill_attention",
+  return launch_wide<&prefill_attention_kernel<Config>>(
+      "prefill_attention", device, Config::kSharedBytes,
       {.grid = dim3(static_cast<uint32_t>(tiles), static_cast<uint32_t>(a.batch * a.heads)),
        .threads = kPrefillThreads,
        .shared_bytes = static_cast<size_t>(Config::kSharedBytes),
        .early = device.capability >= 90,
        .stream = stream},
-      &prefill_attention_kernel<Config>, PrefillGrid{prefill_params(a, Config::kQueries), tiles});
+      PrefillGrid{prefill_params(a, Config::kQueries), tiles});
 }
 
 // In the order of prefill_cuda_kernels(), from the same list.

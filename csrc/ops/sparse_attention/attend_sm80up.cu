@@ -16,17 +16,14 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kAttentionThreads, Config::kBlocks)
 template <class Config>
 Status run(const AttentionCudaParams& p, const AttentionPlan& plan, int32_t heads,
            const CudaDevice& device, void* stream) {
-  static std::atomic<uint64_t> allowed{0};
-  TAMIS_RETURN_IF_ERROR(allow_shared_memory("sparse_attention", &sparse_attention<Config>, allowed,
-                                            device.index, Config::kSharedBytes));
-  return launch(
-      "sparse_attention",
+  return launch_wide<&sparse_attention<Config>>(
+      "sparse_attention", device, Config::kSharedBytes,
       {.grid = dim3(static_cast<uint32_t>(plan.splits), static_cast<uint32_t>(heads * p.row_tiles)),
        .threads = kAttentionThreads,
        .shared_bytes = static_cast<size_t>(Config::kSharedBytes),
        .early = device.capability >= 90,
        .stream = stream},
-      &sparse_attention<Config>, p);
+      p);
 }
 
 }  // namespace

@@ -14,18 +14,15 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kRowSumThreads, kRowSumBlocks)
 
 template <DType kType>
 Status run(const SparseInputParams& p, const CudaDevice& device, void* stream) {
-  static std::atomic<uint64_t> allowed{0};
-  TAMIS_RETURN_IF_ERROR(allow_shared_memory("sparse_input", &sparse_input_kernel<kType>, allowed,
-                                            device.index,
-                                            std::min(kInputShared, device.shared_per_block)));
   const auto tiles = static_cast<uint32_t>(ceil_div(p.sum.columns, kRowSumColumns));
-  return launch("sparse_input",
-                {.grid = dim3(tiles, static_cast<uint32_t>(p.sum.splits)),
-                 .threads = kRowSumThreads,
-                 .shared_bytes = static_cast<size_t>(input_shared(p.groups, p.sum.m)),
-                 .early = device.capability >= 90,
-                 .stream = stream},
-                &sparse_input_kernel<kType>, p);
+  return launch_wide<&sparse_input_kernel<kType>>(
+      "sparse_input", device, std::min(kInputShared, device.shared_per_block),
+      {.grid = dim3(tiles, static_cast<uint32_t>(p.sum.splits)),
+       .threads = kRowSumThreads,
+       .shared_bytes = static_cast<size_t>(input_shared(p.groups, p.sum.m)),
+       .early = device.capability >= 90,
+       .stream = stream},
+      p);
 }
 
 }  // namespace

@@ -20,36 +20,32 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kRowSumThreads, kRowSumBlocks)
   mlp_down<kType>(p);
 }
 
-template <class Params>
-Status start(void (*kernel)(Params), std::atomic<uint64_t>& allowed, dim3 grid, int32_t shared,
-             const CudaDevice& device, void* stream, const Params& params) {
-  TAMIS_RETURN_IF_ERROR(
-      allow_shared_memory("sparse_mlp", kernel, allowed, device.index, device.shared_per_block));
-  return launch("sparse_mlp",
-                {.grid = grid,
-                 .threads = kDotThreads,
-                 .shared_bytes = static_cast<size_t>(shared),
-                 .early = device.capability >= 90,
-                 .stream = stream},
-                kernel, params);
+template <auto* kKernel, class Params>
+Status start(dim3 grid, int32_t shared, const CudaDevice& device, void* stream,
+             const Params& params) {
+  return launch_wide<kKernel>("sparse_mlp", device, device.shared_per_block,
+                              {.grid = grid,
+                               .threads = kDotThreads,
+                               .shared_bytes = static_cast<size_t>(shared),
+                               .early = device.capability >= 90,
+                               .stream = stream},
+                              params);
 }
 
 template <DType kType>
 Status run(const SparseMlpArgs& a, const MlpPlan& plan, int64_t first, void* workspace,
            const CudaDevice& device, void* stream) {
   static_assert(kDotThreads == kRowSumThreads, "one launcher");
-  static std::atomic<uint64_t> gate{0}, up{0}, down{0};
   const MlpParams p = mlp_params(a, plan, first, workspace);
   const auto blocks = static_cast<uint32_t>(plan.blocks);
   TAMIS_RETURN_IF_ERROR(
-      start(&sparse_mlp_gate<kType>, gate, dim3(blocks), plan.gate_shared, device, stream, p));
+      start<&sparse_mlp_gate<kType>>(dim3(blocks), plan.gate_shared, device, stream, p));
   TAMIS_RETURN_IF_ERROR(
-      start(&sparse_mlp_up<kType>, up, dim3(blocks), plan.up_shared, device, stream, p));
+      start<&sparse_mlp_up<kType>>(dim3(blocks), plan.up_shared, device, stream, p));
   const DownParams sum{mlp_down_params(a, plan, first, workspace), p.total, p.listed, p.factors};
-  return start(&sparse_mlp_down<kType>, down,
-               dim3(static_cast<uint32_t>(ceil_div(a.d, kRowSumColumns)),
-                    static_cast<uint32_t>(plan.splits)),
-               plan.down_shared, device, stream, sum);
+  return start<&sparse_mlp_down<kType>>(dim3(static_cast<uint32_t>(ceil_div(a.d, kRowSumColumns)),
+                                             static_cast<uint32_t>(plan.splits)),
+                                        plan.down_shared, device, stream, sum);
 }
 
 }  // namespace

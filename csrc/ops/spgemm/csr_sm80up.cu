@@ -28,9 +28,8 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kSpgemmThreads, 2) spgemm_dense_kernel(con
 
 template <bool kFill>
 Status run(const SpgemmParams& p, const CudaDevice& device, void* stream) {
-  static std::atomic<uint64_t> allowed{0};
-  TAMIS_RETURN_IF_ERROR(allow_shared_memory("spgemm", &spgemm_blocks_kernel<kFill>, allowed,
-                                            device.index, kSpgemmBlockShared));
+  TAMIS_RETURN_IF_ERROR(
+      (set_once<&spgemm_blocks_kernel<kFill>, kMostShared>("spgemm", device, kSpgemmBlockShared)));
   const auto start = [&](dim3 grid, uint32_t threads, int32_t shared, auto* kernel) {
     return launch("spgemm",
                   {.grid = grid,

@@ -28,17 +28,12 @@ Status plan_spmm_gap(const T16View& w, int64_t m, const CudaDevice& device, Spmm
   }
   *plan = lay_out_spmm_gap(w, m, std::min(w.parts, kMaxGapWarps));
   if (plan->shared_bytes > device.shared_per_block) {
-    return error(Code::no_kernel,
-                 "spmm: w: got %lld columns, of which %d tokens do not fit in %d bytes of shared "
-                 "memory",
-                 static_cast<long long>(w.cols), plan->tokens, device.shared_per_block);
+    return columns_do_not_fit(w, plan->tokens, device);
   }
   return {};
 }
 
 SpmmGapParams spmm_gap_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
-  const bool aligned =
-      reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && (a.m == 1 || a.x_stride % 8 == 0);
   auto* workspace = static_cast<uint8_t*>(a.workspace);
   return {.records = static_cast<const uint8_t*>(a.w.records),
           .offsets = a.w.offsets,
@@ -57,7 +52,7 @@ SpmmGapParams spmm_gap_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
           .splits = plan.splits,
           .header_units = static_cast<uint32_t>(gap::header_bytes(a.w.parts) / gap::kUnit),
           .x_at = static_cast<uint32_t>(gap_x_at(plan.warps_k, plan.tokens)),
-          .x_aligned = aligned};
+          .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
 }
 
 ExpandGapParams expand_gap_params(const T16View& w, void* out, int64_t out_stride) {
@@ -69,7 +64,7 @@ ExpandGapParams expand_gap_params(const T16View& w, void* out, int64_t out_strid
           .parts_log2 = std::countr_zero(static_cast<uint32_t>(w.parts)),
           .warps = static_cast<uint32_t>(std::min(w.parts, kMaxGapWarps)),
           .header_units = static_cast<uint32_t>(gap::header_bytes(w.parts) / gap::kUnit),
-          .out_aligned = reinterpret_cast<uintptr_t>(out) % 16 == 0 && out_stride % 8 == 0};
+          .out_aligned = rows_aligned(out, w.rows, out_stride)};
 }
 
 }  // namespace tamis

@@ -1,7 +1,6 @@
 // The gap product and its expansion: one source for all architectures.
-#include <atomic>
-
 #include "base/cuda/launch.h"
+#include "base/with_constant.h"
 #include "ops/spmm/gap.cuh"
 #include "ops/spmm/gap_expand.cuh"
 #include "ops/spmm/kernels_cuda.h"
@@ -9,32 +8,20 @@
 namespace tamis {
 namespace {
 
-template <class Config>
-Status launch_config(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
-                     void* stream) {
-  static std::atomic<uint64_t> allowed{0};
-  TAMIS_RETURN_IF_ERROR(allow_shared_memory("spmm", &spmm_gap<Config>, allowed, device.index,
-                                            device.shared_per_block));
-  return launch("spmm",
-                {.grid = dim3(plan.blocks_n, plan.splits),
-                 .threads = static_cast<uint32_t>(32 * plan.warps_k),
-                 .shared_bytes = static_cast<size_t>(plan.shared_bytes),
-                 .early = device.capability >= 90 && a.w.settled,
-                 .stream = stream},
-                &spmm_gap<Config>, spmm_gap_params(a, plan));
-}
-
 template <DType kType>
 Status launch_gap(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
                   void* stream) {
-  switch (plan.tokens) {
-    case 1:
-      return launch_config<GapConfig<kType, 1>>(a, plan, device, stream);
-    case 2:
-      return launch_config<GapConfig<kType, 2>>(a, plan, device, stream);
-    default:
-      return launch_config<GapConfig<kType, 4>>(a, plan, device, stream);
-  }
+  const auto start = [&]<int kTokens>(std::integral_constant<int, kTokens>) {
+    return launch_wide<&spmm_gap<GapConfig<kType, kTokens>>>(
+        "spmm", device, device.shared_per_block,
+        {.grid = dim3(plan.blocks_n, plan.splits),
+         .threads = static_cast<uint32_t>(32 * plan.warps_k),
+         .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+         .early = device.capability >= 90 && a.w.settled,
+         .stream = stream},
+        spmm_gap_params(a, plan));
+  };
+  return with_constant<1, 2, 4>(plan.tokens, start);
 }
 
 }  // namespace

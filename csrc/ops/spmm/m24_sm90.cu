@@ -11,16 +11,14 @@ namespace {
 template <class Config>
 Status launch_layout(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
                      void* stream) {
-  static std::atomic<uint64_t> allowed{0};
-  TAMIS_RETURN_IF_ERROR(allow_shared_memory("spmm", &spmm_m24_group<Config>, allowed, device.index,
-                                            Config::kLayout.shared_bytes()));
-  return launch("spmm",
-                {.grid = dim3(plan.blocks_n),
-                 .threads = Config::kThreads,
-                 .shared_bytes = static_cast<size_t>(plan.shared_bytes),
-                 .early = a.w.settled,
-                 .stream = stream},
-                &spmm_m24_group<Config>, m24_group_params(a, plan));
+  return launch_wide<&spmm_m24_group<Config>>(
+      "spmm", device, Config::kLayout.shared_bytes(),
+      {.grid = dim3(plan.blocks_n),
+       .threads = Config::kThreads,
+       .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+       .early = a.w.settled,
+       .stream = stream},
+      m24_group_params(a, plan));
 }
 
 template <DType kType>

@@ -36,15 +36,10 @@ Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, Sp
   }
   *plan = lay_out_spmm_sell4(w, m, warps);
   if (plan->shared_bytes <= device.shared_per_block) return {};
-  return error(Code::no_kernel,
-               "spmm: w: got %lld columns, of which %d tokens do not fit in %d bytes of shared "
-               "memory",
-               static_cast<long long>(w.cols), plan->tokens, device.shared_per_block);
+  return columns_do_not_fit(w, plan->tokens, device);
 }
 
 SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
-  const bool aligned =
-      reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && (a.m == 1 || a.x_stride % 8 == 0);
   return {.records = static_cast<const uint8_t*>(a.w.records),
           .offsets = a.w.offsets,
           .row_of = a.w.offsets + plan.blocks_n + 1,
@@ -56,7 +51,7 @@ SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan
           .m = static_cast<int32_t>(a.m),
           .cols = static_cast<int32_t>(a.w.cols),
           .warps = plan.warps_k,
-          .x_aligned = aligned};
+          .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
 }
 
 ExpandSell4Params expand_sell4_params(const T16View& w, void* out, int64_t out_stride) {
@@ -66,7 +61,7 @@ ExpandSell4Params expand_sell4_params(const T16View& w, void* out, int64_t out_s
           .out = static_cast<uint16_t*>(out),
           .out_stride = out_stride,
           .dtype = w.dtype,
-          .out_aligned = reinterpret_cast<uintptr_t>(out) % 16 == 0 && out_stride % 8 == 0};
+          .out_aligned = rows_aligned(out, w.rows, out_stride)};
 }
 
 }  // namespace tamis

@@ -28,6 +28,11 @@ struct SpmmCudaArgs {
   int64_t workspace_bytes = 0;
 };
 
+// Whether rows of x, or rows of any 16-bit matrix, start at multiples of 16 bytes.
+inline bool rows_aligned(const void* matrix, int64_t rows, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(matrix) % 16 == 0 && (rows == 1 || stride % 8 == 0);
+}
+
 inline constexpr int64_t kMaxTokens = 64;
 
 // Tokens that one call takes where a block's shared memory holds them: 4 of gap, 8 of sell4, 512
@@ -48,6 +53,9 @@ struct SpmmT16Plan {
   int64_t shared_bytes = 0;          // of a block
   int64_t workspace_bytes = 0;
 };
+
+// What plans of gap and sell4 say where a block cannot hold x.
+Status columns_do_not_fit(const T16View& w, int32_t tokens, const CudaDevice& device);
 
 // Pure: which kernel and layout is expected to take least time. Fails when none fits the device,
 // and for more tokens than most_tokens_cuda.

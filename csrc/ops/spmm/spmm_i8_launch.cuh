@@ -1,9 +1,8 @@
 // Launches of the products of 8-bit codes. Each .cu file includes this once and names its rows.
 #pragma once
 
-#include <atomic>
-
 #include "base/cuda/launch.h"
+#include "base/with_constant.h"
 #include "ops/spmm/spmm_i8.cuh"
 
 namespace tamis {
@@ -11,9 +10,6 @@ namespace tamis {
 template <class Config>
 Status launch_byte_config(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
                           void* stream) {
-  static std::atomic<uint64_t> allowed{0};
-  TAMIS_RETURN_IF_ERROR(allow_shared_memory("spmm", &spmm_i8<Config>, allowed, device.index,
-                                            device.shared_per_block));
   const bool early = device.capability == 90 && a.w.settled;  // PTX of sm_80 does not wait
   const SpmmI8Params p = spmm_i8_params(a, plan);
   if (p.codes != nullptr) {
@@ -27,28 +23,23 @@ Status launch_byte_config(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const 
                 .stream = stream},
                &quantize_x<Config::kType>, x));
   }
-  return launch("spmm",
-                {.grid = dim3(plan.blocks_n, plan.splits),
-                 .threads = kBlockThreads,
-                 .shared_bytes = static_cast<size_t>(plan.shared_bytes),
-                 .early = early,
-                 .stream = stream},
-                &spmm_i8<Config>, p);
+  return launch_wide<&spmm_i8<Config>>("spmm", device, device.shared_per_block,
+                                       {.grid = dim3(plan.blocks_n, plan.splits),
+                                        .threads = kBlockThreads,
+                                        .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+                                        .early = early,
+                                        .stream = stream},
+                                       p);
 }
 
 template <PackedFormat kFormat, DType kType, bool kGrouped>
 Status launch_bytes(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
                     void* stream) {
-  switch (plan.token_tiles) {
-    case 1:
-      return launch_byte_config<ByteConfig<kFormat, kType, 1, kGrouped>>(a, plan, device, stream);
-    case 2:
-      return launch_byte_config<ByteConfig<kFormat, kType, 2, kGrouped>>(a, plan, device, stream);
-    case 4:
-      return launch_byte_config<ByteConfig<kFormat, kType, 4, kGrouped>>(a, plan, device, stream);
-    default:
-      return launch_byte_config<ByteConfig<kFormat, kType, 8, kGrouped>>(a, plan, device, stream);
-  }
+  const auto start = [&]<int kTiles>(std::integral_constant<int, kTiles>) {
+    return launch_byte_config<ByteConfig<kFormat, kType, kTiles, kGrouped>>(a, plan, device,
+                                                                            stream);
+  };
+  return with_constant<1, 2, 4, 8>(plan.token_tiles, start);
 }
 
 template <PackedFormat kFormat, DType kType>

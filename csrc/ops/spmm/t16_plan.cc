@@ -188,6 +188,13 @@ int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device) {
                                            : kMaxTokens;
 }
 
+Status columns_do_not_fit(const T16View& w, int32_t tokens, const CudaDevice& device) {
+  return error(Code::no_kernel,
+               "spmm: w: got %lld columns, of which %d tokens do not fit in %d bytes of shared "
+               "memory",
+               static_cast<long long>(w.cols), tokens, device.shared_per_block);
+}
+
 Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
   if (w.format == PackedFormat::gap) return plan_spmm_gap(w, m, device, plan);
   if (w.format == PackedFormat::sell4) return plan_spmm_sell4(w, m, device, plan);
@@ -229,8 +236,6 @@ Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, Spmm
 }
 
 SpmmT16Params spmm_t16_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
-  const bool aligned =
-      reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && (a.m == 1 || a.x_stride % 8 == 0);
   auto* workspace = static_cast<uint8_t*>(a.workspace);
   return {.records = static_cast<const uint8_t*>(a.w.records),
           .offsets = a.w.offsets,
@@ -250,7 +255,7 @@ SpmmT16Params spmm_t16_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
           .splits = plan.splits,
           .x_pitch_bytes = plan.x_pitch_bytes,
           .stage_bytes = plan.stage_bytes,
-          .x_aligned = aligned};
+          .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
 }
 
 SpmmI8Params spmm_i8_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
@@ -297,7 +302,7 @@ ExpandT16Params expand_t16_params(const T16View& w, void* out, int64_t out_strid
           .row_tiles = static_cast<int32_t>(t16::row_tiles(w.rows)),
           .col_tiles = static_cast<int32_t>(t16::col_tiles(w.cols)),
           .stage_bytes = static_cast<int32_t>(w.max_record_bytes),
-          .out_aligned = reinterpret_cast<uintptr_t>(out) % 16 == 0 && out_stride % 8 == 0};
+          .out_aligned = rows_aligned(out, w.rows, out_stride)};
 }
 
 }  // namespace tamis

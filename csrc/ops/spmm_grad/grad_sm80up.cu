@@ -44,17 +44,15 @@ Status find_places(const char* op, const GradMask& w, void* stream) {
 
 template <DType kType>
 Status run(const SddmmParams& p, const CudaDevice& device, void* stream) {
-  static std::atomic<uint64_t> allowed{0};
-  TAMIS_RETURN_IF_ERROR(
-      allow_shared_memory("sddmm", &sddmm_kernel<kType>, allowed, device.index, kSddmmShared));
   TAMIS_RETURN_IF_ERROR(find_places("sddmm", p.w, stream));
-  return launch("sddmm",
-                {.grid = dim3(tiles(p.k, kGradTile), tiles(p.w.rows, kGradTile)),
-                 .threads = kGradThreads,
-                 .shared_bytes = kSddmmShared,
-                 .early = false,
-                 .stream = stream},
-                &sddmm_kernel<kType>, p);
+  return launch_wide<&sddmm_kernel<kType>>(
+      "sddmm", device, kSddmmShared,
+      {.grid = dim3(tiles(p.k, kGradTile), tiles(p.w.rows, kGradTile)),
+       .threads = kGradThreads,
+       .shared_bytes = kSddmmShared,
+       .early = false,
+       .stream = stream},
+      p);
 }
 
 template <DType kType>
