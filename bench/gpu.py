@@ -68,7 +68,7 @@ def build() -> dict[str, Any]:
 def conformance() -> dict[str, Any]:
     said = run(
         sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider",
-        *(f"tests/python/test_{name}.py" for name in ("cuda", "cuda_kv", "cuda_activation", "cuda_prefill", "cuda_grad", "spgemm")),
+        *(f"tests/python/test_{name}.py" for name in ("cuda", "cuda_spmm", "cuda_kv", "cuda_activation", "cuda_prefill", "cuda_grad", "spgemm")),
     )  # fmt: skip
     print(said[-1500:])
     return {"ok": said.startswith("rc 0"), "output": said[-3000:]}
@@ -225,7 +225,7 @@ class Sparse:
         few_form = "sell4" if a.layout.format == "groupq" else "gap"
         form = few_form if few else "m24i4" if dtype == "i4" else packed_form(a.layout)
         matrix = make_matrix(a.layout, {name: as_numpy(t) for name, t in a.arrays.items()})
-        tiles = getattr(_C, f"pack_{form}")(matrix)
+        tiles = _C.pack_for_cuda(matrix, form)
         records = torch.from_numpy(tiles["records"]).cuda()
         self.nbytes, offsets, scales = records.numel(), 0, 0
         if "offsets" in tiles:

@@ -10,6 +10,7 @@
 
 #include "base/dtype.h"
 #include "binding/address.h"
+#include "binding/kernel_row.h"
 #include "ops/sparse_input/sparse_input.h"
 #include "ops/sparse_mlp/sparse_mlp.h"
 
@@ -61,17 +62,8 @@ int64_t mlp(int dtype, std::tuple<int64_t, int64_t, int64_t, int64_t> shape, uin
 template <class Row>
 void add_rows(std::span<const Row> rows, const char* op, py::list* out) {
   for (const Row& row : rows) {
-    py::dict entry;
-    entry["name"] = row.name;
-    entry["op"] = op;
-    entry["format"] = "dense";
-    entry["w_dtype"] = name_of(row.dtype);
-    entry["x_dtype"] = name_of(row.dtype);
-    entry["isa"] = isa_name(row.isa);
-    entry["tile_m"] = kPassTokens;
-    entry["tile_n"] = 1;
-    entry["runs_here"] = (row.isa & active_isa()) == row.isa;
-    out->append(entry);
+    const char* dtype = name_of(row.dtype);
+    out->append(dict_of({row.name, op, "dense", dtype, dtype, {}, kPassTokens, 1, {}}, row.isa));
   }
 }
 

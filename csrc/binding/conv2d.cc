@@ -10,6 +10,7 @@
 #include "base/isa.h"
 #include "base/status.h"
 #include "binding/array.h"
+#include "binding/kernel_row.h"
 #include "binding/matrix.h"
 #include "ops/conv2d/conv2d.h"
 
@@ -84,27 +85,14 @@ void mean(uintptr_t x, int64_t planes, int64_t stride, int64_t pixels, uintptr_t
   raise_if_error(status);
 }
 
-py::dict entry(const char* name, const char* op, const char* format, IsaBits isa, int lanes) {
-  py::dict row;
-  row["name"] = name;
-  row["op"] = op;
-  row["format"] = format;
-  row["w_dtype"] = "f32";
-  row["x_dtype"] = "f32";
-  row["isa"] = isa_name(isa);
-  row["tile_m"] = lanes;
-  row["tile_n"] = 1;
-  row["runs_here"] = (isa & active_isa()) == isa;
-  return row;
-}
-
 py::list kernel_rows() {
   py::list rows;
   for (const Conv2dRow& row : conv2d_kernels()) {
-    rows.append(entry(row.name, "conv2d", name_of(row.weight), row.isa, row.lanes));
+    rows.append(dict_of(
+        {row.name, "conv2d", name_of(row.weight), "f32", "f32", {}, row.lanes, 1, {}}, row.isa));
   }
   for (const PlaneMeanRow& row : plane_mean_kernels()) {
-    rows.append(entry(row.name, "plane_mean", "dense", row.isa, 1));
+    rows.append(dict_of({row.name, "plane_mean", "dense", "f32", "f32", {}, 1, 1, {}}, row.isa));
   }
   return rows;
 }

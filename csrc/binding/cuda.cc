@@ -12,6 +12,7 @@
 
 #include "binding/array.h"
 #include "binding/cuda_abi.h"
+#include "binding/kernel_row.h"
 #include "binding/matrix.h"
 #include "format/g4.h"
 #include "format/gap.h"
@@ -67,120 +68,63 @@ py::list devices() {
   return all;
 }
 
-template <class Row>
-void add_activation_rows(std::span<const Row> rows, const char* op, int32_t capability,
-                         py::list* out) {
-  for (const Row& row : rows) {
-    py::dict entry;
-    entry["name"] = row.name;
-    entry["op"] = op;
-    entry["format"] = "dense";
-    entry["w_dtype"] = name_of(row.dtype);
-    entry["x_dtype"] = name_of(row.dtype);
-    entry["isa"] = "sm80";
-    entry["tile_m"] = 8;
-    entry["tile_n"] = 1;
-    entry["runs_here"] = capability >= 80;
-    out->append(entry);
-  }
-}
-
 py::list kernels(int32_t capability) {
-  py::list rows;
-  for (const SpmmCudaRow& row : cuda_library().spmm_kernels()) {
-    py::dict entry;
-    entry["name"] = row.name;
-    entry["op"] = "spmm";
-    entry["format"] = name_of(row.format);
-    entry["w_dtype"] = name_of(row.w_dtype);
-    entry["x_dtype"] = name_of(row.x_dtype);
-    entry["isa"] = "sm" + std::to_string(row.capability);
-    const bool gap = row.format == PackedFormat::gap;
-    const bool sell4 = row.format == PackedFormat::sell4;
-    entry["tile_m"] = gap ? kMaxGapTokens : sell4 ? kSell4Tokens : kMaxTokens;
-    entry["tile_n"] = gap ? gap::kLanes : sell4 ? sell4::kSliceRows : t16::kTileRows;
-    entry["runs_here"] = cuda_library().choose_spmm(row.format, row.x_dtype, capability) == &row;
-    rows.append(entry);
-  }
-  for (const AttentionCudaRow& row : cuda_library().attention_kernels()) {
-    const bool pages = row.storage == KvStorage::pages;
-    py::dict entry;
-    entry["name"] = row.name;
-    entry["op"] = "sparse_attention";
-    entry["format"] = pages ? "kv_page" : "dense";
-    entry["w_dtype"] = pages ? "codes" : name_of(row.storage);
-    entry["x_dtype"] = pages ? "f16" : name_of(row.storage);
-    entry["isa"] = "sm80";
-    entry["tile_m"] = 8;
-    entry["tile_n"] = row.unit;
-    entry["runs_here"] = capability >= 80;
-    rows.append(entry);
-  }
   const CudaLibrary& library = cuda_library();
-  for (const MassCudaRow& row : library.mass_kernels()) {
-    py::dict entry;
-    entry["name"] = row.name;
-    entry["op"] = "kv_mass";
-    entry["format"] = "dense";
-    entry["w_dtype"] = name_of(row.dtype);
-    entry["x_dtype"] = name_of(row.dtype);
-    entry["isa"] = "sm80";
-    entry["tile_m"] = row.rows;
-    entry["tile_n"] = 64;
-    entry["runs_here"] = capability >= 80;
-    rows.append(entry);
+  py::list rows;
+  for (const SpmmCudaRow& row : library.spmm_kernels()) {
+    const bool gap = row.format == PackedFormat::gap, sell4 = row.format == PackedFormat::sell4;
+    rows.append(
+        dict_of({.name = row.name,
+                 .op = "spmm",
+                 .format = name_of(row.format),
+                 .w_dtype = name_of(row.w_dtype),
+                 .x_dtype = name_of(row.x_dtype),
+                 .isa = "sm" + std::to_string(row.capability),
+                 .tile_m = gap     ? kMaxGapTokens
+                           : sell4 ? kSell4Tokens
+                                   : kMaxTokens,
+                 .tile_n = gap     ? gap::kLanes
+                           : sell4 ? sell4::kSliceRows
+                                   : t16::kTileRows,
+                 .runs_here = library.choose_spmm(row.format, row.x_dtype, capability) == &row}));
   }
-  for (const PrefillCudaRow& row : library.prefill_kernels()) {
-    py::dict entry;
-    entry["name"] = row.name;
-    entry["op"] = "prefill_attention";
-    entry["format"] = "dense";
-    entry["w_dtype"] = name_of(row.dtype);
-    entry["x_dtype"] = name_of(row.dtype);
-    entry["isa"] = "sm80";
-    entry["tile_m"] = row.queries;
-    entry["tile_n"] = kPrefillKeys;
-    entry["runs_here"] = capability >= 80;
-    rows.append(entry);
+  // The others have one kernel for everything from sm_80 on.
+  const auto add = [&](const char* name, const char* op, const char* format, const char* w,
+                       const char* x, int64_t tile_m, int64_t tile_n) {
+    rows.append(dict_of({name, op, format, w, x, "sm80", tile_m, tile_n, capability >= 80}));
+  };
+  for (const AttentionCudaRow& row : library.attention_kernels()) {
+    const bool pages = row.storage == KvStorage::pages;
+    const char* dtype = name_of(row.storage);
+    add(row.name, "sparse_attention", pages ? "kv_page" : "dense", pages ? "codes" : dtype,
+        pages ? "f16" : dtype, 8, row.unit);
   }
-  add_activation_rows(library.sparse_input_kernels(), "sparse_input", capability, &rows);
-  add_activation_rows(library.sparse_mlp_kernels(), "sparse_mlp", capability, &rows);
-  for (const SpgemmCudaRow& row : library.spgemm_kernels()) {
-    py::dict entry;
-    entry["name"] = row.name;
-    entry["op"] = "spgemm";
-    entry["format"] = "csr";
-    entry["w_dtype"] = name_of(row.dtype);
-    entry["x_dtype"] = name_of(row.dtype);
-    entry["isa"] = "sm80";
-    entry["tile_m"] = 1;
-    entry["tile_n"] = 1;
-    entry["runs_here"] = capability >= 80;
-    rows.append(entry);
+  const auto add_dense = [&](const auto& row, const char* op, const char* format, int64_t tile_m,
+                             int64_t tile_n) {
+    add(row.name, op, format, name_of(row.dtype), name_of(row.dtype), tile_m, tile_n);
+  };
+  for (const auto& row : library.mass_kernels()) add_dense(row, "kv_mass", "dense", row.rows, 64);
+  for (const auto& row : library.prefill_kernels()) {
+    add_dense(row, "prefill_attention", "dense", row.queries, kPrefillKeys);
   }
-  for (const SpmmGradCudaRow& row : library.spmm_grad_kernels()) {
-    py::dict entry;
-    entry["name"] = row.name;
-    entry["op"] = "spmm_grad";
-    entry["format"] = "bitmap";
-    entry["w_dtype"] = name_of(row.dtype);
-    entry["x_dtype"] = name_of(row.dtype);
-    entry["isa"] = "sm80";
-    entry["tile_m"] = kGradTile;
-    entry["tile_n"] = kGradTile;
-    entry["runs_here"] = capability >= 80;
-    rows.append(entry);
+  for (const auto& row : library.sparse_input_kernels()) {
+    add_dense(row, "sparse_input", "dense", 8, 1);
+  }
+  for (const auto& row : library.sparse_mlp_kernels()) add_dense(row, "sparse_mlp", "dense", 8, 1);
+  for (const auto& row : library.spgemm_kernels()) add_dense(row, "spgemm", "csr", 1, 1);
+  for (const auto& row : library.spmm_grad_kernels()) {
+    add_dense(row, "spmm_grad", "bitmap", kGradTile, kGradTile);
   }
   return rows;
 }
 
-PackedFormat format_from(const std::string& name) {
+PackedFormat format_from(const char* function, const std::string& name) {
   for (const PackedFormat f :
        {PackedFormat::t16, PackedFormat::m24, PackedFormat::g4, PackedFormat::gap,
         PackedFormat::sell4, PackedFormat::m24i8, PackedFormat::t16i8, PackedFormat::m24i4}) {
     if (name == name_of(f)) return f;
   }
-  throw py::value_error("CudaMatrix: format: got " + name +
+  throw py::value_error(std::string(function) + ": format: got " + name +
                         ", wanted t16, m24, g4, gap, sell4, m24i8, t16i8 or m24i4");
 }
 
@@ -210,29 +154,6 @@ py::dict pack_tiles(const Matrix& a, const Sized& pack_sizes, const Packed& pack
   return packed;
 }
 
-py::dict pack_t16(const Matrix& a) {
-  return pack_tiles(a, &t16::pack_sizes, &t16::pack);
-}
-py::dict pack_t16i8(const Matrix& a) {
-  return pack_tiles(a, &t16i8::pack_sizes, &t16i8::pack);
-}
-py::dict pack_g4(const Matrix& a) {
-  return pack_tiles(a, &g4::pack_sizes, &g4::pack);
-}
-
-py::dict pack_gap(const Matrix& a) {
-  const int32_t parts = gap::parts_of(a.view().rows);
-  return pack_tiles(
-      a, [&](const MatrixView& w, t16::Sizes* sizes) { return gap::pack_sizes(w, parts, sizes); },
-      [&](const MatrixView& w, uint32_t* offsets, void* records) {
-        return gap::pack(w, parts, offsets, records);
-      });
-}
-
-py::dict pack_sell4(const Matrix& a) {
-  return pack_tiles(a, &sell4::pack_sizes, &sell4::pack);
-}
-
 // Records of one length.
 py::dict pack_records(const Matrix& a, int64_t record_bytes,
                       Status (*pack)(const MatrixView&, void*)) {
@@ -251,14 +172,32 @@ py::dict pack_records(const Matrix& a, int64_t record_bytes,
   return packed;
 }
 
-py::dict pack_m24(const Matrix& a) {
-  return pack_records(a, m24::kRecordBytes, &m24::pack);
-}
-py::dict pack_m24i4(const Matrix& a) {
-  return pack_records(a, m24i4::kRecordBytes, &m24i4::pack);
-}
-py::dict pack_m24i8(const Matrix& a) {
-  return pack_records(a, m24i8::kRecordBytes, &m24i8::pack);
+py::dict pack_for_cuda(const Matrix& a, const std::string& format) {
+  const int32_t parts = gap::parts_of(a.view().rows);
+  switch (format_from("pack_for_cuda", format)) {
+    case PackedFormat::t16:
+      return pack_tiles(a, &t16::pack_sizes, &t16::pack);
+    case PackedFormat::t16i8:
+      return pack_tiles(a, &t16i8::pack_sizes, &t16i8::pack);
+    case PackedFormat::g4:
+      return pack_tiles(a, &g4::pack_sizes, &g4::pack);
+    case PackedFormat::sell4:
+      return pack_tiles(a, &sell4::pack_sizes, &sell4::pack);
+    case PackedFormat::gap:
+      return pack_tiles(
+          a,
+          [&](const MatrixView& w, t16::Sizes* sizes) { return gap::pack_sizes(w, parts, sizes); },
+          [&](const MatrixView& w, uint32_t* offsets, void* records) {
+            return gap::pack(w, parts, offsets, records);
+          });
+    case PackedFormat::m24:
+      return pack_records(a, m24::kRecordBytes, &m24::pack);
+    case PackedFormat::m24i8:
+      return pack_records(a, m24i8::kRecordBytes, &m24i8::pack);
+    case PackedFormat::m24i4:
+      return pack_records(a, m24i4::kRecordBytes, &m24i4::pack);
+  }
+  return {};
 }
 
 void* pointer(uintptr_t address) {
@@ -272,7 +211,7 @@ class CudaMatrix {
   CudaMatrix(uintptr_t records, int64_t record_bytes, int64_t max_record_bytes, uintptr_t offsets,
              int64_t rows, int64_t cols, const std::string& dtype, int32_t device,
              const std::string& format, uintptr_t scales, int64_t group_size)
-      : w_{.format = format_from(format),
+      : w_{.format = format_from("CudaMatrix", format),
            .rows = rows,
            .cols = cols,
            .dtype = dtype_from("CudaMatrix", "dtype", dtype),
@@ -389,14 +328,7 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_load", &load, "path"_a);
   m.def("cuda_devices", &devices);
   m.def("cuda_kernels", &kernels, "capability"_a);
-  m.def("pack_t16", &pack_t16, "matrix"_a);
-  m.def("pack_m24", &pack_m24, "matrix"_a);
-  m.def("pack_t16i8", &pack_t16i8, "matrix"_a);
-  m.def("pack_m24i4", &pack_m24i4, "matrix"_a);
-  m.def("pack_m24i8", &pack_m24i8, "matrix"_a);
-  m.def("pack_g4", &pack_g4, "matrix"_a);
-  m.def("pack_gap", &pack_gap, "matrix"_a);
-  m.def("pack_sell4", &pack_sell4, "matrix"_a);
+  m.def("pack_for_cuda", &pack_for_cuda, "matrix"_a, "format"_a);
   py::class_<CudaMatrix>(m, "CudaMatrix", "A packed weight on a device, with its plans.")
       .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, const std::string&,
                     int32_t, const std::string&, uintptr_t, int64_t>(),

@@ -9,6 +9,7 @@
 
 #include "base/dtype.h"
 #include "binding/address.h"
+#include "binding/kernel_row.h"
 #include "format/kv_page.h"
 #include "ops/kv_quantize/kv_quantize.h"
 #include "ops/kv_select/kv_select.h"
@@ -131,17 +132,7 @@ py::list kernel_rows() {
   py::list rows;
   const auto add = [&rows](const char* name, const char* op, const char* format, const char* w,
                            const char* x, IsaBits isa, int tile_m, int tile_n) {
-    py::dict entry;
-    entry["name"] = name;
-    entry["op"] = op;
-    entry["format"] = format;
-    entry["w_dtype"] = w;
-    entry["x_dtype"] = x;
-    entry["isa"] = isa_name(isa);
-    entry["tile_m"] = tile_m;
-    entry["tile_n"] = tile_n;
-    entry["runs_here"] = (isa & active_isa()) == isa;
-    rows.append(entry);
+    rows.append(dict_of({name, op, format, w, x, {}, tile_m, tile_n, {}}, isa));
   };
   for (const AttentionRow& row : sparse_attention_kernels()) {
     const bool pages = row.storage == KvStorage::pages;

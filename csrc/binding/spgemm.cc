@@ -9,6 +9,7 @@
 
 #include "binding/address.h"
 #include "binding/cuda.h"
+#include "binding/kernel_row.h"
 #include "binding/matrix.h"
 #include "ops/spgemm/spgemm.h"
 
@@ -88,17 +89,7 @@ int64_t cuda_fill(int32_t device, uintptr_t stream, const DeviceCsr& a, const De
 py::list kernel_rows() {
   py::list rows;
   for (const SpgemmRow& row : spgemm_kernels()) {
-    py::dict entry;
-    entry["name"] = row.name;
-    entry["op"] = "spgemm";
-    entry["format"] = "csr";
-    entry["w_dtype"] = "f32";
-    entry["x_dtype"] = "f32";
-    entry["isa"] = isa_name(row.isa);
-    entry["tile_m"] = 1;
-    entry["tile_n"] = 1;
-    entry["runs_here"] = (row.isa & active_isa()) == row.isa;
-    rows.append(entry);
+    rows.append(dict_of({row.name, "spgemm", "csr", "f32", "f32", {}, 1, 1, {}}, row.isa));
   }
   return rows;
 }

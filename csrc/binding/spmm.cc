@@ -7,6 +7,7 @@
 #include "base/dtype.h"
 #include "base/status.h"
 #include "binding/array.h"
+#include "binding/kernel_row.h"
 #include "binding/matrix.h"
 #include "ops/spmm/spmm.h"
 
@@ -64,17 +65,17 @@ void product_activated(const Matrix& w, uintptr_t x, int x_dtype, int64_t m, int
 py::list kernel_rows() {
   py::list rows;
   for (const SpmmRow& row : spmm_kernels()) {
-    py::dict entry;
-    entry["name"] = row.name;
-    entry["op"] = "spmm";
-    entry["format"] = name_of(row.format);
-    entry["w_dtype"] = name_of(row.w_dtype);
-    entry["x_dtype"] = name_of(row.x_dtype);
-    entry["isa"] = isa_name(row.isa);
-    entry["tile_m"] = row.tile_m;
-    entry["tile_n"] = row.tile_n;
+    py::dict entry = dict_of({row.name,
+                              "spmm",
+                              name_of(row.format),
+                              name_of(row.w_dtype),
+                              name_of(row.x_dtype),
+                              {},
+                              row.tile_m,
+                              row.tile_n,
+                              {}},
+                             row.isa);
     entry["from_m"] = row.from_m;
-    entry["runs_here"] = (row.isa & active_isa()) == row.isa;
     rows.append(entry);
   }
   return rows;

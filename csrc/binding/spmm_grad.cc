@@ -10,6 +10,7 @@
 
 #include "binding/address.h"
 #include "binding/cuda.h"
+#include "binding/kernel_row.h"
 #include "binding/matrix.h"
 #include "ops/spmm_grad/spmm_grad.h"
 
@@ -114,17 +115,8 @@ int64_t cuda_gather(int32_t device, uintptr_t stream, const DeviceMask& mask, ui
 py::list kernel_rows() {
   py::list rows;
   for (const SpmmGradRow& row : spmm_grad_kernels()) {
-    py::dict entry;
-    entry["name"] = row.name;
-    entry["op"] = "spmm_grad";
-    entry["format"] = "bitmap";
-    entry["w_dtype"] = "f32";
-    entry["x_dtype"] = "f32";
-    entry["isa"] = isa_name(row.isa);
-    entry["tile_m"] = kGradTokens;
-    entry["tile_n"] = 1;
-    entry["runs_here"] = (row.isa & active_isa()) == row.isa;
-    rows.append(entry);
+    rows.append(
+        dict_of({row.name, "spmm_grad", "bitmap", "f32", "f32", {}, kGradTokens, 1, {}}, row.isa));
   }
   return rows;
 }

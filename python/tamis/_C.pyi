@@ -573,29 +573,14 @@ def kv_append_labels(
 ) -> None:
     """kv_label records of tokens [first, first + count) of keys [b, g, count, d]."""
 
-def pack_t16(matrix: Matrix) -> dict[str, Any]:
-    """Bitmap or nm weights in tiles for CUDA: `records`, `offsets` and `max_record_bytes`."""
+def pack_for_cuda(matrix: Matrix, format: str) -> dict[str, Any]:
+    """`records` uint8, `max_record_bytes` of one, and `offsets` where records differ in length.
 
-def pack_m24(matrix: Matrix) -> dict[str, Any]:
-    """`records` of m24, uint8, and the `max_record_bytes` of one, of an nm matrix of 2:4 or 1:4."""
-
-def pack_gap(matrix: Matrix) -> dict[str, Any]:
-    """The same weights for few tokens, as `pack_t16`; at most 65536 columns."""
-
-def pack_sell4(matrix: Matrix) -> dict[str, Any]:
-    """Groupq of u4 for few tokens, as `pack_g4`; at most 65536 columns."""
-
-def pack_t16i8(matrix: Matrix) -> dict[str, Any]:
-    """Bitmap or nm of i8 in tiles for CUDA, as `pack_t16`; scales stay apart."""
-
-def pack_m24i4(matrix: Matrix) -> dict[str, Any]:
-    """The same with codes of 4 bits; NotImplementedError if one has more."""
-
-def pack_m24i8(matrix: Matrix) -> dict[str, Any]:
-    """The same of an nm matrix of i8; scales stay apart."""
-
-def pack_g4(matrix: Matrix) -> dict[str, Any]:
-    """Groupq of u4 in tiles for CUDA, as `pack_t16`; NotImplementedError if a zero is no code."""
+    "t16", for few tokens "gap": bitmap or nm weights in 16 bits; "t16i8": in 8. "m24", "m24i8":
+    the same of nm 2:4 or 1:4; "m24i4": of such i8 with codes of 4 bits. "g4", for few tokens
+    "sell4": groupq of u4. "gap" and "sell4" take at most 65536 columns. Scales stay apart.
+    NotImplementedError where a zero point is no code, or a code has more than 4 bits.
+    """
 
 def cuda_load(path: str) -> str:
     """Open the CUDA library; why it cannot be used, empty if it can."""

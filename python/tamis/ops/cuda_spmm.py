@@ -54,7 +54,7 @@ class Packed:
         matrix = make_matrix(layout, arrays)
         if form == "m24i8" and not bool(((values > 7) | (values < -8)).any()):
             form = "m24i4"  # codes of "i4"
-        tiles = getattr(_C, f"pack_{form}")(matrix)
+        tiles = _C.pack_for_cuda(matrix, form)
         self.records = torch.from_numpy(tiles["records"]).to(values.device)
         self.offsets: Tensor | None = None
         if "offsets" in tiles:

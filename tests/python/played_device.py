@@ -1,0 +1,185 @@
+"""A CUDA device played by NumPy: every packed form decoded by its layout comment, and CudaMatrix."""
+
+import ctypes
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tamis.ops import cuda_spmm_grad
+
+
+def floats(bits: np.ndarray) -> Tensor:
+    return torch.from_numpy(bits.copy()).view(torch.bfloat16).float()
+
+
+def decode(record: np.ndarray, tile: np.ndarray) -> None:
+    """Adds the weights of one record to a tile [16, 64] of bits, by the layout comment of t16.h."""
+    words, values = record[:128].view(np.uint32), record[144:].view(np.uint16)
+    at = 0
+    for run in range(8):
+        assert record[128:144].view(np.uint16)[run] == 144 + 2 * at
+        for lane, word in enumerate(words):
+            for bit in range(4):
+                if int(word) >> (4 * run + bit) & 1:
+                    row = lane // 4 + 8 * (run % 2)
+                    tile[row, 16 * (lane % 4) + 4 * (run // 2) + bit] = values[at]
+                    at += 1
+
+
+def at_address(address: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+
+def decode_m24(record: np.ndarray, tile: np.ndarray) -> None:
+    """The same by the layout comment of m24.h."""
+    places, values = record[:128].view(np.uint32), record[128:].view(np.uint16)
+    for step, lane, row, part, i in itertools.product(range(2), range(32), *[range(2)] * 3):
+        element = 8 * part + 2 * (lane % 4) + i
+        word = int(places[lane // 4 * 4 + 2 * step + part])
+        place = word >> (16 * row + 2 * (element % 8)) & 3
+        col = 32 * step + element // 2 * 4 + place
+        value = values[256 * step + 8 * lane + 4 * part + 2 * row + i]
+        tile[lane // 4 + 8 * row, col] |= value
+
+
+def decode_g4(record: np.ndarray, tile: np.ndarray) -> None:
+    """The same by the layout comment of g4.h, rounded to bf16."""
+    mask, at = int(record[:8].view(np.uint64)[0]), 16
+    kept = mask.bit_count()
+    for rank, bit in enumerate(b for b in range(64) if mask >> b & 1):
+        words = record[at + 8 * rank : at + 8 * rank + 8].view(np.uint32)
+        scale, zero = record[at + 8 * kept + 4 * rank :][:4].view(np.float16).astype(np.float32)
+        for j in range(16):
+            code = int(words[j // 8]) >> (j % 8 // 2 * 4 + j % 2 * 16) & 15
+            row, col = bit % 32 // 4 + 8 * (bit // 32), 16 * (bit % 4) + j
+            w = torch.tensor(scale * (code - zero)).bfloat16()
+            tile[row, col] = w.view(torch.uint16).item()
+
+
+def decode_gap(records: np.ndarray, offsets: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    """Bits [rows, cols] by the layout comment of gap.h; 64 parts a slice, as of few rows."""
+    w = np.zeros((rows, cols), np.uint16)
+    for begin, end in itertools.pairwise(128 * offsets.astype(np.int64)):
+        order = records[begin : begin + 128].view(np.uint32)
+        firsts = records[begin + 128 : begin + 128 + 4096].view(np.uint16).reshape(64, 32)
+        body = records[begin + 128 + 4096 : end].reshape(-1, 640)
+        steps = len(body)
+        values = body[:, :512].copy().view(np.uint16).reshape(steps, 32, 8)
+        nibbles = body[:, 512:].reshape(steps, 32, 4)
+        gaps = np.concatenate([nibbles & 15, nibbles >> 4], 2).astype(np.int64)
+        for lane, row in enumerate(order):
+            if row == 2**32 - 1:
+                assert not values[:, lane].any()
+                continue
+            columns = int(firsts[0, lane]) + np.cumsum(gaps[:, lane].reshape(-1))
+            for part in range(64):  # where it begins
+                entry = steps * part // 64 * 8
+                assert firsts[part, lane] == (columns[entry - 1] if entry else firsts[0, lane])
+            kept = values[:, lane].reshape(-1)
+            w[row, columns[kept != 0]] = kept[kept != 0]
+    assert 128 * int(offsets[-1]) == len(records)
+    return w
+
+
+def decode_sell4(records: np.ndarray, offsets: np.ndarray, dense: np.ndarray) -> None:
+    """All weights by the layout comment of sell4.h, rounded to bf16."""
+    slices = -(-dense.shape[0] // 32)
+    rows = offsets[slices + 1 :]
+    for s, lane in itertools.product(range(slices), range(32)):
+        for r in range(offsets[s], offsets[s + 1]):
+            words = records[1536 * r : 1536 * r + 1536].view(np.uint32)
+            for step in range(4):
+                unit = int(words[256 + 4 * lane + step])
+                scale = float(np.array([unit & 0xFFFF], np.uint16).view(np.float16)[0])
+                if scale == 0:
+                    continue
+                for j in range(16):
+                    word = int(words[128 * (step // 2) + 4 * lane + 2 * (step % 2) + j // 8])
+                    code = word >> (j % 8 // 2 * 4 + j % 2 * 16) & 15
+                    w = torch.tensor(scale * (code - (unit >> 16 & 15))).bfloat16()
+                    dense[rows[32 * s + lane], 16 * (unit >> 20) + j] = w.view(torch.uint16).item()
+
+
+class Played:
+    """CudaMatrix over host memory."""
+
+    kernel = "played"
+    made: list[str] = []  # noqa: RUF012
+    expanded: list[str] = []  # noqa: RUF012
+
+    def __init__(  # noqa: PLR0913
+        self,
+        records: int,
+        nbytes: int,
+        longest: int,
+        offsets: int,
+        rows: int,
+        cols: int,
+        *rest: Any,
+    ) -> None:
+        form = self.form = rest[2]
+        Played.made.append(form)
+        self.most_tokens = {"gap": 4, "sell4": 8}.get(form, 64)
+        if form == "sell4":
+            slices = -(-rows // 32)
+            self.bits = np.zeros((rows, cols), np.uint16)
+            decode_sell4(
+                at_address(records, (nbytes,), np.uint8),
+                at_address(offsets, (33 * slices + 1,), np.uint32),
+                self.bits,
+            )
+            return
+        if form == "gap":
+            starts = at_address(offsets, (-(-rows // 32) + 1,), np.uint32)
+            self.bits = decode_gap(at_address(records, (nbytes,), np.uint8), starts, rows, cols)
+            return
+        down, across = -(-rows // 16), -(-cols // 64)
+        starts = 1152 * np.arange(down * across + 1)
+        if offsets:
+            starts = 16 * at_address(offsets, (down * across + 1,), np.uint32).astype(np.int64)
+        dense = np.zeros((16 * down, 64 * across), np.uint16)
+        for tile, (begin, end) in enumerate(itertools.pairwise(starts)):
+            r, c = divmod(tile, across)
+            record = at_address(records, (nbytes,), np.uint8)[begin:end]
+            assert len(record) <= longest
+            {"t16": decode, "m24": decode_m24, "g4": decode_g4}[form](
+                record, dense[16 * r : 16 * r + 16, 64 * c : 64 * c + 64]
+            )
+        self.bits = dense[:rows, :cols].copy()
+
+    def workspace(self, m: int) -> int:
+        return 1000 * m
+
+    def spmm(self, m: int, x: int, stride: int, bias: int, y: int, *rest: int) -> None:
+        y_stride, _, nbytes, _ = rest
+        assert nbytes >= self.workspace(m)
+        assert m <= self.most_tokens
+        rows, cols = self.bits.shape
+        tokens = floats(at_address(x, ((m - 1) * stride + cols,), np.uint16))
+        tokens = torch.stack([tokens[i * stride : i * stride + cols] for i in range(m)])
+        out = tokens @ floats(self.bits).T
+        if bias:
+            out += floats(at_address(bias, (rows,), np.uint16))
+        assert y_stride == rows
+        at_address(y, (m, rows), np.uint16)[:] = out.bfloat16().view(torch.uint16).numpy()
+
+    def unpack(self, out: int, stride: int, _: int) -> None:
+        Played.expanded.append(self.form)
+        assert stride == self.bits.shape[1]
+        at_address(out, self.bits.shape, np.uint16)[:] = self.bits
+
+
+def play_unpack(mask: cuda_spmm_grad.Mask, values: Tensor) -> Tensor:
+    """unpack over host memory."""
+    rows, cols, nnz = mask[2]
+    words = at_address(mask[4], (rows, 8 * -(-cols // 64)), np.uint8)
+    kept = np.unpackbits(words, axis=1, bitorder="little")[:, :cols].astype(bool)
+    assert kept.sum() == nnz
+    dense = values.new_zeros(rows, cols)
+    dense[torch.from_numpy(kept)] = values
+    Played.expanded.append("mask")
+    return dense
