@@ -1,4 +1,4 @@
-// One call for what would be a few thousand dictionary lookups in Python, a fortieth of a token.
+// One call for what would be a few thousand lookups in Python.
 #include "binding/watch.h"
 
 #include <algorithm>
@@ -12,17 +12,26 @@ namespace {
 // three lines one after another: asked for ahead, they come together.
 constexpr size_t kAhead = 32;
 
-void fetch_dicts(const py::tuple& from, size_t begin, size_t end, size_t step) {
-  for (size_t i = begin; i < end; i += step) __builtin_prefetch(PyTuple_GET_ITEM(from.ptr(), i));
+void fetch_keys(PyObject* dict) {
+  const auto* keys = reinterpret_cast<const char*>(reinterpret_cast<PyDictObject*>(dict)->ma_keys);
+  __builtin_prefetch(keys);
+  __builtin_prefetch(keys + 64);
 }
 
-void fetch_keys(const py::tuple& from, size_t begin, size_t end, size_t step) {
-  for (size_t i = begin; i < end; i += step) {
-    const auto* dict = reinterpret_cast<const PyDictObject*>(PyTuple_GET_ITEM(from.ptr(), i));
-    const auto* keys = reinterpret_cast<const char*>(dict->ma_keys);
-    __builtin_prefetch(keys);
-    __builtin_prefetch(keys + 64);
+// Whether `look` says so of every `step` items of a tuple; the first of them is what is asked for.
+template <class Look>
+bool all_of(const py::tuple& from, size_t step, bool keys, const Look& look) {
+  const size_t count = from.size() / step * step;
+  PyObject* const* items = PySequence_Fast_ITEMS(from.ptr());
+  for (size_t begin = 0; begin < count; begin += step * kAhead) {
+    const size_t end = std::min(begin + step * kAhead, count);
+    for (size_t i = begin; i < end; i += step) __builtin_prefetch(items[i]);
+    for (size_t i = begin; keys && i < end; i += step) fetch_keys(items[i]);
+    for (size_t i = begin; i < end; i += step) {
+      if (!look(items + i)) return false;
+    }
   }
+  return true;
 }
 
 // The value of a dictionary's key; null if it is absent.
@@ -42,47 +51,45 @@ int64_t number(PyObject* found) {
   return value;
 }
 
-// entries: dictionary, key, value in turns; the value is that very object, or `...` where the key
-// must be absent. empty: dictionaries. tensors: tensor, version, address in turns; -1: any.
-bool unchanged(const py::tuple& entries, const py::tuple& empty, const py::tuple& tensors) {
-  const size_t count = entries.size() / 3 * 3;
-  for (size_t begin = 0; begin < count; begin += 3 * kAhead) {
-    const size_t end = std::min(begin + 3 * kAhead, count);
-    fetch_dicts(entries, begin, end, 3);
-    fetch_keys(entries, begin, end, 3);
-    for (size_t i = begin; i < end; i += 3) {
-      PyObject* wanted = PyTuple_GET_ITEM(entries.ptr(), i + 2);
-      if (wanted == Py_Ellipsis) wanted = nullptr;
-      PyObject* dict = PyTuple_GET_ITEM(entries.ptr(), i);
-      if (value_of(dict, PyTuple_GET_ITEM(entries.ptr(), i + 1)) != wanted) return false;
-    }
-  }
-  for (size_t begin = 0; begin < empty.size(); begin += kAhead) {
-    const size_t end = std::min(begin + kAhead, empty.size());
-    fetch_dicts(empty, begin, end, 1);
-    for (size_t i = begin; i < end; ++i) {
-      if (PyDict_Size(PyTuple_GET_ITEM(empty.ptr(), i)) != 0) return false;
-    }
-  }
+bool has_entry(PyObject* const* item) {  // dictionary, key, value or `...`
+  PyObject* wanted = item[2] == Py_Ellipsis ? nullptr : item[2];
+  return value_of(item[0], item[1]) == wanted;
+}
+
+bool is_empty(PyObject* const* item) {
+  return PyDict_Size(item[0]) == 0;
+}
+
+bool has_type(PyObject* const* item) {  // object, class
+  return reinterpret_cast<PyObject*>(Py_TYPE(item[0])) == item[1];
+}
+
+bool has_method(PyObject* const* item) {  // class, name, function
+  const auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(item[0], item[1]));
+  if (!found) throw py::error_already_set();
+  return found.ptr() == item[2];
+}
+
+bool lies_there(PyObject* const* item) {  // tensor, version, address; -1: any
   static PyObject* const version_name = PyUnicode_InternFromString("_version");
   static PyObject* const address_name = PyUnicode_InternFromString("data_ptr");
-  for (size_t i = 0; i + 2 < tensors.size(); i += 3) {
-    PyObject* tensor = PyTuple_GET_ITEM(tensors.ptr(), i);
-    const int64_t version = PyLong_AsLongLong(PyTuple_GET_ITEM(tensors.ptr(), i + 1));
-    const int64_t address = PyLong_AsLongLong(PyTuple_GET_ITEM(tensors.ptr(), i + 2));
-    if (version != -1 && number(PyObject_GetAttr(tensor, version_name)) != version) return false;
-    if (address != -1 && number(PyObject_CallMethodNoArgs(tensor, address_name)) != address) {
-      return false;
-    }
-  }
-  return true;
+  const int64_t version = PyLong_AsLongLong(item[1]), address = PyLong_AsLongLong(item[2]);
+  if (version != -1 && number(PyObject_GetAttr(item[0], version_name)) != version) return false;
+  return address == -1 || number(PyObject_CallMethodNoArgs(item[0], address_name)) == address;
+}
+
+bool unchanged(const py::tuple& entries, const py::tuple& empty, const py::tuple& tensors,
+               const py::tuple& types, const py::tuple& methods) {
+  return all_of(entries, 3, true, has_entry) && all_of(empty, 1, false, is_empty) &&
+         all_of(types, 2, false, has_type) && all_of(methods, 3, false, has_method) &&
+         all_of(tensors, 3, false, lies_there);
 }
 
 }  // namespace
 
 void bind_watch(py::module_& m) {
   using namespace py::literals;
-  m.def("unchanged", &unchanged, "entries"_a, "empty"_a, "tensors"_a);
+  m.def("unchanged", &unchanged, "entries"_a, "empty"_a, "tensors"_a, "types"_a, "methods"_a);
 }
 
 }  // namespace tamis::binding

@@ -122,11 +122,18 @@ def decoder(
 def decoder_workspace(layers: Sequence[DecoderLayer], m: int) -> int:
     """Elements that ``decoder`` wants at workspace_ptr; layers are alike, so the first will do."""
 
-def unchanged(entries: tuple[Any, ...], empty: tuple[Any, ...], tensors: tuple[Any, ...]) -> bool:
+def unchanged(
+    entries: tuple[Any, ...],
+    empty: tuple[Any, ...],
+    tensors: tuple[Any, ...],
+    types: tuple[Any, ...],
+    methods: tuple[Any, ...],
+) -> bool:
     """Whether dictionaries hold what they held, others are empty, and tensors lie where they lay.
 
     entries: dictionary, key, value in turns, ``...`` for an absent key. tensors: tensor, version,
-    address in turns, -1 for any.
+    address in turns, -1 for any. types: object, its class in turns. methods: class, name, function
+    in turns.
     """
 
 def spmm(

@@ -18,11 +18,16 @@ __all__ = ["FusedDecoder", "FusedStack", "fused", "refusal", "unfused"]
 
 # Arguments that change nothing in a step that has no mask.
 _IGNORED = {"position_ids", "use_cache", "cache_position"}
+# Those that matter to a model's.
+_ASKED = ("input_ids", "attention_mask", "position_ids", "cache_position", "cache")
+_FARTHEST = 256  # positions may be so many times the tokens
 _PLAN = "_tamis_plan"
 _is_grad_enabled = torch.is_grad_enabled
 _is_compiling = torch.compiler.is_compiling
 _is_tracing = torch._C._is_tracing
+_is_autocast = torch.is_autocast_enabled
 _count_modes = torch._C._len_torch_dispatch_stack
+_count_function_modes = torch._C._len_torch_function_stack
 _has_global_hook: Callable[[], bool] = torch_module._has_any_global_hook
 
 
@@ -40,8 +45,10 @@ class FusedDecoder(_Fused):
     """A decoder layer whose new tokens are computed in one call of the core.
 
     One new token a sequence takes that call where nothing could tell the difference: CPU tensors,
-    no gradients, no mask, a plain dynamic cache, SparseLinear throughout, nobody's hooks on the
-    modules inside. Everything else runs the layer's own forward.
+    no gradients, autocast or modes, no mask, a plain dynamic cache, SparseLinear throughout,
+    transformers' own classes, nobody's hooks on the modules inside. Everything else runs the layer's
+    own forward; so does a model that was once asked for hidden states or attentions, as transformers
+    leaves its hooks on the layers then.
     Differs: silu(gate) * up is rounded once, not three times, if the dtype has 16 bits.
     """
 
@@ -99,7 +106,7 @@ def refusal(module: nn.Module) -> str:
     part: Any = module.get_submodule("norm" if stack else "input_layernorm")
     dtype = part.weight.dtype
     try:
-        plan_stack(module, dtype) if stack else plan_layers([module], dtype)
+        _planned_stack(module, dtype) if stack else plan_layers([module], dtype)
     except Unplannable as reason:
         return str(reason)
     return ""
@@ -134,13 +141,20 @@ def _layer_step(layer: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Tensor |
         elif value is not None and name not in _IGNORED:
             return None
     plan = _plan_of(layer, x.dtype, lambda: plan_layers([layer], x.dtype))
-    if plan is None or turns is None:
+    if plan is None or turns is None or not _turn(turns, x, plan.heads[2]):
         return None
-    (cos, sin), d = turns, plan.heads[2]
-    if cos.dtype is not x.dtype or cos.shape[1:] != (1, d) or cos.shape[0] not in (1, x.shape[0]):
-        return None
-    cos, sin = cos.contiguous(), sin.contiguous()
-    return _decode(plan, cache, x, (cos.data_ptr(), sin.data_ptr(), cos.shape[0]))
+    cos, sin = turns
+    return _decode(plan, cache, x, cos[:, 0], sin[:, 0])
+
+
+def _turn(turns: tuple[Tensor, Tensor], x: Tensor, d: int) -> bool:
+    """Whether these are a cosine and a sine [m or 1, 1, d] for x [m, 1, ..]."""
+    fits = (1, 1, d), (x.shape[0], 1, d)
+    return (
+        turns[0].shape == turns[1].shape
+        and turns[0].shape in fits
+        and all(each.dtype is x.dtype and each.is_cpu for each in turns)
+    )
 
 
 def _stack_step(model: nn.Module, kwargs: dict[str, Any]) -> Any:
@@ -152,22 +166,27 @@ def _stack_step(model: nn.Module, kwargs: dict[str, Any]) -> Any:
         return None
     children: Any = model._modules
     embed = children["embed_tokens"]
-    plan = _plan_of(model, embed.weight.dtype, lambda: plan_stack(model, embed.weight.dtype))
+    dtype = embed.weight.dtype
+    plan = _plan_of(model, dtype, lambda: _planned_stack(model, dtype))
     if plan is None or plan.turns is None or not _keeps(model, kwargs, cache):
         return None
     m, tokens = ids.shape[0], cache.layers[0].keys.shape[2]
     if not _sees_all(asked["attention_mask"], m, tokens):
         return None
-    place = _place(plan.turns, asked["position_ids"], m, tokens)
-    if place is None:
+    turns = _turns_at(plan.turns, asked["position_ids"], m, tokens)
+    if turns is None or not _is_last(asked["cache_position"], tokens):
         return None
-    y = _decode(plan, cache, embed(ids), place[0])
+    y = _decode(plan, cache, embed(ids), *turns)
     return None if y is None else _output_class()(y, cache)
+
+
+def _planned_stack(model: nn.Module, dtype: torch.dtype) -> Plan:
+    return plan_stack(model, dtype, FusedDecoder)
 
 
 def _asked(kwargs: dict[str, Any]) -> dict[str, Any] | None:
     """Arguments that matter to a step; None where one of the others asks for more."""
-    asked = dict.fromkeys(("input_ids", "attention_mask", "position_ids", "cache"))
+    asked = dict.fromkeys(_ASKED)
     for name, value in kwargs.items():
         if name == "past_key_values":
             asked["cache"] = value
@@ -178,21 +197,22 @@ def _asked(kwargs: dict[str, Any]) -> dict[str, Any] | None:
     return asked
 
 
-def _place(
-    turns: Turns, positions: Any, m: int, tokens: int
-) -> tuple[tuple[int, int, int], Any] | None:
-    """Rotations of the new tokens, and what they lie in; None for positions of another kind."""
+def _turns_at(turns: Turns, positions: Any, m: int, tokens: int) -> tuple[Tensor, Tensor] | None:
+    """Cos and sin [d] or [m, d] of the new tokens; None for positions of another kind."""
     if positions is None:
-        return turns.at(tokens), None
+        return turns.at(tokens)
     if type(positions) is not Tensor or positions.dim() != 2 or positions.shape[1] != 1:
         return None
     rows = positions.shape[0]
-    if rows not in (1, m) or bool((positions < 0).any()):
+    first, last = map(int, positions.aminmax()) if rows in (1, m) else (-1, -1)
+    if first < 0 or last > _FARTHEST * (tokens + 1):  # a table up to there would be of no use
         return None
-    if rows == 1:
-        return turns.at(int(positions)), None
-    cos, sin = turns.gathered(positions[:, 0])
-    return (cos.data_ptr(), sin.data_ptr(), m), (cos, sin)
+    return turns.at(last) if rows == 1 else turns.gathered(positions[:, 0])
+
+
+def _is_last(place: Any, tokens: int) -> bool:
+    """Whether the new token's place in the cache, if it is named, is behind the others."""
+    return place is None or (type(place) is Tensor and place.tolist() == [tokens])
 
 
 def _says_no(name: str, value: Any) -> bool:
@@ -220,21 +240,24 @@ def _sees_all(mask: Any, m: int, tokens: int) -> bool:
     return bool(mask.all())
 
 
-def _decode(plan: Plan, cache: Any, x: Tensor, turns: tuple[int, int, int]) -> Tensor | None:
+def _decode(plan: Plan, cache: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
+    """Y of x [m, 1, width] by the core; cos and sin are [d], [1, d] or [m, d]."""
     m, (_, kv_heads, d) = x.shape[0], plan.heads
-    if m > plan.limit or x.dtype is not plan.dtype:
+    if m > plan.limit or x.shape != (m, 1, plan.width):
+        return None
+    if x.dtype is not plan.dtype or not x.is_cpu:  # an embedding may be hooked
         return None
     rooms = rooms_of(cache, plan.indices, (m, kv_heads, d), x.dtype)
     if rooms is None:
         return None
-    tokens = rooms[0].tokens
+    cos, sin = cos.contiguous(), sin.contiguous()
     y = decode(
         plan.layers,
         [room.addresses for room in rooms],
         x.contiguous(),
-        turns,
+        (cos.data_ptr(), sin.data_ptr(), cos.numel() // d),
         head_dim=d,
-        tokens=tokens,
+        tokens=rooms[0].tokens,
         last=plan.last,
     )
     for index, room in zip(plan.indices, rooms, strict=True):
@@ -261,7 +284,9 @@ def _recorded(x: Tensor) -> bool:
         or _is_grad_enabled()
         or _is_compiling()
         or _is_tracing()
+        or _is_autocast("cpu")
         or _count_modes() > 0
+        or _count_function_modes() > 0
         or _has_global_hook()
     )
 

@@ -30,7 +30,7 @@ _SETTINGS = (
     "sliding_window",
     "use_",
 )
-_FIRST_POSITIONS = 256
+_MORE_POSITIONS = 256
 
 
 class Unplannable(Exception):
@@ -38,16 +38,20 @@ class Unplannable(Exception):
 
 
 class _Watch:
-    """Collects what must not change: entries of dictionaries, hooks, addresses of tensors."""
+    """Collects what must not change: dictionaries' entries, hooks, classes, tensors' addresses."""
 
     def __init__(self) -> None:
         self.entries: list[Any] = []
         self.empty: list[Any] = []
         self.tensors: list[Any] = []
+        self.types: list[Any] = []
+        self.methods: list[Any] = []
 
     def entry(self, dictionary: dict[str, Any], name: str) -> Any:
-        """The value of ``name``, which is to stay that object; ``...`` where it is to stay absent."""
-        value = dictionary.get(name, ...)
+        """The value of ``name``, which is to stay that object."""
+        if name not in dictionary:
+            raise Unplannable(f"one of its modules has no {name}")
+        value = dictionary[name]
         self.entries += (dictionary, name, value)
         return value
 
@@ -61,18 +65,35 @@ class _Watch:
         """Nobody may write to the tensor from that version on."""
         self.tensors += (tensor, version, -1)
 
-    def module(self, parent: nn.Module, name: str) -> Any:
-        """The child ``name``, which nobody may hook or replace, nor its forward."""
+    def module(self, parent: nn.Module, name: str, source: str = "") -> Any:
+        """The child ``name``, which nobody may hook or replace, nor its class or forward.
+
+        ``source``: The Python module that its class and forward must come from.
+        """
         child = self.entry(parent.__dict__["_modules"], name)
-        self.unhooked(child)
+        kind = type(child)
+        if child is None or (source and not _comes_from(source, kind)):
+            raise Unplannable(f"{name} is a {kind.__name__}, not one of {source}")
+        hooks = child._forward_hooks, child._forward_pre_hooks
+        if any(hooks) or "forward" in child.__dict__:
+            raise Unplannable(f"a {kind.__name__} has hooks or a forward of its own")
+        self.empty += hooks
+        self.entries += (child.__dict__, "forward", ...)
+        self.types += (child, kind)
+        self.method(kind)
         return child
 
-    def unhooked(self, module: Any) -> None:
-        """Nobody may hook the module, nor replace its forward."""
-        hooks = module._forward_hooks, module._forward_pre_hooks
-        if any(hooks) or self.entry(module.__dict__, "forward") is not ...:
-            raise Unplannable(f"a {type(module).__name__} has hooks or a forward of its own")
-        self.empty += hooks
+    def own(self, kind: type) -> str:
+        """The Python module that the class comes from, as its forward must."""
+        if not _comes_from(kind.__module__, kind):
+            raise Unplannable(f"the forward of {kind.__name__} is not its own")
+        self.method(kind)
+        return kind.__module__
+
+    def method(self, kind: type) -> None:
+        """The class's ``forward``, which is to stay that function."""
+        if kind not in self.methods:
+            self.methods += (kind, "forward", kind.forward)  # type: ignore[attr-defined]
 
     def config(self, config: Any) -> None:
         """Settings of a configuration that a step depends on."""
@@ -90,6 +111,7 @@ class Plan:
         dtype: Of x, norms, biases and caches.
         limit: The most sequences for which every product goes to its kernel.
         heads: Query heads, KV heads, head_dim.
+        width: Channels of x.
         last: Address and eps of the norm after the layers; 0 where there is none.
         turns: cos and sin by position, where the plan is of a whole model.
     """
@@ -97,10 +119,10 @@ class Plan:
     def __init__(self, dtype: torch.dtype) -> None:
         self.layers: list[Layer] = []
         self.indices: list[int] = []
-        self.dtype, self.limit, self.heads = dtype, 1 << 62, (0, 0, 0)
+        self.dtype, self.limit, self.heads, self.width = dtype, 1 << 62, (0, 0, 0), 0
         self.last: tuple[int, float] = (0, 0.0)
         self.turns: Turns | None = None
-        self._watched: tuple[tuple[Any, ...], ...] = ((), (), ())
+        self._watched: tuple[tuple[Any, ...], ...] = ()
 
     def holds(self, dtype: torch.dtype) -> bool:
         """Whether it is of this dtype, and all that it was made of is still there."""
@@ -108,36 +130,42 @@ class Plan:
 
     def watch(self, watch: _Watch) -> None:
         """What ``holds`` looks at."""
-        self._watched = tuple(watch.entries), tuple(watch.empty), tuple(watch.tensors)
+        parts = watch.entries, watch.empty, watch.tensors, watch.types, watch.methods
+        self._watched = tuple(map(tuple, parts))
 
 
 class Turns:
     """Cosines and sines of positions, as a model's rotary embedding computes them, kept."""
 
-    def __init__(self, rotary: Any, dtype: torch.dtype, head_dim: int) -> None:
-        self._rotary, self._dtype, self._head_dim = rotary, dtype, head_dim
-        self._positions = 0
-        self._cos = self._sin = torch.empty(0)
+    def __init__(self, rotary: Any, dtype: torch.dtype) -> None:
+        self._rotary, self._dtype = rotary, dtype
+        self._table = torch.empty(0), torch.empty(0)
 
-    def at(self, position: int) -> tuple[int, int, int]:
-        """Addresses of cos and sin [d] at one position, and 1."""
-        self._reach(position)
-        offset = position * self._head_dim * self._cos.element_size()
-        return self._cos.data_ptr() + offset, self._sin.data_ptr() + offset, 1
+    def at(self, position: int) -> tuple[Tensor, Tensor]:
+        """Cos and sin [d] at one position, not below 0."""
+        cos, sin = self._reaching(position)
+        return cos[position], sin[position]
 
     def gathered(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cos and sin [m, d] at positions [m], none below 0."""
-        self._reach(int(positions.max()))
-        return self._cos[positions], self._sin[positions]
+        cos, sin = self._reaching(int(positions.max()))
+        return cos[positions], sin[positions]
 
-    def _reach(self, position: int) -> None:
-        if position < self._positions:
-            return
-        self._positions = max(_FIRST_POSITIONS, 2 * position)
-        like = torch.empty(0, dtype=self._dtype)
-        positions = torch.arange(self._positions).unsqueeze(0)
-        cos, sin = self._rotary(like, positions)
-        self._cos, self._sin = cos[0].contiguous(), sin[0].contiguous()
+    def _reaching(self, position: int) -> tuple[Tensor, Tensor]:
+        """Cos and sin [more than position, d]; another thread may lay new ones meanwhile."""
+        table = self._table
+        if position >= table[0].shape[0]:
+            like = torch.empty(0, dtype=self._dtype)
+            positions = torch.arange(position + max(_MORE_POSITIONS, position // 8)).unsqueeze(0)
+            cos, sin = self._rotary(like, positions)
+            self._table = table = cos[0].contiguous(), sin[0].contiguous()
+        return table
+
+
+def _comes_from(source: str, kind: type) -> bool:
+    """Whether a class and its forward were written in that Python module."""
+    forward: Any = getattr(kind, "forward", None)
+    return source == kind.__module__ and source == getattr(forward, "__module__", None)
 
 
 def is_sparse(layer: nn.Module) -> bool:
@@ -161,21 +189,27 @@ def plan_layers(layers: Sequence[nn.Module], dtype: torch.dtype) -> Plan:
     return plan
 
 
-def plan_stack(model: nn.Module, dtype: torch.dtype) -> Plan:
-    """Of a model's layers, the norm after them and its rotations.
+def plan_stack(model: nn.Module, dtype: torch.dtype, front: type) -> Plan:
+    """Of a model's layers, all fused by ``front``, the norm after them and its rotations.
 
     Raises:
         Unplannable: One of them is not what the core computes.
     """
     plan, watch = Plan(dtype), _Watch()
     layers = watch.module(model, "layers")
+    source = watch.own(type(model).__bases__[-1])
     for name in list(layers._modules):
-        _add_layer(plan, watch, watch.module(layers, name))
-    plan.last = _norm(plan, watch, watch.module(model, "norm"))
-    plan.turns = _turns(plan, watch, watch.module(model, "rotary_emb"))
-    config: Any = model.config
+        layer = watch.module(layers, name)
+        if type(layer).__bases__[0] is not front:
+            raise Unplannable(f"a layer is a {type(layer).__name__} that is not fused")
+        _add_layer(plan, watch, layer)
+    plan.last = _norm(plan, watch, watch.module(model, "norm", source), plan.width)
+    plan.turns = _turns(plan, watch, watch.module(model, "rotary_emb", source))
+    config = watch.entry(model.__dict__, "config")
     watch.config(config)
     plan.watch(watch)
+    if len({*plan.indices}) != len(plan.indices):
+        raise Unplannable("layers share a place in the cache")
     kinds = getattr(config, "layer_types", None) or ()
     if config.num_hidden_layers != len(plan.layers):
         raise Unplannable(f"its configuration asks for {config.num_hidden_layers} layers")
@@ -190,6 +224,8 @@ def _turns(plan: Plan, watch: _Watch, rotary: Any) -> Turns:
     kind = watch.entry(rotary.__dict__, "rope_type")
     watch.entry(rotary.__dict__, "attention_scaling")
     frequencies = watch.entry(rotary._buffers, "inv_freq")
+    if not frequencies.is_cpu:
+        raise Unplannable(f"rotations lie on {frequencies.device}")
     # These change their frequencies as the context grows.
     if not isinstance(kind, str) or "dynamic" in kind or kind == "longrope":
         raise Unplannable(f"rotations of type {kind} change with the context")
@@ -197,42 +233,54 @@ def _turns(plan: Plan, watch: _Watch, rotary: Any) -> Turns:
         raise Unplannable("rotations were made in inference mode")
     if 2 * frequencies.numel() != plan.heads[2]:
         raise Unplannable("rotations leave channels out")
+    watch.address(frequencies)
     watch.writes(frequencies, frequencies._version)
-    return Turns(rotary, plan.dtype, plan.heads[2])
+    return Turns(rotary, plan.dtype)
 
 
 def _add_layer(plan: Plan, watch: _Watch, layer: nn.Module) -> None:
     if watch.entry(layer.__dict__, "training"):
         raise Unplannable("the model is training; call eval()")
-    attention, mlp = watch.module(layer, "self_attn"), watch.module(layer, "mlp")
-    watch.config(attention.config)
-    kind = attention.config._attn_implementation
-    if kind not in _PLAIN:
-        raise Unplannable(f"attention is {kind}, not {' or '.join(_PLAIN)}")
-    norms = [_norm(plan, watch, watch.module(layer, name)) for name in _NORMS]
+    # A fused layer's own class is behind the one that fuses it; all parts are of its file.
+    source = watch.own(type(layer).__bases__[-1])
+    attention, mlp = (watch.module(layer, name, source) for name in ("self_attn", "mlp"))
+    config = watch.entry(attention.__dict__, "config")
+    watch.config(config)
+    if config._attn_implementation not in _PLAIN:
+        raise Unplannable(f"attention is {config._attn_implementation}, not {' or '.join(_PLAIN)}")
     linears = [watch.module(attention, name) for name in _ATTENTION]
     linears += [watch.module(mlp, name) for name in _MLP]
     if type(watch.module(mlp, "act_fn")).__name__ not in ACTIVATIONS:
         raise Unplannable("the MLP's activation is not SiLU")
     weights = [_weight(plan, watch, linear) for linear in linears]
+    width = linears[0].in_features
+    norms = [_norm(plan, watch, watch.module(layer, name, source), width) for name in _NORMS]
     head_dim = watch.entry(attention.__dict__, "head_dim")
     scale = watch.entry(attention.__dict__, "scaling")
     index = watch.entry(attention.__dict__, "layer_idx")
     heads = linears[0].out_features // head_dim, linears[1].out_features // head_dim, head_dim
     if head_dim % 16 != 0 or head_dim > _MOST_HEAD_DIM:
         raise Unplannable(f"heads have {head_dim} channels, not 16, 32, .. {_MOST_HEAD_DIM}")
-    if plan.layers and heads != plan.heads:
-        raise Unplannable("layers differ in heads")
-    plan.heads = heads
+    if plan.layers and (heads != plan.heads or width != plan.width):
+        raise Unplannable("layers differ in shape")
+    plan.heads, plan.width = heads, width
     plan.indices.append(index)
     plan.layers.append(Layer(weights, norms, scale))
 
 
-def _norm(plan: Plan, watch: _Watch, norm: Any) -> tuple[int, float]:
+def _norm(plan: Plan, watch: _Watch, norm: Any, width: int) -> tuple[int, float]:
     weight = watch.entry(norm._parameters, "weight")
-    if weight.dtype is not plan.dtype or not (weight.is_cpu and weight.is_contiguous()):
-        raise Unplannable(f"a norm's weight is {weight.dtype} on {weight.device}")
-    return watch.address(weight), watch.entry(norm.__dict__, "variance_epsilon")
+    eps = watch.entry(norm.__dict__, "variance_epsilon")
+    return _vector(plan, watch, weight, width, "a norm's weight"), eps
+
+
+def _vector(plan: Plan, watch: _Watch, vector: Tensor, length: int, what: str) -> int:
+    """Its address."""
+    if vector.dtype is not plan.dtype or not vector.is_cpu:
+        raise Unplannable(f"{what} is {vector.dtype} on {vector.device}, not {plan.dtype}")
+    if vector.shape != (length,) or not vector.is_contiguous():
+        raise Unplannable(f"{what} is of shape {list(vector.shape)}, not [{length}]")
+    return watch.address(vector)
 
 
 def _weight(plan: Plan, watch: _Watch, linear: Any) -> tuple[Any, int]:
@@ -260,8 +308,8 @@ def _weight(plan: Plan, watch: _Watch, linear: Any) -> tuple[Any, int]:
     watch.address(values)
     watch.writes(entry.first, entry.first_version)
     watch.writes(entry.second, entry.second_version)
+    if scales is not None:
+        watch.address(scales)
     if bias is None:
         return entry.matrix, 0
-    if bias.dtype is not plan.dtype or not bias.is_contiguous():
-        raise Unplannable(f"a bias is {bias.dtype}")
-    return entry.matrix, watch.address(bias)
+    return entry.matrix, _vector(plan, watch, bias, entry.rows, "a bias")

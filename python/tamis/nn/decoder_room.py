@@ -83,7 +83,7 @@ def rooms_of(
         shape: m, g, d.
         dtype: Of keys and values.
     """
-    if type(cache).__name__ != "DynamicCache" or cache.offloading:
+    if type(cache).__name__ != "DynamicCache" or cache.offloading or "update" in cache.__dict__:
         return None
     known = _rooms.get(cache)
     if known is None:

@@ -39,6 +39,7 @@ class Entry:
         "pointer",
         "row_offsets",
         "rows",
+        "scale_pointer",
         "scales",
         "second",
         "second_version",
@@ -53,6 +54,7 @@ class Entry:
         self.rows, self.cols = layout.rows, layout.cols
         self.pointer = values.data_ptr()
         self.mask, self.row_offsets, self.col_indices, self.scales = rest
+        self.scale_pointer = 0 if self.scales is None else self.scales.data_ptr()
         # The one or two arrays that say where the values go, and how often each was written.
         first, second = rest[1:3] if self.mask is None else rest[:2]
         self.first: Tensor = _NOTHING if first is None else first
@@ -82,6 +84,7 @@ class Entry:
             and self.row_offsets is rest[1]
             and self.col_indices is rest[2]
             and self.scales is rest[3]
+            and (self.scales is None or self.scales.data_ptr() == self.scale_pointer)
             and self.first._version == self.first_version
             and self.second._version == self.second_version
             and self.token == token
@@ -172,7 +175,9 @@ def entry_of(token: str, values: Tensor, rest: Rest) -> Entry:
 
     Writing ``values`` or ``scales`` in place needs no new one: it borrows their memory, and any
     number is sound there. A written structure is checked again before a kernel sees it; that of
-    inference tensors, whose writes nobody counts, on every call.
+    inference tensors, whose writes nobody counts, on every call. Differs: a structure whose ``.data``
+    is set to other memory goes unseen, as a look at each address would cost every call; assign a
+    new tensor instead.
     """
     found = entries.get(id(values))
     if found is not None and found.fits(token, values, rest):
