@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.nn import DepthwiseConv2d, PlaneMean, SparseConv2d
 from tamis.ops.conv2d import NO_BOUNDS
-from tamis.optimize import describe
 from tamis.report import LayerReport, Report, host_facts
+from tamis.report_rows import describe
 
 __all__ = ["fuse_"]
 

@@ -22,27 +22,18 @@ from torch import nn
 from tamis import calibrate, method
 from tamis.convolution import as_matrix, check_conv, choose_conv
 from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
-from tamis.layout import Layout
+from tamis.formats import as_dense, compressed, counted_layouts, device_of, swap
+from tamis.layout import FORMATS, Layout
 from tamis.nn import SparseConv2d, SparseLinear
 from tamis.nn.conv import window_of
 from tamis.nn.decoder import unfused
 from tamis.ops import cost, cuda_cost
-from tamis.optimize import (
-    FORMATS,
-    as_dense,
-    compressed,
-    counted_layouts,
-    describe,
-    device_of,
-    explain,
-    optimize_,
-    swap,
-    tokens_of,
-)
+from tamis.optimize import explain, optimize_
 from tamis.policy import quantize, select
 from tamis.recipe import KEEP, Goal, LinearContext, Pattern, PruneRecipe, Stats, apply
 from tamis.reconstruct import reconstruct
 from tamis.report import LayerReport, Report, host_facts
+from tamis.report_rows import describe, tokens_of
 from tamis.scope import DEFAULT_IGNORE, check_model, find_linears, parse_pattern
 from tamis.scope import allocate as allocate_shares
 

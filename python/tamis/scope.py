@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from tamis.errors import TamisTypeError, TamisValueError
+from tamis.formats import tied
 from tamis.model import family_of
 from tamis.nn import SparseLinear
-from tamis.optimize import tied
 from tamis.policy import allocate as allocation
 from tamis.recipe import Pattern, PruneRecipe
 

@@ -7,7 +7,7 @@ import tamis
 from tamis.layout import Layout
 from tamis.ops import cost, cuda, cuda_cost
 from tamis.ops.attention import ALL, DenseSegment, Lists, attention, sparse_attention
-from tamis.optimize import tokens_of
+from tamis.report_rows import tokens_of
 
 needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 N, K = 14336, 4096

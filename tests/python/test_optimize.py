@@ -5,19 +5,20 @@ import torch
 from tiny import inputs, logits, tiny
 from torch import nn
 
-from tamis import optimize
+from tamis import formats, optimize, timing
 from tamis.errors import TamisTypeError, TamisValueError
+from tamis.formats import holding_layouts
 from tamis.nn import SparseLinear
 from tamis.ops import entry
-from tamis.optimize import explain, holding_layouts, optimize_
+from tamis.optimize import explain, optimize_
 from tamis.recipe import KEEP, Pattern
 from tamis.rewrite import sparsify_
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(optimize, "ROUND_S", 1e-4)
-    monkeypatch.setattr(optimize, "_cache_bytes", lambda: 1 << 16)
+    monkeypatch.setattr(timing, "ROUND_S", 1e-4)
+    monkeypatch.setattr(timing, "_cache_bytes", lambda: 1 << 16)
 
 
 def pruned(sparsity, format="dense", pattern="unstructured"):
@@ -73,7 +74,7 @@ def test_dense_wins_where_sparse_would_be_larger():
 def test_never_slower_than_dense(monkeypatch):
     """The choice follows the clock: the cheapest wins, dense where it is, others by min_gain."""
     costs = {"dense": 2.0, "bitmap": 3.0, "csr": 4.0}
-    monkeypatch.setattr(optimize._Bench, "times", lambda self, layer, candidates: dict(costs))
+    monkeypatch.setattr(timing.Bench, "times", lambda self, layer, candidates: dict(costs))
     model = pruned(0.8, "bitmap")
     report = optimize_(model)
     assert not any(isinstance(module, SparseLinear) for module in model.modules())
@@ -94,7 +95,7 @@ def test_wrong_candidates_are_out():
     candidates = optimize._candidates(up)
     with torch.no_grad():
         candidates["csr"].weight_values.mul_(1.01)
-    times = optimize._Bench(1, 0, 1 << 16).times(up, candidates)
+    times = timing.Bench(1, 0, 1 << 16).times(up, candidates)
     assert "csr" not in times
     assert {"dense", "bitmap"} <= set(times)
 
@@ -135,7 +136,7 @@ def test_failure_changes_nothing(monkeypatch):
             raise MemoryError
         return {"dense": 2.0, "bitmap": 1.0, "csr": 1.5}
 
-    monkeypatch.setattr(optimize._Bench, "times", failing)
+    monkeypatch.setattr(timing.Bench, "times", failing)
     with pytest.raises(MemoryError):
         optimize_(model)
     assert kinds(model) == before
@@ -143,9 +144,9 @@ def test_failure_changes_nothing(monkeypatch):
 
 def test_alike_layers_share_a_measurement(monkeypatch):
     count = []
-    measure = optimize._Bench._measure
+    measure = timing.Bench._measure
     monkeypatch.setattr(
-        optimize._Bench, "_measure", lambda self, *args: count.append(1) or measure(self, *args)
+        timing.Bench, "_measure", lambda self, *args: count.append(1) or measure(self, *args)
     )
     optimize_(pruned(0.5))
     assert len(count) == 4  # [32, 32], [16, 32], [64, 32], [32, 64]
@@ -160,7 +161,7 @@ def test_patterns_are_found_in_masks(pattern, format):
     layouts = holding_layouts(up.weight, getattr(up, KEEP))
     assert {"bitmap", "csr", format} <= set(layouts)
     for layout, nbytes in layouts.values():
-        made = optimize.compressed(up, up.weight.detach(), getattr(up, KEEP), layout)
+        made = formats.compressed(up, up.weight.detach(), getattr(up, KEEP), layout)
         assert made.nbytes == nbytes
         assert torch.equal(made.weight.to_dense(), up.weight)
     optimize_(model, "bytes")
@@ -169,7 +170,7 @@ def test_patterns_are_found_in_masks(pattern, format):
 
 def test_unstructured_masks_have_no_pattern():
     keep = torch.rand(32, 64, generator=torch.Generator().manual_seed(0)) < 0.5
-    assert optimize._pattern_in(keep, int(keep.sum())) == Pattern()
+    assert formats._pattern_in(keep, int(keep.sum())) == Pattern()
 
 
 def test_explain_changes_nothing_and_names_every_linear():
@@ -213,22 +214,22 @@ def test_models_that_are_none():
 
 def test_times_leave_out_the_first_call_of_a_copy(monkeypatch):
     """A layer's first call checks its arrays and costs several times the product."""
-    timing, made_while_timing = [], []
-    seconds, make = optimize._seconds, entry.make_matrix
+    inside, made_while_timing = [], []
+    seconds, make = timing._seconds, entry.make_matrix
 
     def timed(modules, x, at, calls):
-        timing.append(True)
+        inside.append(True)
         try:
             return seconds(modules, x, at, calls)
         finally:
-            timing.pop()
+            inside.pop()
 
     def made(layout, arrays, **options):
-        made_while_timing.extend(timing)
+        made_while_timing.extend(inside)
         return make(layout, arrays, **options)
 
-    monkeypatch.setattr(optimize, "_seconds", timed)
+    monkeypatch.setattr(timing, "_seconds", timed)
     monkeypatch.setattr(entry, "make_matrix", made)
     up = pruned(0.8, "bitmap").model.layers[0].mlp.up_proj
-    assert "bitmap" in optimize._Bench(1, 0, 1 << 16).times(up, optimize._candidates(up))
+    assert "bitmap" in timing.Bench(1, 0, 1 << 16).times(up, optimize._candidates(up))
     assert not made_while_timing

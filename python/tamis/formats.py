@@ -1,0 +1,180 @@
+"""Linear layers as dense ones, the formats that hold them exactly, and putting them in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tamis import stored
+from tamis.errors import TamisTypeError
+from tamis.layout import Layout
+from tamis.nn import SparseConv2d, SparseLinear
+from tamis.ops.conv2d import NO_BOUNDS
+from tamis.ops.tensors import DTYPE_NAME
+from tamis.policy import select
+from tamis.recipe import KEEP, Pattern
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GROUPS = ((2, 4), (1, 4), (4, 8), (2, 8), (1, 8))  # N:M looked for in a mask
+BLOCKS = ((16, 16), (8, 8), (4, 4), (1, 16))  # r x c looked for in a mask
+BLOCK_FILL = 0.9  # below this share of kept weights in kept blocks, blocks waste their bytes
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every nn.Linear and SparseLinear by name, in model order."""
+    return {n: m for n, m in model.named_modules() if type(m) in (nn.Linear, SparseLinear)}
+
+
+def tied(model: nn.Module) -> set[nn.Module]:
+    """Modules with a parameter that another module has too."""
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(module)
+    return {module for several in owners.values() if len(several) > 1 for module in several}
+
+
+def mask_of(linear: nn.Linear) -> Tensor:
+    """The mask [n, k] that pruning left on the layer, else where the weight is not zero."""
+    keep = getattr(linear, KEEP, None)
+    return keep if isinstance(keep, torch.Tensor) else linear.weight.detach() != 0
+
+
+def as_dense(layer: SparseLinear) -> nn.Module:
+    """The sparse layer as nn.Linear or nn.Conv2d; its mask stays with it."""
+    if not isinstance(layer, SparseConv2d):
+        return as_linear(layer)
+    conv = layer.to_conv()
+    keep = torch.as_tensor(layer.matrix.keep()).reshape(conv.weight.shape)
+    conv.register_buffer(KEEP, keep, persistent=False)
+    return conv if layer.bounds == NO_BOUNDS else nn.Sequential(conv, nn.Hardtanh(*layer.bounds))
+
+
+def as_linear(layer: nn.Module) -> nn.Linear:
+    """The layer as nn.Linear; a SparseLinear's mask stays with it."""
+    if isinstance(layer, SparseLinear):
+        linear = layer.to_linear()
+        linear.register_buffer(KEEP, torch.as_tensor(layer.matrix.keep()), persistent=False)
+        return linear.train(layer.training)
+    if not isinstance(layer, nn.Linear):
+        raise TamisTypeError(
+            f"as_linear: layer: got {type(layer).__name__}, wanted nn.Linear or SparseLinear."
+        )
+    return layer
+
+
+def format_of(layer: nn.Module) -> str:
+    """Name of the format, or "dense"."""
+    return layer.layout.format if isinstance(layer, SparseLinear) else "dense"
+
+
+def dense_bytes(layer: nn.Module) -> int:
+    """Bytes that the weight takes densely."""
+    if isinstance(layer, SparseLinear):
+        return layer.layout.dense_nbytes
+    return as_linear(layer).weight.numel() * as_linear(layer).weight.element_size()
+
+
+def nbytes_of(layer: nn.Module) -> int:
+    """Bytes of the weight as it is stored."""
+    return layer.nbytes if isinstance(layer, SparseLinear) else dense_bytes(layer)
+
+
+def device_of(layer: nn.Module) -> int | None:
+    """Number of the CUDA device that a layer's weight lies on; None on others."""
+    weight: Any = layer.weight
+    return (weight.device.index or 0) if weight.is_cuda else None
+
+
+def holding_layouts(
+    weight: Tensor, keep: Tensor, pattern: Pattern | None = None
+) -> dict[str, tuple[Layout, int]]:
+    """(Layout, bytes) by format, of the formats that hold weight [n, k] under keep exactly.
+
+    With a pattern (the mask is known to follow it) nothing is looked for in the mask. Empty if no
+    format stores the weight's dtype.
+    """
+    held = counted_layouts(weight, keep, pattern)
+    return {name: (layout, layout.nbytes(count)) for name, (layout, count) in held.items()}
+
+
+def counted_layouts(
+    weight: Tensor, keep: Tensor, pattern: Pattern | None = None
+) -> dict[str, tuple[Layout, int]]:
+    """The same with the values that each stores instead of bytes."""
+    dtype = DTYPE_NAME.get(weight.dtype)
+    if dtype is None:
+        return {}
+    n, k = weight.shape
+    nnz = int(keep.sum())
+    found = {name: (Layout(name, n, k, dtype), nnz) for name in ("bitmap", "csr", "csr8")}
+    if pattern is None:
+        pattern = _pattern_in(keep, nnz)
+    if pattern.kind == "nm":
+        found["nm"] = (Layout("nm", n, k, dtype, keep=pattern.keep, of=pattern.of), nnz)
+    if pattern.kind == "block":
+        stored = int(_block_counts(keep, pattern.rows, pattern.cols).count_nonzero())
+        stored *= pattern.rows * pattern.cols
+        layout = Layout("block", n, k, dtype, block=(pattern.rows, pattern.cols))
+        found["block"] = (layout, stored)
+    return found
+
+
+def _pattern_in(keep: Tensor, nnz: int) -> Pattern:
+    """The first known pattern that the mask follows exactly."""
+    n, k = keep.shape
+    for kept, of in GROUPS:
+        exact = k % of == 0 and nnz == n * k // of * kept
+        if exact and bool((keep.reshape(-1, of).sum(1) == kept).all()):
+            return Pattern("nm", keep=kept, of=of)
+    for rows, cols in BLOCKS:
+        if n % rows == 0 and k % cols == 0:
+            stored = int(_block_counts(keep, rows, cols).count_nonzero()) * rows * cols
+            if stored < n * k and nnz >= BLOCK_FILL * stored:
+                return Pattern("block", rows=rows, cols=cols)
+    return Pattern()
+
+
+def _block_counts(keep: Tensor, rows: int, cols: int) -> Tensor:
+    return select.block_scores(keep.to(torch.int32), Pattern("block", rows=rows, cols=cols))
+
+
+def compressed(linear: nn.Linear, weight: Tensor, keep: Tensor, layout: Layout) -> SparseLinear:
+    """SparseLinear with `weight` [n, k] under `keep` in place of the linear's own, and its bias."""
+    source = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+    source.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
+    source.bias = linear.bias
+    module = SparseLinear.from_linear(
+        source,
+        keep=keep,
+        format=layout.format,
+        n_m=(layout.keep, layout.of) if layout.format == "nm" else None,
+        block=layout.block if layout.format == "block" else None,
+        dtype=layout.dtype if layout.quantized else None,
+        group_size=layout.group_size,
+    )
+    return module.train(linear.training)
+
+
+def swap(model: nn.Module, layers: Mapping[str, tuple[nn.Module, nn.Module]]) -> None:
+    """Replaces (old, new) wherever the model holds old; all of them or, on an exception, none."""
+    new_of = {id(old): new for old, new in layers.values()}
+    places = [
+        (parent, key, child)
+        for parent in model.modules()
+        for key, child in parent._modules.items()
+        if child is not None and id(child) in new_of
+    ]
+    try:
+        for parent, key, child in places:
+            setattr(parent, key, new_of[id(child)])
+    except BaseException:
+        for parent, key, child in places:
+            parent._modules[key] = child
+        raise
+    stored.follow(model)
