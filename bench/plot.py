@@ -4,16 +4,12 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.artist import Artist  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from peerlib.compare import Row  # noqa: E402
-from peerlib.table import is_dense  # noqa: E402
+from matplotlib import colormaps
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from peerlib.compare import Row
+from peerlib.table import is_dense
 
 COLORS = {
     "tamis": "#d62728",
@@ -50,9 +46,8 @@ def _times(rows: list[Row]) -> Figure:
     batches = sorted({row.m for row in rows})
     across = min(4, len(batches))
     down = -(-len(batches) // across)
-    fig, panels = plt.subplots(
-        down, across, figsize=(2.2 + 3.6 * across, 1.2 + 3.2 * down), squeeze=False, sharex=True
-    )
+    fig = Figure(figsize=(2.2 + 3.6 * across, 1.2 + 3.2 * down))
+    panels = fig.subplots(down, across, squeeze=False, sharex=True)
     for panel, m in zip(panels.flat, batches, strict=False):
         _time_panel(panel, [row for row in rows if row.m == m])
         panel.set_title(f"m = {m}", fontsize=10)
@@ -97,9 +92,8 @@ def _limits(rows: list[Row]) -> Figure:
     """One panel per shape at one token: share of the stream-read limit, bars per density."""
     rows = [row for row in rows if row.m == 1] or rows  # unless none was measured there
     shapes = list(dict.fromkeys(row.shape for row in rows))
-    fig, panels = plt.subplots(
-        len(shapes), 1, figsize=(11, 1.6 + 2.4 * len(shapes)), squeeze=False, sharex=True
-    )
+    fig = Figure(figsize=(11, 1.6 + 2.4 * len(shapes)))
+    panels = fig.subplots(len(shapes), 1, squeeze=False, sharex=True)
     names = [
         name
         for name in dict.fromkeys(row.candidate for row in rows)
@@ -107,7 +101,7 @@ def _limits(rows: list[Row]) -> Figure:
     ]
     densities = sorted({row.density for row in rows}, reverse=True)
     width = 0.85 / len(densities)
-    shades = plt.get_cmap("viridis")
+    shades = colormaps["viridis"]
     for panel, shape in zip(panels[:, 0], shapes, strict=True):
         here = [row for row in rows if row.shape == shape and row.limit_share]
         m = min(row.m for row in here)
@@ -142,5 +136,4 @@ def _color(name: str) -> str:
 
 def _save(fig: Figure, path: Path) -> Path:
     fig.savefig(path, dpi=110)
-    plt.close(fig)
     return path
