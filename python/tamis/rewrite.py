@@ -200,13 +200,7 @@ def _check(linears: Mapping[str, nn.Linear], job: _Job) -> None:
             f"{', '.join(FORMATS)}; correct it."
         )
     grouped = job.format == "groupq"
-    known = ("u4", "u8") if grouped else (None,) if job.format == "dense" else (None, "i8")
-    if job.dtype not in known:
-        raise TamisValueError(
-            f"sparsify_: dtype: got {job.dtype!r} with format {job.format!r}, wanted None or, where "
-            "weights are compressed, 'i8' (groupq: 'u4' or 'u8'); a model's own dtype is changed by "
-            "model.to(dtype)."
-        )
+    _check_dtype(job.format, job.dtype)
     if job.format in ("nm", "block") and pattern.kind != job.format:
         raise TamisValueError(
             f"sparsify_: format: got {job.format!r} with pattern '{pattern}', wanted a format that "
@@ -227,6 +221,20 @@ def _check(linears: Mapping[str, nn.Linear], job: _Job) -> None:
         _check_layer(name, linear, pattern, grouped)
     for name, conv in job.convs.items():
         check_conv(name, conv, pattern, recipe, job.format, job.dtype)
+
+
+def _check_dtype(format: str, dtype: object) -> None:
+    grouped = format == "groupq"
+    known = ("u4", "u8") if grouped else (None,) if format == "dense" else (None, "i8")
+    if dtype in known:
+        return
+    fix = "leave it out" if grouped else "a model's own dtype is changed by model.to(dtype)"
+    if dtype in ("u4", "u8"):
+        fix = "these codes are of format='groupq'"
+    raise TamisValueError(
+        f"sparsify_: dtype: got {dtype!r} with format {format!r}, wanted "
+        f"{' or '.join(map(repr, known))}; {fix}."
+    )
 
 
 def _check_layer(name: str, linear: nn.Linear, pattern: Pattern, grouped: bool) -> None:

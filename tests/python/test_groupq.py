@@ -139,7 +139,7 @@ def test_damage_is_refused(change: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"dtype": "f32"}, "dtype: got f32 with format 'groupq', wanted u4 or u8"),
+        ({"dtype": "f32"}, "dtype: got 'f32' with format 'groupq', wanted 'u4' or 'u8'"),
         ({"group_size": 8}, "group_size: got 8 with format 'groupq', wanted 16 or 32"),
         ({"dtype": "u4", "group_size": 64}, "group_size: got 64"),
     ],

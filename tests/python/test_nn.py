@@ -380,6 +380,11 @@ def test_export(format: str, strict: bool) -> None:
             TamisTypeError,
             "dtype: got torch.float64",
         ),
+        (
+            lambda: SparseLinear.from_linear(dense())(np.ones((2, COLS), np.float32)),
+            TamisTypeError,
+            "x: got ndarray, wanted a torch.Tensor",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(call: Any, error: type[Exception], message: str) -> None:

@@ -367,7 +367,27 @@ def with_nan(value: float, dtype: str = "f32") -> Any:
         (lambda: tamis.compress(W * 1e6, dtype="f16"), ValueError, r"dtype: got f16 .* overflows"),
         (lambda: tamis.compress(W, "ellpack"), ValueError, r"format: got 'ellpack', wanted one of"),
         (lambda: tamis.compress(W, dtype="i5"), ValueError, r"dtype: got 'i5', wanted one of"),
-        (lambda: tamis.compress(W, dtype="i4"), ValueError, r"dtype: got 'i4' for format='auto'"),
+        (lambda: tamis.compress(W, dtype="i4"), ValueError, r"'i4' with format 'auto', .* of 2:4"),
+        (
+            lambda: tamis.compress(W, "nm", dtype="i4", n_m=(1, 4)),
+            ValueError,
+            r"dtype: got 'i4' with format 'nm' of 1:4, wanted 'nm' of 2:4",
+        ),
+        (
+            lambda: tamis.compress(W, "nm", dtype="i4", n_m=5),
+            TypeError,
+            r"n_m: got 5, wanted a pair",
+        ),
+        (
+            lambda: tamis.compress(W, "groupq", dtype="i4"),
+            ValueError,
+            r"dtype: got 'i4' with format 'groupq', wanted 'u4' or 'u8' with 'groupq'",
+        ),
+        (
+            lambda: tamis.compress(W, "bitmap", dtype="u4"),
+            ValueError,
+            r"dtype: got 'u4' with format 'bitmap', wanted 'u4' or 'u8' with 'groupq'",
+        ),
         (lambda: tamis.compress(W, "nm", n_m=(2, 5)), ValueError, r"cols: got 72, wanted a mult"),
         (lambda: tamis.compress(W, "nm", n_m=(5, 4)), ValueError, r"got 5:4, wanted 1 <= keep"),
         (lambda: tamis.compress(W, "nm", n_m=2), TypeError, r"n_m: got 2, wanted a pair"),

@@ -51,16 +51,20 @@ def core_errors() -> Iterator[None]:
         raise TamisValueError(f"{err}.") from None
 
 
+CODE_LIMIT = {"i8": 127, "i4": 7}
+"""Largest magnitude of the codes that a layout of i8 stores."""
+
+
 def pack(
     layout: Layout,
     w: Array,
     w_dtype: str,
     keep: NDArray[np.bool_] | None,
-    code_limit: int = 127,
+    codes: str = "i8",
 ) -> dict[str, Array]:
     """Arrays of ``w`` [rows, cols] in ``layout``; ``keep`` None keeps what is not zero.
 
-    ``code_limit`` is the largest magnitude of an i8 code.
+    ``codes`` says which codes a layout of i8 gets, see ``CODE_LIMIT``.
 
     Raises:
         TamisValueError: ``w`` does not satisfy the pattern of ``layout``.
@@ -77,7 +81,7 @@ def pack(
             block_rows=layout.block[0],
             block_cols=layout.block[1],
             group_size=layout.group_size,
-            code_limit=code_limit,
+            code_limit=CODE_LIMIT[codes],
         )
 
 

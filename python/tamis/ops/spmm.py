@@ -119,8 +119,19 @@ def linear(
             out = cuda_spmm.direct(x, layout, values, rest, bias)
             if out is not None:
                 return out
-    y: Tensor = torch.ops.tamis.spmm(x, values, *rest, bias, layout)
+    y = _through_torch(x, layout, values, rest, bias)
     return y if end is None else _finish(y, activation, multiplier)
+
+
+def _through_torch(
+    x: Tensor, layout: str, values: Tensor, rest: Rest, bias: Tensor | None
+) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TamisTypeError(
+            f"spmm: x: got {type(x).__name__}, wanted a torch.Tensor; convert it with torch.as_tensor."
+        )
+    y: Tensor = torch.ops.tamis.spmm(x, values, *rest, bias, layout)
+    return y
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

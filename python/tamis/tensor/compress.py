@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import CODES, DTYPES, FORMATS, Layout
 from tamis.ops.cost import fastest
-from tamis.ops.handle import pack
+from tamis.ops.handle import CODE_LIMIT, pack
 from tamis.tensor.matrix import SparseMatrix
 from tamis.tensor.source import Dense, Rows, cast, first_not_finite, is_torch, read, widen
 
@@ -60,17 +60,11 @@ def compress(
     """
     _check_choice("format", format, ("auto", *FORMATS))
     _check_choice("dtype", dtype, (None, "i4", *DTYPES))
-    if dtype == "i4" and (format, tuple(n_m)) != ("nm", (2, 4)):
-        raise TamisValueError(
-            f"compress: dtype: got 'i4' for format={format!r}, wanted format='nm' with n_m=(2, 4), the "
-            "only one that halves such codes; take dtype='i8' here."
-        )
     source = read(W)
-    if format == "groupq" or dtype in ("u4", "u8"):
+    if format == "groupq" or (format == "auto" and dtype in ("u4", "u8")):
         format, dtype, group_size = "groupq", dtype or "u4", group_size or 16
-    wanted = "i8" if dtype == "i4" else dtype or source.dtype
-    request = _Request(source.shape, wanted, n_m, block, group_size)
-    request.code_limit = 7 if dtype == "i4" else 127
+    request = _Request(source.shape, dtype or source.dtype, n_m, block, group_size)
+    _check_codes(request, format)
     if isinstance(source, Rows):
         if keep is not None:
             raise TamisValueError(
@@ -78,7 +72,7 @@ def compress(
                 "is its mask."
             )
         return _compress_rows(source, format, request)
-    source = _cast_dense(source, wanted)
+    source = _cast_dense(source, request.dtype)
     return _compress_dense(source, _read_keep(keep, source.shape), format, request)
 
 
@@ -93,10 +87,12 @@ class _Request:
         block: tuple[int, int],
         group_size: int,
     ) -> None:
-        self.shape, self.dtype, self.group_size = shape, dtype, group_size
+        self.shape, self.group_size = shape, group_size
+        self.asked = dtype
+        self.codes = dtype if dtype in CODE_LIMIT else "i8"
+        self.dtype = "i8" if dtype in CODE_LIMIT else dtype
         self.n_m = _pair("n_m", n_m)
         self.block = _pair("block", block)
-        self.code_limit = 127
 
     def layout(self, format: str) -> Layout:
         n, m = self.n_m if format == "nm" else (0, 0)
@@ -124,9 +120,7 @@ def _compress_dense(
         layout = _best(request, int(kept.sum()), lambda a: _nnz_of(a, kept, keep is not None))
     else:
         layout = request.layout(format)
-    return _wrap(
-        layout, pack(layout, source.w, source.dtype, keep, request.code_limit), source.device
-    )
+    return _wrap(layout, pack(layout, source.w, source.dtype, keep, request.codes), source.device)
 
 
 def _compress_rows(source: Rows, format: str, request: _Request) -> SparseMatrix:
@@ -227,6 +221,21 @@ def _wrap(layout: Layout, arrays: dict[str, NDArray[Any]], device: Any) -> Spars
 def _check_choice(name: str, got: object, known: tuple[object, ...]) -> None:
     if got not in known:
         raise TamisValueError(f"compress: {name}: got {got!r}, wanted one of {list(known)}.")
+
+
+def _check_codes(request: _Request, format: str) -> None:
+    """Refuses codes that the format does not store, or that nobody halves there."""
+    if (format == "groupq") != (request.dtype in ("u4", "u8")):
+        raise TamisValueError(
+            f"compress: dtype: got {request.asked!r} with format {format!r}, wanted 'u4' or 'u8' with "
+            "'groupq' and with no other format; leave one of them out."
+        )
+    if request.asked == "i4" and (format, request.n_m) != ("nm", (2, 4)):
+        of = " of {}:{}".format(*request.n_m) if format == "nm" else ""
+        raise TamisValueError(
+            f"compress: dtype: got 'i4' with format {format!r}{of}, wanted 'nm' of 2:4, whose CUDA "
+            "form alone halves such codes; take 'i8' here."
+        )
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
