@@ -342,6 +342,8 @@ TEST_P(Kernel, ManyTokens) {
   if ((row.isa & host_isa()) != row.isa) GTEST_SKIP();
   const bool groups = row.format == Format::groupq;
   run({row, 37, 50, groups ? 192 : 191, 0.5, true, false, 3});
+  run({row, 8, 50, groups ? 192 : 191, 0.5, true, false, 3});  // a panel of eight, all of it
+  if (groups) run({row, 7, 9, 576, 0.9, true, false, 3});      // so few that offsets go one by one
   if (groups) run({row, 5, 3, 16 * 1100, 0.3, true, false, 5});  // more than are decoded at once
   run({row, 16, 12, 2048, 0.7, true, false, 4});
   // More tokens than share an expansion, and more of x than is held at once.
@@ -404,7 +406,6 @@ TEST(Quantized, RoundsToTheNearestStepAndKeepsNaN) {
   }
 }
 
-// spmm as callers see it: chosen kernel, all threads, bit-identical at every thread count.
 // Rows of unequal length share turns in some kernels: one's scales must not reach another.
 TEST(Groups, NaNScaleSpoilsItsRowOnly) {
   for (const SpmmRow& row : spmm_kernels()) {
@@ -436,6 +437,7 @@ TEST(Groups, NaNScaleSpoilsItsRowOnly) {
   }
 }
 
+// spmm as callers see it: chosen kernel, all threads, bit-identical at every thread count.
 TEST(Spmm, SameBitsAtEveryThreadCount) {
   const IsaBits isa = active_isa();
   for (const Format format :

@@ -64,15 +64,6 @@ TAMIS_INLINE void put_quads(const __m512i (&codes)[kQuadTokens][kStepWords], int
   }
 }
 
-// What sums over words [first, last) of a panel start with.
-TAMIS_INLINE __m512i quads_start(const int8_t* codes, int64_t first, int64_t last) {
-  __m512i sum = _mm512_setzero_si512();
-  for (int64_t q = first * 16; q < last * 16; ++q) {
-    sum = _mm512_dpbusd_epi32(sum, bytes_of(-128), _mm512_load_si512(codes + q * 64));
-  }
-  return _mm512_sub_epi32(_mm512_setzero_si512(), sum);
-}
-
 // Panels [part / parts) of all steps.
 template <class X>
 void prepare_panels(const SpmmArgs& a, const XQuads& to, int part, int parts) {
