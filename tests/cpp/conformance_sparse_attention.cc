@@ -347,6 +347,53 @@ TEST(SparseAttention, ThreadsChangeNoBit) {
   }
 }
 
+// A list that names tokens before `begin` at its start, and the same list without them.
+TEST(SparseAttention, PaddingThatAListNamesChangesNoBit) {
+  constexpr int64_t kHidden = 5;  // units of each list
+  for (Case c : storages()) {
+    c.tokens = c.storage == KvStorage::pages ? 1600 : 1601;
+    c.index = true;
+    std::mt19937 random(3);
+    Memory m(c, c.tokens, &random);
+    const int64_t heads = c.batch * c.kv_heads, count = heads * c.rows * c.head_dim;
+    const int64_t unit = c.storage == KvStorage::pages ? c.layout.tokens : 1;
+    std::vector<int32_t> index(m.index.size()), counts, begin;
+    for (int64_t h = 0; h < heads; ++h) {
+      const auto list = m.index.begin() + h * m.segment.index_stride;
+      std::copy(list + kHidden, list + m.segment.index_stride,
+                index.begin() + h * m.segment.index_stride);
+      counts.push_back(m.counts[static_cast<size_t>(h)] - int32_t{kHidden});
+      begin.push_back(static_cast<int32_t>(list[kHidden] * unit));
+    }
+    KvSegment named = m.segment, cut = m.segment;
+    named.begin = begin.data();
+    cut.index = index.data();
+    cut.count = counts.data();
+    const auto size = static_cast<size_t>(count * size_of(c.q_dtype));
+    std::vector<uint8_t> q(size), with(size), without(size);
+    std::normal_distribution<float> normal;
+    for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
+      put(q.data(), c.q_dtype, i, normal(random));
+    }
+    for (const IsaBits isa : kLevels) {
+      if ((isa & host_isa()) != isa) continue;
+      const auto run = [&](const KvSegment& segment, std::vector<uint8_t>* out) {
+        return sparse_attention_on(isa, {.q_dtype = c.q_dtype,
+                                         .batch = c.batch,
+                                         .kv_heads = c.kv_heads,
+                                         .rows = c.rows,
+                                         .head_dim = c.head_dim,
+                                         .q = q.data(),
+                                         .out = out->data(),
+                                         .segments = {&segment, 1}});
+      };
+      ASSERT_TRUE(run(named, &with).ok());
+      ASSERT_TRUE(run(cut, &without).ok());
+      EXPECT_EQ(with, without) << c.text() << " " << isa_name(isa);
+    }
+  }
+}
+
 TEST(SparseAttention, NothingSeenIsZero) {
   std::vector<float> q(64, 1.0f), out(64, 7.0f), lse(1), memory(64 * 40, 1.0f);
   const int32_t end = 0;

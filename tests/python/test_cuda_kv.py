@@ -288,16 +288,14 @@ def test_stores_far_from_the_device_attend_alike(method, far, ahead, tmp_path) -
             store.append(*new)
             outs.append(store.attend(q, pad=pad))
             store.settle(q, pad=pad)
-        if far == "host" and method == "double_sparsity":  # a page with padding is read to rounding
-            assert torch.equal(*outs), step
-        torch.testing.assert_close(*outs, rtol=1e-2, atol=1e-2)
+        assert torch.equal(*outs), step
     reads, hits = tier.found
     assert (0 < hits < reads) == (far != "pool too small")
     saved = tiered.snapshot()
     for store in (plain, tiered):
         store.take_batches(torch.tensor([1, 1], device="cuda"))
         store.crop(650)
-    torch.testing.assert_close(plain.attend(q), tiered.attend(q), rtol=1e-2, atol=1e-2)
+    assert torch.equal(plain.attend(q), tiered.attend(q))
     tiered.restore(saved)
     assert tiered.length == 740
 
@@ -314,6 +312,7 @@ def test_tokens_far_from_the_device_answer_alike(method, file, ahead, tmp_path) 
     tiered = kv.Cache(model.config, method, budget=64, tiers=tiers)
     ids = torch.randint(1, 250, (2, 400), device="cuda")
     mask = torch.ones_like(ids)
+    mask[0, :37] = 0
     options = {"max_new_tokens": 60, "do_sample": False, "pad_token_id": 0}
     with kv.attach(model, ahead=ahead):
         want, got = (
@@ -332,7 +331,10 @@ def test_tokens_far_from_the_device_answer_alike(method, file, ahead, tmp_path) 
         mask = torch.cat([mask, mask.new_ones(2, 60 + 4)], 1)
         with torch.no_grad():
             a, b = (model(more, attention_mask=mask, **{name: c}).logits for c in (plain, tiered))
-        assert divergence(a, b) < 0.01
+        if file:  # all tokens come in pieces, whose outputs are rounded before they are merged
+            assert divergence(a, b) < 0.01
+        else:
+            assert torch.equal(a, b)
         tiered.save(tmp_path / "cache")
         again = kv.Cache(model.config, method, budget=64, tiers=tiers)
         again.load(tmp_path / "cache")
@@ -341,7 +343,7 @@ def test_tokens_far_from_the_device_answer_alike(method, file, ahead, tmp_path) 
             a, b = (
                 model(more[:, :1], attention_mask=mask, **{name: c}).logits for c in (tiered, again)
             )
-        assert divergence(a, b) < 0.01
+        assert torch.equal(a, b)
 
 
 @needs_device

@@ -67,8 +67,9 @@ TAMIS_DEVICE void q_fours(const AttentionCudaParams& p, int64_t first, bool exis
 // The block's place.
 struct AttentionPlace {
   int32_t head, batch, kv_head, row_tile;  // head: batch and KV head as one number
-  int32_t units;                           // listed for this head
-  uint32_t warp, lane, group, t;           // lane = 4 * group + t
+  int32_t units;                           // listed for this head, from entry `first` on
+  int32_t first = 0;
+  uint32_t warp, lane, group, t;  // lane = 4 * group + t
 
   TAMIS_DEVICE explicit AttentionPlace(const AttentionCudaParams& p) {
     const auto y = static_cast<int32_t>(dev::block_index_y());
@@ -427,7 +428,9 @@ template <class Config, bool kBulk>
 TAMIS_DEVICE void attend(const AttentionCudaParams& p) {
   dev::wait_for_previous();
   dev::allow_next();
-  const AttentionPlace at(p);
+  AttentionPlace at(p);
+  at.first = Config::hidden(p, at);
+  at.units -= at.first;
   const auto split = static_cast<int32_t>(dev::block_index_x());
   const int32_t tiles = Config::tiles_of(at.units);
   const auto begin = static_cast<int32_t>(int64_t{split} * tiles / p.splits);

@@ -52,6 +52,9 @@ struct PageConfig {
   static_assert(kBytes % 16 == 0 && kStages <= kMaxStages, "records are copied in 16 bytes");
   static_assert(kDim % (4 * kPer) == 0, "four lanes share a token's words");
 
+  static TAMIS_DEVICE int32_t hidden(const AttentionCudaParams&, const AttentionPlace&) {
+    return 0;  // pages that do not count are masked
+  }
   static TAMIS_DEVICE int32_t tiles_of(int32_t units) { return units; }
   static TAMIS_DEVICE int32_t channel(int tile, uint32_t group, int half) {
     return 16 * tile + 2 * static_cast<int32_t>(group) + half;

@@ -50,12 +50,29 @@ struct RowConfig {
     }
   }
 
-  // Which token entry i of the head's list is; past the last: the last one.
+  // Entries at the start of the head's list that do not count. Tiles begin after them, so a list
+  // that names padding and one that does not add up alike.
+  static TAMIS_DEVICE int32_t hidden(const AttentionCudaParams& p, const AttentionPlace& at) {
+    if (p.index == nullptr || p.begin == nullptr) return 0;
+    const int32_t begin = dev::load_global(p.begin + at.head);
+    const int32_t* list = p.index + int64_t{at.head} * p.index_stride;
+    int32_t first = 0;
+    uint32_t before = ~0u;  // of 32 entries, those that do not count
+    while (first < at.units && before == ~0u) {
+      const int32_t entry = first + static_cast<int32_t>(at.lane);
+      before = dev::ballot(entry < at.units && dev::load_global(list + entry) < begin);
+      first += dev::popcount(before & ~(before + 1));
+    }
+    return first;
+  }
+
+  // Which token entry i of those that count is; past the last: the last one.
   static TAMIS_DEVICE int32_t token_of(const AttentionCudaParams& p, const AttentionPlace& at,
                                        int32_t entry) {
     entry = entry < at.units ? entry : at.units - 1;
     if (p.index == nullptr) return entry;
-    const int32_t id = dev::load_global(p.index + int64_t{at.head} * p.index_stride + entry);
+    const int64_t place = int64_t{at.head} * p.index_stride + at.first + entry;
+    const int32_t id = dev::load_global(p.index + place);
     return id < 0 ? 0 : id < p.units ? id : p.units - 1;
   }
 

@@ -42,11 +42,16 @@ struct Span {
   int64_t begin, end;
 };
 
-// Units of a segment's list that may count.
+// Units of a segment's list that may count. Those at its start that do not are left out, so a list
+// that names padding and one that does not add up alike.
 Span units_of(const KvSegment& s, int64_t head) {
-  const int64_t count = unit_count(s, head);
-  if (s.index) return {0, count};
-  const int64_t each = unit_tokens(s);
+  const int64_t count = unit_count(s, head), each = unit_tokens(s);
+  if (s.index) {
+    const int32_t* list = s.index + head * s.index_stride;
+    int64_t first = 0;
+    while (first < count && (list[first] + 1) * each <= first_token(s, head)) ++first;
+    return {first, count};
+  }
   const int64_t begin = std::min(first_token(s, head) / each, count);
   const int64_t end =
       std::min((std::max<int64_t>(last_token(s, head), 0) + each - 1) / each, count);

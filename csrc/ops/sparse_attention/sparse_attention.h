@@ -54,8 +54,9 @@ inline constexpr int64_t kTurnFine = 64;
 //
 // A unit is a token (dense) or a page. `index` [b, g, index_stride] lists the units to read; null
 // reads units 0 .. of all tokens. `count` [b, g] says how many of them; null: index_stride or all.
-// `begin` and `end` [b, g] drop tokens outside [begin, end), wherever they come from. `bias`
-// [b, g, tokens] is added to the scaled scores.
+// `begin` and `end` [b, g] drop tokens outside [begin, end), wherever they come from; those that a
+// list starts with change no bit of the answer. `bias` [b, g, tokens] is added to the scaled
+// scores.
 struct KvSegment {
   KvStorage storage = KvStorage::f32;
   KvPageLayout layout = {};

@@ -256,26 +256,24 @@ class Tier:
     ) -> tuple[Tensor, Tensor]:
         """``sparse_attention`` over segments that lie far away, within the memory given."""
         self.wait()
-        near = [self.bring(s, q.device) for s in segments]
-        if all(s is not None for s in near):
-            return sparse_attention(
-                q, [s for s in near if s is not None], scale=scale, softcap=softcap
-            )
+        near = [self.bring(s, q.device) or s for s in segments]
+        if all(_reached(s, q.device) for s in near):
+            return sparse_attention(q, near, scale=scale, softcap=softcap)
         return merge_lse(
             [
                 sparse_attention(q, [piece], scale=scale, softcap=softcap)
-                for segment in segments
+                for segment in near
                 for piece in self._pieces(segment, q.device)
             ]
         )
 
     def _pieces(self, s: Segment, device: torch.device) -> Iterable[Segment]:
-        """A segment of which the pool cannot hold all, in pieces as large as the pool."""
-        if not isinstance(s, DenseSegment) or s.keys.is_cuda:
-            yield s  # read over the bus
+        """A segment on the device; where it lies in a file, in pieces as large as the pool."""
+        if not isinstance(s, DenseSegment) or _reached(s, device):
+            yield s
             return
         if s.lists.index is not None:
-            yield _gathered(s, device) if device.type == "cuda" else s
+            yield _gathered(s, device)
             return
         b, g, tokens, d = s.keys.shape
         step = max(64, self.memory // (2 * b * g * d * s.keys.element_size()))
@@ -299,8 +297,7 @@ class Tier:
     def bring(self, segment: Segment, device: torch.device) -> Segment | None:
         """The chosen tokens of a segment as a segment of the pool, on ``device``; None if too many.
 
-        The same tokens in the same order, so attention to them is the same bit for bit (where a page
-        has padding in it, to rounding).
+        The same tokens in the same order, so attention to them is the same bit for bit.
         """
         if not isinstance(segment, DenseSegment):
             return None
@@ -317,7 +314,7 @@ class Tier:
         pool = self._pool(keys, device)
         if pool is None or index.shape[2] > pool.slots * self.unit:
             return None
-        reached = keys.device == device
+        reached = _reached(segment, device)
         found = kv_fetch(pool, lists, keys, values, copies=reached)
         if not reached:
             _copy(found, pool, keys, values)
@@ -334,6 +331,11 @@ class Tier:
             like = keys.new_empty(0, device=device)
             self.pool = Pool(reserve(like, shape), reserve(like, shape), self.unit)
         return self.pool
+
+
+def _reached(s: Segment, device: torch.device) -> bool:
+    """Whether kernels of the device read a segment where it lies."""
+    return not isinstance(s, DenseSegment) or s.keys.device == device
 
 
 def _copy(found: Fetched, pool: Pool, keys: Tensor, values: Tensor) -> None:
