@@ -92,7 +92,7 @@ def test_padding_softcap_and_several_queries_are_ours():
         torch.testing.assert_close(out[:, :, :1].double(), wanted, rtol=0, atol=1e-4)
 
 
-def test_a_cache_explains_itself(tiny_model):
+def test_a_cache_explains_itself(tiny_model, folder):
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     ids = torch.arange(1, 61).view(1, -1)
     with kv.attach(model), torch.no_grad():
