@@ -114,7 +114,9 @@ def _prune(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--method", default="wanda", choices=methods())
     sub.add_argument("--sparsity", type=_share, default=0.5, help="fraction of zeros")
     sub.add_argument(
-        "--pattern", type=_pattern, help="unstructured, N:M or block:RxC; default: the method's"
+        "--pattern",
+        type=_pattern,
+        help="unstructured, N:M, block:RxC or vector:G; default: the method's",
     )
     sub.add_argument(
         "--format",
@@ -278,8 +280,13 @@ def _count(text: str) -> int:
 
 
 def _pattern(text: str) -> str:
-    if not re.fullmatch(r"unstructured|\d+:\d+|block:\d+x\d+", text):
+    n_m = re.fullmatch(r"(\d+):(\d+)", text)
+    fits = (
+        n_m and 1 <= int(n_m[1]) <= int(n_m[2]) <= 32
+    )  # as sparsify_ asks, before a model is open
+    if not fits and not re.fullmatch(r"unstructured|block:\d+x\d+|vector:\d+", text):
         raise argparse.ArgumentTypeError(
-            f"got {text}, wanted unstructured, N:M such as 2:4, or block:RxC such as block:16x16"
+            f"got {text}, wanted unstructured, N:M such as 2:4 (N kept of M, at most 32), block:RxC "
+            "such as block:16x16, or vector:G"
         )
     return text

@@ -162,6 +162,7 @@ def test_convert_makes_a_stock_dense_folder(pruned, tmp_path, capsys):
         ["prune", "x", "--out", "y", "--sparsity", "1.0"],
         ["prune", "x", "--out", "y", "--sparsity", "-0.1"],
         ["prune", "x", "--out", "y", "--pattern", "2-4"],
+        ["prune", "x", "--out", "y", "--pattern", "3:2"],
         ["prune", "x", "--out", "y", "--method", "nosuch"],
         ["prune", "x"],
         ["bench", "x", "--tokens", "0"],
