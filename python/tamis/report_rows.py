@@ -14,7 +14,7 @@ from tamis.activation import InputSparseLinear, SparseMLP
 from tamis.formats import as_linear, device_of, mask_of
 from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
-from tamis.ops import cost, cuda_cost, machine
+from tamis.ops import cost, cuda_cost, cuda_spmm, machine
 from tamis.ops.tensors import DTYPE_NAME
 from tamis.report import LayerReport
 
@@ -137,7 +137,7 @@ def _kernel(layer: SparseLinear, tokens: int) -> str:
     x_dtype = DTYPE_NAME[layer.float_dtype]
     active = str(_C.isa()["active"])
     if (device := device_of(layer)) is not None:
-        return cuda_cost.kernel(layout, layer.nnz, tokens, device) or "torch"
+        return cuda_spmm.kernel(layout, layer.weight_values, layer.nnz, tokens, device) or "torch"
     if isinstance(layer, SparseConv2d):
         return str(_C.choose_conv2d(layout.format, active)) if layout.dtype == "f32" else "torch"
     return str(_C.choose(layout.format, layout.dtype, x_dtype, *shape, active))
@@ -148,7 +148,13 @@ def tokens_of(layout: Layout, nnz: int, device: int) -> str:
     most = cuda_cost.most_tokens(layout, nnz, device)
     if most is None:
         return ""
-    return f"; on CUDA no slower than dense up to {most} tokens" if most else "; on CUDA slower"
+    found = f"no slower than dense up to {most} tokens" if most else "slower"
+    guess = (
+        ", estimated from another device's times"
+        if cuda_cost.estimated(layout, nnz, device)
+        else ""
+    )
+    return f"; on CUDA {found}{guess}"
 
 
 def _ms(ns: float | None) -> float | None:

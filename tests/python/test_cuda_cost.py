@@ -5,7 +5,7 @@ import torch
 
 import tamis
 from tamis.layout import Layout
-from tamis.ops import cost, cuda, cuda_cost
+from tamis.ops import cost, cuda, cuda_cost, cuda_spmm
 from tamis.ops.attention import ALL, DenseSegment, Lists, attention, sparse_attention
 from tamis.report_rows import tokens_of
 
@@ -81,6 +81,34 @@ def test_only_what_a_kernel_takes_is_chosen_on_a_device() -> None:
     assert tokens_of(bitmap, HALF, 0) == "; on CUDA no slower than dense up to 8 tokens"
     assert tokens_of(csr8, few, 0) == "; on CUDA slower"
     assert tokens_of(bitmap, HALF, 1) == ""
+
+
+@pytest.mark.usefixtures("h200")
+def test_what_no_run_on_the_device_says_is_called_an_estimate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bitmap, codes = Layout("bitmap", N, K, "bf16"), Layout("groupq", N, K, "u4", group_size=16)
+    pairs = Layout("nm", N, K, "bf16", keep=2, of=4)
+    assert not any(cuda_cost.estimated(layout, HALF, 0) for layout in (bitmap, codes, pairs))
+    assert not cuda_cost.estimated(bitmap, HALF, 1)  # nothing is expected of it
+    monkeypatch.setattr(cuda_cost, "_devices", lambda: [("NVIDIA H100 80GB HBM3", 90)])
+    assert all(cuda_cost.estimated(layout, HALF, 0) for layout in (bitmap, codes, pairs))
+    assert tokens_of(pairs, HALF, 0).endswith("tokens, estimated from another device's times")
+    assert not cuda_cost.estimated(bitmap, N * K, 0)  # t16 at any number of tokens
+
+
+@pytest.mark.usefixtures("h200")
+def test_codes_of_4_bits_name_the_kernel_that_reads_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"name": f"spmm_{form}_i8_bf16_sm80", "op": "spmm", "format": form, "x_dtype": "bf16",
+         "runs_here": True} for form in ("m24i8", "m24i4")
+    ]  # fmt: skip
+    monkeypatch.setattr(cuda_cost._C, "cuda_kernels", lambda _: rows)
+    keep = torch.rand(16, 32, 4).argsort(-1).lt(2).view(16, 128)
+    for dtype in ("i8", "i4"):
+        a = tamis.compress(torch.randn(16, 128), keep=keep, format="nm", dtype=dtype)
+        name = cuda_spmm.kernel(a.layout, a.arrays["values"], a.nnz, 1, 0)
+        assert name == f"spmm_m24{dtype}_i8_bf16_sm80"
 
 
 def test_attention_gives_the_output_of_sparse_attention() -> None:

@@ -1,9 +1,10 @@
 """What products are expected to take on a CUDA device; nothing here knows torch.
 
-A weight is read in records of 16 x 64, in gap's steps of 32 x 8 entries or sell4's of 32 groups; a call takes a start, then
-for each record the larger of its bytes at the device's rate and what decoding and multiplying it
-takes, which grows in steps with the tokens. A dense call takes a start and its bytes. Fitted to every layout of the four shapes of
-Llama-3-8B on an H200, and to the H100's times (bench/RESULTS.md, GPU); other devices are not
+A weight is read in records of 16 x 64, in gap's steps of 32 x 8 entries or sell4's of 32 groups; a
+call takes a start, then for each record the larger of its bytes at the device's rate and what
+decoding and multiplying it takes, which grows in steps with the tokens. A dense call takes a start
+and its bytes. Fitted to every layout of the four shapes of Llama-3-8B on an H200, and to an H100's
+times of what ran there (bench/RESULTS.md, GPU; the rest is estimated); other devices are not
 predicted.
 """
 
@@ -19,7 +20,7 @@ from tamis.ops import cuda
 TOKENS = (1, 2, 4, 8, 16, 32, 64)  # a kernel takes as long for any number up to the next of these
 _TILES = TOKENS[3:]
 # The form for few tokens beside one for any, and the steps of its kernels; both say 65536 columns.
-_FEW: dict[str, tuple[str, tuple[int, ...]]] = {
+FEW: dict[str, tuple[str, tuple[int, ...]]] = {
     "t16": ("gap", TOKENS[:3]),
     "g4": ("sell4", TOKENS[:4]),
 }
@@ -30,16 +31,17 @@ _RECORD = 16 * 64  # weights
 
 @dataclass(frozen=True)
 class Rates:
-    """A device: bytes a ns, and ns that a call takes whatever it reads."""
+    """A device: bytes a ns, ns that a call takes whatever it reads, and forms that ran on it."""
 
     read: float
     start: float
     dense_start: float
+    timed: tuple[str, ...]
 
 
 RATES = {
-    "H200": Rates(read=4460.0, start=4000.0, dense_start=5900.0),
-    "H100": Rates(read=3130.0, start=6000.0, dense_start=7100.0),
+    "H200": Rates(4460.0, 4000.0, 5900.0, ("gap", "t16", "m24", "g4", "sell4", "m24i8", "t16i8")),
+    "H100": Rates(3130.0, 6000.0, 7100.0, ("t16", "g4")),  # m24 as it was before warpgroups
 }
 START = {"gap": 0.7, "sell4": 0.85}  # of the start: no ring to fill, and x alone is waited for
 WRITTEN = 0.8  # of that rate, where a weight is read and written out
@@ -56,8 +58,8 @@ DECODE = {
 RECORD_BYTES = {"gap": 640.0, "sell4": 384.0, "m24": 1152.0, "m24i8": 640.0}
 # Bytes of a stored value and of the rest of a record, padding on average.
 VALUE_BYTES = {"t16": (2.0, 152.0), "g4": (0.75, 24.0), "t16i8": (1.0, 280.0)}
-# m24 by warpgroups (both devices are Hopper): ns of a call beyond its start by tokens, as parts of sums
-# meet in memory, and of more tokens; ns a record of each further 128 tokens.
+# m24 by warpgroups (both devices are Hopper): ns of a call beyond its start by tokens, as parts of
+# sums meet in memory, and of more tokens; ns a record of each further 128 tokens.
 MEETING24 = (0.0, 500.0, 2300.0, 4900.0)
 WIDE24, WIDE24_START, WIDE24_RECORD = 0.42, 5000.0, 0.14
 FEW24, MANY24 = 8192, 512  # fewer records, or more tokens, warpgroups do not take
@@ -79,7 +81,7 @@ def packed_form(layout: Layout) -> str:
 def form_for(layout: Layout, nnz: int, tokens: int, device: int) -> str:
     """The packed form for that many tokens: that for few where it is expected to be faster."""
     form = packed_form(layout)
-    few, steps = _FEW.get(form, ("", (0,)))
+    few, steps = FEW.get(form, ("", (0,)))
     if not few or tokens > steps[-1] or layout.cols > _FEW_COLS:
         return form
     rates = _rates(device)
@@ -91,7 +93,7 @@ def form_for(layout: Layout, nnz: int, tokens: int, device: int) -> str:
 
 def few_tokens(layout: Layout, nnz: int, device: int) -> int:
     """Tokens up to which the weight has its form for few; 0 if it never has."""
-    few, steps = _FEW.get(packed_form(layout), ("", ()))
+    few, steps = FEW.get(packed_form(layout), ("", ()))
     return max((m for m in steps if form_for(layout, nnz, m, device) == few), default=0)
 
 
@@ -121,7 +123,7 @@ def _records(layout: Layout, nnz: int, form: str) -> float:
 
 def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> float:
     """Ns of a call of up to 64 tokens."""
-    steps = next((steps for few, steps in _FEW.values() if few == form), _TILES)
+    steps = next((steps for few, steps in FEW.values() if few == form), _TILES)
     step = next(i for i, most in enumerate(steps) if tokens <= most)
     decode = _records(layout, nnz, form) * DECODE[form][step]
     start = rates.start * START.get(form, 1.0) + (MEETING24[step] if form == "m24" else 0.0)
@@ -158,6 +160,13 @@ def dense_ns(rows: int, cols: int, tokens: int, device: int) -> float | None:
     return None if rates is None else _dense(rates, rows, cols, tokens)
 
 
+def estimated(layout: Layout, nnz: int, device: int) -> bool:
+    """Whether what is expected there rests on another device's times of the forms it would take."""
+    rates = _rates(device)
+    forms = {form_for(layout, nnz, tokens, device) for tokens in TOKENS} - {""}
+    return rates is not None and not forms <= {*rates.timed}
+
+
 def most_tokens(layout: Layout, nnz: int, device: int) -> int | None:
     """Tokens up to which the product is expected to take no longer than dense; None: unknown."""
     found = 0
@@ -172,9 +181,8 @@ def most_tokens(layout: Layout, nnz: int, device: int) -> int | None:
     return found
 
 
-def kernel(layout: Layout, nnz: int, tokens: int, device: int) -> str:
-    """Name of the kernel that takes the layout there; empty if none does."""
-    form = form_for(layout, nnz, tokens, device)
+def kernel(layout: Layout, form: str, device: int) -> str:
+    """Name of the kernel that takes the layout in that form there; empty if none does."""
     x_dtype = "bf16" if layout.quantized else layout.dtype
     return next(
         (

@@ -11,15 +11,14 @@ from torch.nn import functional
 
 from tamis import _C
 from tamis.layout import Layout
-from tamis.ops import cuda, cuda_spmm_grad
-from tamis.ops.cuda_cost import few_tokens, packed_form
+from tamis.ops import cuda, cuda_cost, cuda_spmm_grad
+from tamis.ops.cuda_cost import FEW, few_tokens, packed_form
 from tamis.ops.cuda_memory import current_device, raw_stream, workspaces
 from tamis.ops.cuda_memory import workspace as new_workspace
 from tamis.ops.handle import make_matrix
 from tamis.ops.tensors import DTYPE_NAME, REST, Rest, as_numpy
 
 MAX_TOKENS = 64
-_FEW_FORM = {"t16": "gap", "g4": "sell4"}
 
 
 class Packed:
@@ -52,8 +51,7 @@ class Packed:
         tensors = {"values": values, **dict(zip(REST, rest, strict=True))}
         arrays = {n: as_numpy(t.cpu()) for n, t in tensors.items() if t is not None}
         matrix = make_matrix(layout, arrays)
-        if form == "m24i8" and not bool(((values > 7) | (values < -8)).any()):
-            form = "m24i4"  # codes of "i4"
+        form = _halved(form, values)
         tiles = _C.pack_for_cuda(matrix, form)
         self.records = torch.from_numpy(tiles["records"]).to(values.device)
         self.offsets: Tensor | None = None
@@ -209,6 +207,18 @@ def spmm(
         return packed.run(x, None if bias is None else bias.contiguous())
 
 
+def kernel(layout: Layout, values: Tensor, nnz: int, tokens: int, device: int) -> str:
+    """Name of the kernel that a product of so many tokens runs there; empty if none does."""
+    form = _halved(cuda_cost.form_for(layout, nnz, tokens, device), values)
+    return cuda_cost.kernel(layout, form, device)
+
+
+def _halved(form: str, values: Tensor) -> str:
+    """The form, of m24i8 the one of half its bytes where every code has 4 bits."""
+    narrow = form == "m24i8" and not bool(((values > 7) | (values < -8)).any())
+    return "m24i4" if narrow else form
+
+
 def _held(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed | None:
     """The packed weight for this x, if there is one."""
     found = [
@@ -236,7 +246,7 @@ def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
     form, nnz = packed_form(layout), values.numel() * (2 if layout.dtype == "u4" else 1)
     few = few_tokens(layout, nnz, values.device.index or 0)
     if few and (wide or tokens <= few):
-        packed = Packed(layout, values, rest, x.dtype, _FEW_FORM[form])
+        packed = Packed(layout, values, rest, x.dtype, FEW[form][0])
         few = min(few, packed.matrix.most_tokens)
         if few:
             _few[id(values)] = packed
@@ -285,7 +295,7 @@ def _versions(values: Tensor, rest: Rest) -> tuple[int, ...]:
 
 
 def _forgetter(key: int, form: str) -> Any:
-    held = _few if form in _FEW_FORM.values() else _packed
+    held = _few if any(form == few for few, _ in FEW.values()) else _packed
 
     def forget(owner: Any) -> None:
         found = held.get(key)
