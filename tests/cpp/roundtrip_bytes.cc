@@ -5,16 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "format/m24i4.h"
-#include "format/t16i8.h"
-#include "packing.h"
+#include "packed_tiles.h"
 
 namespace tamis::test {
 namespace {
-
-struct alignas(16) Unit {
-  uint8_t bytes[t16::kUnit];
-};
 
 // Codes of the canonical matrix, dense.
 std::vector<int8_t> dense_codes(const MatrixView& a) {
@@ -29,28 +23,6 @@ std::vector<int8_t> dense_codes(const MatrixView& a) {
   }
   return codes;
 }
-
-struct PackedT16i8 {
-  t16::Sizes sizes;
-  std::unique_ptr<Guarded<Unit>> records;
-  std::unique_ptr<Guarded<uint32_t>> offsets;
-  T16View view;
-
-  explicit PackedT16i8(const MatrixView& a) {
-    const Status sized = t16i8::pack_sizes(a, &sizes);
-    EXPECT_TRUE(sized.ok()) << sized.text;
-    records = std::make_unique<Guarded<Unit>>(static_cast<size_t>(sizes.record_bytes / t16::kUnit));
-    offsets = std::make_unique<Guarded<uint32_t>>(static_cast<size_t>(sizes.offsets));
-    EXPECT_TRUE(t16i8::pack(a, offsets->data(), records->data()).ok());
-    view = {.format = PackedFormat::t16i8,
-            .rows = a.rows,
-            .cols = a.cols,
-            .records = records->data(),
-            .offsets = offsets->data(),
-            .record_bytes = sizes.record_bytes,
-            .max_record_bytes = sizes.max_record_bytes};
-  }
-};
 
 TEST(RoundTripBytes, CodesComeBack) {
   const Shape shapes[] = {{1, 4}, {5, 12, 2}, {16, 64}, {17, 68, 3}, {33, 132}, {100, 320}};
@@ -80,24 +52,20 @@ TEST(RoundTripBytes, CodesComeBack) {
             }
           }
         };
-        const PackedT16i8 tiles(canonical.view);
+        const PackedTiles tiles(PackedFormat::t16i8, canonical.view);
         t16i8::unpack(tiles.view, out.data(), stride);
         expect_codes();
         if (spec.format != Format::nm || spec.of != 4 || spec.keep > 2) continue;
-        const int64_t bytes = m24i8::record_bytes(shape.rows, shape.cols);
-        Guarded<Unit> records(static_cast<size_t>(bytes / t16::kUnit));
-        ASSERT_TRUE(m24i8::pack(canonical.view, records.data()).ok());
+        const PackedTiles bytes(PackedFormat::m24i8, canonical.view);
         std::fill(out.begin(), out.end(), int8_t{77});
-        m24i8::unpack(shape.rows, shape.cols, records.data(), out.data(), stride);
+        m24i8::unpack(shape.rows, shape.cols, bytes.view.records, out.data(), stride);
         expect_codes();
-        Guarded<Unit> halves(
-            static_cast<size_t>(m24i4::record_bytes(shape.rows, shape.cols) / t16::kUnit));
         spec.code_limit = 7;
         ASSERT_TRUE(pack_guarded(w.view, spec, &canonical).ok());
-        ASSERT_TRUE(m24i4::pack(canonical.view, halves.data()).ok());
+        const PackedTiles halves(PackedFormat::m24i4, canonical.view);
         wanted = dense_codes(canonical.view);
         std::fill(out.begin(), out.end(), int8_t{77});
-        m24i4::unpack(shape.rows, shape.cols, halves.data(), out.data(), stride);
+        m24i4::unpack(shape.rows, shape.cols, halves.view.records, out.data(), stride);
         expect_codes();
         spec.code_limit = 127;
       }
@@ -114,7 +82,7 @@ TEST(RoundTripBytes, GoldenRecordOfT16i8) {
   const DenseView view{.data = w.data(), .rows = 16, .cols = 64, .stride = 64};
   Packed bitmap;
   ASSERT_TRUE(pack_guarded(view, {.format = Format::bitmap, .dtype = DType::i8}, &bitmap).ok());
-  const PackedT16i8 packed(bitmap.view);
+  const PackedTiles packed(PackedFormat::t16i8, bitmap.view);
   ASSERT_EQ(packed.sizes.record_bytes, 272 + 16);
   const auto* words = static_cast<const uint32_t*>(packed.view.records);
   const auto* before = reinterpret_cast<const uint8_t*>(words + 32);
@@ -143,9 +111,8 @@ TEST(RoundTripBytes, GoldenRecordOfM24i8) {
   const PackSpec spec{.format = Format::nm, .dtype = DType::i8, .keep = 2, .of = 4};
   Packed nm;
   ASSERT_TRUE(pack_guarded(view, spec, &nm).ok());
-  Guarded<Unit> records(m24i8::kRecordBytes / t16::kUnit);
-  ASSERT_TRUE(m24i8::pack(nm.view, records.data()).ok());
-  const auto* places = reinterpret_cast<const uint32_t*>(records.data());
+  const PackedTiles packed(PackedFormat::m24i8, nm.view);
+  const auto* places = static_cast<const uint32_t*>(packed.view.records);
   const auto* codes = reinterpret_cast<const int8_t*>(places + 32);
   // Elements 10 and 11 of row 9 = 1 + 8: lane 4 * 1 + 2, its second four codes; column 35 is the
   // last of its four: element 17 of row 1, lane 4, its third four codes.

@@ -6,75 +6,22 @@
 #include <vector>
 
 #include "format/gap.h"
-#include "packing.h"
+#include "packed_tiles.h"
 
 namespace tamis::test {
 namespace {
 
-struct alignas(16) Unit {
-  uint8_t bytes[gap::kUnit];
-};
-
-struct PackedGap {
-  t16::Sizes sizes;
-  std::unique_ptr<Guarded<Unit>> records;
-  std::unique_ptr<Guarded<uint32_t>> offsets;
-  T16View view;
-
-  PackedGap(const MatrixView& a, int32_t parts) {
-    const Status sized = gap::pack_sizes(a, parts, &sizes);
-    EXPECT_TRUE(sized.ok()) << sized.text;
-    records = std::make_unique<Guarded<Unit>>(static_cast<size_t>(sizes.record_bytes / gap::kUnit));
-    offsets = std::make_unique<Guarded<uint32_t>>(static_cast<size_t>(sizes.offsets));
-    const Status packed = gap::pack(a, parts, offsets->data(), records->data());
-    EXPECT_TRUE(packed.ok()) << packed.text;
-    view = {.format = PackedFormat::gap,
-            .rows = a.rows,
-            .cols = a.cols,
-            .dtype = a.dtype,
-            .records = records->data(),
-            .offsets = offsets->data(),
-            .parts = parts,
-            .record_bytes = sizes.record_bytes,
-            .max_record_bytes = sizes.max_record_bytes};
-  }
-};
-
 TEST(RoundTripGap, ComesBackBitForBit) {
   const Shape shapes[] = {{1, 1}, {5, 4, 2}, {32, 64}, {33, 65, 3}, {70, 130}, {100, 320}};
-  for (const Sample& sample : samples()) {
-    PackSpec spec = sample.spec;
-    if (spec.format != Format::bitmap && spec.format != Format::nm) continue;
-    for (const DType dtype : {DType::f16, DType::bf16}) {
-      spec.dtype = dtype;
-      for (const Shape& shape : shapes) {
-        if (!fits(spec, shape.rows, shape.cols)) continue;
-        for (const Keep keep : {Keep::none, Keep::half, Keep::few, Keep::one, Keep::all}) {
-          std::mt19937_64 random(static_cast<uint64_t>(shape.cols) + static_cast<uint64_t>(keep));
-          const Weights w = make_weights(random, shape, dtype, spec, keep, /*finite=*/false);
-          SCOPED_TRACE(sample.name + ", " + std::to_string(shape.rows) + " x " +
-                       std::to_string(shape.cols) + ", keep " +
-                       std::to_string(static_cast<int>(keep)));
-          Packed canonical;
-          ASSERT_TRUE(pack_guarded(w.view, spec, &canonical).ok());
-          for (const int32_t parts : {1, 8, 64}) {
-            const PackedGap packed(canonical.view, parts);
-            const Status checked = gap::check(packed.view);
-            ASSERT_TRUE(checked.ok()) << checked.text;
-
-            const int64_t stride = shape.cols + 3;
-            Guarded<uint16_t> out(static_cast<size_t>((shape.rows - 1) * stride + shape.cols));
-            gap::unpack(packed.view, out.data(), stride);
-            for (int64_t r = 0; r < shape.rows; ++r) {
-              for (int64_t c = 0; c < shape.cols; ++c) {
-                ASSERT_EQ(out[r * stride + c], w.kept(r, c) ? w.bits(r, c) : 0) << r << ", " << c;
-              }
-            }
-          }
-        }
-      }
+  for_masks(shapes, [](const Weights& w, const MatrixView& canonical) {
+    for (const int32_t parts : {1, 8, 64}) {
+      const PackedTiles packed(PackedFormat::gap, canonical, parts);
+      const Status checked = gap::check(packed.view);
+      ASSERT_TRUE(checked.ok()) << checked.text;
+      expect_unpacked(
+          w, [&](uint16_t* out, int64_t stride) { gap::unpack(packed.view, out, stride); });
     }
-  }
+  });
 }
 
 // The layout comment, by hand: row 1 keeps columns 3, 5 and 40, two fillers from 5; row 0 column 7.
@@ -87,7 +34,7 @@ TEST(RoundTripGap, GoldenRecord) {
   const DenseView view{.data = w.data(), .dtype = DType::bf16, .rows = 2, .cols = 64, .stride = 64};
   Packed bitmap;
   ASSERT_TRUE(pack_guarded(view, {.format = Format::bitmap, .dtype = DType::bf16}, &bitmap).ok());
-  const PackedGap packed(bitmap.view, 2);
+  const PackedTiles packed(PackedFormat::gap, bitmap.view, 2);
   ASSERT_EQ(packed.sizes.record_bytes, 128 + 128 + 640);
   EXPECT_EQ(packed.view.offsets[1], 7u);
   const auto* bytes = static_cast<const uint8_t*>(packed.view.records);
@@ -132,14 +79,8 @@ TEST(RoundTripGap, CheckNoticesEveryFlippedHeaderByte) {
   const Weights w = make_weights(random, {40, 200}, DType::bf16, spec, Keep::half, true);
   Packed bitmap;
   ASSERT_TRUE(pack_guarded(w.view, spec, &bitmap).ok());
-  PackedGap packed(bitmap.view, 4);
-  for (size_t i = 0; i < packed.offsets->size(); ++i) {
-    for (const uint32_t flip : {1u, 0x40u, 0x80000000u}) {
-      (*packed.offsets)[i] ^= flip;
-      EXPECT_FALSE(gap::check(packed.view).ok()) << "offset " << i;
-      (*packed.offsets)[i] ^= flip;
-    }
-  }
+  PackedTiles packed(PackedFormat::gap, bitmap.view, 4);
+  expect_offsets_checked(packed, &gap::check);
   auto* record = reinterpret_cast<uint8_t*>(packed.records->data());
   for (int64_t i = 0; i < gap::kRowBytes + 4 * 64; ++i) {
     record[i] ^= 1;

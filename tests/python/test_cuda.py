@@ -215,7 +215,7 @@ def test_a_weight_is_packed_for_the_calls_that_come(
 
 
 @pytest.mark.parametrize(
-    ("rows", "cols", "way"), [(40, 64, "mask"), (36, 64, "gap"), (40, 68, "gap")]
+    ("rows", "cols", "way"), [(40, 64, "mask"), (36, 64, "t16"), (40, 68, "t16")]
 )
 def test_prompts_by_gap_are_written_out_from_the_mask_where_it_has_a_kernel(
     played: type[Played], rows: int, cols: int, way: str
@@ -224,14 +224,19 @@ def test_prompts_by_gap_are_written_out_from_the_mask_where_it_has_a_kernel(
     assert call(torch.randn(1, cols, dtype=torch.bfloat16), a) is not None
     for factor in (1, 2):  # each write packs anew
         a.arrays["values"].mul_(factor)
-        x = torch.randn(1, 20, cols, dtype=torch.bfloat16)
+        x = torch.randn(1, 80, cols, dtype=torch.bfloat16)
         y = call(x, a)
         assert y is not None
         torch.testing.assert_close(
             y.float(), x.float() @ a.to_dense().float().T, rtol=1e-2, atol=0.1
         )
     assert played.expanded == [way, way]
-    assert played.made == ["gap"] * 3
+    each = ["gap"] if way == "mask" else ["gap", "t16"]  # a form that can be written out
+    assert played.made == ["gap", *each, *each]
+    played.made.clear()
+    for shape in ((1, cols), (1, 20, cols), (1, 1, cols)):
+        assert call(torch.randn(shape, dtype=torch.bfloat16), a) is not None
+    assert played.made == []
 
 
 def test_both_forms_are_forgotten(played: type[Played]) -> None:

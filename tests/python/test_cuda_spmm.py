@@ -183,17 +183,17 @@ def test_groups_of_codes_take_any_x_and_follow_prompts() -> None:
 
 
 @needs_device
-@pytest.mark.parametrize("rows", [700, 704])  # 704: written out from the mask
+@pytest.mark.parametrize("rows", [700, 704])  # 704: written out from the mask; 700: t16 as well
 def test_gap_products_by_tokens_that_follow_prompts(rows: int) -> None:
     w, a = make(rows, 600, 0.4, torch.bfloat16)
     for shape in ((1, 20, 600), (1, 1, 600), (3, 1, 600), (1, 90, 600), (4, 1, 600)):
         x = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
-        if shape[1] > 1:  # written out and given to torch
+        if shape[1] > 1 and rows == 704:  # written out and given to torch
             y = tamis.ops.spmm.spmm(x, a)
             assert torch.equal(y, torch.nn.functional.linear(x, w))
         else:
-            check(x[:, 0], w, a, None)
-    assert id(a.arrays["values"]) not in cuda_spmm._packed
+            check(x, w, a, None)
+    assert (id(a.arrays["values"]) in cuda_spmm._packed) == (rows == 700)
 
 
 @needs_device

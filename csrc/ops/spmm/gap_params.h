@@ -41,18 +41,4 @@ SpmmT16Plan lay_out_spmm_gap(const T16View& w, int64_t m, int32_t warps);
 
 SpmmGapParams spmm_gap_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
 
-struct ExpandGapParams {
-  const uint8_t* records;
-  const uint32_t* offsets;
-  uint16_t* out;
-  int64_t out_stride;
-  int32_t cols;
-  int32_t parts_log2;
-  uint32_t warps;  // of a block
-  uint32_t header_units;
-  bool out_aligned;  // rows of out start at multiples of 16 bytes
-};
-
-ExpandGapParams expand_gap_params(const T16View& w, void* out, int64_t out_stride);
-
 }  // namespace tamis

@@ -55,16 +55,4 @@ SpmmGapParams spmm_gap_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
           .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
 }
 
-ExpandGapParams expand_gap_params(const T16View& w, void* out, int64_t out_stride) {
-  return {.records = static_cast<const uint8_t*>(w.records),
-          .offsets = w.offsets,
-          .out = static_cast<uint16_t*>(out),
-          .out_stride = out_stride,
-          .cols = static_cast<int32_t>(w.cols),
-          .parts_log2 = std::countr_zero(static_cast<uint32_t>(w.parts)),
-          .warps = static_cast<uint32_t>(std::min(w.parts, kMaxGapWarps)),
-          .header_units = static_cast<uint32_t>(gap::header_bytes(w.parts) / gap::kUnit),
-          .out_aligned = rows_aligned(out, w.rows, out_stride)};
-}
-
 }  // namespace tamis

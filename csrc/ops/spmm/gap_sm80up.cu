@@ -1,8 +1,7 @@
-// The gap product and its expansion: one source for all architectures.
+// The gap product: one source for all architectures.
 #include "base/cuda/launch.h"
 #include "base/with_constant.h"
 #include "ops/spmm/gap.cuh"
-#include "ops/spmm/gap_expand.cuh"
 #include "ops/spmm/kernels_cuda.h"
 
 namespace tamis {
@@ -34,14 +33,6 @@ Status spmm_gap_bf16_bf16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
 Status spmm_gap_f16_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
                              const CudaDevice& device, void* stream) {
   return launch_gap<DType::f16>(a, plan, device, stream);
-}
-
-Status expand_gap_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
-  if (w.rows == 0) return {};
-  const ExpandGapParams p = expand_gap_params(w, out, out_stride);
-  expand_gap<<<static_cast<uint32_t>(gap::slices(w.rows)), 32 * p.warps, 0,
-               static_cast<cudaStream_t>(stream)>>>(p);
-  return cuda_status("unpack", cudaGetLastError());
 }
 
 }  // namespace tamis

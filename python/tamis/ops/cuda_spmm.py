@@ -29,6 +29,7 @@ class Packed:
         "cols",
         "device",
         "dtype",
+        "expands",
         "layout",
         "least",
         "mask",
@@ -77,11 +78,11 @@ class Packed:
         self.token, self.layout = layout.token, layout
         self.rows, self.cols, self.dtype = layout.rows, layout.cols, dtype
         self.rest = rest
-        # Checked now, so that a prompt in a graph need not wait: gap is written out from its mask,
-        # faster than from streams that go along 32 rows at once.
+        # Checked now, so that a prompt in a graph need not wait: gap is written out from its mask.
         self.mask: cuda_spmm_grad.Mask | None = None
         if form == "gap" and all(t is None or t.device == values.device for t in rest):
             self.mask = cuda_spmm_grad.mask_of(layout, values, rest[0], rest[1], dtype)
+        self.expands = form != "gap" or self.mask is not None
         self.owner = weakref.ref(values, _forgetter(id(values), form))
         self.pointer = values.data_ptr()
         self.version = _versions(values, rest)
@@ -185,7 +186,8 @@ def spmm(
     A weight of any zeros is packed as ``gap`` for up to 4 tokens and as ``t16`` for up to 64, one
     of 4-bit groups as ``sell4`` and ``g4``, as such calls come: as both only where both do. A
     prompt, x [..., s, cols] with s > 1, is one call among many of single tokens, so it reads what
-    there is, and never makes the second form beside the first.
+    there is, and makes no second form beside the first, but where ``gap`` has no mask to be
+    written out from (rows or columns that are no multiples of 8).
     """
     if not _takes(x, values, layout):
         return None
@@ -232,7 +234,7 @@ def _held(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed | Non
     if takes is not None or not found:
         return takes
     wide = x.numel() > MAX_TOKENS * layout.cols or (x.dim() > 2 and x.shape[-2] > 1)
-    return found[0] if wide else None
+    return next((packed for packed in found if packed.expands), None) if wide else None
 
 
 def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
@@ -246,11 +248,13 @@ def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
     form, nnz = packed_form(layout), values.numel() * (2 if layout.dtype == "u4" else 1)
     few = few_tokens(layout, nnz, values.device.index or 0)
     if few and (wide or tokens <= few):
-        packed = Packed(layout, values, rest, x.dtype, FEW[form][0])
+        packed = _few.get(id(values))
+        if packed is None or packed.dtype != x.dtype:
+            packed = Packed(layout, values, rest, x.dtype, FEW[form][0])
         few = min(few, packed.matrix.most_tokens)
         if few:
             _few[id(values)] = packed
-        if few and (wide or tokens <= few):
+        if few and (packed.expands if wide else tokens <= few):
             return packed
     packed = _packed[id(values)] = Packed(layout, values, rest, x.dtype, form)
     packed.least = few * layout.cols if few else -1

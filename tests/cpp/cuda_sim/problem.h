@@ -10,21 +10,15 @@
 #include <vector>
 
 #include "base/numeric.h"
-#include "format/format.h"
-#include "format/g4.h"
-#include "format/gap.h"
+#include "base/with_constant.h"
 #include "format/groupq.h"
-#include "format/m24.h"
-#include "format/sell4.h"
-#include "format/t16.h"
-#include "guarded.h"
 #include "ops/spmm/gap.cuh"
-#include "ops/spmm/gap_expand.cuh"
 #include "ops/spmm/m24_expand.cuh"
 #include "ops/spmm/sell4.cuh"
 #include "ops/spmm/spmm.h"
 #include "ops/spmm/t16.cuh"
 #include "ops/spmm/t16_expand.cuh"
+#include "packed_tiles.h"
 
 namespace tamis::test {
 
@@ -66,9 +60,9 @@ class Case {
   }
 
   const Problem& problem() const { return p_; }
-  const T16View& t16() const { return t16_; }  // or m24, g4, gap
+  const T16View& t16() const { return tiles_->view; }  // or m24, g4, gap
   SpmmCudaArgs args() {
-    return {.w = t16_,
+    return {.w = tiles_->view,
             .m = p_.m,
             .x = x_->data(),
             .x_stride = p_.k + p_.x_padding,
@@ -178,43 +172,16 @@ class Case {
 
   int of_four() const { return p_.sparsity > 0.8 ? 1 : 2; }
 
-  void pack_sparse24() {
-    const DenseView w{.data = dense_.data(),
-                      .dtype = p_.dtype,
-                      .rows = p_.n,
-                      .cols = p_.k,
-                      .stride = p_.k,
-                      .keep = keep_.data()};
-    const PackSpec spec{.format = Format::nm, .dtype = p_.dtype, .keep = of_four(), .of = 4};
-    PackSizes sizes;
-    must(pack_sizes(w, spec, &sizes));
-    std::vector<uint16_t> values(sizes.values);
-    std::vector<uint64_t> mask(sizes.mask);
-    must(pack(w, spec, {.values = values.data(), .mask = mask.data()}));
-    const int64_t bytes = m24::record_bytes(p_.n, p_.k);
-    records_ = std::make_unique<Guarded<Unit>>(bytes / t16::kUnit);
-    must(m24::pack({.format = Format::nm,
-                    .rows = p_.n,
-                    .cols = p_.k,
-                    .dtype = p_.dtype,
-                    .values = values.data(),
-                    .nnz = sizes.values,
-                    .mask = mask.data(),
-                    .keep = of_four(),
-                    .of = 4},
-                   records_->data()));
-    t16_ = {.format = PackedFormat::m24,
-            .rows = p_.n,
-            .cols = p_.k,
-            .dtype = p_.dtype,
-            .records = records_->data(),
-            .record_bytes = bytes,
-            .max_record_bytes = m24::kRecordBytes};
+  PackSpec spec() const {
+    if (of_codes()) {  // groups of 16 or 32 columns, by the seed
+      return {
+          .format = Format::groupq, .dtype = DType::u4, .group_size = p_.seed % 2 != 0 ? 16 : 32};
+    }
+    if (p_.format != PackedFormat::m24) return {.format = Format::bitmap, .dtype = p_.dtype};
+    return {.format = Format::nm, .dtype = p_.dtype, .keep = of_four(), .of = 4};
   }
 
-  // Groups of 16 or 32 columns, by the seed.
-  void pack_codes() {
-    const int64_t size = p_.seed % 2 ? 16 : 32;
+  void make_groups(int64_t size) {
     exact_.assign(dense_.size(), 0);
     std::uniform_real_distribution<double> uniform;
     for (size_t i = 0; i < exact_.size(); i += static_cast<size_t>(size)) {
@@ -223,118 +190,33 @@ class Case {
         exact_[j] = std::normal_distribution<float>()(random_);
       }
     }
-    const DenseView w{.data = exact_.data(), .rows = p_.n, .cols = p_.k, .stride = p_.k};
-    const PackSpec spec{.format = Format::groupq, .dtype = DType::u4, .group_size = size};
-    PackSizes sizes;
-    must(pack_sizes(w, spec, &sizes));
-    std::vector<uint8_t> values(static_cast<size_t>(sizes.values) + 1);
-    std::vector<uint64_t> mask(static_cast<size_t>(sizes.mask));
-    std::vector<int64_t> row_offsets(static_cast<size_t>(sizes.row_offsets));
-    std::vector<uint16_t> scales(static_cast<size_t>(sizes.group_scales) + 1);
-    must(pack(w, spec,
-              {.values = values.data(),
-               .mask = mask.data(),
-               .row_offsets = row_offsets.data(),
-               .group_scales = scales.data()}));
-    const MatrixView groups{.format = Format::groupq,
-                            .rows = p_.n,
-                            .cols = p_.k,
-                            .dtype = DType::u4,
-                            .values = values.data(),
-                            .nnz = 2 * sizes.values,
-                            .mask = mask.data(),
-                            .row_offsets = row_offsets.data(),
-                            .group_scales = scales.data(),
-                            .group_size = size};
-    groupq::unpack(groups, exact_.data(), p_.k);
-    t16::Sizes packed;
-    const bool sell4 = p_.format == PackedFormat::sell4;
-    must(sell4 ? sell4::pack_sizes(groups, &packed) : g4::pack_sizes(groups, &packed));
-    records_ = std::make_unique<Guarded<Unit>>(packed.record_bytes / t16::kUnit);
-    offsets_ = std::make_unique<Guarded<uint32_t>>(packed.offsets);
-    must(sell4 ? sell4::pack(groups, offsets_->data(), records_->data())
-               : g4::pack(groups, offsets_->data(), records_->data()));
-    t16_ = {.format = p_.format,
-            .rows = p_.n,
-            .cols = p_.k,
-            .dtype = p_.dtype,
-            .records = records_->data(),
-            .offsets = offsets_->data(),
-            .record_bytes = packed.record_bytes,
-            .max_record_bytes = packed.max_record_bytes};
-  }
-
-  void pack_gaps(const MatrixView& bitmap) {
-    t16::Sizes packed;
-    must(gap::pack_sizes(bitmap, p_.parts, &packed));
-    records_ = std::make_unique<Guarded<Unit>>(packed.record_bytes / t16::kUnit);
-    offsets_ = std::make_unique<Guarded<uint32_t>>(packed.offsets);
-    must(gap::pack(bitmap, p_.parts, offsets_->data(), records_->data()));
-    t16_ = {.format = PackedFormat::gap,
-            .rows = p_.n,
-            .cols = p_.k,
-            .dtype = p_.dtype,
-            .records = records_->data(),
-            .offsets = offsets_->data(),
-            .parts = p_.parts,
-            .record_bytes = packed.record_bytes,
-            .max_record_bytes = packed.max_record_bytes};
-    must(gap::check(t16_));
   }
 
   void pack_weights() {
-    if (p_.format == PackedFormat::m24) return pack_sparse24();
-    if (of_codes()) return pack_codes();
-    const DenseView w{
+    DenseView w{
         .data = dense_.data(), .dtype = p_.dtype, .rows = p_.n, .cols = p_.k, .stride = p_.k};
-    const PackSpec spec{.format = Format::bitmap, .dtype = p_.dtype};
-    PackSizes sizes;
-    must(pack_sizes(w, spec, &sizes));
-    std::vector<uint16_t> values(sizes.values + 1);  // never a null pointer
-    std::vector<uint64_t> mask(sizes.mask);
-    std::vector<int64_t> row_offsets(sizes.row_offsets);
-    must(pack(w, spec,
-              {.values = values.data(), .mask = mask.data(), .row_offsets = row_offsets.data()}));
-    const MatrixView bitmap{.format = Format::bitmap,
-                            .rows = p_.n,
-                            .cols = p_.k,
-                            .dtype = p_.dtype,
-                            .values = values.data(),
-                            .nnz = sizes.values,
-                            .mask = mask.data(),
-                            .row_offsets = row_offsets.data()};
-    if (p_.format == PackedFormat::gap) return pack_gaps(bitmap);
-    t16::Sizes packed;
-    must(t16::pack_sizes(bitmap, &packed));
-    records_ = std::make_unique<Guarded<Unit>>(packed.record_bytes / t16::kUnit);
-    offsets_ = std::make_unique<Guarded<uint32_t>>(packed.offsets);
-    must(t16::pack(bitmap, offsets_->data(), records_->data()));
-    t16_ = {.rows = p_.n,
-            .cols = p_.k,
-            .dtype = p_.dtype,
-            .records = records_->data(),
-            .offsets = offsets_->data(),
-            .record_bytes = packed.record_bytes,
-            .max_record_bytes = packed.max_record_bytes};
-    must(t16::check(t16_));
+    if (!keep_.empty()) w.keep = keep_.data();
+    if (of_codes()) {
+      make_groups(spec().group_size);
+      w = {.data = exact_.data(), .rows = p_.n, .cols = p_.k, .stride = p_.k};
+    }
+    Packed canonical;
+    must(pack_guarded(w, spec(), &canonical));
+    if (of_codes()) groupq::unpack(canonical.view, exact_.data(), p_.k);
+    tiles_ = std::make_unique<PackedTiles>(p_.format, canonical.view,
+                                           p_.format == PackedFormat::gap ? p_.parts : 0);
+    tiles_->view.dtype = p_.dtype;
+    if (p_.format == PackedFormat::gap) must(gap::check(tiles_->view));
+    if (p_.format == PackedFormat::t16) must(t16::check(tiles_->view));
   }
 
-  static void must(const Status& status) {
-    if (!status.ok()) throw std::runtime_error(status.text);
-  }
-
-  struct alignas(16) Unit {
-    uint8_t bytes[t16::kUnit];
-  };
   Problem p_;
   std::mt19937_64 random_;
   std::vector<uint16_t> dense_;
   std::vector<uint8_t> keep_;
   std::vector<float> exact_;
   std::unique_ptr<Guarded<uint16_t>> x_, y_, bias_;
-  std::unique_ptr<Guarded<Unit>> records_;
-  std::unique_ptr<Guarded<uint32_t>> offsets_;
-  T16View t16_;
+  std::unique_ptr<PackedTiles> tiles_;
 };
 
 // One line of kernels_cuda.def on the simulator: the launch with its grid, threads and shared
@@ -345,17 +227,6 @@ struct SimRow {
   DType dtype;
   std::string (*run)(sim::Launch, const SpmmCudaArgs&, const SpmmT16Plan&);
 };
-
-// Calls fn with the one of these constants that `value` is, the last one if none.
-template <int kFirst, int... kRest, class Fn>
-auto with_constant(int value, const Fn& fn) {
-  if constexpr (sizeof...(kRest) == 0) {
-    return fn(std::integral_constant<int, kFirst>());
-  } else {
-    return value == kFirst ? fn(std::integral_constant<int, kFirst>())
-                           : with_constant<kRest...>(value, fn);
-  }
-}
 
 template <PackedFormat kFormat, DType kType, bool kBulk>
 std::string simulate(sim::Launch launch, const SpmmCudaArgs& args, const SpmmT16Plan& plan) {
@@ -436,6 +307,15 @@ inline std::string run(const SimRow& row, Case& c, const SpmmT16Plan& plan, uint
     if (reinterpret_cast<uint32_t*>(workspace.data())[i] != 0) return "a ticket is not zero again";
   }
   return c.compare();
+}
+
+// What differs between runs with two orders of threads; empty if nothing.
+inline std::string run_twice(const SimRow& row, Case& c, const SpmmT16Plan& plan) {
+  std::string wrong = run(row, c, plan, 1);
+  const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
+  if (wrong.empty()) wrong = run(row, c, plan, 2);
+  const bool same = std::equal(first.begin(), first.end(), c.y().data());
+  return !wrong.empty() || same ? wrong : "two runs differ";
 }
 
 }  // namespace tamis::test

@@ -92,11 +92,7 @@ TEST_P(SpmmT16, TwoRunsAgreeInEveryBit) {
           .dtype = GetParam().dtype,
           .format = GetParam().format,
           .seed = 51});
-  const SpmmT16Plan plan = lay_out_spmm_t16(c.t16(), 9, 4, 2);
-  ASSERT_EQ(run(GetParam(), c, plan, 1), "");
-  const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
-  ASSERT_EQ(run(GetParam(), c, plan, 2), "");
-  EXPECT_EQ(first, std::vector<uint16_t>(c.y().data(), c.y().data() + c.y().size()));
+  EXPECT_EQ(run_twice(GetParam(), c, lay_out_spmm_t16(c.t16(), 9, 4, 2)), "");
 }
 
 INSTANTIATE_TEST_SUITE_P(Rows, SpmmT16, testing::ValuesIn(tile_rows()),
@@ -161,48 +157,11 @@ TEST_P(SpmmGap, TwoRunsAgreeInEveryBit) {
           .format = GetParam().format,
           .parts = 32,
           .seed = 52});
-  const SpmmT16Plan plan = lay_out_spmm_gap(c.t16(), 4, 8);
-  ASSERT_EQ(run(GetParam(), c, plan, 1), "");
-  const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
-  ASSERT_EQ(run(GetParam(), c, plan, 2), "");
-  EXPECT_EQ(first, std::vector<uint16_t>(c.y().data(), c.y().data() + c.y().size()));
+  EXPECT_EQ(run_twice(GetParam(), c, lay_out_spmm_gap(c.t16(), 4, 8)), "");
 }
 
 INSTANTIATE_TEST_SUITE_P(Rows, SpmmGap, testing::ValuesIn(gap_rows()),
                          [](const auto& info) { return std::string(info.param.name); });
-
-TEST(ExpandGap, EqualsUnpack) {
-  uint64_t seed = 800;
-  for (const double sparsity : {0.0, 0.5, 0.95, 1.0}) {
-    for (const auto& [n, k] : {std::pair{32, 64}, {33, 65}, {3, 5}, {50, 600}, {20, 1000}}) {
-      for (const int32_t parts : {1, 4, 32}) {
-        Case c({.n = n,
-                .k = k,
-                .m = 1,
-                .sparsity = sparsity,
-                .format = PackedFormat::gap,
-                .parts = parts,
-                .seed = ++seed});
-        const int64_t stride = k + (parts == 4 ? 8 : 3);
-        Guarded<uint16_t> out(static_cast<size_t>((n - 1) * stride + k));
-        std::fill(out.span().begin(), out.span().end(), uint16_t{0x7fff});
-        const ExpandGapParams p = expand_gap_params(c.t16(), out.data(), stride);
-        const sim::Launch launch{
-            .grid = {static_cast<uint32_t>(gap::slices(n))}, .block = {32 * p.warps}, .seed = seed};
-        ASSERT_EQ(sim::launch(launch, [&] { expand_gap(p); }), "");
-        std::vector<uint16_t> unpacked(c.dense().size());
-        gap::unpack(c.t16(), unpacked.data(), k);
-        ASSERT_EQ(unpacked, c.dense());
-        for (int64_t r = 0; r < n; ++r) {
-          for (int64_t col = 0; col < (r + 1 < n ? stride : k); ++col) {
-            ASSERT_EQ(out[r * stride + col], col < k ? c.dense()[r * k + col] : 0x7fff)
-                << r << ", " << col;
-          }
-        }
-      }
-    }
-  }
-}
 
 TEST(ExpandT16, EqualsUnpack) {
   uint64_t seed = 400;

@@ -20,10 +20,6 @@ namespace {
 
 constexpr uint16_t kUnwritten = 0x7fff;
 
-struct alignas(16) Unit {
-  uint8_t bytes[t16::kUnit];
-};
-
 struct ByteRow {
   const char* name;
   PackedFormat format;
@@ -34,20 +30,11 @@ struct ByteRow {
 
 template <PackedFormat kFormat, DType kType, bool kGrouped, bool kBulk>
 std::string simulate_bytes(const sim::Launch& launch, const SpmmI8Params& p, int token_tiles) {
-  switch (token_tiles) {
-    case 1:
-      return sim::launch(launch,
-                         [&] { spmm_i8<ByteConfig<kFormat, kType, 1, kGrouped, kBulk>>(p); });
-    case 2:
-      return sim::launch(launch,
-                         [&] { spmm_i8<ByteConfig<kFormat, kType, 2, kGrouped, kBulk>>(p); });
-    case 4:
-      return sim::launch(launch,
-                         [&] { spmm_i8<ByteConfig<kFormat, kType, 4, kGrouped, kBulk>>(p); });
-    default:
-      return sim::launch(launch,
-                         [&] { spmm_i8<ByteConfig<kFormat, kType, 8, kGrouped, kBulk>>(p); });
-  }
+  const auto simulate = [&]<int kTiles>(std::integral_constant<int, kTiles>) {
+    return sim::launch(launch,
+                       [&] { spmm_i8<ByteConfig<kFormat, kType, kTiles, kGrouped, kBulk>>(p); });
+  };
+  return with_constant<1, 2, 4, 8>(token_tiles, simulate);
 }
 
 template <PackedFormat kFormat, DType kType, bool kBulk>
@@ -118,11 +105,11 @@ class ByteCase {
     make_vectors();
   }
 
-  const T16View& view() const { return view_; }
+  const T16View& view() const { return tiles_->view; }
   const std::vector<int8_t>& codes() const { return codes_; }  // dense
   float scale(int64_t row, int64_t col) const {
     const int64_t groups = scale_groups(p_.k, p_.group_size);
-    return (*scales_)[row * groups + col / group_columns(p_.k, p_.group_size)];
+    return (*canonical_.scales)[row * groups + col / group_columns(p_.k, p_.group_size)];
   }
   uint16_t* x(int64_t token) { return x_->data() + token * (p_.k + p_.x_padding); }
   const Guarded<uint16_t>& y() const { return *y_; }
@@ -133,7 +120,7 @@ class ByteCase {
     std::fill(workspace.begin() + (workspace.empty() ? 0 : kTicketBytes / 8), workspace.end(),
               ~uint64_t{0});
     std::fill(y_->span().begin(), y_->span().end(), kUnwritten);
-    const SpmmCudaArgs args{.w = view_,
+    const SpmmCudaArgs args{.w = tiles_->view,
                             .m = p_.m,
                             .x = x_->data(),
                             .x_stride = p_.k + p_.x_padding,
@@ -165,10 +152,6 @@ class ByteCase {
   }
 
  private:
-  static void must(const Status& status) {
-    if (!status.ok()) throw std::runtime_error(status.text);
-  }
-
   uint16_t number() {
     if (p_.integers) {
       return narrowed(static_cast<float>(static_cast<int>(random_() % 7) - 3), row_.dtype);
@@ -218,55 +201,18 @@ class ByteCase {
                         .of = sparse24 ? 4 : 0,
                         .group_size = p_.group_size,
                         .code_limit = limit};
-    PackSizes sizes;
-    must(pack_sizes(w, spec, &sizes));
-    std::vector<int8_t> values(static_cast<size_t>(sizes.values) + 1);
-    std::vector<uint64_t> mask(static_cast<size_t>(sizes.mask));
-    std::vector<int64_t> row_offsets(static_cast<size_t>(sizes.row_offsets));
-    scales_ = std::make_unique<Guarded<float>>(static_cast<size_t>(sizes.scales));
-    must(pack(w, spec,
-              {.values = values.data(),
-               .mask = mask.data(),
-               .row_offsets = row_offsets.data(),
-               .scales = scales_->data()}));
-    const MatrixView codes{.format = spec.format,
-                           .rows = p_.n,
-                           .cols = p_.k,
-                           .dtype = DType::i8,
-                           .values = values.data(),
-                           .nnz = sizes.values,
-                           .mask = mask.data(),
-                           .row_offsets = row_offsets.data(),
-                           .keep = spec.keep,
-                           .of = spec.of,
-                           .scales = scales_->data(),
-                           .group_size = group_columns(p_.k, p_.group_size)};
+    must(pack_guarded(w, spec, &canonical_));
     codes_.assign(count, 0);
+    const auto* values = reinterpret_cast<const int8_t*>(canonical_.values->data());
     int64_t i = 0;
     for (size_t j = 0; j < count; ++j) {
       if (keep[j]) codes_[j] = values[i++];
     }
-    const bool four = row_.format == PackedFormat::m24i4;
-    t16::Sizes packed{
-        .record_bytes = four ? m24i4::record_bytes(p_.n, p_.k) : m24i8::record_bytes(p_.n, p_.k),
-        .max_record_bytes = four ? m24i4::kRecordBytes : m24i8::kRecordBytes};
-    if (!sparse24) must(t16i8::pack_sizes(codes, &packed));
-    records_ =
-        std::make_unique<Guarded<Unit>>(static_cast<size_t>(packed.record_bytes / t16::kUnit));
-    offsets_ = std::make_unique<Guarded<uint32_t>>(static_cast<size_t>(packed.offsets));
-    must(four       ? m24i4::pack(codes, records_->data())
-         : sparse24 ? m24i8::pack(codes, records_->data())
-                    : t16i8::pack(codes, offsets_->data(), records_->data()));
-    view_ = {.format = row_.format,
-             .rows = p_.n,
-             .cols = p_.k,
-             .dtype = row_.dtype,
-             .records = records_->data(),
-             .offsets = sparse24 ? nullptr : offsets_->data(),
-             .scales = scales_->data(),
-             .group_size = p_.group_size,
-             .record_bytes = packed.record_bytes,
-             .max_record_bytes = packed.max_record_bytes};
+    tiles_ = std::make_unique<PackedTiles>(row_.format, canonical_.view);
+    T16View& view = tiles_->view;
+    view.dtype = row_.dtype;
+    view.scales = canonical_.scales->data();
+    view.group_size = p_.group_size;
   }
 
   void make_vectors() {
@@ -324,10 +270,8 @@ class ByteCase {
   std::mt19937_64 random_;
   std::vector<int8_t> codes_;
   std::unique_ptr<Guarded<uint16_t>> x_, y_, bias_;
-  std::unique_ptr<Guarded<float>> scales_;
-  std::unique_ptr<Guarded<Unit>> records_;
-  std::unique_ptr<Guarded<uint32_t>> offsets_;
-  T16View view_;
+  Packed canonical_;
+  std::unique_ptr<PackedTiles> tiles_;
 };
 
 class SpmmI8 : public testing::TestWithParam<ByteRow> {
