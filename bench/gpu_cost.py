@@ -6,7 +6,8 @@ Reads the main loops with cuobjdump (see tests/cpp/check_sass.py) and sets each 
 of a tile is the larger of its bytes at 90 % of the vendor's DRAM rate, its instructions at four a
 clock, and what its loads take of shared memory at 128 bytes a clock. Dense bf16 streams at 90 % too.
 Rarely taken branches are counted, launches and ramps are not: a ceiling for large operands, not a
-prediction for small ones. Nothing here is measured.
+prediction for small ones. Nothing here is measured. Left out is what DRAM does not bind: kv_mass,
+prefill_attention, spmm_t and sddmm (tensor cores), kv_fetch (PCIe), spgemm and choices of tokens.
 """
 
 from __future__ import annotations

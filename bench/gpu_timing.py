@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 
 ROTATED_BYTES = 250 << 20  # five times the L2 of an H100
-REPEATS = 31
-WARM_UP_S = 0.15  # clocks of an idle device rise only with work
+REPEATS, LEAST_REPEATS = 21, 5
+TURNS_S = 1.0  # after so long the least do
+WARM_UP_S = 0.1  # clocks of an idle device rise only with work
 
 
 def copies_of(nbytes: int) -> int:
@@ -42,12 +43,15 @@ def timed_in_turns(
             graph.replay()
         torch.cuda.synchronize()
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(REPEATS):
+    end = time.monotonic() + TURNS_S
+    for turn in range(REPEATS):
+        if turn >= LEAST_REPEATS and time.monotonic() > end:
+            break
         for name, graph in graphs.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
             graph.replay()
-            end.record()
-            end.synchronize()
-            times[name].append(begin.elapsed_time(end) / 1e3 / count)
+            last.record()
+            last.synchronize()
+            times[name].append(first.elapsed_time(last) / 1e3 / count)
     return {name: statistics.median(values) for name, values in times.items()}

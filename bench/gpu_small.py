@@ -1,0 +1,197 @@
+"""Small calls of every CUDA kernel, in parts, as compute-sanitizer is given them.
+
+    compute-sanitizer --tool memcheck --kernel-name kernel_substring=tamis \
+        python bench/gpu_small.py few m24
+
+Inputs of all parts but "rest" come from the host, so that initcheck sees who wrote each byte of
+theirs. Without torch's pool (PYTORCH_NO_CUDA_MEMORY_CACHING=1) a tensor's memory ends where it does.
+"control" writes where no memory is: a memcheck that reports nothing there sees no kernels.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+import torch
+from torch import Tensor
+
+import tamis
+from tamis.ops import cuda
+from tamis.ops import kv_select as op
+from tamis.ops.attention import Lists
+from tamis.ops.cuda_spmm import Packed, _expand
+from tamis.ops.kv_fetch import Pool, kv_fetch
+from tamis.ops.tensors import REST
+
+BF16 = torch.bfloat16
+GROUPS = 128
+
+
+def randn(*shape: int) -> Tensor:
+    """Made on the host."""
+    return torch.randn(shape).to(BF16).cuda()
+
+
+def two_of_four(n: int, k: int) -> Tensor:
+    return torch.rand(n, k // 4, 4).argsort(-1).lt(2).view(n, k)
+
+
+def products(a: tamis.SparseMatrix, form: str, tokens: tuple[int, ...]) -> Packed:
+    """Calls of one form, some with a bias or x in unaligned rows, and the weight written out."""
+    arrays = {name: t.cuda() for name, t in a.arrays.items()}
+    rest = tuple(arrays.get(name) for name in REST)
+    packed = Packed(a.layout, arrays["values"], rest, BF16, form)
+    if not packed.matrix.kernel.startswith(f"spmm_{form}_"):
+        raise SystemExit(f"gpu_small: got {packed.matrix.kernel!r}, wanted a kernel of {form}")
+    bias = randn(a.layout.rows)
+    for m in tokens:
+        if m <= packed.matrix.most_tokens:
+            packed.run(randn(m, a.layout.cols + 3)[:, 3:], bias if m % 2 else None)
+            packed.run(randn(m, a.layout.cols), bias)
+    if packed.expands:
+        _expand(packed, arrays["values"], a.layout)
+    torch.cuda.synchronize()
+    return packed
+
+
+def few() -> None:
+    """gap and sell4: slices and parts that are full, half full and empty."""
+    for n, k, kept in ((72, 904, 0.5), (33, 201, 0.02)):
+        bitmap = tamis.compress(
+            torch.randn(n, k).to(BF16), keep=torch.rand(n, k) < kept, format="bitmap"
+        )
+        products(bitmap, "gap", (1, 2, 3, 4))
+    for n, k in ((70, 1600), (33, 96)):
+        w = torch.randn(n, k)
+        w.view(n, -1, 16)[torch.rand(n, k // 16) < 0.5] = 0
+        a = tamis.compress(w, format="groupq", dtype="u4", group_size=16)
+        products(a, "sell4", (1, 2, 4, 7))
+
+
+def tiles() -> None:
+    """t16, g4 and m24 by warps, with rings that turn and without."""
+    for n, k in ((50, 192), (130, 1120)):
+        w, keep = torch.randn(n, k), torch.rand(n, k) < 0.5
+        products(tamis.compress(w.to(BF16), keep=keep, format="bitmap"), "t16", (1, 9, 33))
+        a = tamis.compress(w, format="groupq", dtype="u4", group_size=16)
+        products(a, "g4", (1, 9, 33))
+        a = tamis.compress(w.to(BF16), keep=two_of_four(n, k), format="nm", n_m=(2, 4))
+        products(a, "m24", (1, 9, 33))
+
+
+def m24() -> None:
+    """m24 by warpgroups: every layout, and the fewest records that they take."""
+    n, k = 1024, 8192
+    a = tamis.compress(torch.randn(n, k).to(BF16), keep=two_of_four(n, k), format="nm", n_m=(2, 4))
+    packed = products(a, "m24", (1, 16, 30, 64, 130))
+    if torch.cuda.get_device_capability() == (9, 0) and packed.matrix.plan(1)["layout"] < 0:
+        raise SystemExit("gpu_small: m24: no warpgroups")
+
+
+def codes() -> None:
+    """m24i8, m24i4 and t16i8 with scales for rows and for groups; x rounded within and before."""
+    for n, k in ((50, 192), (130, 1120)):
+        for size in (0, GROUPS):
+            for dtype in ("i8", "i4"):
+                made = {"format": "nm", "n_m": (2, 4), "dtype": dtype, "group_size": size}
+                a = tamis.compress(torch.randn(n, k), keep=two_of_four(n, k), **made)
+                products(a, f"m24{dtype}", (1, 9, 33))
+            keep = torch.rand(n, k) < 0.4
+            made = {"format": "bitmap", "dtype": "i8", "group_size": size}
+            products(tamis.compress(torch.randn(n, k), keep=keep, **made), "t16i8", (1, 9, 33))
+
+
+def kv() -> None:
+    """kv_mass in each number type, kv_choose by clusters, kv_estimate, kv_select, kv_fetch."""
+    k, v = randn(1, 2, 600, 64), randn(1, 2, 600, 64)
+    q = randn(1, 8, 1, 64)
+    op.kv_mass(q, k)
+    op.kv_mass(randn(1, 8, 90, 64), k)
+    op.kv_mass(torch.randn(1, 8, 90, 64).cuda(), k)
+    op.kv_mass(randn(1, 2, 70, 128).half(), randn(1, 2, 600, 128).half())
+    channels = torch.randint(0, 64, (2, 32), dtype=torch.int32).cuda()
+    size = op.label_bytes(32)
+    records = torch.zeros(1, 2, 38, size, dtype=torch.uint8).cuda()
+    op.append_labels(records, k, channels, 0)
+    labels = op.Labels(records, channels, 600)
+    op.kv_choose(q, labels, 40)
+    op.kv_choose(q, labels, 40, recent=16)
+    scores = op.kv_estimate(q, labels)
+    op.kv_select(scores, 40)
+    op.kv_select(torch.rand(1, 2, 3000).cuda(), top_p=0.9)
+    pool = Pool(*(torch.zeros(1, 2, 64, 64).to(BF16).cuda() for _ in range(2)), 1)
+    for first in (0, 30):
+        index = torch.arange(first, first + 40).int().expand(1, 2, -1).contiguous().cuda()
+        kv_fetch(pool, Lists(index=index, count=torch.full((1, 2), 40).int().cuda()), k, v)
+
+
+def rest() -> None:
+    """Everything else: pages, prompts, sparse activations, gradients, spgemm."""
+    from tamis.activation.layers import by_column
+    from tamis.ops.prefill import Pattern, Subset, prefill_attention
+    from tamis.ops.sparse_input import sparse_input
+    from tamis.ops.sparse_mlp import sparse_mlp
+
+    half = torch.arange(0, 150, 2, device="cuda").int().view(1, -1)
+    prompt = [randn(1, 4, 150, 64) for _ in range(3)]
+    prefill_attention(*prompt)
+    prefill_attention(*prompt, Pattern(rows=Subset(half), columns=Subset(half)))
+    x, gate = randn(3, 72), randn(200, 72)
+    down = by_column(randn(136, 200))
+    sparse_mlp(x, gate, gate, down, torch.full((200,), 3.0, device="cuda"))
+    sparse_input(x, by_column(gate), torch.full((72,), 0.7, device="cuda"))
+    k, v, q = randn(1, 2, 200, 64), randn(1, 2, 200, 64), randn(1, 8, 1, 64)
+    for method, budget in (("full", None), ("kivi4", None), ("quest", 64), ("double_sparsity", 64)):
+        tamis.kv.store(method, k, v, budget=budget).attend(q)
+    sampled = tamis.compress(gate.cpu(), keep=torch.rand(200, 72) < 0.3, format="bitmap")
+    values, *others = (sampled.arrays[s].cuda() for s in ("values", "mask", "row_offsets"))
+    token = sampled.layout.token
+    torch.ops.tamis.sddmm(x @ gate.t(), x, values, *others, None, token)
+    torch.ops.tamis.spmm_t(x @ gate.t(), values, *others, None, None, token)
+    for wide in (70, 900):
+        sides = []
+        for shape in ((wide, 6000), (6000, wide)):
+            made = tamis.compress(torch.randn(shape) * (torch.rand(shape) < 0.1), format="csr")
+            arrays = {name: t.cuda() for name, t in made.arrays.items()}
+            sides.append(tamis.SparseMatrix(made.layout, arrays))
+        (sides[0] @ sides[1]) @ sides[0]
+
+
+def control() -> None:
+    w = tamis.compress(
+        torch.randn(50, 192).to(BF16), keep=torch.rand(50, 192) < 0.5, format="bitmap"
+    )
+    matrix = products(w, "t16", (1,)).matrix
+    x, y = randn(2, 192), randn(1, 50)
+    room = torch.zeros(1 << 20, dtype=torch.uint8).cuda()
+    stream = torch.cuda.current_stream().cuda_stream
+    far = 1 << 30  # elements between the tokens of y, which has one
+    matrix.spmm(2, x.data_ptr(), 192, 0, y.data_ptr(), far, room.data_ptr(), room.numel(), stream)
+
+
+PARTS = {f.__name__: f for f in (few, tiles, m24, codes, kv, rest, control)}
+
+
+def main() -> int:
+    if reason := cuda.why_off():
+        raise SystemExit(f"gpu_small: {reason}")
+    torch.manual_seed(1)
+    start, failed = time.monotonic(), False
+    for name in sys.argv[1:]:
+        try:
+            PARTS[name]()
+            torch.cuda.synchronize()
+        except Exception:
+            traceback.print_exc()
+            failed = True
+        print(f"{name} {time.monotonic() - start:.1f} s", flush=True)
+    print("failed" if failed else "finished")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
