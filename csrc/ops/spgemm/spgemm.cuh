@@ -14,6 +14,11 @@ namespace tamis {
 
 inline constexpr uint32_t kNoColumn = 0xffffffffu;
 
+// One warp, before all others.
+TAMIS_DEVICE void spgemm_start(const SpgemmParams& p) {
+  if (dev::thread_index() < 2) p.numbers[dev::thread_index()] = 0;
+}
+
 // At most how many columns each row has, and lists of the rows that are too wide for a warp. Grid
 // [rows / 8] of kSpgemmThreads.
 TAMIS_DEVICE void spgemm_bound(const SpgemmParams& p) {
