@@ -25,6 +25,7 @@ from typing import Any
 from gpu_activation import activation, print_activation
 from gpu_grad import gradients, print_gradients
 from gpu_kv import kv, print_kv, print_shares, shares
+from gpu_merge import merges
 from gpu_prefill import prefill, print_prefill
 from gpu_rates import rates
 from gpu_spgemm import print_spgemm, spgemm_section
@@ -465,6 +466,7 @@ def run_sections(args: argparse.Namespace) -> dict[str, Any]:
     for batch in (1, 8):
         sections[f"kv {batch}"] = lambda batch=batch: kv(batch, done["copy"]["gb_per_s"])
     sections["shares"] = shares
+    sections["merges"] = merges
     sections["tiers"] = tiers
     sections["prefill"] = prefill
     sections["gradients"] = gradients

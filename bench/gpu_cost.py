@@ -85,7 +85,7 @@ def tiles() -> list[Tile]:
         record = 32 * 128 * bits / 4 + 1024  # codes of keys and values, scales and minima
         # Codes once (keys in 16 bytes meet in banks by two), 16 loads of key scales, 8 of values'.
         waves = 32 * 128 * bits / 8 / 128 * 3 + 32
-        found.append(Tile(f"attention, {bits} bits, d 128", f"PageConfigILi{bits}ELi128E",
+        found.append(Tile(f"attention, {bits} bits, d 128", f"PageConfigILi{bits}ELi128ELi32E",
                           32 * 512, record, waves, 48))  # fmt: skip
     # 1024 weights that are read, of a token: how far from DRAM's rate the rest keeps them.
     found.append(Tile("sparse_mlp, rows", "sparse_mlp_gate DTypeE2", 2048, 2048, 8, 4))

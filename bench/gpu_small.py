@@ -24,6 +24,7 @@ from tamis.ops import cuda
 from tamis.ops import kv_select as op
 from tamis.ops.attention import Lists
 from tamis.ops.cuda_spmm import Packed, _expand
+from tamis.ops.kv_edit import Similar, Tokens, compact_, gather_rows, merge_tokens
 from tamis.ops.kv_fetch import Pool, kv_fetch
 from tamis.ops.tensors import REST
 
@@ -106,7 +107,7 @@ def codes() -> None:
 
 
 def kv() -> None:
-    """kv_mass in each number type, kv_choose by clusters, kv_estimate, kv_select, kv_fetch."""
+    """kv_mass in each number type, kv_choose by clusters, kv_estimate, kv_select, kv_edit, kv_fetch."""
     k, v = randn(1, 2, 600, 64), randn(1, 2, 600, 64)
     q = randn(1, 8, 1, 64)
     op.kv_mass(q, k)
@@ -123,6 +124,14 @@ def kv() -> None:
     scores = op.kv_estimate(q, labels)
     op.kv_select(scores, 40)
     op.kv_select(torch.rand(1, 2, 3000).cuda(), top_p=0.9)
+    index = torch.arange(600, dtype=torch.int32).view(1, 1, -1).expand(1, 2, -1)
+    kept, dropped = (Tokens(index[..., i::2].contiguous().cuda()) for i in range(2))
+    for dtype in (torch.float32, torch.float16, BF16):
+        pair = [torch.randn(1, 2, 600, 128).to(dtype).cuda() for _ in range(2)]
+        merge_tokens(*pair, kept, dropped, Similar(0.01, merge_keys=True))
+        merge_tokens(*pair, kept, dropped, Similar(0.01, values=False))
+    gather_rows(k, kept)
+    compact_(k.clone(), kept)
     pool = Pool(*(torch.zeros(1, 2, 64, 64).to(BF16).cuda() for _ in range(2)), 1)
     for first in (0, 30):
         index = torch.arange(first, first + 40).int().expand(1, 2, -1).contiguous().cuda()

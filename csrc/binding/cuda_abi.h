@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "base/status.h"
+#include "ops/kv_edit/kv_edit_cuda.h"
 #include "ops/kv_fetch/kv_fetch_cuda.h"
 #include "ops/kv_quantize/kv_quantize_cuda.h"
 #include "ops/kv_select/kv_select_cuda.h"
@@ -18,7 +19,7 @@
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 12;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 13;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;
@@ -31,6 +32,10 @@ struct CudaLibrary {
   Status (*spmm)(const SpmmCudaArgs&, const SpmmT16Plan&, const CudaDevice&, void* stream);
   Status (*expand)(const T16View&, void* out, int64_t out_stride, void* stream);
   Status (*kv_quantize)(const KvQuantizeArgs&, const CudaDevice&, void* stream);
+  Status (*kv_gather)(const KvGatherArgs&, const CudaDevice&, void* stream);
+  std::span<const MergeCudaRow> (*merge_kernels)();
+  Status (*kv_merge)(const KvMergeArgs&, void* workspace, int64_t workspace_bytes,
+                     const CudaDevice&, void* stream);
   Status (*kv_fetch)(const KvFetchArgs&, const CudaDevice&, void* stream);
   Status (*kv_append_labels)(const KvAppendLabelsArgs&, const CudaDevice&, void* stream);
   int64_t (*estimate_workspace)(const KvEstimateArgs&);

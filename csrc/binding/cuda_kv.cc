@@ -12,6 +12,7 @@
 #include "binding/address.h"
 #include "binding/cuda.h"
 #include "binding/cuda_abi.h"
+#include "binding/kv_edit.h"
 #include "binding/kv_fetch.h"
 
 namespace tamis::binding {
@@ -167,6 +168,29 @@ void append_labels(int32_t device, uintptr_t stream, int32_t channels, int dtype
   raise_if_error(cuda_library().kv_append_labels(args, cuda_device(device), address<void>(stream)));
 }
 
+void gather(int32_t device, uintptr_t stream, const EditShape& shape, const EditArray& x,
+            const EditTokens& index, const EditArray& out) {
+  raise_if_error(cuda_library().kv_gather(gather_args(shape, x, index, out), cuda_device(device),
+                                          address<void>(stream)));
+}
+
+// As estimate.
+int64_t merge(int32_t device, uintptr_t stream, int dtype, const EditShape& shape,
+              const EditArray& keys, const EditArray& values,
+              std::pair<uintptr_t, uintptr_t> weight_and_mass, const EditTokens& kept,
+              const EditTokens& dropped, bool by_values, float tau, const EditOut& out,
+              uintptr_t workspace, int64_t workspace_bytes) {
+  const KvMergeArgs args =
+      merge_args(dtype, shape, keys, values, weight_and_mass, kept, dropped, by_values, tau, out);
+  const CudaDevice& facts = cuda_device(device);
+  raise_if_error(check_merge_cuda(args, facts));
+  const int64_t wanted = merge_workspace(args);
+  if (wanted > workspace_bytes) return wanted;
+  raise_if_error(cuda_library().kv_merge(args, address<void>(workspace), workspace_bytes, facts,
+                                         address<void>(stream)));
+  return 0;
+}
+
 void fetch(int32_t device, uintptr_t stream, const FetchShape& shape, const FetchLists& lists,
            const FetchMaps& maps, const FetchFound& found, const FetchRows& rows) {
   raise_if_error(cuda_library().kv_fetch(fetch_args(shape, lists, maps, found, rows),
@@ -195,6 +219,10 @@ void bind_cuda_kv(py::module_& m) {
   m.def("cuda_kv_choose", &choose, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "q_ptr"_a,
         "units"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "begin_ptr"_a, "index_ptr"_a,
         "index_stride"_a, "count_ptr"_a);
+  m.def("cuda_kv_gather", &gather, "device"_a, "stream"_a, "shape"_a, "x"_a, "index"_a, "out"_a);
+  m.def("cuda_kv_merge", &merge, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "keys"_a, "values"_a,
+        "weight_and_mass"_a, "kept"_a, "dropped"_a, "by_values"_a, "tau"_a, "out"_a,
+        "workspace_ptr"_a, "workspace_bytes"_a);
   m.def("cuda_kv_fetch", &fetch, "device"_a, "stream"_a, "shape"_a, "lists"_a, "maps"_a, "found"_a,
         "rows"_a);
   m.def("cuda_kv_append_labels", &append_labels, "device"_a, "stream"_a, "channels"_a, "dtype"_a,

@@ -3,27 +3,30 @@
 
 #include <pybind11/stl.h>
 
-#include <cstdint>
-#include <tuple>
-#include <utility>
-
-#include "binding/address.h"
-#include "ops/kv_edit/kv_edit.h"
-
 namespace tamis::binding {
 namespace {
 
-// Address, width and address of the counts; address and two strides.
-using Tokens = std::tuple<uintptr_t, int64_t, uintptr_t>;
-using Array = std::tuple<uintptr_t, int64_t, int64_t>;
-
-KvTokens tokens(const Tokens& x) {
+KvTokens tokens(const EditTokens& x) {
   const auto [index, stride, count] = x;
   return {address<const int32_t>(index), stride, address<const int32_t>(count)};
 }
 
-void gather(std::tuple<int64_t, int64_t, int64_t> shape, const Array& x, const Tokens& index,
-            const Array& out) {
+void gather(const EditShape& shape, const EditArray& x, const EditTokens& index,
+            const EditArray& out) {
+  run(&kv_gather, gather_args(shape, x, index, out));
+}
+
+void merge(int dtype, const EditShape& shape, const EditArray& keys, const EditArray& values,
+           std::pair<uintptr_t, uintptr_t> weight_and_mass, const EditTokens& kept,
+           const EditTokens& dropped, bool by_values, float tau, const EditOut& out) {
+  run(&kv_merge,
+      merge_args(dtype, shape, keys, values, weight_and_mass, kept, dropped, by_values, tau, out));
+}
+
+}  // namespace
+
+KvGatherArgs gather_args(const EditShape& shape, const EditArray& x, const EditTokens& index,
+                         const EditArray& out) {
   KvGatherArgs args{.index = tokens(index)};
   std::tie(args.heads, args.tokens, args.row_bytes) = shape;
   uintptr_t from = 0, to = 0;
@@ -31,13 +34,13 @@ void gather(std::tuple<int64_t, int64_t, int64_t> shape, const Array& x, const T
   std::tie(to, args.out_head_stride_bytes, args.out_token_stride_bytes) = out;
   args.x = address<const void>(from);
   args.out = address<void>(to);
-  run(&kv_gather, args);
+  return args;
 }
 
-void merge(int dtype, std::tuple<int64_t, int64_t, int64_t> shape, const Array& keys,
-           const Array& values, std::pair<uintptr_t, uintptr_t> weight_and_mass, const Tokens& kept,
-           const Tokens& dropped, bool by_values, float tau,
-           std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t> out) {
+KvMergeArgs merge_args(int dtype, const EditShape& shape, const EditArray& keys,
+                       const EditArray& values, std::pair<uintptr_t, uintptr_t> weight_and_mass,
+                       const EditTokens& kept, const EditTokens& dropped, bool by_values, float tau,
+                       const EditOut& out) {
   KvMergeArgs args{.dtype = float_dtype("kv_merge", dtype),
                    .weight = address<const float>(weight_and_mass.first),
                    .mass = address<const float>(weight_and_mass.second),
@@ -56,10 +59,8 @@ void merge(int dtype, std::tuple<int64_t, int64_t, int64_t> shape, const Array& 
   args.out_values = address<void>(out_values);
   args.out_mass = address<float>(out_mass);
   args.joined = address<int32_t>(joined);
-  run(&kv_merge, args);
+  return args;
 }
-
-}  // namespace
 
 void bind_kv_edit(py::module_& m) {
   using namespace py::literals;

@@ -699,6 +699,34 @@ def cuda_kv_choose(
 ) -> bool:
     """``kv_estimate`` and ``kv_select`` in one launch; False, and nothing done, where none takes both."""
 
+def cuda_kv_gather(
+    device: int,
+    stream: int,
+    shape: tuple[int, int, int],
+    x: tuple[int, int, int],
+    index: tuple[int, int, int],
+    out: tuple[int, int, int],
+) -> None:
+    """``kv_gather`` on a device and stream."""
+
+def cuda_kv_merge(
+    device: int,
+    stream: int,
+    dtype: int,
+    shape: tuple[int, int, int],
+    keys: tuple[int, int, int],
+    values: tuple[int, int, int],
+    weight_and_mass: tuple[int, int],
+    kept: tuple[int, int, int],
+    dropped: tuple[int, int, int],
+    by_values: bool,
+    tau: float,
+    out: tuple[int, int, int, int],
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """``kv_merge`` on a device and stream; 0, or the bytes of workspace that it wants."""
+
 def cuda_kv_fetch(
     device: int,
     stream: int,

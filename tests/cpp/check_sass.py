@@ -34,6 +34,7 @@ MAX_RECORD = {
 }
 MAX_GROUPED = {"m24i8": 38, "t16i8": 155, "m24i4": 46}  # with scales for groups of columns
 FORMATS = ("t16", "m24", "g4", "gap", "sell4", "m24i8", "t16i8", "m24i4")
+ANY_DTYPE = ("any", "f16", "bf16")  # of kernels that also take others than 16 bits
 MAX_POPC = 0
 MAX_SELL4 = {1: 47, 2: 62, 4: 92, 8: 152}  # sm_90, one step of sell4 (32 groups), by tokens
 MAX_GAP = {1: 60, 2: 80, 4: 112}  # sm_90, one step of gap (256 entries), by tokens
@@ -48,6 +49,7 @@ MAX_SDDMM, MAX_SPMM_T = 200, 300
 # kv_mass on sm_90, 16 channels of 64 streamed rows, for one and two row tiles a warp: the pass over
 # rows of q and the one over tokens.
 MAX_MASS_ROWS, MAX_MASS_COLUMNS = {1: 30, 2: 42}, {1: 50, 2: 64}
+MAX_MERGE = 30  # the same of kv_merge, sm_90
 # Attention on sm_90: registers, and instructions of a page or tile with all its rarely taken branches
 # (softcap, masks, a new largest score: some 300). DRAM of an H100 leaves 4 * 353 issue slots a page
 # of 4 bits at d = 128, 4 * 212 at 2 bits, 4 * 565 for 16 tokens of bf16.
@@ -151,24 +153,36 @@ def product_label(name: str) -> str:
     return ""
 
 
+def rows_label(name: str) -> str:
+    """What a kernel that compares or moves a cache's rows is; empty for others."""
+    if match := re.search(r"kv_mass_(rows|columns)\w*DTypeE(\d)ELi(\d)E", name):
+        dtype = ANY_DTYPE[int(match[2])]
+        return f"kv_mass {match[1]} {dtype} r {64 * int(match[3])}"
+    if match := re.search(r"kv_merge_nearest\w*DTypeE(\d)E", name):
+        return f"kv_merge nearest {ANY_DTYPE[int(match[1])]}"
+    if match := re.search(r"kv_gather_piecesI(\w+?)Lb(\d)E", name):
+        return f"kv_gather {match[1]} {'in place' if match[2] == '1' else 'apart'}"
+    return ""
+
+
 def label(arch: str, name: str) -> str:
     if product := product_label(name):
         return f"{product} {arch}"
-    if match := re.search(r"PageConfigILi(\d)ELi(\d+)E", name):
-        return f"sparse_attention {match[1]} bits d {match[2]} {arch}"
+    if match := re.search(r"PageConfigILi(\d)ELi(\d+)ELi(\d+)E", name):
+        return f"sparse_attention {match[1]} bits d {match[2]} x{match[3]} {arch}"
     if match := re.search(r"PrefillConfigI\w*DTypeE(\d)ELi(\d+)ELi(\d)E", name):
         dtype = "f16" if match[1] == "1" else "bf16"
         return f"prefill_attention {dtype} d {match[2]} q {64 * int(match[3])} {arch}"
     if match := re.search(r"RowConfigILNS_\dDTypeE(\d)ELi(\d+)E", name):
         return f"sparse_attention {'f16' if match[1] == '1' else 'bf16'} d {match[2]} {arch}"
-    if match := re.search(r"kv_mass_(rows|columns)\w*DTypeE(\d)ELi(\d)E", name):
-        dtype = ("any", "f16", "bf16")[int(match[2])]
-        return f"kv_mass {match[1]} {dtype} r {64 * int(match[3])} {arch}"
+    if rows := rows_label(name):
+        return f"{rows} {arch}"
     if match := re.search(r"(sddmm|spmm_t_add|spmm_t)_kernel\w*DTypeE(\d)E", name):
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
     if match := re.search(r"(sparse_input|sparse_mlp_(?:gate|up|down))\w*DTypeE(\d)E", name):
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
     known = ("quantize_x", "expand_t16i8", "expand_m24i8", "expand_m24i4", "expand_t16", "expand_sell4", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select", "kv_mass_merge",
+             "kv_merge_scales", "kv_merge_join",
              "kv_choose", "kv_append_labels", "kv_fetch_maps", "kv_fetch_units", "grad_places", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
              "spgemm_warps", "spgemm_blocks", "spgemm_dense")  # fmt: skip
     return f"{next((k for k in known if k in name), name)} {arch}"
@@ -202,6 +216,8 @@ def budget(arch: str, name: str) -> int | None:
     if match := re.search(r"kv_mass_(rows|columns)\w*ELi(\d)E", name):
         most = MAX_MASS_ROWS if match[1] == "rows" else MAX_MASS_COLUMNS
         return most[int(match[2])] if arch == "sm_90" else None
+    if "kv_merge_nearest" in name:
+        return MAX_MERGE if arch == "sm_90" else None
     if gradient(name):
         return (MAX_SDDMM if "sddmm" in name else MAX_SPMM_T) if arch == "sm_90" else None
     if activation(name):
@@ -274,11 +290,11 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
         wrong.append("no sparse tensor core instruction")
     if used > most:
         wrong.append(f"{used} registers, wanted at most {most}")
-    mass = "kv_mass_rows" in name or "kv_mass_columns" in name
+    rows = any(k in name for k in ("kv_mass_rows", "kv_mass_columns", "kv_merge_nearest"))
     product = bool(format_of(name)) or product_of(name) != "HMMA"
     if "M24GroupConfig" in name:
         wrong += group_problems(loop)
-    elif attention or prefill or mass or activation(name) or gradient(name) or product:
+    elif attention or prefill or rows or activation(name) or gradient(name) or product:
         wrong += loop_problems(arch, name, loop)
     tensor = ("HGMMA.SP",) if "M24GroupConfig" in name else ("HMMA", "IMMA")
     counts = ", ".join(f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", *tensor, "LDGSTS"))
@@ -302,11 +318,11 @@ def main() -> int:
     found = functions(run(tool, "--dump-sass", library))
     # On three architectures: six formats with four token tiles in two dtypes, three of
     # them with scales for groups as well, two roundings of x and three expansions of codes, gap with three numbers of
-    # tokens in two, sell4 with four, ten attentions, fourteen for the rest of a KV cache, two passes of five
-    # for kv_mass and what joins them, four of activations in two dtypes, eight of prompts, three of gradients
+    # tokens in two, sell4 with four, sixteen attentions, fourteen for the rest of a KV cache, two passes of five
+    # for kv_mass and what joins them, seven of kv_merge, rows moved in five pieces in two ways, four of activations in two dtypes, eight of prompts, three of gradients
     # in two, their places and ways to and from dense, eight of spgemm; the expansions on two, two choices of
     # tokens on one.
-    wanted = 3 * (48 + 24 + 5 + 6 + 9 + 10 + 14 + 11 + 8 + 8 + 9 + 8) + 3 * 2 + 2
+    wanted = 3 * (48 + 24 + 5 + 6 + 9 + 16 + 14 + 11 + 17 + 8 + 8 + 9 + 8) + 3 * 2 + 2
     wanted += 2 * 5  # m24 by warpgroups on sm_90a: layouts in two dtypes
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):

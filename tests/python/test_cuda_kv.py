@@ -15,6 +15,7 @@ from tamis.kv.limits import Limits
 from tamis.kv.methods import recipe_of
 from tamis.ops import cuda, kv_select
 from tamis.ops.attention import DenseSegment, Lists, PageSegment, sparse_attention
+from tamis.ops.kv_edit import Similar, Tokens, compact_, gather_rows, merge_tokens
 from tamis.ops.kv_fetch import Pool, kv_fetch
 from tamis.ops.kv_quantize import kv_quantize, kv_unpack, page_layout
 
@@ -41,9 +42,11 @@ def on_cuda(s: DenseSegment | PageSegment) -> DenseSegment | PageSegment:
     return DenseSegment(s.keys.cuda(), s.values.cuda(), moved(s.lists))
 
 
-def pages(bits: int, d: int, count: int, lists: Lists, dtype: torch.dtype) -> PageSegment:
-    layout = page_layout(d, bits, bits)
-    k, v = torch.randn(2, B, G, 32 * count, d).to(dtype)
+def pages(
+    bits: int, d: int, count: int, lists: Lists, dtype: torch.dtype, tokens: int = 32
+) -> PageSegment:
+    layout = page_layout(d, bits, bits, tokens, 32 if tokens == 32 else d)
+    k, v = torch.randn(2, B, G, tokens * count, d).to(dtype)
     records = torch.empty(B, G, count, layout.nbytes, dtype=torch.uint8)
     kv_quantize(k, v, layout, records)
     return PageSegment(records, layout, lists)
@@ -80,18 +83,19 @@ def test_cuda_tensors_say_why_nothing_takes_them() -> None:
 @needs_device
 @pytest.mark.parametrize(("bits", "d"), list(product((2, 4, 8), (64, 128))))
 @pytest.mark.parametrize("h", [4, 16, 48])
-def test_pages(bits: int, d: int, h: int) -> None:
+@pytest.mark.parametrize("tokens", [32, 64])
+def test_pages(bits: int, d: int, h: int, tokens: int) -> None:
     for dtype, count in product((torch.bfloat16, torch.float16), (1, 40)):
         q = torch.randn(B, h, 1, d).to(dtype)
-        check(q, [pages(bits, d, count, Lists(), dtype)])
-        check(q, [pages(bits, d, count, a_choice(count), dtype)])
+        check(q, [pages(bits, d, count, Lists(), dtype, tokens)])
+        check(q, [pages(bits, d, count, a_choice(count), dtype, tokens)])
     spans = Lists(
         begin=torch.randint(0, 300, (B, G), dtype=torch.int32),
         end=torch.randint(400, 1280, (B, G), dtype=torch.int32),
         bias=torch.randn(B, G, 1280),
     )
     q = torch.randn(B, h, 1, d).bfloat16()
-    check(q, [pages(bits, d, 40, spans, torch.bfloat16)], softcap=5.0)
+    check(q, [pages(bits, d, 1280 // tokens, spans, torch.bfloat16, tokens)], softcap=5.0)
 
 
 @needs_device
@@ -202,6 +206,94 @@ def test_attention_that_tokens_draw(dtype: torch.dtype, n: int, s: int, d: int) 
         torch.testing.assert_close(runs[0].cpu(), want, rtol=1e-3, atol=1e-6)
         more = kv_select.kv_mass(q.cuda(), keys.cuda(), out=runs[1].clone(), **on)
         torch.testing.assert_close(more, 2 * runs[0], rtol=1e-5, atol=1e-6)
+
+
+def halves(tokens: int) -> tuple[Tokens, Tokens]:
+    """Two lists of every head, of numbers of tokens of its own."""
+    mask = torch.rand(B, G, tokens) < 0.4
+    lists = []
+    for of in (mask, ~mask):
+        index = (~of).to(torch.uint8).argsort(dim=-1, stable=True).to(torch.int32)
+        lists.append(Tokens(index, of.sum(-1).to(torch.int32)))
+    return lists[0], lists[1]
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "d"), [(1, 64), (40, 48), (700, 128), (5000, 64)])
+def test_merged_tokens_are_the_cpus(dtype: torch.dtype, tokens: int, d: int) -> None:
+    kept, dropped = halves(tokens)
+    base = torch.randn(2, B, G, max(1, tokens // 8), d)  # so that the nearest is clearly so
+    near = base[:, :, :, torch.randint(0, base.shape[3], (tokens,))]
+    k, v = (near + 0.2 * torch.randn_like(near)).to(dtype)
+    if dtype != torch.float32:
+        k = torch.cat([k, k], 3)[..., :d]  # rows apart
+    weight, mass = torch.rand(B, G, tokens), torch.randint(1, 5, (B, G, tokens)).float()
+    for rule, options in (
+        (Similar(), {}),
+        (Similar(0.3, merge_keys=True), {"weight": weight, "mass": mass}),
+        (Similar(0.9, values=False, merge_keys=True), {"weight": weight}),
+        (Similar(1.0), {}),
+    ):
+        want = merge_tokens(k, v, kept, dropped, rule, **options)
+        lists = [Tokens(x.index.cuda(), cuda_(x.count)) for x in (kept, dropped)]
+        on = {name: x.cuda() for name, x in options.items()}
+        runs = [merge_tokens(k.cuda(), v.cuda(), *lists, rule, **on) for _ in range(2)]
+        for name in ("keys", "values", "mass", "joined"):
+            assert torch.equal(*(getattr(run, name) for run in runs)), name
+        got = runs[0]
+        same = got.joined.cpu() == want.joined
+        assert same.float().mean() > 0.999  # two tokens of one base may be as near
+        whole = torch.ones_like(want.mass, dtype=torch.bool)
+        for joined in (got.joined.cpu(), want.joined):  # of whom the others differ
+            at = torch.where(same | (joined < 0), 0, joined).long()
+            hit = torch.zeros_like(want.mass).scatter_add(2, at, (~same & (joined >= 0)).float())
+            whole &= hit == 0
+        torch.testing.assert_close(got.mass.cpu()[whole], want.mass[whole], rtol=1e-6, atol=0)
+        each = (
+            {"rtol": 2e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+        )
+        for name in ("keys", "values"):
+            a, b = (getattr(x, name).cpu()[whole] for x in (got, want))
+            torch.testing.assert_close(a, b, **each)
+
+
+@needs_device
+def test_tokens_merge_in_graphs() -> None:
+    kept, dropped = (Tokens(x.index.cuda(), cuda_(x.count)) for x in halves(500))
+    k, v = torch.randn(2, B, G, 500, 64, device="cuda").bfloat16()
+    want = merge_tokens(k, v, kept, dropped, Similar(0.01))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        merge_tokens(k, v, kept, dropped, Similar(0.01))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        out = merge_tokens(k, v, kept, dropped, Similar(0.01))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert int((want.joined >= 0).sum()) > 0
+    for name in ("keys", "values", "mass", "joined"):
+        assert torch.equal(getattr(out, name), getattr(want, name)), name
+
+
+@needs_device
+@pytest.mark.parametrize("tail", [(128,), (64, 3), (1,), ()])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int32, torch.uint8])
+def test_rows_move_as_on_the_cpu(tail: tuple[int, ...], dtype: torch.dtype) -> None:
+    for tokens in (1, 77, 3000):
+        kept, _ = halves(tokens)
+        on = Tokens(kept.index.cuda(), cuda_(kept.count))
+        x = torch.randint(0, 100, (B, G, tokens, *tail)).to(dtype)
+        assert torch.equal(gather_rows(x.cuda(), on).cpu(), gather_rows(x, kept))
+        held = torch.zeros(B, G, tokens + 5, *tail, dtype=dtype, device="cuda")
+        held[:, :, :tokens] = x.cuda()
+        compact_(held[:, :, :tokens], on)
+        compact_(x, kept)
+        for i, n in enumerate(kept.count.view(-1).tolist()):
+            a, b = (each.flatten(0, 1)[i, :n] for each in (held.cpu(), x))
+            assert torch.equal(a, b)
+        assert not held[:, :, tokens:].any()
 
 
 @needs_device
@@ -349,7 +441,8 @@ def test_tokens_far_from_the_device_answer_alike(method, file, ahead, tmp_path) 
 @needs_device
 @pytest.mark.parametrize("method", ["full", "kivi8", "kivi4", "kivi2", "streaming", "h2o", "snapkv",
                                     "tova", "key_norm", "adakv_snapkv", "quest", "double_sparsity",
-                                    "alisa", "zipvl_evict", "s2"])  # fmt: skip
+                                    "alisa", "zipvl_evict", "s2", "ems", "zipvl", "zipcache",
+                                    "zipvl_sparse"])  # fmt: skip
 def test_every_method_that_has_kernels_here_generates(method) -> None:
     model = a_model()
     recipe = recipe_of(method)
@@ -376,10 +469,9 @@ def test_every_method_that_has_kernels_here_generates(method) -> None:
 
 
 @needs_device
-@pytest.mark.parametrize("method", ["ems", "shadowkv", "zipvl"])
-def test_methods_without_kernels_here_are_refused(method) -> None:
+def test_methods_without_kernels_here_are_refused() -> None:
     model = a_model()
-    cache = kv.Cache(model.config, method, budget=64 if method == "ems" else None)
+    cache = kv.Cache(model.config, "shadowkv")
     with kv.attach(model), pytest.raises(TamisUnsupported, match="on a CUDA device, wanted"):
         model(torch.randint(1, 250, (1, 50), device="cuda"), **{cache_argument(model): cache})
     assert cache.get_seq_length() == 0

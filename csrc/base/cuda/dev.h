@@ -279,6 +279,13 @@ TAMIS_DEVICE void load_stream_if(bool wanted, const uint32_t* from, uint32_t& to
       : "+r"(to)
       : "l"(from), "r"(static_cast<uint32_t>(wanted)));
 }
+TAMIS_DEVICE void load_stream_if(bool wanted, const Word2* from, Word2& to) {
+  asm volatile(
+      "{\n.reg .pred wanted;\nsetp.ne.u32 wanted, %3, 0;\n"
+      "@wanted ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];\n}"
+      : "+r"(to.x), "+r"(to.y)
+      : "l"(from), "r"(static_cast<uint32_t>(wanted)));
+}
 TAMIS_DEVICE void load_stream_if(bool wanted, const Word4* from, Word4& to) {
   asm volatile(
       "{\n.reg .pred wanted;\nsetp.ne.u32 wanted, %5, 0;\n"

@@ -41,6 +41,9 @@ TAMIS_DEVICE float log2(float x) {
 TAMIS_DEVICE float divide(float a, float b) {  // rounded to nearest
   return __fdiv_rn(a, b);
 }
+TAMIS_DEVICE float sqrt(float x) {  // rounded to nearest
+  return __fsqrt_rn(x);
+}
 TAMIS_DEVICE float fma(float a, float b, float c) {
   return __fmaf_rn(a, b, c);
 }

@@ -75,5 +75,8 @@ Status kv_merge_reference(const KvMergeArgs& args, double* out_keys, double* out
 
 Status check_kv_gather(const KvGatherArgs& args);
 Status check_kv_merge(const KvMergeArgs& args);
+// All but what the lists name: they may lie where this cannot read.
+Status check_kv_gather_arrays(const KvGatherArgs& args);
+Status check_kv_merge_arrays(const KvMergeArgs& args);
 
 }  // namespace tamis

@@ -7,11 +7,11 @@ namespace tamis {
 namespace {
 
 template <class Config>
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kMassThreads, 3) kv_mass_rows(const MassParams p) {
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kTileThreads, 3) kv_mass_rows(const MassParams p) {
   mass_rows<Config>(p);
 }
 template <class Config>
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kMassThreads, 3) kv_mass_columns(const MassParams p) {
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kTileThreads, 3) kv_mass_columns(const MassParams p) {
   mass_columns<Config>(p);
 }
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kMassMergeThreads, 4) kv_mass_merge(const MassParams p) {
@@ -31,7 +31,7 @@ template <class Config>
 Status run(const MassParams& p, bool columns, const CudaDevice& device, void* stream) {
   const int32_t all = columns ? p.tokens : p.rows;
   const int64_t blocks = ceil_div(all, Config::kKept) * (columns ? 1 : p.splits);
-  const CudaGrid g = grid(blocks, p.heads, kMassThreads, mass_shared(Config::kKept, p.row_bytes),
+  const CudaGrid g = grid(blocks, p.heads, kTileThreads, mass_shared(Config::kKept, p.row_bytes),
                           device.capability >= 90, stream);
   const int32_t most = device.shared_per_block;
   return columns ? launch_wide<&kv_mass_columns<Config>>("kv_mass", device, most, g, p)

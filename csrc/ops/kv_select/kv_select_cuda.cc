@@ -26,7 +26,7 @@ constexpr int64_t kMaxHeads = 65535;  // of a grid
 constexpr MassCudaRow kMass[] = {
 #define TAMIS_KV_MASS_CUDA(dtype, row_tiles)                                            \
   {row_tiles == 1 ? "kv_mass_" #dtype "_r64_sm80up" : "kv_mass_" #dtype "_r128_sm80up", \
-   DType::dtype, 16 * row_tiles * kMassWarps},
+   DType::dtype, 16 * row_tiles * kTileWarps},
 #include "ops/kv_select/kernels_cuda.def"
 #undef TAMIS_KV_MASS_CUDA
 };
@@ -36,17 +36,14 @@ bool as_stored(const KvMassArgs& a) {
   return a.q_dtype == a.keys.dtype && a.q_dtype != DType::f32;
 }
 
-// Bytes of a row in shared memory: a power of two, so that a step differs in bits of an address.
 int64_t mass_row_bytes(const KvMassArgs& a) {
-  int64_t bytes = 128;
-  while (bytes < (as_stored(a) ? 2 : 4) * a.head_dim) bytes *= 2;
-  return bytes;
+  return tile_row_bytes(a.head_dim, !as_stored(a));
 }
 
 int32_t mass_splits(const KvMassArgs& a, const CudaDevice& device) {
   const int64_t rows = a.heads * a.queries, kept = choose_mass_cuda(a, false)->rows;
   const int64_t blocks = std::max<int64_t>(1, a.batch * a.kv_heads * ceil_div(rows, kept));
-  const int64_t tiles = ceil_div(a.keys.units, kMassStream);  // two rounds of three blocks an SM
+  const int64_t tiles = ceil_div(a.keys.units, kTileStream);  // two rounds of three blocks an SM
   return static_cast<int32_t>(std::clamp<int64_t>(std::min(6 * device.sms / blocks, tiles / 4), 1,
                                                   int64_t{kMassMostSplits}));
 }
@@ -218,7 +215,7 @@ MassParams mass_params(const KvMassArgs& a, void* workspace, const CudaDevice& d
           .lse = lse,
           .parts = lse + heads * a.heads * a.queries,
           .splits = splits,
-          .split_tiles = narrow(ceil_div(ceil_div(a.keys.units, kMassStream), splits))};
+          .split_tiles = narrow(ceil_div(ceil_div(a.keys.units, kTileStream), splits))};
 }
 
 int64_t estimate_workspace(const KvEstimateArgs& a) {

@@ -3,85 +3,38 @@
 // one operand of a block in shared memory and let tiles of 64 rows of the other pass by: the first
 // keeps rows of q, the second keys, so that a token's sum is one thread's and its order is fixed.
 // The query heads of a KV head are rows of one matrix, so keys are read once for all of them.
-// A tile is compared with what queries see only where a limit cuts it. Tiles of another dtype than
-// 16 bits on both sides are split into bf16 and the rest in bf16: three products, 2^-16 of each.
-// Shared memory: chunk c of 16 bytes of a row r lies at c ^ (r & 7), so eight rows meet in no bank.
+// A tile is compared with what queries see only where a limit cuts it.
 #pragma once
 
 #include "base/cuda/dev.h"
 #include "ops/kv_select/mass_params.h"
+#include "ops/kv_select/row_tiles.cuh"
 
 namespace tamis {
 
 template <DType kTypeOf, int kRowTilesOf>
-struct MassConfig {
-  static constexpr DType kType = kTypeOf;        // of both operands; f32: any, split in two
-  static constexpr int kRowTiles = kRowTilesOf;  // of 16 kept rows, of a warp
-  static constexpr bool kSplit = kType == DType::f32;
-  static constexpr int32_t kKept = 16 * kRowTiles * kMassWarps;
-  static constexpr int kTiles = kMassStream / 8;  // of streamed rows
+struct MassConfig : TileConfig<kTypeOf, kRowTilesOf> {
+  using TileConfig<kTypeOf, kRowTilesOf>::kKept;
   // Shared memory.
   static constexpr uint32_t kSeenAt = 0;              // last token of each kept query
   static constexpr uint32_t kStreamedAt = 4 * kKept;  // the same of streamed ones, and their lse
   static constexpr uint32_t kRowsAt = mass_rows_at(kKept);
-
-  static TAMIS_DEVICE void multiply(float (&c)[4], const dev::Word4& a, uint32_t b0, uint32_t b1) {
-    const uint32_t words[4] = {a.x, a.y, a.z, a.w};
-    if constexpr (kType == DType::f16) {
-      dev::mma_f16(c, words, b0, b1);
-    } else {
-      dev::mma_bf16(c, words, b0, b1);
-    }
-  }
 };
 
-// Four neighbours of a row of any dtype.
-TAMIS_DEVICE void load_four(DType type, const uint8_t* row, int32_t from, float (&x)[4]) {
-  if (type == DType::f32) {
-    const dev::Word4 w = dev::load_volatile(reinterpret_cast<const dev::Word4*>(row) + from / 4);
-    x[0] = dev::float_of(w.x);
-    x[1] = dev::float_of(w.y);
-    x[2] = dev::float_of(w.z);
-    x[3] = dev::float_of(w.w);
-    return;
-  }
-  const dev::Word2 w = dev::load_volatile(reinterpret_cast<const dev::Word2*>(row) + from / 4);
-  const uint32_t pairs[2] = {w.x, w.y};
-  for (int i = 0; i < 4; ++i) {
-    const auto bits = static_cast<uint16_t>(pairs[i / 2] >> (16 * (i % 2)));
-    x[i] = type == DType::bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
-  }
-}
-
 template <class Config>
-struct MassBlock {
-  static constexpr int kRowTiles = Config::kRowTiles;
+struct MassBlock : RowTiles<Config> {
+  using RowTiles<Config>::kRowTiles;
   const MassParams& p;
-  uint32_t thread, warp, lane;
   int32_t head, first;  // token that counts
-  // Pieces of a row that a thread copies: 16 bytes, or four elements that are split. Its first
-  // piece, and how far its next one is: numbers that no loop divides for.
-  int32_t pieces, own_row, own_piece, next_row, next_piece;
 
   TAMIS_DEVICE explicit MassBlock(const MassParams& params)
-      : p(params),
-        thread(dev::thread_index()),
-        warp(dev::thread_index() / 32),
-        lane(dev::thread_index() % 32),
-        head(static_cast<int32_t>(dev::block_index_y())),
-        pieces(params.dim / (Config::kSplit ? 4 : 8)) {
-    const auto mine = static_cast<int32_t>(thread);
-    own_row = mine / pieces;
-    own_piece = mine % pieces;
-    next_row = kMassThreads / pieces;
-    next_piece = kMassThreads % pieces;
+      : RowTiles<Config>(params.dim, params.row_bytes),
+        p(params),
+        head(static_cast<int32_t>(dev::block_index_y())) {
     first = p.begin ? dev::load_volatile(p.begin + head) : 0;
     first = first < 0 ? 0 : first < p.tokens ? first : p.tokens;
   }
 
-  TAMIS_DEVICE uint32_t place(uint32_t row, uint32_t chunk) const {
-    return row * static_cast<uint32_t>(p.row_bytes) + 16 * (chunk ^ (row & 7));
-  }
   // The last token that query i sees.
   TAMIS_DEVICE int32_t position(int32_t i) const {
     if (p.positions == nullptr) return p.tokens - p.queries + i;
@@ -109,76 +62,18 @@ struct MassBlock {
       step = int64_t{p.dim} * (type == DType::f32 ? 4 : 2);
       source = p.q + int64_t{head} * p.rows * step;
     }
-    for (int32_t row = own_row, piece = own_piece; row < count;
-         row += next_row, piece += next_piece) {
-      if (piece >= pieces) {
-        piece -= pieces;
-        if (++row == count) break;
-      }
-      if constexpr (Config::kSplit) {
-        const int32_t c = 4 * piece;
-        float x[4] = {};
-        if (from + row < end) load_four(type, source + (from + row) * step, c, x);
-        uint32_t high[2], low[2];
-        for (int j = 0; j < 2; ++j) {
-          high[j] = dev::pack_bf16(x[2 * j], x[2 * j + 1]);
-          low[j] = dev::pack_bf16(
-              dev::add(x[2 * j], -dev::bf16_to_f32(static_cast<uint16_t>(high[j]))),
-              dev::add(x[2 * j + 1], -dev::bf16_to_f32(static_cast<uint16_t>(high[j] >> 16))));
-        }
-        const auto r = static_cast<uint32_t>(row), chunk = static_cast<uint32_t>(c / 8);
-        const uint32_t half = 2 * static_cast<uint32_t>(c % 8);
-        dev::store_shared<dev::Word2>(to + place(r, chunk) + half, {high[0], high[1]});
-        dev::store_shared<dev::Word2>(
-            to + place(r, static_cast<uint32_t>(p.dim / 8) + chunk) + half, {low[0], low[1]});
-      } else {
-        const bool there = from + row < end;
-        dev::copy_async16(to + place(static_cast<uint32_t>(row), static_cast<uint32_t>(piece)),
-                          source + (there ? from + row : 0) * step + 16 * piece, there ? 16 : 0);
-      }
-    }
+    RowTiles<Config>::load(type, source, step, count, to,
+                           [&](int32_t row) { return from + row < end ? from + row : -1; });
   }
 
   TAMIS_DEVICE uint32_t stage_at(uint32_t stage) const {
     return Config::kRowsAt +
-           (Config::kKept + stage * kMassStream) * static_cast<uint32_t>(p.row_bytes);
+           (Config::kKept + stage * kTileStream) * static_cast<uint32_t>(p.row_bytes);
   }
 
-  // c[m][n]: products of kept rows 16 m + group (+ 8) and streamed rows 8 n + 2 t (+ 1), of which
-  // there are `streamed`.
   TAMIS_DEVICE void score(uint32_t stage, int32_t streamed,
                           float (&c)[kRowTiles][Config::kTiles][4]) const {
-    const uint32_t half = lane / 16, low = 16 * static_cast<uint32_t>(p.dim / 8);
-    const uint32_t kept = place(16 * kRowTiles * warp + lane % 16, half);
-    const uint32_t passing = place(lane % 8 + 8 * half, lane / 8 % 2);
-    const uint32_t at = stage_at(stage), row = static_cast<uint32_t>(p.row_bytes);
-    const uint32_t width = 2 * static_cast<uint32_t>(p.dim);
-    const auto pairs = static_cast<uint32_t>(streamed + 15) / 16;
-    const auto multiply = [&](uint32_t a_from, uint32_t b_from) {
-      for (uint32_t step = 0; step < width; step += 32) {
-        dev::Word4 a[kRowTiles];
-#pragma unroll
-        for (uint32_t m = 0; m < kRowTiles; ++m) {
-          a[m] = dev::load_matrices(Config::kRowsAt + (kept ^ (a_from + step)) + 16 * m * row);
-        }
-#pragma unroll
-        for (uint32_t pair = 0; pair < Config::kTiles / 2; ++pair) {
-          if (pair >= pairs) break;  // the same in every thread
-          const dev::Word4 b =
-              dev::load_matrices(at + (passing ^ (b_from + step)) + 16 * pair * row);
-#pragma unroll
-          for (uint32_t m = 0; m < kRowTiles; ++m) {
-            Config::multiply(c[m][2 * pair], a[m], b.x, b.y);
-            Config::multiply(c[m][2 * pair + 1], a[m], b.z, b.w);
-          }
-        }
-      }
-    };
-    multiply(0, 0);
-    if constexpr (Config::kSplit) {
-      multiply(low, 0);
-      multiply(0, low);
-    }
+    RowTiles<Config>::score(Config::kRowsAt, stage_at(stage), streamed, c);
   }
 };
 
@@ -264,7 +159,7 @@ struct MassRows {
   }
 };
 
-// Grid [tiles of rows times splits, heads] of kMassThreads; later tiles see more and begin first.
+// Grid [tiles of rows times splits, heads] of kTileThreads; later tiles see more and begin first.
 template <class Config>
 TAMIS_DEVICE void mass_rows(const MassParams& p) {
   dev::wait_for_previous();
@@ -277,18 +172,18 @@ TAMIS_DEVICE void mass_rows(const MassParams& p) {
   const int32_t query = from % p.queries;
   const int32_t seen = b.latest(query, end - from) + 1, all_seen = b.earliest(query, end - from);
   int32_t tile = split * p.split_tiles, tiles_end = tile + p.split_tiles;
-  tile = tile > b.first / kMassStream ? tile : b.first / kMassStream;
-  const int32_t needed = (seen + kMassStream - 1) / kMassStream;
+  tile = tile > b.first / kTileStream ? tile : b.first / kTileStream;
+  const int32_t needed = (seen + kTileStream - 1) / kTileStream;
   tiles_end = tiles_end < needed ? tiles_end : needed;
   MassRows<Config> rows(b);
   if (tile < tiles_end) {
-    for (auto i = static_cast<int32_t>(b.thread); i < Config::kKept; i += kMassThreads) {
+    for (auto i = static_cast<int32_t>(b.thread); i < Config::kKept; i += kTileThreads) {
       const int32_t row = from + i < end ? from + i : from;
       dev::store_shared<int32_t>(Config::kSeenAt + 4 * static_cast<uint32_t>(i),
                                  b.position(row % p.queries));
     }
     b.template load<true>(from, end, Config::kKept, Config::kRowsAt);
-    b.template load<false>(kMassStream * tile, p.tokens, kMassStream, b.stage_at(0));
+    b.template load<false>(kTileStream * tile, p.tokens, kTileStream, b.stage_at(0));
   }
   dev::commit_async();
   dev::wait_async<0>();
@@ -296,15 +191,15 @@ TAMIS_DEVICE void mass_rows(const MassParams& p) {
   const bool busy = from + static_cast<int32_t>(16 * Config::kRowTiles * b.warp) < end;
   for (uint32_t stage = 0; tile < tiles_end; ++tile, stage = 1 - stage) {
     if (tile + 1 < tiles_end) {
-      b.template load<false>(kMassStream * (tile + 1), p.tokens, kMassStream,
+      b.template load<false>(kTileStream * (tile + 1), p.tokens, kTileStream,
                              b.stage_at(1 - stage));
     }
     dev::commit_async();
     if (busy) {
-      const int32_t token = kMassStream * tile;
+      const int32_t token = kTileStream * tile;
       float c[Config::kRowTiles][Config::kTiles][4] = {};
-      b.score(stage, kMassStream, c);
-      rows.add(token, token + kMassStream - 1 > all_seen || token < b.first, c);
+      b.score(stage, kTileStream, c);
+      rows.add(token, token + kTileStream - 1 > all_seen || token < b.first, c);
     }
     dev::wait_async<0>();
     dev::sync_block();
@@ -341,23 +236,23 @@ struct MassTile {
   template <class Config>
   TAMIS_DEVICE static MassTile find(const MassBlock<Config>& b, int32_t tile, int32_t token) {
     const MassParams& p = b.p;
-    const int32_t tiles = (p.rows + kMassStream - 1) / kMassStream;
+    const int32_t tiles = (p.rows + kTileStream - 1) / kTileStream;
     while (tile < tiles) {
-      const int32_t from = tile * kMassStream, left = p.rows - from;
-      const MassTile found{tile, from % p.queries, left < kMassStream ? left : kMassStream};
+      const int32_t from = tile * kTileStream, left = p.rows - from;
+      const MassTile found{tile, from % p.queries, left < kTileStream ? left : kTileStream};
       if (b.latest(found.query, found.count) >= token) return found;
       if (b.position(p.queries - 1) < token) break;  // no row does
       ++tile;
       if (p.positions == nullptr) {  // rows of one head, the last of which come later
         const int32_t row = from - found.query + token - (p.tokens - p.queries);
-        tile = tile > row / kMassStream ? tile : row / kMassStream;
+        tile = tile > row / kTileStream ? tile : row / kTileStream;
       }
     }
     return {tiles, 0, 0};
   }
 };
 
-// Grid [tiles of tokens, heads] of kMassThreads; adds to out.
+// Grid [tiles of tokens, heads] of kTileThreads; adds to out.
 template <class Config>
 TAMIS_DEVICE void mass_columns(const MassParams& p) {
   dev::wait_for_previous();
@@ -365,15 +260,15 @@ TAMIS_DEVICE void mass_columns(const MassParams& p) {
   const MassBlock<Config> b(p);
   const auto from = static_cast<int32_t>(dev::block_index_x()) * Config::kKept;
   const int32_t end = from + Config::kKept < p.tokens ? from + Config::kKept : p.tokens;
-  const int32_t tiles = (p.rows + kMassStream - 1) / kMassStream;
+  const int32_t tiles = (p.rows + kTileStream - 1) / kTileStream;
   if (b.first >= end) return;
   MassTile tile = MassTile::find(b, 0, from);
   if (tile.tile == tiles) return;
   const auto request = [&](int32_t next, uint32_t stage) {
-    b.template load<true>(kMassStream * next, p.rows, kMassStream, b.stage_at(stage));
-    if (b.thread < kMassStream) {
-      const int32_t row = kMassStream * next + static_cast<int32_t>(b.thread);
-      const uint32_t at = Config::kStreamedAt + 8 * (stage * kMassStream + b.thread);
+    b.template load<true>(kTileStream * next, p.rows, kTileStream, b.stage_at(stage));
+    if (b.thread < kTileStream) {
+      const int32_t row = kTileStream * next + static_cast<int32_t>(b.thread);
+      const uint32_t at = Config::kStreamedAt + 8 * (stage * kTileStream + b.thread);
       const bool there = row < p.rows;
       dev::store_shared<int32_t>(at, there ? b.position(row % p.queries) : -1);
       dev::store_shared<float>(
@@ -403,7 +298,7 @@ TAMIS_DEVICE void mass_columns(const MassParams& p) {
       for (uint32_t n = 0; n < Config::kTiles; ++n) {
         if (8 * static_cast<int32_t>(n) >= tile.count) break;  // the same in every thread
         const auto seen = dev::load_shared<dev::Word4>(
-            Config::kStreamedAt + 8 * (stage * kMassStream + 8 * n + 2 * (b.lane % 4)));
+            Config::kStreamedAt + 8 * (stage * kTileStream + 8 * n + 2 * (b.lane % 4)));
         const int32_t until[2] = {static_cast<int32_t>(seen.x), static_cast<int32_t>(seen.z)};
         const float lse[2] = {dev::float_of(seen.y), dev::float_of(seen.w)};
 #pragma unroll

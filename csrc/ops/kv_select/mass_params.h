@@ -4,12 +4,10 @@
 #include <cstdint>
 
 #include "ops/kv_select/kv_select_cuda.h"
+#include "ops/kv_select/row_tiles.h"
 
 namespace tamis {
 
-inline constexpr int32_t kMassWarps = 4;
-inline constexpr int32_t kMassThreads = 32 * kMassWarps;
-inline constexpr int32_t kMassStream = 64;  // rows of a tile that passes by
 inline constexpr int32_t kMassStages = 2;
 inline constexpr int32_t kMassMergeThreads = 256;
 inline constexpr int32_t kMassMostSplits = 64;
@@ -32,10 +30,10 @@ struct MassParams {
 // Shared memory of a block that keeps `rows` rows: what their queries see, what streamed rows see
 // and come to, the rows, two tiles of streamed ones.
 constexpr int32_t mass_rows_at(int32_t rows) {
-  return 4 * rows + 8 * kMassStages * kMassStream;
+  return 4 * rows + 8 * kMassStages * kTileStream;
 }
 constexpr int32_t mass_shared(int32_t rows, int32_t row_bytes) {
-  return mass_rows_at(rows) + (rows + kMassStages * kMassStream) * row_bytes;
+  return mass_rows_at(rows) + (rows + kMassStages * kTileStream) * row_bytes;
 }
 
 MassParams mass_params(const KvMassArgs& args, void* workspace, const CudaDevice& device);

@@ -1,4 +1,5 @@
-// Attention over kv_page records of 32 tokens, which are never unpacked to memory.
+// Attention over kv_page records of 32 or 64 tokens, which are never unpacked to memory; a warp
+// takes 32 at a time.
 //   score[t]  = sum_c (q[c] scale[c]) code[t,c]      +  sum_c q[c] min[c]
 //   out[c]   += sum_t (p[t] scale[t,g]) code[t,c]    +  sum_t p[t] min[t,g]
 // Codes of 4 and 8 bits are masked out of a word, two at a time, and stand in f16 numbers below the
@@ -10,7 +11,7 @@
 // folded factor stays below kUp times the largest scale (2 bits: 43669, 4: 8734), which f16 holds.
 // Factors and weights below 6e-5 of the largest lose bits.
 // Floor: 5120 bytes a page of 4 bits at d = 128, 353 SM clocks of an H100's DRAM.
-// Needs: records of 32 tokens, value groups of 32 channels, 16-byte aligned.
+// Needs: records 16-byte aligned.
 #pragma once
 
 #include "base/cuda/codes.h"
@@ -18,29 +19,29 @@
 
 namespace tamis {
 
-inline constexpr int32_t kPageTokens = 32, kPageGroup = 32;
+inline constexpr int32_t kPartTokens = 32;
 
-template <int kBitsOf, int kDimOf>
+template <int kBitsOf, int kDimOf, int kTokensOf, int kGroupOf>
 struct PageConfig {
   static constexpr int kBits = kBitsOf;
   static constexpr int kDim = kDimOf;
-  static constexpr int kPer = 32 / kBits;            // codes of a word
-  static constexpr int kTiles = kDim / 16;           // of the output
-  static constexpr int kGroups = kDim / kPageGroup;  // of value scales
-  static constexpr int kHeldTiles = kTiles + 1;      // with what minima add: row i to group i
-  static constexpr int kSteps = kDim / 16;           // products of 16 channels
-  static constexpr int kStages = page_stages(kBits);
+  static constexpr int kTokens = kTokensOf;  // of a page
+  static constexpr int kGroup = kGroupOf;    // channels that share a value scale
+  static constexpr int kParts = kTokens / kPartTokens;
+  static constexpr int kPer = 32 / kBits;        // codes of a word
+  static constexpr int kTiles = kDim / 16;       // of the output
+  static constexpr int kGroups = kDim / kGroup;  // of value scales
+  static constexpr int kHeldTiles = kTiles + 1;  // with what minima add: row i to group i
+  static constexpr int kSteps = kDim / 16;       // products of 16 channels
+  static constexpr int kStages = page_stages(kBits, kTokens);
   static constexpr int kBlocks = page_blocks(kBits);
   static constexpr bool kRaw = kBits > 2;
   static constexpr float kUp = kBits == 4 ? 4 : 1;
   static constexpr float kStep = kRaw ? 0x1p24f / kUp : 1;  // what a sum of codes counts
   // f16 pairs of kUp and of what an odd pair takes instead; see even_out.
   static constexpr uint32_t kUp2 = 0x44004400u, kDown2 = 0x34003400u;
-  static constexpr KvPageLayout kLayout{.head_dim = kDim,
-                                        .tokens = kPageTokens,
-                                        .key_bits = kBits,
-                                        .value_bits = kBits,
-                                        .group = kPageGroup};
+  static constexpr KvPageLayout kLayout{
+      .head_dim = kDim, .tokens = kTokens, .key_bits = kBits, .value_bits = kBits, .group = kGroup};
   static constexpr uint32_t kBytes = static_cast<uint32_t>(kLayout.bytes());
   static constexpr uint32_t kValueCodes = static_cast<uint32_t>(kLayout.value_codes());
   static constexpr uint32_t kKeyScale = static_cast<uint32_t>(kLayout.key_scale());
@@ -51,6 +52,7 @@ struct PageConfig {
       kAttentionRingAt + static_cast<int32_t>(kAttentionWarps * kStages * kBytes);
   static_assert(kBytes % 16 == 0 && kStages <= kMaxStages, "records are copied in 16 bytes");
   static_assert(kDim % (4 * kPer) == 0, "four lanes share a token's words");
+  static_assert(kTokens % kPartTokens == 0 && kGroups <= 8, "whole parts, a row a group");
 
   static TAMIS_DEVICE int32_t hidden(const AttentionCudaParams&, const AttentionPlace&) {
     return 0;  // pages that do not count are masked
@@ -192,9 +194,10 @@ struct PageConfig {
     }
   };
 
-  // c[i], zero before: products of tokens 4g + 2i and 4g + 2i + 1 with all rows, times `factor`.
-  static TAMIS_DEVICE void score(uint32_t record, const AttentionPlace& at, const Query& query,
-                                 float (&c)[2][4]) {
+  // c[i], zero before: products of tokens 4g + 2i and 4g + 2i + 1 of a part with all rows, times
+  // `factor`.
+  static TAMIS_DEVICE void score(uint32_t record, uint32_t part, const AttentionPlace& at,
+                                 const Query& query, float (&c)[2][4]) {
     uint32_t folded[kSteps][2];
     float constant[4] = {};
 #pragma unroll
@@ -208,8 +211,8 @@ struct PageConfig {
       dev::mma_f16(constant, all, query.q[step][0], query.q[step][1]);
     }
     constexpr uint32_t kRow = 4 * kKvLanes;  // bytes of the words of one set of channels
-    const uint32_t words =
-        record + at.group / 4 * (kDim / kPer) * kRow + 16 * (at.group % 4) + at.t * kRow;
+    const uint32_t words = record + (2 * part + at.group / 4) * (kDim / kPer) * kRow +
+                           16 * (at.group % 4) + at.t * kRow;
 #pragma unroll
     for (int j = 0; j < kDim / (4 * kPer); ++j) {
       const auto word = dev::load_shared<dev::Word4>(words + 4 * j * kRow);
@@ -235,11 +238,12 @@ struct PageConfig {
   }
 
   // The lane's codes of channels 16 tile + 2g and the next: words of tokens 8t .. 8t + 7, in pairs.
-  static TAMIS_DEVICE void value_pairs(uint32_t record, const AttentionPlace& at, int tile,
-                                       uint32_t (&low)[4], uint32_t (&high)[4]) {
+  static TAMIS_DEVICE void value_pairs(uint32_t record, uint32_t part, const AttentionPlace& at,
+                                       int tile, uint32_t (&low)[4], uint32_t (&high)[4]) {
     constexpr uint32_t kRow = 4 * kKvLanes;
-    const uint32_t block = record + kValueCodes +
-                           static_cast<uint32_t>(tile) * (kPageTokens / kPer) * kRow + 8 * at.group;
+    const uint32_t block =
+        record + kValueCodes +
+        (static_cast<uint32_t>(tile) * kParts + part) * (kPartTokens / kPer) * kRow + 8 * at.group;
     if constexpr (kBits == 8) {
 #pragma unroll
       for (uint32_t i = 0; i < 2; ++i) {
@@ -270,8 +274,8 @@ struct PageConfig {
   }
 
   // sums += weights c[i][j] of token 4g + 2i + j / 2, row 2t + j % 2, times values.
-  static TAMIS_DEVICE void weigh(uint32_t record, const AttentionPlace& at, const float (&c)[2][4],
-                                 WarpSums<kHeldTiles>& s) {
+  static TAMIS_DEVICE void weigh(uint32_t record, uint32_t part, const AttentionPlace& at,
+                                 const float (&c)[2][4], WarpSums<kHeldTiles>& s) {
     // Transposed, a lane has of row g tokens 8t + 2i + e and 8t + 4 + 2i + e in turned[i][e].
     uint32_t turned[2][2];
 #pragma unroll
@@ -285,8 +289,8 @@ struct PageConfig {
                                 dev::byte_permute(turned[1][0], turned[1][1], 0x5410),
                                 dev::byte_permute(turned[0][0], turned[0][1], 0x7632),
                                 dev::byte_permute(turned[1][0], turned[1][1], 0x7632)};
-    const uint32_t tokens = 16 * at.t;  // bytes of a group's eight
-    const uint32_t at_min = 2 * kPageTokens * (at.group % kGroups) + tokens;
+    const uint32_t tokens = 2 * kPartTokens * part + 16 * at.t;  // bytes before a group's eight
+    const uint32_t at_min = 2 * kTokens * (at.group % kGroups) + tokens;
     const auto minima = dev::load_shared<dev::Word4>(record + kValueMin + at_min);
     const uint32_t first[4] = {minima.x, minima.x, minima.y, minima.y};
     const uint32_t second[4] = {minima.z, minima.z, minima.w, minima.w};
@@ -300,16 +304,16 @@ struct PageConfig {
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       const auto scales = dev::load_shared<dev::Word4>(
-          record + kValueScale + 2 * kPageTokens * static_cast<uint32_t>(g) + tokens);
+          record + kValueScale + 2 * kTokens * static_cast<uint32_t>(g) + tokens);
       const uint32_t scale[4] = {scales.x, scales.y, scales.z, scales.w};
       uint32_t folded[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) folded[i] = dev::mul_f16x2(scaled[i], scale[i]);
 #pragma unroll
-      for (int i = 0; i < kPageGroup / 16; ++i) {
-        const int tile = g * (kPageGroup / 16) + i;
+      for (int i = 0; i < kGroup / 16; ++i) {
+        const int tile = g * (kGroup / 16) + i;
         uint32_t low[4], high[4];
-        value_pairs(record, at, tile, low, high);
+        value_pairs(record, part, at, tile, low, high);
 #pragma unroll
         for (int step = 0; step < 2; ++step) {
           const uint32_t a[4] = {low[2 * step], high[2 * step], low[2 * step + 1],
@@ -323,18 +327,22 @@ struct PageConfig {
   static TAMIS_DEVICE void add_tile(const AttentionCudaParams& p, const AttentionPlace& at,
                                     const Query& query, uint32_t record, int32_t unit,
                                     WarpSums<kHeldTiles>& s) {
-    float c[2][4] = {};
-    score(record, at, query, c);
     const bool masked = p.begin != nullptr || p.end != nullptr || p.bias != nullptr;
     int32_t page = unit;
     if (masked && p.index) {
       page = dev::load_global(p.index + int64_t{at.head} * p.index_stride + unit);
     }
-    const auto id = [&](int i, int half) {
-      return page * kPageTokens + 4 * static_cast<int32_t>(at.group) + 2 * i + half;
-    };
-    soften(p, at, query.factor, masked, id, c, s);
-    weigh(record, at, c, s);
+#pragma unroll 1
+    for (uint32_t part = 0; part < kParts; ++part) {
+      float c[2][4] = {};
+      score(record, part, at, query, c);
+      const int32_t first = page * kTokens + static_cast<int32_t>(kPartTokens * part);
+      const auto id = [&](int i, int half) {
+        return first + 4 * static_cast<int32_t>(at.group) + 2 * i + half;
+      };
+      soften(p, at, query.factor, masked, id, c, s);
+      weigh(record, part, at, c, s);
+    }
   }
 
   // What minima added to a group, which lanes 4 group + t have, belongs to all of its channels.
@@ -350,8 +358,8 @@ struct PageConfig {
         const int32_t bits = dev::shuffle(mine, 4 * g + static_cast<int>(at.t));
         const float minima = dev::float_of(static_cast<uint32_t>(bits));
 #pragma unroll
-        for (int i = 0; i < kPageGroup / 16; ++i) {
-          const int tile = g * (kPageGroup / 16) + i;
+        for (int i = 0; i < kGroup / 16; ++i) {
+          const int tile = g * (kGroup / 16) + i;
           sums.weighted[tile][r] = dev::fma(held.weighted[tile][r], kStep, minima);
           sums.weighted[tile][2 + r] = dev::fma(held.weighted[tile][2 + r], kStep, minima);
         }

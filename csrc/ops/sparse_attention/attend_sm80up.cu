@@ -28,11 +28,11 @@ Status run(const AttentionCudaParams& p, const AttentionPlan& plan, int32_t head
 
 }  // namespace
 
-#define TAMIS_ATTENTION_PAGES(bits, d)                                                          \
-  Status sparse_attention_pages##bits##_d##d##_sm80up(const AttentionCudaParams& p,             \
-                                                      const AttentionPlan& plan, int32_t heads, \
-                                                      const CudaDevice& device, void* stream) { \
-    return run<PageConfig<bits, d>>(p, plan, heads, device, stream);                            \
+#define TAMIS_ATTENTION_PAGES(name, bits, d, tokens, group)                                \
+  Status sparse_attention_##name##_d##d##_sm80up(const AttentionCudaParams& p,             \
+                                                 const AttentionPlan& plan, int32_t heads, \
+                                                 const CudaDevice& device, void* stream) { \
+    return run<PageConfig<bits, d, tokens, group>>(p, plan, heads, device, stream);        \
   }
 #define TAMIS_ATTENTION_ROWS(dtype, d)                                                      \
   Status sparse_attention_##dtype##_d##d##_sm80up(const AttentionCudaParams& p,             \

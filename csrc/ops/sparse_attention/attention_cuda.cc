@@ -6,7 +6,8 @@ namespace {
 
 // In the order of attention_cuda_kernels(), from the same list.
 constexpr AttentionCudaKernel kLaunchers[] = {
-#define TAMIS_ATTENTION_PAGES(bits, d) &sparse_attention_pages##bits##_d##d##_sm80up,
+#define TAMIS_ATTENTION_PAGES(name, bits, d, tokens, group) \
+  &sparse_attention_##name##_d##d##_sm80up,
 #define TAMIS_ATTENTION_ROWS(dtype, d) &sparse_attention_##dtype##_d##d##_sm80up,
 #include "ops/sparse_attention/kernels_cuda.def"
 #undef TAMIS_ATTENTION_PAGES

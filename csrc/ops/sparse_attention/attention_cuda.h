@@ -34,7 +34,8 @@ struct AttentionCudaRow {
   KvStorage storage;
   int32_t bits;      // of pages, keys and values alike
   int32_t head_dim;  // d
-  int32_t unit;      // tokens that a warp takes at a time
+  int32_t unit;      // tokens that a warp takes at a time: a page
+  int32_t group;     // of pages: channels that share a value scale
   int32_t shared_bytes;
 };
 

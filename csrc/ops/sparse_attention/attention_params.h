@@ -22,8 +22,8 @@ static_assert(kAttentionRingAt % 16 == 0, "rings are copied in 16 bytes");
 
 // Units that a warp has on their way, and blocks that registers leave an SM room for: four warps a
 // scheduler hide each other's latency better than three with a longer ring (bench/RESULTS.md).
-constexpr int page_stages(int bits) {
-  return bits == 2 ? 4 : 2;
+constexpr int page_stages(int bits, int tokens) {
+  return bits == 2 && tokens == 32 ? 4 : 2;
 }
 constexpr int page_blocks(int bits) {
   return bits == 4 ? 4 : 3;

@@ -11,26 +11,22 @@ namespace {
 
 // Shared memory of a block: rings of 4 warps; the same numbers as PageConfig and RowConfig, which
 // only device code may see (a test compares them).
-constexpr int32_t page_shared(int32_t bits, int32_t d) {
+constexpr int32_t page_shared(int32_t bits, int32_t d, int32_t tokens, int32_t group) {
   const KvPageLayout layout{
-      .head_dim = d, .tokens = 32, .key_bits = bits, .value_bits = bits, .group = 32};
+      .head_dim = d, .tokens = tokens, .key_bits = bits, .value_bits = bits, .group = group};
   return kAttentionRingAt +
-         static_cast<int32_t>(kAttentionWarps * page_stages(bits) * layout.bytes());
+         static_cast<int32_t>(kAttentionWarps * page_stages(bits, tokens) * layout.bytes());
 }
 constexpr int32_t row_shared(int32_t d) {
   return kAttentionRingAt + kAttentionWarps * kRowStages * 2 * 16 * 2 * d;
 }
 
 constexpr AttentionCudaRow kKernels[] = {
-#define TAMIS_ATTENTION_PAGES(bits, d)               \
-  {"sparse_attention_pages" #bits "_d" #d "_sm80up", \
-   KvStorage::pages,                                 \
-   bits,                                             \
-   d,                                                \
-   32,                                               \
-   page_shared(bits, d)},
+#define TAMIS_ATTENTION_PAGES(name, bits, d, tokens, group)                               \
+  {"sparse_attention_" #name "_d" #d "_sm80up", KvStorage::pages, bits, d, tokens, group, \
+   page_shared(bits, d, tokens, group)},
 #define TAMIS_ATTENTION_ROWS(dtype, d) \
-  {"sparse_attention_" #dtype "_d" #d "_sm80up", KvStorage::dtype, 16, d, 16, row_shared(d)},
+  {"sparse_attention_" #dtype "_d" #d "_sm80up", KvStorage::dtype, 16, d, 16, 0, row_shared(d)},
 #include "ops/sparse_attention/kernels_cuda.def"
 #undef TAMIS_ATTENTION_PAGES
 #undef TAMIS_ATTENTION_ROWS
@@ -58,10 +54,12 @@ bool aligned(const KvSegment& s) {
 
 Status check_segment(const SparseAttentionArgs& a, const KvSegment& s) {
   if (!choose_attention_cuda(s, a.head_dim)) {
-    return error(Code::no_kernel,
-                 "sparse_attention: no CUDA kernel takes %s of d = %lld; it has bf16 and f16 rows "
-                 "and pages of 32 tokens in 2, 4 or 8 bits for d = 64 and 128",
-                 name_of(s.storage), static_cast<long long>(a.head_dim));
+    return error(
+        Code::no_kernel,
+        "sparse_attention: no CUDA kernel takes %s of d = %lld; it has bf16 and f16 rows "
+        "and pages of 32 tokens with value groups of 32, or of 64 with one group, in 2, 4 or "
+        "8 bits for d = 64 and 128",
+        name_of(s.storage), static_cast<long long>(a.head_dim));
   }
   const bool same = (s.storage == KvStorage::bf16) == (a.q_dtype == DType::bf16) &&
                     (s.storage == KvStorage::f16) == (a.q_dtype == DType::f16);
@@ -134,13 +132,10 @@ std::span<const AttentionCudaRow> attention_cuda_kernels() {
 const AttentionCudaRow* choose_attention_cuda(const KvSegment& s, int64_t head_dim) {
   const KvPageLayout& l = s.layout;
   const bool pages = s.storage == KvStorage::pages;
-  if (pages &&
-      (l.head_dim != head_dim || l.tokens != 32 || l.group != 32 || l.key_bits != l.value_bits)) {
-    return nullptr;
-  }
+  if (pages && (l.head_dim != head_dim || l.key_bits != l.value_bits)) return nullptr;
   for (const AttentionCudaRow& row : kKernels) {
     if (row.storage == s.storage && row.head_dim == head_dim &&
-        (!pages || row.bits == l.key_bits)) {
+        (!pages || (row.bits == l.key_bits && row.unit == l.tokens && row.group == l.group))) {
       return &row;
     }
   }

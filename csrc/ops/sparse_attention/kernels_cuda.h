@@ -4,9 +4,9 @@
 #include "ops/sparse_attention/attention_params.h"
 
 namespace tamis {
-#define TAMIS_ATTENTION_PAGES(bits, d)                 \
-  Status sparse_attention_pages##bits##_d##d##_sm80up( \
-      const AttentionCudaParams&, const AttentionPlan&, int32_t heads, const CudaDevice&, void*);
+#define TAMIS_ATTENTION_PAGES(name, bits, d, tokens, group)                                        \
+  Status sparse_attention_##name##_d##d##_sm80up(const AttentionCudaParams&, const AttentionPlan&, \
+                                                 int32_t heads, const CudaDevice&, void*);
 #define TAMIS_ATTENTION_ROWS(dtype, d)             \
   Status sparse_attention_##dtype##_d##d##_sm80up( \
       const AttentionCudaParams&, const AttentionPlan&, int32_t heads, const CudaDevice&, void*);

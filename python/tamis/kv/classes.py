@@ -131,7 +131,7 @@ class TwoClasses(Past):
             return
         layout = page_layout(d, bits, bits, self.how.page, d)
         pages = at.shape[1] // self.how.page
-        records = torch.empty(b, g, pages, layout.nbytes, dtype=torch.uint8)
+        records = keys.new_empty(b, g, pages, layout.nbytes, dtype=torch.uint8)
         kv_quantize(keys, values, layout, records)
         self._append(name, records)
 

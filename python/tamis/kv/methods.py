@@ -66,19 +66,12 @@ def check_cuda(recipe: KvRecipe) -> None:
     """Refuses recipes that no CUDA kernels read.
 
     Raises:
-        TamisUnsupported: The recipe has low-rank keys, merges tokens, or has classes of a few bits.
+        TamisUnsupported: The recipe has low-rank keys.
     """
-    what = ""
     if recipe.lowrank is not None:
-        what = "keys of low rank"
-    elif recipe.evict is not None and recipe.evict.merge is not None:
-        what = "tokens that merge"
-    elif recipe.classes is not None and recipe.classes.bits < 16:
-        what = "two classes of a few bits"
-    if what:
         raise TamisUnsupported(
-            f"kv.Cache: method: got {what} on a CUDA device, wanted a method that its kernels read; "
-            "take another, or the model on the CPU."
+            "kv.Cache: method: got keys of low rank on a CUDA device, wanted a method that its kernels "
+            "read; take another, or the model on the CPU."
         )
 
 

@@ -138,7 +138,7 @@ def _merge(how: Merge, parts: dict[str, Tensor], keep: Tensor, score: Tensor) ->
     As ``policy.kv_edit.merge_values`` does for one head.
     """
     values = parts["pool_values"]
-    bias = parts.get("bias", torch.zeros(score.shape))
+    bias = parts.get("bias", torch.zeros_like(score))
     rest = score.masked_fill(keep, float("-inf"))
     rank = rest.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     count = (how.candidates * keep.sum(-1, keepdim=True)).long()

@@ -19,6 +19,7 @@ from tamis import _C
 from tamis.errors import TamisValueError
 from tamis.ops import cuda_kv
 from tamis.ops.kv_quantize import float_code, rows_of
+from tamis.ops.tensors import by_16_bytes
 
 __all__ = [
     "ALL",
@@ -181,7 +182,7 @@ def _attend(
     shape = b, g, h // g * n, d
     scale = d**-0.5 if scale is None else scale
     if q.is_cuda:
-        rows = _by_16_bytes(rows)
+        rows = by_16_bytes(rows)
         out = torch.empty_like(rows)
         lse = torch.empty(b, h, n, device=q.device) if lse is None else lse
         cuda_kv.sparse_attention((code, shape), rows, out, lse, scale, softcap, parts)
@@ -268,7 +269,7 @@ def _segment(
         raise _bad_shape("keys", s.keys, [b, g, "tokens", d])
     keys, values = rows_of(s.keys), rows_of(s.values)
     if keys.is_cuda:
-        keys, values = _by_16_bytes(keys), _by_16_bytes(values)
+        keys, values = by_16_bytes(keys), by_16_bytes(values)
     held += [keys, values]
     k, v = keys.stride(), values.stride()
     return _C.kv_dense_segment(
@@ -330,13 +331,6 @@ def _low_rank(
         (v[0], v[1], v[2]),
         lists,
     )
-
-
-def _by_16_bytes(x: Tensor) -> Tensor:
-    """X itself, or a copy, whose rows start at multiples of 16 bytes."""
-    size = x.element_size()
-    fits = x.data_ptr() % 16 == 0 and all(step * size % 16 == 0 for step in x.stride()[:-1])
-    return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 
 def _lists(

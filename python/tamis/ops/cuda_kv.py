@@ -158,6 +158,23 @@ def kv_mass(
     with_workspace(device, run)
 
 
+def kv_gather(x: Tensor, *rest: Any) -> None:
+    """Rows of x that stay; rest: everything of the core's ``kv_gather``."""
+    device = _place(x)
+    with torch.cuda.device(device), core_errors():
+        _C.cuda_kv_gather(device, raw_stream(device), *rest)
+
+
+def kv_merge(keys: Tensor, *rest: Any) -> None:
+    """Means of tokens that stay and of those that join them; rest as of the core's ``kv_merge``."""
+    device = _place(keys)
+
+    def run(stream: int, pointer: int, nbytes: int) -> int:
+        return _C.cuda_kv_merge(device, stream, *(*rest, pointer, nbytes))
+
+    with_workspace(device, run)
+
+
 def kv_select(scores: Tensor, *rest: Any) -> None:
     """Lists of the best units; rest as the core's ``kv_select`` has it after the scores."""
     device = _place(scores)

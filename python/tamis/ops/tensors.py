@@ -39,3 +39,10 @@ def from_numpy(array: Any, dtype: str) -> Tensor:
     """Tensor on the memory of ``array``, whose uint16 are bits if ``dtype`` is "bf16"."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if dtype == "bf16" else tensor
+
+
+def by_16_bytes(x: Tensor) -> Tensor:
+    """X itself, or a copy, whose rows start at multiples of 16 bytes."""
+    size = x.element_size()
+    fits = x.data_ptr() % 16 == 0 and all(step * size % 16 == 0 for step in x.stride()[:-1])
+    return x if fits else x.clone(memory_format=torch.contiguous_format)

@@ -26,7 +26,7 @@ constexpr CudaDevice kH100{
 struct Row {
   std::string name;
   KvStorage storage;
-  int bits, d;
+  int bits, d, unit, group;
   int32_t shared_bytes;
   std::string (*run)(const sim::Launch&, const AttentionCudaParams&);
 };
@@ -38,24 +38,30 @@ std::string simulate(const sim::Launch& launch, const AttentionCudaParams& p) {
 
 std::vector<Row> rows() {
   return {
-#define TAMIS_ATTENTION_PAGES(bits, d)     \
-  {"pages" #bits "_d" #d "_async",         \
-   KvStorage::pages,                       \
-   bits,                                   \
-   d,                                      \
-   PageConfig<bits, d>::kSharedBytes,      \
-   &simulate<PageConfig<bits, d>, false>}, \
-      {"pages" #bits "_d" #d "_bulk",      \
-       KvStorage::pages,                   \
-       bits,                               \
-       d,                                  \
-       PageConfig<bits, d>::kSharedBytes,  \
-       &simulate<PageConfig<bits, d>, true>},
+#define TAMIS_ATTENTION_PAGES(name, bits, d, tokens, group) \
+  {#name "_d" #d "_async",                                  \
+   KvStorage::pages,                                        \
+   bits,                                                    \
+   d,                                                       \
+   tokens,                                                  \
+   group,                                                   \
+   PageConfig<bits, d, tokens, group>::kSharedBytes,        \
+   &simulate<PageConfig<bits, d, tokens, group>, false>},   \
+      {#name "_d" #d "_bulk",                               \
+       KvStorage::pages,                                    \
+       bits,                                                \
+       d,                                                   \
+       tokens,                                              \
+       group,                                               \
+       PageConfig<bits, d, tokens, group>::kSharedBytes,    \
+       &simulate<PageConfig<bits, d, tokens, group>, true>},
 #define TAMIS_ATTENTION_ROWS(dtype, d)       \
   {#dtype "_d" #d,                           \
    KvStorage::dtype,                         \
    16,                                       \
    d,                                        \
+   16,                                       \
+   0,                                        \
    RowConfig<DType::dtype, d>::kSharedBytes, \
    &simulate<RowConfig<DType::dtype, d>, false>},
 #include "ops/sparse_attention/kernels_cuda.def"
@@ -207,16 +213,16 @@ class Case {
     Memory m;
     const bool pages = storage == KvStorage::pages;
     const int64_t heads = p_.batch * p_.kv_heads, d = row_.d;
-    const int64_t tokens = pages ? 32 * units : 16 * units - 5;  // rows: not whole tiles
+    const int64_t tokens = pages ? row_.unit * units : 16 * units - 5;  // rows: not whole tiles
     std::vector<float> keys(static_cast<size_t>(heads * tokens * d)), values(keys.size());
     for (float& x : keys) x = number();
     for (float& x : values) x = number();
     if (pages) {
       const KvPageLayout layout{.head_dim = row_.d,
-                                .tokens = 32,
+                                .tokens = row_.unit,
                                 .key_bits = row_.bits,
                                 .value_bits = row_.bits,
-                                .group = 32};
+                                .group = row_.group};
       m.keys = std::make_unique<Guarded<Chunk>>(
           static_cast<size_t>(heads * units * layout.bytes() / 16));
       const Status status = kv_quantize_reference({.layout = layout,

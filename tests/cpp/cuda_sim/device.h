@@ -490,6 +490,9 @@ inline float log2(float x) {
 inline float divide(float a, float b) {
   return a / b;
 }
+inline float sqrt(float x) {
+  return std::sqrt(x);
+}
 inline float fma(float a, float b, float c) {
   return std::fma(a, b, c);
 }

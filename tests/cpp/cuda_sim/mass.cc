@@ -60,7 +60,7 @@ std::string pass(const MassParams& p, bool columns, uint64_t seed, const sim::Fa
   const int32_t all = columns ? p.tokens : p.rows;
   const int64_t blocks = ceil_div(all, Config::kKept) * (columns ? 1 : p.splits);
   return sim::launch({.grid = {static_cast<uint32_t>(blocks), static_cast<uint32_t>(p.heads)},
-                      .block = {kMassThreads},
+                      .block = {kTileThreads},
                       .shared_bytes = static_cast<size_t>(mass_shared(Config::kKept, p.row_bytes)),
                       .seed = seed,
                       .faults = faults},
