@@ -20,6 +20,7 @@
 #include "format/m24i4.h"
 #include "format/m24i8.h"
 #include "format/t16i8.h"
+#include "ops/kv_rebuild/rebuild_params.h"
 #include "ops/kv_select/row_tiles.h"
 #include "ops/spmm/gap_params.h"
 #include "ops/spmm/m24_wgmma_params.h"
@@ -105,6 +106,9 @@ py::list kernels(int32_t capability) {
     add(row.name, op, format, name_of(row.dtype), name_of(row.dtype), tile_m, tile_n);
   };
   for (const auto& row : library.mass_kernels()) add_dense(row, "kv_mass", "dense", row.rows, 64);
+  for (const auto& row : library.rebuild_kernels()) {
+    add_dense(row, "kv_rebuild", "lowrank", kRebuildTokens, row.head_dim);
+  }
   for (const auto& row : library.merge_kernels()) {
     add_dense(row, "kv_merge", "dense", 16 * kTileWarps, kTileStream);
   }

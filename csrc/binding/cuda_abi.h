@@ -8,6 +8,7 @@
 #include "ops/kv_edit/kv_edit_cuda.h"
 #include "ops/kv_fetch/kv_fetch_cuda.h"
 #include "ops/kv_quantize/kv_quantize_cuda.h"
+#include "ops/kv_rebuild/kv_rebuild_cuda.h"
 #include "ops/kv_select/kv_select_cuda.h"
 #include "ops/prefill_attention/prefill_cuda.h"
 #include "ops/sparse_attention/attention_cuda.h"
@@ -37,6 +38,8 @@ struct CudaLibrary {
   Status (*kv_merge)(const KvMergeArgs&, void* workspace, int64_t workspace_bytes,
                      const CudaDevice&, void* stream);
   Status (*kv_fetch)(const KvFetchArgs&, const CudaDevice&, void* stream);
+  std::span<const RebuildCudaRow> (*rebuild_kernels)();
+  Status (*kv_rebuild)(const KvRebuildArgs&, const CudaDevice&, void* stream);
   Status (*kv_append_labels)(const KvAppendLabelsArgs&, const CudaDevice&, void* stream);
   int64_t (*estimate_workspace)(const KvEstimateArgs&);
   Status (*kv_estimate)(const KvEstimateArgs&, void* workspace, int64_t workspace_bytes,

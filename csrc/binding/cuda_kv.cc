@@ -168,6 +168,15 @@ void append_labels(int32_t device, uintptr_t stream, int32_t channels, int dtype
   raise_if_error(cuda_library().kv_append_labels(args, cuda_device(device), address<void>(stream)));
 }
 
+// keys, values: [b, g, width of the list, d].
+void rebuild(int32_t device, uintptr_t stream, std::tuple<int64_t, int64_t, int64_t> shape,
+             const KvSegment& segment, uintptr_t keys, uintptr_t values) {
+  KvRebuildArgs args{
+      .segment = segment, .keys = address<void>(keys), .values = address<void>(values)};
+  std::tie(args.batch, args.kv_heads, args.head_dim) = shape;
+  raise_if_error(cuda_library().kv_rebuild(args, cuda_device(device), address<void>(stream)));
+}
+
 void gather(int32_t device, uintptr_t stream, const EditShape& shape, const EditArray& x,
             const EditTokens& index, const EditArray& out) {
   raise_if_error(cuda_library().kv_gather(gather_args(shape, x, index, out), cuda_device(device),
@@ -219,6 +228,8 @@ void bind_cuda_kv(py::module_& m) {
   m.def("cuda_kv_choose", &choose, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "q_ptr"_a,
         "units"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "begin_ptr"_a, "index_ptr"_a,
         "index_stride"_a, "count_ptr"_a);
+  m.def("cuda_kv_rebuild", &rebuild, "device"_a, "stream"_a, "shape"_a, "segment"_a, "keys_ptr"_a,
+        "values_ptr"_a);
   m.def("cuda_kv_gather", &gather, "device"_a, "stream"_a, "shape"_a, "x"_a, "index"_a, "out"_a);
   m.def("cuda_kv_merge", &merge, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "keys"_a, "values"_a,
         "weight_and_mass"_a, "kept"_a, "dropped"_a, "by_values"_a, "tau"_a, "out"_a,

@@ -699,6 +699,16 @@ def cuda_kv_choose(
 ) -> bool:
     """``kv_estimate`` and ``kv_select`` in one launch; False, and nothing done, where none takes both."""
 
+def cuda_kv_rebuild(
+    device: int,
+    stream: int,
+    shape: tuple[int, int, int],
+    segment: KvSegment,
+    keys_ptr: int,
+    values_ptr: int,
+) -> None:
+    """Listed tokens of a low-rank segment as dense keys and values; shape: b, g, d."""
+
 def cuda_kv_gather(
     device: int,
     stream: int,

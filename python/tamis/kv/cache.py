@@ -16,7 +16,7 @@ from tamis.kv import saved
 from tamis.kv.attention import NAME, STORE
 from tamis.kv.kv_store import KvStore
 from tamis.kv.limits import limits
-from tamis.kv.methods import check_cuda, recipe_of
+from tamis.kv.methods import recipe_of
 from tamis.kv.plan import Plan
 from tamis.kv.rope import frequencies
 from tamis.kv.tiers import Tiers
@@ -221,8 +221,6 @@ class StoreLayer(CacheLayerMixin):
                 f"kv.Cache: keys: got device {key_states.device}, wanted cpu or cuda."
             )
         if not self.is_initialized or self.device != key_states.device:
-            if key_states.is_cuda:
-                check_cuda(self.store.recipe)
             self.store.move(key_states.device)  # it may have been loaded
             self.lazy_initialization(key_states, value_states)
         self._check(key_states)

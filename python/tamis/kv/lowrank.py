@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tamis.kv.past import Past, Tail
 from tamis.kv.rows import Rows, indices
@@ -46,10 +47,14 @@ class LowRankPast(Past):
             return 0
         taken = chunks * size
         keys, values = tail.keys[:, :, :taken].contiguous(), tail.values[:, :, :taken].contiguous()
-        plain = rotate(keys.float(), torch.arange(taken), self.frequencies, back=True)
+        places = torch.arange(taken, device=keys.device)
+        plain = rotate(keys.float(), places, self.frequencies, back=True)
         rank = min(self.rank or max(1, round(how.rank * g * d)), g * d)
         coordinates, basis = fit(plain.transpose(1, 2).flatten(2), rank)
         basis = basis.view(b, rank, g, d).transpose(1, 2)
+        if keys.is_cuda:  # whose kernel takes eight columns at a time
+            coordinates = functional.pad(coordinates, (0, -rank % 8))
+            basis = functional.pad(basis, (0, 0, 0, -rank % 8))
         pages, value_pages = (x.view(b, g, chunks, size, d) for x in (keys, values))
         marks, alike = page_means(keys, size)
         odd, rest = stray_chunks(alike, self._odd(taken) // size)
@@ -66,7 +71,7 @@ class LowRankPast(Past):
         if tail.pad is not None:
             self.rows["pad"] = Rows(tail.pad.to(torch.int32).view(-1, 1, 1))
             self.rows["odd_places"] = Rows(
-                (odd.unsqueeze(-1) * size + torch.arange(size)).flatten(2)
+                (odd.unsqueeze(-1) * size + torch.arange(size, device=odd.device)).flatten(2)
             )
         return taken
 
@@ -85,19 +90,20 @@ class LowRankPast(Past):
         size = self.how.chunk
         marks, ids = self.rows["landmarks"].view, self.rows["chunks"].view.long()
         pad = self.rows["pad"].view if "pad" in self.rows else None
-        scores = kv_estimate(q, KeyRows(marks), scale=scale)
+        scores = _estimate(q, marks, scale)
         if pad is not None:
             scores.masked_fill_((ids + 1) * size <= pad, float("-inf"))
         count = min(ids.shape[2], max(1, self._reads(self.tokens) // size))
         index = kv_select(scores, count)[0].long()
-        places = (ids.gather(2, index).unsqueeze(-1) * size + torch.arange(size)).flatten(2)
+        each = torch.arange(size, device=index.device)
+        places = (ids.gather(2, index).unsqueeze(-1) * size + each).flatten(2)
         values = self.rows["far_values"].view
         begin = None if pad is None else pad.squeeze(-1).expand(-1, values.shape[1]).contiguous()
         chosen = LowRankSegment(
             self.rows["coordinates"].view.squeeze(1),
             self.rows["basis"].view,
             values,
-            key_turns(self.frequencies, self.tokens),
+            key_turns(self.frequencies, self.tokens, values.device),
             Lists(index=indices(places), begin=begin),
         )
         made: list[Segment] = [chosen]
@@ -108,6 +114,15 @@ class LowRankPast(Past):
         return made
 
 
+def _estimate(q: Tensor, marks: Tensor, scale: float) -> Tensor:
+    """Scores of landmarks [b, g, chunks]; CUDA's kernels take a few query rows at a time."""
+    if q.is_cpu:
+        return kv_estimate(q, KeyRows(marks), scale=scale)
+    step = max(1, 8 * marks.shape[1] // q.shape[1])
+    parts = [kv_estimate(x, KeyRows(marks), scale=scale) for x in torch.split(q, step, 2)]
+    return torch.stack(parts).amax(0)
+
+
 def _take(x: Tensor, index: Tensor) -> Tensor:
     """Rows ``index`` [b, g, k] of x [b, g, n, ...]."""
     at = index.view(*index.shape, *[1] * (x.dim() - 3)).expand(*index.shape, *x.shape[3:])
@@ -116,5 +131,6 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 
 def _hidden(places: Tensor, pad: Tensor) -> Lists:
     """Lists that hide padded tokens by a bias of -inf."""
-    bias = torch.zeros(places.shape).masked_fill_(places < pad, float("-inf"))
+    bias = torch.zeros(places.shape, device=places.device)
+    bias.masked_fill_(places < pad, float("-inf"))
     return Lists(bias=bias)

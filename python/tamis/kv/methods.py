@@ -62,19 +62,6 @@ def check_plan(recipe: KvRecipe, plan: LayerPlan | None) -> None:
         )
 
 
-def check_cuda(recipe: KvRecipe) -> None:
-    """Refuses recipes that no CUDA kernels read.
-
-    Raises:
-        TamisUnsupported: The recipe has low-rank keys.
-    """
-    if recipe.lowrank is not None:
-        raise TamisUnsupported(
-            "kv.Cache: method: got keys of low rank on a CUDA device, wanted a method that its kernels "
-            "read; take another, or the model on the CPU."
-        )
-
-
 def check_budget(recipe: KvRecipe, budget: int | None) -> None:
     """Refuses budgets that a recipe cannot keep.
 

@@ -88,9 +88,10 @@ class PageSegment:
 
 @dataclass(frozen=True)
 class LowRankSegment:
-    """Keys that are a product of few columns before they turn, and dense values; on the CPU.
+    """Keys that are a product of few columns before they turn, and dense values.
 
-    Key t of head j is ``coordinates[t] @ basis[j]``, turned to place t.
+    Key t of head j is ``coordinates[t] @ basis[j]``, turned to place t. On a CUDA device listed tokens
+    are made dense first (fastest where the rank is a multiple of 8); a list with ``begin`` ascends there.
 
     Attributes:
         coordinates: [b, tokens, r], the same for all KV heads.
@@ -117,7 +118,11 @@ Segment = DenseSegment | PageSegment | LowRankSegment
 _FINE = 64  # kTurnFine
 
 
-def key_turns(frequencies: Tensor, tokens: int) -> Tensor:
+def key_turns(
+    frequencies: Tensor,
+    tokens: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Tensor:
     """Cosines and sines [64 + tokens / 64 rounded up, 2, pairs] f32 that turn keys to places below ``tokens``.
 
     An angle is that of a place's remainder by 64, in the first rows, and that of the rest.
@@ -125,15 +130,16 @@ def key_turns(frequencies: Tensor, tokens: int) -> Tensor:
     Args:
         frequencies: [pairs], radians a token.
         tokens: How many places.
+        device: Where the table is to lie.
     """
-    return _turns(tuple(frequencies.tolist()), -(-tokens // _FINE))
+    return _turns(tuple(frequencies.tolist()), -(-tokens // _FINE), device)
 
 
 @lru_cache(maxsize=4)  # the layers of a model share one
-def _turns(frequencies: tuple[float, ...], coarse: int) -> Tensor:
+def _turns(frequencies: tuple[float, ...], coarse: int, device: torch.device) -> Tensor:
     places = torch.cat([torch.arange(_FINE), torch.arange(coarse) * _FINE]).double()
     angle = places.unsqueeze(1) * torch.tensor(frequencies, dtype=torch.double)
-    return torch.stack([angle.cos(), angle.sin()], 1).float()
+    return torch.stack([angle.cos(), angle.sin()], 1).float().to(device)
 
 
 def sparse_attention(
@@ -177,19 +183,21 @@ def _attend(
             f"sparse_attention: q: got {h} heads, wanted a multiple of the {g} KV heads."
         )
     held: list[Tensor] = []  # alive until the call is over
-    parts = [_segment(s, (b, g, d), held, q.device) for s in segments]
+    shape = b, g, d
+    dense = [_dense(s, shape, held, q) if q.is_cuda else s for s in segments]
+    parts = [_segment(s, shape, held, q.device) for s in dense]
     rows = q.contiguous()  # [b, g, h / g * n, d] of the same bytes
-    shape = b, g, h // g * n, d
+    what = code, (b, g, h // g * n, d)
     scale = d**-0.5 if scale is None else scale
     if q.is_cuda:
         rows = by_16_bytes(rows)
         out = torch.empty_like(rows)
         lse = torch.empty(b, h, n, device=q.device) if lse is None else lse
-        cuda_kv.sparse_attention((code, shape), rows, out, lse, scale, softcap, parts)
+        cuda_kv.sparse_attention(what, rows, out, lse, scale, softcap, parts)
         return out
     out = torch.empty_like(rows)
     sums = 0 if lse is None else lse.data_ptr()
-    _C.sparse_attention(code, shape, rows.data_ptr(), out.data_ptr(), sums, scale, softcap, parts)
+    _C.sparse_attention(*what, rows.data_ptr(), out.data_ptr(), sums, scale, softcap, parts)
     return out
 
 
@@ -310,16 +318,14 @@ def _low_rank(
             f"sparse_attention: coordinates, basis, values, turns: got {s.coordinates.dtype}, "
             f"{s.basis.dtype}, {s.values.dtype} and {s.turns.dtype}, wanted one dtype and float32."
         )
-    if not s.values.is_cpu:
-        raise NotImplementedError(
-            "sparse_attention: segments: no CUDA kernel takes keys of low rank; use the CPU."
-        )
     values, coordinates = rows_of(s.values), rows_of(s.coordinates)
+    if values.is_cuda:
+        values, coordinates = by_16_bytes(values), by_16_bytes(coordinates)
     basis, turns = s.basis.contiguous(), s.turns.contiguous()
     held += [values, coordinates, basis, turns]
     u, v = coordinates.stride(), values.stride()
     return _C.kv_lowrank_segment(
-        float_code("sparse_attention", values),
+        float_code("sparse_attention", values, cuda=True),
         s.tokens,
         coordinates.data_ptr(),
         (u[0], u[1]),
@@ -331,6 +337,33 @@ def _low_rank(
         (v[0], v[1], v[2]),
         lists,
     )
+
+
+def _dense(s: Segment, shape: tuple[int, int, int], held: list[Tensor], q: Tensor) -> Segment:
+    """The segment itself, or the listed tokens of one of low rank as dense ones, on a CUDA device."""
+    if not isinstance(s, LowRankSegment):
+        return s
+    b, g, d = shape
+    lists, device = s.lists, q.device
+    if lists.end is not None or lists.bias is not None:
+        raise NotImplementedError(
+            "sparse_attention: segments: on CUDA keys of low rank take no end and no bias; use the CPU."
+        )
+    if rest := -s.basis.shape[2] % 8:  # whose kernel takes eight columns at a time
+        coordinates = functional.pad(s.coordinates, (0, rest))
+        basis = functional.pad(s.basis, (0, 0, 0, rest))
+        s = LowRankSegment(coordinates, basis, s.values, s.turns, lists)
+    index = lists.index
+    if index is None:
+        every = torch.arange(s.tokens, dtype=torch.int32, device=device)
+        index = every.expand(b, g, -1).contiguous()
+    keys, values = s.values.new_empty(2, b, g, index.shape[2], d)
+    listed = _lists(Lists(index=index), b * g, s.tokens, held, device)
+    cuda_kv.kv_rebuild(shape, _low_rank(s, shape, listed, held), keys, values)
+    begin = None
+    if lists.begin is not None:
+        begin = (index < lists.begin.unsqueeze(-1)).sum(-1, dtype=torch.int32)
+    return DenseSegment(keys, values, Lists(begin=begin, end=lists.count))
 
 
 def _lists(

@@ -158,6 +158,17 @@ def kv_mass(
     with_workspace(device, run)
 
 
+def kv_rebuild(
+    shape: tuple[int, int, int], segment: _C.KvSegment, keys: Tensor, values: Tensor
+) -> None:
+    """Listed tokens of a low-rank segment to dense keys and values; shape: b, g, d."""
+    device = _place(keys)
+    with torch.cuda.device(device), core_errors():
+        _C.cuda_kv_rebuild(
+            device, raw_stream(device), shape, segment, keys.data_ptr(), values.data_ptr()
+        )
+
+
 def kv_gather(x: Tensor, *rest: Any) -> None:
     """Rows of x that stay; rest: everything of the core's ``kv_gather``."""
     device = _place(x)

@@ -40,7 +40,7 @@ def page_means(keys: Tensor, page: int) -> tuple[Tensor, Tensor]:
     arXiv:2410.21465, sec. 4.2).
 
     Args:
-        keys: [b, g, pages * page, d] float32, float16 or bfloat16 on the CPU.
+        keys: [b, g, pages * page, d] float32, float16 or bfloat16 on the CPU or a CUDA device.
         page: Tokens of a page.
 
     Raises:
@@ -48,6 +48,11 @@ def page_means(keys: Tensor, page: int) -> tuple[Tensor, Tensor]:
         TamisValueError: The page does not divide the tokens.
     """
     b, g, pages, d = _pages("page_means", keys, page)
+    if keys.is_cuda:
+        whole = keys.reshape(b, g, pages, page, d).float()
+        mean = whole.mean(3)
+        alike = torch.nn.functional.cosine_similarity(whole, mean.unsqueeze(3), dim=-1).amin(3)
+        return mean.to(keys.dtype), alike
     out, alike = keys.new_empty(b, g, pages, d), torch.empty(b, g, pages)
     _summarize("page_means", keys, page, out, alike)
     return out, alike

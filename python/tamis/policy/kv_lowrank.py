@@ -20,7 +20,7 @@ def rotate(x: Tensor, places: Tensor, frequencies: Tensor, *, back: bool = False
         back: Turn the other way: the exact inverse.
     """
     pairs = len(frequencies)
-    angle = places.unsqueeze(-1).double() * frequencies.double()
+    angle = places.unsqueeze(-1).double() * frequencies.to(places.device).double()
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     if back:
         sin = -sin
