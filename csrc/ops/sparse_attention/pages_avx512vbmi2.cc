@@ -6,14 +6,16 @@
 // one; then the weights of the block, which share one step in each group of channels, so that
 // integer sums run through it. Factors are folded a page ahead of their products.
 // Bound: a page of 32 tokens, d = 128, four rows, 4 bits: 1024 vpdpbusd and 192 shifts and masks at
-// two a cycle, 0.20 of 0.33 us on Emerald Rapids; the others fold and round factors and take
-// exponentials (bench/RESULTS.md).
+// two a cycle, 0.20 of 0.33 us on Emerald Rapids; at one product a cycle 0.28 of 0.41 on Zen 4; the
+// others fold and round factors and take exponentials (bench/RESULTS.md).
 // Error: of a factor up to 1.5 * 2^-15 of the largest |q| times the largest scale of its page, or
 // of the largest weight times the largest scale of its group: 2e-4 where bf16 has 6e-3.
 // Tried: values group by group over all pages of a block, their sums in registers: the same in
 // cache, but walking many pages of memory at once spoils the stream of the next block (8 bits 7 %,
 // 4 bits 12 % slower). GF2P8AFFINEQB for shift and mask: 2 bits 4 % faster in cache, not from
-// memory. Prefetching every second line: 30 % slower.
+// memory. Prefetching every second line: 30 % slower. bf16 pairs by vdpbf16ps, as many products: 15
+// to 95 % slower on Zen 4, and on Emerald Rapids, where they take two cycles. On Zen 4 blocks of
+// 256 and 1024 tokens, code words fetched into L1, values of two pages a turn: nothing.
 #include "base/simd/lanes_avx512.h"
 #include "ops/sparse_attention/kernels.h"
 #include "ops/sparse_attention/pages-inl.h"
