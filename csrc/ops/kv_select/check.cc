@@ -1,21 +1,14 @@
 // What kv_estimate, kv_mass and kv_select accept.
-#include <algorithm>
+#include "ops/kv_select/check.h"
 
-#include "ops/kv_select/kv_select.h"
+#include <algorithm>
 
 namespace tamis {
 namespace {
 
-Status bad(const char* what, int64_t got, const char* wanted) {
-  return error(Code::invalid_argument, "kv_select: %s: got %lld, wanted %s", what,
-               static_cast<long long>(got), wanted);
-}
-
-Status check_float(const char* what, DType type) {
-  if (type == DType::f32 || type == DType::f16 || type == DType::bf16) return {};
-  return error(Code::unsupported_dtype, "kv_select: %s: got %s, wanted f32, f16 or bf16", what,
-               name_of(type));
-}
+using kv_select_checks::bad;
+using kv_select_checks::check_float;
+using kv_select_checks::check_head_dim;
 
 Status check_units(const KvUnits& u, int64_t kv_heads, int64_t d) {
   if (u.units < 0 || u.units > INT32_MAX) return bad("units", u.units, "0 to 2^31 - 1");
@@ -31,9 +24,7 @@ Status check_units(const KvUnits& u, int64_t kv_heads, int64_t d) {
 
 Status check_q(DType type, const void* q, const float* out, int64_t rows, int64_t d) {
   TAMIS_RETURN_IF_ERROR(check_float("q", type));
-  if (d < 16 || d > kMaxWidth / 2 || d % 16 != 0) {
-    return bad("head_dim", d, "a multiple of 16 from 16 to 256");
-  }
+  TAMIS_RETURN_IF_ERROR(check_head_dim(d));
   if (rows > 0 && (!q || !out)) return error(Code::invalid_argument, "kv_select: q, out: got null");
   return {};
 }
@@ -107,9 +98,7 @@ Status check_kv_summarize(const KvSummarizeArgs& a) {
   if (a.kind == KvSummary::labels) return bad("kind", 2, "bounds or rows");
   if (std::min({a.batch, a.kv_heads, a.pages}) < 0) return bad("keys", -1, "no size below 0");
   if (a.page < 1) return bad("page", a.page, "1 or more");
-  if (a.head_dim < 16 || a.head_dim > kMaxWidth / 2 || a.head_dim % 16 != 0) {
-    return bad("head_dim", a.head_dim, "a multiple of 16 from 16 to 256");
-  }
+  TAMIS_RETURN_IF_ERROR(check_head_dim(a.head_dim));
   const bool lacks = !a.keys || !a.out || (a.kind == KvSummary::rows && !a.alike);
   if (a.batch * a.kv_heads * a.pages > 0 && lacks) {
     return error(Code::invalid_argument, "kv_select: keys, out, alike: got null");

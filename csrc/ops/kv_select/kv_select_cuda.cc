@@ -4,22 +4,16 @@
 #include <algorithm>
 
 #include "format/matrix.h"
+#include "ops/kv_select/check.h"
 #include "ops/kv_select/choose_params.h"
 #include "ops/kv_select/mass_params.h"
 
 namespace tamis {
 namespace {
 
-Status bad(const char* what, int64_t got, const char* wanted) {
-  return error(Code::invalid_argument, "kv_select: %s: got %lld, wanted %s", what,
-               static_cast<long long>(got), wanted);
-}
-
-Status check_float(const char* what, DType type) {
-  if (type == DType::f32 || type == DType::f16 || type == DType::bf16) return {};
-  return error(Code::unsupported_dtype, "kv_select: %s: got %s, wanted f32, f16 or bf16", what,
-               name_of(type));
-}
+using kv_select_checks::bad;
+using kv_select_checks::check_float;
+using kv_select_checks::check_head_dim;
 
 constexpr int64_t kMaxHeads = 65535;  // of a grid
 
@@ -66,9 +60,7 @@ Status check_estimate_cuda(const KvEstimateArgs& a) {
   }
   if (a.rows > kEstimateRows) return bad("rows", a.rows, "at most 8 a KV head on CUDA");
   TAMIS_RETURN_IF_ERROR(check_float("q", a.q_dtype));
-  if (a.head_dim < 16 || a.head_dim > kMaxWidth / 2 || a.head_dim % 16 != 0) {
-    return bad("head_dim", a.head_dim, "a multiple of 16 from 16 to 256");
-  }
+  TAMIS_RETURN_IF_ERROR(check_head_dim(a.head_dim));
   if (u.units < 0 || u.units > INT32_MAX) return bad("units", u.units, "0 to 2^31 - 1");
   if (heads * a.rows * u.units > 0 && (!a.q || !u.data)) {
     return error(Code::invalid_argument, "kv_select: q, units: got null");
