@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 HEADS, KV_HEADS, DIM, HIDDEN, WIDTH = 32, 8, 128, 4096, 53248
@@ -99,7 +100,7 @@ def tiers() -> list[dict[str, Any]]:
             cases[name] = (stores(k, v, budget, whole // 16), ahead)
         cases[f"{budget}: none there"] = (stores(k, v, budget, LAYERS), False)
     for name, (layers, ahead) in cases.items():
-        graph = graph_of(lambda layers=layers, ahead=ahead: step.run(layers, ahead))  # type: ignore[misc]
+        graph = graph_of(partial(step.run, layers, ahead))
         counts = [(0, 0)] * 2
         times = []
         for i in range(WARM + STEPS):
