@@ -4,11 +4,13 @@
     python bench/cost.py fit --kernels panels
     python bench/cost.py check --shapes 4096x4096 --threads 1 --json out/cost.json
     XDG_CACHE_HOME=out python bench/cost.py check --measure   # by figures taken just before
+    python bench/cost.py check --formats bitmap csr8 nm block bitmap:i8 nm:i8 groupq:u4
     python bench/cost.py check --read out/*.json
 
 `check` times, weights cold, every stored format's kernel and torch's dense product in turns, and
 compares them with the predictions: the share of times within 25 %, and of choices within 10 % of the
 best candidate. Stored formats only: expanding first is a choice for one of them, and counts as one.
+A format holds floats as x does, or codes where one says so; codes and floats are not chosen between.
 """
 
 import argparse
@@ -34,7 +36,7 @@ FIT_TOKENS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 32, 64, 128, 256)
 # In the second-level cache, with few and many words a row, and with x of many tokens beyond it.
 FIT_SHAPES = ((512, 576), (64, 3072), (192, 4096))
 # So many words that nothing learns by heart where each ends; for kernels of many tokens, which
-# compute longer than they read.
+# compute longer than they read, and for lists of columns.
 WIDE_SHAPE = (1024, 4096)
 SHAPES = (
     *((192, 576), (576, 576), (1536, 576), (576, 1536)),
@@ -129,7 +131,8 @@ def fit_kernel(row: "_C.KernelRow", seconds: float) -> tuple[np.ndarray, np.ndar
     densities = {"csr": (0.3, 0.1, 0.05), "nm": (0.5, 0.25)}.get(row["format"], (0.5, 0.2, 0.1))
     features, times = [], []
     tokens = [m for m in FIT_TOKENS if m >= row["from_m"]]
-    shapes = (*FIT_SHAPES, WIDE_SHAPE) if row["from_m"] > 8 else FIT_SHAPES
+    wide = row["from_m"] > 8 or row["format"] == "csr8"
+    shapes = (*FIT_SHAPES, WIDE_SHAPE) if wide else FIT_SHAPES
     cases = [(n, k, d, m) for n, k in shapes for d in densities for m in tokens]
     least = np.full(len(cases), np.inf)
     held = {
@@ -206,12 +209,19 @@ def read(paths: Sequence[Path]) -> Iterable[Case]:
 
 
 def predicted(  # noqa: PLR0913
-    format: str, dtype: str, density: float, n: int, k: int, m: int, threads: int, kernel: str
+    candidate: str, dtype: str, density: float, n: int, k: int, m: int, threads: int, kernel: str
 ) -> float:
     """ns that the model expects of a kernel."""
+    format, w_dtype = stored(candidate, dtype)
     block = (16, 16) if format == "block" else (1, 1)
     nnz = round(n * k * density)
-    return _C.predict(format, dtype, dtype, m, n, k, nnz, threads, block, kernel)
+    return _C.predict(format, w_dtype, dtype, m, n, k, nnz, threads, block, kernel)
+
+
+def stored(candidate: str, dtype: str) -> tuple[str, str]:
+    """Format and dtype of the weights of a candidate for x of this dtype."""
+    format, _, codes = candidate.partition(":")
+    return format, codes or dtype
 
 
 def measure(args: argparse.Namespace) -> Iterable[Case]:
@@ -231,7 +241,7 @@ def measure(args: argparse.Namespace) -> Iterable[Case]:
                 held = {}
                 for format in args.formats:
                     if density < 1.0 or format == "bitmap":
-                        held[format] = cold(*packed(format, dtype, n, k, density))
+                        held[format] = cold(*packed(*stored(format, dtype), n, k, density))
                 for threads in args.threads:
                     torch.set_num_threads(threads)
                     _C.set_num_threads(threads)
@@ -310,9 +320,11 @@ def summary(cases: Sequence[Case], *, verbose: bool) -> Iterable[str]:
 def choices(cases: Sequence[Case]) -> Iterable[str]:
     """The share of points whose choice is near the best, and those where it is not."""
     groups: dict[tuple, list[Case]] = {}
+    dense = {point_of(case): case for case in cases if case.candidate == "dense"}
     for case in cases:
-        point = (case.shape, case.density, case.dtype, case.m, case.threads)
-        groups.setdefault(point, []).append(case)
+        if case.candidate != "dense":
+            kind = (*point_of(case), stored(case.candidate, case.dtype)[1])
+            groups.setdefault(kind, [dense[point_of(case)]]).append(case)
     wrong = []
     for group in groups.values():
         best = min(group, key=lambda case: case.measured)
@@ -325,6 +337,11 @@ def choices(cases: Sequence[Case]) -> Iterable[str]:
             f"  {name_of(chosen)}: chose {chosen.candidate} {chosen.measured / 1e3:.1f} us, "
             f"{best.candidate} takes {best.measured / 1e3:.1f}"
         )
+
+
+def point_of(case: Case) -> tuple:
+    """What candidates compete at."""
+    return case.shape, case.density, case.dtype, case.m, case.threads
 
 
 def name_of(case: Case) -> str:

@@ -1,10 +1,11 @@
 // y[m,n] = sum_k x[m,k] * w[n,k] for a few tokens.  w: bitmap or nm; x: strips; accumulates f32, 16
 // lanes per output.
 //
-// x: f32 [passes][words][tokens of the pass][64], zero past k, columns of a word in the order in
-// which Step::expand leaves them. Tokens take even passes of at most kStripTokens, so that one
-// pass's x of some words is one piece. (Tokens as given lie a multiple of 4 KB apart and fight for
-// the sets of L1; x of 16-bit floats would be widened for every tile.)
+// x: f32, or bf16 where pairs are multiplied, [passes][words][tokens of the pass][64], zero past k,
+// columns of a word in the order in which Step::expand leaves them. Tokens take even passes of at
+// most kStripTokens, so that one pass's x of some words is one piece. (Tokens as given lie a
+// multiple of 4 KB apart and fight for the sets of L1; x of 16-bit floats would be widened for
+// every tile.)
 //
 // Tile: R rows times a pass. A mask word of each row is expanded into registers and meets the
 // tokens of its word. Columns are taken in blocks whose x stays in L1 (kStripBytes), for a group of
@@ -18,6 +19,7 @@
 // nnz.
 //
 // Cost, cycles of ports 0 and 5, for 64 columns of a row: 6 (f32) or 5 (bf16) to expand, 2 a token.
+// By vdpbf16ps, Zen 4: 2.6 to expand, 2 a token.
 #pragma once
 
 #include "ops/spmm/bitmap-inl.h"
@@ -30,9 +32,21 @@ inline constexpr int64_t kStripBytes = 24 * 1024;
 inline constexpr int64_t kGroupBytes = 256 * 1024;
 inline constexpr int kGroupRows = 64;  // at most
 
+// What steps that multiply in f32 share: a vector of x or weights is kLanes columns.
+struct StripFloats {
+  using Element = float;
+  using Vector = simd::F32;
+  static constexpr int kVectorColumns = simd::kLanes;
+
+  static TAMIS_INLINE Vector load(const Element* p) { return simd::load(p); }
+  static TAMIS_INLINE simd::F32 dot(simd::F32 sum, Vector w, Vector x) {
+    return simd::fma(w, x, sum);
+  }
+};
+
 // Weights of any float as f32, in order.
 template <class WType, class XType>
-struct StripF32 {
+struct StripF32 : StripFloats {
   using W = WType;
   using X = XType;
   static constexpr int kColumns = simd::kLanes;
@@ -52,20 +66,21 @@ TAMIS_INLINE int64_t pass_tokens(int64_t left) {
   return ceil_div(left, ceil_div(left, kStripTokens));
 }
 
-TAMIS_INLINE int64_t strips_bytes(const SpmmArgs& a) {
-  return mask_words(a.w.cols) * a.m * 64 * 4;
+template <class Step>
+int64_t strips_bytes(const SpmmArgs& a) {
+  return mask_words(a.w.cols) * a.m * 64 * static_cast<int64_t>(sizeof(typename Step::Element));
 }
 
 template <class Step>
 void prepare_strips(const SpmmArgs& a, void* prepared, int part, int parts) {
   const int64_t words = mask_words(a.w.cols);
-  auto* pass = static_cast<float*>(prepared);
+  auto* pass = static_cast<typename Step::Element*>(prepared);
   for (int64_t token = 0; token < a.m;) {
     const int64_t tokens = pass_tokens(a.m - token);
     for (int64_t t = 0; t < tokens; ++t, ++token) {
       const auto* x = static_cast<const typename Step::X*>(a.x) + token * a.x_stride;
       for (int64_t word = words * part / parts; word < words * (part + 1) / parts; ++word) {
-        float* out = pass + (word * tokens + t) * 64;
+        auto* out = pass + (word * tokens + t) * 64;
         for (int64_t c = 0; c < 64; c += Step::kColumns) {
           const int64_t left = a.w.cols - word * 64 - c;
           const int64_t n = left < 0 ? 0 : left < Step::kColumns ? left : Step::kColumns;
@@ -88,9 +103,10 @@ struct StripGroup {
 // Words [word, word_end) of rows [r, r + R) of a group, times M tokens.
 template <class Step, int R, int M, bool kLast>
 TAMIS_INLINE void strip_tile(const SpmmArgs& a, StripGroup& g, int64_t r, int64_t word,
-                             int64_t word_end, const float* x, simd::F32 (&sum)[R][M]) {
+                             int64_t word_end, const typename Step::Element* x,
+                             simd::F32 (&sum)[R][M]) {
   using W = typename Step::W;
-  constexpr int kSteps = 64 / Step::kColumns, kVectors = Step::kColumns / simd::kLanes;
+  constexpr int kSteps = 64 / Step::kColumns, kVectors = Step::kColumns / Step::kVectorColumns;
   constexpr uint64_t kStepBits = ~uint64_t{0} >> (64 - Step::kColumns);
   const int64_t words = mask_words(a.w.cols);
   const uint64_t* mask = a.w.mask + (g.row + r) * words;
@@ -110,7 +126,7 @@ TAMIS_INLINE void strip_tile(const SpmmArgs& a, StripGroup& g, int64_t r, int64_
     for (int i = 0; i < R; ++i) bits[i] = mask[i * words + word];
 #pragma GCC unroll 4
     for (int s = 0; s < kSteps; ++s) {
-      simd::F32 w[R][kVectors];
+      typename Step::Vector w[R][kVectors];
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) {
         uint64_t mine = bits[i] >> (s * Step::kColumns) & kStepBits;
@@ -122,10 +138,10 @@ TAMIS_INLINE void strip_tile(const SpmmArgs& a, StripGroup& g, int64_t r, int64_
       for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 8
         for (int t = 0; t < M; ++t) {
-          simd::F32 tokens = simd::load(x + t * 64 + s * Step::kColumns + v * simd::kLanes);
+          auto tokens = Step::load(x + t * 64 + s * Step::kColumns + v * Step::kVectorColumns);
           __asm__("" : "+v"(tokens));
 #pragma GCC unroll 8
-          for (int i = 0; i < R; ++i) sum[i][t] = simd::fma(w[i][v], tokens, sum[i][t]);
+          for (int i = 0; i < R; ++i) sum[i][t] = Step::dot(sum[i][t], w[i][v], tokens);
         }
       }
     }
@@ -139,7 +155,7 @@ TAMIS_INLINE void strip_tile(const SpmmArgs& a, StripGroup& g, int64_t r, int64_
 // The same from and to the sums in between, or the output.
 template <class Step, int R, int M>
 void strip_rows(const SpmmArgs& a, StripGroup& g, int64_t r, int64_t word, int64_t word_end,
-                const float* x, float* kept, int64_t token) {
+                const typename Step::Element* x, float* kept, int64_t token) {
   using X = typename Step::X;
   float* mine = kept + r * (M * simd::kLanes);
   simd::F32 sum[R][M];
@@ -178,10 +194,10 @@ void strip_rows(const SpmmArgs& a, StripGroup& g, int64_t r, int64_t word, int64
 
 // A group times a pass of M tokens from `token` on, whose x begins at `x`.
 template <class Step, int M>
-void strip_pass(const SpmmArgs& a, StripGroup g, int64_t token, const float* x) {
+void strip_pass(const SpmmArgs& a, StripGroup g, int64_t token, const typename Step::Element* x) {
   constexpr int R = M <= 4 ? 4 : 2;
   const int64_t words = mask_words(a.w.cols);
-  constexpr int64_t kBlock = kStripBytes / (M * 64 * 4);
+  constexpr int64_t kBlock = kStripBytes / (M * 64 * sizeof(typename Step::Element));
   alignas(64) float kept[kGroupRows * M * simd::kLanes];
   int64_t word = 0;
   do {
@@ -198,7 +214,8 @@ void strip_pass(const SpmmArgs& a, StripGroup g, int64_t token, const float* x) 
 
 template <class Step>
 void spmm_strips(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
-  using Pass = void (*)(const SpmmArgs&, StripGroup, int64_t, const float*);
+  using Element = typename Step::Element;
+  using Pass = void (*)(const SpmmArgs&, StripGroup, int64_t, const Element*);
   static constexpr Pass kPass[] = {strip_pass<Step, 1>, strip_pass<Step, 2>, strip_pass<Step, 3>,
                                    strip_pass<Step, 4>, strip_pass<Step, 5>, strip_pass<Step, 6>,
                                    strip_pass<Step, 7>, strip_pass<Step, 8>};
@@ -222,7 +239,7 @@ void spmm_strips(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
     g.value_bytes = words ? (row_start(a.w, after) - row_start(a.w, next)) * size_of(a.w.dtype) /
                                 (g.rows * words)
                           : 0;
-    const auto* x = static_cast<const float*>(a.prepared);
+    const auto* x = static_cast<const Element*>(a.prepared);
     for (int64_t token = 0; token < a.m;) {
       const int64_t tokens = pass_tokens(a.m - token);
       kPass[tokens - 1](a, g, token, x);
@@ -237,7 +254,7 @@ void spmm_strips(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
 }  // namespace tamis
 
 #define TAMIS_STRIPS_FORM(x, level, Step) \
-  const SpmmXForm spmm_strips_##x##_##level = {strips_bytes, prepare_strips<Step>};
+  const SpmmXForm spmm_strips_##x##_##level = {strips_bytes<Step>, prepare_strips<Step>};
 #define TAMIS_STRIPS_KERNELS(w, x, level, Step)                                                  \
   void spmm_bitmap_##w##_##x##_##level##_strips(const SpmmArgs& a, int64_t begin, int64_t end) { \
     spmm_strips<Step>(a, begin, end);                                                            \

@@ -7,7 +7,7 @@ namespace tamis {
 namespace {
 
 // x: of each 32 columns the even ones, then the odd ones.
-struct StripSplit {
+struct StripSplit : StripFloats {
   using W = BF16;
   using X = BF16;
   static constexpr int kColumns = 32;
