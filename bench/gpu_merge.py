@@ -1,4 +1,4 @@
-"""kv_edit and pages of 64 tokens on a CUDA device, against torch and pages of 32, in turns."""
+"""kv_edit, pages of 64 tokens and low-rank keys on a CUDA device, against torch, in turns."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def merges() -> list[dict[str, Any]]:
         print_merges(found[-1:])
         del pairs, sides, same
         torch.cuda.empty_cache()
-    return found + long_pages()
+    return found + long_pages() + low_ranks()
 
 
 def long_pages() -> list[dict[str, Any]]:
@@ -114,6 +114,59 @@ def long_pages() -> list[dict[str, Any]]:
     return found
 
 
+def torch_low_rank(q: Any, s: Any) -> Any:
+    """What attention to the listed tokens of a low-rank segment is, by torch's products and SDPA."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    index = s.lists.index.long()
+    keys = (s.coordinates[0][index[0]] @ s.basis[0]).unsqueeze(0).float()
+    fine, coarse = s.turns[index % 64], s.turns[64 + index // 64]
+    cos = fine[..., 0, :] * coarse[..., 0, :] - fine[..., 1, :] * coarse[..., 1, :]
+    sin = fine[..., 1, :] * coarse[..., 0, :] + fine[..., 0, :] * coarse[..., 1, :]
+    first, second = keys.chunk(2, -1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(q.dtype)
+    values = s.values.gather(2, index.unsqueeze(-1).expand(-1, -1, -1, q.shape[3]))
+    return sdpa(q, turned, values, enable_gqa=True)
+
+
+def low_ranks() -> list[dict[str, Any]]:
+    """Decode attention of one token (h 32, g 8, d 128) to listed tokens of rank 176."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    from tamis.ops.attention import (
+        DenseSegment,
+        Lists,
+        LowRankSegment,
+        key_turns,
+        sparse_attention,
+    )
+
+    found = []
+    q = torch.randn(1, 32, 1, 128, device="cuda").bfloat16()
+    for tokens, listed in ((32768, 2048), (131072, 2048), (131072, 8192)):
+        coordinates = torch.randn(1, tokens, 176, device="cuda").bfloat16()
+        basis = (torch.randn(1, 8, 176, 128, device="cuda") / 13).bfloat16()
+        k, v = torch.randn(2, 1, 8, tokens, 128, device="cuda").bfloat16()
+        order = Lists(index=lists(1, 8, tokens, listed)[0])
+        low = LowRankSegment(
+            coordinates, basis, v, key_turns(torch.rand(64), tokens, q.device), order
+        )
+        sides = {
+            "low rank": calls([partial(sparse_attention, q, [low])], 4),
+            "torch": calls([partial(torch_low_rank, q, low)], 4),
+            "listed rows": calls([partial(sparse_attention, q, [DenseSegment(k, v, order)])], 4),
+            "SDPA of all": calls([partial(sdpa, q, k, v, enable_gqa=True)], 4),
+        }
+        times = timed_in_turns(sides, 4)
+        found.append(
+            {"tokens": tokens, "listed": listed, "us": {n: 1e6 * t for n, t in times.items()}}
+        )
+        print_merges(found[-1:])
+    return found
+
+
 def print_merges(rows: list[dict[str, Any]]) -> None:
     for r in rows:
         us = ", ".join(f"{name} {t:.1f}" for name, t in r["us"].items())
@@ -123,5 +176,7 @@ def print_merges(rows: list[dict[str, Any]]) -> None:
                 f"{r['tflops']:.0f} TFLOP/s, {r['same_as_f32']:.2%} joined as in f32",
                 flush=True,
             )
+        elif "listed" in r:
+            print(f"{r['listed']} of {r['tokens']} tokens of rank 176: {us} us", flush=True)
         else:
             print(f"pages of {r['tokens']} tokens: {us} us", flush=True)

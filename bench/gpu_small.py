@@ -22,10 +22,11 @@ from torch import Tensor
 import tamis
 from tamis.ops import cuda
 from tamis.ops import kv_select as op
-from tamis.ops.attention import Lists
+from tamis.ops.attention import Lists, LowRankSegment, PageSegment, key_turns, sparse_attention
 from tamis.ops.cuda_spmm import Packed, _expand
 from tamis.ops.kv_edit import Similar, Tokens, compact_, gather_rows, merge_tokens
 from tamis.ops.kv_fetch import Pool, kv_fetch
+from tamis.ops.kv_quantize import kv_quantize, page_layout
 from tamis.ops.tensors import REST
 
 BF16 = torch.bfloat16
@@ -156,6 +157,13 @@ def rest() -> None:
     k, v, q = randn(1, 2, 200, 64), randn(1, 2, 200, 64), randn(1, 8, 1, 64)
     for method, budget in (("full", None), ("kivi4", None), ("quest", 64), ("double_sparsity", 64)):
         tamis.kv.store(method, k, v, budget=budget).attend(q)
+    layout = page_layout(64, 4, 4, 64, 64)
+    records = torch.zeros(1, 2, 3, layout.nbytes, dtype=torch.uint8).cuda()
+    kv_quantize(k[:, :, :192], v[:, :, :192], layout, records)
+    some = Lists(index=torch.arange(0, 200, 2).int().expand(1, 2, -1).contiguous().cuda())
+    turns = key_turns(torch.rand(32), 200, q.device)
+    low = LowRankSegment(randn(1, 200, 24), randn(1, 2, 24, 64), v, turns, some)
+    sparse_attention(q, [PageSegment(records, layout), low])
     sampled = tamis.compress(gate.cpu(), keep=torch.rand(200, 72) < 0.3, format="bitmap")
     values, *others = (sampled.arrays[s].cuda() for s in ("values", "mask", "row_offsets"))
     token = sampled.layout.token

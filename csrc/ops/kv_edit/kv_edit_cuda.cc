@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "base/numeric.h"
 #include "format/matrix.h"
 #include "ops/kv_edit/kv_edit_params.h"
 
