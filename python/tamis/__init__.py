@@ -90,13 +90,21 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    if name in _MODULES:
-        return import_module(f"tamis.{name}")
-    if name not in _HOME:
+    if name not in _MODULES and name not in _HOME:
         raise AttributeError(f"module 'tamis' has no attribute {name!r}")
-    value = getattr(import_module(f"tamis.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    try:
+        module = import_module(f"tamis.{_HOME.get(name, name)}")
+    except ImportError as error:
+        if error.name not in ("torch", "transformers", "safetensors"):
+            raise
+        raise ImportError(
+            f"tamis.{name}: {error.name}: got no such package, wanted it installed; pip install "
+            "'tamis[hf]'.",
+            name=error.name,
+        ) from error
+    if name in _HOME:
+        globals()[name] = module = getattr(module, name)
+    return module
 
 
 def __dir__() -> list[str]:

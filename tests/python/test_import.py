@@ -53,6 +53,21 @@ print("torch" in sys.modules, "scipy" in sys.modules)
     assert run(code) == "False False"
 
 
+@pytest.mark.parametrize("name", ["sparsify_", "nn", "method"])
+def test_without_torch_a_name_says_what_to_install(name: str) -> None:
+    code = f"""
+import sys
+sys.modules["torch"] = None
+import tamis
+try:
+    tamis.{name}
+except ImportError as error:
+    print(error.name, error)
+"""
+    wanted = f"torch tamis.{name}: torch: got no such package, wanted it installed; pip install"
+    assert run(code).startswith(wanted)
+
+
 @pytest.mark.parametrize("first", ["tamis", "torch"])
 def test_either_import_order(first: str) -> None:
     second = {"tamis": "torch", "torch": "tamis"}[first]
