@@ -189,22 +189,27 @@ TAMIS_DEVICE void score_labels(const EstimateParams& p, const EstimatePlace& at,
   }
 }
 
+TAMIS_DEVICE const uint8_t* units_of(const EstimateParams& p, const EstimatePlace& at) {
+  const KvUnits& units = p.args.units;
+  return static_cast<const uint8_t*>(units.data) + at.batch * units.batch_stride +
+         at.kv_head * units.head_stride;
+}
+
+// Asks for the block's units into the L2 cache, where a kernel that still writes some finds them.
+TAMIS_DEVICE void ask_units(const EstimateParams& p, const EstimatePlace& at) {
+  const int32_t there =
+      (at.last - at.first + kLabelTokens - 1) / kLabelTokens * static_cast<int32_t>(p.label_bytes);
+  const uint8_t* from = units_of(p, at) + at.first / kLabelTokens * p.label_bytes;
+  for (int32_t i = 128 * static_cast<int32_t>(at.thread); i < there; i += 128 * kChooseThreads) {
+    dev::prefetch(from + i);
+  }
+}
+
 // Scores of the block's units to shared memory, and what its rows come to, in warp r.
 template <int kRows>
 TAMIS_DEVICE void score_block(const ChooseParams& p, const EstimatePlace& at, int32_t begin) {
   const EstimateParams& e = p.estimate;
-  const KvEstimateArgs& a = e.args;
-  const uint8_t* units = static_cast<const uint8_t*>(a.units.data) +
-                         at.batch * a.units.batch_stride + at.kv_head * a.units.head_stride;
-  if (at.first < at.last) {  // on their way while q is looked at
-    const int32_t there = (at.last - at.first + kLabelTokens - 1) / kLabelTokens *
-                          static_cast<int32_t>(e.label_bytes);
-    const uint8_t* from = units + at.first / kLabelTokens * e.label_bytes;
-    for (int32_t i = 128 * static_cast<int32_t>(at.thread); i < there; i += 128 * kChooseThreads) {
-      dev::prefetch(from + i);
-    }
-  }
-  score_labels<kRows>(e, at, units);
+  score_labels<kRows>(e, at, units_of(e, at));
   dev::sync_block();
   // What rows come to: lane l takes row l % kRows of every (32 / kRows)th unit.
   constexpr int32_t kStep = kChooseThreads / kRows;
@@ -440,9 +445,10 @@ TAMIS_DEVICE void list_block(const ChooseParams& p, ChooseHeld s, float threshol
 // Grid [blocks, heads] of kChooseThreads, the blocks of a head a cluster.
 template <int kRows>
 TAMIS_DEVICE void choose_units(const ChooseParams& p) {
+  const EstimatePlace at(p.estimate);
+  ask_units(p.estimate, at);
   dev::wait_for_previous();
   dev::allow_next();
-  const EstimatePlace at(p.estimate);
   const int64_t head = at.head;
   const KvSelectArgs& a = p.select;
   const auto page = static_cast<int32_t>(a.page);
