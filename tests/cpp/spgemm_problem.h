@@ -19,6 +19,7 @@ enum class SpgemmShape {
   banded,   // columns next to the diagonal
   skewed,   // a few rows and columns have most values
   crossed,  // a's first row meets every row of b
+  half,     // every row of a meets half of them
 };
 
 struct SpgemmCase {
@@ -44,6 +45,7 @@ class CsrMatrix {
       auto count = static_cast<int64_t>((*random)() % static_cast<uint64_t>(2 * mean + 1));
       if (shape == SpgemmShape::skewed) count = r % 16 == 0 ? 8 * mean : count / 4;
       if (shape == SpgemmShape::crossed && first) count = r == 0 ? cols : count;
+      if (shape == SpgemmShape::half && first) count = cols / 2;
       count = std::min(count, cols);
       std::vector<int32_t> row;
       if (count == cols) {

@@ -39,5 +39,24 @@ TEST(KvFetch, KeepsThePoolOfTheCpu) {
   }
 }
 
+// Slots that were read about as many steps ago as ages are told apart, and longer ago.
+TEST(KvFetch, CountsAgesUpToTheOldest) {
+  const FetchCase c{.slots = 16};
+  FetchSteps steps(c, 5);
+  FetchPool got(steps), wanted(steps);
+  for (FetchPool* pool : {&got, &wanted}) {
+    std::fill(pool->clock.span().begin(), pool->clock.span().end(), 5000);
+    for (size_t i = 0; i < pool->stamp.size(); ++i) {
+      pool->stamp[i] = 5001 - kFetchAges + 8 - static_cast<int32_t>(i % 16);
+    }
+  }
+  for (int step = 0; step < 4; ++step) {
+    steps.next();
+    ASSERT_EQ(fetch_on_simulator(got.args(steps), 9 + step), "");
+    ASSERT_TRUE(kv_fetch(wanted.args(steps)).ok());
+    ASSERT_EQ(got.differs(wanted), nullptr) << "step " << step;
+  }
+}
+
 }  // namespace
 }  // namespace tamis::test

@@ -89,6 +89,7 @@ TEST(SpmmGrad, EveryRowMatchesTheReferences) {
                {5, 40, 72, 0.5, 132},
                {128, 136, 192, 0.3, 1},
                {33, 1032, 264, 0.1, 132},  // shared out over rows
+               {3, 16, 2120, 0.2, 132},    // more words of a row than a warp has lanes
                {200, 264, 136, 0.0, 1},
                {70, 128, 328, 1.0, 132}}) {
         if (format == Format::nm && density == 0.0) continue;

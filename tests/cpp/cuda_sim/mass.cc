@@ -144,6 +144,8 @@ void expect_all(uint64_t seed) {
            Problem{
                .kv_heads = 1, .heads = 2, .queries = 20, .tokens = 900, .begin = true, .sms = 5},
            Problem{.kv_heads = 1, .queries = 150, .tokens = 150, .dim = 80, .amplitude = 2},
+           // The first tile of tokens ends one behind what its first query sees.
+           Problem{.kv_heads = 1, .heads = 1, .queries = 100, .tokens = 162},
            Problem{.queries = 40, .tokens = 200, .positions = true, .begin = true},
            Problem{.kv_heads = 1,
                    .heads = 1,

@@ -166,7 +166,7 @@ TEST_P(SpmmSell4, TwoRunsAgreeInEveryBit) {
 // x beyond the range of f16 and far below its smallest normal number.
 TEST_P(SpmmSell4, ScalesOfX) {
   const DType dtype = GetParam().dtype;
-  for (const float scale : {0x1p-100f, 0x1p-14f, 0x1p-8f, 0x1p7f, 0x1p10f, 0x1p60f}) {
+  for (const float scale : {0x1p-122f, 0x1p-100f, 0x1p-14f, 0x1p-8f, 0x1p7f, 0x1p10f, 0x1p60f}) {
     if (dtype == DType::f16 && (scale < 0x1p-14f || scale > 0x1p10f)) continue;
     Case c({.n = 40,
             .k = 320,

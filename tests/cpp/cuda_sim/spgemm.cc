@@ -91,6 +91,15 @@ TEST(Spgemm, WideRowsAddUpInGlobalMemory) {
   EXPECT_EQ(attempt(problem, 9), "");
 }
 
+// Rows for a block and wider ones, more of both than blocks have: tables and sums are used again.
+TEST(Spgemm, BlocksTakeRowAfterRow) {
+  for (const auto& [n, mean] : {std::pair<int64_t, int64_t>{3000, 40}, {9000, 400}}) {
+    const SpgemmProblem problem({SpgemmShape::half, 11, 40, n, mean}, 31);
+    EXPECT_EQ(dense_blocks(problem.args().b.cols, kSmall), n > kBlockColumns ? 4 : 0);
+    for (uint64_t seed = 1; seed <= 3; ++seed) EXPECT_EQ(attempt(problem, seed), "") << n;
+  }
+}
+
 TEST(Spgemm, NoticesMissingBarriers) {
   const SpgemmProblem problem({SpgemmShape::crossed, 3, 30, 300, 120}, 4);
   ASSERT_EQ(attempt(problem, 4), "");
