@@ -280,8 +280,8 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
         wrong.append(f"local memory: {everything['LDL']} loads, {everything['STL']} stores")
     # For 64 tokens a block an SM.
     alone = "ELi8E" in name and (format_of(name) in ("g4", "t16i8") or grouped(name))
-    four_blocks = "PageConfigILi4E" in name  # of 128 threads
-    most = MAX_ATTENTION_REGISTERS if attention and not four_blocks else MAX_REGISTERS
+    two_blocks = "PageConfigILi4E" in name  # of 256 threads
+    most = MAX_ATTENTION_REGISTERS if attention and not two_blocks else MAX_REGISTERS
     most = MAX_ALONE_REGISTERS if alone else most
     prefill = "prefill_attention" in name
     most = MAX_PREFILL_REGISTERS if prefill else most

@@ -229,7 +229,7 @@ TAMIS_DEVICE void merge_warps(const AttentionPlace& at, WarpSums<Config::kTiles>
   for (uint32_t r = 0; r < 2; ++r) {
     float all = kNever;
 #pragma unroll
-    for (uint32_t w = 0; w < kAttentionWarps; ++w) {
+    for (uint32_t w = 0; w < Config::kWarps; ++w) {
       all = dev::max(all, dev::load_shared<float>(kEndMostAt + 4 * (8 * w + 2 * at.t + r)));
     }
     shrink[r] = s.most[r] == kNever ? 0.0f : dev::exp2(s.most[r] - all);
@@ -250,14 +250,14 @@ TAMIS_DEVICE void merge_warps(const AttentionPlace& at, WarpSums<Config::kTiles>
   dev::sync_block();
   const uint32_t thread = dev::thread_index();
   if (thread < kRowsPerTile) {
-    for (uint32_t w = 0; w < kAttentionWarps; ++w) {
+    for (uint32_t w = 0; w < Config::kWarps; ++w) {
       *most = dev::max(*most, dev::load_shared<float>(kEndMostAt + 4 * (8 * w + thread)));
       *sum += dev::load_shared<float>(kEndSumAt + 4 * (8 * w + thread));
     }
   }
   if (thread >= Config::kDim) return;
 #pragma unroll
-  for (uint32_t w = 0; w < kAttentionWarps; ++w) {
+  for (uint32_t w = 0; w < Config::kWarps; ++w) {
 #pragma unroll
     for (uint32_t r = 0; r < kRowsPerTile; r += 2) {
       const auto pair =
@@ -291,8 +291,13 @@ TAMIS_DEVICE void load_parts(const float* from, float (&x)[kCount]) {
   }
 }
 
+// What weights relative to `largest` count beside those relative to `most`.
+TAMIS_DEVICE float share_of(float largest, float most) {
+  return largest == kNever ? 0.0f : dev::exp2(largest - most);
+}
+
 // The parts of all blocks: what each counts, a warp a row and a lane a part; then each warp adds up
-// every fourth part, all lanes its channels, and a thread a channel the four sums. kRows: 4 or 8,
+// some of the parts, all lanes its channels, and a thread a channel the four sums. kRows: 4 or 8,
 // at least those that exist.
 template <class Config, int kRows>
 TAMIS_DEVICE void merge_parts(const AttentionCudaParams& p, const AttentionPlace& at,
@@ -302,29 +307,30 @@ TAMIS_DEVICE void merge_parts(const AttentionCudaParams& p, const AttentionPlace
   constexpr uint32_t kWarpBytes = 4 * kRowsPerTile * Config::kDim;
   const int32_t rows = rows_of(p, at);
   const uint32_t sums_at = kEndMostAt, shares_at = sums_at + 4 * kRowsPerTile;
-  for (auto row = static_cast<int32_t>(at.warp); row < rows; row += kAttentionWarps) {
+  for (auto row = static_cast<int32_t>(at.warp); row < rows; row += Config::kWarps) {
     const auto at_row = [&](int32_t split) {
       return shares_at + 4 * static_cast<uint32_t>(split * kRowsPerTile + row);
     };
     const float* stats = parts + kRowsPerTile * Config::kDim + row;
-    float most = kNever;
+    float mine = kNever, sum = 0;  // of this lane's parts
     for (auto split = static_cast<int32_t>(at.lane); split < p.all_splits; split += 32) {
       const float theirs = dev::load_volatile(stats + split * kPartial);
+      const float added = dev::load_volatile(stats + split * kPartial + kRowsPerTile);
       dev::store_shared<float>(at_row(split), theirs);
-      most = dev::max(most, theirs);
+      const float larger = dev::max(mine, theirs);
+      sum = sum * share_of(mine, larger) + added * share_of(theirs, larger);
+      mine = larger;
     }
+    float most = mine;
 #pragma unroll
     for (int mask = 1; mask < 32; mask *= 2) most = dev::max(most, dev::shuffle_xor(most, mask));
-    float sum = 0;
-    for (auto split = static_cast<int32_t>(at.lane); split < p.all_splits; split += 32) {
-      const float theirs = dev::load_volatile(stats + split * kPartial + kRowsPerTile);
-      const auto largest = dev::load_shared<float>(at_row(split));
-      const float share = largest == kNever ? 0.0f : dev::exp2(largest - most);
-      dev::store_shared<float>(at_row(split), share);
-      sum += share * theirs;
-    }
+    sum *= share_of(mine, most);
 #pragma unroll
     for (int mask = 1; mask < 32; mask *= 2) sum += dev::shuffle_xor(sum, mask);
+    for (auto split = static_cast<int32_t>(at.lane); split < p.all_splits; split += 32) {
+      const auto largest = dev::load_shared<float>(at_row(split));
+      dev::store_shared<float>(at_row(split), share_of(largest, most));
+    }
     if (at.lane == 0) {
       dev::store_shared<float>(sums_at + 4 * static_cast<uint32_t>(row), sum);
       write_lse(p, at, row, most, sum);
@@ -333,7 +339,7 @@ TAMIS_DEVICE void merge_parts(const AttentionCudaParams& p, const AttentionPlace
   dev::sync_block();
   float mine[kRows][kChannels] = {};
 #pragma unroll 4
-  for (auto split = static_cast<int32_t>(at.warp); split < p.all_splits; split += kAttentionWarps) {
+  for (auto split = static_cast<int32_t>(at.warp); split < p.all_splits; split += Config::kWarps) {
     const float* from = parts + split * kPartial + kChannels * at.lane;
     const uint32_t share_at = shares_at + 4 * kRowsPerTile * static_cast<uint32_t>(split);
     float theirs[kRows]
@@ -363,7 +369,7 @@ TAMIS_DEVICE void merge_parts(const AttentionCudaParams& p, const AttentionPlace
   if (thread >= Config::kDim) return;
   float weighted[kRowsPerTile] = {};
 #pragma unroll
-  for (uint32_t w = 0; w < kAttentionWarps; ++w) {
+  for (uint32_t w = 0; w < Config::kWarps; ++w) {
 #pragma unroll
     for (uint32_t r = 0; r < kRows; ++r) {
       weighted[r] +=
@@ -378,7 +384,7 @@ TAMIS_DEVICE void merge_parts(const AttentionCudaParams& p, const AttentionPlace
 template <class Config>
 TAMIS_DEVICE void finish(const AttentionCudaParams& p, const AttentionPlace& at,
                          WarpSums<Config::kTiles>& s) {
-  static_assert(Config::kDim <= kAttentionThreads, "a thread a channel");
+  static_assert(Config::kDim <= 32 * Config::kWarps, "a thread a channel");
   const uint32_t thread = dev::thread_index();
   float weighted[kRowsPerTile] = {}, most = kNever, sum = 0;
   merge_warps<Config>(at, s, weighted, &most, &sum);
@@ -405,9 +411,9 @@ TAMIS_DEVICE void finish(const AttentionCudaParams& p, const AttentionPlace& at,
     mine[kRowsPerTile * Config::kDim + 8 + thread] = sum;
   }
   if (!p.last) return;  // a later launch adds up
-  dev::fence_device();
   dev::sync_block();
   if (thread == 0) {
+    dev::fence_device();  // for what all threads of the block wrote before the barrier
     uint32_t* ticket = p.tickets + dev::block_index_y();
     const bool last = dev::atomic_add(ticket, 1) + 1 == static_cast<uint32_t>(p.splits);
     if (last) *ticket = 0;
@@ -423,7 +429,7 @@ TAMIS_DEVICE void finish(const AttentionCudaParams& p, const AttentionPlace& at,
   }
 }
 
-// Grid [splits, heads * row_tiles] of kAttentionThreads.
+// Grid [splits, heads * row_tiles] of 32 * Config::kWarps.
 template <class Config, bool kBulk>
 TAMIS_DEVICE void attend(const AttentionCudaParams& p) {
   dev::wait_for_previous();
@@ -433,13 +439,14 @@ TAMIS_DEVICE void attend(const AttentionCudaParams& p) {
   at.units -= at.first;
   const auto split = static_cast<int32_t>(dev::block_index_x());
   const int32_t tiles = Config::tiles_of(at.units);
-  const auto begin = static_cast<int32_t>(int64_t{split} * tiles / p.splits);
-  const auto end = static_cast<int32_t>((int64_t{split} + 1) * tiles / p.splits);
-  typename Config::template Ring<kBulk> ring(p, at, begin + static_cast<int32_t>(at.warp), end);
+  // Blocks take turns, so that those of a head read from one place of memory at a time.
+  const int32_t first = split * Config::kWarps + static_cast<int32_t>(at.warp);
+  const int32_t step = p.splits * Config::kWarps;
+  typename Config::template Ring<kBulk> ring(p, at, first, tiles, step);
   ring.start();
   typename Config::Query query(p, at);
   WarpSums<Config::kHeldTiles> held;
-  for (int32_t tile = begin + static_cast<int32_t>(at.warp); tile < end; tile += kAttentionWarps) {
+  for (int32_t tile = first; tile < tiles; tile += step) {
     Config::add_tile(p, at, query, ring.wait(), tile, held);
     ring.release();
   }

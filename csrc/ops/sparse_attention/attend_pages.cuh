@@ -34,11 +34,12 @@ struct PageConfig {
   static constexpr int kHeldTiles = kTiles + 1;  // with what minima add: row i to group i
   static constexpr int kSteps = kDim / 16;       // products of 16 channels
   static constexpr int kStages = page_stages(kBits, kTokens);
-  static constexpr int kBlocks = page_blocks(kBits);
+  static constexpr int kWarps = page_warps(kBits, kTokens);
+  static constexpr int kBlocks = page_blocks(kBits, kTokens);
   static constexpr bool kRaw = kBits > 2;
   static constexpr float kUp = kBits == 4 ? 4 : 1;
   static constexpr float kStep = kRaw ? 0x1p24f / kUp : 1;  // what a sum of codes counts
-  // f16 pairs of kUp and of what an odd pair takes instead; see even_out.
+  // f16 pairs of kUp and of what weights of an odd pair, whose codes count 16 times as much, take.
   static constexpr uint32_t kUp2 = 0x44004400u, kDown2 = 0x34003400u;
   static constexpr KvPageLayout kLayout{
       .head_dim = kDim, .tokens = kTokens, .key_bits = kBits, .value_bits = kBits, .group = kGroup};
@@ -49,7 +50,7 @@ struct PageConfig {
   static constexpr uint32_t kValueScale = static_cast<uint32_t>(kLayout.value_scale());
   static constexpr uint32_t kValueMin = static_cast<uint32_t>(kLayout.value_min());
   static constexpr int32_t kSharedBytes =
-      kAttentionRingAt + static_cast<int32_t>(kAttentionWarps * kStages * kBytes);
+      kAttentionRingAt + static_cast<int32_t>(kWarps * kStages * kBytes);
   static_assert(kBytes % 16 == 0 && kStages <= kMaxStages, "records are copied in 16 bytes");
   static_assert(kDim % (4 * kPer) == 0, "four lanes share a token's words");
   static_assert(kTokens % kPartTokens == 0 && kGroups <= 8, "whole parts, a row a group");
@@ -75,10 +76,6 @@ struct PageConfig {
       code_pairs<kBits>(word, pairs);
     }
   }
-  // What pairs with odd numbers are multiplied with, so that all count alike.
-  static TAMIS_DEVICE uint32_t even_out(uint32_t factors) {
-    return kBits == 4 ? dev::mul_f16x2(factors, 0x2c002c00u) : factors;  // 1 / 16
-  }
 
   // Pages on their way; see RecordRing of spmm.
   template <bool kBulk>
@@ -86,16 +83,17 @@ struct PageConfig {
     const AttentionCudaParams& p;
     const uint8_t* records;
     const int32_t* index;
-    int32_t next, end, page;
+    int32_t next, end, step, page;
     uint32_t ring, barriers, lane, stage = 0, parity = 0;
 
     TAMIS_DEVICE Ring(const AttentionCudaParams& params, const AttentionPlace& at, int32_t first,
-                      int32_t last)
+                      int32_t last, int32_t by)
         : p(params),
           records(params.keys + at.batch * params.key_batch + at.kv_head * params.key_head),
           index(params.index ? params.index + int64_t{at.head} * params.index_stride : nullptr),
           next(first),
           end(last),
+          step(by),
           page(first < last ? page_of(first) : 0),
           ring(kAttentionRingAt + at.warp * kStages * kBytes),
           barriers(kAttentionBarriersAt + 8 * kMaxStages * at.warp),
@@ -128,7 +126,7 @@ struct PageConfig {
             dev::copy_async16(to + i, from + i, 16);
           }
         }
-        next += kAttentionWarps;
+        next += step;
         if (next < end) page = page_of(next);
       }
       if constexpr (!kBulk) dev::commit_async();
@@ -182,8 +180,15 @@ struct PageConfig {
       const float up = dev::float_of((exponent + 1) << 23) / kUp;
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        q[step][0] = dev::pack_f16(x[step][0] * down, x[step][1] * down);
-        q[step][1] = dev::pack_f16(x[step][2] * down, x[step][3] * down);
+        const uint32_t first = dev::pack_f16(x[step][0] * down, x[step][1] * down);
+        const uint32_t second = dev::pack_f16(x[step][2] * down, x[step][3] * down);
+        if constexpr (kBits == 4) {  // of each eight channels pairs 0 and 2, then 1 and 3
+          q[step / 2 * 2][step % 2] = first;
+          q[step / 2 * 2 + 1][step % 2] = second;
+        } else {
+          q[step][0] = first;
+          q[step][1] = second;
+        }
       }
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -206,7 +211,7 @@ struct PageConfig {
       const auto scale = dev::load_shared<dev::Word2>(record + kKeyScale + 2 * channel);
       const auto min = dev::load_shared<dev::Word2>(record + kKeyMin + 2 * channel);
       folded[step][0] = dev::mul_f16x2(query.q[step][0], scale.x);
-      folded[step][1] = even_out(dev::mul_f16x2(query.q[step][1], scale.y));
+      folded[step][1] = dev::mul_f16x2(query.q[step][1], scale.y);
       const uint32_t all[4] = {min.x, min.x, min.y, min.y};
       dev::mma_f16(constant, all, query.q[step][0], query.q[step][1]);
     }
@@ -234,6 +239,51 @@ struct PageConfig {
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) c[i][j] = dev::fma(c[i][j], kStep * kUp, constant[j]);
+    }
+  }
+
+  // The same for 4 bits: of each eight channels, pairs 0 and 2 make one product, pairs 1 and 3,
+  // whose codes count 16 times as much, another.
+  static TAMIS_DEVICE void score_pairs(uint32_t record, uint32_t part, const AttentionPlace& at,
+                                       const Query& query, float (&c)[2][4]) {
+    float even[2][4] = {}, odd[2][4] = {}, min_even[4] = {}, min_odd[4] = {};
+    constexpr uint32_t kRow = 4 * kKvLanes;
+    const uint32_t words = record + (2 * part + at.group / 4) * (kDim / kPer) * kRow +
+                           16 * (at.group % 4) + at.t * kRow;
+#pragma unroll
+    for (int j = 0; j < kDim / 32; ++j) {
+      const uint32_t channels = 16 * (4 * static_cast<uint32_t>(j) + at.t);  // in bytes
+      const auto scale = dev::load_shared<dev::Word4>(record + kKeyScale + channels);
+      const auto min = dev::load_shared<dev::Word4>(record + kKeyMin + channels);
+      const uint32_t (&q0)[2] = query.q[2 * j];
+      const uint32_t (&q1)[2] = query.q[2 * j + 1];
+      // Rows 0 to 7 are the minima of pairs 0 and 2, the others those of 1 and 3.
+      const uint32_t all[4] = {min.x, min.y, min.z, min.w};
+      dev::mma_f16(min_even, all, q0[0], q0[1]);
+      dev::mma_f16(min_odd, all, q1[0], q1[1]);
+      const uint32_t folded[4] = {dev::mul_f16x2(q0[0], scale.x), dev::mul_f16x2(q1[0], scale.y),
+                                  dev::mul_f16x2(q0[1], scale.z), dev::mul_f16x2(q1[1], scale.w)};
+      const auto word = dev::load_shared<dev::Word4>(words + 4 * static_cast<uint32_t>(j) * kRow);
+      const uint32_t token[4] = {word.x, word.y, word.z, word.w};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        uint32_t low[4], high[4];
+        raw_pairs<4>(token[2 * i], low);
+        raw_pairs<4>(token[2 * i + 1], high);
+        const uint32_t first[4] = {low[0], high[0], low[2], high[2]};
+        dev::mma_f16(even[i], first, folded[0], folded[2]);
+        const uint32_t second[4] = {low[1], high[1], low[3], high[3]};
+        dev::mma_f16(odd[i], second, folded[1], folded[3]);
+      }
+    }
+    const float constant[2] = {min_even[0] + min_odd[2], min_even[1] + min_odd[3]};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        c[i][j] = dev::fma(even[i][j], kStep * kUp,
+                           dev::fma(odd[i][j], kStep * kUp / 16, constant[j % 2]));
+      }
     }
   }
 
@@ -335,7 +385,11 @@ struct PageConfig {
 #pragma unroll 1
     for (uint32_t part = 0; part < kParts; ++part) {
       float c[2][4] = {};
-      score(record, part, at, query, c);
+      if constexpr (kBits == 4) {
+        score_pairs(record, part, at, query, c);
+      } else {
+        score(record, part, at, query, c);
+      }
       const int32_t first = page * kTokens + static_cast<int32_t>(kPartTokens * part);
       const auto id = [&](int i, int half) {
         return first + 4 * static_cast<int32_t>(at.group) + 2 * i + half;

@@ -20,11 +20,12 @@ struct RowConfig {
   static constexpr int kSteps = kDim / 16;
   static constexpr int kStages = kRowStages;
   static constexpr int kBlocks = kRowBlocks;
+  static constexpr int kWarps = kRowWarps;
   static constexpr uint32_t kRow = 2 * kDim;  // bytes
   static constexpr uint32_t kChunks = kRow / 16;
   static constexpr uint32_t kBytes = 2 * kTokens * kRow;  // keys, then values
   static constexpr int32_t kSharedBytes =
-      kAttentionRingAt + static_cast<int32_t>(kAttentionWarps * kStages * kBytes);
+      kAttentionRingAt + static_cast<int32_t>(kWarps * kStages * kBytes);
   static_assert(kType == DType::bf16 || kType == DType::f16, "tensor cores take 16-bit floats");
   static_assert(kDim % 64 == 0 && kChunks <= 32, "eight lanes share 64 channels of a value row");
 
@@ -81,17 +82,18 @@ struct RowConfig {
     const AttentionCudaParams& p;
     const AttentionPlace& at;
     const uint8_t *keys, *values;
-    int32_t next, end, token;  // token: of entry lane % 16 of the next tile
+    int32_t next, end, step, token;  // token: of entry lane % 16 of the next tile
     uint32_t ring, stage = 0;
 
     TAMIS_DEVICE Ring(const AttentionCudaParams& params, const AttentionPlace& place, int32_t first,
-                      int32_t last)
+                      int32_t last, int32_t by)
         : p(params),
           at(place),
           keys(p.keys + at.batch * p.key_batch + at.kv_head * p.key_head),
           values(p.values + at.batch * p.value_batch + at.kv_head * p.value_head),
           next(first),
           end(last),
+          step(by),
           token(first < last ? entry(first) : 0),
           ring(kAttentionRingAt + at.warp * kStages * kBytes) {}
 
@@ -110,7 +112,7 @@ struct RowConfig {
           dev::copy_async16(to + value_chunk(row, chunk), values + id * p.value_token + 16 * chunk,
                             16);
         }
-        next += kAttentionWarps;
+        next += step;
         if (next < end) token = entry(next);
       }
       dev::commit_async();

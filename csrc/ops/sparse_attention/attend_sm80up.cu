@@ -8,7 +8,7 @@ namespace tamis {
 namespace {
 
 template <class Config>
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kAttentionThreads, Config::kBlocks)
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kWarps, Config::kBlocks)
     sparse_attention(const AttentionCudaParams p) {
   attend<Config, dev::kBulkCopies>(p);
 }
@@ -19,7 +19,7 @@ Status run(const AttentionCudaParams& p, const AttentionPlan& plan, int32_t head
   return launch_wide<&sparse_attention<Config>>(
       "sparse_attention", device, Config::kSharedBytes,
       {.grid = dim3(static_cast<uint32_t>(plan.splits), static_cast<uint32_t>(heads * p.row_tiles)),
-       .threads = kAttentionThreads,
+       .threads = 32 * Config::kWarps,
        .shared_bytes = static_cast<size_t>(Config::kSharedBytes),
        .early = device.capability >= 90,
        .stream = stream},

@@ -8,9 +8,8 @@
 
 namespace tamis {
 
-inline constexpr int32_t kAttentionWarps = 4;
-inline constexpr int32_t kAttentionThreads = 32 * kAttentionWarps;
-inline constexpr int32_t kRowsPerTile = 8;  // query rows of a block: the n of the tensor core
+inline constexpr int32_t kAttentionWarps = 8;  // of a block, at most
+inline constexpr int32_t kRowsPerTile = 8;     // query rows of a block: the n of the tensor core
 inline constexpr int32_t kMaxStages = 8;
 
 // Shared memory of a block: the flag of the last block, mbarriers, then the rings; what warps and
@@ -20,15 +19,22 @@ inline constexpr int32_t kAttentionBarriersAt = 16;
 inline constexpr int32_t kAttentionRingAt = kAttentionBarriersAt + 8 * kAttentionWarps * kMaxStages;
 static_assert(kAttentionRingAt % 16 == 0, "rings are copied in 16 bytes");
 
-// Units that a warp has on their way, and blocks that registers leave an SM room for: four warps a
-// scheduler hide each other's latency better than three with a longer ring (bench/RESULTS.md).
+// Units that a warp has on their way, warps of a block, blocks that registers leave an SM room for,
+// and blocks that a call is planned for: of pages of 32 tokens in 4 bits eight warps an SM read
+// faster than sixteen, and leave half as many parts to add up (bench/RESULTS.md).
 constexpr int page_stages(int bits, int tokens) {
   return bits == 2 && tokens == 32 ? 4 : 2;
 }
-constexpr int page_blocks(int bits) {
-  return bits == 4 ? 4 : 3;
+constexpr int page_warps(int bits, int tokens) {
+  return bits == 4 && tokens == 32 ? 8 : 4;
 }
-inline constexpr int kRowStages = 2, kRowBlocks = 3;
+constexpr int page_blocks(int bits, int tokens) {
+  return bits != 4 ? 3 : tokens == 32 ? 2 : 4;
+}
+constexpr int page_blocks_planned(int bits, int tokens) {
+  return page_warps(bits, tokens) == 8 ? 1 : page_blocks(bits, tokens);
+}
+inline constexpr int kRowStages = 2, kRowBlocks = 3, kRowWarps = 4;
 
 // Floats that one block leaves: weighted values, largest scores and sums of 8 rows.
 constexpr int64_t attention_partial(int64_t head_dim) {

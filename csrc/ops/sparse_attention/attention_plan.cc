@@ -14,11 +14,11 @@ namespace {
 constexpr int32_t page_shared(int32_t bits, int32_t d, int32_t tokens, int32_t group) {
   const KvPageLayout layout{
       .head_dim = d, .tokens = tokens, .key_bits = bits, .value_bits = bits, .group = group};
-  return kAttentionRingAt +
-         static_cast<int32_t>(kAttentionWarps * page_stages(bits, tokens) * layout.bytes());
+  return kAttentionRingAt + static_cast<int32_t>(page_warps(bits, tokens) *
+                                                 page_stages(bits, tokens) * layout.bytes());
 }
 constexpr int32_t row_shared(int32_t d) {
-  return kAttentionRingAt + kAttentionWarps * kRowStages * 2 * 16 * 2 * d;
+  return kAttentionRingAt + kRowWarps * kRowStages * 2 * 16 * 2 * d;
 }
 
 constexpr AttentionCudaRow kKernels[] = {
@@ -106,13 +106,13 @@ Status check(const SparseAttentionArgs& a) {
 }
 
 // Blocks over a segment's tiles that keep the SMs evenly busy.
-int32_t splits_of(int64_t heads, int64_t tiles, int64_t blocks_at_once) {
+int32_t splits_of(int64_t heads, int64_t tiles, int64_t blocks_at_once, int64_t warps) {
   int32_t best = 1;
   double least = 0;
-  const int64_t most = std::clamp<int64_t>(tiles / kAttentionWarps, 1, kMaxSplits);
+  const int64_t most = std::clamp<int64_t>(tiles / warps, 1, kMaxSplits);
   for (int64_t splits = 1; splits <= most; ++splits) {
     const double rounds = static_cast<double>(ceil_div(heads * splits, blocks_at_once));
-    const double each = static_cast<double>(ceil_div(ceil_div(tiles, splits), kAttentionWarps));
+    const double each = static_cast<double>(ceil_div(ceil_div(tiles, splits), warps));
     const double time = rounds * (each + kBlockTiles) +
                         (splits > 1 ? kMeetingTiles + kPartTiles * static_cast<double>(splits) : 0);
     if (splits == 1 || time < least) {
@@ -153,12 +153,14 @@ Status plan_attention(const SparseAttentionArgs& a, const CudaDevice& device,
       return error(Code::no_kernel, "sparse_attention: %s wants %d bytes of shared memory, got %d",
                    row.name, row.shared_bytes, device.shared_per_block);
     }
-    const int64_t most = row.storage == KvStorage::pages ? page_blocks(row.bits) : kRowBlocks;
+    const bool pages = row.storage == KvStorage::pages;
+    const int64_t warps = pages ? page_warps(row.bits, row.unit) : kRowWarps;
+    const int64_t most = pages ? page_blocks_planned(row.bits, row.unit) : kRowBlocks;
     const int64_t fit =
         std::clamp<int64_t>(device.shared_per_sm / (row.shared_bytes + 1024), 1, most);
     const int64_t units = listed_units(a.segments[i]);
-    const int64_t tiles = row.storage == KvStorage::pages ? units : ceil_div(units, row.unit);
-    plans[i] = {.splits = splits_of(std::max<int64_t>(heads, 1), tiles, device.sms * fit),
+    const int64_t tiles = pages ? units : ceil_div(units, row.unit);
+    plans[i] = {.splits = splits_of(std::max<int64_t>(heads, 1), tiles, device.sms * fit, warps),
                 .first_split = *all_splits,
                 .shared_bytes = row.shared_bytes};
     *all_splits += plans[i].splits;

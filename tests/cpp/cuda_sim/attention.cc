@@ -27,7 +27,7 @@ struct Row {
   std::string name;
   KvStorage storage;
   int bits, d, unit, group;
-  int32_t shared_bytes;
+  int32_t shared_bytes, threads;
   std::string (*run)(const sim::Launch&, const AttentionCudaParams&);
 };
 
@@ -46,6 +46,7 @@ std::vector<Row> rows() {
    tokens,                                                  \
    group,                                                   \
    PageConfig<bits, d, tokens, group>::kSharedBytes,        \
+   32 * PageConfig<bits, d, tokens, group>::kWarps,         \
    &simulate<PageConfig<bits, d, tokens, group>, false>},   \
       {#name "_d" #d "_bulk",                               \
        KvStorage::pages,                                    \
@@ -54,6 +55,7 @@ std::vector<Row> rows() {
        tokens,                                              \
        group,                                               \
        PageConfig<bits, d, tokens, group>::kSharedBytes,    \
+       32 * PageConfig<bits, d, tokens, group>::kWarps,     \
        &simulate<PageConfig<bits, d, tokens, group>, true>},
 #define TAMIS_ATTENTION_ROWS(dtype, d)       \
   {#dtype "_d" #d,                           \
@@ -63,6 +65,7 @@ std::vector<Row> rows() {
    16,                                       \
    0,                                        \
    RowConfig<DType::dtype, d>::kSharedBytes, \
+   32 * kRowWarps,                           \
    &simulate<RowConfig<DType::dtype, d>, false>},
 #include "ops/sparse_attention/kernels_cuda.def"
 #undef TAMIS_ATTENTION_PAGES
@@ -149,13 +152,14 @@ class Case {
     std::fill(out_->span().begin(), out_->span().end(), std::nanf(""));
     std::fill(lse_->span().begin(), lse_->span().end(), std::nanf(""));
     for (size_t i = 0; i < views_.size(); ++i) {
+      const bool own = views_[i].storage == row_.storage;
       const sim::Launch launch{
           .grid = {static_cast<uint32_t>(plans[i].splits), static_cast<uint32_t>(heads)},
-          .block = {kAttentionThreads},
+          .block = {static_cast<uint32_t>(own ? row_.threads : 32 * kRowWarps)},
           .shared_bytes = static_cast<size_t>(plans[i].shared_bytes),
           .seed = seed,
           .faults = faults};
-      const auto kernel = views_[i].storage == row_.storage ? row_.run
+      const auto kernel = own            ? row_.run
                           : row_.d == 64 ? &simulate<RowConfig<DType::bf16, 64>, false>
                                          : &simulate<RowConfig<DType::bf16, 128>, false>;
       const std::string wrong =
@@ -418,7 +422,7 @@ TEST_P(Attention, PaddingThatAListNamesChangesNoBit) {
 }
 
 TEST_P(Attention, FaultsAreNoticed) {
-  Problem p{.kv_heads = 1, .units = 20, .seed = 61};
+  Problem p{.kv_heads = 1, .units = 40, .seed = 61};  // five for each of eight warps
   if (GetParam().storage == KvStorage::f16) p.q_dtype = DType::f16;
   Case c(GetParam(), p);
   for (const int wait : {0, 1, 3}) EXPECT_NE(c.run(1, {.wait = wait}), "") << "wait " << wait;
