@@ -27,7 +27,9 @@ def layouts(sparse: Sparse, w: torch.Tensor, m: int) -> list[tuple[float, int, i
     lay_out = "lay_out"
     if sparse.matrices[0].plan(m)["layout"] >= 0:
         sms = torch.cuda.get_device_properties(0).multi_processor_count
-        choices = [(i, sms * k // 2) for i in range(16) for k in (1, 2, 3, 4, 6, 8)]
+        parts = {-(-len(w) // rows) * k for rows in (64, 128, 256) for k in range(1, 9)}
+        shares = {sms * k // 2 for k in (1, 2, 3, 4, 6, 8)}
+        choices = [(i, blocks) for i in range(16) for blocks in sorted(parts | shares)]
         lay_out = "lay_out_groups"
     found = []
     for first, second in choices:

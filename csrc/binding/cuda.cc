@@ -257,7 +257,8 @@ class CudaMatrix {
   // The same of m24 for warpgroups: a line of m24_layouts.def, and how many blocks share the work.
   bool lay_out_groups(int64_t m, int32_t layout, int32_t blocks) {
     const auto known = static_cast<int32_t>(std::size(kM24Layouts));
-    if (plan(m).layout < 0 || layout < 0 || layout >= known || blocks < 1) return false;
+    if (w_.format != PackedFormat::m24 || device_.capability != 90) return false;
+    if (layout < 0 || layout >= known || blocks < 1) return false;
     plans_[m] = lay_out_m24_group(w_, m, layout, blocks);
     return true;
   }

@@ -16,7 +16,8 @@ int64_t col_panels(const T16View& w, const M24Layout& l) {
 
 }  // namespace
 
-SpmmT16Plan lay_out_m24_group(const T16View& w, int64_t m, int32_t layout, int64_t blocks) {
+SpmmT16Plan lay_out_m24_group(const T16View& w, int64_t m, int32_t layout, int64_t blocks,
+                              bool clusters) {
   const M24Layout& l = kM24Layouts[layout];
   const int64_t panels = output_tiles(w, m, l) * col_panels(w, l);
   SpmmT16Plan p{.layout = layout,
@@ -27,9 +28,11 @@ SpmmT16Plan lay_out_m24_group(const T16View& w, int64_t m, int32_t layout, int64
                 .blocks_n = static_cast<int32_t>(std::min(blocks, panels)),
                 .splits = 1,
                 .shared_bytes = l.shared_bytes()};
-  // No block begins or ends inside an output tile: nobody meets.
-  const bool whole = p.blocks_n <= output_tiles(w, m, l) && output_tiles(w, m, l) % p.blocks_n == 0;
-  if (!whole) {
+  const int64_t tiles = output_tiles(w, m, l), parts = p.blocks_n / tiles;
+  if (clusters && parts >= 1 && p.blocks_n % tiles == 0 && parts <= kMostParts) {
+    p.blocks_n = static_cast<int32_t>(tiles);
+    p.splits = static_cast<int32_t>(parts);
+  } else if (tiles % p.blocks_n != 0) {  // some blocks begin or end inside an output tile
     p.workspace_bytes = kTicketBytes + int64_t{2} * p.blocks_n * l.rows() * l.tokens * 4;
   }
   return p;
@@ -55,7 +58,8 @@ M24GroupParams m24_group_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) 
           .col_panels = static_cast<int32_t>(col_panels(a.w, l)),
           .token_tiles = static_cast<int32_t>(ceil_div(a.m, l.tokens)),
           .panels = static_cast<int32_t>(panels),
-          .blocks = plan.blocks_n,
+          .blocks = plan.blocks_n * plan.splits,
+          .parts = plan.splits,
           .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
 }
 
@@ -63,21 +67,38 @@ Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, Spm
   const auto count = static_cast<int32_t>(std::size(kM24Layouts));
   int32_t layout = 0;
   while (layout + 1 < count && kM24Layouts[layout].tokens < m) ++layout;
+  // Of two for as many tokens the second has fewer rows: for weights that are small even in parts.
+  if (layout + 1 < count && kM24Layouts[layout + 1].tokens == kM24Layouts[layout].tokens &&
+      output_tiles(w, m, kM24Layouts[layout]) * kMostParts < device.sms) {
+    ++layout;
+  }
   const M24Layout& l = kM24Layouts[layout];
   const int64_t tiles = output_tiles(w, m, l);
+  const int64_t most = std::max<int64_t>(col_panels(w, l) / 2, 1);  // two panels a part at least
+  // Parts of an output tile as a cluster, of all tiles as many as find room at once: clusters need
+  // it side by side, so a seventh of the device is left, and where a block fills an SM seven are
+  // too many. Timed on an H200 (bench/RESULTS.md).
+  const int64_t room = int64_t{device.sms} * l.blocks * 17 / 20;
+  const int64_t parts = std::min({room / tiles, most, int64_t{l.blocks > 1 ? kMostParts : 6}});
+  // Few tokens leave small sums, which may as well meet in memory where clusters would not fill it.
+  const bool small = l.tokens == 16 && room / tiles < kMostParts &&
+                     parts * tiles * 5 < int64_t{device.sms} * l.blocks * 4;
+  if (parts > 1 && l.tokens >= m && !small) {
+    *plan = lay_out_m24_group(w, m, layout, parts * tiles, true);
+    return {};
+  }
   // From 64 tokens on one block keeps an SM busy, and a second finds no room while it runs.
   const int64_t slots = int64_t{device.sms} * (l.tokens < 64 ? l.blocks : 1);
   // As many shares of every output tile as fill the device, so that all are alike and x is read by
-  // few at a time; two panels a share at least. Where that leaves half of the device idle (a fifth
-  // where arithmetic bounds the time), shares that end anywhere.
-  const int64_t most = std::max<int64_t>(col_panels(w, l) / 2, 1);
+  // few at a time. Where that leaves half of the device idle (a fifth where arithmetic bounds the
+  // time), shares that end anywhere.
   const int64_t whole = std::min(slots / tiles, most) * tiles;
   const bool few = slots / tiles > most;  // more blocks would only meet more often
   const double fill = l.tokens < 128 ? 0.5 : 0.8;
   int64_t blocks =
       few || static_cast<double>(whole) >= fill * static_cast<double>(slots) ? whole : slots;
   if (tiles > kMaxTickets) blocks = tiles;
-  *plan = lay_out_m24_group(w, m, layout, blocks);
+  *plan = lay_out_m24_group(w, m, layout, blocks, false);
   return {};
 }
 

@@ -13,11 +13,12 @@ Status launch_layout(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaD
                      void* stream) {
   return launch_wide<&spmm_m24_group<Config>>(
       "spmm", device, Config::kLayout.shared_bytes(),
-      {.grid = dim3(plan.blocks_n),
+      {.grid = dim3(plan.blocks_n * plan.splits),
        .threads = Config::kThreads,
        .shared_bytes = static_cast<size_t>(plan.shared_bytes),
        .early = a.w.settled,
-       .stream = stream},
+       .stream = stream,
+       .cluster = static_cast<uint32_t>(plan.splits)},
       m24_group_params(a, plan));
 }
 

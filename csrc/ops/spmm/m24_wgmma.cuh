@@ -5,14 +5,15 @@
 // all warpgroups of a block. x comes in panels of kDepth records along k, some ahead; records come
 // with it, or go straight to registers, a panel ahead. Work: the panels of all output tiles (kRows
 // rows, kTokens tokens) in one line, cut into equal shares, one a block, so that blocks end
-// together whatever the shape. Reduction: a share that begins or ends inside an output tile leaves
-// f32 partial sums in the workspace, and the last of the tile's blocks to arrive adds them in the
-// order of k, so results repeat bit for bit. Needs: tickets zero before the first call; every call
-// leaves them zero. Launched so that it may begin before the kernel before it ends, it needs
-// weights which that kernel did not write. Tail: records beyond the last column are two zeros of
-// every four, x there is zero; rows and tokens beyond the end are not written. Tried: a fence of
-// products for each record behind branches, where it waits for all loads (bench/RESULTS.md, H200).
-// After: Osama et al. 2023 (Stream-K).
+// together whatever the shape. Reduction: where shares are equal parts of output tiles, a tile's
+// blocks are a cluster and each adds up its part of their f32 sums through shared memory; else a
+// share that begins or ends inside an output tile leaves them in the workspace, and the last of the
+// tile's blocks to arrive adds them. Both add in the order of k, so results repeat bit for bit.
+// Needs: tickets zero before the first call; every call leaves them zero. Launched so that it may
+// begin before the kernel before it ends, it needs weights which that kernel did not write. Tail:
+// records beyond the last column are two zeros of every four, x there is zero; rows and tokens
+// beyond the end are not written. Tried: a fence of products for each record behind branches, where
+// it waits for all loads (bench/RESULTS.md, H200). After: Osama et al. 2023 (Stream-K).
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -172,7 +173,40 @@ TAMIS_DEVICE void meet_blocks(const M24GroupParams& p, const PanelPlace& at, boo
   }
 }
 
-// Grid [blocks] of kThreads.
+// Adds up and writes the sums of an output tile whose blocks are a cluster: each a part of them.
+template <class Config>
+TAMIS_DEVICE void meet_cluster(const M24GroupParams& p, const PanelPlace& at, uint32_t thread,
+                               const float (&c)[Config::kTiles][4]) {
+  constexpr uint32_t kWarps = Config::kThreads / 32;
+  const auto parts = static_cast<uint32_t>(p.parts);
+  dev::sync_block();  // nobody reads panels any more
+#pragma unroll
+  for (int i = 0; i < Config::kTiles; ++i) {
+    dev::store_shared<dev::Word4>(16 * (i * Config::kThreads + thread),
+                                  {dev::bits_of(c[i][0]), dev::bits_of(c[i][1]),
+                                   dev::bits_of(c[i][2]), dev::bits_of(c[i][3])});
+  }
+  dev::sync_cluster();
+  // A warp of the cluster after another takes the sums of 8 tokens and 16 rows.
+  for (uint32_t i = dev::block_index_x() % parts * kWarps + thread / 32;
+       i < Config::kTiles * kWarps; i += parts * kWarps) {
+    float sum[4] = {};
+#pragma unroll 4
+    for (uint32_t of = 0; of < parts; ++of) {
+      const dev::Word4 v = dev::load_cluster4(of, 16 * (32 * i + thread % 32));
+      sum[0] += dev::float_of(v.x);
+      sum[1] += dev::float_of(v.y);
+      sum[2] += dev::float_of(v.z);
+      sum[3] += dev::float_of(v.w);
+    }
+    write_sums<Config>(p, at.rows * Config::kRows + static_cast<int32_t>(i % kWarps * 16),
+                       at.tokens * Config::kTokens + static_cast<int32_t>(i / kWarps * 8),
+                       thread % 32, sum);
+  }
+  dev::sync_cluster();  // until then others read this block's sums
+}
+
+// Grid [blocks] of kThreads, every `parts` of them a cluster.
 template <class Config>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
     spmm_m24_group(const M24GroupParams p) {
@@ -326,6 +360,8 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
       for (int i = 0; i < Config::kTiles; ++i) {
         write_sums<Config>(p, 16 * row_tile(now), now.tokens * Config::kTokens + 8 * i, lane, c[i]);
       }
+    } else if (p.parts > 1) {
+      meet_cluster<Config>(p, now, thread, c);
     } else {
       meet_blocks<Config>(p, now, first_panel == begin, thread, c);
     }

@@ -23,6 +23,7 @@ struct M24GroupParams {
   int32_t col_panels;            // panels of an output tile
   int32_t token_tiles;           // output tiles over tokens; over rows they are further apart
   int32_t panels, blocks;        // panels of all output tiles, and how many blocks share them
+  int32_t parts;                 // blocks of an output tile, a cluster; 1: they share as it comes
   bool x_aligned;                // rows of x start at multiples of 16 bytes
 };
 
@@ -42,6 +43,8 @@ struct M24Layout {
   constexpr int32_t shared_bytes() const { return panels * panel_bytes() + 16; }  // the flag
 };
 
+inline constexpr int32_t kMostParts = 8;  // clusters that every device takes
+
 inline constexpr M24Layout kM24Layouts[] = {
 #define TAMIS_M24_LAYOUT(tokens, groups, depth, panels, blocks, direct) \
   {tokens, groups, depth, panels, blocks, direct},
@@ -49,8 +52,10 @@ inline constexpr M24Layout kM24Layouts[] = {
 #undef TAMIS_M24_LAYOUT
 };
 
-// The plan with that layout (an index) and up to that many blocks, at least 1.
-SpmmT16Plan lay_out_m24_group(const T16View& w, int64_t m, int32_t layout, int64_t blocks);
+// The plan with that layout (an index) and up to that many blocks, at least 1. clusters: of them
+// where they are up to kMostParts for each output tile.
+SpmmT16Plan lay_out_m24_group(const T16View& w, int64_t m, int32_t layout, int64_t blocks,
+                              bool clusters = true);
 
 // Pure: the layout that is expected to take least time, for any number of tokens.
 Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);

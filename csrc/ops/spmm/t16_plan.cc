@@ -27,21 +27,22 @@ struct Costs {
 };
 constexpr double kCallClocks = 6500;  // what no layout changes
 
-// Whether warpgroups take it: machine code for that capability alone. A small weight's product is
-// mostly its start and its meetings, which cost warps less: on an H200 4.9 and 6.1 us for 1024 x
-// 4096 and 8 tokens, 7.3 and 8.5 for 32; for 128, 28 and 15 written out and multiplied densely.
-bool takes_groups(const T16View& w, const CudaDevice& device) {
-  constexpr int64_t kFewRecords = 8192;
-  return w.format == PackedFormat::m24 && device.capability == 90 &&
-         t16::row_tiles(w.rows) * t16::col_tiles(w.cols) >= kFewRecords;
+// Tokens up to which warpgroups take it: machine code for that capability alone. Writing out takes
+// no longer from 1024 on. On an H200 warps take 4.7 us for 1024 x 4096 and 8 tokens,
+// groups 4.3, 7.4 and 5.2 for 32; fewer rows than that were not timed.
+int64_t most_group_tokens(const T16View& w, const CudaDevice& device) {
+  constexpr int64_t kFewRecords = 4096, kSomeRecords = 8192;
+  const int64_t records = t16::row_tiles(w.rows) * t16::col_tiles(w.cols);
+  if (w.format != PackedFormat::m24 || device.capability != 90 || records < kFewRecords) return 0;
+  return records < kSomeRecords ? kMaxTokens : 512;
 }
-constexpr int64_t kMaxGroupTokens = 512;  // writing out takes no longer from 1024 on
 
 // t16: fitted to 1150 times on an H100 (four shapes of Llama-3-8B, three densities, 1 and 16
 // tokens, every layout; bench/RESULTS.md): what is chosen takes 3 % more than the best layout on
 // average, and 12 % more at worst. m24 and g4 with it, but for what a record takes. m24i8 and
 // t16i8: each to 800 times on an H200 (the same shapes, 1, 8, 16 and 32 tokens), 1 and 2 % more on
-// average, 5 and 15 at worst; not what the parts really take.
+// average, 5 and 15 at worst; not what the parts really take. m24i8's codes: with 178, as fitted
+// there, 4 tokens got blocks of all columns, which took 1.1 to 1.4 times as long as the best.
 Costs costs_of(PackedFormat format) {
   constexpr Costs kBytes{.tile = 9.3,
                          .token_tile = 6.2,
@@ -53,7 +54,7 @@ Costs costs_of(PackedFormat format) {
                          .meeting = 3930,
                          .partial_read = 0.2,
                          .uneven = 0.24,
-                         .codes = 178};
+                         .codes = 350};
   switch (format) {
     case PackedFormat::t16:
       return {.tile = 79};
@@ -184,8 +185,7 @@ SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32
 int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device) {
   return w.format == PackedFormat::gap     ? kMaxGapTokens
          : w.format == PackedFormat::sell4 ? kSell4Tokens
-         : takes_groups(w, device)         ? kMaxGroupTokens
-                                           : kMaxTokens;
+                                           : std::max(most_group_tokens(w, device), kMaxTokens);
 }
 
 Status columns_do_not_fit(const T16View& w, int32_t tokens, const CudaDevice& device) {
@@ -198,10 +198,11 @@ Status columns_do_not_fit(const T16View& w, int32_t tokens, const CudaDevice& de
 Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
   if (w.format == PackedFormat::gap) return plan_spmm_gap(w, m, device, plan);
   if (w.format == PackedFormat::sell4) return plan_spmm_sell4(w, m, device, plan);
-  if (!takes_groups(w, device)) return plan_spmm_t16(w, m, device, plan);
-  if (m < 1 || m > kMaxGroupTokens) {
+  const int64_t most = most_group_tokens(w, device);
+  if (most == 0) return plan_spmm_t16(w, m, device, plan);
+  if (m < 1 || m > most) {
     return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %lld on CUDA",
-                 static_cast<long long>(m), static_cast<long long>(kMaxGroupTokens));
+                 static_cast<long long>(m), static_cast<long long>(most));
   }
   return plan_m24_group(w, m, device, plan);
 }

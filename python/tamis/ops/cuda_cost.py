@@ -51,18 +51,20 @@ DECODE = {
     "t16": (0.46, 0.57, 0.90, 1.38),
     "m24": (0.275, 0.268, 0.305, 0.335),
     "g4": (0.28, 0.49, 0.52, 1.35),
-    "sell4": (0.115, 0.16, 0.27, 0.52),
+    "sell4": (0.075, 0.112, 0.22, 0.42),
     "m24i8": (0.25, 0.25, 0.31, 0.62),
     "t16i8": (0.38, 0.42, 0.52, 0.9),
 }
 RECORD_BYTES = {"gap": 640.0, "sell4": 384.0, "m24": 1152.0, "m24i8": 640.0}
 # Bytes of a stored value and of the rest of a record, padding on average.
 VALUE_BYTES = {"t16": (2.0, 152.0), "g4": (0.75, 24.0), "t16i8": (1.0, 280.0)}
+# ns of it at least, by tokens: each block of sell4 loads x, however small the weight.
+LEAST = {"sell4": (0.0, 500.0, 2200.0, 6200.0)}
 # m24 by warpgroups (both devices are Hopper): ns of a call beyond its start by tokens, as parts of
 # sums meet in memory, and of more tokens; ns a record of each further 128 tokens.
-MEETING24 = (0.0, 500.0, 2300.0, 4900.0)
+MEETING24 = (0.0, 500.0, 900.0, 4000.0)
 WIDE24, WIDE24_START, WIDE24_RECORD = 0.42, 5000.0, 0.14
-FEW24, MANY24 = 8192, 512  # fewer records, or more tokens, warpgroups do not take
+FEW24, MANY24 = 8192, 512  # fewer records above 64 tokens, or more tokens, they do not take
 
 
 def packed_form(layout: Layout) -> str:
@@ -126,6 +128,8 @@ def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> 
     steps = next((steps for few, steps in FEW.values() if few == form), _TILES)
     step = next(i for i, most in enumerate(steps) if tokens <= most)
     decode = _records(layout, nnz, form) * DECODE[form][step]
+    if form in LEAST:
+        decode = max(decode, LEAST[form][step])
     start = rates.start * START.get(form, 1.0) + (MEETING24[step] if form == "m24" else 0.0)
     return start + max(decode, packed_nbytes(layout, nnz, form) / rates.read)
 
@@ -147,11 +151,21 @@ def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | Non
         read = packed_nbytes(layout, nnz, form) / rates.read
         return rates.start + WIDE24_START + max(records * each, read)
     if tokens > TOKENS[-1]:
-        nbytes = packed_nbytes(layout, nnz, form)
-        dense = 2.0 * layout.rows * layout.cols
-        written = rates.start + (nbytes + dense) / (WRITTEN * rates.read)
-        return written + _dense(rates, layout.rows, layout.cols, tokens)
+        return _written(rates, layout, nnz, tokens, form)
     return _product(rates, layout, nnz, tokens, form)
+
+
+def calls_pay(layout: Layout, nnz: int, form: str, tokens: int, device: int) -> bool:
+    """Whether calls of as many tokens as a form for few takes are expected to take no longer.
+
+    Than writing the weight out and a dense product.
+    """
+    most = next((steps[-1] for few, steps in FEW.values() if few == form), 0)
+    rates = _rates(device)
+    if rates is None or not most:
+        return False
+    call = _product(rates, layout, nnz, most, form)
+    return -(-tokens // most) * call <= _written(rates, layout, nnz, tokens, form)
 
 
 def dense_ns(rows: int, cols: int, tokens: int, device: int) -> float | None:
@@ -195,6 +209,12 @@ def kernel(layout: Layout, form: str, device: int) -> str:
         ),
         "",
     )
+
+
+def _written(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> float:
+    """Ns of writing the weight out and of a dense call."""
+    nbytes = packed_nbytes(layout, nnz, form) + 2.0 * layout.rows * layout.cols
+    return nbytes / (WRITTEN * rates.read) + _dense(rates, layout.rows, layout.cols, tokens)
 
 
 def _dense(rates: Rates, rows: int, cols: int, tokens: int) -> float:

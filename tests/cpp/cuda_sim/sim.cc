@@ -58,6 +58,7 @@ struct Block {
   std::vector<uint8_t> shared;
   uint32_t arrived = 0;
   uint64_t meetings = 0;
+  int copies = 0;
 };
 
 struct Cluster {
@@ -71,7 +72,6 @@ struct Cluster {
   size_t current = 0;
   uint32_t arrived = 0;
   uint64_t meetings = 0, progress = 0;
-  int copies = 0;
   std::mt19937_64 random;
   std::string error;
 };
@@ -101,10 +101,10 @@ void start_cluster() {
   for (Block& block : g.blocks) {
     std::fill(block.shared.begin(), block.shared.end(), kPoison);
     block.arrived = 0;
+    block.copies = 0;
   }
   g.barriers.clear();
   g.arrived = 0;
-  g.copies = 0;
   for (Warp& warp : g.warps) warp = {};
   const Dim3 size = g.launch.block;
   const auto count = static_cast<uint32_t>(g.threads.size() / g.blocks.size());
@@ -281,7 +281,7 @@ const uint8_t* exchange(const void* mine, size_t bytes) {
 
 void copy_async(uint32_t to, const void* from, uint32_t bytes, uint32_t valid) {
   if (valid > 0) check_source(from, "cp.async");
-  if (g.copies++ == g.launch.faults.copy) return;
+  if (g.blocks[me().block].copies++ == g.launch.faults.copy) return;
   poison(to, bytes, "cp.async");
   me().open.push_back({to, bytes, valid, from});
 }
@@ -347,7 +347,7 @@ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t at) {
   check_source(from, "bulk copy");
   if (bytes % 16 != 0) fail("bulk copy: a size that is not a multiple of 16");
   Barrier& b = barrier(at);
-  if (g.copies++ == g.launch.faults.copy) return;
+  if (g.blocks[me().block].copies++ == g.launch.faults.copy) return;
   poison(to, bytes, "bulk copy");
   b.copies.push_back({to, bytes, bytes, from});
 }

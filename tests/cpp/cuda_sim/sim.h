@@ -31,7 +31,7 @@ struct Launch {
   size_t shared_bytes = 0;
   uint64_t seed = 1;  // of the order in which warps and lanes run
   Faults faults = {};
-  uint32_t cluster = 1;  // neighbours in x that run together; only without asynchronous copies
+  uint32_t cluster = 1;  // neighbours in x that run together; only without bulk copies
 };
 
 // Calls `kernel` once per thread. Returns what went wrong, empty if nothing.
