@@ -71,9 +71,8 @@ struct CudaLibrary {
   Status (*sddmm_workspace)(const SddmmArgs&, const CudaDevice&, int64_t* bytes);
   Status (*sddmm)(const SddmmArgs&, void* workspace, int64_t workspace_bytes, const CudaDevice&,
                   void* stream);
-  Status (*dense_workspace)(const MatrixView& w, const void* dense, int64_t* bytes);
-  Status (*unpack_mask)(const MatrixView& w, void* dense, void* workspace, int64_t workspace_bytes,
-                        void* stream);
+  Status (*unpack_mask)(const MatrixView& w, void* dense, void* stream);
+  Status (*gather_workspace)(const MatrixView& w, const void* dense, int64_t* bytes);
   Status (*gather_mask)(const MatrixView& w, const void* dense, void* values, void* workspace,
                         int64_t workspace_bytes, void* stream);
   std::span<const SpgemmCudaRow> (*spgemm_kernels)();

@@ -87,16 +87,11 @@ int64_t cuda_sampled(int32_t device, uintptr_t stream, const DeviceMask& mask, i
   return 0;
 }
 
-int64_t cuda_unpack(int32_t device, uintptr_t stream, const DeviceMask& mask, uintptr_t values,
-                    uintptr_t dense, uintptr_t workspace, int64_t workspace_bytes) {
-  const MatrixView w = view_of(mask, values);
+void cuda_unpack(int32_t device, uintptr_t stream, const DeviceMask& mask, uintptr_t values,
+                 uintptr_t dense) {
   cuda_device(device);  // checks the number
-  int64_t wanted = 0;
-  raise_if_error(cuda_library().dense_workspace(w, address<void>(dense), &wanted));
-  if (wanted > workspace_bytes) return wanted;
-  raise_if_error(cuda_library().unpack_mask(w, address<void>(dense), address<void>(workspace),
-                                            workspace_bytes, address<void>(stream)));
-  return 0;
+  raise_if_error(cuda_library().unpack_mask(view_of(mask, values), address<void>(dense),
+                                            address<void>(stream)));
 }
 
 int64_t cuda_gather(int32_t device, uintptr_t stream, const DeviceMask& mask, uintptr_t dense,
@@ -104,7 +99,7 @@ int64_t cuda_gather(int32_t device, uintptr_t stream, const DeviceMask& mask, ui
   const MatrixView w = view_of(mask, 0);
   cuda_device(device);
   int64_t wanted = 0;
-  raise_if_error(cuda_library().dense_workspace(w, address<void>(dense), &wanted));
+  raise_if_error(cuda_library().gather_workspace(w, address<void>(dense), &wanted));
   if (wanted > workspace_bytes) return wanted;
   raise_if_error(cuda_library().gather_mask(w, address<const void>(dense), address<void>(values),
                                             address<void>(workspace), workspace_bytes,
@@ -143,7 +138,7 @@ void bind_spmm_grad(py::module_& m) {
   m.def("cuda_sddmm", &cuda_sampled, "device"_a, "stream"_a, "mask"_a, "dtype"_a, "m"_a, "dy_ptr"_a,
         "x_ptr"_a, "dw_ptr"_a, "workspace_ptr"_a, "workspace_bytes"_a);
   m.def("cuda_unpack_mask", &cuda_unpack, "device"_a, "stream"_a, "mask"_a, "values_ptr"_a,
-        "dense_ptr"_a, "workspace_ptr"_a, "workspace_bytes"_a);
+        "dense_ptr"_a);
   m.def("cuda_gather_mask", &cuda_gather, "device"_a, "stream"_a, "mask"_a, "dense_ptr"_a,
         "values_ptr"_a, "workspace_ptr"_a, "workspace_bytes"_a);
 }

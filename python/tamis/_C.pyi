@@ -856,10 +856,8 @@ def cuda_unpack_mask(
     mask: DeviceMask,
     values_ptr: int,
     dense_ptr: int,
-    workspace_ptr: int,
-    workspace_bytes: int,
-) -> int:
-    """Dense [rows, cols] of a mask's values; 0, or the bytes of workspace that it wants."""
+) -> None:
+    """Dense [rows, cols] of a mask's values."""
 
 def cuda_gather_mask(
     device: int,

@@ -239,6 +239,26 @@ def test_prompts_by_gap_are_written_out_from_the_mask_where_it_has_a_kernel(
     assert played.made == []
 
 
+@pytest.mark.parametrize(
+    ("tokens", "expanded"), [(5, []), (8, []), (12, []), (20, ["mask"]), (70, ["mask"])]
+)
+def test_short_prompts_by_gap_are_some_calls(
+    played: type[Played], monkeypatch: pytest.MonkeyPatch, tokens: int, expanded: list[str]
+) -> None:
+    monkeypatch.setattr(cuda_cost, "_devices", lambda: [("NVIDIA H200", 90)])
+    a = half_kept(40, 64)
+    bias = torch.randn(40, dtype=torch.bfloat16)
+    for x in (torch.randn(1, tokens, 64), torch.randn(1, tokens, 70)[..., 3:67]):
+        x = x.bfloat16()
+        y = call(x, a, bias)
+        assert y is not None
+        assert y.shape == (1, tokens, 40)
+        wanted = x.float() @ a.to_dense().float().T + bias.float()
+        torch.testing.assert_close(y.float(), wanted, rtol=1e-2, atol=0.1)
+    assert played.expanded == 2 * expanded
+    assert played.made == ["gap"]
+
+
 def test_both_forms_are_forgotten(played: type[Played]) -> None:
     a = half_kept(40, 64)
     for m in (1, 16):

@@ -211,16 +211,60 @@ TAMIS_DEVICE bool own_piece(const DenseParams& p, int32_t* row, int32_t* column,
   return true;
 }
 
-// w as a dense [rows, k].
+// w as a dense [rows, k]: a warp a row, 32 words at a time, whose values come to shared memory in
+// 16 bytes a lane, for single ones from global memory took more of the L1 cache than w of DRAM.
+// Grid [rows / 8] of kGradThreads.
 TAMIS_DEVICE void unpack_mask(const DenseParams& p) {
-  int32_t row, column;
-  GradPiece piece;
-  if (!own_piece(p, &row, &column, &piece)) return;
-  uint16_t kept[16];
-  expand_piece(p.values, piece, kept);
-  auto* to = reinterpret_cast<dev::Word4*>(p.dense + int64_t{row} * p.k + column);
-  to[0] = half_piece(kept, 0);
-  if (column + 8 < p.k) to[1] = half_piece(kept, 1);
+  const uint32_t warp = dev::thread_index() / 32, lane = dev::thread_index() % 32;
+  const auto row = static_cast<int32_t>(dev::block_index_x() * (kGradThreads / 32) + warp);
+  if (row >= p.w.rows) return;  // the whole warp
+  const auto* mask = reinterpret_cast<const dev::Word2*>(p.w.mask) + int64_t{row} * p.w.words;
+  uint16_t* to = p.dense + int64_t{row} * p.k;
+  int64_t before =
+      p.w.row_offsets != nullptr ? dev::load_global(p.w.row_offsets + row) : row * p.w.row_values;
+  const uint32_t words_at = warp * kUnpackWarpBytes, values_at = words_at + 16 * 32;
+  for (int32_t first = 0; first < p.w.words; first += 32) {
+    const int32_t word = first + static_cast<int32_t>(lane);
+    const dev::Word2 bits = word < p.w.words ? dev::load_global(mask + word) : dev::Word2{0, 0};
+    const auto low = static_cast<uint32_t>(dev::popcount(bits.x));
+    const uint32_t count = low + static_cast<uint32_t>(dev::popcount(bits.y));
+    uint32_t sum = count;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) sum = dev::prefix_step(sum, distance);
+    const auto total = static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(sum), 31));
+    const uint16_t* values = p.values + before;
+    before += total;
+    // They are copied from the multiple of 16 bytes before the first.
+    const auto skew = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(values) / 2 % 8);
+    const uint32_t at = skew + sum - count;
+    dev::sync_warp();  // nobody reads the words before
+    dev::store_shared<dev::Word4>(words_at + 16 * lane, {bits.x, at, bits.y, at + low});
+    for (uint32_t i = 8 * lane; i < skew + total; i += 8 * 32) {
+      const uint32_t left = skew + total - i;
+      dev::copy_async16(values_at + 2 * i, values - skew + i, left < 8 ? 2 * left : 16);
+    }
+    dev::commit_async();
+    dev::wait_async<0>();
+    dev::sync_warp();
+    const int32_t end = p.k - 64 * first;
+#pragma unroll 4
+    for (uint32_t i = 4 * lane; static_cast<int32_t>(i) < (end < 2048 ? end : 2048); i += 4 * 32) {
+      const auto half = dev::load_shared<dev::Word2>(words_at + i / 32 * 8);
+      const uint32_t kept = half.x >> i % 32;
+      uint32_t from =
+          values_at +
+          2 * (half.y + static_cast<uint32_t>(dev::popcount(half.x & ((1u << i % 32) - 1))));
+      uint32_t value[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const uint32_t bit = kept >> j & 1;
+        value[j] = bit != 0 ? dev::load_shared<uint16_t>(from) : 0u;
+        from += 2 * bit;
+      }
+      *reinterpret_cast<dev::Word2*>(to + 64 * first + i) = {value[0] | value[1] << 16,
+                                                             value[2] | value[3] << 16};
+    }
+  }
 }
 
 // The values of w where a dense [rows, k] has them.

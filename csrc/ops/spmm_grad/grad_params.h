@@ -17,6 +17,9 @@ inline constexpr int32_t kGradStageBytes = 2 * kGradTile * kGradStep;  // of one
 inline constexpr int32_t kSddmmShared = 2 * kSddmmStages * kGradStageBytes;
 inline constexpr int32_t kSpmmTShared = (kSpmmTStages + 2) * kGradStageBytes;
 inline constexpr int32_t kMostGradSplits = 16;
+// Of a warp that unpacks 32 words: their bits and where values begin, then the values.
+inline constexpr int32_t kUnpackWarpBytes = 16 * 32 + 2 * 64 * 32 + 16;
+inline constexpr int32_t kUnpackShared = kGradThreads / 32 * kUnpackWarpBytes;
 
 // A mask and where the values of each of its words begin.
 struct GradMask {
@@ -24,7 +27,7 @@ struct GradMask {
   const int64_t* row_offsets;  // [rows + 1], or null: every row has row_values
   int64_t row_values;
   int32_t rows, words;
-  uint32_t* places;  // [rows, words]
+  uint32_t* places;  // [rows, words], or null where nobody asks
 };
 
 struct SpmmTParams {
@@ -67,6 +70,8 @@ inline int32_t spmm_t_splits(int64_t m, int64_t n, int64_t k, const CudaDevice& 
 // Params of a call that was checked.
 SpmmTParams spmm_t_params(const SpmmTArgs& args, void* workspace, const CudaDevice& device);
 SddmmParams sddmm_params(const SddmmArgs& args, void* workspace);
+// Without a workspace to unpack.
 DenseParams dense_params(const MatrixView& w, void* values, void* dense, void* workspace);
+Status check_dense(const char* op, const MatrixView& w, const void* dense);
 
 }  // namespace tamis

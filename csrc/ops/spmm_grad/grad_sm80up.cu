@@ -76,17 +76,6 @@ Status run(const SpmmTParams& p, const CudaDevice&, void* stream) {
                 &spmm_t_add_kernel<kType>, p);
 }
 
-Status run(const DenseParams& p, void (*kernel)(DenseParams), void* stream) {
-  TAMIS_RETURN_IF_ERROR(find_places("unpack", p.w, stream));
-  return launch("unpack",
-                {.grid = dim3(tiles(int64_t{4} * p.w.rows * p.w.words, kGradThreads)),
-                 .threads = kGradThreads,
-                 .shared_bytes = 0,
-                 .early = false,
-                 .stream = stream},
-                kernel, p);
-}
-
 Status check_workspace(const char* op, const void* workspace, int64_t got, int64_t wanted) {
   if (got >= wanted && reinterpret_cast<uintptr_t>(workspace) % 16 == 0) return {};
   return error(Code::invalid_argument,
@@ -107,24 +96,33 @@ Status spmm_t_cuda(const SpmmTArgs& a, void* workspace, int64_t workspace_bytes,
                                 : run<DType::f16>(p, device, stream);
 }
 
-Status unpack_mask_cuda(const MatrixView& w, void* dense, void* workspace, int64_t workspace_bytes,
-                        void* stream) {
-  int64_t bytes = 0;
-  TAMIS_RETURN_IF_ERROR(dense_workspace(w, dense, &bytes));
-  TAMIS_RETURN_IF_ERROR(check_workspace("unpack", workspace, workspace_bytes, bytes));
+Status unpack_mask_cuda(const MatrixView& w, void* dense, void* stream) {
+  TAMIS_RETURN_IF_ERROR(check_dense("unpack", w, dense));
   if (w.rows == 0 || w.cols == 0) return {};
-  return run(dense_params(w, const_cast<void*>(w.values), dense, workspace), &unpack_mask_kernel,
-             stream);
+  return launch("unpack",
+                {.grid = dim3(tiles(w.rows, kGradThreads / 32)),
+                 .threads = kGradThreads,
+                 .shared_bytes = kUnpackShared,
+                 .early = false,
+                 .stream = stream},
+                &unpack_mask_kernel, dense_params(w, const_cast<void*>(w.values), dense, nullptr));
 }
 
 Status gather_mask_cuda(const MatrixView& w, const void* dense, void* values, void* workspace,
                         int64_t workspace_bytes, void* stream) {
   int64_t bytes = 0;
-  TAMIS_RETURN_IF_ERROR(dense_workspace(w, dense, &bytes));
+  TAMIS_RETURN_IF_ERROR(gather_workspace(w, dense, &bytes));
   TAMIS_RETURN_IF_ERROR(check_workspace("gather", workspace, workspace_bytes, bytes));
   if (w.nnz == 0) return {};
-  return run(dense_params(w, values, const_cast<void*>(dense), workspace), &gather_mask_kernel,
-             stream);
+  const DenseParams p = dense_params(w, values, const_cast<void*>(dense), workspace);
+  TAMIS_RETURN_IF_ERROR(find_places("gather", p.w, stream));
+  return launch("gather",
+                {.grid = dim3(tiles(int64_t{4} * p.w.rows * p.w.words, kGradThreads)),
+                 .threads = kGradThreads,
+                 .shared_bytes = 0,
+                 .early = false,
+                 .stream = stream},
+                &gather_mask_kernel, p);
 }
 
 Status sddmm_cuda(const SddmmArgs& a, void* workspace, int64_t workspace_bytes,

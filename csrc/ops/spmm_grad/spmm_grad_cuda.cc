@@ -60,8 +60,10 @@ GradMask mask_of(const MatrixView& w, void* workspace) {
           .row_values = w.format == Format::nm ? w.cols / w.of * w.keep : 0,
           .rows = static_cast<int32_t>(w.rows),
           .words = static_cast<int32_t>(mask_words(w.cols)),
-          .places = reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(workspace) +
-                                                kWorkspaceTicketBytes)};
+          .places = workspace == nullptr
+                        ? nullptr
+                        : reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(workspace) +
+                                                      kWorkspaceTicketBytes)};
 }
 
 }  // namespace
@@ -84,8 +86,12 @@ Status sddmm_workspace(const SddmmArgs& a, const CudaDevice&, int64_t* bytes) {
   return {};
 }
 
-Status dense_workspace(const MatrixView& w, const void* dense, int64_t* bytes) {
-  TAMIS_RETURN_IF_ERROR(check("unpack", w, w.dtype, 0, aligned(dense, 8)));
+Status check_dense(const char* op, const MatrixView& w, const void* dense) {
+  return check(op, w, w.dtype, 0, aligned(dense, 8));
+}
+
+Status gather_workspace(const MatrixView& w, const void* dense, int64_t* bytes) {
+  TAMIS_RETURN_IF_ERROR(check_dense("gather", w, dense));
   *bytes = kWorkspaceTicketBytes + places_bytes(w);
   return {};
 }

@@ -12,7 +12,7 @@ from torch.nn import functional
 from tamis import _C
 from tamis.layout import Layout
 from tamis.ops import cuda, cuda_cost, cuda_spmm_grad
-from tamis.ops.cuda_cost import FEW, few_tokens, packed_form
+from tamis.ops.cuda_cost import FEW, calls_pay, few_tokens, packed_form
 from tamis.ops.cuda_memory import current_device, raw_stream, workspaces
 from tamis.ops.cuda_memory import workspace as new_workspace
 from tamis.ops.handle import make_matrix
@@ -30,6 +30,7 @@ class Packed:
         "device",
         "dtype",
         "expands",
+        "form",
         "layout",
         "least",
         "mask",
@@ -75,7 +76,7 @@ class Packed:
         )
         # Elements of x that it takes: more than `least`, up to `most`.
         self.least, self.most = -1, self.matrix.most_tokens * layout.cols
-        self.token, self.layout = layout.token, layout
+        self.token, self.layout, self.form = layout.token, layout, form
         self.rows, self.cols, self.dtype = layout.rows, layout.cols, dtype
         self.rest = rest
         # Checked now, so that a prompt in a graph need not wait: gap is written out from its mask.
@@ -104,11 +105,15 @@ class Packed:
             and self.owner() is values
         )
 
-    def run(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Product of x [..., cols], as many tokens as the form takes, on the current device and stream."""
+    def run(self, x: Tensor, bias: Tensor | None, y: Tensor | None = None) -> Tensor:
+        """Product of x [..., cols], as many tokens as the form takes, on the current device and stream.
+
+        ``y``: where it goes, contiguous.
+        """
         cols, rows = self.cols, self.rows
         m = x.numel() // cols
-        y = x.new_empty(*x.shape[:-1], rows)
+        if y is None:
+            y = x.new_empty(*x.shape[:-1], rows)
         if m == 0 or rows == 0:
             return y
         stride = cols
@@ -135,6 +140,14 @@ class Packed:
             workspace.nbytes,
             stream,
         )
+        return y
+
+    def run_in_calls(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The same for more tokens than a call takes."""
+        y, most = x.new_empty(*x.shape[:-1], self.rows), self.most // self.cols
+        xs, ys = x.reshape(-1, self.cols), y.view(-1, self.rows)
+        for first in range(0, len(xs), most):
+            self.run(xs[first : first + most], bias, ys[first : first + most])
         return y
 
 
@@ -187,7 +200,8 @@ def spmm(
     of 4-bit groups as ``sell4`` and ``g4``, as such calls come: as both only where both do. A
     prompt, x [..., s, cols] with s > 1, is one call among many of single tokens, so it reads what
     there is, and makes no second form beside the first, but where ``gap`` has no mask to be
-    written out from (rows or columns that are no multiples of 8).
+    written out from (rows or columns that are no multiples of 8). A short one
+    is some calls of the form for few where that is expected to be faster than writing the weight out.
     """
     if not _takes(x, values, layout):
         return None
@@ -202,11 +216,22 @@ def spmm(
     if not packed.matrix.kernel:
         return None
     with torch.cuda.device(x.device):
-        if x.numel() > packed.most:
+        many = x.numel() > packed.most
+        if many and not _in_calls(packed, x, values):
             return functional.linear(x, _expand(packed, values, layout), bias)
         if bias is not None and bias.is_contiguous():
             packed.bias = bias
-        return packed.run(x, None if bias is None else bias.contiguous())
+        run = packed.run_in_calls if many else packed.run
+        return run(x, None if bias is None else bias.contiguous())
+
+
+def _in_calls(packed: Packed, x: Tensor, values: Tensor) -> bool:
+    tokens, layout = x.numel() // packed.cols, packed.layout
+    return calls_pay(layout, _nnz(values, layout), packed.form, tokens, packed.device)
+
+
+def _nnz(values: Tensor, layout: Layout) -> int:
+    return values.numel() * (2 if layout.dtype == "u4" else 1)
 
 
 def kernel(layout: Layout, values: Tensor, nnz: int, tokens: int, device: int) -> str:
@@ -245,7 +270,7 @@ def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
             del held[id(values)]
     tokens = x.numel() // layout.cols
     wide = tokens > MAX_TOKENS or (x.dim() > 2 and x.shape[-2] > 1)
-    form, nnz = packed_form(layout), values.numel() * (2 if layout.dtype == "u4" else 1)
+    form, nnz = packed_form(layout), _nnz(values, layout)
     few = few_tokens(layout, nnz, values.device.index or 0)
     if few and (wide or tokens <= few):
         packed = _few.get(id(values))

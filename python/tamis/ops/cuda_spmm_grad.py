@@ -61,11 +61,7 @@ def unpack(mask: Mask, values: Tensor) -> Tensor:
     dense, values = values.new_empty(rows, cols), values.contiguous()
     device, first, out = dense.get_device(), values.data_ptr(), dense.data_ptr()
     with torch.cuda.device(device), core_errors():
-        stream = raw_stream(device)
-        # Memory of its own: a workspace that grew would leave graphs that hold it.
-        nbytes = _C.cuda_unpack_mask(device, stream, mask, first, out, 0, 0)
-        memory = torch.empty(nbytes, dtype=torch.uint8, device=values.device)
-        _C.cuda_unpack_mask(device, stream, mask, first, out, memory.data_ptr(), nbytes)
+        _C.cuda_unpack_mask(device, raw_stream(device), mask, first, out)
     return dense
 
 
