@@ -50,6 +50,7 @@ MAX_SDDMM, MAX_SPMM_T = 200, 300
 # rows of q and the one over tokens.
 MAX_MASS_ROWS, MAX_MASS_COLUMNS = {1: 30, 2: 42}, {1: 50, 2: 64}
 MAX_MERGE = 30  # the same of kv_merge, sm_90
+MAX_REBUILD = 320  # sm_90, 64 columns of the rank of 16 tokens a warp: 64 products at d = 128
 # Attention on sm_90: registers, and instructions of a page or tile with all its rarely taken branches
 # (softcap, masks, a new largest score: some 300). DRAM of an H100 leaves 4 * 353 issue slots a page
 # of 4 bits at d = 128, 4 * 212 at 2 bits, 4 * 565 for 16 tokens of bf16.
@@ -216,8 +217,9 @@ def budget(arch: str, name: str) -> int | None:
     if match := re.search(r"kv_mass_(rows|columns)\w*ELi(\d)E", name):
         most = MAX_MASS_ROWS if match[1] == "rows" else MAX_MASS_COLUMNS
         return most[int(match[2])] if arch == "sm_90" else None
-    if "kv_merge_nearest" in name:
-        return MAX_MERGE if arch == "sm_90" else None
+    if "kv_merge_nearest" in name or "kv_rebuild" in name:
+        most = MAX_MERGE if "kv_merge" in name else MAX_REBUILD
+        return most if arch == "sm_90" else None
     if gradient(name):
         return (MAX_SDDMM if "sddmm" in name else MAX_SPMM_T) if arch == "sm_90" else None
     if activation(name):
@@ -280,8 +282,9 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
         wrong.append(f"local memory: {everything['LDL']} loads, {everything['STL']} stores")
     # For 64 tokens a block an SM.
     alone = "ELi8E" in name and (format_of(name) in ("g4", "t16i8") or grouped(name))
-    two_blocks = "PageConfigILi4E" in name  # of 256 threads
-    most = MAX_ATTENTION_REGISTERS if attention and not two_blocks else MAX_REGISTERS
+    two_blocks = "PageConfigILi4E" in name  # of 256 threads, or four of 128
+    three_blocks = (attention and not two_blocks) or "kv_rebuild" in name
+    most = MAX_ATTENTION_REGISTERS if three_blocks else MAX_REGISTERS
     most = MAX_ALONE_REGISTERS if alone else most
     prefill = "prefill_attention" in name
     most = MAX_PREFILL_REGISTERS if prefill else most
@@ -290,7 +293,9 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
         wrong.append("no sparse tensor core instruction")
     if used > most:
         wrong.append(f"{used} registers, wanted at most {most}")
-    rows = any(k in name for k in ("kv_mass_rows", "kv_mass_columns", "kv_merge_nearest"))
+    rows = any(
+        k in name for k in ("kv_mass_rows", "kv_mass_columns", "kv_merge_nearest", "kv_rebuild")
+    )
     product = bool(format_of(name)) or product_of(name) != "HMMA"
     if "M24GroupConfig" in name:
         wrong += group_problems(loop)
