@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <atomic>
 #include <iterator>
 #include <string>
@@ -19,11 +20,13 @@
 #include "format/m24.h"
 #include "format/m24i4.h"
 #include "format/m24i8.h"
+#include "format/p24.h"
 #include "format/t16i8.h"
 #include "ops/kv_rebuild/rebuild_params.h"
 #include "ops/kv_select/row_tiles.h"
 #include "ops/spmm/gap_params.h"
 #include "ops/spmm/m24_wgmma_params.h"
+#include "ops/spmm/p24_params.h"
 #include "ops/spmm/sell4_params.h"
 #include "ops/spmm/t16_params.h"
 #include "ops/spmm_grad/grad_params.h"
@@ -75,6 +78,7 @@ py::list kernels(int32_t capability) {
   py::list rows;
   for (const SpmmCudaRow& row : library.spmm_kernels()) {
     const bool gap = row.format == PackedFormat::gap, sell4 = row.format == PackedFormat::sell4;
+    const bool p24 = row.format == PackedFormat::p24;
     rows.append(
         dict_of({.name = row.name,
                  .op = "spmm",
@@ -83,6 +87,7 @@ py::list kernels(int32_t capability) {
                  .x_dtype = name_of(row.x_dtype),
                  .isa = "sm" + std::to_string(row.capability),
                  .tile_m = gap     ? kMaxGapTokens
+                           : p24   ? kMaxP24Tokens
                            : sell4 ? kSell4Tokens
                                    : kMaxTokens,
                  .tile_n = gap     ? gap::kLanes
@@ -127,13 +132,13 @@ py::list kernels(int32_t capability) {
 }
 
 PackedFormat format_from(const char* function, const std::string& name) {
-  for (const PackedFormat f :
-       {PackedFormat::t16, PackedFormat::m24, PackedFormat::g4, PackedFormat::gap,
-        PackedFormat::sell4, PackedFormat::m24i8, PackedFormat::t16i8, PackedFormat::m24i4}) {
+  for (const PackedFormat f : {PackedFormat::t16, PackedFormat::m24, PackedFormat::g4,
+                               PackedFormat::gap, PackedFormat::p24, PackedFormat::sell4,
+                               PackedFormat::m24i8, PackedFormat::t16i8, PackedFormat::m24i4}) {
     if (name == name_of(f)) return f;
   }
   throw py::value_error(std::string(function) + ": format: got " + name +
-                        ", wanted t16, m24, g4, gap, sell4, m24i8, t16i8 or m24i4");
+                        ", wanted t16, m24, g4, gap, p24, sell4, m24i8, t16i8 or m24i4");
 }
 
 // Records that offsets find, by a format's two functions.
@@ -180,6 +185,28 @@ py::dict pack_records(const Matrix& a, int64_t record_bytes,
   return packed;
 }
 
+// p24, whose size is known only when its groups are.
+py::dict pack_groups(const Matrix& a) {
+  p24::Packed made;
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = p24::pack(a.view(), p24::panels_of(a.view().rows, a.view().cols), &made);
+  }
+  raise_if_error(status);
+  py::array records = new_array({"uint8", "u", 1}, {static_cast<int64_t>(made.records.size())});
+  py::array offsets = new_array(kUint32, {static_cast<int64_t>(made.offsets.size())});
+  std::copy(made.records.begin(), made.records.end(),
+            static_cast<uint8_t*>(records.mutable_data()));
+  std::copy(made.offsets.begin(), made.offsets.end(),
+            static_cast<uint32_t*>(offsets.mutable_data()));
+  py::dict packed;
+  packed["records"] = records;
+  packed["offsets"] = offsets;
+  packed["max_record_bytes"] = made.record_bytes;
+  return packed;
+}
+
 py::dict pack_for_cuda(const Matrix& a, const std::string& format) {
   const int32_t parts = gap::parts_of(a.view().rows);
   switch (format_from("pack_for_cuda", format)) {
@@ -198,6 +225,8 @@ py::dict pack_for_cuda(const Matrix& a, const std::string& format) {
           [&](const MatrixView& w, uint32_t* offsets, void* records) {
             return gap::pack(w, parts, offsets, records);
           });
+    case PackedFormat::p24:
+      return pack_groups(a);
     case PackedFormat::m24:
       return pack_records(a, m24::kRecordBytes, &m24::pack);
     case PackedFormat::m24i8:
@@ -225,7 +254,8 @@ class CudaMatrix {
            .dtype = dtype_from("CudaMatrix", "dtype", dtype),
            .records = pointer(records),
            .offsets = reinterpret_cast<const uint32_t*>(offsets),
-           .parts = gap::parts_of(rows),
+           .parts = format == name_of(PackedFormat::p24) ? p24::panels_of(rows, cols)
+                                                         : gap::parts_of(rows),
            .scales = reinterpret_cast<const float*>(scales),
            .group_size = group_size == cols ? 0 : group_size,
            .record_bytes = record_bytes,
@@ -245,7 +275,10 @@ class CudaMatrix {
   // Replaces the plan for m by another layout; false if the device cannot hold it.
   bool lay_out(int64_t m, int32_t warps_k, int32_t splits) {
     if (plan(m).layout >= 0) return false;  // checks m; the others have one plan
-    if (w_.format == PackedFormat::gap || w_.format == PackedFormat::sell4) return false;
+    if (w_.format == PackedFormat::gap || w_.format == PackedFormat::p24 ||
+        w_.format == PackedFormat::sell4) {
+      return false;
+    }
     if (kBlockWarps % warps_k != 0 || splits < 1 || splits > t16::col_tiles(w_.cols)) return false;
     const SpmmT16Plan wanted = lay_out_spmm_t16(w_, m, warps_k, splits);
     if (wanted.shared_bytes > device_.shared_per_block) return false;
@@ -265,8 +298,8 @@ class CudaMatrix {
 
   // Most tokens of a call; 0 if the columns of one do not fit in a block's shared memory.
   int64_t most_tokens() const {
-    for (const int64_t m : {most_tokens_cuda(w_, device_), kMaxTokens, int64_t{kSell4Tokens},
-                            kMaxGapTokens, int64_t{2}, int64_t{1}}) {
+    for (const int64_t m : {most_tokens_cuda(w_, device_), kMaxTokens, kMaxP24Tokens,
+                            int64_t{kSell4Tokens}, kMaxGapTokens, int64_t{2}, int64_t{1}}) {
       SpmmT16Plan ignored;
       if (plan_spmm_cuda(w_, m, device_, &ignored).ok()) return m;
     }

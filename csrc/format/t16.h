@@ -27,8 +27,8 @@
 
 namespace tamis {
 
-// Forms of weights packed for CUDA: tiles of 16 x 64, which share kernels, gap and sell4.
-enum class PackedFormat : uint8_t { t16, m24, g4, gap, sell4, m24i8, t16i8, m24i4 };
+// Forms of weights packed for CUDA: tiles of 16 x 64, which share kernels, gap, p24 and sell4.
+enum class PackedFormat : uint8_t { t16, m24, g4, gap, p24, sell4, m24i8, t16i8, m24i4 };
 
 constexpr const char* name_of(PackedFormat f) {
   switch (f) {
@@ -40,6 +40,8 @@ constexpr const char* name_of(PackedFormat f) {
       return "g4";
     case PackedFormat::gap:
       return "gap";
+    case PackedFormat::p24:
+      return "p24";
     case PackedFormat::sell4:
       return "sell4";
     case PackedFormat::m24i8:
@@ -59,7 +61,7 @@ constexpr bool has_byte_codes(PackedFormat f) {
 // Whether records differ in length, so that offsets say where they are.
 constexpr bool has_offsets(PackedFormat f) {
   return f == PackedFormat::t16 || f == PackedFormat::g4 || f == PackedFormat::gap ||
-         f == PackedFormat::sell4 || f == PackedFormat::t16i8;
+         f == PackedFormat::p24 || f == PackedFormat::sell4 || f == PackedFormat::t16i8;
 }
 
 struct T16View {
@@ -68,7 +70,7 @@ struct T16View {
   DType dtype = DType::bf16;  // or f16; where weights are codes, what x has
   const void* records = nullptr;
   const uint32_t* offsets = nullptr;  // where has_offsets
-  int32_t parts = 0;                  // gap
+  int32_t parts = 0;                  // gap; of p24 panels
   // [rows, groups] where has_byte_codes; columns of a group: a multiple of 128, or 0 for
   // the whole row.
   const float* scales = nullptr;

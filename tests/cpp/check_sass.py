@@ -33,11 +33,14 @@ MAX_RECORD = {
     "m24i4": ("sm_90", 34),
 }
 MAX_GROUPED = {"m24i8": 38, "t16i8": 155, "m24i4": 46}  # with scales for groups of columns
-FORMATS = ("t16", "m24", "g4", "gap", "sell4", "m24i8", "t16i8", "m24i4")
+FORMATS = ("t16", "m24", "g4", "gap", "p24", "sell4", "m24i8", "t16i8", "m24i4")
 ANY_DTYPE = ("any", "f16", "bf16")  # of kernels that also take others than 16 bits
 MAX_POPC = 0
 MAX_SELL4 = {1: 47, 2: 62, 4: 92, 8: 152}  # sm_90, one step of sell4 (32 groups), by tokens
 MAX_GAP = {1: 60, 2: 80, 4: 112}  # sm_90, one step of gap (256 entries), by tokens
+# sm_90, a record of p24 by products of 8 tokens: of two of four columns (1024 weights), of one of
+# three (1536).
+MAX_P24 = {False: {1: 28, 2: 32}, True: {1: 60, 2: 72}}
 MAX_GROUP24 = 150  # sm_90a, a record of m24 by warpgroups with any tokens, copying its part of x
 MAX_DOTS, MAX_ROW_SUMS = 100, 200  # sm_90, 1024 weights of sparse_mlp's rows, of listed rows
 # Prompts: registers of two blocks of 128 threads on an SM, and instructions of a tile on sm_90 with all
@@ -128,6 +131,12 @@ def gap_tokens(name: str) -> int:
     return int(match[1]) if match else 0
 
 
+def p24_kind(name: str) -> tuple[int, bool] | None:
+    """Products of 8 tokens of a p24 kernel, and whether groups are of three; None of others."""
+    match = re.search(r"P24ConfigI\w*DTypeE\dELi(\d)ELb(\d)E", name)
+    return (int(match[1]), match[2] == "1") if match else None
+
+
 def sell4_tokens(name: str) -> int:
     """The same of a sell4 kernel."""
     match = re.search(r"spmm_sell4.*DTypeE\dELi(\d)E", name)
@@ -149,6 +158,8 @@ def product_label(name: str) -> str:
         return f"spmm_{form} {dtype} {8 * int(match[2])} tokens"
     if match := re.search(r"M24GroupConfigI\w*?DTypeE\dELi(\d+)ELi(\d)E", name):
         return f"spmm_m24 {dtype} {match[1]} tokens {64 * int(match[2])} rows"
+    if kind := p24_kind(name):
+        return f"spmm_p24 {dtype} {8 * kind[0]} tokens {'triples' if kind[1] else 'pairs'}"
     if tokens := gap_tokens(name) or sell4_tokens(name):
         return f"spmm_{'gap' if gap_tokens(name) else 'sell4'} {dtype} {tokens} tokens"
     return ""
@@ -233,10 +244,20 @@ def product_budget(arch: str, name: str) -> int | None:
         return MAX_GAP[tokens] if arch == "sm_90" else None
     if tokens := sell4_tokens(name):
         return MAX_SELL4[tokens] if arch == "sm_90" else None
+    if kind := p24_kind(name):
+        return MAX_P24[kind[1]][kind[0]] if arch == "sm_90" else None
     level, most = MAX_RECORD.get(format_of(name), ("", 0))
     if grouped(name):
         most = MAX_GROUPED[format_of(name)]
     return most if arch == level and "ELi1E" in name else None
+
+
+def record_products(name: str) -> int:
+    """Products that a record takes, where loops take several; at 8 tokens but for p24."""
+    if kind := p24_kind(name):
+        return kind[0] * (4 if kind[1] else 2)
+    products = {"m24": 2, "g4": 4, "m24i8": 1, "m24i4": 1, "t16i8": 2}
+    return products.get(format_of(name), 0)
 
 
 def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
@@ -249,10 +270,7 @@ def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
         size = size * 8 // loop["IDP"] if loop["IDP"] else 10**9
     if tokens := sell4_tokens(name):  # of one of the loop's steps
         size = size * 2 * tokens // max(loop["LDS"], 1)
-    products = {"m24": 2, "g4": 4, "m24i8": 1, "m24i4": 1, "t16i8": 2}.get(
-        format_of(name), 0
-    )  # at 8 tokens
-    if products:  # of one of the loop's records
+    if products := record_products(name):  # of one of the loop's records
         size = size * products // max(loop["HMMA"] + loop["IMMA"], products)
     if activation(name):  # of 1024 weights: two products for each with factors in two parts
         size = size * (8 if "sparse_mlp_down" in name else 4) // max(loop["HMMA"], 1)
@@ -296,7 +314,7 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     rows = any(
         k in name for k in ("kv_mass_rows", "kv_mass_columns", "kv_merge_nearest", "kv_rebuild")
     )
-    product = bool(format_of(name)) or product_of(name) != "HMMA"
+    product = bool(format_of(name) or p24_kind(name)) or product_of(name) != "HMMA"
     if "M24GroupConfig" in name:
         wrong += group_problems(loop)
     elif attention or prefill or rows or activation(name) or gradient(name) or product:
@@ -323,11 +341,11 @@ def main() -> int:
     found = functions(run(tool, "--dump-sass", library))
     # On three architectures: six formats with four token tiles in two dtypes, three of
     # them with scales for groups as well, two roundings of x and three expansions of codes, gap with three numbers of
-    # tokens in two, sell4 with four, sixteen attentions, fourteen for the rest of a KV cache, two passes of five
+    # tokens in two, p24 with two in two, of two kinds of groups, sell4 with four, sixteen attentions, fourteen for the rest of a KV cache, two passes of five
     # for kv_mass and what joins them, seven of kv_merge, rows moved in five pieces in two ways, keys rebuilt in two dtypes and sizes, four of activations in two dtypes, eight of prompts, three of gradients
     # in two, their places and ways to and from dense, eight of spgemm; the expansions on two, two choices of
     # tokens on one.
-    wanted = 3 * (48 + 24 + 5 + 6 + 9 + 16 + 14 + 11 + 17 + 4 + 8 + 8 + 9 + 8) + 3 * 2 + 2
+    wanted = 3 * (48 + 24 + 5 + 6 + 8 + 9 + 16 + 14 + 11 + 17 + 4 + 8 + 8 + 9 + 8) + 3 * 2 + 2
     wanted += 2 * 5  # m24 by warpgroups on sm_90a: layouts in two dtypes
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):

@@ -2,6 +2,8 @@
 // the weights that the round trips of those forms try.
 #pragma once
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -12,6 +14,7 @@
 #include "format/m24.h"
 #include "format/m24i4.h"
 #include "format/m24i8.h"
+#include "format/p24.h"
 #include "format/sell4.h"
 #include "format/t16.h"
 #include "format/t16i8.h"
@@ -32,7 +35,7 @@ struct PackedTiles {
   std::unique_ptr<Guarded<uint32_t>> offsets;
   T16View view;
 
-  // parts: of gap.
+  // parts: of gap; of p24 panels.
   PackedTiles(PackedFormat format, const MatrixView& a, int32_t parts = 0) {
     must(find_sizes(format, a, parts));
     records = std::make_unique<Guarded<Unit>>(static_cast<size_t>(sizes.record_bytes / t16::kUnit));
@@ -50,6 +53,8 @@ struct PackedTiles {
   }
 
  private:
+  p24::Packed groups;
+
   Status find_sizes(PackedFormat format, const MatrixView& a, int32_t parts) {
     const int64_t tiles = t16::row_tiles(a.rows) * t16::col_tiles(a.cols);
     const auto alike = [&](int64_t bytes) {
@@ -67,6 +72,12 @@ struct PackedTiles {
         return t16i8::pack_sizes(a, &sizes);
       case PackedFormat::gap:
         return gap::pack_sizes(a, parts, &sizes);
+      case PackedFormat::p24:
+        TAMIS_RETURN_IF_ERROR(p24::pack(a, parts, &groups));
+        sizes = {.offsets = static_cast<int64_t>(groups.offsets.size()),
+                 .record_bytes = static_cast<int64_t>(groups.records.size()),
+                 .max_record_bytes = groups.record_bytes};
+        return {};
       case PackedFormat::m24:
         return alike(m24::kRecordBytes);
       case PackedFormat::m24i8:
@@ -89,6 +100,10 @@ struct PackedTiles {
         return t16i8::pack(a, offsets->data(), records->data());
       case PackedFormat::gap:
         return gap::pack(a, parts, offsets->data(), records->data());
+      case PackedFormat::p24:
+        std::copy(groups.offsets.begin(), groups.offsets.end(), offsets->data());
+        std::memcpy(records->data(), groups.records.data(), groups.records.size());
+        return {};
       case PackedFormat::m24:
         return m24::pack(a, records->data());
       case PackedFormat::m24i8:

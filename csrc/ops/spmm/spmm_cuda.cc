@@ -84,7 +84,9 @@ Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream
     case PackedFormat::sell4:
       return expand_sell4_cuda(w, out, out_stride, stream);
     case PackedFormat::gap:
-      return error(Code::no_kernel, "unpack: w: got gap weights, wanted the mask that they have");
+    case PackedFormat::p24:
+      return error(Code::no_kernel, "unpack: w: got %s weights, wanted the mask that they have",
+                   name_of(w.format));
     case PackedFormat::m24i8:
       return expand_m24i8_cuda(w, out, out_stride, stream);
     case PackedFormat::m24i4:

@@ -39,7 +39,8 @@ inline constexpr int64_t kMaxTokens = 64;
 // where warpgroups do the work (m24 on sm_90, but for small weights), kMaxTokens of the others.
 int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device);
 
-// How one call is laid out over the device; see plan_spmm_cuda. gap: slices are the row tiles;
+// How one call is laid out over the device; see plan_spmm_cuda. gap: slices are the row tiles; p24:
+// panels are the splits;
 // sell4: blocks.
 struct SpmmT16Plan {
   int32_t layout = -1;      // of m24_layouts.def; -1: another kernel than the warpgroups'
@@ -64,6 +65,7 @@ Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, Spm
 // The same among the layouts of one kernel.
 Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
+Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_gap(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 
 // Launches one row's kernel on a stream (cudaStream_t).
@@ -90,8 +92,8 @@ const SpmmCudaRow* choose_spmm_cuda(PackedFormat format, DType dtype, int32_t ca
 Status spmm_cuda(const SpmmCudaArgs& args, const SpmmT16Plan& plan, const CudaDevice& device,
                  void* stream);
 
-// Writes w densely, out [rows, cols], on the device. Not gap, of which its mask and values do so
-// faster than streams that go along 32 rows at once.
+// Writes w densely, out [rows, cols], on the device. Neither gap nor p24, of which its mask and
+// values do so faster than streams that go along 32 rows at once.
 Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_g4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);

@@ -14,6 +14,7 @@
 #include "format/groupq.h"
 #include "ops/spmm/gap.cuh"
 #include "ops/spmm/m24_expand.cuh"
+#include "ops/spmm/p24.cuh"
 #include "ops/spmm/sell4.cuh"
 #include "ops/spmm/spmm.h"
 #include "ops/spmm/t16.cuh"
@@ -43,7 +44,7 @@ struct Problem {
   PackedFormat format = PackedFormat::t16;  // m24: columns in fours, 2 kept, above sparsity 0.8 one
   bool integers = false;                    // small ones, whose sums are exact
   bool bias = true;
-  int32_t parts = 8;  // gap
+  int32_t parts = 8;  // gap; of p24 panels
   int64_t x_padding = 0, y_padding = 0;
   uint64_t seed = 1;
 };
@@ -83,6 +84,9 @@ class Case {
   const std::vector<uint16_t>& dense() const { return dense_; }
   const std::vector<float>& exact() const { return exact_; }  // g4, sell4: before any rounding
 
+  bool has_parts() const {
+    return p_.format == PackedFormat::gap || p_.format == PackedFormat::p24;
+  }
   bool of_codes() const {
     return p_.format == PackedFormat::g4 || p_.format == PackedFormat::sell4;
   }
@@ -203,10 +207,10 @@ class Case {
     Packed canonical;
     must(pack_guarded(w, spec(), &canonical));
     if (of_codes()) groupq::unpack(canonical.view, exact_.data(), p_.k);
-    tiles_ = std::make_unique<PackedTiles>(p_.format, canonical.view,
-                                           p_.format == PackedFormat::gap ? p_.parts : 0);
+    tiles_ = std::make_unique<PackedTiles>(p_.format, canonical.view, has_parts() ? p_.parts : 0);
     tiles_->view.dtype = p_.dtype;
     if (p_.format == PackedFormat::gap) must(gap::check(tiles_->view));
+    if (p_.format == PackedFormat::p24) must(p24::check(tiles_->view));
     if (p_.format == PackedFormat::t16) must(t16::check(tiles_->view));
   }
 
@@ -237,6 +241,15 @@ std::string simulate(sim::Launch launch, const SpmmCudaArgs& args, const SpmmT16
         plan.tokens, [&]<int kTokens>(std::integral_constant<int, kTokens>) {
           return sim::launch(launch, [&] { spmm_gap<GapConfig<kType, kTokens>>(p); });
         });
+  } else if constexpr (kFormat == PackedFormat::p24) {
+    launch.block = {static_cast<uint32_t>(32 * plan.warps_n * plan.warps_k)};
+    const SpmmP24Params p = spmm_p24_params(args, plan);
+    return with_constant<1, 2>(plan.token_tiles, [&]<int kTokenTiles>(
+                                                     std::integral_constant<int, kTokenTiles>) {
+      return args.w.max_record_bytes == p24::kTripleBytes
+                 ? sim::launch(launch, [&] { spmm_p24<P24Config<kType, kTokenTiles, true>>(p); })
+                 : sim::launch(launch, [&] { spmm_p24<P24Config<kType, kTokenTiles, false>>(p); });
+    });
   } else if constexpr (kFormat == PackedFormat::sell4) {
     launch.block = {static_cast<uint32_t>(32 * plan.warps_k)};
     const SpmmSell4Params p = spmm_sell4_params(args, plan);
@@ -275,13 +288,17 @@ std::vector<SimRow> sim_rows_of(const Wanted& wanted) {
   return rows;
 }
 inline std::vector<SimRow> tile_rows() {
-  return sim_rows_of(
-      [](PackedFormat f) { return f != PackedFormat::gap && f != PackedFormat::sell4; });
+  return sim_rows_of([](PackedFormat f) {
+    return f != PackedFormat::gap && f != PackedFormat::p24 && f != PackedFormat::sell4;
+  });
 }
 inline std::vector<SimRow> gap_rows() {
   return sim_rows_of([](PackedFormat f) { return f == PackedFormat::gap; });
 }
 
+inline std::vector<SimRow> p24_rows() {
+  return sim_rows_of([](PackedFormat f) { return f == PackedFormat::p24; });
+}
 inline std::vector<SimRow> sell4_rows() {
   return sim_rows_of([](PackedFormat f) { return f == PackedFormat::sell4; });
 }

@@ -1,0 +1,341 @@
+// p24: pack from the row-major masks, unpack.
+#include "format/p24.h"
+
+#include <algorithm>
+#include <cstring>
+#include <span>
+#include <type_traits>
+
+#include "base/numeric.h"
+#include "format/column_groups.h"
+#include "format/rows.h"
+
+namespace tamis::p24 {
+namespace {
+
+constexpr int64_t kTileRows = t16::kTileRows;
+constexpr int64_t kPairGroups = 16, kTripleGroups = 32;  // of a record
+
+// Sixteen rows of a matrix, densely: bits and values of a panel's columns.
+struct Tile {
+  std::vector<uint16_t> rows;    // [columns] a bit for each row
+  std::vector<uint16_t> values;  // [columns, 16]
+  std::vector<uint8_t> banks;    // [columns] of shared memory, of 16 bytes
+
+  Tile(const MatrixView& a, int64_t tile, int64_t begin, int64_t end)
+      : rows(static_cast<size_t>(end - begin)),
+        values(static_cast<size_t>(end - begin) * kTileRows),
+        banks(static_cast<size_t>(end - begin)) {
+    for (size_t c = 0; c < banks.size(); ++c) {
+      banks[c] = static_cast<uint8_t>(byte_of_column(static_cast<uint32_t>(c)) / kColumnBytes % 8);
+    }
+    const int64_t words = mask_words(a.cols);
+    const auto* all = static_cast<const uint16_t*>(a.values);
+    for (int64_t r = 0; r < std::min(kTileRows, a.rows - tile * kTileRows); ++r) {
+      const int64_t row = tile * kTileRows + r;
+      const uint64_t* mask = a.mask + row * words;
+      const uint16_t* value =
+          all + (a.format == Format::nm ? row * (a.cols / a.of) * a.keep : a.row_offsets[row]);
+      for (int64_t w = 0; 64 * w < end; ++w) {
+        for (uint64_t bits = mask[w]; bits != 0; bits &= bits - 1, ++value) {
+          const int64_t column = 64 * w + __builtin_ctzll(bits) - begin;
+          if (column < 0 || column >= end - begin) continue;
+          rows[column] |= static_cast<uint16_t>(1u << r);
+          values[column * kTileRows + r] = *value;
+        }
+      }
+    }
+  }
+};
+
+uint16_t byte16(int64_t column) {
+  return static_cast<uint16_t>(byte_of_column(static_cast<uint32_t>(column)));
+}
+
+// The column of a slot of a group: its own, or one that another slot has.
+int64_t column_of_slot(const ColumnGroup& group, int slot) {
+  while (group[slot] < 0) --slot;
+  return group[slot];
+}
+
+struct PairRecord {
+  struct {
+    uint32_t places;
+    uint16_t columns[2];
+  } heads[32];
+  uint16_t values[2][32][8];
+};
+static_assert(sizeof(PairRecord) == kPairBytes);
+
+struct TripleRecord {
+  uint32_t places[32];
+  uint16_t columns[24][4];
+  uint16_t values[2][32][2][4];
+};
+static_assert(sizeof(TripleRecord) == kTripleBytes);
+
+void put(const Tile& tile, const ColumnGroup& columns, int64_t at, PairRecord* to) {
+  const int64_t step = at / 8, group = at % 8;
+  for (int slot = 0; slot < 4; ++slot) {
+    to->heads[4 * group + slot].columns[step] = byte16(column_of_slot(columns, slot));
+  }
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    uint32_t place[2] = {0, 3};
+    uint16_t value[2] = {0, 0};
+    int kept = 0;
+    for (int slot = 0; slot < 4; ++slot) {
+      if (columns[slot] < 0 || (tile.rows[columns[slot]] >> r & 1) == 0) continue;
+      const uint16_t v = tile.values[columns[slot] * kTileRows + r];
+      if (kept == 0 && slot == 3) {  // beside another place, in order
+        value[1] = v;
+      } else {
+        place[kept] = static_cast<uint32_t>(slot);
+        value[kept] = v;
+      }
+      ++kept;
+    }
+    const int64_t lane = r % 8 * 4 + group % 4;
+    for (int64_t i = 0; i < 2; ++i) {
+      to->values[step][lane][group / 4 * 4 + r / 8 * 2 + i] = value[i];
+    }
+    // From 0 and 3, which groups that fill up a record have.
+    to->heads[r % 8 * 4 + 2 * step + group / 4].places ^= (place[0] | (place[1] ^ 3u) << 2)
+                                                          << (16 * (r / 8) + 4 * (group % 4));
+  }
+}
+
+void put(const Tile& tile, const ColumnGroup& columns, int64_t at, TripleRecord* to) {
+  const int64_t step = at / 8, group = at % 8;
+  for (int slot = 0; slot < 3; ++slot) {
+    to->columns[3 * group + slot][step] = byte16(column_of_slot(columns, slot));
+  }
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    for (int slot = 0; slot < 3; ++slot) {
+      if (columns[slot] < 0 || (tile.rows[columns[slot]] >> r & 1) == 0) continue;
+      to->values[step / 2][r % 8 * 4 + group % 4][step % 2][group / 4 * 2 + r / 8] =
+          tile.values[columns[slot] * kTileRows + r];
+      to->places[r % 8 * 4 + step / 2 * 2 + group / 4] |=
+          static_cast<uint32_t>(slot) << (16 * (r / 8) + 4 * (group % 4) + 2 * (step % 2));
+    }
+  }
+}
+
+void clear_places(PairRecord* record) {
+  for (auto& head : record->heads) head.places = 0xccccccccu;
+}
+void clear_places(TripleRecord*) {}
+
+// The records of a unit.
+template <class Record>
+std::vector<uint8_t> records_of(const Tile& tile, GroupShape shape) {
+  constexpr int64_t kGroups = std::is_same_v<Record, PairRecord> ? kPairGroups : kTripleGroups;
+  std::vector<ColumnGroup> groups = group_columns(tile.rows, shape);
+  spread_groups(tile.banks, &groups);
+  std::vector<uint8_t> bytes;
+  for (size_t first = 0; first < groups.size(); first += kGroups) {
+    Record record = {};
+    clear_places(&record);
+    for (size_t i = first; i < std::min(groups.size(), first + kGroups); ++i) {
+      put(tile, groups[i], static_cast<int64_t>(i - first), &record);
+    }
+    const size_t at = bytes.size();
+    bytes.resize(at + sizeof record);
+    std::memcpy(bytes.data() + at, &record, sizeof record);
+  }
+  return bytes;
+}
+
+constexpr GroupShape kPairs{.kept = 2, .width = 4}, kTriples{.kept = 1, .width = 3};
+
+// Units of a matrix: row tile u / panels, panel u % panels.
+struct Units {
+  const MatrixView& a;
+  int64_t panels, width, count;
+
+  Units(const MatrixView& w, int64_t panels_of)
+      : a(w),
+        panels(panels_of),
+        width(panel_cols(w.cols, panels_of)),
+        count(t16::row_tiles(w.rows) * panels_of) {}
+  Tile tile(int64_t u) const {
+    const int64_t first = std::min(a.cols, u % panels * width);
+    return {a, u / panels, first, std::min(a.cols, first + width)};
+  }
+};
+
+// Whether some units, far apart, take fewer bytes in groups of three.
+bool takes_triples(const Units& units) {
+  constexpr int64_t kTried = 5;
+  size_t pairs = 0, triples = 0;
+  for (int64_t i = 0; i < std::min(kTried, units.count); ++i) {
+    const Tile tile = units.tile(i * (units.count - 1) / std::max<int64_t>(1, kTried - 1));
+    pairs += records_of<PairRecord>(tile, kPairs).size();
+    triples += records_of<TripleRecord>(tile, kTriples).size();
+  }
+  return triples < pairs;
+}
+
+}  // namespace
+
+Status pack(const MatrixView& a, int32_t panels, Packed* packed) {
+  if (a.format != Format::bitmap && a.format != Format::nm) {
+    return error(Code::invalid_argument, "p24: format: got %s, wanted bitmap or nm",
+                 name_of(a.format));
+  }
+  if (a.dtype != DType::bf16 && a.dtype != DType::f16) {
+    return error(Code::unsupported_dtype, "p24: dtype: got %s, wanted bf16 or f16",
+                 name_of(a.dtype));
+  }
+  if (panel_cols(a.cols, panels) > kMaxPanelCols) {
+    return error(Code::invalid_argument, "p24: panels: got %d, wanted at least %lld", panels,
+                 static_cast<long long>(ceil_div(a.cols, kMaxPanelCols)));
+  }
+  const Units units(a, panels);
+  const bool triples = takes_triples(units);
+  std::vector<std::vector<uint8_t>> records(static_cast<size_t>(units.count));
+  for_rows(units.count, panel_cols(a.cols, panels) * kTileRows, [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) {
+      records[u] = triples ? records_of<TripleRecord>(units.tile(u), kTriples)
+                           : records_of<PairRecord>(units.tile(u), kPairs);
+    }
+  });
+  packed->record_bytes = triples ? kTripleBytes : kPairBytes;
+  packed->offsets.assign(1, 0);
+  size_t bytes = 0;
+  for (const auto& unit : records) {
+    bytes += unit.size();
+    packed->offsets.push_back(
+        static_cast<uint32_t>(static_cast<int64_t>(bytes) / packed->record_bytes));
+  }
+  packed->records.reserve(bytes);
+  for (auto& unit : records) {
+    packed->records.insert(packed->records.end(), unit.begin(), unit.end());
+    std::vector<uint8_t>().swap(unit);
+  }
+  return {};
+}
+
+namespace {
+
+// Calls fn(row of the tile, byte of the column, value) for all values of a record, zeros included.
+template <class Fn>
+void for_values(const PairRecord& record, const Fn& fn) {
+  for (int64_t i = 0; i < 2 * kPairGroups * kTileRows; ++i) {
+    const int64_t step = i / 256, group = i / 32 % 8, r = i / 2 % kTileRows, e = i % 2;
+    const uint32_t place = record.heads[r % 8 * 4 + 2 * step + group / 4].places >>
+                               (16 * (r / 8) + 4 * (group % 4) + 2 * e) &
+                           3;
+    fn(r, record.heads[4 * group + place].columns[step],
+       record.values[step][r % 8 * 4 + group % 4][group / 4 * 4 + r / 8 * 2 + e]);
+  }
+}
+template <class Fn>
+void for_values(const TripleRecord& record, const Fn& fn) {
+  for (int64_t i = 0; i < kTripleGroups * kTileRows; ++i) {
+    const int64_t step = i / 128, group = i / 16 % 8, r = i % kTileRows;
+    const uint32_t place = record.places[r % 8 * 4 + step / 2 * 2 + group / 4] >>
+                               (16 * (r / 8) + 4 * (group % 4) + 2 * (step % 2)) &
+                           3;
+    fn(r, place == 3 ? UINT32_MAX : record.columns[3 * group + place][step],
+       record.values[step / 2][r % 8 * 4 + group % 4][step % 2][group / 4 * 2 + r / 8]);
+  }
+}
+
+// Whether places rise, as sparse tensor cores need them.
+bool places_rise(const PairRecord& record) {
+  bool rise = true;
+  for (const auto& head : record.heads) {
+    for (int shift = 0; shift < 32; shift += 4) {
+      rise &= (head.places >> shift & 3) < (head.places >> (shift + 2) & 3);
+    }
+  }
+  return rise;
+}
+bool places_rise(const TripleRecord& record) {
+  return std::all_of(std::begin(record.places), std::end(record.places), [](uint32_t places) {
+    return (places & places >> 1 & 0x55555555u) == 0;  // no place is 3
+  });
+}
+std::span<const uint16_t> columns_of(const TripleRecord& record) {
+  return {record.columns[0], 96};
+}
+std::vector<uint16_t> columns_of(const PairRecord& record) {
+  std::vector<uint16_t> columns;
+  for (const auto& head : record.heads) {
+    columns.insert(columns.end(), std::begin(head.columns), std::end(head.columns));
+  }
+  return columns;
+}
+
+template <class Record>
+Record record_at(const T16View& a, uint32_t i) {
+  Record record;
+  std::memcpy(&record, static_cast<const uint8_t*>(a.records) + int64_t{i} * sizeof record,
+              sizeof record);
+  return record;
+}
+
+template <class Record>
+void unpack_records(const T16View& a, uint16_t* out, int64_t out_stride) {
+  const int64_t width = panel_cols(a.cols, a.parts);
+  for (int64_t u = 0; u < t16::row_tiles(a.rows) * a.parts; ++u) {
+    uint16_t* to = out + u / a.parts * kTileRows * out_stride + u % a.parts * width;
+    for (uint32_t i = a.offsets[u]; i < a.offsets[u + 1]; ++i) {
+      for_values(record_at<Record>(a, i), [&](int64_t r, uint32_t byte, uint16_t value) {
+        if (value != 0) to[r * out_stride + column_of_byte(byte)] = value;
+      });
+    }
+  }
+}
+
+template <class Record>
+Status check_records(const T16View& a) {
+  const int64_t width = panel_cols(a.cols, a.parts), n = a.record_bytes / a.max_record_bytes;
+  for (int64_t u = 0; u < t16::row_tiles(a.rows) * a.parts; ++u) {
+    if (a.offsets[u] > a.offsets[u + 1] || a.offsets[u + 1] > n) {
+      return error(Code::corrupt,
+                   "p24: offsets: got records %u to %u for unit %lld, wanted a range inside %lld",
+                   a.offsets[u], a.offsets[u + 1], static_cast<long long>(u),
+                   static_cast<long long>(n));
+    }
+    const int64_t cols = std::max<int64_t>(0, std::min(width, a.cols - u % a.parts * width));
+    const int64_t rows = std::min(kTileRows, a.rows - u / a.parts * kTileRows);
+    for (uint32_t i = a.offsets[u]; i < a.offsets[u + 1]; ++i) {
+      const auto record = record_at<Record>(a, i);
+      bool right = places_rise(record);
+      for (const uint16_t byte : columns_of(record)) {
+        right &= byte % kColumnBytes == 0 && byte < width * kColumnBytes;
+      }
+      for_values(record, [&](int64_t r, uint32_t byte, uint16_t value) {
+        right &= value == 0 || (r < rows && column_of_byte(byte) < cols);
+      });
+      if (!right) {
+        return error(Code::corrupt,
+                     "p24: records: got places that do not rise, or values beyond %lld rows and "
+                     "%lld columns, in record %u",
+                     static_cast<long long>(a.rows), static_cast<long long>(a.cols), i);
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+void unpack(const T16View& a, uint16_t* out, int64_t out_stride) {
+  for (int64_t r = 0; r < a.rows; ++r) {
+    std::memset(out + r * out_stride, 0, 2 * static_cast<size_t>(a.cols));
+  }
+  if (a.max_record_bytes == kTripleBytes) {
+    unpack_records<TripleRecord>(a, out, out_stride);
+  } else {
+    unpack_records<PairRecord>(a, out, out_stride);
+  }
+}
+
+Status check(const T16View& a) {
+  return a.max_record_bytes == kTripleBytes ? check_records<TripleRecord>(a)
+                                            : check_records<PairRecord>(a);
+}
+
+}  // namespace tamis::p24

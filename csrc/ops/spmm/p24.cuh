@@ -1,0 +1,295 @@
+// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for 1 to 16 tokens.  w: p24, bf16 or f16; x, bias, y:
+// the same dtype; accumulates f32 on sparse tensor cores. Tile: a warp takes a part of a unit's
+// records (16 rows, columns put together), kDepth of which are on their way to its registers, and
+// multiplies each step with kTokenTiles token fragments, which it collects from x by column: x lies
+// in shared memory with the 8 tokens of a column side by side, so a row of a transposed 8 x 8
+// matrix may be any column. Reduction: warps of a row tile add up in shared memory; panels of k
+// leave f32 partial sums in the workspace and the last one to arrive adds them, always from the
+// first part to the last, so results repeat bit for bit. Needs: tickets zero before the first call;
+// every call leaves them zero. Launched so that it may begin before the kernel before it ends, it
+// needs weights which that kernel did not write. Tail: slots without a column repeat one, with
+// weights of zero; x beyond k and m is zero. A pruned weight times Inf or NaN is NaN here.
+#pragma once
+
+#include "base/cuda/dev.h"
+#include "ops/spmm/halves.cuh"
+#include "ops/spmm/p24_params.h"
+
+namespace tamis {
+
+template <DType kTypeOf, int kTokenTilesOf, bool kTriplesOf>
+struct P24Config {
+  static constexpr DType kType = kTypeOf;            // of w, x, bias and y
+  static constexpr int kTokenTiles = kTokenTilesOf;  // of 8 tokens
+  static constexpr bool kTriples = kTriplesOf;       // one of three columns, or two of four
+  static constexpr int kDepth = kTriples ? 3 : 4;    // records of a warp in registers
+  static constexpr int kSteps = kTriples ? 4 : 2;    // of a record
+  static constexpr int kRecordBytes =
+      static_cast<int>(kTriples ? p24::kTripleBytes : p24::kPairBytes);
+  static constexpr int kAccumulators = 4 * kTokenTiles;  // per lane
+};
+
+// A warp's records on their way to registers.
+template <class Config>
+struct P24Records {
+  const uint8_t* next;
+  int32_t left;  // to be requested
+  uint32_t lane;
+  uint32_t places[Config::kDepth];
+  uint32_t columns[Config::kDepth][Config::kSteps / 2];
+  dev::Word4 first[Config::kDepth], second[Config::kDepth];
+
+  TAMIS_DEVICE P24Records(const uint8_t* from, int32_t count, uint32_t lane_of)
+      : next(from), left(count), lane(lane_of) {
+#pragma unroll
+    for (int slot = 0; slot < Config::kDepth; ++slot) request(slot);
+  }
+
+  TAMIS_DEVICE void request(int slot) {
+    if (left <= 0) return;  // the same in every lane
+    if constexpr (Config::kTriples) {
+      const uint32_t column = lane / 4 * 3 + (lane % 4 == 3 ? 2 : lane % 4);
+      const dev::Word2 c =
+          dev::load_stream(reinterpret_cast<const dev::Word2*>(next + 128 + 8 * column));
+      places[slot] = dev::load_stream(reinterpret_cast<const uint32_t*>(next + 4 * lane));
+      columns[slot][0] = c.x;
+      columns[slot][1] = c.y;
+    } else {
+      const dev::Word2 head =
+          dev::load_stream(reinterpret_cast<const dev::Word2*>(next + 8 * lane));
+      places[slot] = head.x;
+      columns[slot][0] = head.y;
+    }
+    constexpr int64_t kValuesAt = Config::kRecordBytes - p24::kValueBytes;
+    const uint8_t* values = next + kValuesAt + 16 * lane;
+    first[slot] = dev::load_stream(reinterpret_cast<const dev::Word4*>(values));
+    second[slot] = dev::load_stream(reinterpret_cast<const dev::Word4*>(values + 512));
+    next += int64_t{Config::kRecordBytes};
+    --left;
+  }
+};
+
+// Where a column of a tile of 8 tokens lies, from the tile's first: p24::byte_of_column.
+TAMIS_DEVICE uint32_t p24_column_at(uint32_t column) {
+  return (column ^ (column >> 3 & 7u)) * static_cast<uint32_t>(p24::kColumnBytes);
+}
+
+// Copies a panel of x, the 8 tokens of a column side by side; zeros beyond k and m.
+template <class Config>
+TAMIS_DEVICE void load_p24_x(const SpmmP24Params& p, int32_t first_col, uint32_t thread,
+                             uint32_t threads) {
+  constexpr uint32_t kCols = 4;  // of a chunk
+  const auto tile_bytes = static_cast<uint32_t>(p.panel_cols * p24::kColumnBytes);
+  const uint32_t chunks = static_cast<uint32_t>(p.panel_cols) / kCols;
+#pragma unroll 1
+  for (uint32_t i = thread; i < chunks * Config::kTokenTiles; i += threads) {
+    const uint32_t tile = i / chunks, column = i % chunks * kCols;
+    const int32_t col = first_col + static_cast<int32_t>(column);
+    const int32_t tokens = p.m - 8 * static_cast<int32_t>(tile);  // those of the tile, or more
+    const uint16_t* from = p.x + 8 * tile * p.x_stride + col;
+    const uint32_t to = kP24XAt + tile * tile_bytes;
+    if (!p.x_aligned || col + static_cast<int32_t>(kCols) > p.cols) {
+#pragma unroll 1
+      for (int32_t t = 0; t < 8; ++t, from += p.x_stride) {
+#pragma unroll 1
+        for (int32_t j = 0; j < static_cast<int32_t>(kCols); ++j) {
+          const bool inside = t < tokens && col + j < p.cols;
+          dev::store_shared<uint16_t>(to + p24_column_at(column + j) + 2 * t,
+                                      inside ? dev::load_volatile(from + j) : uint16_t{0});
+        }
+      }
+      continue;
+    }
+    dev::Word2 rows[8];
+#pragma unroll
+    for (int32_t t = 0; t < 8; ++t) {
+      rows[t] = t < tokens
+                    ? dev::load_volatile(reinterpret_cast<const dev::Word2*>(from + t * p.x_stride))
+                    : dev::Word2{0, 0};
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < kCols; ++j) {
+      uint32_t pairs[4];  // of tokens
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+        pairs[t] = dev::byte_permute(j < 2 ? rows[2 * t].x : rows[2 * t].y,
+                                     j < 2 ? rows[2 * t + 1].x : rows[2 * t + 1].y,
+                                     j % 2 == 0 ? 0x5410 : 0x7632);
+      }
+      dev::store_shared<dev::Word4>(to + p24_column_at(column + j),
+                                    {pairs[0], pairs[1], pairs[2], pairs[3]});
+    }
+  }
+}
+
+// c += x of a step's columns * its weights. at: where this lane's column lies.
+template <class Config, int kSelector>
+TAMIS_DEVICE void multiply_p24_step(const dev::Word4& a, uint32_t places, uint32_t at,
+                                    uint32_t tile_bytes, float (&c)[Config::kTokenTiles][4]) {
+#pragma unroll
+  for (int t = 0; t < Config::kTokenTiles; ++t) {
+    const dev::Word4 b = dev::load_matrices_transposed(at + static_cast<uint32_t>(t) * tile_bytes);
+    if constexpr (Config::kType == DType::bf16) {
+      dev::mma_sparse_bf16<kSelector>(c[t], a, b, places);
+    } else {
+      dev::mma_sparse_f16<kSelector>(c[t], a, b, places);
+    }
+  }
+}
+
+// Two steps whose weights are 16 bytes of a lane, one of three: each goes beside a zero.
+template <class Config, int kSelector>
+TAMIS_DEVICE void multiply_triples(const dev::Word4& v, uint32_t places, uint32_t columns,
+                                   uint32_t tile_bytes, float (&c)[Config::kTokenTiles][4]) {
+  constexpr uint32_t kFirst = 0x33333333u, kSecond = 0xccccccccu;
+  multiply_p24_step<Config, kSelector>({v.x & 0xffffu, v.x >> 16, v.y & 0xffffu, v.y >> 16},
+                                       (places & kFirst) | kSecond, kP24XAt + (columns & 0xffffu),
+                                       tile_bytes, c);
+  multiply_p24_step<Config, kSelector>({v.z & 0xffffu, v.z >> 16, v.w & 0xffffu, v.w >> 16},
+                                       (places >> 2 & kFirst) | kSecond, kP24XAt + (columns >> 16),
+                                       tile_bytes, c);
+}
+
+template <class Config>
+TAMIS_DEVICE void multiply_p24(const P24Records<Config>& r, int slot, uint32_t tile_bytes,
+                               float (&c)[Config::kTokenTiles][4]) {
+  if constexpr (Config::kTriples) {
+    multiply_triples<Config, 0>(r.first[slot], r.places[slot], r.columns[slot][0], tile_bytes, c);
+    multiply_triples<Config, 1>(r.second[slot], r.places[slot], r.columns[slot][1], tile_bytes, c);
+  } else {
+    const uint32_t columns = r.columns[slot][0];
+    multiply_p24_step<Config, 0>(r.first[slot], r.places[slot], kP24XAt + (columns & 0xffffu),
+                                 tile_bytes, c);
+    multiply_p24_step<Config, 1>(r.second[slot], r.places[slot], kP24XAt + (columns >> 16),
+                                 tile_bytes, c);
+  }
+}
+
+// Adds up the warps of a row tile, first part first; the sum is the first warp's.
+template <class Config>
+TAMIS_DEVICE void reduce_p24_warps(const SpmmP24Params& p, uint32_t warp, uint32_t lane,
+                                   float (&c)[Config::kTokenTiles][4]) {
+  constexpr uint32_t kWarpBytes = Config::kAccumulators * 32 * 4;
+  dev::sync_block();  // nobody reads x any more
+  const uint32_t at = kP24XAt + warp * kWarpBytes + 4 * lane;
+  const bool first = warp % p.warps == 0;
+  if (!first) {
+#pragma unroll
+    for (int i = 0; i < Config::kAccumulators; ++i) {
+      dev::store_shared<float>(at + 128 * i, c[i / 4][i % 4]);
+    }
+  }
+  dev::sync_block();
+  if (!first) return;
+  for (int32_t other = 1; other < p.warps; ++other) {
+#pragma unroll
+    for (int i = 0; i < Config::kAccumulators; ++i) {
+      c[i / 4][i % 4] += dev::load_shared<float>(at + other * kWarpBytes + 128 * i);
+    }
+  }
+}
+
+// Leaves this block's sums; true in the block that arrives last at its rows, with all added.
+template <class Config>
+TAMIS_DEVICE bool reduce_p24_panels(const SpmmP24Params& p, int32_t row_tile, bool owner,
+                                    uint32_t thread, float (&c)[Config::kTokenTiles][4]) {
+  const auto sums = [&](int32_t panel) {
+    return p.partial + (int64_t{panel} * p.row_tiles + row_tile) * Config::kAccumulators * 32 +
+           thread % 32;
+  };
+  if (owner) {
+    float* mine = sums(static_cast<int32_t>(dev::block_index_y()));
+#pragma unroll
+    for (int i = 0; i < Config::kAccumulators; ++i) mine[32 * i] = c[i / 4][i % 4];
+  }
+  dev::fence_device();
+  dev::sync_block();
+  if (thread == 0) {
+    uint32_t* ticket = p.tickets + dev::block_index_x();
+    const bool last = dev::atomic_add(ticket, 1) + 1 == static_cast<uint32_t>(p.panels);
+    if (last) *ticket = 0;
+    dev::fence_device();
+    dev::store_shared<uint32_t>(kP24FlagAt, last);
+  }
+  dev::sync_block();
+  if (dev::load_shared<uint32_t>(kP24FlagAt) == 0) return false;
+  if (!owner) return true;
+#pragma unroll
+  for (int i = 0; i < Config::kAccumulators; ++i) c[i / 4][i % 4] = 0;
+  for (int32_t panel = 0; panel < p.panels; ++panel) {
+    const float* theirs = sums(panel);
+#pragma unroll
+    for (int i = 0; i < Config::kAccumulators; ++i) {
+      c[i / 4][i % 4] += dev::load_volatile(theirs + 32 * i);
+    }
+  }
+  return true;
+}
+
+// Rounds and writes the sums of one row tile.
+template <class Config>
+TAMIS_DEVICE void write_p24_y(const SpmmP24Params& p, int32_t row_tile, uint32_t lane,
+                              const float (&c)[Config::kTokenTiles][4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int32_t row = row_tile * 16 + static_cast<int32_t>(lane / 4) + 8 * half;
+    if (row >= p.rows) continue;
+    const float bias = p.bias ? widen<Config::kType>(dev::load_global(p.bias + row)) : 0.0f;
+#pragma unroll
+    for (int t = 0; t < Config::kTokenTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int32_t token = 8 * t + 2 * static_cast<int32_t>(lane % 4) + i;
+        if (token < p.m) {
+          p.y[token * p.y_stride + row] = narrow<Config::kType>(c[t][2 * half + i] + bias);
+        }
+      }
+    }
+  }
+}
+
+// Grid [blocks of row tiles, panels] of 32 * block_tiles * warps threads.
+template <class Config>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP24Params p) {
+  const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
+  const auto panel = static_cast<int32_t>(dev::block_index_y());
+  const int32_t row_tile = static_cast<int32_t>(dev::block_index_x()) * p.block_tiles +
+                           static_cast<int32_t>(warp) / p.warps;
+  const auto part = static_cast<int32_t>(warp) % p.warps;
+  uint32_t begin = 0;
+  int32_t count = 0;
+  if (row_tile < p.row_tiles) {
+    const uint32_t* offsets = p.offsets + int64_t{row_tile} * p.panels + panel;
+    const uint32_t unit = dev::load_global(offsets);
+    const auto records = static_cast<int32_t>(dev::load_global(offsets + 1) - unit);
+    const int32_t from = records * part / p.warps;
+    begin = unit + static_cast<uint32_t>(from);
+    count = records * (part + 1) / p.warps - from;
+  }
+  // Weights do not depend on the kernel before, so their first records are on their way while it
+  // ends; x, the bias, the workspace and y wait for it.
+  P24Records<Config> stream(p.records + int64_t{begin} * Config::kRecordBytes, count, lane);
+  dev::wait_for_previous();
+  load_p24_x<Config>(p, panel * p.panel_cols, thread,
+                     static_cast<uint32_t>(32 * p.block_tiles * p.warps));
+  dev::sync_block();
+  dev::allow_next();
+
+  const auto tile_bytes = static_cast<uint32_t>(p.panel_cols * p24::kColumnBytes);
+  float c[Config::kTokenTiles][4] = {};
+  for (int32_t i = 0; i < count; i += Config::kDepth) {
+#pragma unroll
+    for (int slot = 0; slot < Config::kDepth; ++slot) {
+      if (i + slot >= count) break;  // the same in every lane
+      multiply_p24<Config>(stream, slot, tile_bytes, c);
+      stream.request(slot);
+    }
+  }
+
+  reduce_p24_warps<Config>(p, warp, lane, c);
+  const bool owner = part == 0 && row_tile < p.row_tiles;
+  if (p.panels > 1 && !reduce_p24_panels<Config>(p, row_tile, owner, thread, c)) return;
+  if (owner) write_p24_y<Config>(p, row_tile, lane, c);
+}
+
+}  // namespace tamis

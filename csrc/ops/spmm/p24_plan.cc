@@ -1,0 +1,68 @@
+// Plan of the p24 product: row tiles of a block and warps of a row tile.
+#include <algorithm>
+
+#include "ops/spmm/p24_params.h"
+
+namespace tamis {
+
+SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps) {
+  const int64_t row_tiles = t16::row_tiles(w.rows);
+  SpmmT16Plan p{.token_tiles = m <= 8 ? 1 : 2,
+                .warps_n = block_tiles,
+                .warps_k = warps,
+                .blocks_n = static_cast<int32_t>(ceil_div(row_tiles, block_tiles)),
+                .splits = w.parts};
+  p.tokens = 8 * p.token_tiles;
+  const int64_t sums = int64_t{512} * p.token_tiles;  // bytes of a warp's
+  const int64_t x = p24::panel_cols(w.cols, w.parts) * p24::kColumnBytes * p.token_tiles;
+  p.shared_bytes = kP24XAt + std::max(x, sums * block_tiles * warps);
+  if (p.splits > 1) p.workspace_bytes = kWorkspaceTicketBytes + sums * p.splits * row_tiles;
+  return p;
+}
+
+Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+  if (m < 1 || m > kMaxP24Tokens) {
+    return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %lld for p24 weights",
+                 static_cast<long long>(m), static_cast<long long>(kMaxP24Tokens));
+  }
+  const int64_t units = t16::row_tiles(w.rows) * w.parts;
+  // One block an SM, as each copies its panel of x; 10 warps of a row tile are as good as more.
+  constexpr int32_t kMost = kMaxP24Warps, kMostOfTile = 10;
+  const auto tiles =
+      static_cast<int32_t>(std::clamp<int64_t>(ceil_div(units, device.sms), 1, kMost));
+  const int32_t warps = std::clamp(kMost / tiles, 1, kMostOfTile);
+  *plan = lay_out_spmm_p24(w, m, tiles, warps);
+  if (plan->shared_bytes > device.shared_per_block) {
+    return error(
+        Code::no_kernel,
+        "spmm: w: got panels of %lld columns, of which %d tokens do not fit in %d bytes of "
+        "shared memory",
+        static_cast<long long>(p24::panel_cols(w.cols, w.parts)), plan->tokens,
+        device.shared_per_block);
+  }
+  return {};
+}
+
+SpmmP24Params spmm_p24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+  auto* workspace = static_cast<uint8_t*>(a.workspace);
+  return {.records = static_cast<const uint8_t*>(a.w.records),
+          .offsets = a.w.offsets,
+          .x = static_cast<const uint16_t*>(a.x),
+          .bias = static_cast<const uint16_t*>(a.bias),
+          .y = static_cast<uint16_t*>(a.y),
+          .tickets = reinterpret_cast<uint32_t*>(workspace),
+          .partial = reinterpret_cast<float*>(workspace + kWorkspaceTicketBytes),
+          .x_stride = a.x_stride,
+          .y_stride = a.y_stride,
+          .rows = static_cast<int32_t>(a.w.rows),
+          .cols = static_cast<int32_t>(a.w.cols),
+          .m = static_cast<int32_t>(a.m),
+          .row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows)),
+          .panels = a.w.parts,
+          .panel_cols = static_cast<int32_t>(p24::panel_cols(a.w.cols, a.w.parts)),
+          .block_tiles = plan.warps_n,
+          .warps = plan.warps_k,
+          .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
+}
+
+}  // namespace tamis

@@ -1,0 +1,46 @@
+// The p24 product for all levels.
+#include "base/cuda/launch.h"
+#include "base/with_constant.h"
+#include "ops/spmm/kernels_cuda.h"
+#include "ops/spmm/p24.cuh"
+
+namespace tamis {
+namespace {
+
+template <class Config>
+Status launch_config(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+                     void* stream) {
+  return launch_wide<&spmm_p24<Config>>(
+      "spmm", device, device.shared_per_block,
+      {.grid = dim3(plan.blocks_n, plan.splits),
+       .threads = static_cast<uint32_t>(32 * plan.warps_n * plan.warps_k),
+       .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+       .early = device.capability >= 90 && a.w.settled,
+       .stream = stream},
+      spmm_p24_params(a, plan));
+}
+
+template <DType kType>
+Status launch_p24(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+                  void* stream) {
+  const auto start = [&]<int kTokenTiles>(std::integral_constant<int, kTokenTiles>) {
+    return a.w.max_record_bytes == p24::kTripleBytes
+               ? launch_config<P24Config<kType, kTokenTiles, true>>(a, plan, device, stream)
+               : launch_config<P24Config<kType, kTokenTiles, false>>(a, plan, device, stream);
+  };
+  return with_constant<1, 2>(plan.token_tiles, start);
+}
+
+}  // namespace
+
+Status spmm_p24_bf16_bf16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+                               const CudaDevice& device, void* stream) {
+  return launch_p24<DType::bf16>(a, plan, device, stream);
+}
+
+Status spmm_p24_f16_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+                             const CudaDevice& device, void* stream) {
+  return launch_p24<DType::f16>(a, plan, device, stream);
+}
+
+}  // namespace tamis
