@@ -41,7 +41,7 @@ SHAPES = {  # Llama-3-8B: rows, columns
     "down": (4096, 14336),
 }
 TOKENS = (1, 8, 16, 32, 64)
-FEW_TOKENS = (1, 2, 4)
+FEW_TOKENS = {"gap": (1, 2, 4), "p24": (1, 4, 8, 16, 32, 64)}
 TOKENS24 = (*TOKENS, 128, 512)
 DENSITIES = (0.5, 0.3, 0.2)
 TESTED = (
@@ -185,19 +185,19 @@ class Sparse:
         keep: Any = None,
         group_size: int = 0,
         dtype: str | None = None,
-        few: bool = False,
+        form: str = "",
     ) -> None:
         """A 2:4 weight with ``keep``, 4-bit codes in groups with ``group_size``, or unstructured.
 
         With ``dtype="i8"`` values are 8-bit codes, with "i4" 4-bit ones; ``group_size`` is theirs then.
-        ``few``: groups of codes and an unstructured one as they are packed for few tokens.
+        ``form``: another packed form than that for any number of tokens.
         """
         import torch
 
         import tamis
         from tamis import _C
         from tamis.ops import cuda
-        from tamis.ops.cuda_cost import FEW, packed_form
+        from tamis.ops.cuda_cost import packed_form
         from tamis.ops.handle import make_matrix
         from tamis.ops.tensors import as_numpy
 
@@ -212,8 +212,7 @@ class Sparse:
             a = tamis.compress(w.cpu(), keep=keep.cpu(), format="nm", n_m=(2, 4), **made)
         if a.layout.quantized:
             self.exact = a.to_dense().cuda()
-        form = "m24i4" if dtype == "i4" else packed_form(a.layout)
-        form = FEW[form][0] if few else form
+        form = form or ("m24i4" if dtype == "i4" else packed_form(a.layout))
         matrix = make_matrix(a.layout, {name: as_numpy(t) for name, t in a.arrays.items()})
         tiles = _C.pack_for_cuda(matrix, form)
         records = torch.from_numpy(tiles["records"]).cuda()
@@ -354,11 +353,13 @@ def one_shape_gap(name: str, rate: float) -> list[dict[str, Any]]:
     found = []
     for density in (*DENSITIES, 0.1):
         w = dense * (torch.rand_like(dense, dtype=torch.float32) < density)
-        sparse = Sparse(w, few=True)
-        for m in FEW_TOKENS:
-            row = {"shape": name, "density": f"gap {density}", **one_case(sparse, w, weights, m)}
-            row["of_copy_rate"] = row["bytes"] / row["us"] * 1e-3 / rate
-            found.append(row)
+        for form, tokens in FEW_TOKENS.items():
+            sparse = Sparse(w, form=form)
+            for m in tokens:
+                case = one_case(sparse, w, weights, m)
+                row = {"shape": name, "density": f"{form} {density}", **case}
+                row["of_copy_rate"] = row["bytes"] / row["us"] * 1e-3 / rate
+                found.append(row)
     return found
 
 
@@ -393,7 +394,7 @@ def one_shape_g4(name: str, rate: float) -> list[dict[str, Any]]:
     for density in (0.5, 1.0):
         kept = torch.rand(rows, cols // 16, 1, device="cuda") < density
         w = (dense.view(rows, -1, 16) * kept).view(rows, cols)
-        forms = {form: Sparse(w, group_size=16, few=form == "sell4") for form in ("sell4", "g4")}
+        forms = {form: Sparse(w, group_size=16, form=form) for form in ("sell4", "g4")}
         for form, m in [("sell4", m) for m in (1, 2, 4, 8)] + [("g4", m) for m in TOKENS[1:]]:
             sparse = forms[form]
             if m > sparse.matrices[0].most_tokens:

@@ -85,6 +85,46 @@ def decode_gap(records: np.ndarray, offsets: np.ndarray, rows: int, cols: int) -
     return w
 
 
+def decode_p24(
+    records: np.ndarray, longest: int, offsets: np.ndarray, rows: int, cols: int
+) -> np.ndarray:
+    """Bits [rows, cols] by the layout comment of p24.h; one panel, as of few columns."""
+    w = np.zeros((-(-rows // 16) * 16, -(-cols // 8) * 8), np.uint16)
+    assert longest * int(offsets[-1]) == len(records)
+
+    def put(row: int, byte: int, value: int) -> None:
+        if value:
+            column = byte // 16 ^ byte // 128 & 7
+            assert w[row, column] == 0, "a column twice"
+            w[row, column] = value
+
+    for tile, (begin, end) in enumerate(itertools.pairwise(offsets)):
+        for i in range(begin, end):
+            record = records[longest * i : longest * (i + 1)]
+            lanes = itertools.product(range(32), *[range(2)] * 4)
+            for lane, step, part, down, j in lanes:
+                group, row = 4 * part + lane % 4, 16 * tile + lane // 4 + 8 * down
+                at = lane // 4 * 4 + part
+                if longest == 1280:  # two of four: j is the element
+                    heads = record[:256].view(np.uint16).reshape(32, 4)
+                    places = int(heads[at + 2 * step, :2].view(np.uint32)[0])
+                    place = places >> (16 * down + 4 * (lane % 4) + 2 * j) & 3
+                    values = record[256:].view(np.uint16).reshape(2, 32, 2, 2, 2)
+                    put(
+                        row,
+                        int(heads[4 * group + place, 2 + step]),
+                        values[step, lane, part, down, j],
+                    )
+                    continue
+                places = int(record[:128].view(np.uint32)[at + 2 * step])  # j is the second step
+                place = places >> (16 * down + 4 * (lane % 4) + 2 * j) & 3
+                columns = record[128:320].view(np.uint16).reshape(24, 4)
+                values = record[320:].view(np.uint16).reshape(2, 32, 2, 2, 2)
+                byte = int(columns[3 * group + place, 2 * step + j])
+                put(row, byte, values[step, lane, j, part, down])
+    return w[:rows, :cols].copy()
+
+
 def decode_sell4(records: np.ndarray, offsets: np.ndarray, dense: np.ndarray) -> None:
     """All weights by the layout comment of sell4.h, rounded to bf16."""
     slices = -(-dense.shape[0] // 32)
@@ -123,7 +163,7 @@ class Played:
     ) -> None:
         form = self.form = rest[2]
         Played.made.append(form)
-        self.most_tokens = {"gap": 4, "sell4": 8}.get(form, 64)
+        self.most_tokens = {"gap": 4, "p24": 16, "sell4": 8}.get(form, 64)
         if form == "sell4":
             slices = -(-rows // 32)
             self.bits = np.zeros((rows, cols), np.uint16)
@@ -138,6 +178,11 @@ class Played:
             self.bits = decode_gap(at_address(records, (nbytes,), np.uint8), starts, rows, cols)
             return
         down, across = -(-rows // 16), -(-cols // 64)
+        if form == "p24":
+            starts = at_address(offsets, (down + 1,), np.uint32)
+            kept = at_address(records, (nbytes,), np.uint8)
+            self.bits = decode_p24(kept, longest, starts, rows, cols)
+            return
         starts = 1152 * np.arange(down * across + 1)
         if offsets:
             starts = 16 * at_address(offsets, (down * across + 1,), np.uint32).astype(np.int64)

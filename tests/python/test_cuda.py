@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from played_device import Played, decode_gap, play_unpack
+from played_device import Played, decode_gap, decode_p24, play_unpack
 from torch import Tensor
 
 import tamis
@@ -78,7 +78,7 @@ def test_tiles_hold_every_value_once() -> None:
 def test_packers_refuse_other_formats() -> None:
     w = np.ones((2, 4), np.uint16)
     csr = _C.Matrix("csr", _C.pack("csr", w, "bf16", None, "bf16"), 2, 4, "bf16")
-    for name in ("t16", "gap"):
+    for name in ("t16", "gap", "p24"):
         with pytest.raises(ValueError, match=f"{name}: format: got csr, wanted bitmap or nm"):
             _C.pack_for_cuda(csr, name)
     with pytest.raises(ValueError, match="pack_for_cuda: format: got t17, wanted t16, m24, g4"):
@@ -96,6 +96,19 @@ def test_gap_streams_hold_the_weights(density: float) -> None:
     assert np.array_equal(decode_gap(packed["records"], packed["offsets"], *w.shape), w)
 
 
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.3, 0.5, 1.0])
+def test_groups_of_columns_hold_the_weights(density: float) -> None:
+    rng = np.random.default_rng(5)
+    w = rng.integers(1, 60000, (150, 300), dtype=np.uint16)
+    w[rng.random(w.shape) >= density] = 0
+    arrays = _C.pack("bitmap", w, "bf16", None, "bf16")
+    packed = _C.pack_for_cuda(_C.Matrix("bitmap", arrays, 150, 300, "bf16"), "p24")
+    longest = packed["max_record_bytes"]
+    assert density not in (0.3, 0.5) or longest == (1344 if density == 0.3 else 1280)
+    found = decode_p24(packed["records"], longest, packed["offsets"], *w.shape)
+    assert np.array_equal(found, w)
+
+
 # ---- the way to the kernels, with a device that is played by NumPy
 
 
@@ -108,7 +121,6 @@ def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     monkeypatch.setattr(cuda_spmm, "raw_stream", lambda _: 7)
     monkeypatch.setattr(cuda_memory, "_device", lambda _: torch.device("cpu"))
     monkeypatch.setattr(cuda_spmm, "_packed", {})
-    monkeypatch.setattr(cuda_spmm, "_few", {})
     monkeypatch.setattr(cuda_cost, "_devices", lambda: [("Unmeasured", 80)])
     cuda_memory.workspaces.clear()
     monkeypatch.setattr(cuda_spmm_grad, "unpack", play_unpack)
@@ -163,7 +175,7 @@ def test_calls_reach_the_kernel(played: type[Played], pattern: str) -> None:
         y.float(), wide[..., 3:139].float() @ w.float().T, rtol=1e-2, atol=0.1
     )
     assert call(wide[:0, :, :136], a) is not None
-    assert played.made == (["gap", "t16"] if pattern == "bitmap" else ["m24"])
+    assert played.made == (["gap", "p24", "t16"] if pattern == "bitmap" else ["m24"])
 
 
 def test_packs_again_only_after_a_write(played: type[Played]) -> None:
@@ -196,9 +208,10 @@ def half_kept(n: int, k: int) -> tamis.SparseMatrix:
         ([(1, 1, 64), (4, 64), (4, 1, 64)], ["gap"]),
         ([(1, 20, 64), (1, 1, 64), (1, 20, 64), (2, 40, 64)], ["gap"]),  # prompts, and their tokens
         ([(100, 64), (1, 64)], ["gap"]),
-        ([(16, 1, 64), (16, 64), (1, 20, 64)], ["t16"]),
-        ([(1, 64), (16, 64), (1, 64), (64, 64)], ["gap", "t16"]),
-        ([(16, 64), (1, 64), (1, 20, 64)], ["t16", "gap"]),
+        ([(16, 1, 64), (16, 64), (1, 20, 64)], ["p24"]),
+        ([(17, 1, 64), (64, 64), (1, 20, 64)], ["t16"]),
+        ([(1, 64), (16, 64), (1, 64), (64, 64)], ["gap", "p24", "t16"]),
+        ([(16, 64), (1, 64), (1, 20, 64)], ["p24", "gap"]),
     ],
 )
 def test_a_weight_is_packed_for_the_calls_that_come(
@@ -239,9 +252,7 @@ def test_prompts_by_gap_are_written_out_from_the_mask_where_it_has_a_kernel(
     assert played.made == []
 
 
-@pytest.mark.parametrize(
-    ("tokens", "expanded"), [(5, []), (8, []), (12, []), (20, ["mask"]), (70, ["mask"])]
-)
+@pytest.mark.parametrize(("tokens", "expanded"), [(5, []), (8, []), (12, ["mask"]), (70, ["mask"])])
 def test_short_prompts_by_gap_are_some_calls(
     played: type[Played], monkeypatch: pytest.MonkeyPatch, tokens: int, expanded: list[str]
 ) -> None:
@@ -259,17 +270,18 @@ def test_short_prompts_by_gap_are_some_calls(
     assert played.made == ["gap"]
 
 
-def test_both_forms_are_forgotten(played: type[Played]) -> None:
+def test_all_forms_are_forgotten(played: type[Played]) -> None:
     a = half_kept(40, 64)
-    for m in (1, 16):
+    for m in (64, 1, 16):
         call(torch.ones(m, 64, dtype=torch.bfloat16), a)
-    assert len(cuda_spmm._few) == len(cuda_spmm._packed) == 1
+    held = cuda_spmm._packed[id(a.arrays["values"])]
+    assert [(p.least // 64, p.most // 64) for p in held] == [(-1, 4), (4, 16), (16, 64)]
     a.arrays["values"].mul_(2)
     call(torch.ones(1, 64, dtype=torch.bfloat16), a)
-    assert cuda_spmm._packed == {}  # of the values before
-    del a
+    assert len(cuda_spmm._packed[id(a.arrays["values"])]) == 1  # none of the values before
+    del a, held
     gc.collect()
-    assert cuda_spmm._few == {}
+    assert cuda_spmm._packed == {}
 
 
 def test_known_operands_go_straight_to_the_kernel(
@@ -285,8 +297,8 @@ def test_known_operands_go_straight_to_the_kernel(
     wanted = call(x, a, bias)
     assert wanted is not None
     assert call(x[:2, 0], a) is not None
-    for held in (cuda_spmm._few, cuda_spmm._packed):
-        held[id(values)].device = -1  # that of x here
+    for packed in cuda_spmm._packed[id(values)]:
+        packed.device = -1  # that of x here
     monkeypatch.setattr(cuda_spmm, "current_device", lambda: -1)
     y = cuda_spmm.direct(x, token, values, rest, bias)
     assert y is not None
@@ -306,7 +318,7 @@ def test_known_operands_go_straight_to_the_kernel(
     monkeypatch.setattr(cuda_spmm, "current_device", lambda: -1)
     values.mul_(2)
     assert cuda_spmm.direct(x, token, values, rest, bias) is None
-    assert played.made == ["t16", "gap"]
+    assert played.made == ["p24", "gap"]
 
 
 @pytest.mark.usefixtures("played")

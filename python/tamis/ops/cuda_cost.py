@@ -1,7 +1,7 @@
 """What products are expected to take on a CUDA device; nothing here knows torch.
 
-A weight is read in records of 16 x 64, in gap's steps of 32 x 8 entries or sell4's of 32 groups; a
-call takes a start, then for each record the larger of its bytes at the device's rate and what
+A weight is read in records of 16 x 64, in gap's steps of 32 x 8 entries, sell4's of 32 groups or
+p24's of groups of columns; a call takes a start, then for each record the larger of its bytes at the device's rate and what
 decoding and multiplying it takes, which grows in steps with the tokens. A dense call takes a start
 and its bytes. Fitted to every layout of the four shapes of Llama-3-8B on an H200, and to an H100's
 times of what ran there (bench/RESULTS.md, GPU; the rest is estimated); other devices are not
@@ -19,10 +19,10 @@ from tamis.ops import cuda
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64)  # a kernel takes as long for any number up to the next of these
 _TILES = TOKENS[3:]
-# The form for few tokens beside one for any, and the steps of its kernels; both say 65536 columns.
-FEW: dict[str, tuple[str, tuple[int, ...]]] = {
-    "t16": ("gap", TOKENS[:3]),
-    "g4": ("sell4", TOKENS[:4]),
+# Forms for few tokens beside one for any, and the steps of their kernels; all say 65536 columns.
+FEW: dict[str, dict[str, tuple[int, ...]]] = {
+    "t16": {"gap": TOKENS[:3], "p24": TOKENS[3:5]},
+    "g4": {"sell4": TOKENS[:4]},
 }
 _FEW_COLS = 65536
 NEVER = float("inf")
@@ -40,14 +40,21 @@ class Rates:
 
 
 RATES = {
-    "H200": Rates(4460.0, 4000.0, 5900.0, ("gap", "t16", "m24", "g4", "sell4", "m24i8", "t16i8")),
+    "H200": Rates(
+        4460.0, 4000.0, 5900.0, ("gap", "p24", "t16", "m24", "g4", "sell4", "m24i8", "t16i8")
+    ),
     "H100": Rates(3130.0, 6000.0, 7100.0, ("t16", "g4")),  # m24 as it was before warpgroups
 }
-START = {"gap": 0.7, "sell4": 0.85}  # of the start: no ring to fill, and x alone is waited for
+START = {
+    "gap": 0.7,
+    "p24": 0.9,
+    "sell4": 0.85,
+}  # of the start: no ring to fill, and x alone is waited for
 WRITTEN = 0.8  # of that rate, where a weight is read and written out
 # ns a record by tokens, both devices' SMs being alike.
 DECODE = {
     "gap": (0.155, 0.165, 0.24),
+    "p24": (0.29, 0.31),
     "t16": (0.46, 0.57, 0.90, 1.38),
     "m24": (0.275, 0.268, 0.305, 0.335),
     "g4": (0.28, 0.49, 0.52, 1.35),
@@ -55,14 +62,14 @@ DECODE = {
     "m24i8": (0.25, 0.25, 0.31, 0.62),
     "t16i8": (0.38, 0.42, 0.52, 0.9),
 }
-RECORD_BYTES = {"gap": 640.0, "sell4": 384.0, "m24": 1152.0, "m24i8": 640.0}
+RECORD_BYTES = {"gap": 640.0, "p24": 1280.0, "sell4": 384.0, "m24": 1152.0, "m24i8": 640.0}
 # Bytes of a stored value and of the rest of a record, padding on average.
 VALUE_BYTES = {"t16": (2.0, 152.0), "g4": (0.75, 24.0), "t16i8": (1.0, 280.0)}
-# ns of it at least, by tokens: each block of sell4 loads x, however small the weight.
+# Ns of it at least, by tokens: each block of sell4 loads x, however small the weight.
 LEAST = {"sell4": (0.0, 500.0, 2200.0, 6200.0)}
-# m24 by warpgroups (both devices are Hopper): ns of a call beyond its start by tokens, as parts of
-# sums meet in memory, and of more tokens; ns a record of each further 128 tokens.
-MEETING24 = (0.0, 500.0, 900.0, 4000.0)
+# Ns of a call beyond its start by tokens: m24 by warpgroups (both devices are Hopper), as parts of
+# sums meet in memory, p24, as every SM copies x; m24's of more tokens, and a record of each 128.
+MORE = {"m24": (0.0, 500.0, 900.0, 4000.0), "p24": (0.0, 1300.0)}
 WIDE24, WIDE24_START, WIDE24_RECORD = 0.42, 5000.0, 0.14
 FEW24, MANY24 = 8192, 512  # fewer records above 64 tokens, or more tokens, they do not take
 
@@ -83,24 +90,39 @@ def packed_form(layout: Layout) -> str:
 def form_for(layout: Layout, nnz: int, tokens: int, device: int) -> str:
     """The packed form for that many tokens: that for few where it is expected to be faster."""
     form = packed_form(layout)
-    few, steps = FEW.get(form, ("", (0,)))
-    if not few or tokens > steps[-1] or layout.cols > _FEW_COLS:
+    few = [f for f, steps in FEW.get(form, {}).items() if tokens <= steps[-1]]
+    if not few or layout.cols > _FEW_COLS:
         return form
     rates = _rates(device)
     if rates is None:
-        fewer = few == "sell4" or nnz <= _GAP_DENSITY * layout.rows * layout.cols
-        return few if fewer and tokens <= _UNKNOWN_FEW else form
-    return min((few, form), key=lambda f: _product(rates, layout, nnz, tokens, f))
+        fewer = form == "g4" or nnz <= _FEW_DENSITY * layout.rows * layout.cols
+        return next((f for f in few if fewer and tokens <= _UNKNOWN[f]), form)
+    return min((*few, form), key=lambda f: _product(rates, layout, nnz, tokens, f))
+
+
+def form_and_tokens(
+    layout: Layout, nnz: int, tokens: int, device: int
+) -> tuple[str, int, int | None]:
+    """The same, and for which tokens around these: more than, up to; None: all that it takes."""
+    forms = [form_for(layout, nnz, m, device) for m in TOKENS]
+    first = last = next((i for i, m in enumerate(TOKENS) if tokens <= m), len(TOKENS) - 1)
+    while first > 0 and forms[first - 1] == forms[last]:
+        first -= 1
+    while last + 1 < len(TOKENS) and forms[last + 1] == forms[last]:
+        last += 1
+    above = TOKENS[first - 1] if first else 0
+    return forms[last], above, TOKENS[last] if last + 1 < len(TOKENS) else None
 
 
 def few_tokens(layout: Layout, nnz: int, device: int) -> int:
-    """Tokens up to which the weight has its form for few; 0 if it never has."""
-    few, steps = FEW.get(packed_form(layout), ("", ()))
-    return max((m for m in steps if form_for(layout, nnz, m, device) == few), default=0)
+    """Tokens up to which the weight has a form for few; 0 if it never has."""
+    form = packed_form(layout)
+    return max((m for m in TOKENS if form_for(layout, nnz, m, device) != form), default=0)
 
 
-_UNKNOWN_FEW = 4  # tokens, where rates are unknown
-_GAP_DENSITY = 0.6  # up to which it has fewer bytes for its work, where rates are unknown
+# Tokens up to which a form is taken where rates are unknown, and up to which density.
+_UNKNOWN = {"gap": 4, "p24": 16, "sell4": 4}
+_FEW_DENSITY = 0.6
 
 
 def packed_nbytes(layout: Layout, nnz: int, form: str) -> float:
@@ -116,21 +138,32 @@ def _records(layout: Layout, nnz: int, form: str) -> float:
     """Tiles; of gap steps: zeros bridge gaps above 15, and a slice's last step is half full."""
     if form == "sell4":
         return 1.02 * nnz / 512
+    density = nnz / max(1, layout.rows * layout.cols)
+    if form == "p24":
+        return _groups(density) * -(-layout.rows // 16) * layout.cols / 64
     if form != "gap":
         return -(-layout.rows // 16) * -(-layout.cols // 64)
-    density = nnz / max(1, layout.rows * layout.cols)
     entries = nnz / (1 - (1 - density) ** 15) if density else 0.0
     return entries / 256 + 1.5 * -(-layout.rows // 32)
 
 
+def _groups(density: float) -> float:
+    """p24's records of two of four columns a record of 16 x 64; of one of three by their bytes.
+
+    Places being random, where columns of 16 rows match up to nearly what groups hold.
+    """
+    pairs, triples = max(1.0, 2.05 * density), max(1.0, 4.0 * density - 0.2)
+    return min(pairs, 0.7 * triples) * (1 - (1 - density) ** 16)
+
+
 def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> float:
     """Ns of a call of up to 64 tokens."""
-    steps = next((steps for few, steps in FEW.values() if few == form), _TILES)
+    steps = next((few[form] for few in FEW.values() if form in few), _TILES)
     step = next(i for i, most in enumerate(steps) if tokens <= most)
     decode = _records(layout, nnz, form) * DECODE[form][step]
     if form in LEAST:
         decode = max(decode, LEAST[form][step])
-    start = rates.start * START.get(form, 1.0) + (MEETING24[step] if form == "m24" else 0.0)
+    start = rates.start * START.get(form, 1.0) + (MORE[form][step] if form in MORE else 0.0)
     return start + max(decode, packed_nbytes(layout, nnz, form) / rates.read)
 
 
@@ -160,7 +193,7 @@ def calls_pay(layout: Layout, nnz: int, form: str, tokens: int, device: int) -> 
 
     Than writing the weight out and a dense product.
     """
-    most = next((steps[-1] for few, steps in FEW.values() if few == form), 0)
+    most = next((few[form][-1] for few in FEW.values() if form in few), 0)
     rates = _rates(device)
     if rates is None or not most:
         return False

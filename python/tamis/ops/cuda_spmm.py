@@ -12,7 +12,7 @@ from torch.nn import functional
 from tamis import _C
 from tamis.layout import Layout
 from tamis.ops import cuda, cuda_cost, cuda_spmm_grad
-from tamis.ops.cuda_cost import FEW, calls_pay, few_tokens, packed_form
+from tamis.ops.cuda_cost import calls_pay, few_tokens, form_and_tokens, packed_form
 from tamis.ops.cuda_memory import current_device, raw_stream, workspaces
 from tamis.ops.cuda_memory import workspace as new_workspace
 from tamis.ops.handle import make_matrix
@@ -79,12 +79,14 @@ class Packed:
         self.token, self.layout, self.form = layout.token, layout, form
         self.rows, self.cols, self.dtype = layout.rows, layout.cols, dtype
         self.rest = rest
-        # Checked now, so that a prompt in a graph need not wait: gap is written out from its mask.
+        # Checked now, so that a prompt in a graph need not wait: gap and p24 are written out from
+        # the mask.
+        by_mask = form in ("gap", "p24")
         self.mask: cuda_spmm_grad.Mask | None = None
-        if form == "gap" and all(t is None or t.device == values.device for t in rest):
+        if by_mask and all(t is None or t.device == values.device for t in rest):
             self.mask = cuda_spmm_grad.mask_of(layout, values, rest[0], rest[1], dtype)
-        self.expands = form != "gap" or self.mask is not None
-        self.owner = weakref.ref(values, _forgetter(id(values), form))
+        self.expands = not by_mask or self.mask is not None
+        self.owner = weakref.ref(values, _forgetter(id(values)))
         self.pointer = values.data_ptr()
         self.version = _versions(values, rest)
         # Bytes of workspace by number of tokens, and the last bias that was found to fit.
@@ -144,16 +146,15 @@ class Packed:
 
     def run_in_calls(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The same for more tokens than a call takes."""
-        y, most = x.new_empty(*x.shape[:-1], self.rows), self.most // self.cols
+        y, most = x.new_empty(*x.shape[:-1], self.rows), self.matrix.most_tokens
         xs, ys = x.reshape(-1, self.cols), y.view(-1, self.rows)
         for first in range(0, len(xs), most):
             self.run(xs[first : first + most], bias, ys[first : first + most])
         return y
 
 
-# What weights are packed as, by the identity of their values: for few tokens, and for any number.
-_few: dict[int, Packed] = {}
-_packed: dict[int, Packed] = {}
+# What weights are packed as, by the identity of their values: forms for few tokens first.
+_packed: dict[int, list[Packed]] = {}
 
 
 def direct(x: Tensor, token: str, values: Tensor, rest: Rest, bias: Tensor | None) -> Tensor | None:
@@ -161,16 +162,16 @@ def direct(x: Tensor, token: str, values: Tensor, rest: Rest, bias: Tensor | Non
 
     The caller knows that nobody records this call. Every line costs each layer of each token.
     """
-    key = id(values)
-    packed = _few.get(key)
-    if packed is None or x.numel() > packed.most:
-        packed = _packed.get(key)
+    elements = x.numel()
+    for packed in _packed.get(id(values), ()):
+        if packed.least < elements <= packed.most:
+            break
+    else:
+        return None
     if (
-        packed is None
-        or x.dtype is not packed.dtype
+        x.dtype is not packed.dtype
         or x.dim() == 0
         or x.shape[-1] != packed.cols
-        or not packed.least < x.numel() <= packed.most
         or x.get_device() != packed.device
         or current_device() != packed.device
         or (bias is not None and bias is not packed.bias)
@@ -196,12 +197,13 @@ def spmm(
     its values were written; values that may be trained are packed once a second call meets them as they
     were, so not at every step.
 
-    A weight of any zeros is packed as ``gap`` for up to 4 tokens and as ``t16`` for up to 64, one
-    of 4-bit groups as ``sell4`` and ``g4``, as such calls come: as both only where both do. A
-    prompt, x [..., s, cols] with s > 1, is one call among many of single tokens, so it reads what
-    there is, and makes no second form beside the first, but where ``gap`` has no mask to be
-    written out from (rows or columns that are no multiples of 8). A short one
-    is some calls of the form for few where that is expected to be faster than writing the weight out.
+    A weight of any zeros is packed as ``gap`` for up to 4 tokens, ``p24`` or ``t16`` for up to 64,
+    one of 4-bit groups as ``sell4`` and ``g4``: as what is expected to be fastest for the calls
+    that come, so as several only where calls want several. A prompt, x [..., s, cols] with s > 1,
+    is one call among many of single tokens, so it reads what there is, and makes no second form
+    beside the first, but where ``gap`` and ``p24`` have no mask to be written out from (rows or
+    columns that are no multiples of 8). A short one is some calls of the form for few where that is
+    expected to be faster than writing the weight out.
     """
     if not _takes(x, values, layout):
         return None
@@ -250,10 +252,8 @@ def _held(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed | Non
     """The packed weight for this x, if there is one."""
     found = [
         packed
-        for packed in (_few.get(id(values)), _packed.get(id(values)))
-        if packed is not None
-        and packed.dtype == x.dtype
-        and packed.fits(layout.token, values, rest)
+        for packed in _packed.get(id(values), ())
+        if packed.dtype == x.dtype and packed.fits(layout.token, values, rest)
     ]
     takes = next((packed for packed in found if packed.least < x.numel() <= packed.most), None)
     if takes is not None or not found:
@@ -264,25 +264,32 @@ def _held(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed | Non
 
 def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
     """Packs the weight in the form for x."""
-    for held in (_few, _packed):
-        stale = held.get(id(values))
-        if stale is not None and not stale.fits(layout.token, values, rest):
-            del held[id(values)]
+    held = [
+        packed
+        for packed in _packed.pop(id(values), ())
+        if packed.dtype == x.dtype and packed.fits(layout.token, values, rest)
+    ]
+    if held:
+        _packed[id(values)] = held
     tokens = x.numel() // layout.cols
     wide = tokens > MAX_TOKENS or (x.dim() > 2 and x.shape[-2] > 1)
-    form, nnz = packed_form(layout), _nnz(values, layout)
-    few = few_tokens(layout, nnz, values.device.index or 0)
-    if few and (wide or tokens <= few):
-        packed = _few.get(id(values))
-        if packed is None or packed.dtype != x.dtype:
-            packed = Packed(layout, values, rest, x.dtype, FEW[form][0])
-        few = min(few, packed.matrix.most_tokens)
-        if few:
-            _few[id(values)] = packed
-        if few and (packed.expands if wide else tokens <= few):
-            return packed
-    packed = _packed[id(values)] = Packed(layout, values, rest, x.dtype, form)
-    packed.least = few * layout.cols if few else -1
+    nnz, device = _nnz(values, layout), values.device.index or 0
+    form, above, up_to = form_and_tokens(layout, nnz, 1 if wide else tokens, device)
+    packed = next((p for p in held if p.form == form), None)
+    if packed is None:
+        packed = Packed(layout, values, rest, x.dtype, form)
+        packed.least = above * layout.cols if above else -1
+        if up_to is not None:
+            packed.most = min(packed.most, up_to * layout.cols)
+        if packed.most > 0:
+            held.append(packed)
+    base, takes = packed_form(layout), packed.matrix.most_tokens
+    if form != base and not (packed.expands if wide and takes else tokens <= takes):
+        above = max(takes, few_tokens(layout, nnz, device) if wide else above)
+        packed = Packed(layout, values, rest, x.dtype, base)
+        packed.least = above * layout.cols if above else -1
+        held.append(packed)
+    _packed[id(values)] = sorted(held, key=lambda p: p.most)
     return packed
 
 
@@ -323,12 +330,12 @@ def _versions(values: Tensor, rest: Rest) -> tuple[int, ...]:
         return tuple(-1 if t.is_inference() else t._version for t in given)
 
 
-def _forgetter(key: int, form: str) -> Any:
-    held = _few if any(form == few for few, _ in FEW.values()) else _packed
-
+def _forgetter(key: int) -> Any:
     def forget(owner: Any) -> None:
-        found = held.get(key)
-        if found is not None and found.owner is owner:
-            del held[key]
+        held = [packed for packed in _packed.get(key, ()) if packed.owner is not owner]
+        if held:
+            _packed[key] = held
+        else:
+            _packed.pop(key, None)
 
     return forget
