@@ -1,20 +1,22 @@
 // y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for up to 8 tokens.  w: sell4; x, bias, y: bf16 or f16.
 // Products and sums of a unit's 16 columns are f16, two chains of eight; its scale and the sum over
-// units are f32. x goes to shared memory as f16, scaled by a power of two a token so that its
-// largest lies in [256, 512): 15 * 512 * 8 is still an f16, and what is 2^22 times smaller than the
-// largest is exact. Codes minus their zero points are exact.
-// Tile: a lane is a row, a step of a warp 32 units of as many rows. A block has a slice and its
-// warps share out the slice's records, the next of each in registers. Nothing is added up across
-// lanes. Reduction: warps in shared memory, first to last, so results repeat bit for bit. Needs:
-// cols a multiple of 16; launched so that it may begin before the kernel before it ends, weights
-// which that kernel did not write. Tail: lanes without a row or unit have scales of 0, so Inf or
-// NaN anywhere in x may reach any row. Tokens beyond m are zeros.
-// Instead of tensor cores, which take 172 instructions for 1024 weights, kept or not: 44 here for
-// 512 kept ones and a token, 14 for each further token, whose x takes 8 wavefronts of shared
-// memory. Tried (H200, gate and up, down, q and o, one token): two and three records ahead, 4 to 12
-// % slower for long rows; streams of equal length for all lanes of the device, one block an
-// SM, 10.7, 14.0 and 8.0 us where slices take 9.3, 9.1 and 4.7. Calculated: dot products of bytes,
-// x in two of them, 38 instructions and as much shared memory, but x no longer exact.
+// units are f32. x goes to shared memory as f16: as it is where a token's largest lies in
+// [1 / 16, 512), for 15 * 512 * 8 is still an f16 and what is lost below 2^-17 is 2^21 times
+// smaller than the largest; else read again and scaled by a power of two so that its largest lies
+// in [256, 512). Codes minus their zero points are exact. Tile: a lane is a row, a step of a warp
+// 32 units of as many rows. A block has a slice and its warps share out the slice's records, the
+// next of each in registers. Nothing is added up across lanes. Reduction: warps in shared memory,
+// first to last, so results repeat bit for bit. Needs: cols a multiple of 16; launched so that it
+// may begin before the kernel before it ends, weights which that kernel did not write. Tail: lanes
+// without a row or unit have scales of 0, so Inf or NaN anywhere in x may reach any row. Tokens
+// beyond m are zeros. Instead of tensor cores, which take 172 instructions for 1024 weights, kept
+// or not: 44 here for 512 kept ones and a token, 14 for each further token, whose x takes 8
+// wavefronts of shared memory. Tried (H200, gate and up, down, q and o, one token): two and three
+// records ahead, 4 to 12 % slower for long rows; all records of a warp asked into the L2 cache
+// before x is waited for, which helps warps that have two or three (q and o 4.3 to 3.9 us) and
+// costs those with four 1 to 2 us; streams of equal length for all lanes of the device, one block
+// an SM, 10.7, 14.0 and 8.0 us where slices take 9.3, 9.1 and 4.7. Calculated: dot products of
+// bytes, x in two of them, 38 instructions and as much shared memory, but x no longer exact.
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -95,28 +97,44 @@ TAMIS_DEVICE void multiply_sell4(const Sell4Record& r, float (&c)[Config::kToken
   multiply_unit<Config>(r.codes[1].z, r.codes[1].w, r.units.w, c);
 }
 
-// Exponent of f32 of the largest of a token's x, from what the warps found, at least 16 so that
-// its powers of two below are normal numbers.
+// Exponent of f32 that a token's x is scaled from, 135 for not at all, by the largest of x that the
+// warps found: at least 16, so that its powers of two below are normal numbers.
 template <DType kType>
-TAMIS_DEVICE uint32_t largest_exponent(int32_t warps, int32_t token, uint32_t lane) {
+TAMIS_DEVICE uint32_t x_exponent(int32_t warps, int32_t token, uint32_t lane) {
   const bool there = lane < static_cast<uint32_t>(warps);
   const uint32_t most =
       dev::warp_max(there ? dev::load_shared<uint32_t>(128 * token + 4 * lane) : 0u);
   const uint32_t exponent = dev::bits_of(widen<kType>(static_cast<uint16_t>(most))) >> 23;
-  return exponent < 16 ? 16 : exponent;
+  return exponent < 16 ? 16 : exponent >= 123 && exponent < 135 ? 135 : exponent;
 }
 
-// x of all tokens to shared memory, as f16 times 2^(135 - exponent).
+// 8 columns of a token, past the L1 cache: the kernel before may have written them.
+TAMIS_DEVICE dev::Word4 x_chunk(const SpmmSell4Params& p, int32_t token, uint32_t chunk) {
+  const uint16_t* from = p.x + token * p.x_stride + 8 * chunk;
+  if (p.x_aligned) return dev::load_volatile(reinterpret_cast<const dev::Word4*>(from));
+  uint32_t words[4] = {};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    words[i / 2] |= uint32_t{dev::load_volatile(from + i)} << (16 * (i % 2));
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+
+// x of all tokens to shared memory, as f16 times 2^(135 - x_exponent).
 template <class Config>
 TAMIS_DEVICE void load_x_sell4(const SpmmSell4Params& p, uint32_t thread) {
   constexpr DType kType = Config::kType;
   const auto threads = static_cast<uint32_t>(32 * p.warps);
   const auto chunks = static_cast<uint32_t>(p.cols / 8);
   const uint32_t warp = thread / 32, lane = thread % 32;
-  const auto at = [&](int t, uint32_t chunk) {
+  const auto store = [&](int t, uint32_t chunk, const dev::Word4& x, float factor) {
     const uint32_t unit = chunk / 2;
-    return Config::kXAt + unit / 8 * 2 * Config::kHalfBytes + chunk % 2 * Config::kHalfBytes +
-           128 * t + unit % 8 * 16;
+    const uint32_t at = Config::kXAt + unit / 8 * 2 * Config::kHalfBytes +
+                        chunk % 2 * Config::kHalfBytes + 128 * t + unit % 8 * 16;
+    const auto scaled = [&](uint32_t pair) {
+      return dev::pack_f16(factor * widen_low<kType>(pair), factor * widen_high<kType>(pair));
+    };
+    dev::store_shared<dev::Word4>(at, {scaled(x.x), scaled(x.y), scaled(x.z), scaled(x.w)});
   };
   uint32_t most[Config::kTokens] = {};
   for (uint32_t chunk = thread; chunk < chunks; chunk += threads) {
@@ -124,25 +142,14 @@ TAMIS_DEVICE void load_x_sell4(const SpmmSell4Params& p, uint32_t thread) {
 #pragma unroll
     for (int t = 0; t < Config::kTokens; ++t) {
       x[t] = {0, 0, 0, 0};
-      if (t >= p.m) continue;
-      const uint16_t* from = p.x + t * p.x_stride + 8 * chunk;
-      if (p.x_aligned) {
-        x[t] = dev::load_volatile(reinterpret_cast<const dev::Word4*>(from));
-      } else {
-        uint32_t words[4] = {};
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          words[i / 2] |= uint32_t{dev::load_volatile(from + i)} << (16 * (i % 2));
-        }
-        x[t] = {words[0], words[1], words[2], words[3]};
-      }
+      if (t < p.m) x[t] = x_chunk(p, t, chunk);
     }
 #pragma unroll
     for (int t = 0; t < Config::kTokens; ++t) {
       const auto size = [](uint32_t pair) { return pair & 0x7fff7fffu; };
       most[t] = dev::max_halves(most[t], dev::max_halves(size(x[t].x), size(x[t].y)));
       most[t] = dev::max_halves(most[t], dev::max_halves(size(x[t].z), size(x[t].w)));
-      dev::store_shared<dev::Word4>(at(t, chunk), x[t]);
+      store(t, chunk, x[t], 1.0f);
     }
   }
 #pragma unroll
@@ -152,18 +159,17 @@ TAMIS_DEVICE void load_x_sell4(const SpmmSell4Params& p, uint32_t thread) {
     if (lane == 0) dev::store_shared<uint32_t>(128 * t + 4 * warp, all);
   }
   dev::sync_block();
-#pragma unroll
-  for (int t = 0; t < Config::kTokens; ++t) {
-    const float factor = dev::float_of((262 - largest_exponent<kType>(p.warps, t, lane)) << 23);
+  bool again = false;  // the same in every thread
+  for (int32_t t = 0; t < p.m; ++t) {
+    const uint32_t exponent = x_exponent<kType>(p.warps, t, lane);
+    if (exponent == 135) continue;
+    const float factor = dev::float_of((262 - exponent) << 23);
     for (uint32_t chunk = thread; chunk < chunks; chunk += threads) {
-      const auto x = dev::load_shared<dev::Word4>(at(t, chunk));
-      const auto scaled = [&](uint32_t pair) {
-        return dev::pack_f16(factor * widen_low<kType>(pair), factor * widen_high<kType>(pair));
-      };
-      dev::store_shared<dev::Word4>(at(t, chunk),
-                                    {scaled(x.x), scaled(x.y), scaled(x.z), scaled(x.w)});
+      store(t, chunk, x_chunk(p, t, chunk), factor);
     }
+    again = true;
   }
+  if (again) dev::sync_block();
 }
 
 // Grid [slices] of 32 * warps.
@@ -180,10 +186,14 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kMostWarps, 1)
   Sell4Record record;  // the next one
   const uint8_t* next = p.records + int64_t{first} * sell4::kRecordBytes;
   if (first < end) record.load(next, lane);
+  for (int32_t i = first + p.warps; p.prefetch && i < end; i += p.warps) {
+    if (lane < sell4::kRecordBytes / 128) {
+      dev::prefetch(p.records + i * int64_t{sell4::kRecordBytes} + 128 * lane);
+    }
+  }
 
   dev::wait_for_previous();
   load_x_sell4<Config>(p, thread);
-  dev::sync_block();
   dev::allow_next();
 
   float c[Config::kTokens] = {};
@@ -200,7 +210,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kMostWarps, 1)
   }
   dev::sync_block();
   for (auto t = static_cast<int32_t>(warp); t < p.m; t += p.warps) {
-    const uint32_t exponent = largest_exponent<Config::kType>(p.warps, t, lane);
+    const uint32_t exponent = x_exponent<Config::kType>(p.warps, t, lane);
     float sum = 0;
     for (int32_t w = 0; w < p.warps; ++w) {
       sum += dev::load_shared<float>(Config::kXAt + 128 * (w * Config::kTokens + t) + 4 * lane);

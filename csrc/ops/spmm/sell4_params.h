@@ -40,6 +40,7 @@ struct SpmmSell4Params {
   int64_t x_stride, y_stride;
   int32_t m, cols;
   int32_t warps;   // of a block
+  bool prefetch;   // into the L2 cache all records that a warp takes later
   bool x_aligned;  // rows of x start at multiples of 16 bytes
 };
 

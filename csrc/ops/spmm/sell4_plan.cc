@@ -40,6 +40,7 @@ Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, Sp
 }
 
 SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+  const int64_t records = a.w.record_bytes / sell4::kRecordBytes;
   return {.records = static_cast<const uint8_t*>(a.w.records),
           .offsets = a.w.offsets,
           .row_of = a.w.offsets + plan.blocks_n + 1,
@@ -51,6 +52,7 @@ SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan
           .m = static_cast<int32_t>(a.m),
           .cols = static_cast<int32_t>(a.w.cols),
           .warps = plan.warps_k,
+          .prefetch = plan.tokens <= 2 && 2 * records <= int64_t{5} * plan.blocks_n * plan.warps_k,
           .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
 }
 
