@@ -502,6 +502,32 @@ def test_every_method_that_has_kernels_here_generates(method) -> None:
     assert divergence(*logits) < 0.05
 
 
+@needs_device
+@pytest.mark.parametrize("method", ["full", "kivi8", "kivi4", "kivi2", "streaming", "h2o", "snapkv",
+                                    "tova", "key_norm", "adakv_snapkv", "quest", "double_sparsity",
+                                    "alisa"])  # fmt: skip
+def test_stores_choose_what_the_cpus_do(method: str) -> None:
+    """From the same numbers, few tokens of a padded prompt; a model's own differ by rounding before."""
+    recipe = recipe_of(method)
+    budget = 64 if recipe.evict is not None or recipe.select is not None else None
+    cpu, gpu = (KvStore(recipe, budget=budget, layer=2) for _ in range(2))
+    pad = torch.tensor([37, 0])
+    k, v = torch.randn(2, 2, 2, 300, 64).bfloat16()
+    q = torch.randn(2, 4, 300, 64).bfloat16()
+    for step in range(6):
+        outs = []
+        for store, device in ((cpu, "cpu"), (gpu, "cuda")):
+            store.append(k.to(device), v.to(device))
+            asked, first = q.to(device), pad.to(device)
+            if step:
+                outs.append(store.attend(asked, pad=first).cpu())
+            store.settle(asked, pad=first)
+        if step:
+            torch.testing.assert_close(*outs, rtol=1e-2, atol=1e-2)
+        k, v = torch.randn(2, 2, 2, 1, 64).bfloat16()
+        q = torch.randn(2, 4, 1, 64).bfloat16()
+
+
 def divergence(a: Tensor, b: Tensor) -> float:
     """The mean of KL(b || a) of next tokens, from logits."""
     a, b = (x.float().flatten(0, -2).log_softmax(-1) for x in (a, b))
