@@ -41,7 +41,7 @@ SHAPES = {  # Llama-3-8B: rows, columns
     "down": (4096, 14336),
 }
 TOKENS = (1, 8, 16, 32, 64)
-FEW_TOKENS = {"gap": (1, 2, 4), "p24": (1, 4, 8, 16, 32, 64)}
+FEW_TOKENS = {"gap": (1, 2, 4), "p24": (1, 4, 8, 16)}
 TOKENS24 = (*TOKENS, 128, 512)
 DENSITIES = (0.5, 0.3, 0.2)
 TESTED = (

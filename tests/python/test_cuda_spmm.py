@@ -180,7 +180,8 @@ def test_groups_of_codes_take_any_x_and_follow_prompts() -> None:
         wanted, scale = x.double() @ w.T + bias.double(), x.double().abs() @ w.abs().T
         allowed = 2.0**-7 * wanted.abs() + 2.0**-7 * scale
         assert bool(((y.double() - wanted).abs() <= allowed).all())
-    assert [packed.form for packed in cuda_spmm._packed[id(a.arrays["values"])]] == ["sell4"]
+    forms = [packed.form for packed in cuda_spmm._packed[id(a.arrays["values"])]]
+    assert forms == ["sell4", "g4"]  # 3 and 4 tokens of so few rows are left to g4
 
 
 @needs_device

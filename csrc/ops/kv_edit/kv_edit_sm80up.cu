@@ -15,7 +15,8 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kTileThreads, 3) kv_merge_nearest(const Me
   merge_nearest<Config>(p);
 }
 template <DType kType>
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kMergeThreads, 3) kv_merge_join(const MergeParams p) {
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kMergeThreads, kType == DType::f32 ? 2 : 3)
+    kv_merge_join(const MergeParams p) {
   merge_join<kType>(p);
 }
 template <class Piece, bool kInPlace>

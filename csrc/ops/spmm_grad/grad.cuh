@@ -232,7 +232,8 @@ TAMIS_DEVICE void unpack_mask(const DenseParams& p) {
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) sum = dev::prefix_step(sum, distance);
     const auto total = static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(sum), 31));
-    const uint16_t* values = p.values + before;
+    const int64_t start = before;
+    const uint16_t* values = p.values + start;
     before += total;
     // They are copied from the multiple of 16 bytes before the first.
     const auto skew = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(values) / 2 % 8);
@@ -241,7 +242,15 @@ TAMIS_DEVICE void unpack_mask(const DenseParams& p) {
     dev::store_shared<dev::Word4>(words_at + 16 * lane, {bits.x, at, bits.y, at + low});
     for (uint32_t i = 8 * lane; i < skew + total; i += 8 * 32) {
       const uint32_t left = skew + total - i;
-      dev::copy_async16(values_at + 2 * i, values - skew + i, left < 8 ? 2 * left : 16);
+      if (left >= 8 && (i > 0 || start >= skew)) {
+        dev::copy_async16(values_at + 2 * i, values - skew + i, 16);
+        continue;
+      }
+      // Nothing before the first value of w or behind the last is read.
+      for (uint32_t j = i > 0 ? 0 : skew; j < (left < 8 ? left : 8); ++j) {
+        dev::store_shared<uint16_t>(values_at + 2 * (i + j),
+                                    dev::load_global(values - skew + i + j));
+      }
     }
     dev::commit_async();
     dev::wait_async<0>();
