@@ -14,6 +14,7 @@
 #include "base/cuda/dev.h"
 #include "ops/spmm/halves.cuh"
 #include "ops/spmm/p24_params.h"
+#include "ops/spmm/tile_sums.cuh"
 
 namespace tamis {
 
@@ -189,65 +190,6 @@ TAMIS_DEVICE void reduce_p24_warps(const SpmmP24Params& p, uint32_t warp, uint32
   }
 }
 
-// Leaves this block's sums; true in the block that arrives last at its rows, with all added.
-template <class Config>
-TAMIS_DEVICE bool reduce_p24_panels(const SpmmP24Params& p, int32_t row_tile, bool owner,
-                                    uint32_t thread, float (&c)[Config::kTokenTiles][4]) {
-  const auto sums = [&](int32_t panel) {
-    return p.partial + (int64_t{panel} * p.row_tiles + row_tile) * Config::kAccumulators * 32 +
-           thread % 32;
-  };
-  if (owner) {
-    float* mine = sums(static_cast<int32_t>(dev::block_index_y()));
-#pragma unroll
-    for (int i = 0; i < Config::kAccumulators; ++i) mine[32 * i] = c[i / 4][i % 4];
-  }
-  dev::fence_device();
-  dev::sync_block();
-  if (thread == 0) {
-    uint32_t* ticket = p.tickets + dev::block_index_x();
-    const bool last = dev::atomic_add(ticket, 1) + 1 == static_cast<uint32_t>(p.panels);
-    if (last) *ticket = 0;
-    dev::fence_device();
-    dev::store_shared<uint32_t>(kP24FlagAt, last);
-  }
-  dev::sync_block();
-  if (dev::load_shared<uint32_t>(kP24FlagAt) == 0) return false;
-  if (!owner) return true;
-#pragma unroll
-  for (int i = 0; i < Config::kAccumulators; ++i) c[i / 4][i % 4] = 0;
-  for (int32_t panel = 0; panel < p.panels; ++panel) {
-    const float* theirs = sums(panel);
-#pragma unroll
-    for (int i = 0; i < Config::kAccumulators; ++i) {
-      c[i / 4][i % 4] += dev::load_volatile(theirs + 32 * i);
-    }
-  }
-  return true;
-}
-
-// Rounds and writes the sums of one row tile.
-template <class Config>
-TAMIS_DEVICE void write_p24_y(const SpmmP24Params& p, int32_t row_tile, uint32_t lane,
-                              const float (&c)[Config::kTokenTiles][4]) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int32_t row = row_tile * 16 + static_cast<int32_t>(lane / 4) + 8 * half;
-    if (row >= p.rows) continue;
-    const float bias = p.bias ? widen<Config::kType>(dev::load_global(p.bias + row)) : 0.0f;
-#pragma unroll
-    for (int t = 0; t < Config::kTokenTiles; ++t) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int32_t token = 8 * t + 2 * static_cast<int32_t>(lane % 4) + i;
-        if (token < p.m) {
-          p.y[token * p.y_stride + row] = narrow<Config::kType>(c[t][2 * half + i] + bias);
-        }
-      }
-    }
-  }
-}
-
 // Grid [blocks of row tiles, panels] of 32 * block_tiles * warps threads.
 template <class Config>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP24Params p) {
@@ -288,8 +230,10 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP
 
   reduce_p24_warps<Config>(p, warp, lane, c);
   const bool owner = part == 0 && row_tile < p.row_tiles;
-  if (p.panels > 1 && !reduce_p24_panels<Config>(p, row_tile, owner, thread, c)) return;
-  if (owner) write_p24_y<Config>(p, row_tile, lane, c);
+  if (p.panels > 1 && !add_blocks<Config>(p, p.panels, kP24FlagAt, row_tile, owner, thread, c)) {
+    return;
+  }
+  if (owner) write_y<Config>(p, row_tile, lane, c);
 }
 
 }  // namespace tamis

@@ -476,7 +476,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, Config::kMinBlocks)
 
   if (p.warps_k > 1) reduce_warps<Config>(p.warps_k, warp, lane, c);
   const bool owner = part == 0 && row_tile < p.row_tiles;
-  if (p.splits > 1 && !reduce_blocks<Config>(p, row_tile, owner, thread, c)) return;
+  if (p.splits > 1 && !add_blocks<Config>(p, p.splits, kFlagAt, row_tile, owner, thread, c)) return;
   if (!owner) return;
 #pragma unroll
   for (int half = 0; half < 2 && !Config::kGrouped; ++half) {
