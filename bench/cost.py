@@ -24,12 +24,12 @@ from pathlib import Path
 
 os.environ["NUMPY_MADVISE_HUGEPAGE"] = "0"  # weights of a model lie in small pages
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from tamis import _C  # noqa: E402
-from tamis.layout import Layout  # noqa: E402
-from tamis.ops import machine  # noqa: E402
-from tamis.ops.handle import make_matrix, pack  # noqa: E402
+from tamis import _C
+from tamis.layout import Layout
+from tamis.ops import machine
+from tamis.ops.handle import make_matrix, pack
 
 TOKENS = (1, 2, 4, 8, 16, 64, 256)
 FIT_TOKENS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 32, 64, 128, 256)
