@@ -202,6 +202,9 @@ def test_bad_input_is_one_sentence_and_changes_nothing(attached):
         ("nothing", None, "wanted one of"),
     ]:
         refused(lambda m=method, b=budget: kv.Cache(config, m, budget=b), message, cache)
+    refused(lambda: kv.Cache(None, "full"), "kv.Cache: config: got NoneType", cache)
+    refused(lambda: kv.Cache(attached, "full"), "pass model.config", cache)
+    refused(lambda: kv.Together(attached, [cache]), "kv.Together: config: got Llama", cache)
     torch.manual_seed(9)
     other = transformers.AutoModelForCausalLM.from_config(config)
     with kv.attach(other):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
 
 from tamis.errors import TamisUnsupported, TamisValueError
@@ -22,6 +23,20 @@ from tamis.kv.rope import frequencies
 from tamis.kv.tiers import Tiers
 from tamis.ops.cuda_kv import on_device
 from tamis.policy.kv_recipe import KvRecipe
+
+
+def text_config(function: str, config: Any) -> Any:
+    """What a model's config says about its decoder.
+
+    Raises:
+        TamisValueError: It is no config.
+    """
+    if not isinstance(config, PreTrainedConfig):
+        raise TamisValueError(
+            f"{function}: config: got {type(config).__name__}, wanted a model's config; pass "
+            "model.config."
+        )
+    return config.get_text_config(decoder=True)
 
 
 class Cache(DynamicCache):
@@ -41,8 +56,8 @@ class Cache(DynamicCache):
             (``tamis info --measure``); False keeps to the method from the first token on.
 
     Raises:
-        TamisValueError: Unknown method, a budget or plan that does not fit it, or tiers with a method
-            that reads every token.
+        TamisValueError: Something other than a config, an unknown method, a budget or plan that does
+            not fit it, or tiers with a method that reads every token.
     """
 
     def __init__(
@@ -55,10 +70,9 @@ class Cache(DynamicCache):
         tiers: Tiers | None = None,
         fallback: bool = True,
     ) -> None:
-        recipe = recipe_of(method)
+        recipe, text = recipe_of(method), text_config("kv.Cache", config)
         super().__init__(config=config)
         self.recipe, self.budget = recipe, budget
-        text = config.get_text_config(decoder=True)
         longest = getattr(text, "max_position_embeddings", None)
         if budget is not None and longest is not None and budget > longest:
             raise TamisValueError(

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from transformers.cache_utils import DynamicCache
 
 from tamis.errors import TamisUnsupported, TamisValueError
-from tamis.kv.cache import Cache, StoreLayer
+from tamis.kv.cache import Cache, StoreLayer, text_config
 from tamis.kv.kv_store import KvStore
 from tamis.policy.kv_recipe import KvRecipe
 
@@ -32,6 +32,7 @@ class Together(DynamicCache):
     """
 
     def __init__(self, config: Any, caches: Sequence[Cache]) -> None:
+        text = text_config("kv.Together", config)
         super().__init__(config=config)
         lengths = {cache.get_seq_length() for cache in caches}
         if len(lengths) != 1:
@@ -44,9 +45,7 @@ class Together(DynamicCache):
                 "caches one after another."
             )
         for i in range(len(self.layers)):
-            self.layers[i] = _Layer(
-                config.get_text_config(decoder=True), [cache.layers[i] for cache in caches]
-            )
+            self.layers[i] = _Layer(text, [cache.layers[i] for cache in caches])
 
 
 class _Layer(StoreLayer):

@@ -100,6 +100,26 @@ TEST(Spgemm, BlocksTakeRowAfterRow) {
   }
 }
 
+// Products of a row that 32 bits do not count: two rows of b so long as to add up to 2^32.
+TEST(Spgemm, BoundsDoNotWrapAround) {
+  const int64_t a_offsets[] = {0, 2}, b_offsets[] = {0, int64_t{1} << 31, int64_t{1} << 32};
+  const int32_t a_columns[] = {0, 1};
+  uint32_t bound = 0, numbers[2] = {};
+  int32_t lists[2] = {};
+  SpgemmParams p{};
+  p.a_offsets = a_offsets;
+  p.b_offsets = b_offsets;
+  p.a_columns = a_columns;
+  p.rows = 1;
+  p.columns = 300;
+  p.bounds = &bound;
+  p.numbers = numbers;
+  p.lists = lists;
+  ASSERT_EQ(sim::launch({.grid = {1}, .block = {kSpgemmThreads}}, [&] { spgemm_bound(p); }), "");
+  EXPECT_EQ(bound, 300u);
+  EXPECT_EQ(numbers[0], 1u);
+}
+
 TEST(Spgemm, NoticesMissingBarriers) {
   const SpgemmProblem problem({SpgemmShape::crossed, 3, 30, 300, 120}, 4);
   ASSERT_EQ(attempt(problem, 4), "");
