@@ -293,6 +293,13 @@ TAMIS_DEVICE void load_stream_if(bool wanted, const Word4* from, Word4& to) {
       : "+r"(to.x), "+r"(to.y), "+r"(to.z), "+r"(to.w)
       : "l"(from), "r"(static_cast<uint32_t>(wanted)));
 }
+// For other blocks of this launch: they see it once this thread, or one that a barrier of the block
+// has let pass since, has come through fence_device and then, itself or behind another barrier,
+// atomic_add. A write like any other; the simulator holds it back until then.
+template <class T>
+TAMIS_DEVICE void store_volatile(T* to, T value) {
+  *to = value;
+}
 // What another block wrote before a fence.
 template <class T>
 TAMIS_DEVICE T load_volatile(const T* from) {

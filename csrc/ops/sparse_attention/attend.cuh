@@ -403,12 +403,12 @@ TAMIS_DEVICE void finish(const AttentionCudaParams& p, const AttentionPlace& at,
   if (thread < Config::kDim) {
 #pragma unroll
     for (int r = 0; r < kRowsPerTile; ++r) {
-      if (r < rows_of(p, at)) mine[r * Config::kDim + thread] = weighted[r];
+      if (r < rows_of(p, at)) dev::store_volatile(mine + r * Config::kDim + thread, weighted[r]);
     }
   }
   if (thread < kRowsPerTile) {
-    mine[kRowsPerTile * Config::kDim + thread] = most;
-    mine[kRowsPerTile * Config::kDim + 8 + thread] = sum;
+    dev::store_volatile(mine + kRowsPerTile * Config::kDim + thread, most);
+    dev::store_volatile(mine + kRowsPerTile * Config::kDim + 8 + thread, sum);
   }
   if (!p.last) return;  // a later launch adds up
   dev::sync_block();

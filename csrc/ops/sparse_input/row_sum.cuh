@@ -164,7 +164,7 @@ TAMIS_DEVICE void finish_row_sums(const RowSumParams& p, const RowSums& sums) {
     if (splits == 1) {
       write(i, sum);
     } else {
-      parts[dev::block_index_y() * m * kRowSumColumns + i] = sum;
+      dev::store_volatile(parts + dev::block_index_y() * m * kRowSumColumns + i, sum);
     }
   }
   if (splits == 1) return;

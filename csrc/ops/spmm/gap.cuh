@@ -194,7 +194,9 @@ TAMIS_DEVICE bool reduce_gap_blocks(const SpmmGapParams& p, int32_t slice, uint3
   const auto sums = [&](int32_t split) {
     return p.partial + (int64_t{split} * p.slices + slice) * Config::kTokens * 32 + thread;
   };
-  if (warp < Config::kTokens) *sums(static_cast<int32_t>(dev::block_index_y())) = *sum;
+  if (warp < Config::kTokens) {
+    dev::store_volatile(sums(static_cast<int32_t>(dev::block_index_y())), *sum);
+  }
   dev::fence_device();
   dev::sync_block();
   if (thread == 0) {

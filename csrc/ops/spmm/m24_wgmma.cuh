@@ -131,8 +131,9 @@ TAMIS_DEVICE void meet_blocks(const M24GroupParams& p, const PanelPlace& at, boo
   dev::Word4* mine = sums(static_cast<int32_t>(dev::block_index_x()), first_tile);
 #pragma unroll
   for (int i = 0; i < Config::kTiles; ++i) {
-    mine[i * Config::kThreads] = {dev::bits_of(c[i][0]), dev::bits_of(c[i][1]),
-                                  dev::bits_of(c[i][2]), dev::bits_of(c[i][3])};
+    dev::store_volatile(mine + i * Config::kThreads,
+                        dev::Word4{dev::bits_of(c[i][0]), dev::bits_of(c[i][1]),
+                                   dev::bits_of(c[i][2]), dev::bits_of(c[i][3])});
   }
   dev::fence_device();
   dev::sync_block();

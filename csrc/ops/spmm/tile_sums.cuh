@@ -22,7 +22,9 @@ TAMIS_DEVICE bool add_blocks(const Params& p, int32_t blocks, uint32_t flag_at, 
   if (owner) {
     float* mine = sums(static_cast<int32_t>(dev::block_index_y()));
 #pragma unroll
-    for (int i = 0; i < Config::kAccumulators; ++i) mine[32 * i] = c[i / 4][i % 4];
+    for (int i = 0; i < Config::kAccumulators; ++i) {
+      dev::store_volatile(mine + 32 * i, c[i / 4][i % 4]);
+    }
   }
   dev::fence_device();
   dev::sync_block();

@@ -208,6 +208,8 @@ TEST(SparseInput, NoticesMissingBarriers) {
     const auto attempt = [&](uint64_t seed) { return try_input(c, seed, {.barrier = barrier}); };
     EXPECT_GT(noticed_by(attempt), 0) << barrier;
   }
+  EXPECT_NE(try_input(c, 1, {.barrier = 5}), "") << "before the ticket";
+  EXPECT_NE(try_input(c, 1, {.fence = 0}), "") << "between parts and ticket";
 }
 
 TEST(SparseInput, RefusesWhatHasNoKernel) {

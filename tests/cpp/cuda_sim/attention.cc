@@ -435,6 +435,13 @@ TEST_P(Attention, FaultsAreNoticed) {
   for (uint64_t seed = 1; seed <= 8; ++seed)
     barriers += c.run(seed, {.barrier = 1}).empty() ? 0 : 1;
   EXPECT_GT(barriers, 0);
+  p.units = 4;
+  p.splits = 2;
+  Case shared(GetParam(), p);
+  EXPECT_EQ(shared.run(1), "");
+  EXPECT_NE(shared.run(1, {.fence = 0}), "") << "between the parts and the ticket";
+  EXPECT_NE(shared.run(1, {.barrier = 6}), "") << "before the ticket";
+  EXPECT_NE(shared.run(1, {.barrier = 7}), "") << "before it is known who was last";
 }
 
 INSTANTIATE_TEST_SUITE_P(Rows, Attention, testing::ValuesIn(rows()),

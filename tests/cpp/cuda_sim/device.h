@@ -39,7 +39,9 @@ inline void sync_warp() {
 inline void sync_block() {
   sim::sync_block();
 }
-inline void fence_device() {}
+inline void fence_device() {
+  sim::fence_device();
+}
 inline void fence_barrier_init() {}
 inline void wait_for_previous() {}
 inline void allow_next() {}
@@ -138,7 +140,12 @@ template <class T>
 T load_volatile(const T* from) {
   return *from;
 }
+template <class T>
+void store_volatile(T* to, T value) {
+  sim::store_later(to, &value, sizeof value);
+}
 inline uint32_t atomic_add(uint32_t* to, uint32_t value) {
+  sim::publish();
   const uint32_t before = *to;
   *to += value;
   return before;

@@ -129,6 +129,47 @@ TEST(Engine, Complains) {
             "deadlock: 1 threads wait");
 }
 
+// What block 1 reads of what each thread of block 0 left.
+std::vector<int> read_by_the_next(const std::function<void()>& order, sim::Faults faults = {}) {
+  std::vector<int> left(64, -1), read(64, -1);
+  uint32_t ticket = 0;
+  EXPECT_EQ(sim::launch({.grid = {2}, .block = {64}, .faults = faults},
+                        [&] {
+                          const uint32_t thread = dev::thread_index();
+                          if (dev::block_index_x() == 1) {
+                            read[thread] = left[thread];
+                            return;
+                          }
+                          dev::store_volatile(&left[thread], static_cast<int>(thread));
+                          order();
+                          if (thread == 0) dev::atomic_add(&ticket, 1);
+                        }),
+            "");
+  for (int i = 0; i < 64; ++i) EXPECT_EQ(left[static_cast<size_t>(i)], i) << "after the launch";
+  return read;
+}
+
+TEST(Engine, WritesReachOtherBlocksInOrder) {
+  const std::vector<int> none(64, -1);
+  std::vector<int> all(64), own(64, -1);
+  for (int i = 0; i < 64; ++i) all[static_cast<size_t>(i)] = i;
+  own[0] = 0;
+  const auto each = [] {
+    dev::fence_device();
+    dev::sync_block();
+  };
+  const auto one = [] {
+    dev::sync_block();
+    if (dev::thread_index() == 0) dev::fence_device();
+  };
+  EXPECT_EQ(read_by_the_next(each), all);
+  EXPECT_EQ(read_by_the_next(one), all);
+  EXPECT_EQ(read_by_the_next(each, {.fence = 0}), none);
+  EXPECT_EQ(read_by_the_next(one, {.fence = 0}), none);
+  EXPECT_EQ(read_by_the_next(each, {.barrier = 0}), own);
+  EXPECT_EQ(read_by_the_next(one, {.barrier = 0}), own);
+}
+
 TEST(Engine, SharedMemoryStartsAsNaN) {
   std::vector<uint32_t> seen(1);
   for (int i = 0; i < 2; ++i) {

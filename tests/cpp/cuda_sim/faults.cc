@@ -1,5 +1,4 @@
-// Bugs put in on purpose: each must be noticed, or the conformance test proves nothing. Blocks run
-// one after another here, so a missing fence or barrier between blocks is for the card to show.
+// Bugs put in on purpose: each must be noticed, or the conformance test proves nothing.
 #include <gtest/gtest.h>
 
 #include "cuda_sim/problem.h"
@@ -41,6 +40,14 @@ TEST_P(Faults, MissingBarrier) {
   EXPECT_GT(noticed({.barrier = 0}), 0) << "after x was copied";
   EXPECT_GT(noticed({.barrier = 1}), 0) << "before sums overwrite x";
   EXPECT_GT(noticed({.barrier = 2}), 0) << "before sums are read";
+}
+
+// Two blocks share a tile: the last to arrive adds up what both left.
+TEST_P(Faults, MissingOrderBetweenBlocks) {
+  const SpmmT16Plan plan = lay_out_spmm_t16(case_.t16(), 6, 2, 2);
+  EXPECT_EQ(noticed({}, plan), 0);
+  EXPECT_EQ(noticed({.fence = 0}, plan), 8);
+  EXPECT_EQ(noticed({.barrier = 3}, plan), 8) << "before the ticket";
 }
 
 // Rows whose records come through shared memory; others go straight to registers.
@@ -88,6 +95,17 @@ TEST(GapFaults, MissingBarrier) {
       }
       EXPECT_EQ(noticed > 0, barrier >= 0) << row.name << ", barrier " << barrier;
     }
+  }
+}
+
+TEST(GapFaults, MissingOrderBetweenBlocks) {
+  for (const SimRow& row : gap_rows()) {
+    Case c({.n = 70, .k = 600, .m = 3, .sparsity = 0.4, .dtype = row.dtype, .format = row.format});
+    const SpmmT16Plan plan = lay_out_spmm_gap(c.t16(), 3, 4);
+    ASSERT_EQ(plan.splits, 2);
+    EXPECT_EQ(run(row, c, plan, 1), "");
+    EXPECT_NE(run(row, c, plan, 1, {.fence = 0}), "") << row.name;
+    EXPECT_NE(run(row, c, plan, 1, {.barrier = 2}), "") << row.name << ": before the ticket";
   }
 }
 

@@ -131,6 +131,12 @@ TEST_P(M24Group, FaultsAreNoticed) {
   SpmmT16Plan small = plan;
   small.shared_bytes /= 2;
   EXPECT_EQ(run(GetParam(), c, small, 1).empty(), false) << "shared memory too small";
+  // Both blocks have half of a tile's panels, with a barrier each, and leave their sums in memory.
+  const SpmmT16Plan apart = lay_out_m24_group(c.t16(), 6, GetParam().layout, 2, false);
+  const int32_t panels = m24_group_params(c.args(), apart).panels;
+  EXPECT_EQ(run(GetParam(), c, apart, 1), "");
+  EXPECT_NE(run(GetParam(), c, apart, 1, {.fence = 0}), "") << "between the sums and the ticket";
+  EXPECT_NE(run(GetParam(), c, apart, 1, {.barrier = panels / 2}), "") << "before the ticket";
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, M24Group, testing::ValuesIn(rows()), [](const auto& info) {

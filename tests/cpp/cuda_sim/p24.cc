@@ -74,6 +74,30 @@ TEST_P(SpmmP24, TwoRunsAgreeInEveryBit) {
   EXPECT_EQ(run_twice(GetParam(), c, lay_out_spmm_p24(c.t16(), 9, 2, 2)), "");
 }
 
+TEST_P(SpmmP24, SeededBugsAreNoticed) {
+  Case c({.n = 40,
+          .k = 900,
+          .m = 6,
+          .sparsity = 0.5,
+          .dtype = GetParam().dtype,
+          .format = GetParam().format,
+          .parts = 2});
+  const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 6, 2, 3);
+  const auto noticed = [&](sim::Faults faults) {
+    int count = 0;
+    for (uint64_t seed = 1; seed <= 8; ++seed) {
+      count += run(GetParam(), c, plan, seed, faults).empty() ? 0 : 1;
+    }
+    return count;
+  };
+  EXPECT_EQ(noticed({}), 0);
+  EXPECT_GT(noticed({.barrier = 0}), 0) << "after x was written";
+  EXPECT_GT(noticed({.barrier = 1}), 0) << "before sums overwrite x";
+  EXPECT_GT(noticed({.barrier = 2}), 0) << "before sums are read";
+  EXPECT_EQ(noticed({.barrier = 3}), 8) << "before the ticket";
+  EXPECT_EQ(noticed({.fence = 0}), 8) << "between the parts and the ticket";
+}
+
 INSTANTIATE_TEST_SUITE_P(Rows, SpmmP24, testing::ValuesIn(p24_rows()),
                          [](const auto& info) { return std::string(info.param.name); });
 

@@ -24,12 +24,34 @@ struct Copy {
   const void* from;
 };
 
+struct Store {
+  void* to;
+  size_t bytes;
+  uint8_t data[kStoreBytes];
+};
+
+// What has not landed yet, by what a thread, or any thread behind the block's last barrier, knows.
+struct Stores {
+  std::vector<Store> plain, fenced;
+};
+
+void move_to(std::vector<Store>& to, std::vector<Store>& from) {
+  to.insert(to.end(), from.begin(), from.end());
+  from.clear();
+}
+
+void land(std::vector<Store>& stores) {
+  for (const Store& s : stores) std::memcpy(s.to, s.data, s.bytes);
+  stores.clear();
+}
+
 struct Thread {
   Fiber fiber;
   bool done = false;
   Dim3 index;
-  uint32_t lane = 0, warp = 0, block = 0;  // warp: of the cluster's; block: of the cluster
-  int barriers = 0, waits = 0;             // met so far
+  uint32_t lane = 0, warp = 0, block = 0;   // warp: of the cluster's; block: of the cluster
+  int barriers = 0, waits = 0, fences = 0;  // met so far
+  Stores stores;
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
   std::vector<std::function<void()>> products;  // not committed
@@ -59,6 +81,7 @@ struct Block {
   uint32_t arrived = 0;
   uint64_t meetings = 0;
   int copies = 0;
+  Stores stores;  // of threads that have met since
 };
 
 struct Cluster {
@@ -73,6 +96,7 @@ struct Cluster {
   uint32_t arrived = 0;
   uint64_t meetings = 0, progress = 0;
   std::mt19937_64 random;
+  std::vector<Store> unpublished;  // of blocks that have ended
   std::string error;
 };
 
@@ -102,6 +126,7 @@ void start_cluster() {
     std::fill(block.shared.begin(), block.shared.end(), kPoison);
     block.arrived = 0;
     block.copies = 0;
+    block.stores = {};
   }
   g.barriers.clear();
   g.arrived = 0;
@@ -117,7 +142,8 @@ void start_cluster() {
     thread.block = all / count;
     thread.lane = i % kLanes;
     thread.warp = thread.block * warps + i / kLanes;
-    thread.barriers = thread.waits = 0;
+    thread.barriers = thread.waits = thread.fences = 0;
+    thread.stores = {};
     thread.open.clear();
     thread.groups.clear();
     thread.products.clear();
@@ -167,7 +193,13 @@ void run_cluster() {
       return;
     }
   }
-  for (const Thread& thread : g.threads) {
+  const auto keep = [](Stores& stores) {
+    move_to(g.unpublished, stores.plain);
+    move_to(g.unpublished, stores.fenced);
+  };
+  for (Block& block : g.blocks) keep(block.stores);
+  for (Thread& thread : g.threads) {
+    keep(thread.stores);
     if (!thread.open.empty()) g.error = "a thread ends with copies it never committed";
     if (!thread.products.empty() || !thread.product_groups.empty()) {
       g.error = "a thread ends with products it never waited for";
@@ -175,10 +207,12 @@ void run_cluster() {
   }
 }
 
-// One meeting of `count` threads.
-void meet(uint32_t& arrived, uint64_t& meetings, uint32_t count) {
+// One meeting of `count` threads; `together` is what happens there.
+template <class Together>
+void meet(uint32_t& arrived, uint64_t& meetings, uint32_t count, const Together& together) {
   const uint64_t now = meetings;
   if (++arrived == count) {
+    together();
     arrived = 0;
     ++meetings;
     ++g.progress;
@@ -219,6 +253,7 @@ std::string launch(const Launch& launch, const std::function<void()>& kernel) {
   for (Block& block : g.blocks) block.shared.resize(launch.shared_bytes);
   g.random.seed(launch.seed);
   g.error.clear();
+  g.unpublished.clear();
   for (g.index.z = 0; g.index.z < launch.grid.z; ++g.index.z) {
     for (g.index.y = 0; g.index.y < launch.grid.y; ++g.index.y) {
       for (g.index.x = 0; g.index.x < launch.grid.x; g.index.x += launch.cluster) {
@@ -227,6 +262,7 @@ std::string launch(const Launch& launch, const std::function<void()>& kernel) {
       }
     }
   }
+  land(g.unpublished);
   return {};
 }
 
@@ -259,16 +295,40 @@ uint8_t* shared_of(uint32_t block, uint32_t at, size_t bytes, size_t alignment, 
 void sync_block() {
   if (me().barriers++ == g.launch.faults.barrier) return;
   Block& block = g.blocks[me().block];
-  meet(block.arrived, block.meetings, static_cast<uint32_t>(g.threads.size() / g.blocks.size()));
+  const auto count = static_cast<uint32_t>(g.threads.size() / g.blocks.size());
+  meet(block.arrived, block.meetings, count, [&] {
+    for (uint32_t i = 0; i < count; ++i) {
+      Stores& theirs = g.threads[me().block * count + i].stores;
+      move_to(block.stores.plain, theirs.plain);
+      move_to(block.stores.fenced, theirs.fenced);
+    }
+  });
+}
+
+void store_later(void* to, const void* from, size_t bytes) {
+  if (bytes > kStoreBytes) fail("store for other blocks: too long");
+  Store& store = me().stores.plain.emplace_back(to, bytes);
+  std::memcpy(store.data, from, bytes);
+}
+
+void fence_device() {
+  if (me().fences++ == g.launch.faults.fence) return;
+  move_to(me().stores.fenced, g.blocks[me().block].stores.plain);
+  move_to(me().stores.fenced, me().stores.plain);
+}
+
+void publish() {
+  land(g.blocks[me().block].stores.fenced);
+  land(me().stores.fenced);
 }
 
 void sync_cluster() {
-  meet(g.arrived, g.meetings, static_cast<uint32_t>(g.threads.size()));
+  meet(g.arrived, g.meetings, static_cast<uint32_t>(g.threads.size()), [] {});
 }
 
 void sync_warp() {
   Warp& warp = g.warps[me().warp];
-  meet(warp.arrived, warp.meetings, warp.lanes);
+  meet(warp.arrived, warp.meetings, warp.lanes, [] {});
 }
 
 const uint8_t* exchange(const void* mine, size_t bytes) {

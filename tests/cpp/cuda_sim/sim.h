@@ -3,8 +3,9 @@
 // It is stricter than a GPU where a kernel could be right by luck: shared memory starts as NaN, an
 // asynchronous copy turns its destination into NaN until it is waited for, an asynchronous product
 // its sums, and reads its operands only then; warps and lanes run in random order and run ahead of
-// each other, every access to shared memory is checked. It cannot see timing, bank conflicts, races
-// in global memory between blocks, or how tensor cores round.
+// each other, every access to shared memory is checked, and what a thread leaves for other blocks
+// lands only when fences, barriers and a ticket have ordered it. It cannot see timing, bank
+// conflicts, other races in global memory between blocks, or how tensor cores round.
 #pragma once
 
 #include <cstddef>
@@ -24,6 +25,7 @@ struct Faults {
   int wait = -1;     // this wait for copies of every thread does nothing
   int copy = -1;     // this asynchronous copy of the block never happens
   int product = -1;  // this wait for products of every thread does nothing
+  int fence = -1;    // this fence_device of every thread does nothing
 };
 
 struct Launch {
@@ -48,6 +50,15 @@ uint8_t* shared(uint32_t at, size_t bytes, size_t alignment, const char* what);
 
 void sync_block();
 void sync_warp();
+
+// A write to global memory that others may see only behind a fence of this thread, or of one that
+// a barrier has let pass since, and then an atomic operation, of the fence's thread or again behind
+// a barrier: publish() comes before every atomic operation. What is never published lands when the
+// launch ends.
+inline constexpr size_t kStoreBytes = 16;
+void store_later(void* to, const void* from, size_t bytes);
+void fence_device();
+void publish();
 
 // The same of a block of this thread's cluster, and a meeting of all its blocks.
 uint8_t* shared_of(uint32_t block, uint32_t at, size_t bytes, size_t alignment, const char* what);
