@@ -138,7 +138,8 @@ TEST(ChooseSpmm, GroupsOfCodesTakeLanesForSeveralTokens) {
   SpmmDesc desc = desc_of(Format::groupq, DType::u4, DType::bf16);
   desc.n = desc.k = 4096;
   desc.nnz = desc.n * desc.k / 2;
-  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_groupq_u4_bf16_avx512vbmi2_eights");
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_groupq_u4_bf16_avx512vbmi2_halves");
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name, "spmm_groupq_u4_bf16_avx512vbmi2_eights");
   desc.m = 8;
   EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_groupq_u4_bf16_avx512vbmi2_lanes");
   EXPECT_STREQ(choose_spmm(desc, isa::avx512)->name, "spmm_groupq_u4_bf16_avx512_groups");

@@ -114,7 +114,8 @@ class SparseLinear(nn.Module):
     With int8 values the AVX-512, AVX2 and CUDA kernels of bitmap and nm also quantize x, as torch's dynamic
     quantization does: 8 bits and one step per token and 256 inputs. An element then errs by at most
     1/254 of the largest of its 256; a NaN or Inf in a token makes its whole output NaN. groupq does
-    so from three tokens on where the CPU has VNNI; for one or two x stays as it is.
+    so where the CPU has VNNI, from three tokens on; for one or two x stays as it is, but for u4 on
+    AMD's (Zen 4 and later).
 
     Args:
         layout: Format, shape and value dtype.
