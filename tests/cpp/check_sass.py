@@ -42,7 +42,7 @@ MAX_GAP = {1: 60, 2: 80, 4: 112}  # sm_90, one step of gap (256 entries), by tok
 # three (1536).
 MAX_P24 = {False: {1: 28, 2: 32}, True: {1: 60, 2: 72}}
 MAX_GROUP24 = 150  # sm_90a, a record of m24 by warpgroups with any tokens, copying its part of x
-MAX_DOTS, MAX_ROW_SUMS = 100, 200  # sm_90, 1024 weights of sparse_mlp's rows, of listed rows
+MAX_DOTS, MAX_ROW_SUMS = 102, 200  # sm_90, 1024 weights of sparse_mlp's rows, of listed rows
 # Prompts: registers of two blocks of 128 threads on an SM, and instructions of a tile on sm_90 with all
 # its rarely taken branches (softcap, masks, lists), for one and two row tiles a warp.
 MAX_PREFILL_REGISTERS, MAX_PREFILL = 255, {1: 2150, 2: 3600}
@@ -191,8 +191,9 @@ def label(arch: str, name: str) -> str:
         return f"{rows} {arch}"
     if match := re.search(r"(sddmm|spmm_t_add|spmm_t)_kernel\w*DTypeE(\d)E", name):
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
-    if match := re.search(r"(sparse_input|sparse_mlp_(?:gate|up|down))\w*DTypeE(\d)E", name):
-        return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
+    if match := re.search(r"(sparse_input|sparse_mlp_(?:gate|up|down|pass_sum|pass))\w*DTypeE(\d)E(?:Li(\d)E)?", name):
+        parts = f" x{match[3]}" if match[3] else ""
+        return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'}{parts} {arch}"
     known = ("quantize_x", "expand_t16i8", "expand_m24i8", "expand_m24i4", "expand_t16", "expand_sell4", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select", "kv_mass_merge",
              "kv_merge_scales", "kv_merge_join", "kv_rebuild",
              "kv_choose", "kv_append_labels", "kv_fetch_maps", "kv_fetch_units", "grad_places", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
@@ -201,7 +202,7 @@ def label(arch: str, name: str) -> str:
 
 
 def activation(name: str) -> bool:
-    return "sparse_input" in name or "sparse_mlp" in name
+    return "sparse_input" in name or ("sparse_mlp" in name and "pass_sum" not in name)
 
 
 def format_of(name: str) -> str:
@@ -342,10 +343,10 @@ def main() -> int:
     # On three architectures: six formats with four token tiles in two dtypes, three of
     # them with scales for groups as well, two roundings of x and three expansions of codes, gap with three numbers of
     # tokens in two, p24 with two in two, of two kinds of groups, sell4 with four, sixteen attentions, fourteen for the rest of a KV cache, two passes of five
-    # for kv_mass and what joins them, seven of kv_merge, rows moved in five pieces in two ways, keys rebuilt in two dtypes and sizes, four of activations in two dtypes, eight of prompts, three of gradients
+    # for kv_mass and what joins them, seven of kv_merge, rows moved in five pieces in two ways, keys rebuilt in two dtypes and sizes, eight of activations in two dtypes, eight of prompts, three of gradients
     # in two, their places and ways to and from dense, eight of spgemm; the expansions on two, two choices of
     # tokens on one.
-    wanted = 3 * (48 + 24 + 5 + 6 + 8 + 9 + 16 + 14 + 11 + 17 + 4 + 8 + 8 + 9 + 8) + 3 * 2 + 2
+    wanted = 3 * (48 + 24 + 5 + 6 + 8 + 9 + 16 + 14 + 11 + 17 + 4 + 16 + 8 + 9 + 8) + 3 * 2 + 2
     wanted += 2 * 6  # m24 by warpgroups on sm_90a: layouts in two dtypes
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):

@@ -1,6 +1,6 @@
 // sparse_mlp from sm_80 on.
 #include "base/cuda/launch.h"
-#include "ops/sparse_mlp/mlp.cuh"
+#include "ops/sparse_mlp/mlp_pass.cuh"
 #include "ops/sparse_mlp/sparse_mlp_cuda.h"
 
 namespace tamis {
@@ -18,6 +18,15 @@ template <DType kType>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kRowSumThreads, kRowSumBlocks)
     sparse_mlp_down(const DownParams p) {
   mlp_down<kType>(p);
+}
+
+template <DType kType, int kParts>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kDotThreads, 2) sparse_mlp_pass(const MlpParams p) {
+  mlp_pass<kType, kParts>(p);
+}
+template <DType kType>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kDotThreads, 2) sparse_mlp_pass_sum(const MlpParams p) {
+  mlp_pass_sum<kType>(p);
 }
 
 template <auto* kKernel, class Params>
@@ -38,6 +47,17 @@ Status run(const SparseMlpArgs& a, const MlpPlan& plan, int64_t first, void* wor
   static_assert(kDotThreads == kRowSumThreads, "one launcher");
   const MlpParams p = mlp_params(a, plan, first, workspace);
   const auto blocks = static_cast<uint32_t>(plan.blocks);
+  if (plan.pass) {
+    const auto pass = [&]<int kParts>() {
+      return start<&sparse_mlp_pass<kType, kParts>>(dim3(blocks), plan.up_shared, device, stream,
+                                                    p);
+    };
+    TAMIS_RETURN_IF_ERROR(a.d <= kPassColumns       ? pass.template operator()<1>()
+                          : a.d <= 2 * kPassColumns ? pass.template operator()<2>()
+                                                    : pass.template operator()<4>());
+    return start<&sparse_mlp_pass_sum<kType>>(dim3(static_cast<uint32_t>(ceil_div(a.d, 32))),
+                                              128 * kDotWarps, device, stream, p);
+  }
   TAMIS_RETURN_IF_ERROR(
       start<&sparse_mlp_gate<kType>>(dim3(blocks), plan.gate_shared, device, stream, p));
   TAMIS_RETURN_IF_ERROR(

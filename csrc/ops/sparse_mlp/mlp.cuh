@@ -1,14 +1,14 @@
-// sparse_mlp in three kernels, each of which reads one matrix. gate: dot products of all neurons
-// with x, activations, and for each block the list of those that count. up: dot products of the
-// listed neurons, cut into equal shares whatever block listed them, times their activations. down:
-// the sum of the listed rows (sparse_input/row_sum.cuh). Tile of dot products: 16 rows; the warps
-// of a block share the inputs, 64 at a time and a warp, as operands of tensor cores straight from
-// memory: a lane's 16 bytes are eight inputs of a row, which both operands number alike. Up to 8
-// tokens cost what one does. Four steps of a warp are on their way; those of the next tile are when
-// one ends. Sums are f32 and added in one order. Factors of down are 16-bit floats twice, the value
-// and what rounding left of it, so they are nearly f32. Needs: k a multiple of 8, rows on multiples
-// of 16 bytes.   Tail: inputs past k are not read. After: Lee et al. 2024 (CATS), whose kernel adds
-// with atomics and waits for the host's count.
+// sparse_mlp of several tokens in three kernels, each of which reads one matrix. gate: dot products
+// of all neurons with x, activations, and for each block the list of those that count. up: dot
+// products of the listed neurons, cut into equal shares whatever block listed them, times their
+// activations. down: the sum of the listed rows (sparse_input/row_sum.cuh). Tile of dot products:
+// 16 rows; the warps of a block share the inputs, 64 at a time and a warp, as operands of tensor
+// cores straight from memory: a lane's 16 bytes are eight inputs of a row, which both operands
+// number alike. Up to 8 tokens cost what one does. Four steps of a warp are on their way; those of
+// the next tile are when one ends. Sums are f32 and added in one order. Factors of down are 16-bit
+// floats twice, the value and what rounding left of it, so they are nearly f32. Needs: k a multiple
+// of 8, rows on multiples of 16 bytes.   Tail: inputs past k are not read. After: Lee et al. 2024
+// (CATS), whose kernel adds with atomics and waits for the host's count.
 #pragma once
 
 #include "ops/sparse_input/row_sum.cuh"

@@ -14,13 +14,15 @@ inline constexpr int32_t kDotStages = 4;  // of 64 inputs, on their way in every
 inline constexpr int32_t kDotStep =
     64 * kDotWarps;  // inputs that the warps of a block take at a time
 inline constexpr int32_t kMostDotBlocks = 4096;
+inline constexpr int32_t kPassColumns = 8 * kDotThreads;  // of down: 16 bytes of a row and thread
+inline constexpr int32_t kMostPassParts = 4;
 
 struct MlpParams {
-  const uint16_t *x, *gate, *up;
+  const uint16_t *x, *gate, *up, *down;
   int64_t x_stride;
   const float* threshold;
   Activation activation;
-  int32_t m, k, n, blocks;
+  int32_t m, k, n, d, blocks;
   int32_t steps;  // of kDotStep inputs
   uint32_t x_pitch_bytes, gate_x_at, up_x_at;
   bool x_aligned;  // rows of x start on multiples of 16 bytes
@@ -32,6 +34,9 @@ struct MlpParams {
   // 16-bit floats: of a pair, rounded, then what the rounding left.
   int32_t *total, *listed;
   uint16_t* factors;
+  // In one pass: each block's sums [blocks, d], and where they are added up.
+  float* partial;
+  uint16_t* y;
 };
 
 // Shared memory of the kernels that take dot products: sums of the warps [2, kDotWarps, 16, 8], a
@@ -54,6 +59,7 @@ inline int32_t mlp_tokens(int64_t m, int32_t list_bytes, int32_t pitch, const Cu
 
 struct MlpPlan {
   int32_t blocks = 0, splits = 0, tokens = 0;  // of the dot products, of down, of a launch
+  bool pass = false;                           // one token in one pass
   int32_t gate_shared = 0, up_shared = 0, down_shared = 0;
   int64_t workspace_bytes = 0;
 };

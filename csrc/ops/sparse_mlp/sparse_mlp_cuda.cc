@@ -64,7 +64,8 @@ struct Memory {
     activations = take(4 * kCudaTokens * a.n);
     listed = take(4 * padded);
     factors = take(4 * kCudaTokens * padded);
-    partial = take(4 * row_sum_partials(a.d, plan.splits, plan.tokens));
+    partial =
+        take(4 * (plan.pass ? plan.blocks * a.d : row_sum_partials(a.d, plan.splits, plan.tokens)));
     end = at;
   }
 };
@@ -94,6 +95,7 @@ Status plan_mlp(const SparseMlpArgs& a, const CudaDevice& device, MlpPlan* plan)
                  "sparse_mlp: k: got %lld, wanted one token to fit in shared memory",
                  static_cast<long long>(a.k));
   }
+  plan->pass = a.m == 1 && a.d <= kMostPassParts * kPassColumns;
   plan->splits = row_splits(a.d, a.n, 1, device);
   plan->gate_shared = static_cast<int32_t>(kDotListAt) + plan->tokens * pitch;
   plan->up_shared = plan->gate_shared + list;
@@ -116,12 +118,14 @@ MlpParams mlp_params(const SparseMlpArgs& a, const MlpPlan& plan, int64_t first,
   return {.x = x,
           .gate = static_cast<const uint16_t*>(a.gate),
           .up = static_cast<const uint16_t*>(a.up),
+          .down = static_cast<const uint16_t*>(a.down),
           .x_stride = a.x_stride,
           .threshold = a.threshold,
           .activation = a.activation,
           .m = static_cast<int32_t>(std::min<int64_t>(a.m - first, plan.tokens)),
           .k = k,
           .n = n,
+          .d = static_cast<int32_t>(a.d),
           .blocks = plan.blocks,
           .steps = static_cast<int32_t>(ceil_div(k, kDotStep)),
           .x_pitch_bytes = static_cast<uint32_t>(dot_x_pitch(k)),
@@ -133,7 +137,9 @@ MlpParams mlp_params(const SparseMlpArgs& a, const MlpPlan& plan, int64_t first,
           .activations = place<float>(workspace, memory.activations),
           .total = place<int32_t>(workspace, memory.total),
           .listed = place<int32_t>(workspace, memory.listed),
-          .factors = place<uint16_t>(workspace, memory.factors)};
+          .factors = place<uint16_t>(workspace, memory.factors),
+          .partial = place<float>(workspace, memory.partial),
+          .y = static_cast<uint16_t*>(a.y) + first * a.y_stride};
 }
 
 RowSumParams mlp_down_params(const SparseMlpArgs& a, const MlpPlan& plan, int64_t first,

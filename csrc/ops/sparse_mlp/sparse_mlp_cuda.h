@@ -1,5 +1,5 @@
-// sparse_mlp on CUDA: the same formula over memory of a device, three launches for up to 8 tokens.
-// Host side only; nothing here needs the CUDA toolkit.
+// sparse_mlp on CUDA: the same formula over memory of a device, two launches for one token, three
+// for up to 8. Host side only; nothing here needs the CUDA toolkit.
 #pragma once
 
 #include <cstdint>

@@ -16,7 +16,7 @@
 #include "guarded.h"
 #include "ops/sparse_input/sparse_input.cuh"
 #include "ops/sparse_input/sparse_input_cuda.h"
-#include "ops/sparse_mlp/mlp.cuh"
+#include "ops/sparse_mlp/mlp_pass.cuh"
 #include "ops/sparse_mlp/sparse_mlp_cuda.h"
 
 namespace tamis::test {
@@ -245,6 +245,19 @@ std::string run_mlp(const SparseMlpArgs& args, const MlpPlan& plan, int64_t firs
                      .shared_bytes = static_cast<size_t>(plan.gate_shared),
                      .seed = seed,
                      .faults = faults[0]};
+  if (plan.pass) {
+    launch.shared_bytes = static_cast<size_t>(plan.up_shared);
+    const std::string bad = sim::launch(launch, [&] {
+      args.d <= kPassColumns       ? mlp_pass<kType, 1>(p)
+      : args.d <= 2 * kPassColumns ? mlp_pass<kType, 2>(p)
+                                   : mlp_pass<kType, 4>(p);
+    });
+    if (!bad.empty()) return bad;
+    launch.grid = {static_cast<uint32_t>(ceil_div(args.d, 32))};
+    launch.shared_bytes = 128 * kDotWarps;
+    launch.faults = faults[1];
+    return sim::launch(launch, [&] { mlp_pass_sum<kType>(p); });
+  }
   std::string wrong = sim::launch(launch, [&] { mlp_gate<kType>(p); });
   if (!wrong.empty()) return wrong;
   launch.shared_bytes = static_cast<size_t>(plan.up_shared);
@@ -339,6 +352,8 @@ TEST(SparseMlp, MatchesTheReference) {
                                    MlpCase{row.dtype, 2, 72, 150, 64, threshold},
                                    MlpCase{row.dtype, 8, 40, 90, 256, threshold},
                                    MlpCase{row.dtype, 5, 16, 33, 40, threshold},
+                                   MlpCase{row.dtype, 1, 72, 40, 4104, threshold},
+                                   MlpCase{row.dtype, 1, 16, 300, 2056, threshold},
                                    MlpCase{row.dtype, 9, 64, 40, 128, threshold}}) {
         MlpCase c = shape;
         c.activation = kTurns[++seed % 5];
@@ -376,6 +391,18 @@ TEST(SparseMlp, NoticesMissingBarriersAndWaits) {
   EXPECT_GT(noticed_by([&](uint64_t seed) { return try_mlp(blocks, seed, {}, {.barrier = 0}); }), 0)
       << "up: counts of other warps";
   EXPECT_GT(noticed({}, {}, {.barrier = 1}), 0) << "down: sums of the warps";
+  // One token: a block's 32 neurons in one pass, of which a tile counts.
+  const MlpCase one{DType::bf16, 1, 1040, 64, 136, 6.0f, Activation::relu, 1, true};
+  ASSERT_EQ(try_mlp(one, 1), "");
+  const auto noticed_in_pass = [&](const sim::Faults& pass, const sim::Faults& sum) {
+    return noticed_by([&](uint64_t seed) { return try_mlp(one, seed, pass, sum); });
+  };
+  EXPECT_EQ(noticed_in_pass({.wait = 0}, {}), 6) << "pass: x";
+  // x, sums of two tiles, the list; then sums of a tile or two of up, their factors.
+  for (const int barrier : {0, 1, 2, 3, 5, 6}) {
+    EXPECT_GT(noticed_in_pass({.barrier = barrier}, {}), 0) << "pass " << barrier;
+  }
+  EXPECT_GT(noticed_in_pass({}, {.barrier = 0}), 0) << "sums of the warps";
 }
 
 TEST(SparseMlp, RefusesWhatHasNoKernel) {
