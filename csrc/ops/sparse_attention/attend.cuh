@@ -397,6 +397,7 @@ TAMIS_DEVICE void finish(const AttentionCudaParams& p, const AttentionPlace& at,
     if (thread < Config::kDim) write_channel<Config>(p, at, weighted, kEndSumAt);
     return;
   }
+  if (p.first_split > 0) dev::wait_for_previous();  // in every block: a later kernel sees all parts
   constexpr int64_t kPartial = int64_t{Config::kDim + 2} * kRowsPerTile;  // attention_partial
   float* parts = p.partial + int64_t{dev::block_index_y()} * p.all_splits * kPartial;
   float* mine = parts + (p.first_split + static_cast<int32_t>(dev::block_index_x())) * kPartial;
@@ -432,7 +433,9 @@ TAMIS_DEVICE void finish(const AttentionCudaParams& p, const AttentionPlace& at,
 // Grid [splits, heads * row_tiles] of 32 * Config::kWarps.
 template <class Config, bool kBulk>
 TAMIS_DEVICE void attend(const AttentionCudaParams& p) {
-  dev::wait_for_previous();
+  // The first launch of a call waits for those before, so that what begins after it need not: it
+  // runs beside it.
+  if (p.first_split == 0) dev::wait_for_previous();
   dev::allow_next();
   AttentionPlace at(p);
   at.first = Config::hidden(p, at);

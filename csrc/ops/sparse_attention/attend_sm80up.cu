@@ -17,10 +17,10 @@ template <class Config>
 Status run(const AttentionCudaParams& p, const AttentionPlan& plan, int32_t heads,
            const CudaDevice& device, void* stream) {
   return launch_wide<&sparse_attention<Config>>(
-      "sparse_attention", device, Config::kSharedBytes,
+      "sparse_attention", device, device.shared_per_block,
       {.grid = dim3(static_cast<uint32_t>(plan.splits), static_cast<uint32_t>(heads * p.row_tiles)),
        .threads = 32 * Config::kWarps,
-       .shared_bytes = static_cast<size_t>(Config::kSharedBytes),
+       .shared_bytes = static_cast<size_t>(plan.shared_bytes),
        .early = device.capability >= 90,
        .stream = stream},
       p);

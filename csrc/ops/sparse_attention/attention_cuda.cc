@@ -31,12 +31,12 @@ Status sparse_attention_cuda(const SparseAttentionCudaArgs& args, const CudaDevi
   }
   if (a.batch * a.kv_heads * a.rows == 0) return {};
   const auto heads = static_cast<int32_t>(a.batch * a.kv_heads);
-  for (size_t i = 0; i < a.segments.size(); ++i) {
-    const AttentionCudaRow& row = *choose_attention_cuda(a.segments[i], a.head_dim);
-    const auto segment = static_cast<int64_t>(i);
+  for (const AttentionPlan& plan : std::span(plans, a.segments.size())) {
+    const KvSegment& segment = a.segments[static_cast<size_t>(plan.segment)];
+    const AttentionCudaRow& row = *choose_attention_cuda(segment, a.head_dim);
     const AttentionCudaKernel kernel = kLaunchers[&row - attention_cuda_kernels().data()];
-    TAMIS_RETURN_IF_ERROR(kernel(attention_params(args, segment, plans[i], all_splits), plans[i],
-                                 heads, device, stream));
+    TAMIS_RETURN_IF_ERROR(
+        kernel(attention_params(args, plan, all_splits), plan, heads, device, stream));
   }
   return {};
 }

@@ -23,9 +23,10 @@ struct SparseAttentionCudaArgs {
 
 // How one segment is laid out: blocks over its tokens for each batch, KV head and 8 query rows.
 struct AttentionPlan {
+  int32_t segment = 0;
   int32_t splits = 0;
-  int32_t first_split = 0;  // those of the segments before
-  int32_t shared_bytes = 0;
+  int32_t first_split = 0;   // those of the launches before
+  int32_t shared_bytes = 0;  // of a block; no more blocks than planned share an SM
 };
 
 // One line of kernels_cuda.def.

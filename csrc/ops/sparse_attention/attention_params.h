@@ -62,7 +62,7 @@ struct AttentionCudaParams {
   float scale, softcap, per_softcap;  // 1 / softcap: a division here costs every block 2 us
   // The layout.
   int32_t splits, first_split, all_splits;
-  bool last;  // of the segments: whoever arrives last adds up all parts
+  bool last;  // of the launches: whoever arrives last adds up all parts
   uint32_t* tickets;
   float* partial;  // [heads * row_tiles, all_splits, attention_partial]
 };
@@ -71,11 +71,11 @@ struct AttentionCudaParams {
 using AttentionCudaKernel = Status (*)(const AttentionCudaParams&, const AttentionPlan&,
                                        int32_t heads, const CudaDevice&, void* stream);
 
-// Params of segment i as planned.
-AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, int64_t segment,
-                                     const AttentionPlan& plan, int32_t all_splits);
+// Params of a launch as planned.
+AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, const AttentionPlan& plan,
+                                     int32_t all_splits);
 
-// Pure: the plan of each segment.
+// Pure: the plan of each launch, that of the segment with most tiles last.
 Status plan_attention(const SparseAttentionArgs& args, const CudaDevice& device,
                       std::span<AttentionPlan> plans, int32_t* all_splits);
 

@@ -36,6 +36,8 @@ constexpr AttentionCudaRow kKernels[] = {
 // are several, and what adding up each part does. Guessed from 11 us that 16 tiles took an H200.
 constexpr double kBlockTiles = 4, kMeetingTiles = 6, kPartTiles = 0.04;
 
+constexpr int32_t kReservedShared = 1024;  // bytes of each block
+
 int64_t listed_units(const KvSegment& s) {
   if (s.index) return s.index_stride;
   return s.storage == KvStorage::pages ? s.tokens / s.layout.tokens : s.tokens;
@@ -146,9 +148,20 @@ Status plan_attention(const SparseAttentionArgs& a, const CudaDevice& device,
                       std::span<AttentionPlan> plans, int32_t* all_splits) {
   TAMIS_RETURN_IF_ERROR(check(a));
   const int64_t heads = a.batch * a.kv_heads * ceil_div(a.rows, kRowsPerTile);
+  const auto tiles_of = [&](size_t i) {
+    const AttentionCudaRow& row = *choose_attention_cuda(a.segments[i], a.head_dim);
+    const int64_t units = listed_units(a.segments[i]);
+    return row.storage == KvStorage::pages ? units : ceil_div(units, row.unit);
+  };
+  // What others run beside, and whose end all wait for, begins last.
+  size_t longest = 0;
+  for (size_t i = 1; i < a.segments.size(); ++i) {
+    if (tiles_of(i) > tiles_of(longest)) longest = i;
+  }
   *all_splits = 0;
   for (size_t i = 0; i < a.segments.size(); ++i) {
-    const AttentionCudaRow& row = *choose_attention_cuda(a.segments[i], a.head_dim);
+    const size_t segment = i + 1 == a.segments.size() ? longest : i < longest ? i : i + 1;
+    const AttentionCudaRow& row = *choose_attention_cuda(a.segments[segment], a.head_dim);
     if (row.shared_bytes > device.shared_per_block) {
       return error(Code::no_kernel, "sparse_attention: %s wants %d bytes of shared memory, got %d",
                    row.name, row.shared_bytes, device.shared_per_block);
@@ -157,12 +170,17 @@ Status plan_attention(const SparseAttentionArgs& a, const CudaDevice& device,
     const int64_t warps = pages ? page_warps(row.bits, row.unit) : kRowWarps;
     const int64_t most = pages ? page_blocks_planned(row.bits, row.unit) : kRowBlocks;
     const int64_t fit =
-        std::clamp<int64_t>(device.shared_per_sm / (row.shared_bytes + 1024), 1, most);
-    const int64_t units = listed_units(a.segments[i]);
-    const int64_t tiles = pages ? units : ceil_div(units, row.unit);
-    plans[i] = {.splits = splits_of(std::max<int64_t>(heads, 1), tiles, device.sms * fit, warps),
+        std::clamp<int64_t>(device.shared_per_sm / (row.shared_bytes + kReservedShared), 1, most);
+    plans[i] = {.segment = static_cast<int32_t>(segment),
+                .splits = splits_of(std::max<int64_t>(heads, 1), tiles_of(segment),
+                                    device.sms * fit, warps),
                 .first_split = *all_splits,
                 .shared_bytes = row.shared_bytes};
+    // Blocks that begin while others still run would share what SMs those leave, two by two.
+    if (pages && most < page_blocks(row.bits, row.unit)) {
+      plans[i].shared_bytes = std::clamp(device.shared_per_sm / (static_cast<int32_t>(most) + 1),
+                                         row.shared_bytes, device.shared_per_block);
+    }
     *all_splits += plans[i].splits;
   }
   return {};
@@ -178,10 +196,10 @@ Status attention_workspace(const SparseAttentionArgs& a, const CudaDevice& devic
   return {};
 }
 
-AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, int64_t segment,
-                                     const AttentionPlan& plan, int32_t all_splits) {
+AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, const AttentionPlan& plan,
+                                     int32_t all_splits) {
   const SparseAttentionArgs& a = args.attention;
-  const KvSegment& s = a.segments[static_cast<size_t>(segment)];
+  const KvSegment& s = a.segments[static_cast<size_t>(plan.segment)];
   const bool pages = s.storage == KvStorage::pages;
   const int64_t size = pages ? 1 : 2;
   auto* workspace = static_cast<uint8_t*>(args.workspace);
@@ -215,7 +233,7 @@ AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, int64_
           .splits = plan.splits,
           .first_split = plan.first_split,
           .all_splits = all_splits,
-          .last = segment + 1 == static_cast<int64_t>(a.segments.size()),
+          .last = plan.first_split + plan.splits == all_splits,
           .tickets = reinterpret_cast<uint32_t*>(workspace),
           .partial = reinterpret_cast<float*>(workspace + kWorkspaceTicketBytes)};
 }

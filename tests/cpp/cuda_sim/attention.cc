@@ -138,7 +138,8 @@ class Case {
       plans[i].splits = p_.splits;
       plans[i].first_split = all_splits;
       all_splits += p_.splits;
-      if (!p_.mixed && plans[i].shared_bytes != row_.shared_bytes) {
+      const AttentionCudaRow& row = *choose_attention_cuda(views_[i], row_.d);
+      if (views_[i].storage == row_.storage && row.shared_bytes != row_.shared_bytes) {
         return "the list has other shared bytes";
       }
     }
@@ -152,18 +153,20 @@ class Case {
     std::fill(out_->span().begin(), out_->span().end(), std::nanf(""));
     std::fill(lse_->span().begin(), lse_->span().end(), std::nanf(""));
     for (size_t i = 0; i < views_.size(); ++i) {
-      const bool own = views_[i].storage == row_.storage;
+      const KvSegment& view = views_[static_cast<size_t>(plans[i].segment)];
+      const bool own = view.storage == row_.storage;
+      const AttentionCudaRow& row = *choose_attention_cuda(view, row_.d);
+      if (plans[i].shared_bytes < row.shared_bytes) return "less shared memory than a block needs";
       const sim::Launch launch{
           .grid = {static_cast<uint32_t>(plans[i].splits), static_cast<uint32_t>(heads)},
           .block = {static_cast<uint32_t>(own ? row_.threads : 32 * kRowWarps)},
-          .shared_bytes = static_cast<size_t>(plans[i].shared_bytes),
+          .shared_bytes = static_cast<size_t>(row.shared_bytes),
           .seed = seed,
           .faults = faults};
       const auto kernel = own            ? row_.run
                           : row_.d == 64 ? &simulate<RowConfig<DType::bf16, 64>, false>
                                          : &simulate<RowConfig<DType::bf16, 128>, false>;
-      const std::string wrong =
-          kernel(launch, attention_params(args, static_cast<int64_t>(i), plans[i], all_splits));
+      const std::string wrong = kernel(launch, attention_params(args, plans[i], all_splits));
       if (!wrong.empty()) return wrong;
     }
     for (int64_t i = 0; i < heads; ++i) {
@@ -442,6 +445,43 @@ TEST_P(Attention, FaultsAreNoticed) {
   EXPECT_NE(shared.run(1, {.fence = 0}), "") << "between the parts and the ticket";
   EXPECT_NE(shared.run(1, {.barrier = 6}), "") << "before the ticket";
   EXPECT_NE(shared.run(1, {.barrier = 7}), "") << "before it is known who was last";
+}
+
+// The tail's launch waits for what was before, so that pages begin beside it; pages of which one
+// block is planned for an SM take so much of it that no SM gets two.
+TEST(AttentionPlan, MostTilesComeLastAndBlocksSpread) {
+  alignas(16) static const uint8_t memory[16] = {};
+  alignas(16) static float out[16];
+  const KvSegment pages{
+      .storage = KvStorage::pages, .layout = {128, 32, 4, 4, 32}, .tokens = 32000, .keys = memory};
+  const KvSegment tail{.storage = KvStorage::bf16, .tokens = 128, .keys = memory, .values = memory};
+  for (const CudaDevice& device :
+       {kH100,
+        CudaDevice{
+            .capability = 80, .sms = 108, .shared_per_sm = 167936, .shared_per_block = 166912}}) {
+    for (const bool tail_first : {false, true}) {
+      const KvSegment segments[] = {tail_first ? tail : pages, tail_first ? pages : tail};
+      const SparseAttentionCudaArgs args{.attention = {.q_dtype = DType::bf16,
+                                                       .batch = 8,
+                                                       .kv_heads = 8,
+                                                       .rows = 4,
+                                                       .head_dim = 128,
+                                                       .q = memory,
+                                                       .out = out,
+                                                       .segments = segments}};
+      AttentionPlan plans[kMaxSegments];
+      int32_t splits = 0;
+      const Status status = plan_attention(args.attention, device, plans, &splits);
+      ASSERT_TRUE(status.ok()) << status.text;
+      EXPECT_EQ(plans[0].segment, tail_first ? 0 : 1);
+      EXPECT_EQ(plans[1].segment, tail_first ? 1 : 0);
+      EXPECT_EQ(plans[1].first_split, plans[0].splits);
+      EXPECT_FALSE(attention_params(args, plans[0], splits).last);
+      EXPECT_TRUE(attention_params(args, plans[1], splits).last);
+      EXPECT_LE(plans[1].shared_bytes, device.shared_per_block);
+      EXPECT_GT(2 * (plans[1].shared_bytes + 1024), device.shared_per_sm);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Rows, Attention, testing::ValuesIn(rows()),
