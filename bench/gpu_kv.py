@@ -87,6 +87,10 @@ def our_sides(q: Any, k: list[Any], v: list[Any]) -> dict[str, tuple[list[Any], 
             each.attend(q)
         torch.cuda.synchronize()
         sides[method] = ([partial(each.attend, q) for each in stores], nbytes)
+        if method == "quest":  # random heads agree on nothing
+            group = q.unflatten(1, (KV_HEADS, -1))
+            same = group[:, :, :1].expand_as(group).reshape(q.shape)
+            sides["quest, heads agree"] = ([partial(s.attend, same) for s in stores], nbytes)
     return sides
 
 
@@ -119,12 +123,13 @@ def kv(batch: int, rate: float) -> list[dict[str, Any]]:
 
 
 def parts_of(batch: int, tokens: int, k: list[Any], v: list[Any], q: Any) -> list[dict[str, Any]]:
-    """Times of what Double Sparsity's step consists of, and of pages without a dense tail."""
+    """Times of what Double Sparsity's and Quest's steps consist of, and of pages without a dense tail."""
     import torch
 
     from tamis.ops import kv_select as op
     from tamis.ops.attention import DenseSegment, Lists, PageSegment, sparse_attention
     from tamis.ops.kv_quantize import kv_quantize, page_layout
+    from tamis.ops.kv_summary import page_bounds
 
     channels = (
         torch.arange(DIM // 4, dtype=torch.int32, device="cuda").repeat(KV_HEADS, 1).contiguous()
@@ -144,11 +149,15 @@ def parts_of(batch: int, tokens: int, k: list[Any], v: list[Any], q: Any) -> lis
     listed = [
         DenseSegment(a, b, Lists(index=index, count=count)) for a, b in zip(k, v, strict=True)
     ]
+    pages = [op.PageBounds(page_bounds(x, 16), 16) for x in k]
     sides = {
         "attend to listed": calls([partial(sparse_attention, q, [s]) for s in listed], 12),
         "estimate": calls([partial(op.kv_estimate, q, x) for x in labels], 12),
         "select": calls([partial(op.kv_select, scores, tokens // SHARE)], 12),
         "choose": calls([partial(op.kv_choose, q, x, tokens // SHARE) for x in labels], 12),
+        "choose pages": calls(
+            [partial(op.kv_choose, q, x, tokens // SHARE // 16, by_row=True) for x in pages], 12
+        ),
     }
     for bits in (8, 4, 2):
         layout = page_layout(DIM, bits, bits)

@@ -20,7 +20,7 @@
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 13;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 14;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;
@@ -51,6 +51,9 @@ struct CudaLibrary {
   Status (*kv_select)(const KvSelectArgs&, const CudaDevice&, void* stream);
   bool (*choose_fits)(const KvEstimateArgs&, const CudaDevice&);
   Status (*kv_choose)(const KvEstimateArgs&, const KvSelectArgs&, const CudaDevice&, void* stream);
+  int64_t (*choose_rows_workspace)(const KvEstimateArgs&);
+  Status (*kv_choose_rows)(const KvEstimateArgs&, const KvSelectArgs&, void* workspace,
+                           int64_t workspace_bytes, const CudaDevice&, void* stream);
   std::span<const AttentionCudaRow> (*attention_kernels)();
   Status (*attention_workspace)(const SparseAttentionArgs&, const CudaDevice&, int64_t* bytes);
   Status (*attention)(const SparseAttentionCudaArgs&, const CudaDevice&, void* stream);

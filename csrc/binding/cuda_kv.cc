@@ -150,6 +150,32 @@ bool choose(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t 
   return true;
 }
 
+// By row; as estimate.
+int64_t choose_rows(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q,
+                    const KvUnits& units, int64_t k, uintptr_t budget, int64_t sink, int64_t recent,
+                    int64_t page, uintptr_t begin, uintptr_t index, int64_t index_stride,
+                    uintptr_t count, uintptr_t workspace, int64_t workspace_bytes) {
+  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(std::get<3>(shape))));
+  const KvEstimateArgs scores = estimate_args(dtype, shape, q, scale, units, false, begin, 0);
+  const int64_t wanted = cuda_library().choose_rows_workspace(scores);
+  if (wanted > workspace_bytes) return wanted;
+  const KvSelectArgs args{.heads = scores.batch * scores.kv_heads,
+                          .units = units.units,
+                          .budget = address<const int32_t>(budget),
+                          .k = k,
+                          .sink = sink,
+                          .recent = recent,
+                          .page = page,
+                          .begin = address<const int32_t>(begin),
+                          .index = address<int32_t>(index),
+                          .index_stride = index_stride,
+                          .count = address<int32_t>(count)};
+  raise_if_error(cuda_library().kv_choose_rows(scores, args, address<void>(workspace),
+                                               workspace_bytes, cuda_device(device),
+                                               address<void>(stream)));
+  return 0;
+}
+
 void append_labels(int32_t device, uintptr_t stream, int32_t channels, int dtype,
                    std::tuple<int64_t, int64_t, int64_t> shape, uintptr_t keys,
                    Strides3 key_strides, uintptr_t channel_ids, int64_t first, int64_t count,
@@ -228,6 +254,9 @@ void bind_cuda_kv(py::module_& m) {
   m.def("cuda_kv_choose", &choose, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "q_ptr"_a,
         "units"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "begin_ptr"_a, "index_ptr"_a,
         "index_stride"_a, "count_ptr"_a);
+  m.def("cuda_kv_choose_rows", &choose_rows, "device"_a, "stream"_a, "dtype"_a, "shape"_a,
+        "q_ptr"_a, "units"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a,
+        "index_ptr"_a, "index_stride"_a, "count_ptr"_a, "workspace_ptr"_a, "workspace_bytes"_a);
   m.def("cuda_kv_rebuild", &rebuild, "device"_a, "stream"_a, "shape"_a, "segment"_a, "keys_ptr"_a,
         "values_ptr"_a);
   m.def("cuda_kv_gather", &gather, "device"_a, "stream"_a, "shape"_a, "x"_a, "index"_a, "out"_a);

@@ -699,6 +699,27 @@ def cuda_kv_choose(
 ) -> bool:
     """``kv_estimate`` and ``kv_select`` in one launch; False, and nothing done, where none takes both."""
 
+def cuda_kv_choose_rows(
+    device: int,
+    stream: int,
+    dtype: int,
+    shape: tuple[int, int, int, int],
+    q_ptr: int,
+    units: KvUnits,
+    k: int,
+    budget_ptr: int,
+    sink: int,
+    recent: int,
+    page: int,
+    begin_ptr: int,
+    index_ptr: int,
+    index_stride: int,
+    count_ptr: int,
+    workspace_ptr: int,
+    workspace_bytes: int,
+) -> int:
+    """``kv_choose`` by row on a device and stream; 0, or the bytes of workspace that it wants."""
+
 def cuda_kv_rebuild(
     device: int,
     stream: int,

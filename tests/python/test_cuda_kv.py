@@ -225,6 +225,31 @@ def test_selection_is_the_cpus(units: int, levels: int) -> None:
 
 @needs_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("h", "pages"), [(4, 1), (16, 300), (32, 2049), (16, 33000)])
+def test_rows_choose_what_the_cpus_do(dtype: torch.dtype, h: int, pages: int) -> None:
+    q = torch.randint(-3, 4, (B, h, 1, 64)).to(dtype)  # whole numbers add up alike in any order
+    bounds = torch.randint(-3, 4, (B, G, pages, 2, 64)).to(dtype).sort(3).values
+    begin = torch.randint(0, pages, (B, G), dtype=torch.int32)
+    budget = torch.randint(0, pages + 1, (B, G), dtype=torch.int32)
+    for k, page, options in (
+        (pages // 16, 16, {"sink": 1}),
+        (pages // 16, 5, {"sink": 1, "recent": 2, "begin": begin}),
+        (budget, 1, {}),
+    ):
+        want = kv_select.kv_choose(q, kv_select.PageBounds(bounds, page), k, by_row=True, **options)
+        on = {n: x.cuda() if isinstance(x, Tensor) else x for n, x in options.items()}
+        units = kv_select.PageBounds(bounds.cuda(), page)
+        at = k.cuda() if isinstance(k, Tensor) else k
+        runs = [kv_select.kv_choose(q.cuda(), units, at, by_row=True, **on) for _ in range(2)]
+        for index, count in runs:
+            assert torch.equal(count.cpu(), want[1])
+            for i, n in enumerate(want[1].flatten().tolist()):
+                mine, theirs = (x.view(B * G, -1)[i, :n] for x in (index.cpu(), want[0]))
+                assert torch.equal(mine, theirs)
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("n", "s", "d"), [(1, 1, 64), (1, 5000, 128), (32, 3001, 64), (700, 700, 80)]
 )

@@ -1,10 +1,12 @@
 // kv_estimate: out[u] = max_r e[r,u] or max_r (e[r,u] - log sum_u exp e[r,u]), in one or two
-// passes. A block scores 1024 units for all rows of one KV head. Labels: a thread four tokens,
-// their codes times q in bytes by dot products of four. Rows and bounds: a warp a unit, 8 bytes a
-// lane, q in shared memory. For log weights the first pass leaves, per row and block, the largest
-// score and the sum of exponentials; the second adds those up in order and scores again: reading
-// labels twice (8 bytes a token at r = 8) is less than writing and reading the scores of four rows
-// (32). Needs: rows and bounds at multiples of 16 bytes.
+// passes; for kv_choose by row e[r,u] itself. A block scores 1024 units for all rows of one KV
+// head. Labels: a thread four tokens, their codes times q in bytes by dot products of four. Rows
+// and bounds of q's own 16-bit type: a warp 16 units, from memory to registers as tensor cores take
+// them; bounds meet q twice, without its positive channels and without its negative ones. Others: a
+// warp a unit, 8 bytes a lane, q in shared memory. For log weights the first pass leaves, per row
+// and block, the largest score and the sum of exponentials; the second adds those up in order and
+// scores again: reading labels twice (8 bytes a token at r = 8) is less than writing and reading
+// the scores of four rows (32). Needs: rows and bounds at multiples of 16 bytes.
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -101,6 +103,31 @@ TAMIS_DEVICE void round_queries(const EstimateParams& p, const EstimatePlace& at
     const uint32_t to = in.steps + 8 * static_cast<uint32_t>(row);
     dev::store_shared<float>(to, step);
     dev::store_shared<float>(to + 4, dev::mul(step, sum));
+  }
+}
+
+// Bytes of a row of q for products: quarter warps read two rows, in other banks.
+TAMIS_DEVICE uint32_t product_pitch(const EstimateParams& p) {
+  return 2 * static_cast<uint32_t>(p.width) | 64u;
+}
+
+// q as it is, 16 bits; of bounds the negative channels, then the positive ones, zeros elsewhere.
+TAMIS_DEVICE void split_queries(const EstimateParams& p, const EstimatePlace& at) {
+  const KvEstimateArgs& a = p.args;
+  const EstimateShared in(p);
+  const auto d = static_cast<int32_t>(a.head_dim);
+  for (auto i = static_cast<int32_t>(at.thread); i < a.rows * d; i += kEstimateThreads) {
+    const int64_t from = int64_t{at.head} * a.rows * d + i;
+    const uint16_t bits = dev::load_global(static_cast<const uint16_t*>(a.q) + from);
+    const uint32_t to =
+        in.q + static_cast<uint32_t>(i / d) * product_pitch(p) + 2 * static_cast<uint32_t>(i % d);
+    if (a.units.kind == KvSummary::bounds) {
+      const float x = a.q_dtype == DType::bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
+      dev::store_shared<uint16_t>(to, x < 0 ? bits : uint16_t{0});
+      dev::store_shared<uint16_t>(to + 2 * static_cast<uint32_t>(d), x > 0 ? bits : uint16_t{0});
+    } else {
+      dev::store_shared<uint16_t>(to, bits);
+    }
   }
 }
 
@@ -223,6 +250,61 @@ TAMIS_DEVICE void row_scores(const EstimateParams& p, const EstimatePlace& at, c
   }
 }
 
+// The same of 16 rows or bounds from `first` on by a warp, for q of their type: lane l has unit
+// first + l % 16; past the last: the last. A lane's 16 bytes are channels of two products.
+template <int kRows>
+TAMIS_DEVICE void product_scores(const EstimateParams& p, const EstimatePlace& at,
+                                 const uint8_t* units, int32_t first, float (&s)[kRows]) {
+  constexpr int kAhead = 4;  // loads of a row on their way
+  const KvEstimateArgs& a = p.args;
+  const EstimateShared in(p);
+  const uint32_t group = at.lane / 4, t = at.lane % 4;
+  const auto row_of = [&](uint32_t unit) {
+    const int32_t u = first + static_cast<int32_t>(unit);
+    return units + (u < at.last ? u : at.last - 1) * a.units.unit_stride * 2 + 16 * t;
+  };
+  const uint8_t *low = row_of(group), *high = row_of(group + 8);
+  const bool exists = static_cast<int32_t>(group) < a.rows;
+  const uint32_t q = in.q + (exists ? group : 0) * product_pitch(p) + 16 * t;
+  const bool bf16 = a.q_dtype == DType::bf16;
+  const auto multiply = [&](float (&c)[4], const uint32_t (&x)[4], uint32_t q0, uint32_t q1) {
+    bf16 ? dev::mma_bf16(c, x, q0, q1) : dev::mma_f16(c, x, q0, q1);
+  };
+  float c[4] = {};
+#pragma unroll 1
+  for (int32_t from = 0; from < p.width; from += 32 * kAhead) {
+    dev::Word4 x[kAhead][2];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int32_t channel = from + 32 * i;
+      if (channel >= p.width) break;
+      x[i][0] = dev::load_global(reinterpret_cast<const dev::Word4*>(low + 2 * channel));
+      x[i][1] = dev::load_global(reinterpret_cast<const dev::Word4*>(high + 2 * channel));
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int32_t channel = from + 32 * i;
+      if (channel >= p.width) break;
+      const auto b = dev::load_shared<dev::Word4>(q + 2 * static_cast<uint32_t>(channel));
+      const uint32_t even[4] = {x[i][0].x, x[i][1].x, x[i][0].y, x[i][1].y};
+      multiply(c, even, b.x, b.y);
+      const uint32_t odd[4] = {x[i][0].z, x[i][1].z, x[i][0].w, x[i][1].w};
+      multiply(c, odd, b.z, b.w);
+    }
+  }
+  // c: rows 2t and 2t + 1 of units `group` and 8 more.
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int lane = static_cast<int>(at.lane % 8) * 4 + r / 2;
+    const auto of = [&](float x) {
+      return dev::float_of(
+          static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(dev::bits_of(x)), lane)));
+    };
+    const float upper = of(c[r % 2]), lower = of(c[2 + r % 2]);
+    s[r] = (at.lane % 16 < 8 ? upper : lower) * a.scale;
+  }
+}
+
 // exp(x), for sums that end in a logarithm.
 TAMIS_DEVICE float exp_of(float x) {
   constexpr float kLog2E = 1.4426950408889634f;
@@ -304,8 +386,6 @@ TAMIS_DEVICE void find_shifts(const EstimateParams& p, const EstimatePlace& at,
 // Pass 1 (kStats) of log weights, or the only or second pass. Grid [blocks, heads].
 template <int kRows, bool kStats>
 TAMIS_DEVICE void score_units(const EstimateParams& p) {
-  dev::wait_for_previous();
-  dev::allow_next();
   const KvEstimateArgs& a = p.args;
   const EstimatePlace at(p);
   const EstimateShared in(p);
@@ -314,13 +394,20 @@ TAMIS_DEVICE void score_units(const EstimateParams& p) {
   const uint8_t* units =
       static_cast<const uint8_t*>(a.units.data) +
       (at.batch * a.units.batch_stride + at.kv_head * a.units.head_stride) * size;
-  if (labels) {  // on their way while q is looked at
-    const int64_t there = (at.last - at.first + kLabelTokens - 1) / kLabelTokens * p.label_bytes;
-    const uint8_t* from = units + at.first / kLabelTokens * p.label_bytes;
+  {  // Into the L2 cache, where a kernel that still writes some finds them.
+    const int64_t each = a.units.unit_stride * size, records = p.label_bytes;
+    const uint8_t* from = units + (labels ? at.first / kLabelTokens * records : at.first * each);
+    int64_t there = (at.last - at.first + kLabelTokens - 1) / kLabelTokens * records;
+    if (!labels) {
+      there = (at.last - at.first - 1) * each + p.width * size;
+      there = there < kEstimateAsked ? there : kEstimateAsked;
+    }
     for (int64_t i = 128 * int64_t{at.thread}; i < there; i += 128 * kEstimateThreads) {
       dev::prefetch(from + i);
     }
   }
+  dev::wait_for_previous();
+  dev::allow_next();
   float shift[kRows] = {};
   if (!kStats && p.weighted) {
     find_shifts(p, at, in.parts);
@@ -329,7 +416,9 @@ TAMIS_DEVICE void score_units(const EstimateParams& p) {
       shift[r] = dev::load_shared<float>(in.parts + 4 * static_cast<uint32_t>(r < a.rows ? r : 0));
     }
   }
-  labels ? round_queries<kEstimateThreads>(p, at) : widen_queries<kEstimateThreads>(p, at);
+  labels       ? round_queries<kEstimateThreads>(p, at)
+  : p.products ? split_queries(p, at)
+               : widen_queries<kEstimateThreads>(p, at);
   dev::sync_block();
   const int32_t begin = estimate_begin(p, at.head);
   float most[kRows], sum[kRows];
@@ -361,6 +450,15 @@ TAMIS_DEVICE void score_units(const EstimateParams& p) {
     } else {
 #pragma unroll
       for (int i = 0; i < kUnits; ++i) {
+        if (p.by_row) {
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) {
+            if (r >= a.rows || unit[i] >= at.last) continue;
+            const int64_t row = int64_t{at.head} * a.rows + r;
+            a.out[row * a.units.units + unit[i]] = unit[i] >= begin ? s[i][r] : kEstimateNever;
+          }
+          continue;
+        }
         float best = kEstimateNever;
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
@@ -380,6 +478,14 @@ TAMIS_DEVICE void score_units(const EstimateParams& p) {
         unit[i] = from + static_cast<int32_t>(at.thread) + i * kEstimateThreads;
       }
       take(unit, s);
+    }
+  } else if (p.products) {
+    for (int32_t u = at.first + 16 * static_cast<int32_t>(at.warp); u < at.last;
+         u += 16 * (kEstimateThreads / 32)) {
+      float s[1][kRows];
+      product_scores<kRows>(p, at, units, u, s[0]);
+      const int32_t unit[1] = {u + static_cast<int32_t>(at.lane)};
+      if (at.lane < 16) take(unit, s);
     }
   } else {
 #pragma unroll 2

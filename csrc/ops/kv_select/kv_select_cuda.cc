@@ -7,6 +7,7 @@
 #include "ops/kv_select/check.h"
 #include "ops/kv_select/choose_params.h"
 #include "ops/kv_select/mass_params.h"
+#include "ops/kv_select/unite_params.h"
 
 namespace tamis {
 namespace {
@@ -105,6 +106,18 @@ Status check_choose_cuda(const KvEstimateArgs& e, const KvSelectArgs& a) {
   TAMIS_RETURN_IF_ERROR(check_select_cuda(a));
   if (a.heads != e.batch * e.kv_heads || a.units != e.units.units) {
     return bad("heads, units", a.units, "those of the estimate");
+  }
+  return {};
+}
+
+Status check_rows_cuda(const KvEstimateArgs& e, const KvSelectArgs& a) {
+  TAMIS_RETURN_IF_ERROR(check_choose_cuda(e, a));
+  if (e.rows < 1) return bad("rows", e.rows, "1 or more");
+  if (a.top_p > 0) return bad("top_p", 1, "0, as rows choose by k");
+  if (a.heads > kWorkspaceTickets) return bad("q", a.heads, "at most 16384 KV heads by row");
+  const int64_t each = std::max(a.budget ? a.units : a.k, a.sink + a.recent);
+  if (std::min(a.units, e.rows * each) * a.page > a.index_stride) {
+    return bad("index_stride", a.index_stride, "room for every row's budget");
   }
   return {};
 }
@@ -235,7 +248,36 @@ EstimateParams estimate_params(const KvEstimateArgs& a, void* workspace, const C
                                         : a.units.kind == KvSummary::bounds ? 2 * d
                                                                             : d),
           .weighted = weighted(a),
+          .by_row = false,
+          .products = !labels && a.units.dtype == a.q_dtype && a.q_dtype != DType::f32 &&
+                      d % kProductChannels == 0,
           .stats = stats};
+}
+
+int64_t choose_rows_workspace(const KvEstimateArgs& a) {
+  const int64_t units = a.units.units;
+  return kWorkspaceTicketBytes + 4 * a.batch * a.kv_heads * a.rows * (units + ceil_div(units, 32));
+}
+
+EstimateParams rows_params(const KvEstimateArgs& a, void* workspace, const CudaDevice& device) {
+  KvEstimateArgs each = a;
+  each.reduce = KvReduce::score;
+  each.out = reinterpret_cast<float*>(static_cast<uint8_t*>(workspace) + kWorkspaceTicketBytes);
+  EstimateParams p = estimate_params(each, workspace, device);
+  p.by_row = true;
+  return p;
+}
+
+UniteParams unite_params(const KvEstimateArgs& e, const KvSelectArgs& select, void* workspace) {
+  auto* scores = reinterpret_cast<float*>(static_cast<uint8_t*>(workspace) + kWorkspaceTicketBytes);
+  UniteParams p{
+      .select = select,
+      .rows = static_cast<int32_t>(e.rows),
+      .words = static_cast<int32_t>(ceil_div(e.units.units, 32)),
+      .tickets = static_cast<uint32_t*>(workspace),
+      .taken = reinterpret_cast<uint32_t*>(scores + select.heads * e.rows * select.units)};
+  p.select.scores = scores;
+  return p;
 }
 
 bool kv_choose_fits(const KvEstimateArgs& e, const CudaDevice& device) {

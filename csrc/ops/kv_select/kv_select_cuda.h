@@ -32,6 +32,12 @@ bool kv_choose_fits(const KvEstimateArgs& estimate, const CudaDevice& device);
 Status kv_choose_cuda(const KvEstimateArgs& estimate, const KvSelectArgs& select,
                       const CudaDevice& device, void* stream);
 
+// By row, in two launches: the scores of every row, and the union of what each chooses.
+int64_t choose_rows_workspace(const KvEstimateArgs& estimate);
+Status kv_choose_rows_cuda(const KvEstimateArgs& estimate, const KvSelectArgs& select,
+                           void* workspace, int64_t workspace_bytes, const CudaDevice& device,
+                           void* stream);
+
 // One line of kernels_cuda.def.
 struct MassCudaRow {
   const char* name;  // kv_mass_<dtype>_r<kept rows>_sm80up
@@ -63,6 +69,7 @@ Status kv_append_labels_cuda(const KvAppendLabelsArgs& args, const CudaDevice& d
 Status check_estimate_cuda(const KvEstimateArgs& args);
 Status check_select_cuda(const KvSelectArgs& args);
 Status check_choose_cuda(const KvEstimateArgs& estimate, const KvSelectArgs& select);
+Status check_rows_cuda(const KvEstimateArgs& estimate, const KvSelectArgs& select);
 Status check_mass_cuda(const KvMassArgs& args);
 Status check_append_labels_cuda(const KvAppendLabelsArgs& args);
 

@@ -5,6 +5,7 @@
 #include "ops/kv_select/labels.cuh"
 #include "ops/kv_select/select.cuh"
 #include "ops/kv_select/share.cuh"
+#include "ops/kv_select/unite.cuh"
 
 namespace tamis {
 namespace {
@@ -22,6 +23,10 @@ template <bool kOne>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kSelectThreads, 1) kv_select_share(const ShareParams p) {
   select_share<kOne>(p);
 }
+template <bool kOne>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kSelectThreads, 1) kv_select_rows(const UniteParams p) {
+  select_rows<kOne>(p);
+}
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kEstimateThreads, 4)
     kv_append_labels_kernel(const LabelParams p) {
   append_labels(p);
@@ -31,27 +36,20 @@ dim3 grid(int64_t blocks, int64_t heads) {
   return dim3(static_cast<uint32_t>(blocks), static_cast<uint32_t>(heads));
 }
 
-}  // namespace
+Status check_workspace(const char* function, const void* workspace, int64_t bytes, int64_t wanted) {
+  if (bytes >= wanted && reinterpret_cast<uintptr_t>(workspace) % 16 == 0) return {};
+  return error(Code::invalid_argument,
+               "%s: workspace: got %lld bytes, wanted %lld at a multiple of 16", function,
+               static_cast<long long>(bytes), static_cast<long long>(wanted));
+}
 
-Status kv_estimate_cuda(const KvEstimateArgs& a, void* workspace, int64_t workspace_bytes,
-                        const CudaDevice& device, void* stream) {
-  TAMIS_RETURN_IF_ERROR(check_estimate_cuda(a));
-  if (workspace_bytes < estimate_workspace(a) || reinterpret_cast<uintptr_t>(workspace) % 16 != 0) {
-    return error(Code::invalid_argument,
-                 "kv_estimate: workspace: got %lld bytes, wanted %lld at a multiple of 16",
-                 static_cast<long long>(workspace_bytes),
-                 static_cast<long long>(estimate_workspace(a)));
-  }
-  const int64_t heads = a.batch * a.kv_heads;
-  if (heads * a.rows * a.units.units == 0) return {};
-  if (!a.out) return error(Code::invalid_argument, "kv_estimate: out: got null");
-  const EstimateParams p = estimate_params(a, workspace, device);
-  const bool early = device.capability >= 90;
+Status estimate(const EstimateParams& p, const CudaDevice& device, void* stream) {
+  const KvEstimateArgs& a = p.args;
   const CudaGrid g{
-      .grid = grid(p.blocks, heads),
+      .grid = grid(p.blocks, a.batch * a.kv_heads),
       .threads = kEstimateThreads,
       .shared_bytes = static_cast<size_t>(estimate_shared(static_cast<int32_t>(a.rows), p.width)),
-      .early = early,
+      .early = device.capability >= 90,
       .stream = stream};
   return with_estimate_rows(a.rows, [&](auto tag) -> Status {
     constexpr int kRows = decltype(tag)::kRows;
@@ -60,6 +58,37 @@ Status kv_estimate_cuda(const KvEstimateArgs& a, void* workspace, int64_t worksp
     }
     return launch("kv_estimate", g, &kv_estimate<kRows, false>, p);
   });
+}
+
+}  // namespace
+
+Status kv_estimate_cuda(const KvEstimateArgs& a, void* workspace, int64_t workspace_bytes,
+                        const CudaDevice& device, void* stream) {
+  TAMIS_RETURN_IF_ERROR(check_estimate_cuda(a));
+  TAMIS_RETURN_IF_ERROR(
+      check_workspace("kv_estimate", workspace, workspace_bytes, estimate_workspace(a)));
+  if (a.batch * a.kv_heads * a.rows * a.units.units == 0) return {};
+  if (!a.out) return error(Code::invalid_argument, "kv_estimate: out: got null");
+  return estimate(estimate_params(a, workspace, device), device, stream);
+}
+
+Status kv_choose_rows_cuda(const KvEstimateArgs& e, const KvSelectArgs& a, void* workspace,
+                           int64_t workspace_bytes, const CudaDevice& device, void* stream) {
+  TAMIS_RETURN_IF_ERROR(check_rows_cuda(e, a));
+  TAMIS_RETURN_IF_ERROR(
+      check_workspace("kv_choose", workspace, workspace_bytes, choose_rows_workspace(e)));
+  if (a.heads == 0) return {};
+  if (a.units > 0) {
+    TAMIS_RETURN_IF_ERROR(estimate(rows_params(e, workspace, device), device, stream));
+  }
+  return launch("kv_choose",
+                {.grid = grid(e.rows, a.heads),
+                 .threads = kSelectThreads,
+                 .shared_bytes = kSelectShared,
+                 .early = device.capability >= 90,
+                 .stream = stream},
+                a.units <= kSelectAtOnce ? &kv_select_rows<true> : &kv_select_rows<false>,
+                unite_params(e, a, workspace));
 }
 
 Status kv_select_cuda(const KvSelectArgs& a, const CudaDevice& device, void* stream) {

@@ -277,11 +277,12 @@ TAMIS_DEVICE void sum_over_warps(uint32_t theirs, uint32_t lane, int32_t (&all)[
   }
 }
 
-// Lists units first + i of all scores above the threshold and of the first `ties` equal to it.
+// Chooses all scores above the threshold and the first `ties` equal to it: take(at, first, taken)
+// gets the bits of 32 of them from `first` on, a lane, before which `at` are chosen.
 // before(above, equal): what blocks in front of this one have of both, given this one's.
-template <class Held, class Before, class Put>
-TAMIS_DEVICE void list_chosen(Held& s, float threshold, int32_t ties, const Before& before,
-                              const Put& put) {
+template <class Held, class Before, class Take>
+TAMIS_DEVICE void take_chosen(Held& s, float threshold, int32_t ties, const Before& before,
+                              const Take& take) {
   static_assert(Held::kHeld <= 32 && 8u * 32 * Held::kWarps <= 4u << kDigitBits,
                 "a lane a turn, in the memory of counts");
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
@@ -327,7 +328,7 @@ TAMIS_DEVICE void list_chosen(Held& s, float threshold, int32_t ties, const Befo
     const auto last = [](uint32_t sums) { return dev::shuffle(static_cast<int32_t>(sums), 31); };
     const auto until = static_cast<int32_t>(through - mine);
     const int32_t seen = met + last(equals) + (until >> 16);
-    int32_t at = listed + last(places) + (until & 0xffff) + (seen < ties ? seen : ties);
+    const int32_t at = listed + last(places) + (until & 0xffff) + (seen < ties ? seen : ties);
     const int32_t wanted = ties - seen;
     if (wanted < dev::popcount(same)) {  // the lowest of them
       uint32_t chosen = 0;
@@ -337,11 +338,7 @@ TAMIS_DEVICE void list_chosen(Held& s, float threshold, int32_t ties, const Befo
       }
       same = chosen;
     }
-    uint32_t taken = above | same;
-    for (; taken != 0; taken &= taken - 1) {
-      const int lowest = dev::popcount((taken & (0u - taken)) - 1);
-      put(at++, s.range.first + first + lowest);
-    }
+    if (static_cast<int32_t>(lane) < s.turns && there > 0) take(at, first, above | same);
     if constexpr (Held::kChunks) {
       dev::sync_block();  // before the warps' numbers change
       int32_t all[2];
@@ -352,8 +349,21 @@ TAMIS_DEVICE void list_chosen(Held& s, float threshold, int32_t ties, const Befo
   });
 }
 
-template <bool kOne, class Put>
-TAMIS_DEVICE void choose(const SelectRange& range, int32_t k, const Put& put) {
+// The same: put(place, unit) of each.
+template <class Held, class Before, class Put>
+TAMIS_DEVICE void list_chosen(Held& s, float threshold, int32_t ties, const Before& before,
+                              const Put& put) {
+  take_chosen(s, threshold, ties, before, [&](int32_t at, int32_t first, uint32_t taken) {
+    for (; taken != 0; taken &= taken - 1) {
+      const int lowest = dev::popcount((taken & (0u - taken)) - 1);
+      put(at++, s.range.first + first + lowest);
+    }
+  });
+}
+
+// Calls list(scores, threshold, ties) for the k best.
+template <bool kOne, class List>
+TAMIS_DEVICE void choose(const SelectRange& range, int32_t k, const List& list) {
   HeldScores<kOne> held(range);
   float threshold = 0;
   int32_t ties = 0;
@@ -361,8 +371,13 @@ TAMIS_DEVICE void choose(const SelectRange& range, int32_t k, const Put& put) {
     radix_threshold(range, k, &threshold, &ties);
     if constexpr (kOne) held.load(0);  // rather than keeping registers until here
   }
-  list_chosen(held, threshold, ties, [](const int32_t (&)[2], int32_t*, int32_t*) {}, put);
+  list(held, threshold, ties);
 }
+
+// What blocks in front of the only one have.
+struct NobodyBefore {
+  TAMIS_DEVICE void operator()(const int32_t (&)[2], int32_t*, int32_t*) const {}
+};
 
 // The other entries of `listed` pages, from the first ones, which the block wrote.
 TAMIS_DEVICE void fill_pages(const KvSelectArgs& a, int32_t listed) {
@@ -418,8 +433,10 @@ TAMIS_DEVICE void select_units(const SelectParams& p) {
       }
     } else if (task.k > 0) {
       const SelectRange range{a.scores + head * a.units, task.begin + task.sink, task.n};
-      choose<kOne && dev::kBulkCopies>(range, task.k, [&](int32_t place, int32_t unit) {
-        put_unit(a, head, task.sink + place, unit);
+      choose<kOne && dev::kBulkCopies>(range, task.k, [&](auto& held, float least, int32_t ties) {
+        list_chosen(held, least, ties, NobodyBefore{}, [&](int32_t place, int32_t unit) {
+          put_unit(a, head, task.sink + place, unit);
+        });
       });
     }
   }

@@ -203,9 +203,8 @@ TAMIS_DEVICE void select_share(const ShareParams& p) {
     k = static_cast<int32_t>(above) + ties;
     const SelectRange range{r.scores, r.first, r.n};
     HeldScores<kOne && dev::kBulkCopies> held(range);
-    list_chosen(
-        held, dev::float_of(bits), ties, [](const int32_t (&)[2], int32_t*, int32_t*) {},
-        [&](int32_t place, int32_t unit) { put_unit(a, head, task.sink + place, unit); });
+    list_chosen(held, dev::float_of(bits), ties, NobodyBefore{},
+                [&](int32_t place, int32_t unit) { put_unit(a, head, task.sink + place, unit); });
   }
   for (int32_t i = thread; i < task.sink; i += kSelectThreads) {
     put_unit(a, head, i, task.begin + i);

@@ -206,6 +206,20 @@ def kv_choose(
     return done
 
 
+def kv_choose_rows(
+    what: tuple[int, tuple[int, int, int, int]], rows: Tensor, units: _C.KvUnits, *rest: Any
+) -> None:
+    """Lists of what any query row chooses; rest as the core's ``kv_choose`` has it from k on."""
+    device = _place(rows)
+
+    def run(stream: int, pointer: int, nbytes: int) -> int:
+        return _C.cuda_kv_choose_rows(
+            device, stream, *what, rows.data_ptr(), units, *(*rest, pointer, nbytes)
+        )
+
+    with_workspace(device, run)
+
+
 def kv_fetch(index: Tensor, *rest: Any) -> None:
     """What a pool lacks comes into it; rest: everything of the core's ``kv_fetch``."""
     device = _place(index)

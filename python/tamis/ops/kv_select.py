@@ -250,8 +250,8 @@ def kv_choose(
 
     By softmax weight, pages by their bounds. On the CPU scores stay in its caches. On a GPU of compute
     capability 9.0 one launch chooses tokens by labels, up to 32768 of them, 32 channels and 4 query
-    rows a KV head, and adds up rows in another order, so that tokens whose scores differ in the last
-    bits alone may change places. Two calls or more elsewhere.
+    rows a KV head. Two launches or more elsewhere. A GPU adds up rows in another order, so that units
+    whose scores differ in the last bits alone may change places.
 
     Args:
         q: As of ``kv_estimate``.
@@ -269,7 +269,6 @@ def kv_choose(
     Raises:
         TamisTypeError: A dtype or device has no kernel.
         TamisValueError: Shapes disagree, or a count is below 0.
-        NotImplementedError: By row on CUDA, other than of one token by bounds with one k.
     """
     if not q.is_cpu:
         return _choose_cuda(q, units, k, (sink, recent), begin, by_row=by_row)
@@ -310,58 +309,24 @@ def _choose_cuda(
     by_row: bool,
 ) -> tuple[Tensor, Tensor]:
     sink, recent = forced
-    if by_row:
-        return _united(q, units, k, forced, begin)
-    if isinstance(units, Labels):
+    page = units.page if isinstance(units, PageBounds) else 1
+    if by_row or isinstance(units, Labels):
         code = float_code("kv_choose", q, cuda=True)
         memory, (b, g, tokens) = _units("kv_choose", units, q)
         h, n, d = q.shape[1:]
         rows = q.reshape(b, g, h // g * n, d).contiguous()
-        index, count, budget = _lists("kv_choose", (b, g, tokens), k, (*forced, 1), q)
-        done = cuda_kv.kv_choose(
-            (code, (b, g, rows.shape[2], d)),
-            rows,
-            memory[0],
-            *budget,
-            *forced,
-            _int32("kv_choose", "begin", begin, b * g, q.device),
-            index.data_ptr(),
-            index.shape[2],
-            count.data_ptr(),
-        )
-        if done:
+        each = rows.shape[2] if by_row else 1
+        index, count, budget = _lists("kv_choose", (b, g, tokens), k, (*forced, page), q, each)
+        what = code, (b, g, rows.shape[2], d)
+        begins = _int32("kv_choose", "begin", begin, b * g, q.device)
+        lists = begins, index.data_ptr(), index.shape[2], count.data_ptr()
+        if by_row:
+            cuda_kv.kv_choose_rows(what, rows, memory[0], *budget, *forced, page, *lists)
             return index, count
-    page = units.page if isinstance(units, PageBounds) else 1
+        if cuda_kv.kv_choose(what, rows, memory[0], *budget, *forced, *lists):
+            return index, count
     scores = kv_estimate(q, units, log_weight=not isinstance(units, PageBounds), begin=begin)
     return kv_select(scores, k, sink=sink, recent=recent, page=page, begin=begin)
-
-
-def _united(
-    q: Tensor,
-    units: Units,
-    k: int | Tensor,
-    forced: tuple[int, int],
-    begin: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """``by_row`` on CUDA: rows as heads of their own, then the union of their lists."""
-    if not isinstance(units, PageBounds) or isinstance(k, Tensor) or q.shape[2] != 1:
-        raise NotImplementedError(
-            "kv_choose: by_row: CUDA takes bounds of pages, one k and one token; use the CPU."
-        )
-    bounds, (sink, recent) = units.bounds, forced
-    b, g, count = bounds.shape[:3]
-    heads = q.shape[1] // g
-    alone = bounds.flatten(0, 1).unsqueeze(1).expand(-1, heads, -1, -1, -1)  # by batch x KV head
-    first = None if begin is None else begin.view(-1, 1).expand(-1, heads).contiguous()
-    q = q.reshape(b * g, heads, 1, -1)
-    scores = kv_estimate(q, PageBounds(alone), log_weight=False, begin=first)
-    index, chosen = kv_select(scores, k, sink=sink, recent=recent, begin=first)
-    nowhere = torch.arange(index.shape[2], device=q.device) >= chosen.unsqueeze(-1)
-    index = index.masked_fill(nowhere, count).view(b, g, -1).long()
-    united = scores.new_zeros(b, g, count + 1).scatter_(2, index, 1.0)[..., :count].contiguous()
-    tokens, many = kv_select(united, united.sum(-1).to(torch.int32), page=units.page)
-    # Nobody waits for the counts, so there is room for every page.
-    return tokens[..., : index.shape[2] * units.page].contiguous(), many
 
 
 def _lists(

@@ -21,6 +21,7 @@
 #include "ops/kv_select/labels.cuh"
 #include "ops/kv_select/select.cuh"
 #include "ops/kv_select/share.cuh"
+#include "ops/kv_select/unite.cuh"
 
 namespace tamis::test {
 namespace {
@@ -232,6 +233,103 @@ void expect_chosen(const KvEstimateArgs& e, std::span<const double> scores, uint
   }
 }
 
+// By row: the scores of every row, and the union of the lists of those scores. q of one row of
+// every head at a time: `row_of`.
+template <class RowOf>
+void expect_united(const KvEstimateArgs& e, const RowOf& row_of, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  const auto below = [&](int64_t n) {
+    return static_cast<int64_t>(random() % static_cast<uint64_t>(n));
+  };
+  const int64_t heads = e.batch * e.kv_heads, units = e.units.units;
+  const int64_t page = seed % 3 == 0 ? 1 : seed % 3 == 1 ? 16 : 6;
+  const int64_t k = seed % 7 == 0 ? units : below(units) / (1 + below(6));
+  const int64_t sink = below(3), recent = below(4);
+  const int64_t most = std::max(k, sink + recent);
+  std::vector<int32_t> budget;
+  for (int64_t h = 0; h < heads; ++h) budget.push_back(static_cast<int32_t>(k / (h + 1)));
+  const bool budgets = seed % 4 == 1;
+  const int64_t width = (budgets ? units : std::min(units, e.rows * most)) * page;
+  Guarded<int32_t> got(static_cast<size_t>(heads * width)), list(static_cast<size_t>(units));
+  std::vector<int32_t> counts(static_cast<size_t>(heads), -1);
+  std::fill(got.span().begin(), got.span().end(), -1);
+  const KvSelectArgs args{.heads = heads,
+                          .units = units,
+                          .budget = budgets ? budget.data() : nullptr,
+                          .k = k,
+                          .sink = sink,
+                          .recent = recent,
+                          .page = page,
+                          .begin = e.begin,
+                          .index = got.data(),
+                          .index_stride = width,
+                          .count = counts.data()};
+  ASSERT_TRUE(check_rows_cuda(e, args).ok());
+  auto workspace = memory(choose_rows_workspace(e));
+  std::memset(workspace->data(), 0xff, workspace->size() * 16);
+  std::memset(workspace->data(), 0, kWorkspaceTicketBytes);
+  const EstimateParams estimate =
+      rows_params(e, workspace->data(), {.sms = static_cast<int32_t>(1 + seed % 3)});
+  const sim::Launch first{
+      .grid = {static_cast<uint32_t>(estimate.blocks), static_cast<uint32_t>(heads)},
+      .block = {kEstimateThreads},
+      .shared_bytes =
+          static_cast<size_t>(estimate_shared(static_cast<int32_t>(e.rows), estimate.width)),
+      .seed = seed};
+  with_estimate_rows(e.rows, [&](auto tag) {
+    ASSERT_EQ(sim::launch(first, [&] { score_units<decltype(tag)::kRows, false>(estimate); }), "");
+  });
+  const UniteParams unite = unite_params(e, args, workspace->data());
+  ASSERT_EQ(sim::launch({.grid = {static_cast<uint32_t>(e.rows), static_cast<uint32_t>(heads)},
+                         .block = {kSelectThreads},
+                         .shared_bytes = kSelectShared,
+                         .seed = seed},
+                        [&] { seed % 2 ? select_rows<true>(unite) : select_rows<false>(unite); }),
+            "");
+  std::vector<std::vector<bool>> chosen(static_cast<size_t>(heads),
+                                        std::vector<bool>(static_cast<size_t>(units)));
+  for (int64_t r = 0; r < e.rows; ++r) {
+    const KvEstimateArgs alone = row_of(r);
+    std::vector<double> wanted(static_cast<size_t>(heads * units));
+    ASSERT_TRUE(kv_estimate_reference(alone, wanted.data()).ok());
+    for (int64_t h = 0; h < heads; ++h) {
+      const float* scores = unite.select.scores + (h * e.rows + r) * units;
+      expect_near({scores, static_cast<size_t>(units)}, std::span(wanted)
+                                                            .subspan(static_cast<size_t>(h * units))
+                                                            .first(static_cast<size_t>(units)));
+      KvSelectArgs one = args;
+      int32_t count = 0;
+      one.heads = 1;
+      one.scores = scores;
+      one.k = budgets ? budget[static_cast<size_t>(h)] : k;
+      one.budget = nullptr;
+      one.page = 1;
+      one.begin = e.begin ? e.begin + h : nullptr;
+      one.index = list.data();
+      one.index_stride = units;
+      one.count = &count;
+      ASSERT_TRUE(kv_select_reference(one).ok());
+      for (int32_t i = 0; i < count; ++i) {
+        chosen[static_cast<size_t>(h)][static_cast<size_t>(list[i])] = true;
+      }
+    }
+  }
+  for (int64_t h = 0; h < heads; ++h) {
+    std::vector<int32_t> tokens;
+    for (int64_t u = 0; u < units; ++u) {
+      for (int64_t t = 0; t < page && chosen[static_cast<size_t>(h)][static_cast<size_t>(u)]; ++t) {
+        tokens.push_back(static_cast<int32_t>(u * page + t));
+      }
+    }
+    const int32_t* mine = got.data() + h * width;
+    ASSERT_EQ(counts[static_cast<size_t>(h)], static_cast<int32_t>(tokens.size()))
+        << "units " << units << ", k " << k << ", seed " << seed << ", head " << h;
+    ASSERT_EQ(std::vector<int32_t>(mine, mine + tokens.size()), tokens)
+        << "units " << units << ", k " << k << ", seed " << seed << ", head " << h;
+    ASSERT_EQ(unite.tickets[h], 0u);
+  }
+}
+
 void expect_estimate(const Estimate& e, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
@@ -314,6 +412,21 @@ void expect_estimate(const Estimate& e, uint64_t seed) {
   if (e.kind == KvSummary::labels && e.rows <= kChooseRows) {
     expect_chosen(args, wanted, seed);
   }
+  Guarded<float> one(static_cast<size_t>(heads * e.d));
+  const int64_t row_bytes = e.d * (e.q_dtype == DType::f32 ? 4 : 2);
+  const auto row_of = [&](int64_t r) {
+    for (int64_t h = 0; h < heads; ++h) {
+      std::memcpy(reinterpret_cast<uint8_t*>(one.data()) + h * row_bytes,
+                  reinterpret_cast<const uint8_t*>(q.data()) + (h * e.rows + r) * row_bytes,
+                  static_cast<size_t>(row_bytes));
+    }
+    KvEstimateArgs alone = args;
+    alone.q = one.data();
+    alone.rows = 1;
+    alone.reduce = KvReduce::score;
+    return alone;
+  };
+  expect_united(args, row_of, seed);
 }
 
 TEST(KvEstimate, ScoresEverySummary) {
@@ -323,6 +436,11 @@ TEST(KvEstimate, ScoresEverySummary) {
       expect_estimate({kind, DType::bf16, DType::bf16, reduce, 4, 70, 64, true}, ++seed);
       expect_estimate({kind, DType::f32, DType::f16, reduce, 1, 1, 128}, ++seed);
       expect_estimate({kind, DType::f16, DType::f32, reduce, 8, 40, 48}, ++seed);
+    }
+    for (const KvSummary kind : {KvSummary::bounds, KvSummary::rows}) {  // by products
+      expect_estimate({kind, DType::f16, DType::f16, reduce, 8, 333, 96, true}, ++seed);
+      expect_estimate({kind, DType::bf16, DType::bf16, reduce, 1, 17, 32}, ++seed);
+      expect_estimate({kind, DType::bf16, DType::bf16, reduce, 5, 700, 128, false, 9}, ++seed);
     }
     expect_estimate({KvSummary::labels, DType::bf16, DType::bf16, reduce, 3, 2100}, ++seed);
     for (const int levels : {1, 2, 9}) {
