@@ -21,6 +21,13 @@ def h200(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("h200")
+def test_choosing_tokens_pays_where_the_device_was_measured() -> None:
+    """On an H200 Quest and Double Sparsity lose with 64 MB of keys and values and win with 128."""
+    assert 64 << 20 < cuda_cost.choose_bytes(0) < (128 << 20) * 15 // 16
+    assert cuda_cost.choose_bytes(1) == 0
+
+
+@pytest.mark.usefixtures("h200")
 def test_expectations_rise_with_tokens_and_bytes() -> None:
     bitmap, pairs = Layout("bitmap", N, K, "bf16"), Layout("nm", N, K, "bf16", keep=2, of=4)
     for layout in (bitmap, pairs):

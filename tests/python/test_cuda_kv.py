@@ -13,7 +13,7 @@ from tamis.evaluate import cache_argument
 from tamis.kv.kv_store import KvStore
 from tamis.kv.limits import Limits
 from tamis.kv.methods import recipe_of
-from tamis.ops import cuda, kv_select
+from tamis.ops import cuda, cuda_cost, kv_select
 from tamis.ops.attention import (
     DenseSegment,
     Lists,
@@ -459,7 +459,7 @@ def test_tokens_far_from_the_device_answer_alike(method, file, ahead, tmp_path) 
     model = a_model()
     name = cache_argument(model)
     tiers = kv.Tiers(tmp_path if file else None, memory=256 << 10, device="cuda")
-    plain = kv.Cache(model.config, method, budget=64)
+    plain = kv.Cache(model.config, method, budget=64, fallback=False)
     tiered = kv.Cache(model.config, method, budget=64, tiers=tiers)
     ids = torch.randint(1, 250, (2, 400), device="cuda")
     mask = torch.ones_like(ids)
@@ -604,3 +604,21 @@ def test_lengths_measured_of_the_processor_are_not_this_devices():
     store.append(k, v)
     store.attend(q)
     assert store.read.endswith("measured faster on CUDA")
+
+
+@needs_device
+@pytest.mark.parametrize("method", ["quest", "double_sparsity"])
+def test_choosing_must_leave_out_what_is_measured_of_this_device(method, monkeypatch):
+    k, v = torch.randn(2, 1, 2, 640, 64, dtype=torch.bfloat16, device="cuda")
+    q = torch.randn(1, 4, 1, 64, dtype=torch.bfloat16, device="cuda")
+    store = kv.KvStore(recipe_of(method), budget=128, layer=2, limits=Limits(0, 0, 1 << 40))
+    store.append(k, v)
+    left_out = 512 * 2 * 2 * 64 * 2
+    monkeypatch.setattr(cuda_cost, "choose_bytes", lambda _: left_out + 1)
+    whole = store.attend(q)
+    assert store.read.endswith("measured faster on CUDA")
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    assert torch.equal(whole, want)
+    monkeypatch.setattr(cuda_cost, "choose_bytes", lambda _: left_out)
+    store.attend(q)
+    assert store.read == "chosen tokens"

@@ -13,6 +13,7 @@ from tamis.kv import packed
 from tamis.kv.limits import Limits
 from tamis.kv.rows import indices
 from tamis.kv.selection import Selection
+from tamis.ops import cuda_cost
 from tamis.ops.attention import (
     ALL,
     DenseSegment,
@@ -90,7 +91,7 @@ def explain(store: KvStore) -> str:
     if store.limits is None:
         return store.way.value
     below = store.limits.sdpa_below(store.rows["keys"].buffer.element_size())
-    return store.way.value.format(below=below, choose_bytes=store.limits.choose_bytes)
+    return store.way.value.format(below=below, choose_bytes=_choose_bytes(store, store.limits))
 
 
 def fetch_ahead(store: KvStore, q: Tensor) -> None:
@@ -107,15 +108,22 @@ def fetch_ahead(store: KvStore, q: Tensor) -> None:
 
 
 def _limits(store: KvStore) -> Limits | None:
-    """What is measured of stores like this one: in memory, and of the processor, not of CUDA."""
-    measured = store.tier is None and not store.rows["keys"].buffer.is_cuda
-    return store.limits if measured else None
+    """What is measured of stores like this one: in memory."""
+    return store.limits if store.tier is None else None
+
+
+def _choose_bytes(store: KvStore, limits: Limits) -> int:
+    """Bytes that choosing must leave out, on the processor or the CUDA device that holds the store."""
+    keys = store.rows["keys"].buffer
+    return cuda_cost.choose_bytes(keys.get_device()) if keys.is_cuda else limits.choose_bytes
 
 
 def _short(store: KvStore) -> bool:
-    """Whether SDPA reads all that is held faster."""
+    """Whether SDPA reads all that is held faster on the processor."""
     limits, keys = _limits(store), store.rows["keys"]
-    if limits is None or keys.count >= limits.sdpa_below(keys.buffer.element_size()):
+    if limits is None or keys.buffer.is_cuda:
+        return False
+    if keys.count >= limits.sdpa_below(keys.buffer.element_size()):
         return False
     chooses = store.selection is not None and _pays(store, store.selection)
     return keys.count == store.tokens and not chooses
@@ -128,7 +136,7 @@ def _pays(store: KvStore, selection: Selection) -> bool:
         return True
     b, g, _, d = keys.shape
     size = 2 * b * g * d * keys.element_size()
-    return selection.left_out(store.tokens) * size >= limits.choose_bytes
+    return selection.left_out(store.tokens) * size >= _choose_bytes(store, limits)
 
 
 def _segments(store: KvStore, asked: Asked) -> tuple[list[Segment], Tensor | None]:

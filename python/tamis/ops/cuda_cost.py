@@ -31,17 +31,25 @@ _RECORD = 16 * 64  # weights
 
 @dataclass(frozen=True)
 class Rates:
-    """A device: bytes a ns, ns that a call takes whatever it reads, and forms that ran on it."""
+    """A device: bytes a ns, ns that a call takes whatever it reads, and forms that ran on it.
+
+    ``choose_bytes``: keys and values that choosing tokens must leave out to be worth its own time.
+    """
 
     read: float
     start: float
     dense_start: float
     timed: tuple[str, ...]
+    choose_bytes: int = 0
 
 
 RATES = {
     "H200": Rates(
-        4460.0, 4000.0, 5900.0, ("gap", "p24", "t16", "m24", "g4", "sell4", "m24i8", "t16i8")
+        4460.0,
+        4000.0,
+        5900.0,
+        ("gap", "p24", "t16", "m24", "g4", "sell4", "m24i8", "t16i8"),
+        choose_bytes=90_000_000,
     ),
     "H100": Rates(3130.0, 6000.0, 7100.0, ("t16", "g4")),  # m24 as it was before warpgroups
 }
@@ -242,6 +250,12 @@ def kernel(layout: Layout, form: str, device: int) -> str:
         ),
         "",
     )
+
+
+def choose_bytes(device: int) -> int:
+    """Keys and values that choosing tokens must leave out; 0 where that is not measured."""
+    rates = _rates(device)
+    return rates.choose_bytes if rates else 0
 
 
 def _written(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> float:
