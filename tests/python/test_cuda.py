@@ -129,6 +129,14 @@ def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     return Played
 
 
+def test_graphs_keep_the_workspace_that_a_later_call_outgrew(played: type[Played]) -> None:
+    small = cuda_memory.workspace(0, 7, 10)
+    large = cuda_memory.workspace(0, 7, small.nbytes + 1)
+    assert large.before is small
+    assert large.nbytes == 2 * small.nbytes
+    assert cuda_memory.workspace(0, 7, small.nbytes) is large
+
+
 def call(x: Tensor, a: tamis.SparseMatrix, bias: Tensor | None = None) -> Tensor | None:
     get = a.arrays.get
     rest = (get("mask"), get("row_offsets"), get("col_indices"), get("scales"))

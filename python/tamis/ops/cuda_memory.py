@@ -18,11 +18,15 @@ LEAST = 1 << 20
 
 
 class Workspace:
-    """Zeros that calls on one stream take turns with; each leaves its tickets zero again."""
+    """Zeros that calls on one stream take turns with; each leaves its tickets zero again.
 
-    __slots__ = ("nbytes", "pointer", "tensor")
+    ``before`` is the smaller one that it takes the place of: graphs captured over that still use it.
+    """
 
-    def __init__(self, nbytes: int, device: int) -> None:
+    __slots__ = ("before", "nbytes", "pointer", "tensor")
+
+    def __init__(self, nbytes: int, device: int, before: Workspace | None = None) -> None:
+        self.before = before
         self.tensor = torch.zeros(nbytes, dtype=torch.uint8, device=_device(device))
         self.pointer, self.nbytes = self.tensor.data_ptr(), nbytes
 
@@ -38,7 +42,8 @@ def workspace(device: int, stream: int, nbytes: int) -> Workspace:
     """The workspace of a stream, made anew where it is smaller than that: then no call allocates."""
     found = workspaces.get((device, stream))
     if found is None or found.nbytes < nbytes:
-        found = workspaces[device, stream] = Workspace(max(nbytes, LEAST), device)
+        twice = 2 * found.nbytes if found else LEAST  # so that all before are less than this one
+        found = workspaces[device, stream] = Workspace(max(nbytes, twice), device, found)
     return found
 
 
