@@ -23,9 +23,10 @@ template <bool kOne>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kSelectThreads, 1) kv_select_share(const ShareParams p) {
   select_share<kOne>(p);
 }
-template <bool kOne>
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kSelectThreads, 1) kv_select_rows(const UniteParams p) {
-  select_rows<kOne>(p);
+template <bool kOne, int kThreads>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kThreads, kThreads < kSelectThreads ? 3 : 1)
+    kv_select_rows(const UniteParams p) {
+  select_rows<kOne, kThreads>(p);
 }
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kEstimateThreads, 4)
     kv_append_labels_kernel(const LabelParams p) {
@@ -81,13 +82,16 @@ Status kv_choose_rows_cuda(const KvEstimateArgs& e, const KvSelectArgs& a, void*
   if (a.units > 0) {
     TAMIS_RETURN_IF_ERROR(estimate(rows_params(e, workspace, device), device, stream));
   }
+  const bool few = a.units <= kSelectHeld * kUniteFewThreads, once = a.units <= kSelectAtOnce;
   return launch("kv_choose",
                 {.grid = grid(e.rows, a.heads),
-                 .threads = kSelectThreads,
+                 .threads = static_cast<uint32_t>(few ? kUniteFewThreads : kSelectThreads),
                  .shared_bytes = kSelectShared,
                  .early = device.capability >= 90,
                  .stream = stream},
-                a.units <= kSelectAtOnce ? &kv_select_rows<true> : &kv_select_rows<false>,
+                few    ? &kv_select_rows<true, kUniteFewThreads>
+                : once ? &kv_select_rows<true, kSelectThreads>
+                       : &kv_select_rows<false, kSelectThreads>,
                 unite_params(e, a, workspace));
 }
 

@@ -59,11 +59,11 @@ struct SelectRange {
 
 // A chunk of a range in registers: warp w has 32 * turns neighbours, lane l of turn j the one at
 // 32 * (turns * w + j) + l; -inf beyond the end. kOne: the only chunk, loaded once.
-template <bool kOne>
+template <bool kOne, int kThreads = kSelectThreads>
 struct HeldScores {
   static constexpr int kHeld = kOne ? kSelectHeld : kSelectHeld / 2;
-  static constexpr int32_t kChunk = kHeld * kSelectThreads;
-  static constexpr uint32_t kWarps = kSelectWarps, kCounts = kCountsAt, kWarpSums = kWarpsAt;
+  static constexpr int32_t kChunk = kHeld * kThreads;
+  static constexpr uint32_t kWarps = kThreads / 32, kCounts = kCountsAt, kWarpSums = kWarpsAt;
   static constexpr bool kChunks = !kOne, kBlocks = false;
   static constexpr int kAtOnce = 4;  // turns come in fours
   const SelectRange& range;
@@ -82,7 +82,7 @@ struct HeldScores {
   TAMIS_DEVICE void load(int32_t from) {
     const int32_t left = range.n - from;
     begin = from;
-    constexpr int32_t kRound = kAtOnce * kSelectThreads;
+    constexpr int32_t kRound = kAtOnce * kThreads;
     turns = left < kChunk ? kAtOnce * ((left + kRound - 1) / kRound) : kHeld;
     const int32_t i = place(0), there = (range.n - i + 31) / 32;  // turns that this lane has
     const float* mine = range.scores + (range.first + i);
@@ -122,22 +122,29 @@ struct Digit {
   uint32_t digit, wanted, here;
 };
 
+template <int kThreads>
 TAMIS_DEVICE void clear_counts() {
-  for (uint32_t i = dev::thread_index(); i < 1u << kDigitBits; i += kSelectThreads) {
+  for (uint32_t i = dev::thread_index(); i < 1u << kDigitBits; i += kThreads) {
     dev::store_shared<uint32_t>(kCountsAt + 4 * i, 0);
   }
   dev::sync_block();
 }
 
-// The digit of the k-th, from the largest down; a thread looks at two neighbours.
+// The digit of the k-th, from the largest down; a thread looks at neighbours.
+template <int kThreads>
 TAMIS_DEVICE Digit find_digit(int32_t k) {
+  constexpr uint32_t kPer = (1u << kDigitBits) / kThreads;
+  static_assert(kPer * kThreads == 1u << kDigitBits && kPer % 2 == 0, "pairs of digits a thread");
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
-  static_assert(1u << kDigitBits == 2 * kSelectThreads, "two digits a thread");
   dev::sync_block();  // everything is counted
-  const uint32_t top = (1u << kDigitBits) - 1 - 2 * thread;
-  const auto first = dev::load_shared<uint32_t>(kCountsAt + 4 * top);
-  const auto second = dev::load_shared<uint32_t>(kCountsAt + 4 * (top - 1));
-  uint32_t through = first + second;
+  const uint32_t top = (1u << kDigitBits) - 1 - kPer * thread;
+  uint32_t mine = 0;
+#pragma unroll
+  for (uint32_t i = 1; i < kPer; i += 2) {
+    const auto pair = dev::load_shared<dev::Word2>(kCountsAt + 4 * (top - i));
+    mine += pair.x + pair.y;
+  }
+  uint32_t through = mine;
   for (int distance = 1; distance < 32; distance *= 2) {
     through = dev::prefix_step(through, distance);
   }
@@ -146,12 +153,17 @@ TAMIS_DEVICE Digit find_digit(int32_t k) {
   uint32_t before = lane < warp ? dev::load_shared<uint32_t>(kWarpsAt + 4 * lane) : 0;
   for (int distance = 1; distance < 32; distance *= 2) before = dev::prefix_step(before, distance);
   through += static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(before), 31));
-  const uint32_t above = through - first - second, wanted = static_cast<uint32_t>(k);
+  const auto wanted = static_cast<uint32_t>(k);
+  uint32_t above = through - mine;
   if (above < wanted && wanted <= through) {
-    const bool one = wanted <= above + first;
-    dev::store_shared<uint32_t>(kStateAt, one ? top : top - 1);
-    dev::store_shared<uint32_t>(kStateAt + 4, wanted - above - (one ? 0 : first));
-    dev::store_shared<uint32_t>(kStateAt + 8, one ? first : second);
+    uint32_t digit = top, here = dev::load_shared<uint32_t>(kCountsAt + 4 * digit);
+    while (above + here < wanted) {
+      above += here;
+      here = dev::load_shared<uint32_t>(kCountsAt + 4 * --digit);
+    }
+    dev::store_shared<uint32_t>(kStateAt, digit);
+    dev::store_shared<uint32_t>(kStateAt + 4, wanted - above);
+    dev::store_shared<uint32_t>(kStateAt + 8, here);
   }
   dev::sync_block();
   const Digit found{dev::load_shared<uint32_t>(kStateAt), dev::load_shared<uint32_t>(kStateAt + 4),
@@ -161,20 +173,21 @@ TAMIS_DEVICE Digit find_digit(int32_t k) {
 }
 
 // The k-th largest of n, 0 < k < n, and how many equal ones belong to the k.
+template <int kThreads>
 TAMIS_DEVICE void radix_threshold(const SelectRange& s, int32_t k, float* threshold,
                                   int32_t* ties) {
   uint32_t prefix = 0;
   for (int pass = 0; pass < 3; ++pass) {
     const uint32_t shift = pass == 0 ? 21 : pass == 1 ? 10 : 0, size = pass < 2 ? kDigitBits : 10;
-    clear_counts();
+    clear_counts<kThreads>();
     const uint32_t known = pass == 0 ? 0 : ~0u << (shift + size);
-    for (auto i = static_cast<int32_t>(dev::thread_index()); i < s.n; i += kSelectThreads) {
+    for (auto i = static_cast<int32_t>(dev::thread_index()); i < s.n; i += kThreads) {
       const uint32_t bits = ordered_bits(s.score(i));
       if ((bits & known) == prefix) {
         dev::count_shared(kCountsAt + 4 * (bits >> shift & ((1u << size) - 1)));
       }
     }
-    const Digit found = find_digit(k);
+    const Digit found = find_digit<kThreads>(k);
     prefix |= found.digit << shift;
     k = static_cast<int32_t>(found.wanted);
   }
@@ -183,8 +196,8 @@ TAMIS_DEVICE void radix_threshold(const SelectRange& s, int32_t k, float* thresh
 }
 
 // Smallest and largest score above -inf, in every thread; none: low > high.
-template <bool kOne>
-TAMIS_DEVICE void find_range(HeldScores<kOne>& s, float* low, float* high) {
+template <bool kOne, int kThreads>
+TAMIS_DEVICE void find_range(HeldScores<kOne, kThreads>& s, float* low, float* high) {
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
   float a = -kSelectNever, b = kSelectNever;
   s.for_chunks([&] {
@@ -206,8 +219,10 @@ TAMIS_DEVICE void find_range(HeldScores<kOne>& s, float* low, float* high) {
     dev::store_shared<float>(kWarpsAt + 8 * warp + 4, b);
   }
   dev::sync_block();
-  a = dev::load_shared<float>(kWarpsAt + 8 * lane);
-  b = dev::load_shared<float>(kWarpsAt + 8 * lane + 4);
+  if (kThreads == kSelectThreads || lane < kThreads / 32) {  // others have what they had
+    a = dev::load_shared<float>(kWarpsAt + 8 * lane);
+    b = dev::load_shared<float>(kWarpsAt + 8 * lane + 4);
+  }
   join();
   *low = a;
   *high = b;
@@ -215,8 +230,8 @@ TAMIS_DEVICE void find_range(HeldScores<kOne>& s, float* low, float* high) {
 }
 
 // The same as radix_threshold where the scores spread enough; false elsewhere.
-template <bool kOne>
-TAMIS_DEVICE bool linear_threshold(HeldScores<kOne>& s, int32_t k, float* threshold,
+template <bool kOne, int kThreads>
+TAMIS_DEVICE bool linear_threshold(HeldScores<kOne, kThreads>& s, int32_t k, float* threshold,
                                    int32_t* ties) {
   float low, high;
   find_range(s, &low, &high);
@@ -229,12 +244,12 @@ TAMIS_DEVICE bool linear_threshold(HeldScores<kOne>& s, int32_t k, float* thresh
     const float steps = dev::max(dev::mul(dev::add(x, -low), scale), -1.0f);
     return dev::bits_of(dev::add(steps, 8388609.0f)) - 0x4b000000u;
   };
-  clear_counts();
+  clear_counts<kThreads>();
   s.for_chunks([&] {
     s.for_turns([&](int turn) { dev::count_shared(kCountsAt + 4 * step_of(s.x[turn])); });
   });
-  const Digit found = find_digit(k);
-  if (found.digit == 0 || found.here > kCandidates) return false;
+  const Digit found = find_digit<kThreads>(k);
+  if (found.digit == 0 || found.here > kThreads) return false;
   if (dev::thread_index() == 0) dev::store_shared<uint32_t>(kStateAt, 0);
   dev::sync_block();
   s.for_chunks([&] {
@@ -362,13 +377,13 @@ TAMIS_DEVICE void list_chosen(Held& s, float threshold, int32_t ties, const Befo
 }
 
 // Calls list(scores, threshold, ties) for the k best.
-template <bool kOne, class List>
+template <bool kOne, int kThreads, class List>
 TAMIS_DEVICE void choose(const SelectRange& range, int32_t k, const List& list) {
-  HeldScores<kOne> held(range);
+  HeldScores<kOne, kThreads> held(range);
   float threshold = 0;
   int32_t ties = 0;
   if (!linear_threshold(held, k, &threshold, &ties)) {
-    radix_threshold(range, k, &threshold, &ties);
+    radix_threshold<kThreads>(range, k, &threshold, &ties);
     if constexpr (kOne) held.load(0);  // rather than keeping registers until here
   }
   list(held, threshold, ties);
@@ -433,11 +448,12 @@ TAMIS_DEVICE void select_units(const SelectParams& p) {
       }
     } else if (task.k > 0) {
       const SelectRange range{a.scores + head * a.units, task.begin + task.sink, task.n};
-      choose<kOne && dev::kBulkCopies>(range, task.k, [&](auto& held, float least, int32_t ties) {
-        list_chosen(held, least, ties, NobodyBefore{}, [&](int32_t place, int32_t unit) {
-          put_unit(a, head, task.sink + place, unit);
-        });
-      });
+      choose<kOne && dev::kBulkCopies, kSelectThreads>(
+          range, task.k, [&](auto& held, float least, int32_t ties) {
+            list_chosen(held, least, ties, NobodyBefore{}, [&](int32_t place, int32_t unit) {
+              put_unit(a, head, task.sink + place, unit);
+            });
+          });
     }
   }
   const SelectTask task(a, head);  // again: registers are short before

@@ -39,8 +39,8 @@ TAMIS_DEVICE bool comes_last(uint32_t* ticket, int32_t blocks) {
   return dev::load_shared<uint32_t>(kStateAt) != 0;
 }
 
-// Grid [rows, heads] of kSelectThreads. kOne: as select_units.
-template <bool kOne>
+// Grid [rows, heads] of kThreads. kOne: for at most kSelectHeld units a thread, as select_units.
+template <bool kOne, int kThreads>
 TAMIS_DEVICE void select_rows(const UniteParams& p) {
   dev::wait_for_previous();
   dev::allow_next();
@@ -51,10 +51,11 @@ TAMIS_DEVICE void select_rows(const UniteParams& p) {
     if (task.k > 0 && task.k < task.n) {
       uint32_t* taken = p.taken + row * p.words;
       const SelectRange range{a.scores + row * a.units, task.begin + task.sink, task.n};
-      choose<kOne && dev::kBulkCopies>(range, task.k, [&](auto& held, float least, int32_t ties) {
-        take_chosen(held, least, ties, NobodyBefore{},
-                    [&](int32_t, int32_t first, uint32_t bits) { taken[first / 32] = bits; });
-      });
+      choose<kOne && dev::kBulkCopies, kThreads>(
+          range, task.k, [&](auto& held, float least, int32_t ties) {
+            take_chosen(held, least, ties, NobodyBefore{},
+                        [&](int32_t, int32_t first, uint32_t bits) { taken[first / 32] = bits; });
+          });
     }
   }
   if (!comes_last(p.tickets + head, p.rows)) return;
@@ -63,7 +64,7 @@ TAMIS_DEVICE void select_rows(const UniteParams& p) {
   const uint32_t* theirs = p.taken + head * p.rows * p.words;
   const int32_t first = task.begin + task.sink;
   int32_t listed = task.sink;
-  for (int32_t from = 0; from < task.n; from += 32 * kSelectThreads) {
+  for (int32_t from = 0; from < task.n; from += 32 * kThreads) {
     // A thread 32 units, and how many are listed before them.
     const int32_t word = from / 32 + static_cast<int32_t>(thread), there = task.n - 32 * word;
     uint32_t any = 0;
@@ -79,7 +80,7 @@ TAMIS_DEVICE void select_rows(const UniteParams& p) {
     }
     if (lane == 31) dev::store_shared<uint32_t>(kWarpsAt + 4 * warp, through);
     dev::sync_block();
-    auto warps = dev::load_shared<uint32_t>(kWarpsAt + 4 * lane);
+    uint32_t warps = lane < kThreads / 32 ? dev::load_shared<uint32_t>(kWarpsAt + 4 * lane) : 0;
     const uint32_t own = warps;
     for (int distance = 1; distance < 32; distance *= 2) warps = dev::prefix_step(warps, distance);
     const int32_t before = dev::shuffle(static_cast<int32_t>(warps - own), static_cast<int>(warp));
@@ -88,8 +89,8 @@ TAMIS_DEVICE void select_rows(const UniteParams& p) {
     listed += dev::shuffle(static_cast<int32_t>(warps), 31);
     dev::sync_block();
     const int32_t left = task.n - from;
-    const auto end = left < 32 * kSelectThreads ? left : 32 * kSelectThreads;
-    for (auto i = static_cast<int32_t>(thread); i < end; i += kSelectThreads) {
+    const auto end = left < 32 * kThreads ? left : 32 * kThreads;
+    for (auto i = static_cast<int32_t>(thread); i < end; i += kThreads) {
       const auto bits = dev::load_shared<dev::Word2>(kCountsAt + 8 * static_cast<uint32_t>(i / 32));
       const uint32_t bit = 1u << (i % 32);
       if ((bits.x & bit) == 0) continue;
@@ -98,10 +99,10 @@ TAMIS_DEVICE void select_rows(const UniteParams& p) {
     }
     dev::sync_block();  // before the words change
   }
-  for (auto i = static_cast<int32_t>(thread); i < task.sink; i += kSelectThreads) {
+  for (auto i = static_cast<int32_t>(thread); i < task.sink; i += kThreads) {
     put_tokens(a, head, i, task.begin + i);
   }
-  for (auto i = static_cast<int32_t>(thread); i < task.recent; i += kSelectThreads) {
+  for (auto i = static_cast<int32_t>(thread); i < task.recent; i += kThreads) {
     put_tokens(a, head, listed + i, static_cast<int32_t>(a.units) - task.recent + i);
   }
   if (thread == 0) a.count[head] = (listed + task.recent) * static_cast<int32_t>(a.page);

@@ -7,6 +7,8 @@
 
 namespace tamis {
 
+inline constexpr int32_t kUniteFewThreads = 256;  // of a block, for few units
+
 struct UniteParams {
   KvSelectArgs select;  // scores: [heads, rows, units]
   int32_t rows;

@@ -280,11 +280,16 @@ void expect_united(const KvEstimateArgs& e, const RowOf& row_of, uint64_t seed) 
     ASSERT_EQ(sim::launch(first, [&] { score_units<decltype(tag)::kRows, false>(estimate); }), "");
   });
   const UniteParams unite = unite_params(e, args, workspace->data());
+  const bool few = seed % 3 != 0;
   ASSERT_EQ(sim::launch({.grid = {static_cast<uint32_t>(e.rows), static_cast<uint32_t>(heads)},
-                         .block = {kSelectThreads},
+                         .block = {static_cast<uint32_t>(few ? kUniteFewThreads : kSelectThreads)},
                          .shared_bytes = kSelectShared,
                          .seed = seed},
-                        [&] { seed % 2 ? select_rows<true>(unite) : select_rows<false>(unite); }),
+                        [&] {
+                          few        ? select_rows<true, kUniteFewThreads>(unite)
+                          : seed % 2 ? select_rows<true, kSelectThreads>(unite)
+                                     : select_rows<false, kSelectThreads>(unite);
+                        }),
             "");
   std::vector<std::vector<bool>> chosen(static_cast<size_t>(heads),
                                         std::vector<bool>(static_cast<size_t>(units)));
