@@ -108,6 +108,7 @@ def tiles() -> list[Tile]:
                           32 * 512, record, waves, 48))  # fmt: skip
     # 1024 weights that are read, of a token: how far from DRAM's rate the rest keeps them.
     found.append(Tile("sparse_mlp, rows", "sparse_mlp_gate DTypeE2", 2048, 2048, 8, 4))
+    found.append(Tile("sparse_mlp, one token", "sparse_mlp_pass DTypeE2ELi2E", 2048, 2048, 8, 4))
     found.append(Tile("sparse_mlp, listed rows", "sparse_mlp_down DTypeE2", 2048, 2048, 0, 8))
     found.append(Tile("sparse_input", "sparse_input_kernel DTypeE2", 2048, 2048, 3, 4))
     found.append(Tile("attention, bf16, d 128", "RowConfig DTypeE2ELi128E", 8192, 8192, 2 * 64, 16))

@@ -191,7 +191,9 @@ def label(arch: str, name: str) -> str:
         return f"{rows} {arch}"
     if match := re.search(r"(sddmm|spmm_t_add|spmm_t)_kernel\w*DTypeE(\d)E", name):
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
-    if match := re.search(r"(sparse_input|sparse_mlp_(?:gate|up|down|pass_sum|pass))\w*DTypeE(\d)E(?:Li(\d)E)?", name):
+    if match := re.search(
+        r"(sparse_input|sparse_mlp_(?:gate|up|down|pass_sum|pass))\w*DTypeE(\d)E(?:Li(\d)E)?", name
+    ):
         parts = f" x{match[3]}" if match[3] else ""
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'}{parts} {arch}"
     known = ("quantize_x", "expand_t16i8", "expand_m24i8", "expand_m24i4", "expand_t16", "expand_sell4", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select_rows", "kv_select", "kv_mass_merge",
