@@ -13,9 +13,12 @@ namespace {
 
 // Xor of words [begin, end). Four streams a quarter apart keep several pages and prefetchers busy:
 // one stream alone reads a fifth less on Zen 4 (20 against 25 GB/s), so it would be no ceiling.
+// They are an odd number of pages apart: 128 MB apart, in a buffer of 512, they read 12 GB/s,
+// not 28.
 uint64_t read(const uint64_t* words, int64_t begin, int64_t end) {
-  constexpr int64_t kStreams = 4, kLine = 8;
-  const int64_t length = (end - begin) / (kStreams * kLine) * kLine;
+  constexpr int64_t kStreams = 4, kLine = 8, kPage = 512;
+  int64_t length = (end - begin) / (kStreams * kLine) * kLine;
+  if (length > 64 * kPage) length = ((length / kPage - 1) | 1) * kPage;
   const uint64_t* from = words + begin;
   uint64_t chain[kStreams][kLine] = {};
   for (int64_t i = 0; i < length; i += kLine) {
