@@ -200,14 +200,24 @@ TAMIS_INLINE void store(F32 v, float* p, int n) {
 TAMIS_INLINE void store(F32 v, F16* p, int n) {
   _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
-TAMIS_INLINE void store(F32 v, BF16* p, int n) {
+TAMIS_INLINE __m256i round_bf16(F32 v) {
   const __m512i u = _mm512_castps_si512(v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   const __m512i up = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
   const __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   const __m512i rounded = _mm512_srli_epi32(_mm512_mask_mov_epi32(up, nan, quiet), 16);
-  _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtepi32_epi16(rounded));
+  return _mm512_cvtepi32_epi16(rounded);
+}
+TAMIS_INLINE void store(F32 v, BF16* p, int n) {
+  _mm256_mask_storeu_epi16(p, first(n), round_bf16(v));
+}
+TAMIS_INLINE void store(F32 v, BF16* p) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), round_bf16(v));
+}
+TAMIS_INLINE void store(F32 v, F16* p) {
+  const __m256i half = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
 }
 
 }  // namespace

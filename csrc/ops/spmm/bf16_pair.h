@@ -38,6 +38,7 @@ struct Bf16Pair {
   static TAMIS_INLINE Quad load4(const X* p) {
     return _mm_loadu_ps(reinterpret_cast<const float*>(p));
   }
+  static TAMIS_INLINE simd::F32 load16(const X* p) { return _mm512_loadu_ps(p); }
   static TAMIS_INLINE Element load1(const X* p, int64_t columns) {
     return p->bits | (columns > 1 ? uint32_t{p[1].bits} << 16 : 0u);
   }

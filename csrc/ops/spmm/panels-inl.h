@@ -1,24 +1,34 @@
-// y[m,n] = sum_k x[m,k] * w[n,k] for many tokens.  w: bitmap, nm, csr8 or csr, expanded once and
-// used for up to kMostTokens tokens; x: panels; accumulates f32, one chain per output.
+// y[m,n] = sum_k x[m,k] * w[n,k] for many tokens.  w: bitmap, nm, csr8 or csr, expanded once for up
+// to kMostTokens tokens; x: panels; accumulates f32, one chain per output.
 //
-// x: blocks of kUnits units; in each, panels [m / L][units][L], one lane per token: a unit is one
-// column as f32 or two as a pair of bf16, so every element has four bytes and a weight is a
-// four-byte broadcast. Zero past k and m. (Whole panels one after another, without blocks, lie a
+// x: even blocks of at most kUnits units; in each, panels [m / L][units][L], one lane per token: a
+// unit is one column as f32 or two as a pair of bf16, so every element has four bytes and a weight
+// is a four-byte broadcast. Zero past k. (Whole panels one after another, without blocks, lie a
 // power of two apart and fight for the sets of L2: twice the time with zeros left out.)
 //
-// Tile: kRows rows of w times one or two panels. The weights of kUnits units of these rows are
-// expanded to the stack, as rows; then each unit costs one load per panel and one product per row
-// and panel, whose weight is broadcast from L1. No sums across lanes.
+// Tile: kPanelRows rows of w times one or two panels. The weights of a block's units of these rows
+// are expanded to the stack, as rows; then each unit costs one load per panel and one product per
+// row and panel, whose weight is broadcast from L1. No sums across lanes.
+//
+// Memory: a block's x, 768 KB at most, stays in L2 for the kGroupRows rows that take turns over it,
+// and so do their sums. What a row needs of the next block is fetched into L2 behind its products.
 //
 // Needs: mask bits past k clear (format check); x finite where w is zero, else the sum may be NaN.
 //
 // Tail: rows past the last are zeros on the stack; values are never read past nnz.
 //
-// Cost per 64 columns of a row (Zen 4): about 2.5 cycles a step to expand and store, then 64 / L
-// products a token at one a cycle (bf16 pairs: half). Peak 59 (f32), 118 (pairs) GMAC/s at 3.7 GHz.
+// Cost, Zen 4: products at one a cycle, 59 (f32) or 118 (pairs) GMAC/s at 3.7 GHz, of which the
+// loop reaches 98 %; 64 columns of a row 15 cycles to expand in cache, 30 cold, that is 4 % of the
+// products of 512 tokens and pairs; y 0.4 a sum (in squares of 16, by shuffles of whole registers).
+// Tried: rows whole, tokens in blocks whose x stays in L2: weights expanded for every 96 tokens,
+// 0.81 of the peak for 0.90 now; fetching some lines with every 16 units: no change; nothing
+// fetched: 6 % slower at 64 tokens; blocks of 192 or 288 units, 96 rows, 256 tokens: 0 to 2 %.
 #pragma once
 
 #include "base/simd/quads.h"
+#ifdef __AVX512F__
+#include "base/simd/transpose16.h"
+#endif
 #include "ops/spmm/spmm.h"
 
 namespace tamis {
@@ -26,9 +36,9 @@ namespace {
 
 inline constexpr int64_t kLanes = simd::kLanes;
 inline constexpr int kPanelRows = kLanes == 16 ? 12 : 4;  // two panels: 24 or 8 accumulators
-inline constexpr int64_t kUnits = 512;                    // of a row on the stack
-inline constexpr int64_t kMostTokens = 512;               // sums of kPanelRows rows on the stack
-inline constexpr int64_t kBlockBytes = 1 << 20;           // of x, to stay in L2 for all rows
+inline constexpr int64_t kUnits = 384;                    // of a row on the stack
+inline constexpr int64_t kGroupRows = 48;                 // whose sums stay in L2
+inline constexpr int64_t kMostTokens = 512;               // of these
 
 // x and w as f32, exact products.
 template <class WType, class XType>
@@ -53,8 +63,10 @@ struct F32Unit {
   static TAMIS_INLINE simd::F32 product(simd::F32 sum, const Element* w, simd::F32 x) {
     return simd::fma(simd::splat(*w), x, sum);
   }
-  // Units [unit, unit + 4) of one token, as four lanes; and one unit, of which `columns` exist.
+  // Units [unit, unit + 4) of one token, as four lanes; 16 of them; and one unit, of which
+  // `columns` exist.
   static TAMIS_INLINE Quad load4(const X* p) { return load_quad(p); }
+  static TAMIS_INLINE simd::F32 load16(const X* p) { return simd::load(p); }
   static TAMIS_INLINE Element load1(const X* p, int64_t columns) {
     return columns > 0 ? simd::to_f32(*p) : 0.0f;
   }
@@ -72,49 +84,60 @@ int64_t panels_bytes(const SpmmArgs& a) {
   return ceil_div(a.m, kLanes) * kLanes * units_of<Unit>(a.w) * 4;
 }
 
-// Where panel 0 of a block begins, and how many units the block has.
+// The block of a unit: blocks are as even as whole words allow.
 template <class Unit>
 struct PanelBlock {
-  int64_t begin, units, at;
+  int64_t begin, units;
+  int64_t at;  // where panel 0 begins
 
-  TAMIS_INLINE PanelBlock(const SpmmArgs& a, int64_t unit)
-      : begin(unit / kUnits * kUnits),
-        units(units_of<Unit>(a.w) - begin < kUnits ? units_of<Unit>(a.w) - begin : kUnits),
-        at(begin * kLanes * ceil_div(a.m, kLanes)) {}
+  TAMIS_INLINE PanelBlock(const SpmmArgs& a, int64_t unit) {
+    constexpr int64_t kWordUnits = 64 / Unit::kColumns;
+    const int64_t all = units_of<Unit>(a.w), words = mask_words(a.w.cols);
+    const int64_t size = ceil_div(words, ceil_div(all, kUnits)) * kWordUnits;
+    begin = unit / size * size;
+    units = all - begin < size ? all - begin : size;
+    at = begin * kLanes * ceil_div(a.m, kLanes);
+  }
   TAMIS_INLINE int64_t panel() const { return units * kLanes; }  // elements
 };
 
-// Units [first, last): four tokens to four neighbouring elements from `out` on, units `stride`
-// apart. Tokens past m are zeros.
+// Units [first, last): tokens [token, token + L) to neighbouring elements from `out` on, units
+// `stride` apart. Tokens past m are copies, which nobody stores.
 template <class Unit>
 void prepare_tokens(const SpmmArgs& a, int64_t token, int64_t first, int64_t last,
                     typename Unit::Element* out, int64_t stride = kLanes) {
   using X = typename Unit::X;
   constexpr int64_t kColumns = Unit::kColumns;
-  const int64_t there = a.m - token < 4 ? a.m - token : 4;
-  if (there <= 0) {
-    for (int64_t u = first; u < last; ++u, out += stride) {
-      for (int i = 0; i < 4; ++i) out[i] = {};
-    }
-    return;
-  }
-  const X* x[4];
-  for (int i = 0; i < 4; ++i) {
-    x[i] = static_cast<const X*>(a.x) + (token + (i < there ? i : 0)) * a.x_stride;
+  const X* x[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) {
+    x[i] = static_cast<const X*>(a.x) + (token + i < a.m ? token + i : a.m - 1) * a.x_stride;
   }
   int64_t u = first;
   const int64_t full = a.w.cols / kColumns < last ? a.w.cols / kColumns : last;
-  for (; u + 4 <= full; u += 4) {
-    Quad q[4];
+#ifdef __AVX512F__
+  for (; u + 16 <= full; u += 16, out += 16 * stride) {
+    __m512i v[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) v[i] = _mm512_castps_si512(Unit::load16(x[i] + u * kColumns));
+    transpose(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) _mm512_store_si512(out + i * stride, v[i]);
+  }
+#endif
+  for (; u + 4 <= full; u += 4, out += 4 * stride) {
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) q[i] = Unit::load4(x[i] + u * kColumns);
-    transpose(q);
+    for (int g = 0; g < kLanes; g += 4) {
+      Quad q[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i, out += stride) store_quad(q[i], reinterpret_cast<float*>(out));
+      for (int i = 0; i < 4; ++i) q[i] = Unit::load4(x[g + i] + u * kColumns);
+      transpose(q);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) store_quad(q[i], reinterpret_cast<float*>(out + i * stride + g));
+    }
   }
   for (; u < last; ++u, out += stride) {
     const int64_t columns = a.w.cols - u * kColumns;
-    for (int i = 0; i < 4; ++i) {
+    for (int64_t i = 0; i < kLanes; ++i) {
       out[i] = columns > 0 ? Unit::load1(x[i] + u * kColumns, columns) : typename Unit::Element{};
     }
   }
@@ -128,10 +151,9 @@ void prepare_panels(const SpmmArgs& a, void* prepared, int part, int parts) {
     const PanelBlock<Unit> block(a, u);
     const int64_t last = end < block.begin + block.units ? end : block.begin + block.units;
     auto* panels = static_cast<typename Unit::Element*>(prepared) + block.at;
-    for (int64_t token = 0; token < ceil_div(a.m, kLanes) * kLanes; token += 4) {
-      prepare_tokens<Unit>(
-          a, token, u, last,
-          panels + token / kLanes * block.panel() + (u - block.begin) * kLanes + token % kLanes);
+    for (int64_t token = 0; token < a.m; token += kLanes) {
+      prepare_tokens<Unit>(a, token, u, last,
+                           panels + token / kLanes * block.panel() + (u - block.begin) * kLanes);
     }
     u = last;
   }
@@ -184,20 +206,29 @@ struct Expander {
       for (int64_t i = 0; masks && i < words; ++i) masks[r][i] = 0;
     }
     if (w.format == Format::csr) return scatter(word, words, out);
-    const auto* values = static_cast<const W*>(w.values);
     for (int r = 0; r < count; ++r) {
-      for (int64_t i = 0; i < words; ++i) {
-        const uint64_t mine = bits(r, word + i);
-        Element* to = out[r] + i * (64 / Unit::kColumns);
-        if (w.nnz - at[r] < 64 + Unit::kReadsPast) {
-          Unit::template expand<true>(mine, values + at[r], to);
-        } else {
-          Unit::template expand<false>(mine, values + at[r], to);
-        }
-        at[r] += simd::popcount(mine);
-        if (masks) masks[r][i] = mine;
+      if (w.nnz - at[r] < words * 64 + Unit::kReadsPast) {
+        expand_row<true>(r, word, words, out[r], masks ? masks[r] : nullptr);
+      } else {
+        expand_row<false>(r, word, words, out[r], masks ? masks[r] : nullptr);
       }
     }
+  }
+
+  template <bool kExact>
+  TAMIS_INLINE void expand_row(int r, int64_t word, int64_t words, Element* out, uint64_t* masks) {
+    const auto* p = static_cast<const W*>(w.values) + at[r];
+    const uint64_t* mask =
+        w.format == Format::csr8 ? nullptr : w.mask + (row + r) * mask_words(w.cols) + word;
+    for (int64_t i = 0; i < words; ++i, out += 64 / Unit::kColumns) {
+      const uint64_t mine = mask ? mask[i] : bits(r, word + i);
+      Unit::template expand<kExact>(mine, p, out);
+      const int n = simd::popcount(mine);
+      p += n;
+      if (!mask) at[r] += n;
+      if (masks) masks[i] = mine;
+    }
+    at[r] = p - static_cast<const W*>(w.values);
   }
 
   template <int64_t kWidth>
@@ -218,28 +249,25 @@ struct Expander {
 
 inline constexpr int kFetchToL2 = 2;
 
-// Part i of n of the bytes [begin, end) that come next in memory, into L2.
-TAMIS_INLINE void fetch_part(const void* begin, const void* end, int64_t i, int64_t n) {
-  const auto* p = static_cast<const char*>(begin);
-  const int64_t bytes = static_cast<const char*>(end) - p;
-  for (int64_t b = bytes * i / n; b < bytes * (i + 1) / n; b += 64) {
-    __builtin_prefetch(p + b, 0, kFetchToL2);
+TAMIS_INLINE void fetch_to_l2(const void* p, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) {
+    __builtin_prefetch(static_cast<const char*>(p) + b, 0, kFetchToL2);
   }
 }
 
 // ---- the product
 
-// Adds `units` units of kPanelRows rows to the sums of T panels; row r's sums are at r * stride.
+// Adds `units` units of kPanelRows rows to the sums of T panels, row r's at sums[r].
 template <class Unit, int T>
 TAMIS_INLINE void multiply(const typename Unit::Element (*w)[kUnits], int64_t units,
-                           const typename Unit::Element* x, int64_t panel, float* sums,
-                           int64_t stride, bool first) {
+                           const typename Unit::Element* x, int64_t panel,
+                           float (*sums)[2 * kLanes], bool first) {
   simd::F32 sum[kPanelRows][T];
 #pragma GCC unroll 12
   for (int r = 0; r < kPanelRows; ++r) {
 #pragma GCC unroll 2
     for (int t = 0; t < T; ++t) {
-      sum[r][t] = first ? simd::zero() : simd::load(sums + r * stride + t * kLanes);
+      sum[r][t] = first ? simd::zero() : simd::load(sums[r] + t * kLanes);
     }
   }
   for (int64_t u = 0; u < units; ++u) {
@@ -257,7 +285,7 @@ TAMIS_INLINE void multiply(const typename Unit::Element (*w)[kUnits], int64_t un
 #pragma GCC unroll 12
   for (int r = 0; r < kPanelRows; ++r) {
 #pragma GCC unroll 2
-    for (int t = 0; t < T; ++t) simd::store(sum[r][t], sums + r * stride + t * kLanes);
+    for (int t = 0; t < T; ++t) simd::store(sum[r][t], sums[r] + t * kLanes);
   }
 }
 
@@ -285,60 +313,123 @@ TAMIS_INLINE void write_rows(const SpmmArgs& a, const float* sums, int64_t strid
   }
 }
 
-// Tokens [token, token + tokens), a multiple of L from the first panel on, for rows of w.
-template <class Unit>
-void panel_block(const SpmmArgs& a, int64_t row_begin, int64_t row_end, int64_t token,
-                 int64_t tokens) {
-  using Element = typename Unit::Element;
-  using W = typename Unit::W;
-  const int64_t words = mask_words(a.w.cols);
-  const int64_t panels = ceil_div(tokens, kLanes), stride = panels * kLanes;
-  alignas(64) Element weights[kPanelRows][kUnits];
-  alignas(64) float sums[kPanelRows * kMostTokens];
-  constexpr int64_t kWords = kUnits * Unit::kColumns / 64;
+// The same of a square of sums, at most kSquare rows and tokens.
+#ifdef __AVX512F__
+inline constexpr int64_t kSquare = 16;
 
-  for (int64_t row = row_begin; row < row_end; row += kPanelRows) {
-    Expander<Unit, kPanelRows> expander(a.w, row, row_end);
-    const auto* values = static_cast<const W*>(a.w.values);
-    const int64_t next = row + kPanelRows < a.w.rows ? row + kPanelRows : a.w.rows;
-    const int64_t after = next + kPanelRows < a.w.rows ? next + kPanelRows : a.w.rows;
-    const W* next_values = values + expander.row_values(next);
-    const W* after_values = values + expander.row_values(after);
-    const int64_t steps = ceil_div(words, kWords);
-    for (int64_t word = 0; word < words; word += kWords) {
-      const int64_t here = words - word < kWords ? words - word : kWords;
-      expander.expand(word, here, weights);
-      fetch_part(next_values, after_values, word / kWords, steps);
-      if (a.w.mask) {
-        fetch_part(a.w.mask + next * words, a.w.mask + after * words, word / kWords, steps);
-      }
-      const PanelBlock<Unit> block(a, word * 64 / Unit::kColumns);
-      const int64_t panel = block.panel();
-      const auto* x = static_cast<const Element*>(a.prepared) + block.at + token / kLanes * panel;
+template <class X>
+TAMIS_INLINE void write_square(const SpmmArgs& a, const float* sums, int64_t stride, int64_t row,
+                               int64_t rows, int64_t token, int64_t tokens) {
+  const auto* bias = static_cast<const X*>(a.bias);
+  const int there = static_cast<int>(rows < kSquare ? rows : kSquare);
+  const simd::F32 start = bias ? simd::load(bias + row, there) : simd::zero();
+  __m512i v[kSquare];
+#pragma GCC unroll 16
+  for (int r = 0; r < kSquare; ++r) v[r] = _mm512_load_si512(sums + r * stride);
+  transpose(v);
+#pragma GCC unroll 16
+  for (int64_t t = 0; t < kSquare && t < tokens; ++t) {
+    const simd::F32 sum = simd::add(_mm512_castsi512_ps(v[t]), start);
+    X* y = static_cast<X*>(a.y) + (token + t) * a.y_stride + row;
+    there == kSquare ? simd::store(sum, y) : simd::store(sum, y, there);
+  }
+}
+#else
+inline constexpr int64_t kSquare = 4;
+
+template <class X>
+TAMIS_INLINE void write_square(const SpmmArgs& a, const float* sums, int64_t stride, int64_t row,
+                               int64_t rows, int64_t token, int64_t tokens) {
+  write_rows<X, kSquare>(a, sums, stride, row, static_cast<int>(rows < kSquare ? rows : kSquare),
+                         token, tokens < kSquare ? tokens : kSquare);
+}
+#endif
+
+// Rows [row_begin, row_end), at most kGroupRows, and the next value of each.
+template <class UnitType>
+struct PanelRows {
+  using Unit = UnitType;
+  using Element = typename Unit::Element;
+
+  const MatrixView& w;
+  int64_t row_begin, row_end;
+  Expander<Unit, 1> starts;
+  int64_t at[kGroupRows];
+
+  TAMIS_INLINE PanelRows(const MatrixView& w_of, int64_t begin, int64_t end)
+      : w(w_of), row_begin(begin), row_end(end), starts(w_of) {
+    for (int64_t r = begin; r < end; ++r) at[r - begin] = starts.row_values(r);
+  }
+  // Words [word, word + words) of rows [row, row + kPanelRows), those past the last as zeros.
+  TAMIS_INLINE void expand(int64_t row, int64_t word, int64_t words,
+                           Element (&out)[kPanelRows][kUnits]) {
+    Expander<Unit, kPanelRows> expander(w, row, row_end);
+    int64_t* of_rows = at + (row - row_begin);
+    for (int r = 0; r < expander.count; ++r) expander.at[r] = of_rows[r];
+    expander.expand(word, words, out);
+    for (int r = 0; r < expander.count; ++r) of_rows[r] = expander.at[r];
+  }
+  // What `words` words from `word` on usually need of the row, or past its end of the row that the
+  // next group has in its place, into L2.
+  TAMIS_INLINE void fetch(int64_t row, int64_t word, int64_t words) const {
+    const int64_t all = mask_words(w.cols);
+    const bool next = word == all;
+    if (next && row + kGroupRows >= w.rows) return;
+    const auto* p = static_cast<const typename Unit::W*>(w.values) +
+                    (next ? starts.row_values(row + kGroupRows) : at[row - row_begin]);
+    const int64_t bytes = w.nnz * words / (w.rows * all) * static_cast<int64_t>(sizeof *p);
+    fetch_to_l2(p, bytes);
+    if (w.mask) fetch_to_l2(w.mask + (next ? (row + kGroupRows) * all : row * all + word), 1);
+  }
+};
+
+// Rows times tokens [token, token + tokens), a multiple of L from the first panel on.
+template <class Rows>
+void panel_group(const SpmmArgs& a, Rows rows, int64_t token, int64_t tokens) {
+  using Unit = typename Rows::Unit;
+  using Element = typename Unit::Element;
+  constexpr int64_t kPair = 2 * kLanes;
+  const int64_t words = mask_words(a.w.cols), panels = ceil_div(tokens, kLanes);
+  const int64_t row_begin = rows.row_begin, row_end = rows.row_end;
+  alignas(64) Element weights[kPanelRows][kUnits];
+  alignas(64) float sums[kMostTokens / kPair][kGroupRows][kPair];
+
+  for (int64_t word = 0, here; word < words; word += here) {
+    const PanelBlock<Unit> block(a, word * 64 / Unit::kColumns);
+    const int64_t panel = block.panel();
+    const auto* x = static_cast<const Element*>(a.prepared) + block.at + token / kLanes * panel;
+    here = block.units * Unit::kColumns / 64;
+    for (int64_t row = row_begin; row < row_end; row += kPanelRows) {
+      rows.expand(row, word, here, weights);
+      auto* mine = &sums[0][row - row_begin];
       int64_t p = 0;
-      for (; p + 2 <= panels; p += 2) {
-        multiply<Unit, 2>(weights, block.units, x + p * panel, panel, sums + p * kLanes, stride,
-                          word == 0);
+      for (; p + 2 <= panels; p += 2, mine += kGroupRows) {
+        multiply<Unit, 2>(weights, block.units, x + p * panel, panel, mine, word == 0);
       }
-      if (p < panels) {
-        multiply<Unit, 1>(weights, block.units, x + p * panel, panel, sums + p * kLanes, stride,
-                          word == 0);
+      if (p < panels)
+        multiply<Unit, 1>(weights, block.units, x + p * panel, panel, mine, word == 0);
+      for (int64_t r = row; r < row + kPanelRows && r < row_end; ++r) {
+        rows.fetch(r, word + here, here);
       }
     }
-    if (words == 0) {
-      for (int64_t i = 0; i < kPanelRows * stride; ++i) sums[i] = 0;
+  }
+  if (words == 0) __builtin_memset(sums, 0, sizeof sums);
+  for (int64_t t = 0; t < tokens; t += kSquare) {
+    for (int64_t r = 0; r < row_end - row_begin; r += kSquare) {
+      write_square<typename Unit::X>(a, sums[t / kPair][r] + t % kPair, kPair, row_begin + r,
+                                     row_end - row_begin - r, token + t, tokens - t);
     }
-    write_rows<typename Unit::X, kPanelRows>(a, sums, stride, row, expander.count, token, tokens);
   }
 }
 
-template <class Unit>
+template <class Rows>
 void spmm_panels(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
-  const int64_t token_bytes = units_of<Unit>(a.w) * 4 + 1;
-  int64_t block = kBlockBytes / token_bytes / (2 * kLanes) * (2 * kLanes);
-  block = block < 2 * kLanes ? 2 * kLanes : block > kMostTokens ? kMostTokens : block;
-  for (int64_t token = 0; token < a.m; token += block) {
-    panel_block<Unit>(a, row_begin, row_end, token, a.m - token < block ? a.m - token : block);
+  for (int64_t row = row_begin; row < row_end; row += kGroupRows) {
+    const int64_t end = row + kGroupRows < row_end ? row + kGroupRows : row_end;
+    for (int64_t token = 0; token < a.m; token += kMostTokens) {
+      panel_group(a, Rows(a.w, row, end), token,
+                  a.m - token < kMostTokens ? a.m - token : kMostTokens);
+    }
   }
 }
 
@@ -356,5 +447,5 @@ void spmm_panels(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
 #define TAMIS_PANELS_KERNEL(format, w, x, level, Unit)                                \
   void spmm_##format##_##w##_##x##_##level##_panels(const SpmmArgs& a, int64_t begin, \
                                                     int64_t end) {                    \
-    spmm_panels<Unit>(a, begin, end);                                                 \
+    spmm_panels<PanelRows<Unit>>(a, begin, end);                                      \
   }

@@ -75,7 +75,7 @@ void prepare_skip(const SpmmArgs& a, void* prepared, int part, int parts) {
       auto* of_word = out + word * pass.word_elements();
       for (int64_t tile = 0; tile < pass.tiles; ++tile) {
         const int64_t begin = pass.before(tile), lanes = (pass.before(tile + 1) - begin) * kLanes;
-        for (int64_t t = 0; t < lanes; t += 4) {
+        for (int64_t t = 0; t < lanes; t += kLanes) {
           prepare_tokens<Unit>(a, first + begin * kLanes + t, word * Pass::kWordUnits,
                                (word + 1) * Pass::kWordUnits,
                                of_word + begin * kLanes * Pass::kWordUnits + t, lanes);
@@ -299,11 +299,10 @@ void skip_store(const SpmmArgs& a, const float* sums, int64_t row_begin, int64_t
     const int64_t token = pass.begin + before * kLanes;
     const int64_t tokens = a.m - token < lanes ? a.m - token : lanes;
     const float* of_tile = sums + before * kLanes * stride;
-    for (int64_t t = 0; t < tokens; t += 16) {
-      for (int64_t r = 0; r < rows; r += 16) {
-        const int there = static_cast<int>(rows - r < 16 ? rows - r : 16);
-        write_rows<typename Unit::X, 16>(a, of_tile + r * lanes + t, lanes, row_begin + r, there,
-                                         token + t, tokens - t < 16 ? tokens - t : 16);
+    for (int64_t t = 0; t < tokens; t += kSquare) {
+      for (int64_t r = 0; r < rows; r += kSquare) {
+        write_square<typename Unit::X>(a, of_tile + r * lanes + t, lanes, row_begin + r, rows - r,
+                                       token + t, tokens - t);
       }
     }
   }
