@@ -61,7 +61,7 @@ size_t position(const SpmmRow& row) {
 
 // Fitted to cold times on the reference machine: a kernel's usual over its least time in cache, and
 // ns that the start of a row costs where its weights are in memory.
-constexpr double kTypical = 1.12, kRow = 5;
+constexpr double kTypical = 1.06, kRow = 5;
 
 double real(int64_t v) {
   return static_cast<double>(v);
