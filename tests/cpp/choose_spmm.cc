@@ -144,6 +144,21 @@ TEST(ChooseSpmm, GroupsOfCodesTakeLanesForSeveralTokens) {
   EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_groupq_u4_bf16_avx512vbmi2_lanes");
   EXPECT_STREQ(choose_spmm(desc, isa::avx512)->name, "spmm_groupq_u4_bf16_avx512_groups");
 }
+
+// Pairs of bf16 cost the same whatever is stored, products of codes what is; and Intel's pairs cost
+// two cycles.
+TEST(ChooseSpmm, AllGroupsOfCodesTakePanelsForManyTokens) {
+  SpmmDesc desc = desc_of(Format::groupq, DType::u4, DType::bf16);
+  desc.m = 512;
+  desc.n = desc.k = 4096;
+  desc.nnz = desc.n * desc.k;
+  const char* lanes = "spmm_groupq_u4_bf16_avx512vbmi2_lanes";
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_groupq_u4_bf16_avx512bf16_panels");
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name, lanes);
+  EXPECT_STREQ(choose_spmm(desc, isa::amx)->name, lanes);
+  desc.nnz /= 2;
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, lanes);
+}
 #endif
 
 #if defined(__x86_64__)

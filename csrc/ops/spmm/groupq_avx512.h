@@ -1,4 +1,5 @@
-// Decoding groupq rows with AVX-512: compress for places, two conversions for 16 scales.
+// Decoding groupq rows with AVX-512: compress for places, two conversions for 16 scales; codes of
+// 4 bits split.
 #pragma once
 
 #include "base/simd/avx512.h"
@@ -37,6 +38,18 @@ struct Decode512 {
     }
   }
 };
+
+// The codes of 4 bits of groups worth 64 columns, in order, a byte each.
+template <int G>
+TAMIS_INLINE __m512i split_halves(__m256i packed) {
+  const __m512i order = G == 16 ? _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3)
+                                : _mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3);
+  const __m512i shift = G == 16 ? _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4)
+                                : _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
+  const __m512i halves =
+      _mm512_srlv_epi64(_mm512_permutexvar_epi64(order, _mm512_castsi256_si512(packed)), shift);
+  return _mm512_and_si512(halves, _mm512_set1_epi8(15));
+}
 
 }  // namespace
 }  // namespace tamis

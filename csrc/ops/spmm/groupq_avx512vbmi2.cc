@@ -128,18 +128,8 @@ TAMIS_INLINE __m512i repeat(const uint8_t* p) {
 
 // The codes of groups worth 64 columns to out[64], in order.
 template <int G>
-TAMIS_INLINE void split_codes(__m256i packed, uint8_t* out) {
-  const __m512i order = G == 16 ? _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3)
-                                : _mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3);
-  const __m512i shift = G == 16 ? _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4)
-                                : _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
-  const __m512i halves =
-      _mm512_srlv_epi64(_mm512_permutexvar_epi64(order, _mm512_castsi256_si512(packed)), shift);
-  _mm512_store_si512(out, _mm512_and_si512(halves, bytes_of(15)));
-}
-template <int G>
 TAMIS_INLINE void split_codes(const uint8_t* p, uint8_t* out) {
-  split_codes<G>(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), out);
+  _mm512_store_si512(out, split_halves<G>(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 }
 // The same of which the first `groups` exist.
 template <int G>
@@ -147,7 +137,7 @@ TAMIS_INLINE void split_codes(const uint8_t* p, int64_t groups, uint8_t* out) {
   constexpr int kWords = G / 16;  // qwords of a group
   const auto words = static_cast<unsigned>(groups < 0 ? 0 : groups < 4 ? groups * kWords : 4);
   const auto there = static_cast<__mmask8>(_bzhi_u32(0xf, words));
-  split_codes<G>(_mm256_maskz_loadu_epi64(there, p), out);
+  _mm512_store_si512(out, split_halves<G>(_mm256_maskz_loadu_epi64(there, p)));
 }
 
 // Lane t = the sum of a token's 16 / T lanes, plus rest's.
