@@ -317,6 +317,12 @@ TAMIS_DEVICE Word4 load_volatile(const Word4* from) {
 TAMIS_DEVICE void prefetch(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
+// The same of `bytes`, a multiple of 16, by one thread (sm_90; nothing before).
+TAMIS_DEVICE void prefetch_range(const void* from, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+#endif
+}
 TAMIS_DEVICE uint32_t atomic_add(uint32_t* to, uint32_t value) {
   return atomicAdd(to, value);
 }

@@ -97,25 +97,6 @@ TAMIS_DEVICE void load_panel(const M24GroupParams& p, const PanelPlace& at_panel
   }
 }
 
-// Rounds and writes the sums of 8 tokens, of a warp's 16 rows.
-template <class Config>
-TAMIS_DEVICE void write_sums(const M24GroupParams& p, int32_t first_row, int32_t first_token,
-                             uint32_t lane, const float (&c)[4]) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int32_t row = first_row + static_cast<int32_t>(lane / 4) + 8 * half;
-    if (row >= p.rows) continue;
-    const float bias = p.bias ? widen<Config::kType>(dev::load_global(p.bias + row)) : 0.0f;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int32_t token = first_token + 2 * static_cast<int32_t>(lane % 4) + i;
-      if (token < p.m) {
-        p.y[token * p.y_stride + row] = narrow<Config::kType>(c[2 * half + i] + bias);
-      }
-    }
-  }
-}
-
 // Leaves this block's sums of an output tile of which it has only some panels; the block that
 // arrives last adds up those of all and writes them. first_tile: no panel of the block comes
 // before.

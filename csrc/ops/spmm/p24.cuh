@@ -3,12 +3,13 @@
 // records (16 rows, columns put together), kDepth of which are on their way to its registers, and
 // multiplies each step with kTokenTiles token fragments, which it collects from x by column: x lies
 // in shared memory with the 8 tokens of a column side by side, so a row of a transposed 8 x 8
-// matrix may be any column. Reduction: warps of a row tile add up in shared memory; panels of k
-// leave f32 partial sums in the workspace and the last one to arrive adds them, always from the
-// first part to the last, so results repeat bit for bit. Needs: tickets zero before the first call;
-// every call leaves them zero. Launched so that it may begin before the kernel before it ends, it
-// needs weights which that kernel did not write. Tail: slots without a column repeat one, with
-// weights of zero; x beyond k and m is zero. A pruned weight times Inf or NaN is NaN here.
+// matrix may be any column. Reduction: warps of a row tile add up in shared memory; panels of k are
+// a cluster and add up through it as well, or leave f32 partial sums in the workspace, which the
+// last one to arrive adds; always from the first part to the last, so results repeat bit for bit.
+// Needs: tickets zero before the first call; every call leaves them zero. Launched so that it may
+// begin before the kernel before it ends, it needs weights which that kernel did not write. Tail:
+// slots without a column repeat one, with weights of zero; x beyond k and m is zero. A pruned
+// weight times Inf or NaN is NaN here.
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -24,7 +25,8 @@ struct P24Config {
   static constexpr int kTokenTiles = kTokenTilesOf;  // of 8 tokens
   static constexpr bool kTriples = kTriplesOf;       // one of three columns, or two of four
   static constexpr int kDepth = kTriples ? 3 : 4;    // records of a warp in registers
-  static constexpr int kSteps = kTriples ? 4 : 2;    // of a record
+  static constexpr int kAhead = 2;                 // further ones asked into the L2 cache at first
+  static constexpr int kSteps = kTriples ? 4 : 2;  // of a record
   static constexpr int kRecordBytes =
       static_cast<int>(kTriples ? p24::kTripleBytes : p24::kPairBytes);
   static constexpr int kAccumulators = 4 * kTokenTiles;  // per lane
@@ -44,6 +46,9 @@ struct P24Records {
       : next(from), left(count), lane(lane_of) {
 #pragma unroll
     for (int slot = 0; slot < Config::kDepth; ++slot) request(slot);
+    if (left > Config::kAhead && lane == 0) {
+      dev::prefetch_range(next, Config::kAhead * Config::kRecordBytes);
+    }
   }
 
   TAMIS_DEVICE void request(int slot) {
@@ -190,13 +195,52 @@ TAMIS_DEVICE void reduce_p24_warps(const SpmmP24Params& p, uint32_t warp, uint32
   }
 }
 
-// Grid [blocks of row tiles, panels] of 32 * block_tiles * warps threads.
+// Adds up and writes the sums of row tiles whose panels are a cluster: each block a part of them.
+template <class Config>
+TAMIS_DEVICE void meet_p24_cluster(const SpmmP24Params& p, uint32_t warp, uint32_t lane,
+                                   const float (&c)[Config::kTokenTiles][4]) {
+  constexpr uint32_t kWarpBytes = Config::kAccumulators * 32 * 4;
+  const auto warps = static_cast<uint32_t>(p.warps), panels = static_cast<uint32_t>(p.panels);
+  const auto tiles = static_cast<uint32_t>(p.block_tiles);
+  if (warp % warps == 0) {  // where its own sums would lie, which nobody reads
+#pragma unroll
+    for (int t = 0; t < Config::kTokenTiles; ++t) {
+      dev::store_shared<dev::Word4>(kP24XAt + warp * kWarpBytes + 512 * t + 16 * lane,
+                                    {dev::bits_of(c[t][0]), dev::bits_of(c[t][1]),
+                                     dev::bits_of(c[t][2]), dev::bits_of(c[t][3])});
+    }
+  }
+  dev::sync_cluster();
+  // A warp of the cluster after another takes the sums of 8 tokens of a row tile.
+  const uint32_t block = dev::block_index_x();
+  for (uint32_t i = block % panels + warp * panels; i < tiles * Config::kTokenTiles;
+       i += panels * tiles * warps) {
+    const uint32_t tile = i / Config::kTokenTiles, t = i % Config::kTokenTiles;
+    float sum[4] = {};
+#pragma unroll 4
+    for (uint32_t of = 0; of < panels; ++of) {
+      const dev::Word4 v =
+          dev::load_cluster4(of, kP24XAt + tile * warps * kWarpBytes + 512 * t + 16 * lane);
+      sum[0] += dev::float_of(v.x);
+      sum[1] += dev::float_of(v.y);
+      sum[2] += dev::float_of(v.z);
+      sum[3] += dev::float_of(v.w);
+    }
+    write_sums<Config>(p, static_cast<int32_t>(16 * (block / panels * tiles + tile)),
+                       static_cast<int32_t>(8 * t), lane, sum);
+  }
+  dev::sync_cluster();  // until then others read this block's sums
+}
+
+// Grid [blocks of row tiles, panels] of 32 * block_tiles * warps threads, or [blocks * panels],
+// the panels of row tiles a cluster.
 template <class Config>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP24Params p) {
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
-  const auto panel = static_cast<int32_t>(dev::block_index_y());
-  const int32_t row_tile = static_cast<int32_t>(dev::block_index_x()) * p.block_tiles +
-                           static_cast<int32_t>(warp) / p.warps;
+  const auto block = static_cast<int32_t>(dev::block_index_x());
+  const int32_t panel = p.cluster ? block % p.panels : static_cast<int32_t>(dev::block_index_y());
+  const int32_t row_tile =
+      (p.cluster ? block / p.panels : block) * p.block_tiles + static_cast<int32_t>(warp) / p.warps;
   const auto part = static_cast<int32_t>(warp) % p.warps;
   uint32_t begin = 0;
   int32_t count = 0;
@@ -229,6 +273,10 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP
   }
 
   reduce_p24_warps<Config>(p, warp, lane, c);
+  if (p.cluster) {
+    meet_p24_cluster<Config>(p, warp, lane, c);
+    return;
+  }
   const bool owner = part == 0 && row_tile < p.row_tiles;
   if (p.panels > 1 && !add_blocks<Config>(p, p.panels, kP24FlagAt, row_tile, owner, thread, c)) {
     return;

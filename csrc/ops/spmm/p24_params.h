@@ -9,7 +9,8 @@
 namespace tamis {
 
 inline constexpr int64_t kMaxP24Tokens = 16;
-inline constexpr int32_t kMaxP24Warps = 24;  // of a block, by registers of a thread
+inline constexpr int32_t kMaxP24Warps = 24;   // of a block, by registers of a thread
+inline constexpr int32_t kMaxP24Cluster = 8;  // blocks, which every device takes
 
 // Shared memory of a block: the flag of the last block, then x of a panel [token tiles, columns, 8
 // tokens], over which warps add up.
@@ -28,11 +29,13 @@ struct SpmmP24Params {
   int32_t rows, cols, m;
   int32_t row_tiles, panels, panel_cols;
   int32_t block_tiles, warps;  // row tiles of a block; warps of a row tile
+  bool cluster;                // the panels of a row tile are
   bool x_aligned;              // rows of x start at multiples of 16 bytes
 };
 
 // The plan with that many row tiles a block, and warps a row tile.
-SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps);
+SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps,
+                             bool cluster = false);
 
 SpmmP24Params spmm_p24_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
 

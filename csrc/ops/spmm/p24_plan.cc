@@ -5,7 +5,8 @@
 
 namespace tamis {
 
-SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps) {
+SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps,
+                             bool cluster) {
   const int64_t row_tiles = t16::row_tiles(w.rows);
   SpmmT16Plan p{.token_tiles = m <= 8 ? 1 : 2,
                 .warps_n = block_tiles,
@@ -16,7 +17,9 @@ SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, i
   const int64_t sums = int64_t{512} * p.token_tiles;  // bytes of a warp's
   const int64_t x = p24::panel_cols(w.cols, w.parts) * p24::kColumnBytes * p.token_tiles;
   p.shared_bytes = kP24XAt + std::max(x, sums * block_tiles * warps);
-  if (p.splits > 1) p.workspace_bytes = kWorkspaceTicketBytes + sums * p.splits * row_tiles;
+  p.cluster = cluster;
+  if (p.splits > 1 && !cluster)
+    p.workspace_bytes = kWorkspaceTicketBytes + sums * p.splits * row_tiles;
   return p;
 }
 
@@ -26,12 +29,21 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
                  static_cast<long long>(m), static_cast<long long>(kMaxP24Tokens));
   }
   const int64_t units = t16::row_tiles(w.rows) * w.parts;
-  // One block an SM, as each copies its panel of x; 10 warps of a row tile are as good as more.
-  constexpr int32_t kMost = kMaxP24Warps, kMostOfTile = 10;
-  const auto tiles =
-      static_cast<int32_t>(std::clamp<int64_t>(ceil_div(units, device.sms), 1, kMost));
-  const int32_t warps = std::clamp(kMost / tiles, 1, kMostOfTile);
-  *plan = lay_out_spmm_p24(w, m, tiles, warps);
+  const auto lay_out = [&](int64_t blocks, int32_t most, bool cluster) {
+    const auto tiles = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(units, blocks), 1, most));
+    constexpr int32_t kMostOfTile = 10;  // warps; more are no better
+    return lay_out_spmm_p24(w, m, tiles, std::clamp(most / tiles, 1, kMostOfTile), cluster);
+  };
+  // Where panels only share out few row tiles, they are clusters of blocks of which two find room
+  // on an SM, one of the next call's; a cluster's blocks need room side by side, so a seventh of
+  // the SMs is left. Timed on an H200 (bench/RESULTS.md).
+  if (device.capability >= 90 && w.parts > 1 && w.parts <= kMaxP24Cluster &&
+      units <= 2 * int64_t{device.sms}) {
+    *plan = lay_out(std::max(1, device.sms * 17 / 20), kMaxP24Warps / 2, true);
+    if (2 * (plan->shared_bytes + 1024) <= device.shared_per_sm) return {};
+  }
+  // One block an SM, as each copies its panel of x.
+  *plan = lay_out(device.sms, kMaxP24Warps, false);
   if (plan->shared_bytes > device.shared_per_block) {
     return error(
         Code::no_kernel,
@@ -62,6 +74,7 @@ SpmmP24Params spmm_p24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
           .panel_cols = static_cast<int32_t>(p24::panel_cols(a.w.cols, a.w.parts)),
           .block_tiles = plan.warps_n,
           .warps = plan.warps_k,
+          .cluster = plan.cluster,
           .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
 }
 

@@ -39,9 +39,8 @@ inline constexpr int64_t kMaxTokens = 64;
 // where warpgroups do the work (m24 on sm_90, but for small weights), kMaxTokens of the others.
 int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device);
 
-// How one call is laid out over the device; see plan_spmm_cuda. gap: slices are the row tiles; p24:
-// panels are the splits;
-// sell4: blocks.
+// How one call is laid out over the device; see plan_spmm_cuda. gap, sell4: slices are the row
+// tiles, and splits of sell4 the blocks of one, a cluster; p24: panels are the splits.
 struct SpmmT16Plan {
   int32_t layout = -1;      // of m24_layouts.def; -1: another kernel than the warpgroups'
   int32_t tokens = 0;       // most that a call may have
@@ -49,6 +48,7 @@ struct SpmmT16Plan {
   int32_t warps_n = 0, warps_k = 0;  // of a block: over row tiles, and over its part of k
   int32_t blocks_n = 0;              // over row tiles
   int32_t splits = 0;                // blocks over k; each leaves a partial sum if more than one
+  bool cluster = false;              // p24: or these blocks are a cluster and leave nothing
   int32_t x_pitch_bytes = 0;         // between token rows of x in shared memory
   int32_t stage_bytes = 0;           // one record of the ring
   int64_t shared_bytes = 0;          // of a block

@@ -50,25 +50,32 @@ TAMIS_DEVICE bool add_blocks(const Params& p, int32_t blocks, uint32_t flag_at, 
   return true;
 }
 
-// Rounds and writes the sums of one row tile.
+// Rounds and writes the sums of 8 tokens, of a warp's 16 rows.
+template <class Config, class Params>
+TAMIS_DEVICE void write_sums(const Params& p, int32_t first_row, int32_t first_token, uint32_t lane,
+                             const float (&c)[4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int32_t row = first_row + static_cast<int32_t>(lane / 4) + 8 * half;
+    if (row >= p.rows) continue;
+    const float bias = p.bias ? widen<Config::kType>(dev::load_global(p.bias + row)) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int32_t token = first_token + 2 * static_cast<int32_t>(lane % 4) + i;
+      if (token < p.m) {
+        p.y[token * p.y_stride + row] = narrow<Config::kType>(c[2 * half + i] + bias);
+      }
+    }
+  }
+}
+
+// The same of one row tile.
 template <class Config, class Params>
 TAMIS_DEVICE void write_y(const Params& p, int32_t row_tile, uint32_t lane,
                           const float (&c)[Config::kTokenTiles][4]) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int32_t row = row_tile * 16 + static_cast<int32_t>(lane / 4) + 8 * half;
-    if (row >= p.rows) continue;
-    const float bias = p.bias ? widen<Config::kType>(dev::load_global(p.bias + row)) : 0.0f;
-#pragma unroll
-    for (int t = 0; t < Config::kTokenTiles; ++t) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int32_t token = 8 * t + 2 * static_cast<int32_t>(lane % 4) + i;
-        if (token < p.m) {
-          p.y[token * p.y_stride + row] = narrow<Config::kType>(c[t][2 * half + i] + bias);
-        }
-      }
-    }
+  for (int t = 0; t < Config::kTokenTiles; ++t) {
+    write_sums<Config>(p, 16 * row_tile, 8 * t, lane, c[t]);
   }
 }
 

@@ -96,6 +96,7 @@ inline uint32_t swap_shared(uint32_t at, uint32_t expected, uint32_t wanted) {
   return before;
 }
 inline void prefetch(const void*) {}
+inline void prefetch_range(const void*, uint32_t) {}
 inline void count_shared(uint32_t at) {
   store_shared<uint32_t>(at, load_shared<uint32_t>(at) + 1);
 }

@@ -10,13 +10,15 @@ namespace {
 
 class SpmmP24 : public testing::TestWithParam<SimRow> {
  protected:
-  void expect_right(Problem p, int32_t block_tiles, int32_t warps) {
+  void expect_right(Problem p, int32_t block_tiles, int32_t warps, bool cluster = false) {
     p.dtype = GetParam().dtype;
     p.format = GetParam().format;
     Case c(p);
-    EXPECT_EQ(run(GetParam(), c, lay_out_spmm_p24(c.t16(), p.m, block_tiles, warps), p.seed), "")
+    const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), p.m, block_tiles, warps, cluster);
+    EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
         << "n " << p.n << ", k " << p.k << ", m " << p.m << ", sparsity " << p.sparsity << ", "
-        << p.parts << " panels, " << block_tiles << " tiles, " << warps << " warps";
+        << p.parts << " panels, " << block_tiles << " tiles, " << warps << " warps"
+        << (cluster ? ", clusters" : "");
   }
 };
 
@@ -52,9 +54,15 @@ TEST_P(SpmmP24, Layouts) {
     for (const int32_t tiles : {1, 3, 8}) {
       for (const int32_t warps : {1, 3}) {
         for (const double sparsity : {0.5, 0.7}) {
-          expect_right(
-              {.n = 70, .k = 900, .m = 5, .sparsity = sparsity, .parts = panels, .seed = ++seed},
-              tiles, warps);
+          for (const bool cluster : {false, true}) {
+            expect_right({.n = 70,
+                          .k = 900,
+                          .m = cluster ? 13 : 5,
+                          .sparsity = sparsity,
+                          .parts = panels,
+                          .seed = ++seed},
+                         tiles, warps, cluster && panels > 1);
+          }
         }
       }
     }
@@ -72,6 +80,57 @@ TEST_P(SpmmP24, TwoRunsAgreeInEveryBit) {
           .parts = 2,
           .seed = 53});
   EXPECT_EQ(run_twice(GetParam(), c, lay_out_spmm_p24(c.t16(), 9, 2, 2)), "");
+  EXPECT_EQ(run_twice(GetParam(), c, lay_out_spmm_p24(c.t16(), 9, 2, 2, true)), "");
+}
+
+TEST_P(SpmmP24, SeededBugsOfClustersAreNoticed) {
+  Case c({.n = 100,
+          .k = 640,
+          .m = 9,
+          .sparsity = 0.5,
+          .dtype = GetParam().dtype,
+          .format = GetParam().format,
+          .parts = 2,
+          .seed = 54});
+  SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 9, 2, 2, true);
+  const auto noticed = [&](sim::Faults faults) {
+    int count = 0;
+    for (uint64_t seed = 1; seed <= 8; ++seed) {
+      count += !run(GetParam(), c, plan, seed, faults).empty();
+    }
+    return count;
+  };
+  EXPECT_EQ(noticed({}), 0);
+  for (const int i : {0, 1, 2}) EXPECT_GT(noticed({.barrier = i}), 0) << "no barrier " << i;
+  // The second one keeps a block's shared memory for others, which the simulator does anyway.
+  EXPECT_GT(noticed({.cluster = 0}), 0) << "no meeting";
+  plan.shared_bytes /= 2;
+  EXPECT_EQ(noticed({}), 8) << "shared memory too small";
+}
+
+// Panels that only share out few row tiles are clusters, two blocks of which find room on an SM.
+TEST(PlanP24, ClustersWhereRowTilesAreFew) {
+  const auto plan = [](int64_t rows, int64_t cols, int32_t panels, const CudaDevice& device) {
+    const T16View w{.format = PackedFormat::p24, .rows = rows, .cols = cols, .parts = panels};
+    SpmmT16Plan p;
+    EXPECT_TRUE(plan_spmm_cuda(w, 16, device, &p).ok()) << rows << " x " << cols;
+    return p;
+  };
+  for (const auto& [rows, cols] : {std::pair{1024, 4096}, {512, 4096}, {2048, 4096}, {64, 8192}}) {
+    const int32_t panels = p24::panels_of(rows, cols);
+    const SpmmT16Plan p = plan(rows, cols, panels, kH100);
+    EXPECT_TRUE(p.cluster) << rows << " x " << cols;
+    EXPECT_EQ(p.workspace_bytes, 0);
+    EXPECT_GE(p.blocks_n * p.warps_n, t16::row_tiles(rows));
+    EXPECT_LE(p.blocks_n * p.splits, kH100.sms);
+    EXPECT_LE(p.warps_n * p.warps_k, kMaxP24Warps / 2);
+    EXPECT_LE(2 * (p.shared_bytes + 1024), kH100.shared_per_sm);
+    EXPECT_FALSE(plan(rows, cols, panels, kA100).cluster) << "no clusters there";
+  }
+  EXPECT_FALSE(plan(4096, 4096, 1, kH100).cluster);
+  EXPECT_FALSE(plan(2048, 8192, 2, kH100).cluster) << "one block of 16 tokens fills an SM";
+  EXPECT_FALSE(plan(4096, 14336, 4, kH100).cluster);
+  EXPECT_FALSE(plan(64, 16384, 16, kH100).cluster) << "more panels than blocks of a cluster";
 }
 
 TEST_P(SpmmP24, SeededBugsAreNoticed) {

@@ -244,6 +244,10 @@ std::string simulate(sim::Launch launch, const SpmmCudaArgs& args, const SpmmT16
   } else if constexpr (kFormat == PackedFormat::p24) {
     launch.block = {static_cast<uint32_t>(32 * plan.warps_n * plan.warps_k)};
     const SpmmP24Params p = spmm_p24_params(args, plan);
+    if (plan.cluster) {
+      launch.grid = {static_cast<uint32_t>(plan.blocks_n * plan.splits)};
+      launch.cluster = static_cast<uint32_t>(plan.splits);
+    }
     return with_constant<1, 2>(plan.token_tiles, [&]<int kTokenTiles>(
                                                      std::integral_constant<int, kTokenTiles>) {
       return args.w.max_record_bytes == p24::kTripleBytes
@@ -252,6 +256,8 @@ std::string simulate(sim::Launch launch, const SpmmCudaArgs& args, const SpmmT16
     });
   } else if constexpr (kFormat == PackedFormat::sell4) {
     launch.block = {static_cast<uint32_t>(32 * plan.warps_k)};
+    launch.grid = {static_cast<uint32_t>(plan.blocks_n * plan.splits)};
+    launch.cluster = static_cast<uint32_t>(plan.splits);
     const SpmmSell4Params p = spmm_sell4_params(args, plan);
     return with_constant<1, 2, 4, 8>(
         plan.tokens, [&]<int kTokens>(std::integral_constant<int, kTokens>) {

@@ -49,8 +49,8 @@ struct Thread {
   Fiber fiber;
   bool done = false;
   Dim3 index;
-  uint32_t lane = 0, warp = 0, block = 0;   // warp: of the cluster's; block: of the cluster
-  int barriers = 0, waits = 0, fences = 0;  // met so far
+  uint32_t lane = 0, warp = 0, block = 0;  // warp: of the cluster's; block: of the cluster
+  int barriers = 0, clusters = 0, waits = 0, fences = 0;  // met so far
   Stores stores;
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
@@ -142,7 +142,7 @@ void start_cluster() {
     thread.block = all / count;
     thread.lane = i % kLanes;
     thread.warp = thread.block * warps + i / kLanes;
-    thread.barriers = thread.waits = thread.fences = 0;
+    thread.barriers = thread.clusters = thread.waits = thread.fences = 0;
     thread.stores = {};
     thread.open.clear();
     thread.groups.clear();
@@ -323,6 +323,7 @@ void publish() {
 }
 
 void sync_cluster() {
+  if (me().clusters++ == g.launch.faults.cluster) return;
   meet(g.arrived, g.meetings, static_cast<uint32_t>(g.threads.size()), [] {});
 }
 

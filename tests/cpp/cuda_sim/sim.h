@@ -22,6 +22,7 @@ struct Dim3 {
 // What a launch leaves out on purpose, to show that a test would notice; -1 is nothing.
 struct Faults {
   int barrier = -1;  // this sync_block of every thread does nothing
+  int cluster = -1;  // this sync_cluster likewise
   int wait = -1;     // this wait for copies of every thread does nothing
   int copy = -1;     // this asynchronous copy of the block never happens
   int product = -1;  // this wait for products of every thread does nothing
