@@ -4,9 +4,10 @@
 // [1 / 16, 512), for 15 * 512 * 8 is still an f16 and what is lost below 2^-17 is 2^21 times
 // smaller than the largest; else read again and scaled by a power of two so that its largest lies
 // in [256, 512). Codes minus their zero points are exact. Tile: a lane is a row, a step of a warp
-// 32 units of as many rows. A block has a slice and its warps share out the slice's records, the
-// next of each in registers. Nothing is added up across lanes. Reduction: warps in shared memory,
-// first to last, so results repeat bit for bit. Needs: cols a multiple of 16; launched so that it
+// 32 units of as many rows. A block has a slice, or the blocks of a cluster have, and their warps
+// share out the slice's records, the next of each in registers. Nothing is added up across lanes.
+// Reduction: warps in shared memory of the cluster's first block, first to last, so results repeat
+// bit for bit. Needs: cols a multiple of 16; launched so that it
 // may begin before the kernel before it ends, weights which that kernel did not write. Tail: lanes
 // without a row or unit have scales of 0, so Inf or NaN anywhere in x may reach any row. Tokens
 // beyond m are zeros. Instead of tensor cores, which take 172 instructions for 1024 weights, kept
@@ -172,48 +173,63 @@ TAMIS_DEVICE void load_x_sell4(const SpmmSell4Params& p, uint32_t thread) {
   if (again) dev::sync_block();
 }
 
-// Grid [slices] of 32 * warps.
+// Grid [slices * parts] of 32 * warps, every `parts` of them a cluster.
 template <class Config>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kMostWarps, 1)
     spmm_sell4(const SpmmSell4Params p) {
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
-  const auto slice = static_cast<int32_t>(dev::block_index_x());
+  const auto block = static_cast<int32_t>(dev::block_index_x());
+  const int32_t slice = block / p.parts, part = block % p.parts;
+  const int32_t stride = p.warps * p.parts;
   const auto begin = static_cast<int32_t>(dev::load_global(p.offsets + slice));
   const auto end = static_cast<int32_t>(dev::load_global(p.offsets + slice + 1));
   const uint32_t row = dev::load_global(p.row_of + 32 * slice + lane);
-  const int32_t first = begin + static_cast<int32_t>(warp);
+  const int32_t first = begin + part * p.warps + static_cast<int32_t>(warp);
 
   Sell4Record record;  // the next one
   const uint8_t* next = p.records + int64_t{first} * sell4::kRecordBytes;
   if (first < end) record.load(next, lane);
-  for (int32_t i = first + p.warps; p.prefetch && i < end; i += p.warps) {
+  for (int32_t i = first + stride; p.prefetch && i < end; i += stride) {
     if (lane < sell4::kRecordBytes / 128) {
       dev::prefetch(p.records + i * int64_t{sell4::kRecordBytes} + 128 * lane);
     }
   }
 
+  if (p.parts > 1) dev::sync_cluster();  // the others run, so their shared memory may be written
   dev::wait_for_previous();
   load_x_sell4<Config>(p, thread);
   dev::allow_next();
 
   float c[Config::kTokens] = {};
-  for (int32_t i = first; i < end; i += p.warps) {  // the same in every lane
+  for (int32_t i = first; i < end; i += stride) {  // the same in every lane
     multiply_sell4<Config>(record, c);
-    next += p.warps * int64_t{sell4::kRecordBytes};
-    if (i + p.warps < end) record.load(next, lane);
+    next += stride * int64_t{sell4::kRecordBytes};
+    if (i + stride < end) record.load(next, lane);
   }
 
-  dev::sync_block();  // nobody reads x any more
+  const auto sums_at = static_cast<uint32_t>(p.sums_at);
+  if (sums_at == Config::kXAt) dev::sync_block();  // nobody reads x any more
+  const uint32_t mine = static_cast<uint32_t>(part * p.warps) + warp;
 #pragma unroll
   for (int t = 0; t < Config::kTokens; ++t) {
-    dev::store_shared<float>(Config::kXAt + 128 * (warp * Config::kTokens + t) + 4 * lane, c[t]);
+    const uint32_t at = sums_at + 128 * (mine * Config::kTokens + t) + 4 * lane;
+    if (p.parts == 1) {
+      dev::store_shared<float>(at, c[t]);
+    } else {
+      dev::store_cluster(0, at, dev::bits_of(c[t]));
+    }
   }
-  dev::sync_block();
+  if (p.parts == 1) {
+    dev::sync_block();
+  } else {
+    dev::sync_cluster();
+    if (part != 0) return;
+  }
   for (auto t = static_cast<int32_t>(warp); t < p.m; t += p.warps) {
     const uint32_t exponent = x_exponent<Config::kType>(p.warps, t, lane);
     float sum = 0;
-    for (int32_t w = 0; w < p.warps; ++w) {
-      sum += dev::load_shared<float>(Config::kXAt + 128 * (w * Config::kTokens + t) + 4 * lane);
+    for (int32_t w = 0; w < stride; ++w) {
+      sum += dev::load_shared<float>(sums_at + 128 * (w * Config::kTokens + t) + 4 * lane);
     }
     if (row == sell4::kNoRow) continue;
     const float bias = p.bias ? widen<Config::kType>(dev::load_global(p.bias + row)) : 0.0f;

@@ -22,7 +22,7 @@ constexpr int32_t sell4_most_warps(int32_t tokens) {
 
 // Shared memory of a block: for each token what the warps found largest in x [32], then x, as f16:
 // of every eight units the first halves [tokens, 8, 8 columns], then the second ones. The sums of
-// the warps [warps, tokens, 32] lie over x.
+// the warps [parts, warps, tokens, 32] lie over x, or behind it where other blocks write some.
 constexpr int32_t sell4_x_at(int32_t tokens) {
   return 128 * tokens;
 }
@@ -39,13 +39,15 @@ struct SpmmSell4Params {
   uint16_t* y;
   int64_t x_stride, y_stride;
   int32_t m, cols;
-  int32_t warps;   // of a block
-  bool prefetch;   // into the L2 cache all records that a warp takes later
-  bool x_aligned;  // rows of x start at multiples of 16 bytes
+  int32_t warps;    // of a block
+  int32_t parts;    // blocks of a slice, a cluster
+  int32_t sums_at;  // sums of the cluster's warps
+  bool prefetch;    // into the L2 cache all records that a warp takes later
+  bool x_aligned;   // rows of x start at multiples of 16 bytes
 };
 
 // The plan with that many warps a block.
-SpmmT16Plan lay_out_spmm_sell4(const T16View& w, int64_t m, int32_t warps);
+SpmmT16Plan lay_out_spmm_sell4(const T16View& w, int64_t m, int32_t warps, int32_t parts = 1);
 
 SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
 

@@ -10,14 +10,16 @@ constexpr int32_t kSmWarps = 32;
 
 }  // namespace
 
-SpmmT16Plan lay_out_spmm_sell4(const T16View& w, int64_t m, int32_t warps) {
+SpmmT16Plan lay_out_spmm_sell4(const T16View& w, int64_t m, int32_t warps, int32_t parts) {
   SpmmT16Plan p{.tokens = sell4_tokens(m),
                 .warps_n = 1,
                 .warps_k = warps,
                 .blocks_n = static_cast<int32_t>(sell4::slices(w.rows)),
-                .splits = 1};
-  const int64_t sums = int64_t{128} * p.tokens * warps;
-  p.shared_bytes = sell4_x_at(p.tokens) + std::max(sums, sell4_x_bytes(w.cols, p.tokens));
+                .splits = parts};
+  const int64_t sums = int64_t{128} * p.tokens * warps * parts;
+  const int64_t x = sell4_x_bytes(w.cols, p.tokens);
+  p.stage_bytes = parts > 1 ? static_cast<int32_t>(x) : 0;
+  p.shared_bytes = sell4_x_at(p.tokens) + std::max(sums + p.stage_bytes, x);
   return p;
 }
 
@@ -26,21 +28,31 @@ Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, Sp
     return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %d for sell4 weights",
                  static_cast<long long>(m), kSell4Tokens);
   }
-  // As many warps as the device holds at 64 registers, each with two records or more: of the
-  // layouts timed on an H200 (bench/RESULTS.md) the best or within 6 % of it.
+  // As many warps as the device holds at 64 registers, each with two records or more, or with one
+  // at one token and where two blocks share a slice: of the layouts timed on an H200
+  // (bench/RESULTS.md) the best or within 6 % of it.
   const int64_t slices = sell4::slices(w.rows), records = w.record_bytes / sell4::kRecordBytes;
-  int32_t warps = 4;
-  while (2 * warps <= sell4_most_warps(sell4_tokens(m)) &&
-         slices * 2 * warps <= int64_t{device.sms} * kSmWarps && slices * 4 * warps <= records) {
-    warps *= 2;
-  }
-  *plan = lay_out_spmm_sell4(w, m, warps);
+  const auto plan_parts = [&](int32_t parts) {
+    const int64_t blocks = slices * parts, least = m == 1 || parts > 1 ? 1 : 2;
+    int32_t warps = 4;
+    while (2 * warps <= sell4_most_warps(sell4_tokens(m)) &&
+           blocks * 2 * warps <= int64_t{device.sms} * kSmWarps &&
+           blocks * 2 * warps * least <= records) {
+      warps *= 2;
+    }
+    return lay_out_spmm_sell4(w, m, warps, parts);
+  };
+  // Where slices would leave half of the device idle, two blocks share one.
+  const bool few = device.capability >= 90 && 2 * slices <= device.sms;
+  *plan = plan_parts(few ? 2 : 1);
+  if (few && plan->shared_bytes > device.shared_per_block) *plan = plan_parts(1);
   if (plan->shared_bytes <= device.shared_per_block) return {};
   return columns_do_not_fit(w, plan->tokens, device);
 }
 
 SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   const int64_t records = a.w.record_bytes / sell4::kRecordBytes;
+  const int64_t warps = int64_t{plan.blocks_n} * plan.splits * plan.warps_k;
   return {.records = static_cast<const uint8_t*>(a.w.records),
           .offsets = a.w.offsets,
           .row_of = a.w.offsets + plan.blocks_n + 1,
@@ -52,7 +64,9 @@ SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan
           .m = static_cast<int32_t>(a.m),
           .cols = static_cast<int32_t>(a.w.cols),
           .warps = plan.warps_k,
-          .prefetch = plan.tokens <= 2 && 2 * records <= int64_t{5} * plan.blocks_n * plan.warps_k,
+          .parts = plan.splits,
+          .sums_at = sell4_x_at(plan.tokens) + plan.stage_bytes,
+          .prefetch = plan.tokens <= 2 && 2 * records <= 5 * warps,
           .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
 }
 

@@ -13,11 +13,12 @@ Status launch_spmm_sell4(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const C
   const auto start = [&]<int kTokens>(std::integral_constant<int, kTokens>) {
     return launch_wide<&spmm_sell4<Sell4Config<kType, kTokens>>>(
         "spmm", device, device.shared_per_block,
-        {.grid = dim3(plan.blocks_n),
+        {.grid = dim3(plan.blocks_n * plan.splits),
          .threads = static_cast<uint32_t>(32 * plan.warps_k),
          .shared_bytes = static_cast<size_t>(plan.shared_bytes),
          .early = device.capability >= 90 && a.w.settled,
-         .stream = stream},
+         .stream = stream,
+         .cluster = static_cast<uint32_t>(plan.splits)},
         spmm_sell4_params(a, plan));
   };
   return with_constant<1, 2, 4, 8>(plan.tokens, start);

@@ -95,13 +95,13 @@ TEST(Sell4, PackRefusesWhatItCannotSay) {
 
 class SpmmSell4 : public testing::TestWithParam<SimRow> {
  protected:
-  void expect_right(Problem p, int32_t warps) {
+  void expect_right(Problem p, int32_t warps, int32_t parts = 1) {
     p.dtype = GetParam().dtype;
     p.format = GetParam().format;
     Case c(p);
     SpmmT16Plan plan;
     ASSERT_TRUE(plan_spmm_cuda(c.t16(), p.m, kH100, &plan).ok());
-    if (warps > 0) plan = lay_out_spmm_sell4(c.t16(), p.m, warps);
+    if (warps > 0) plan = lay_out_spmm_sell4(c.t16(), p.m, warps, parts);
     EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
         << "n " << p.n << ", k " << p.k << ", m " << p.m << ", sparsity " << p.sparsity << ", seed "
         << p.seed << ", " << plan.warps_k << " warps";
@@ -148,6 +148,11 @@ TEST_P(SpmmSell4, Layouts) {
   for (const int64_t m : {1, 2, 4, 8}) {
     for (const int32_t warps : {1, 2, 4, 8, 20}) {
       expect_right({.n = 70, .k = 1600, .m = m, .sparsity = 0.5, .seed = ++seed}, warps);
+      if (warps < 4) {  // as clusters
+        for (const int32_t parts : {2, 4}) {
+          expect_right({.n = 70, .k = 1600, .m = m, .sparsity = 0.5, .seed = ++seed}, warps, parts);
+        }
+      }
     }
   }
 }
@@ -210,6 +215,28 @@ TEST_P(SpmmSell4, SeededBugsAreNoticed) {
   EXPECT_EQ(noticed({}), 8) << "shared memory too small";
 }
 
+TEST_P(SpmmSell4, SeededBugsOfClustersAreNoticed) {
+  Case c({.n = 70,
+          .k = 1536,
+          .m = 2,
+          .sparsity = 0.4,
+          .dtype = GetParam().dtype,
+          .format = GetParam().format,
+          .seed = 72});
+  SpmmT16Plan plan = lay_out_spmm_sell4(c.t16(), 2, 4, 2);
+  const auto noticed = [&](sim::Faults faults) {
+    int count = 0;
+    for (uint64_t seed = 1; seed <= 8; ++seed) {
+      count += !run(GetParam(), c, plan, seed, faults).empty();
+    }
+    return count;
+  };
+  EXPECT_EQ(noticed({}), 0);
+  EXPECT_GT(noticed({.cluster = 1}), 0) << "before sums are read";
+  plan.shared_bytes -= 16;
+  EXPECT_EQ(noticed({}), 8) << "shared memory too small";
+}
+
 INSTANTIATE_TEST_SUITE_P(Rows, SpmmSell4, testing::ValuesIn(sell4_rows()),
                          [](const auto& info) { return std::string(info.param.name); });
 
@@ -231,6 +258,8 @@ TEST(PlanSell4, FitsEveryDeviceOrSaysWhyNot) {
         const Status planned = plan_spmm_cuda(w, m, device, &p);
         EXPECT_EQ(planned.ok(), p.shared_bytes <= device.shared_per_block) << n << " x " << k;
         EXPECT_EQ(p.blocks_n, sell4::slices(n));
+        const bool few = device.capability >= 90 && n <= 1024;  // half of the device, or less
+        EXPECT_EQ(p.splits, few ? 2 : 1) << n << " x " << k << ", " << device.capability;
         EXPECT_GE(p.tokens, m);
         EXPECT_LE(p.warps_k, sell4_most_warps(p.tokens));
       }
