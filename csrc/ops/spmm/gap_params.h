@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "format/gap.h"
-#include "ops/spmm/spmm_cuda.h"
+#include "ops/spmm/product_params.h"
 
 namespace tamis {
 
@@ -19,21 +19,12 @@ constexpr int32_t gap_x_at(int32_t warps, int32_t tokens) {
   return kGapSumsAt + 128 * warps * tokens;
 }
 
-struct SpmmGapParams {
-  const uint8_t* records;
-  const uint32_t* offsets;
-  const uint16_t* x;
-  const uint16_t* bias;
-  uint16_t* y;
-  uint32_t* tickets;  // [slices]
-  float* partial;     // [splits, slices, tokens, 32]
-  int64_t x_stride, y_stride;
-  int32_t cols, m;
-  int32_t slices, parts_log2;
-  int32_t warps, splits;  // of a block; blocks of a slice: warps * splits are its parts
-  uint32_t header_units;  // of a slice before its steps
-  uint32_t x_at;          // in shared memory
-  bool x_aligned;         // rows of x start at multiples of 16 bytes
+// tickets [slices], partial [splits, slices, tokens, 32].
+struct SpmmGapParams : ProductParams {
+  int32_t slices = 0, parts_log2 = 0;
+  int32_t warps = 0, splits = 0;  // of a block; blocks of a slice: warps * splits are its parts
+  uint32_t header_units = 0;      // of a slice before its steps
+  uint32_t x_at = 0;              // in shared memory
 };
 
 // The plan with that many warps a block, a divisor of the parts.

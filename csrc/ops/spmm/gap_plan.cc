@@ -34,25 +34,14 @@ Status plan_spmm_gap(const T16View& w, int64_t m, const CudaDevice& device, Spmm
 }
 
 SpmmGapParams spmm_gap_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
-  auto* workspace = static_cast<uint8_t*>(a.workspace);
-  return {.records = static_cast<const uint8_t*>(a.w.records),
-          .offsets = a.w.offsets,
-          .x = static_cast<const uint16_t*>(a.x),
-          .bias = static_cast<const uint16_t*>(a.bias),
-          .y = static_cast<uint16_t*>(a.y),
-          .tickets = reinterpret_cast<uint32_t*>(workspace),
-          .partial = reinterpret_cast<float*>(workspace + kWorkspaceTicketBytes),
-          .x_stride = a.x_stride,
-          .y_stride = a.y_stride,
-          .cols = static_cast<int32_t>(a.w.cols),
-          .m = static_cast<int32_t>(a.m),
-          .slices = plan.blocks_n,
-          .parts_log2 = std::countr_zero(static_cast<uint32_t>(a.w.parts)),
-          .warps = plan.warps_k,
-          .splits = plan.splits,
-          .header_units = static_cast<uint32_t>(gap::header_bytes(a.w.parts) / gap::kUnit),
-          .x_at = static_cast<uint32_t>(gap_x_at(plan.warps_k, plan.tokens)),
-          .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
+  SpmmGapParams p{product_params(a)};
+  p.slices = plan.blocks_n;
+  p.parts_log2 = std::countr_zero(static_cast<uint32_t>(a.w.parts));
+  p.warps = plan.warps_k;
+  p.splits = plan.splits;
+  p.header_units = static_cast<uint32_t>(gap::header_bytes(a.w.parts) / gap::kUnit);
+  p.x_at = static_cast<uint32_t>(gap_x_at(plan.warps_k, plan.tokens));
+  return p;
 }
 
 }  // namespace tamis

@@ -40,27 +40,15 @@ SpmmT16Plan lay_out_m24_group(const T16View& w, int64_t m, int32_t layout, int64
 
 M24GroupParams m24_group_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   const M24Layout& l = kM24Layouts[plan.layout];
-  const int64_t panels = output_tiles(a.w, a.m, l) * col_panels(a.w, l);
-  auto* workspace = static_cast<uint8_t*>(a.workspace);
-  return {.records = static_cast<const uint8_t*>(a.w.records),
-          .x = static_cast<const uint16_t*>(a.x),
-          .bias = static_cast<const uint16_t*>(a.bias),
-          .y = static_cast<uint16_t*>(a.y),
-          .tickets = reinterpret_cast<uint32_t*>(workspace),
-          .partial = reinterpret_cast<float*>(workspace + kTicketBytes),
-          .x_stride = a.x_stride,
-          .y_stride = a.y_stride,
-          .rows = static_cast<int32_t>(a.w.rows),
-          .cols = static_cast<int32_t>(a.w.cols),
-          .m = static_cast<int32_t>(a.m),
-          .row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows)),
-          .col_tiles = static_cast<int32_t>(t16::col_tiles(a.w.cols)),
-          .col_panels = static_cast<int32_t>(col_panels(a.w, l)),
-          .token_tiles = static_cast<int32_t>(ceil_div(a.m, l.tokens)),
-          .panels = static_cast<int32_t>(panels),
-          .blocks = plan.blocks_n * plan.splits,
-          .parts = plan.splits,
-          .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
+  M24GroupParams p{product_params(a)};
+  p.row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows));
+  p.col_tiles = static_cast<int32_t>(t16::col_tiles(a.w.cols));
+  p.col_panels = static_cast<int32_t>(col_panels(a.w, l));
+  p.token_tiles = static_cast<int32_t>(ceil_div(a.m, l.tokens));
+  p.panels = static_cast<int32_t>(output_tiles(a.w, a.m, l) * col_panels(a.w, l));
+  p.blocks = plan.blocks_n * plan.splits;
+  p.parts = plan.splits;
+  return p;
 }
 
 Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {

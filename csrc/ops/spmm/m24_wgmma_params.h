@@ -6,25 +6,17 @@
 #include <span>
 
 #include "format/m24.h"
-#include "ops/spmm/spmm_cuda.h"
+#include "ops/spmm/product_params.h"
 
 namespace tamis {
 
-struct M24GroupParams {
-  const uint8_t* records;
-  const uint16_t* x;
-  const uint16_t* bias;
-  uint16_t* y;
-  uint32_t* tickets;  // [output tiles]
-  float* partial;     // [blocks, 2, tokens of an output tile / 8, threads, 4]
-  int64_t x_stride, y_stride;
-  int32_t rows, cols, m;
-  int32_t row_tiles, col_tiles;  // records
-  int32_t col_panels;            // panels of an output tile
-  int32_t token_tiles;           // output tiles over tokens; over rows they are further apart
-  int32_t panels, blocks;        // panels of all output tiles, and how many blocks share them
-  int32_t parts;                 // blocks of an output tile, a cluster; 1: they share as it comes
-  bool x_aligned;                // rows of x start at multiples of 16 bytes
+// tickets [output tiles], partial [blocks, 2, tokens of an output tile / 8, threads, 4].
+struct M24GroupParams : ProductParams {
+  int32_t row_tiles = 0, col_tiles = 0;  // records
+  int32_t col_panels = 0;                // panels of an output tile
+  int32_t token_tiles = 0;         // output tiles over tokens; over rows they are further apart
+  int32_t panels = 0, blocks = 0;  // panels of all output tiles, and how many blocks share them
+  int32_t parts = 0;               // blocks of an output tile, a cluster; 1: they share as it comes
 };
 
 // One line of m24_layouts.def.

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "format/p24.h"
-#include "ops/spmm/spmm_cuda.h"
+#include "ops/spmm/product_params.h"
 
 namespace tamis {
 
@@ -17,20 +17,11 @@ inline constexpr int32_t kMaxP24Cluster = 8;  // blocks, which every device take
 inline constexpr int32_t kP24FlagAt = 0;
 inline constexpr int32_t kP24XAt = 16;
 
-struct SpmmP24Params {
-  const uint8_t* records;
-  const uint32_t* offsets;
-  const uint16_t* x;
-  const uint16_t* bias;
-  uint16_t* y;
-  uint32_t* tickets;  // [blocks of row tiles]
-  float* partial;     // [panels, row tiles, 4 * token tiles, 32]
-  int64_t x_stride, y_stride;
-  int32_t rows, cols, m;
-  int32_t row_tiles, panels, panel_cols;
-  int32_t block_tiles, warps;  // row tiles of a block; warps of a row tile
-  bool cluster;                // the panels of a row tile are
-  bool x_aligned;              // rows of x start at multiples of 16 bytes
+// tickets [blocks of row tiles], partial [panels, row tiles, 4 * token tiles, 32].
+struct SpmmP24Params : ProductParams {
+  int32_t row_tiles = 0, panels = 0, panel_cols = 0;
+  int32_t block_tiles = 0, warps = 0;  // row tiles of a block; warps of a row tile
+  bool cluster = false;                // the panels of a row tile are
 };
 
 // The plan with that many row tiles a block, and warps a row tile.

@@ -56,26 +56,14 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
 }
 
 SpmmP24Params spmm_p24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
-  auto* workspace = static_cast<uint8_t*>(a.workspace);
-  return {.records = static_cast<const uint8_t*>(a.w.records),
-          .offsets = a.w.offsets,
-          .x = static_cast<const uint16_t*>(a.x),
-          .bias = static_cast<const uint16_t*>(a.bias),
-          .y = static_cast<uint16_t*>(a.y),
-          .tickets = reinterpret_cast<uint32_t*>(workspace),
-          .partial = reinterpret_cast<float*>(workspace + kWorkspaceTicketBytes),
-          .x_stride = a.x_stride,
-          .y_stride = a.y_stride,
-          .rows = static_cast<int32_t>(a.w.rows),
-          .cols = static_cast<int32_t>(a.w.cols),
-          .m = static_cast<int32_t>(a.m),
-          .row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows)),
-          .panels = a.w.parts,
-          .panel_cols = static_cast<int32_t>(p24::panel_cols(a.w.cols, a.w.parts)),
-          .block_tiles = plan.warps_n,
-          .warps = plan.warps_k,
-          .cluster = plan.cluster,
-          .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
+  SpmmP24Params p{product_params(a)};
+  p.row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows));
+  p.panels = a.w.parts;
+  p.panel_cols = static_cast<int32_t>(p24::panel_cols(a.w.cols, a.w.parts));
+  p.block_tiles = plan.warps_n;
+  p.warps = plan.warps_k;
+  p.cluster = plan.cluster;
+  return p;
 }
 
 }  // namespace tamis

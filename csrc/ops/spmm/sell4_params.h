@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "format/sell4.h"
-#include "ops/spmm/spmm_cuda.h"
+#include "ops/spmm/product_params.h"
 
 namespace tamis {
 
@@ -30,20 +30,12 @@ constexpr int64_t sell4_x_bytes(int64_t cols, int32_t tokens) {
   return 256 * tokens * ceil_div(cols, sell4::kBanks * sell4::kUnitColumns);
 }
 
-struct SpmmSell4Params {
-  const uint8_t* records;
-  const uint32_t* offsets;
-  const uint32_t* row_of;  // [slices, 32]
-  const uint16_t* x;
-  const uint16_t* bias;
-  uint16_t* y;
-  int64_t x_stride, y_stride;
-  int32_t m, cols;
-  int32_t warps;    // of a block
-  int32_t parts;    // blocks of a slice, a cluster
-  int32_t sums_at;  // sums of the cluster's warps
-  bool prefetch;    // into the L2 cache all records that a warp takes later
-  bool x_aligned;   // rows of x start at multiples of 16 bytes
+struct SpmmSell4Params : ProductParams {
+  const uint32_t* row_of = nullptr;  // [slices, 32]
+  int32_t warps = 0;                 // of a block
+  int32_t parts = 0;                 // blocks of a slice, a cluster
+  int32_t sums_at = 0;               // sums of the cluster's warps
+  bool prefetch = false;             // into the L2 cache all records that a warp takes later
 };
 
 // The plan with that many warps a block.

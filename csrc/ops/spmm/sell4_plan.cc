@@ -53,21 +53,13 @@ Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, Sp
 SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   const int64_t records = a.w.record_bytes / sell4::kRecordBytes;
   const int64_t warps = int64_t{plan.blocks_n} * plan.splits * plan.warps_k;
-  return {.records = static_cast<const uint8_t*>(a.w.records),
-          .offsets = a.w.offsets,
-          .row_of = a.w.offsets + plan.blocks_n + 1,
-          .x = static_cast<const uint16_t*>(a.x),
-          .bias = static_cast<const uint16_t*>(a.bias),
-          .y = static_cast<uint16_t*>(a.y),
-          .x_stride = a.x_stride,
-          .y_stride = a.y_stride,
-          .m = static_cast<int32_t>(a.m),
-          .cols = static_cast<int32_t>(a.w.cols),
-          .warps = plan.warps_k,
-          .parts = plan.splits,
-          .sums_at = sell4_x_at(plan.tokens) + plan.stage_bytes,
-          .prefetch = plan.tokens <= 2 && 2 * records <= 5 * warps,
-          .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
+  SpmmSell4Params p{product_params(a)};
+  p.row_of = a.w.offsets + plan.blocks_n + 1;
+  p.warps = plan.warps_k;
+  p.parts = plan.splits;
+  p.sums_at = sell4_x_at(plan.tokens) + plan.stage_bytes;
+  p.prefetch = plan.tokens <= 2 && 2 * records <= 5 * warps;
+  return p;
 }
 
 ExpandSell4Params expand_sell4_params(const T16View& w, void* out, int64_t out_stride) {

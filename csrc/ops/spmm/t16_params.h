@@ -7,8 +7,8 @@
 #include "format/m24i4.h"
 #include "format/m24i8.h"
 #include "format/t16i8.h"
+#include "ops/spmm/product_params.h"
 #include "ops/spmm/spmm.h"
-#include "ops/spmm/spmm_cuda.h"
 
 namespace tamis {
 
@@ -29,20 +29,11 @@ static_assert(kXAt % 16 == 0, "x is copied in 16 bytes");
 inline constexpr int64_t kMaxTickets = kWorkspaceTickets;
 inline constexpr int64_t kTicketBytes = kWorkspaceTicketBytes;
 
-struct SpmmT16Params {
-  const uint8_t* records;
-  const uint32_t* offsets;
-  const uint16_t* x;
-  const uint16_t* bias;
-  uint16_t* y;
-  uint32_t* tickets;  // [blocks_n]
-  float* partial;     // [splits, row tiles, accumulators, 32]
-  int64_t x_stride, y_stride;
-  int32_t rows, cols, m;
-  int32_t row_tiles, col_tiles;
-  int32_t warps_k, splits;
-  int32_t x_pitch_bytes, stage_bytes;
-  bool x_aligned;  // rows of x start at multiples of 16 bytes
+// tickets [blocks_n], partial [splits, row tiles, accumulators, 32].
+struct SpmmT16Params : ProductParams {
+  int32_t row_tiles = 0, col_tiles = 0;
+  int32_t warps_k = 0, splits = 0;
+  int32_t x_pitch_bytes = 0, stage_bytes = 0;
 };
 
 // The plan with that layout: 1, 2, 4 or 8 warps of a block and 1 to column tiles blocks over k.

@@ -241,26 +241,14 @@ Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, Spmm
 }
 
 SpmmT16Params spmm_t16_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
-  auto* workspace = static_cast<uint8_t*>(a.workspace);
-  return {.records = static_cast<const uint8_t*>(a.w.records),
-          .offsets = a.w.offsets,
-          .x = static_cast<const uint16_t*>(a.x),
-          .bias = static_cast<const uint16_t*>(a.bias),
-          .y = static_cast<uint16_t*>(a.y),
-          .tickets = reinterpret_cast<uint32_t*>(workspace),
-          .partial = reinterpret_cast<float*>(workspace + kTicketBytes),
-          .x_stride = a.x_stride,
-          .y_stride = a.y_stride,
-          .rows = static_cast<int32_t>(a.w.rows),
-          .cols = static_cast<int32_t>(a.w.cols),
-          .m = static_cast<int32_t>(a.m),
-          .row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows)),
-          .col_tiles = static_cast<int32_t>(t16::col_tiles(a.w.cols)),
-          .warps_k = plan.warps_k,
-          .splits = plan.splits,
-          .x_pitch_bytes = plan.x_pitch_bytes,
-          .stage_bytes = plan.stage_bytes,
-          .x_aligned = rows_aligned(a.x, a.m, a.x_stride)};
+  SpmmT16Params p{product_params(a)};
+  p.row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows));
+  p.col_tiles = static_cast<int32_t>(t16::col_tiles(a.w.cols));
+  p.warps_k = plan.warps_k;
+  p.splits = plan.splits;
+  p.x_pitch_bytes = plan.x_pitch_bytes;
+  p.stage_bytes = plan.stage_bytes;
+  return p;
 }
 
 SpmmI8Params spmm_i8_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
