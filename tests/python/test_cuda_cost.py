@@ -73,6 +73,16 @@ def test_few_tokens_read_streams_where_that_is_faster() -> None:
 
 
 @pytest.mark.usefixtures("h200")
+@pytest.mark.parametrize("shape", [(4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336)])
+def test_a_mask_of_2_of_4_is_stored_as_such(shape: tuple[int, int]) -> None:
+    """As a bitmap it would be multiplied like any mask, and from 17 tokens on slower than dense."""
+    half = shape[0] * shape[1] // 2
+    pairs = Layout("nm", *shape, "bf16", keep=2, of=4)
+    found = cost.fastest([(Layout("bitmap", *shape, "bf16"), half), (pairs, half)], device=0)
+    assert found == (pairs, half)
+
+
+@pytest.mark.usefixtures("h200")
 def test_few_tokens_of_codes_have_a_form_of_their_own() -> None:
     codes = Layout("groupq", N, K, "u4", group_size=16)
     assert [cuda_cost.form_for(codes, HALF, m, 0) for m in (1, 4, 9, 64)] == ["sell4"] * 2 + [

@@ -56,6 +56,7 @@ RATES = {
 START = {
     "gap": 0.7,
     "p24": 0.9,
+    "m24": 0.75,
     "sell4": 0.85,
 }  # of the start: no ring to fill, and x alone is waited for
 WRITTEN = 0.8  # of that rate, where a weight is read and written out
