@@ -128,6 +128,23 @@ void select(int32_t device, uintptr_t stream, int64_t heads, int64_t units, uint
   raise_if_error(cuda_library().kv_select(args, cuda_device(device), address<void>(stream)));
 }
 
+// What is chosen of units that the same call scores.
+KvSelectArgs chosen_args(const KvEstimateArgs& scores, int64_t k, uintptr_t budget, int64_t sink,
+                         int64_t recent, int64_t page, uintptr_t begin, uintptr_t index,
+                         int64_t index_stride, uintptr_t count) {
+  return {.heads = scores.batch * scores.kv_heads,
+          .units = scores.units.units,
+          .budget = address<const int32_t>(budget),
+          .k = k,
+          .sink = sink,
+          .recent = recent,
+          .page = page,
+          .begin = address<const int32_t>(begin),
+          .index = address<int32_t>(index),
+          .index_stride = index_stride,
+          .count = address<int32_t>(count)};
+}
+
 // Whether it was launched; nothing happens where no kernel takes both in one launch.
 bool choose(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q,
             const KvUnits& units, int64_t k, uintptr_t budget, int64_t sink, int64_t recent,
@@ -136,16 +153,8 @@ bool choose(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t 
   const KvEstimateArgs scores = estimate_args(dtype, shape, q, scale, units, true, begin, 0);
   const CudaDevice& facts = cuda_device(device);
   if (!cuda_library().choose_fits(scores, facts)) return false;
-  const KvSelectArgs args{.heads = scores.batch * scores.kv_heads,
-                          .units = units.units,
-                          .budget = address<const int32_t>(budget),
-                          .k = k,
-                          .sink = sink,
-                          .recent = recent,
-                          .begin = address<const int32_t>(begin),
-                          .index = address<int32_t>(index),
-                          .index_stride = index_stride,
-                          .count = address<int32_t>(count)};
+  const KvSelectArgs args =
+      chosen_args(scores, k, budget, sink, recent, 1, begin, index, index_stride, count);
   raise_if_error(cuda_library().kv_choose(scores, args, facts, address<void>(stream)));
   return true;
 }
@@ -159,17 +168,8 @@ int64_t choose_rows(int32_t device, uintptr_t stream, int dtype, Shape shape, ui
   const KvEstimateArgs scores = estimate_args(dtype, shape, q, scale, units, false, begin, 0);
   const int64_t wanted = cuda_library().choose_rows_workspace(scores);
   if (wanted > workspace_bytes) return wanted;
-  const KvSelectArgs args{.heads = scores.batch * scores.kv_heads,
-                          .units = units.units,
-                          .budget = address<const int32_t>(budget),
-                          .k = k,
-                          .sink = sink,
-                          .recent = recent,
-                          .page = page,
-                          .begin = address<const int32_t>(begin),
-                          .index = address<int32_t>(index),
-                          .index_stride = index_stride,
-                          .count = address<int32_t>(count)};
+  const KvSelectArgs args =
+      chosen_args(scores, k, budget, sink, recent, page, begin, index, index_stride, count);
   raise_if_error(cuda_library().kv_choose_rows(scores, args, address<void>(workspace),
                                                workspace_bytes, cuda_device(device),
                                                address<void>(stream)));

@@ -18,8 +18,9 @@ SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, i
   const int64_t x = p24::panel_cols(w.cols, w.parts) * p24::kColumnBytes * p.token_tiles;
   p.shared_bytes = kP24XAt + std::max(x, sums * block_tiles * warps);
   p.cluster = cluster;
-  if (p.splits > 1 && !cluster)
+  if (p.splits > 1 && !cluster) {
     p.workspace_bytes = kWorkspaceTicketBytes + sums * p.splits * row_tiles;
+  }
   return p;
 }
 

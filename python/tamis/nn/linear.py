@@ -115,7 +115,7 @@ class SparseLinear(nn.Module):
     quantization does: 8 bits and one step per token and 256 inputs. An element then errs by at most
     1/254 of the largest of its 256; a NaN or Inf in a token makes its whole output NaN. groupq does
     so where the CPU has VNNI, from three tokens on; for one or two x stays as it is, but for u4 on
-    AMD's (Zen 4 and later).
+    AMD's (Zen 4 and later), and so does bf16 of many tokens where BF16 multiplies it faster.
 
     Args:
         layout: Format, shape and value dtype.

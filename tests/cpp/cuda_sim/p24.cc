@@ -93,12 +93,8 @@ TEST_P(SpmmP24, SeededBugsOfClustersAreNoticed) {
           .parts = 2,
           .seed = 54});
   SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 9, 2, 2, true);
-  const auto noticed = [&](sim::Faults faults) {
-    int count = 0;
-    for (uint64_t seed = 1; seed <= 8; ++seed) {
-      count += !run(GetParam(), c, plan, seed, faults).empty();
-    }
-    return count;
+  const auto noticed = [&](const sim::Faults& faults) {
+    return test::noticed(GetParam(), c, plan, faults);
   };
   EXPECT_EQ(noticed({}), 0);
   for (const int i : {0, 1, 2}) EXPECT_GT(noticed({.barrier = i}), 0) << "no barrier " << i;
@@ -142,12 +138,8 @@ TEST_P(SpmmP24, SeededBugsAreNoticed) {
           .format = GetParam().format,
           .parts = 2});
   const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 6, 2, 3);
-  const auto noticed = [&](sim::Faults faults) {
-    int count = 0;
-    for (uint64_t seed = 1; seed <= 8; ++seed) {
-      count += run(GetParam(), c, plan, seed, faults).empty() ? 0 : 1;
-    }
-    return count;
+  const auto noticed = [&](const sim::Faults& faults) {
+    return test::noticed(GetParam(), c, plan, faults);
   };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.barrier = 0}), 0) << "after x was written";

@@ -341,4 +341,14 @@ inline std::string run_twice(const SimRow& row, Case& c, const SpmmT16Plan& plan
   return !wrong.empty() || same ? wrong : "two runs differ";
 }
 
+// How many of `seeds` orders of threads notice bugs put in on purpose.
+inline int noticed(const SimRow& row, Case& c, const SpmmT16Plan& plan, const sim::Faults& faults,
+                   uint64_t seeds = 8) {
+  int count = 0;
+  for (uint64_t seed = 1; seed <= seeds; ++seed) {
+    count += run(row, c, plan, seed, faults).empty() ? 0 : 1;
+  }
+  return count;
+}
+
 }  // namespace tamis::test

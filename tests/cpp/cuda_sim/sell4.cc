@@ -197,12 +197,8 @@ TEST_P(SpmmSell4, SeededBugsAreNoticed) {
           .format = GetParam().format,
           .seed = 71});
   SpmmT16Plan plan = lay_out_spmm_sell4(c.t16(), 2, 8);
-  const auto noticed = [&](sim::Faults faults) {
-    int count = 0;
-    for (uint64_t seed = 1; seed <= 8; ++seed) {
-      count += run(GetParam(), c, plan, seed, faults).empty() ? 0 : 1;
-    }
-    return count;
+  const auto noticed = [&](const sim::Faults& faults) {
+    return test::noticed(GetParam(), c, plan, faults);
   };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.barrier = 0}), 0) << "before x and the largest of it are read";
@@ -224,12 +220,8 @@ TEST_P(SpmmSell4, SeededBugsOfClustersAreNoticed) {
           .format = GetParam().format,
           .seed = 72});
   SpmmT16Plan plan = lay_out_spmm_sell4(c.t16(), 2, 4, 2);
-  const auto noticed = [&](sim::Faults faults) {
-    int count = 0;
-    for (uint64_t seed = 1; seed <= 8; ++seed) {
-      count += !run(GetParam(), c, plan, seed, faults).empty();
-    }
-    return count;
+  const auto noticed = [&](const sim::Faults& faults) {
+    return test::noticed(GetParam(), c, plan, faults);
   };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.cluster = 1}), 0) << "before sums are read";
