@@ -64,7 +64,7 @@ def form(name: str) -> str:
 
 
 def tiles() -> list[Tile]:
-    """t16: bytes and wavefronts as counted over random records (bench/RESULTS.md, GPU)."""
+    """t16: bytes and wavefronts as counted over random records (bench/results/gpu.md)."""
     found = []
     for density, waves in ((0.5, 62), (0.3, 55), (0.2, 55)):
         found.append(

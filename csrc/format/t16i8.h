@@ -13,7 +13,7 @@
 // its codes belong to lanes before l, units the record's length in 16 bytes. So a lane finds up to
 // eight codes of a run in three words, which at half density lie in other banks than other lanes'.
 // A prefix sum over the lanes instead of `before` saves 128 bytes and costs 16 instructions that
-// wait for each other (bench/RESULTS.md).
+// wait for each other (bench/results/gpu.md).
 //
 // Rows and columns beyond the matrix have no bits. Explicit zeros are kept.
 // Bytes: kept + 272 per tile + 8 on average to align = d + 0.273 per weight.

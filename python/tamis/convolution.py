@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tamis.recipe import Pattern, PruneRecipe
 
 # Kept share up to which a convolution is stored compressed: above it torch's own, which multiplies
-# at nearly the peak, is as fast (bench/RESULTS.md).
+# at nearly the peak, is as fast (bench/results/convolutions.md).
 CONV_DENSITY = {"csr": 0.35, "block": 0.75}
 
 

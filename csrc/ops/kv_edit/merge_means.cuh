@@ -2,7 +2,7 @@
 // up one kept token's keys or values: its block looks through who joined whom 2048 entries at a
 // time, and each warp takes its own in their order, four on their way at a time. Tried: a warp that
 // looks through the list alone spends ten times the instructions; loads behind a branch for each
-// member take five times as long (bench/RESULTS.md).
+// member take five times as long (bench/results/gpu.md).
 #pragma once
 
 #include "ops/kv_edit/merge.cuh"

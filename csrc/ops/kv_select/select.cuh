@@ -8,7 +8,7 @@
 // that a warp counts at; exponents do not, log weights of a long context mostly share one (41 us
 // for 32768 units on an H200 with the radix alone). NaN counts as -inf; -0 equals +0. Tried: scores
 // in shared memory, 110 instructions a score in all, 21 us; unrolled writes of pages, 14000
-// instructions, 21 us too (bench/RESULTS.md).
+// instructions, 21 us too (bench/results/gpu.md).
 #pragma once
 
 #include "base/cuda/dev.h"

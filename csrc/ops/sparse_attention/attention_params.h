@@ -21,7 +21,7 @@ static_assert(kAttentionRingAt % 16 == 0, "rings are copied in 16 bytes");
 
 // Units that a warp has on their way, warps of a block, blocks that registers leave an SM room for,
 // and blocks that a call is planned for: of pages of 32 tokens in 4 bits eight warps an SM read
-// faster than sixteen, and leave half as many parts to add up (bench/RESULTS.md).
+// faster than sixteen, and leave half as many parts to add up (bench/results/gpu.md).
 constexpr int page_stages(int bits, int tokens) {
   return bits == 2 && tokens == 32 ? 4 : 2;
 }

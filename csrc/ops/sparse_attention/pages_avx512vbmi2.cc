@@ -7,7 +7,7 @@
 // integer sums run through it. Factors are folded a page ahead of their products.
 // Bound: a page of 32 tokens, d = 128, four rows, 4 bits: 1024 vpdpbusd and 192 shifts and masks at
 // two a cycle, 0.20 of 0.33 us on Emerald Rapids; at one product a cycle 0.28 of 0.41 on Zen 4; the
-// others fold and round factors and take exponentials (bench/RESULTS.md).
+// others fold and round factors and take exponentials (bench/results/kv.md).
 // Error: of a factor up to 1.5 * 2^-15 of the largest |q| times the largest scale of its page, or
 // of the largest weight times the largest scale of its group: 2e-4 where bf16 has 6e-3.
 // Tried: values group by group over all pages of a block, their sums in registers: the same in

@@ -65,7 +65,7 @@ Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, Spm
   const int64_t most = std::max<int64_t>(col_panels(w, l) / 2, 1);  // two panels a part at least
   // Parts of an output tile as a cluster, of all tiles as many as find room at once: clusters need
   // it side by side, so a seventh of the device is left, and where a block fills an SM seven are
-  // too many. Timed on an H200 (bench/RESULTS.md).
+  // too many. Timed on an H200 (bench/results/gpu.md).
   const int64_t room = int64_t{device.sms} * l.blocks * 17 / 20;
   const int64_t parts = std::min({room / tiles, most, int64_t{l.blocks > 1 ? kMostParts : 6}});
   // Few tokens leave small sums, which may as well meet in memory where clusters would not fill it.

@@ -13,7 +13,7 @@
 // begin before the kernel before it ends, it needs weights which that kernel did not write. Tail:
 // records beyond the last column are two zeros of every four, x there is zero; rows and tokens
 // beyond the end are not written. Tried: a fence of products for each record behind branches, where
-// it waits for all loads (bench/RESULTS.md, H200). After: Osama et al. 2023 (Stream-K).
+// it waits for all loads (bench/results/gpu.md, H200). After: Osama et al. 2023 (Stream-K).
 #pragma once
 
 #include "base/cuda/dev.h"

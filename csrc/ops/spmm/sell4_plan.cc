@@ -30,7 +30,7 @@ Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, Sp
   }
   // As many warps as the device holds at 64 registers, each with two records or more, or with one
   // at one token and where two blocks share a slice: of the layouts timed on an H200
-  // (bench/RESULTS.md) the best or within 6 % of it.
+  // (bench/results/gpu.md) the best or within 6 % of it.
   const int64_t slices = sell4::slices(w.rows), records = w.record_bytes / sell4::kRecordBytes;
   const auto plan_parts = [&](int32_t parts) {
     const int64_t blocks = slices * parts, least = m == 1 || parts > 1 ? 1 : 2;

@@ -39,8 +39,8 @@ int64_t most_group_tokens(const T16View& w, const CudaDevice& device) {
 }
 
 // t16: fitted to 1150 times on an H100 (four shapes of Llama-3-8B, three densities, 1 and 16
-// tokens, every layout; bench/RESULTS.md): what is chosen takes 3 % more than the best layout on
-// average, and 12 % more at worst. m24 and g4 with it, but for what a record takes. m24i8 and
+// tokens, every layout; bench/results/gpu.md): what is chosen takes 3 % more than the best layout
+// on average, and 12 % more at worst. m24 and g4 with it, but for what a record takes. m24i8 and
 // t16i8: each to 800 times on an H200 (the same shapes, 1, 8, 16 and 32 tokens), 1 and 2 % more on
 // average, 5 and 15 at worst; not what the parts really take. m24i8's codes: with 178, as fitted
 // there, 4 tokens got blocks of all columns, which took 1.1 to 1.4 times as long as the best.

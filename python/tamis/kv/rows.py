@@ -105,7 +105,7 @@ def reserve(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Memory straight from the system where it is large: the heap would keep what is given back.
 
     Huge pages where it is larger still: fetching ahead does not wait for walks of the page tables,
-    which a virtual machine makes long (bench/RESULTS.md, KV caches).
+    which a virtual machine makes long (bench/results/kv.md).
     """
     nbytes = math.prod(shape) * like.element_size()
     if nbytes < _MAPPED or not like.is_cpu:

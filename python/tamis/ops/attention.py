@@ -221,7 +221,7 @@ def left_to_torch(q: Tensor, segments: Sequence[Segment], softcap: float) -> boo
     """Whether torch's SDPA is the faster kernel.
 
     It is on a CUDA device, for all tokens of dense keys and values (12 to 23 % on H100 and H200;
-    bench/RESULTS.md).
+    bench/results/gpu.md).
     """
     if not q.is_cuda or softcap or len(segments) != 1:
         return False

@@ -18,7 +18,7 @@ TOKENS = 8
 
 DECODED = 1
 """Tokens for which layers leave weights out: with four the union of what they need is nearly all, and
-torch's dense products are as fast or faster (bench/RESULTS.md)."""
+torch's dense products are as fast or faster (bench/results/gpu.md)."""
 
 _LARGEST = 1 << 15  # inputs of one token that shared memory holds
 

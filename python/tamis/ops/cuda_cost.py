@@ -4,7 +4,7 @@ A weight is read in records of 16 x 64, in gap's steps of 32 x 8 entries, sell4'
 p24's of groups of columns; a call takes a start, then for each record the larger of its bytes at the device's rate and what
 decoding and multiplying it takes, which grows in steps with the tokens. A dense call takes a start
 and its bytes. Fitted to every layout of the four shapes of Llama-3-8B on an H200, and to an H100's
-times of what ran there (bench/RESULTS.md, GPU; the rest is estimated); other devices are not
+times of what ran there (bench/results/gpu.md; the rest is estimated); other devices are not
 predicted.
 """
 
