@@ -12,12 +12,13 @@ JOBS ?= $(shell nproc)
 
 ARM := $(BUILD)-neon
 
-.PHONY: help demo test test-cpp test-python test-neon test-simde wheel-aarch64 build bench lint format clean
+.PHONY: help demo test test-cpp test-python test-neon test-simde test-sanitize wheel-aarch64 build bench lint format clean
 help:
 	@echo "make demo   prune SmolLM2-135M three ways, measure, compare, write out/report.html"
 	@echo "make test   C++ and Python tests"
 	@echo "make test-neon  the C++ tests on emulated AArch64 processors"
 	@echo "make test-simde     the NEON kernels on this processor, under sanitizers"
+	@echo "make test-sanitize  the C++ tests on this processor, under sanitizers"
 	@echo "make wheel-aarch64  a wheel for AArch64, tried on an emulated processor"
 	@echo "make bench  kernel and end-to-end benchmarks"
 	@echo "make lint   clang-format, clang-tidy, ruff, mypy"
@@ -64,6 +65,16 @@ test-simde: $(VENV)/.dev
 	$(VENV)/bin/cmake --build $(SIMDE) --target $(SIMDE_TESTS)
 	cd $(SIMDE) && for test in $(SIMDE_TESTS); do TAMIS_CASES_ONE_OF=97 tests/cpp/$$test --gtest_brief=1 || exit 1; done
 
+# The C++ tests of this processor's kernels under the same sanitizers.
+SANITIZE := $(BUILD)-sanitize
+test-sanitize: $(VENV)/.dev
+	@echo "== sanitizers"
+	. ./.ci/packages && packages libgtest-dev
+	$(VENV)/bin/cmake -S . -B $(SANITIZE) -G Ninja -DTAMIS_SANITIZE=ON -DTAMIS_TESTS=ON -DTAMIS_CUDA=OFF \
+	  -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja --log-level=WARNING
+	$(VENV)/bin/cmake --build $(SANITIZE)
+	TAMIS_CASES_ONE_OF=13 $(VENV)/bin/ctest --test-dir $(SANITIZE) --output-on-failure --parallel $(JOBS)
+
 # A wheel for CPython 3.11 on AArch64 by the cross compiler and Debian's headers, then imported and
 # used under qemu by Debian's Python.
 ARM_ROOT := $(abspath $(ARM)-root)
@@ -107,7 +118,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf build build-neon build-neon-root build-simde out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build build-neon build-neon-root build-simde build-sanitize out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Setting up. A stamp file remembers each step.
 

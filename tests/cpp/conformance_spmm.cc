@@ -353,6 +353,8 @@ TEST_P(Kernel, ManyTokens) {
   if (groups) run({row, 7, 9, 576, 0.9, true, false, 3});      // so few that offsets go one by one
   if (groups) run({row, 5, 3, 16 * 1100, 0.3, true, false, 5});  // more than are decoded at once
   run({row, 16, 12, 2048, 0.7, true, false, 4});
+  // Blocks of 15 rows: passes of 256 begin within one.
+  if (row.format == Format::block) run({row, 150, 1050, 96, 0.5, true, false, 3});
   // More tokens than share an expansion, and more of x than is held at once.
   const int64_t k = groups ? 1312 : 1300;
   if (row.tile_m > 64) run({row, row.tile_m + 18, 70, k, 0.5, true, false, 5});

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -102,7 +101,8 @@ struct PackedTiles {
         return gap::pack(a, parts, offsets->data(), records->data());
       case PackedFormat::p24:
         std::copy(groups.offsets.begin(), groups.offsets.end(), offsets->data());
-        std::memcpy(records->data(), groups.records.data(), groups.records.size());
+        std::copy(groups.records.begin(), groups.records.end(),
+                  reinterpret_cast<uint8_t*>(records->data()));
         return {};
       case PackedFormat::m24:
         return m24::pack(a, records->data());
