@@ -129,9 +129,10 @@ struct GroupRows {
     const bool next = word == all;
     if (next && row + kGroupRows >= w.rows) return;
     const int64_t group = next ? w.row_offsets[row + kGroupRows] : at[row - row_begin];
-    const int64_t groups = w.nnz / G * words / (w.rows * all);
-    fetch_to_l2(static_cast<const uint8_t*>(w.values) + group * kBytes, groups * kBytes);
+    const int64_t groups = w.nnz / G * words / (w.rows * all), of_mask = mask_words(w.cols / G);
+    fetch_to_l2(static_cast<const uint8_t*>(w.values) + group * kBytes, groups * kBytes + 64);
     fetch_to_l2(w.group_scales + 2 * group, groups * 4);
+    if (next) fetch_to_l2(w.mask + (row + kGroupRows) * of_mask, of_mask * 8);
   }
 };
 

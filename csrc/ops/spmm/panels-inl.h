@@ -18,8 +18,9 @@
 // Tail: rows past the last are zeros on the stack; values are never read past nnz.
 //
 // Cost, Zen 4: products at one a cycle, 59 (f32) or 118 (pairs) GMAC/s at 3.7 GHz, of which the
-// loop reaches 98 %; 64 columns of a row 15 cycles to expand in cache, 30 cold, that is 4 % of the
-// products of 512 tokens and pairs; y 0.4 a sum (in squares of 16, by shuffles of whole registers).
+// loop reaches 98 %; 64 columns of a row 13 cycles to expand in cache, 18 cold (30 where the last
+// line of a row's values and masks was not fetched), that is 2 % of the products of 512 tokens and
+// pairs; y 0.4 a sum (in squares of 16, by shuffles of whole registers).
 // Tried: rows whole, tokens in blocks whose x stays in L2: weights expanded for every 96 tokens,
 // 0.81 of the peak for 0.90 now; fetching some lines with every 16 units: no change; nothing
 // fetched: 6 % slower at 64 tokens; blocks of 192 or 288 units, 96 rows, 256 tokens: 0 to 2 %.
@@ -249,9 +250,12 @@ struct Expander {
 
 inline constexpr int kFetchToL2 = 2;
 
+// All lines of [p, p + bytes).
 TAMIS_INLINE void fetch_to_l2(const void* p, int64_t bytes) {
-  for (int64_t b = 0; b < bytes; b += 64) {
-    __builtin_prefetch(static_cast<const char*>(p) + b, 0, kFetchToL2);
+  const auto at = reinterpret_cast<uintptr_t>(p);
+  for (uintptr_t line = at & ~uintptr_t{63}; line < at + static_cast<uintptr_t>(bytes);
+       line += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(line), 0, kFetchToL2);
   }
 }
 
@@ -369,8 +373,8 @@ struct PanelRows {
     expander.expand(word, words, out);
     for (int r = 0; r < expander.count; ++r) of_rows[r] = expander.at[r];
   }
-  // What `words` words from `word` on usually need of the row, or past its end of the row that the
-  // next group has in its place, into L2.
+  // What `words` words from `word` on need of the row, or past its end of the row that the next
+  // group has in its place, into L2: their masks, and as many values as usual and a line.
   TAMIS_INLINE void fetch(int64_t row, int64_t word, int64_t words) const {
     const int64_t all = mask_words(w.cols);
     const bool next = word == all;
@@ -378,8 +382,10 @@ struct PanelRows {
     const auto* p = static_cast<const typename Unit::W*>(w.values) +
                     (next ? starts.row_values(row + kGroupRows) : at[row - row_begin]);
     const int64_t bytes = w.nnz * words / (w.rows * all) * static_cast<int64_t>(sizeof *p);
-    fetch_to_l2(p, bytes);
-    if (w.mask) fetch_to_l2(w.mask + (next ? (row + kGroupRows) * all : row * all + word), 1);
+    fetch_to_l2(p, bytes + 64);
+    if (w.mask) {
+      fetch_to_l2(w.mask + (next ? (row + kGroupRows) * all : row * all + word), words * 8);
+    }
   }
 };
 
