@@ -358,6 +358,10 @@ TEST_P(Kernel, ManyTokens) {
   // More tokens than share an expansion, and more of x than is held at once.
   const int64_t k = groups ? 1312 : 1300;
   if (row.tile_m > 64) run({row, row.tile_m + 18, 70, k, 0.5, true, false, 5});
+  // So much of x that more rows take turns over it.
+  if (row.tile_m == 512 && row.format == Format::bitmap && row.w_dtype == DType::f32) {
+    run({row, 530, 204, 4100, 0.5, false, false, 5});
+  }
   if (row.tile_m == 16) run({row, 16 * 17 + 3, 70, groups ? 4096 + 64 : 1300, 0.5, true, true, 5});
 }
 

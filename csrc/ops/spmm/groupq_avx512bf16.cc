@@ -127,12 +127,13 @@ struct GroupRows {
   TAMIS_INLINE void fetch(int64_t row, int64_t word, int64_t words) const {
     const int64_t all = mask_words(w.cols);
     const bool next = word == all;
-    if (next && row + kGroupRows >= w.rows) return;
-    const int64_t group = next ? w.row_offsets[row + kGroupRows] : at[row - row_begin];
+    const int64_t after = row + (row_end - row_begin);
+    if (next && after >= w.rows) return;
+    const int64_t group = next ? w.row_offsets[after] : at[row - row_begin];
     const int64_t groups = w.nnz / G * words / (w.rows * all), of_mask = mask_words(w.cols / G);
     fetch_to_l2(static_cast<const uint8_t*>(w.values) + group * kBytes, groups * kBytes + 64);
     fetch_to_l2(w.group_scales + 2 * group, groups * 4);
-    if (next) fetch_to_l2(w.mask + (row + kGroupRows) * of_mask, of_mask * 8);
+    if (next) fetch_to_l2(w.mask + after * of_mask, of_mask * 8);
   }
 };
 

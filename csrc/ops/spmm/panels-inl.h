@@ -10,8 +10,8 @@
 // are expanded to the stack, as rows; then each unit costs one load per panel and one product per
 // row and panel, whose weight is broadcast from L1. No sums across lanes.
 //
-// Memory: a block's x, 768 KB at most, stays in L2 for the kGroupRows rows that take turns over it,
-// and so do their sums. What a row needs of the next block is fetched into L2 behind its products.
+// Memory: a block's x, 768 KB at most, stays in L2 for the rows that take turns over it, and so do
+// their sums. What a row needs of the next block is fetched into L2 behind its products.
 //
 // Needs: mask bits past k clear (format check); x finite where w is zero, else the sum may be NaN.
 //
@@ -38,7 +38,7 @@ namespace {
 inline constexpr int64_t kLanes = simd::kLanes;
 inline constexpr int kPanelRows = kLanes == 16 ? 12 : 4;  // two panels: 24 or 8 accumulators
 inline constexpr int64_t kUnits = 384;                    // of a row on the stack
-inline constexpr int64_t kGroupRows = 48;                 // whose sums stay in L2
+inline constexpr int64_t kGroupRows = 96;                 // whose sums stay in L2, at most
 inline constexpr int64_t kMostTokens = 512;               // of these
 
 // x and w as f32, exact products.
@@ -83,6 +83,13 @@ int64_t units_of(const MatrixView& w) {
 template <class Unit>
 int64_t panels_bytes(const SpmmArgs& a) {
   return ceil_div(a.m, kLanes) * kLanes * units_of<Unit>(a.w) * 4;
+}
+
+// Rows that take turns over a block of x: more where x comes from memory each time.
+template <class Unit>
+int64_t group_rows(const SpmmArgs& a) {
+  constexpr int64_t kInCache = 8 << 20;
+  return panels_bytes<Unit>(a) > kInCache ? kGroupRows : kGroupRows / 2;
 }
 
 // The block of a unit: blocks are as even as whole words allow.
@@ -378,13 +385,14 @@ struct PanelRows {
   TAMIS_INLINE void fetch(int64_t row, int64_t word, int64_t words) const {
     const int64_t all = mask_words(w.cols);
     const bool next = word == all;
-    if (next && row + kGroupRows >= w.rows) return;
+    const int64_t after = row + (row_end - row_begin);
+    if (next && after >= w.rows) return;
     const auto* p = static_cast<const typename Unit::W*>(w.values) +
-                    (next ? starts.row_values(row + kGroupRows) : at[row - row_begin]);
+                    (next ? starts.row_values(after) : at[row - row_begin]);
     const int64_t bytes = w.nnz * words / (w.rows * all) * static_cast<int64_t>(sizeof *p);
     fetch_to_l2(p, bytes + 64);
     if (w.mask) {
-      fetch_to_l2(w.mask + (next ? (row + kGroupRows) * all : row * all + word), words * 8);
+      fetch_to_l2(w.mask + (next ? after * all : row * all + word), words * 8);
     }
   }
 };
@@ -430,8 +438,9 @@ void panel_group(const SpmmArgs& a, Rows rows, int64_t token, int64_t tokens) {
 
 template <class Rows>
 void spmm_panels(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
-  for (int64_t row = row_begin; row < row_end; row += kGroupRows) {
-    const int64_t end = row + kGroupRows < row_end ? row + kGroupRows : row_end;
+  const int64_t rows = group_rows<typename Rows::Unit>(a);
+  for (int64_t row = row_begin; row < row_end; row += rows) {
+    const int64_t end = row + rows < row_end ? row + rows : row_end;
     for (int64_t token = 0; token < a.m; token += kMostTokens) {
       panel_group(a, Rows(a.w, row, end), token,
                   a.m - token < kMostTokens ? a.m - token : kMostTokens);
