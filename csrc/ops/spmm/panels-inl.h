@@ -169,6 +169,25 @@ void prepare_panels(const SpmmArgs& a, void* prepared, int part, int parts) {
 
 // ---- weights to the stack
 
+// The mask of `count` columns of a word.
+#ifdef __AVX512F__
+TAMIS_INLINE uint64_t mask_of(const uint8_t* columns, int count) {
+  __m512i mine = _mm512_setzero_si512();
+  for (int i = 0; i < count; i += 8) {
+    const auto there = static_cast<__mmask8>(_bzhi_u32(0xff, count - i));
+    const __m512i shifts = _mm512_cvtepu8_epi64(_mm_maskz_loadu_epi8(there, columns + i));
+    mine = _mm512_or_si512(mine, _mm512_maskz_sllv_epi64(there, _mm512_set1_epi64(1), shifts));
+  }
+  return static_cast<uint64_t>(_mm512_reduce_or_epi64(mine));
+}
+#else
+TAMIS_INLINE uint64_t mask_of(const uint8_t* columns, int count) {
+  uint64_t mine = 0;
+  for (int i = 0; i < count; ++i) mine |= uint64_t{1} << (columns[i] & 63);
+  return mine;
+}
+#endif
+
 // kRows rows of w being expanded from left to right.
 template <class Unit, int kRows>
 struct Expander {
@@ -197,12 +216,7 @@ struct Expander {
   TAMIS_INLINE uint64_t bits(int r, int64_t word) const {
     const int64_t words = mask_words(w.cols);
     if (w.format != Format::csr8) return w.mask[(row + r) * words + word];
-    const uint8_t* columns = w.col_bytes + w.rows * words + at[r];
-    uint64_t mine = 0;
-    for (int i = 0; i < w.col_bytes[(row + r) * words + word]; ++i) {
-      mine |= uint64_t{1} << (columns[i] & 63);
-    }
-    return mine;
+    return mask_of(w.col_bytes + w.rows * words + at[r], w.col_bytes[(row + r) * words + word]);
   }
 
   // Words [word, word + words) of all rows; their masks too if asked for, which csr cannot be.

@@ -204,6 +204,7 @@ struct SkipRows {
   int64_t words;  // of a row
   int64_t row, rows, word = 0;
   int64_t at[kSkipRows] = {};                       // next value of each
+  uint64_t masks[kSkipRows] = {};                   // of each in the word, unless listed()
   uint8_t units[kSkipRows] = {};                    // of each that have weights in the word
   uint16_t order[kSkipRows + kFetchRows + 2] = {};  // rows by units
 
@@ -211,26 +212,29 @@ struct SkipRows {
   TAMIS_INLINE int64_t cell(int64_t r) const { return (row + r) * words + word; }
   TAMIS_INLINE const uint8_t* columns() const { return w.col_bytes + w.rows * words; }
   TAMIS_INLINE int64_t pairs() const { return (rows + 1) / 2; }
-  // Values stored in the word.
-  TAMIS_INLINE int count(int64_t r) const {
-    return w.format == Format::csr8 ? w.col_bytes[cell(r)] : simd::popcount(w.mask[cell(r)]);
+  // Whether products read the list of columns as it is stored, and no mask.
+  TAMIS_INLINE bool listed() const {
+    return sizeof(W) == sizeof(Element) && w.format == Format::csr8;
   }
-  // Its mask.
-  TAMIS_INLINE uint64_t bits(int64_t r) const {
-    if (r == rows) return 0;
-    Expander<Unit, 1> masks(w);
-    masks.row = row + r;
-    masks.at[0] = at[r];
-    return masks.bits(0, word);
+  // Values stored in the word, once it is sorted.
+  TAMIS_INLINE int count(int64_t r) const {
+    return w.format == Format::csr8 ? w.col_bytes[cell(r)] : simd::popcount(masks[r]);
   }
 
   // Counts and orders what the word has.
   void sort() {
     int begin[66] = {};
+    Expander<Unit, 1> of_row(w);
     for (int64_t r = 0; r < 2 * pairs(); ++r) {
-      const int mine = r == rows             ? 0
-                       : Unit::kColumns == 1 ? count(r)
-                                             : simd::popcount(units_in<Unit>(bits(r)));
+      int mine = 0;
+      if (r < rows && listed()) {
+        mine = count(r);
+      } else if (r < rows) {
+        of_row.row = row + r;
+        of_row.at[0] = at[r];
+        masks[r] = of_row.bits(0, word);
+        mine = simd::popcount(units_in<Unit>(masks[r]));
+      }
       units[r] = static_cast<uint8_t>(mine);
       ++begin[mine + 1];
     }
@@ -257,11 +261,7 @@ struct SkipRows {
   TAMIS_INLINE void fetch_near(int64_t r, int64_t bytes) const {
     const auto* mine = reinterpret_cast<const char*>(values() + at[r]);
     for (int64_t b = 0; b < bytes + 64; b += 64) __builtin_prefetch(mine + b, 0, kFetchToL1);
-    if (w.format == Format::csr8) {
-      __builtin_prefetch(columns() + at[r], 0, kFetchToL1);
-    } else {
-      __builtin_prefetch(w.mask + cell(r), 0, kFetchToL1);
-    }
+    if (listed()) __builtin_prefetch(columns() + at[r], 0, kFetchToL1);
   }
 
   // The word of rows a and b times the tile at x.
@@ -269,14 +269,14 @@ struct SkipRows {
   TAMIS_INLINE void add(int64_t a, int64_t b, const Element* x, simd::F32 (&sum_a)[T],
                         simd::F32 (&sum_b)[T]) const {
     if constexpr (sizeof(W) == sizeof(Element)) {
-      if (w.format == Format::csr8) {
+      if (listed()) {
         using Weights = ListedWeights<Unit>;
         add_pair<Unit, T>(Weights{values() + at[a], columns() + at[a]}, units[a],
                           Weights{values() + at[b], columns() + at[b]}, units[b], x, sum_a, sum_b);
       } else {
         using Weights = MaskedWeights<Unit>;
-        add_pair<Unit, T>(Weights{values() + at[a], bits(a)}, units[a],
-                          Weights{values() + at[b], bits(b)}, units[b], x, sum_a, sum_b);
+        add_pair<Unit, T>(Weights{values() + at[a], masks[a]}, units[a],
+                          Weights{values() + at[b], masks[b]}, units[b], x, sum_a, sum_b);
       }
     } else {
       alignas(64) Element expanded[2][64 / Unit::kColumns];
@@ -286,7 +286,7 @@ struct SkipRows {
     }
   }
   TAMIS_INLINE uint64_t expand(int64_t r, Element* out) const {
-    const uint64_t mine = bits(r);
+    const uint64_t mine = masks[r];
     w.nnz - at[r] < 64 + Unit::kReadsPast
         ? Unit::template expand<true>(mine, values() + at[r], out)
         : Unit::template expand<false>(mine, values() + at[r], out);
