@@ -172,11 +172,16 @@ void prepare_panels(const SpmmArgs& a, void* prepared, int part, int parts) {
 // The mask of `count` columns of a word.
 #ifdef __AVX512F__
 TAMIS_INLINE uint64_t mask_of(const uint8_t* columns, int count) {
+  const __m512i one = _mm512_set1_epi64(1);
   __m512i mine = _mm512_setzero_si512();
-  for (int i = 0; i < count; i += 8) {
-    const auto there = static_cast<__mmask8>(_bzhi_u32(0xff, count - i));
-    const __m512i shifts = _mm512_cvtepu8_epi64(_mm_maskz_loadu_epi8(there, columns + i));
-    mine = _mm512_or_si512(mine, _mm512_maskz_sllv_epi64(there, _mm512_set1_epi64(1), shifts));
+  for (int i = 0; i < count; i += 16) {
+    const auto there = static_cast<__mmask16>(_bzhi_u32(0xffff, count - i));
+    const __m128i shifts = _mm_maskz_loadu_epi8(there, columns + i);
+    const __m512i low =
+        _mm512_maskz_sllv_epi64(static_cast<__mmask8>(there), one, _mm512_cvtepu8_epi64(shifts));
+    const __m512i high = _mm512_maskz_sllv_epi64(static_cast<__mmask8>(there >> 8), one,
+                                                 _mm512_cvtepu8_epi64(_mm_bsrli_si128(shifts, 8)));
+    mine = _mm512_ternarylogic_epi64(mine, low, high, 0xfe);
   }
   return static_cast<uint64_t>(_mm512_reduce_or_epi64(mine));
 }
