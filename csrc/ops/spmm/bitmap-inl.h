@@ -12,7 +12,8 @@
 // what it takes, and AVX2 copies.
 //
 // Memory: eight rows are eight streams, which no hardware prefetcher follows, so each tile fetches
-// the next one, values and masks, in storage order into L2. Fetching the masks too is what counts.
+// the next one, values and masks, in storage order into L2 (pages earlier: pages.h). Fetching the
+// masks too is what counts.
 // Tried (Zen 4, 4096x4096, 50 %, cold, m = 1, share of a plain read): this 91 to 100 % (bf16) and
 // 92 to 97 % (f32); the same without masks 75 %; one row at a time 76 to 88 % and 55 to 69 % (x of
 // 16 KB leaves L1 between rows); two rows half the matrix apart 57 to 97 % and 71 to 77 %; columns
@@ -21,6 +22,7 @@
 #pragma once
 
 #include "base/simd/element.h"
+#include "ops/spmm/pages.h"
 #include "ops/spmm/spmm.h"
 
 namespace tamis {
@@ -223,11 +225,12 @@ TAMIS_INLINE void tile(const SpmmArgs& a, int64_t row, int64_t token, int64_t ah
 
 // One pass over the weights for M tokens.
 template <class Step, int M>
-void pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) {
+void pass(const SpmmArgs& a, PageWalks& walks, int64_t row, int64_t row_end, int64_t token) {
   constexpr int R = Step::rows(M);
   const int64_t ahead = rows_ahead(a.w, R);
   const int64_t last_full_load = a.w.nnz - Step::kReadsPast;
   for (; row + R <= row_end && row_start(a.w, row + R) <= last_full_load; row += R) {
+    walks.before(row + ahead + R);
     tile<Step, R, M, false>(a, row, token, ahead);
   }
   for (; row + R <= row_end; row += R) tile<Step, R, M, true>(a, row, token, ahead);
@@ -239,19 +242,20 @@ inline constexpr int64_t kTurnBytes = 12 * 1024;
 
 template <class Step>
 void spmm_masked(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
-  using Pass = void (*)(const SpmmArgs&, int64_t, int64_t, int64_t);
+  using Pass = void (*)(const SpmmArgs&, PageWalks&, int64_t, int64_t, int64_t);
   constexpr int kMax = Step::kMaxTokens;
   static_assert(kMax == 4 || kMax == 6, "the table below has one entry per number of tokens");
   constexpr int k5 = kMax == 4 ? 4 : 5;
   static constexpr Pass kPass[] = {pass<Step, 1>, pass<Step, 2>,  pass<Step, 3>,
                                    pass<Step, 4>, pass<Step, k5>, pass<Step, kMax>};
+  PageWalks walks(a.w, row_begin, row_end);
   const auto* values = static_cast<const typename Step::W*>(a.w.values);
   const int64_t first = row_begin + rows_ahead(a.w, 8);
   const int64_t fetched = first < row_end ? first : row_end;
   fetch_bytes(values + row_start(a.w, row_begin), values + row_start(a.w, fetched));
   fetch_bytes(a.w.mask + row_begin * mask_words(a.w.cols),
               a.w.mask + fetched * mask_words(a.w.cols));
-  if (a.m <= kMax) return kPass[a.m - 1](a, row_begin, row_end, 0);
+  if (a.m <= kMax) return kPass[a.m - 1](a, walks, row_begin, row_end, 0);
 
   const int64_t row_bytes = a.w.cols * static_cast<int64_t>(sizeof(typename Step::W)) / 2 + 1;
   const int64_t turn = row_bytes > kTurnBytes / 8 ? 8 : kTurnBytes / row_bytes / 8 * 8;
@@ -259,7 +263,7 @@ void spmm_masked(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
     const int64_t end = row + turn < row_end ? row + turn : row_end;
     for (int64_t token = 0, left = a.m; left > 0;) {
       const int64_t tokens = ceil_div(left, ceil_div(left, kMax));  // even passes: 8 = 4 + 4
-      kPass[tokens - 1](a, row, end, token);
+      kPass[tokens - 1](a, walks, row, end, token);
       token += tokens;
       left -= tokens;
     }

@@ -16,6 +16,7 @@
 #pragma once
 
 #include "ops/spmm/codes.h"
+#include "ops/spmm/pages.h"
 
 namespace tamis {
 namespace {
@@ -199,7 +200,7 @@ __attribute__((noinline)) void codes_part(CodesTile<Step, M>& tile, int64_t begi
 
 // One pass over rows [row, row_end) for M tokens.
 template <class Step, int M>
-void codes_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) {
+void codes_pass(const SpmmArgs& a, PageWalks& walks, int64_t row, int64_t row_end, int64_t token) {
   constexpr int R = Step::rows(M);
   static_assert(kCodesTileRows % R == 0);
   const XCodes<typename Step::Code> x(a);
@@ -218,6 +219,7 @@ void codes_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) 
     for (auto& of_row : tile.total) {
       for (auto& total : of_row) total = simd::zero();
     }
+    walks.before(row + ahead + kCodesTileRows);
     const int64_t next = row + ahead < a.w.rows ? row + ahead : a.w.rows;
     tile.next_values = reinterpret_cast<const char*>(values + code_row_start(a.w, next));
     tile.next_mask = reinterpret_cast<const char*>(a.w.mask + next * words);
@@ -264,20 +266,21 @@ inline constexpr int64_t kCodesTurnBytes = 12 * 1024;
 
 template <class Step>
 void spmm_codes(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
-  using Pass = void (*)(const SpmmArgs&, int64_t, int64_t, int64_t);
+  using Pass = void (*)(const SpmmArgs&, PageWalks&, int64_t, int64_t, int64_t);
   constexpr int kMax = Step::kMaxTokens;
   static_assert(kMax == 4 || kMax == 8, "the table below has one entry per number of tokens");
   static constexpr Pass kPass[] = {codes_pass<Step, 1>, codes_pass<Step, 2>,   codes_pass<Step, 3>,
                                    codes_pass<Step, 4>, codes_pass < Step,     kMax == 4 ? 4 : 5 >,
                                    codes_pass < Step,   kMax == 4 ? 4 : 6 >,   codes_pass < Step,
                                    kMax == 4 ? 4 : 7 >, codes_pass<Step, kMax>};
+  PageWalks walks(a.w, row_begin, row_end);
   const auto* values = static_cast<const int8_t*>(a.w.values);
   const int64_t first = row_begin + code_rows_ahead(a.w, 8);
   const int64_t fetched = first < row_end ? first : row_end;
   fetch_codes(values + code_row_start(a.w, row_begin), values + code_row_start(a.w, fetched));
   fetch_codes(a.w.mask + row_begin * mask_words(a.w.cols),
               a.w.mask + fetched * mask_words(a.w.cols));
-  if (a.m <= kMax) return kPass[a.m - 1](a, row_begin, row_end, 0);
+  if (a.m <= kMax) return kPass[a.m - 1](a, walks, row_begin, row_end, 0);
 
   const int64_t row_bytes = a.w.cols / 2 + 1;
   const int64_t turn = row_bytes > kCodesTurnBytes / 8 ? 8 : kCodesTurnBytes / row_bytes / 8 * 8;
@@ -285,7 +288,7 @@ void spmm_codes(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
     const int64_t end = row + turn < row_end ? row + turn : row_end;
     for (int64_t token = 0, left = a.m; left > 0;) {
       const int64_t tokens = ceil_div(left, ceil_div(left, kMax));  // even passes: 9 = 5 + 4
-      kPass[tokens - 1](a, row, end, token);
+      kPass[tokens - 1](a, walks, row, end, token);
       token += tokens;
       left -= tokens;
     }

@@ -19,6 +19,7 @@
 #pragma once
 
 #include "base/simd/element.h"
+#include "ops/spmm/pages.h"
 #include "ops/spmm/spmm.h"
 
 namespace tamis {
@@ -105,9 +106,12 @@ TAMIS_INLINE void csr8_tile(const SpmmArgs& a, int64_t row, int64_t token) {
 }
 
 template <class Step, int M>
-void csr8_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) {
+void csr8_pass(const SpmmArgs& a, PageWalks& walks, int64_t row, int64_t row_end, int64_t token) {
   constexpr int R = Step::rows(M);
-  for (; row + R <= row_end; row += R) csr8_tile<Step, R, M>(a, row, token);
+  for (; row + R <= row_end; row += R) {
+    walks.before(row + 4 * R);
+    csr8_tile<Step, R, M>(a, row, token);
+  }
   for (; row < row_end; ++row) csr8_tile<Step, 1, M>(a, row, token);
 }
 
@@ -116,18 +120,19 @@ inline constexpr int64_t kCsr8TurnBytes = 12 * 1024;
 
 template <class Step>
 void spmm_csr8(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
-  using Pass = void (*)(const SpmmArgs&, int64_t, int64_t, int64_t);
+  using Pass = void (*)(const SpmmArgs&, PageWalks&, int64_t, int64_t, int64_t);
   static constexpr Pass kPass[] = {csr8_pass<Step, 1>, csr8_pass<Step, 2>, csr8_pass<Step, 3>,
                                    csr8_pass<Step, 4>};
   constexpr int64_t kMax = 4;
   const int64_t row_bytes = a.w.nnz * static_cast<int64_t>(sizeof(typename Step::W) + 1) / a.w.rows;
   const int64_t fit = kCsr8TurnBytes / (row_bytes + 1) / 4 * 4;
   const int64_t turn = a.m <= kMax ? row_end - row_begin : fit > 4 ? fit : 4;
+  PageWalks walks(a.w, row_begin, row_end);
   for (int64_t row = row_begin; row < row_end; row += turn) {
     const int64_t end = row + turn < row_end ? row + turn : row_end;
     for (int64_t token = 0, left = a.m; left > 0;) {
       const int64_t tokens = ceil_div(left, ceil_div(left, kMax));  // even passes: 5 = 3 + 2
-      kPass[tokens - 1](a, row, end, token);
+      kPass[tokens - 1](a, walks, row, end, token);
       token += tokens;
       left -= tokens;
     }

@@ -283,9 +283,11 @@ template <DType kW, int G, int T, bool kByToken>
 void lanes_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) {
   const XLanes x(a, const_cast<void*>(a.prepared), token / T);
   const int64_t tokens = a.m - token < T ? a.m - token : T;
+  PageWalks walks(a.w, row, row_end);
   LaneGroups stored;
   alignas(64) float out[T][kRowsAtOnce] = {};
   for (; row < row_end; row += kRowsAtOnce) {
+    walks.before(row + 2 * kRowsAtOnce);
     const int rows = static_cast<int>(row_end - row < kRowsAtOnce ? row_end - row : kRowsAtOnce);
     for (int r = 0; r < rows; ++r) {
       alignas(64) float of_row[16];

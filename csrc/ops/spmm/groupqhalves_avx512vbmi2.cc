@@ -202,8 +202,10 @@ void halves_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token)
   const XHalves x(a, const_cast<void*>(a.prepared), token);
   const int64_t steps = step_count(a.w);
   constexpr int64_t kSpan = kHalvesSpanBytes / (T * kRecord);
+  PageWalks walks(a.w, row, row_end);
   HalvesTile<T> tile;
   for (; row < row_end; row += kHalvesRows) {
+    walks.before(row + 2 * kHalvesRows);
     const int rows = static_cast<int>(row_end - row < kHalvesRows ? row_end - row : kHalvesRows);
     for (int r = 0; r < kHalvesRows; ++r) {
       tile.at[r] = a.w.row_offsets[row + (r < rows ? r : 0)];

@@ -228,10 +228,12 @@ void spmm_quads(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   const int64_t groups = a.w.group_size < a.w.cols ? ceil_div(a.w.cols, a.w.group_size) : 1;
   const int64_t ahead = code_rows_ahead(a.w, kRows), passes = ceil_div(x.panels, kPanels);
   const int64_t y_bytes = a.y_stride * size_of(a.x_dtype);
+  PageWalks walks(a.w, row_begin, row_end);
   QuadsTile tile;
   std::memset(tile.weights, 0x80, sizeof tile.weights);
   for (int64_t row = row_begin; row < row_end; row += kRows) {
     const int rows = static_cast<int>(row_end - row < kRows ? row_end - row : kRows);
+    walks.before(row + ahead + kRows);
     const int64_t next = row + ahead < a.w.rows ? row + ahead : a.w.rows;
     const int8_t* next_values = values + code_row_start(a.w, next);
     const uint64_t* next_mask = a.w.mask + next * words;

@@ -225,6 +225,7 @@ void spmm_strips(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   const int64_t row_bytes = a.w.nnz * size_of(a.w.dtype) / a.w.rows + mask_bytes + 1;
   const int64_t fit = kGroupBytes / row_bytes / 8 * 8;
   const int64_t group = fit < 8 ? 8 : fit < kGroupRows ? fit : kGroupRows;
+  PageWalks walks(a.w, row_begin, row_end);
   const int64_t first_end = row_begin + group < row_end ? row_begin + group : row_end;
   fetch_bytes(values + row_start(a.w, row_begin), values + row_start(a.w, first_end));
   fetch_bytes(a.w.mask + row_begin * words, a.w.mask + first_end * words);
@@ -239,6 +240,7 @@ void spmm_strips(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
     g.value_bytes = words ? (row_start(a.w, after) - row_start(a.w, next)) * size_of(a.w.dtype) /
                                 (g.rows * words)
                           : 0;
+    walks.before(after);
     const auto* x = static_cast<const Element*>(a.prepared);
     for (int64_t token = 0; token < a.m;) {
       const int64_t tokens = pass_tokens(a.m - token);
