@@ -178,6 +178,12 @@ TEST(ChooseSpmm, HostsLikeEmeraldRapidsHaveItsConstants) {
   EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name,
                "spmm_bitmap_bf16_bf16_avx512vbmi2_strips");
   EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_bitmap_bf16_bf16_avx512bf16_strips");
+  // A pass of columns costs the same for any number of tokens up to 16.
+  desc.m = 16;
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name,
+               "spmm_bitmap_bf16_bf16_avx512bf16_columns");
+  desc.m = 17;
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_bitmap_bf16_bf16_avx512bf16_strips");
 }
 
 // Tiles cost as much for one token as for sixteen, and little more for many.

@@ -5,6 +5,8 @@
 #include "base/simd/avx512.h"
 #include "base/simd/quads.h"
 
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12, its own intrinsics
+
 namespace tamis {
 namespace {
 
@@ -21,8 +23,10 @@ struct Bf16Pair {
     for (int s = 0; s < 2; ++s) {
       const auto mine = static_cast<uint32_t>(bits >> (32 * s));
       const int count = simd::popcount(mine);
-      const __m512i packed =
+      __m512i packed =
           kExact ? _mm512_maskz_loadu_epi16(_bzhi_u32(~0u, count), p) : _mm512_loadu_si512(p);
+      // GCC would expand from memory, which takes 10 cycles for these 64 columns instead of 6.
+      __asm__("" : "+v"(packed));
       _mm512_storeu_si512(out + 16 * s,
                           _mm512_mask_expand_epi16(simd::opaque_zero(), mine, packed));
       p += count;
