@@ -15,6 +15,7 @@
 #define TAMIS_GLOBAL __global__
 #define TAMIS_DEVICE __device__ __forceinline__
 #define TAMIS_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
+#define TAMIS_GRID_CONSTANT __grid_constant__  // of a parameter whose address counts
 
 namespace tamis::dev {
 
@@ -401,6 +402,7 @@ TAMIS_DEVICE uint32_t transpose(uint32_t pair) {
 
 }  // namespace tamis::dev
 
+#include "base/cuda/dev_cluster.h"
 #include "base/cuda/dev_floats.h"
 #include "base/cuda/dev_products.h"
 #endif

@@ -1,7 +1,9 @@
 // The m24 product for sm_90a: sparse tensor cores by warpgroups, or by warps where those are
 // faster.
 #include "base/cuda/launch.h"
+#include "base/cuda/tensor_map_host.h"
 #include "ops/spmm/kernels_cuda.h"
+#include "ops/spmm/m24_many.cuh"
 #include "ops/spmm/m24_wgmma.cuh"
 #include "ops/spmm/t16_launch.cuh"
 
@@ -22,6 +24,25 @@ Status launch_layout(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaD
       m24_group_params(a, plan));
 }
 
+template <class Config>
+Status launch_many(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+                   void* stream) {
+  M24ManyParams params = m24_many_params(a, plan);
+  if (params.x_aligned) {
+    TAMIS_RETURN_IF_ERROR(
+        make_tensor_map("spmm", m24_many_boxes(a, plan), Config::kType, &params.boxes));
+  }
+  const int32_t cluster = params.row_blocks * params.token_blocks * params.parts;
+  return launch_wide<&spmm_m24_many<Config>>("spmm", device, Config::kLayout.shared_bytes(),
+                                             {.grid = dim3(params.clusters * cluster),
+                                              .threads = Config::kThreads,
+                                              .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+                                              .early = a.w.settled,
+                                              .stream = stream,
+                                              .cluster = static_cast<uint32_t>(cluster)},
+                                             params);
+}
+
 template <DType kType>
 Status launch_m24(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
                   void* stream) {
@@ -31,6 +52,12 @@ Status launch_m24(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevi
 #include "ops/spmm/m24_layouts.def"
 #undef TAMIS_M24_LAYOUT
   };
+  static constexpr Launch kManyLaunches[] = {
+#define TAMIS_M24_MANY(...) &launch_many<M24ManyConfig<kType, __VA_ARGS__>>,
+#include "ops/spmm/m24_many_layouts.def"
+#undef TAMIS_M24_MANY
+  };
+  if (plan.many_layout >= 0) return kManyLaunches[plan.many_layout](a, plan, device, stream);
   if (plan.layout >= 0) return kLaunches[plan.layout](a, plan, device, stream);
   return launch_spmm_t16<PackedFormat::m24, kType, true>(a, plan, device, stream);
 }

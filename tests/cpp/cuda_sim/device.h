@@ -5,13 +5,16 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 
+#include "base/cuda/tensor_map.h"
 #include "base/numeric.h"
 #include "cuda_sim/sim.h"
 
 #define TAMIS_GLOBAL
 #define TAMIS_DEVICE inline
 #define TAMIS_LAUNCH_BOUNDS(threads, blocks)
+#define TAMIS_GRID_CONSTANT
 
 namespace tamis::dev {
 
@@ -122,8 +125,56 @@ inline void barrier_wait(uint32_t at, uint32_t parity) {
   sim::barrier_wait(at, parity);
 }
 inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
-  sim::bulk_copy(to, from, bytes, barrier);
+  sim::bulk_copy(0, to, from, bytes, bytes, barrier);
 }
+
+inline void barrier_init(uint32_t at, uint32_t arrivals) {
+  sim::barrier_init(at, arrivals);
+}
+inline uint32_t cluster_address(uint32_t block, uint32_t at) {
+  return block << 24 | at;
+}
+inline void barrier_arrive(uint32_t address) {
+  sim::barrier_arrive(address >> 24, address & 0xffffffu);
+}
+inline void barrier_wait_cluster(uint32_t at, uint32_t parity) {
+  sim::barrier_wait(at, parity);
+}
+inline void bulk_copy_to(uint32_t blocks, uint32_t to, const void* from, uint32_t bytes,
+                         uint32_t barrier) {
+  sim::bulk_copy(blocks, to, from, bytes, bytes, barrier);
+}
+
+// The launch's part: what copies of boxes read here.
+inline TensorMap tensor_map(const MatrixBoxes& boxes) {
+  static_assert(sizeof boxes <= sizeof(TensorMap));
+  TensorMap map;
+  std::memcpy(map.words, &boxes, sizeof boxes);
+  return map;
+}
+inline void copy_box_to(uint32_t blocks, uint32_t to, const TensorMap& map, int32_t col,
+                        int32_t row, uint32_t barrier) {
+  MatrixBoxes boxes;
+  std::memcpy(&boxes, map.words, sizeof boxes);
+  if (to % 1024 != 0) sim::fail("box: misaligned shared memory");
+  for (uint32_t i = 0; i < 8 * static_cast<uint32_t>(boxes.box_rows); ++i) {
+    const int64_t of_row = row + i / 8, first = col + 8 * (i % 8);
+    const int64_t left = of_row < boxes.rows ? boxes.cols - first : 0;
+    const auto valid = static_cast<uint32_t>(left < 0 ? 0 : left > 8 ? 8 : left);
+    const auto* from = static_cast<const uint16_t*>(boxes.data) + of_row * boxes.stride + first;
+    sim::bulk_copy(blocks, to + i / 8 * 128 + 16 * (i % 8 ^ i / 8 % 8),
+                   valid > 0 ? from : nullptr, 16, 2 * valid, barrier);
+  }
+}
+inline void copy_box(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
+                     uint32_t barrier) {
+  copy_box_to(0, to, map, col, row, barrier);
+}
+inline void prefetch_map(const TensorMap&) {}
+template <int kRegisters>
+void take_registers() {}
+template <int kRegisters>
+void keep_registers() {}
 
 template <class T>
 T load_global(const T* from) {
@@ -260,6 +311,19 @@ inline Word4 load_matrices_transposed(uint32_t at) {
     }
   }
   return {out[0], out[1], out[2], out[3]};
+}
+
+inline void store_matrices_transposed(uint32_t at, const Word4& from) {
+  sim::shared(at, 16, 16, "stmatrix");
+  const uint32_t lane = sim::thread_index().x % 32, row = lane % 4 * 2, col = lane / 4;
+  const uint8_t* slots = sim::exchange(&at, sizeof at);
+  const uint32_t words[4] = {from.x, from.y, from.z, from.w};
+  for (uint32_t j = 0; j < 4; ++j) {
+    for (uint32_t i = 0; i < 2; ++i) {
+      const auto to = from_lane<uint32_t>(slots, 8 * j + row + i) + 2 * col;
+      store_shared<uint16_t>(to, static_cast<uint16_t>(words[j] >> (16 * i)));
+    }
+  }
 }
 
 // One m16n8k16 fragment of a lane, deposited for the others.
@@ -417,17 +481,17 @@ void multiply_group(float (&c)[kTiles][4], const Word4& a, uint32_t b, const uin
                     uint32_t first) {
   struct Sums {
     float of[kTiles][4];
+    int running = 0;  // products that add to them
   };
-  Sums before;
-  std::memcpy(&before, c, sizeof before);
-  // A product that follows another finds this NaN, and adds to what that one leaves.
-  constexpr uint32_t kRunning = 0xffffffffu;
-  const bool follows = std::bit_cast<uint32_t>(before.of[0][0]) == kRunning;
+  // Products that follow each other add up aside; what a kernel sees meanwhile is NaN.
+  auto& found = sim::sums_at(&c);
+  if (!found) found = std::make_shared<Sums>();
+  Sums& sums = *static_cast<Sums*>(found.get());
+  if (sums.running++ == 0) std::memcpy(sums.of, c, sizeof sums.of);
   for (auto& tile : c) {
-    for (float& sum : tile) sum = std::bit_cast<float>(kRunning);
+    for (float& sum : tile) sum = std::bit_cast<float>(0xffffffffu);
   }
-  sim::queue_product([&c, &a, &places, b, first, before, follows] {
-    if (!follows) std::memcpy(&c, &before, sizeof before);
+  sim::queue_product([&c, &a, &places, &sums, b, first] {
     const SparseFragment mine{{a.x, a.y, a.z, a.w}, places};
     SparseFragment rows[32];
     const uint8_t* slots = sim::exchange(&mine, sizeof mine);
@@ -445,11 +509,12 @@ void multiply_group(float (&c)[kTiles][4], const Word4& a, uint32_t b, const uin
           for (uint32_t n = 0; n < 2; ++n) {
             const uint32_t at = b + 1024 * tile + 128 * (2 * t + n) + 2 * col;
             const auto x = load_shared<uint16_t>(at ^ (at >> 7 & 7) << 4);
-            c[tile][2 * high + n] += half(pair, kept % 2) * kToF32(x);
+            sums.of[tile][2 * high + n] += half(pair, kept % 2) * kToF32(x);
           }
         }
       }
     }
+    if (--sums.running == 0) std::memcpy(c, sums.of, sizeof sums.of);
   });
 }
 template <int kSelector, int kTiles>

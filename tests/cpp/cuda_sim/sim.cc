@@ -20,7 +20,7 @@ constexpr uint32_t kLanes = 32;
 constexpr uint8_t kPoison = 0xff;  // all ones: NaN in bf16, f16 and f32
 
 struct Copy {
-  uint32_t to, bytes, valid;
+  uint32_t block, to, bytes, valid;
   const void* from;
 };
 
@@ -50,12 +50,13 @@ struct Thread {
   bool done = false;
   Dim3 index;
   uint32_t lane = 0, warp = 0, block = 0;  // warp: of the cluster's; block: of the cluster
-  int barriers = 0, clusters = 0, waits = 0, fences = 0;  // met so far
+  int barriers = 0, clusters = 0, waits = 0, fences = 0, arrivals = 0;  // met so far
   Stores stores;
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
   std::vector<std::function<void()>> products;  // not committed
   std::deque<std::vector<std::function<void()>>> product_groups;
+  std::map<const void*, std::shared_ptr<void>> sums;
   int product_waits = 0;
   bool fenced = false;  // products may take registers
   bool hidden = false;  // products do not see what it wrote to shared memory
@@ -90,7 +91,7 @@ struct Cluster {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   std::vector<Block> blocks;
-  std::map<uint32_t, Barrier> barriers;
+  std::map<std::pair<uint32_t, uint32_t>, Barrier> barriers;  // by block and place
   Dim3 index;  // of its first block
   size_t current = 0;
   uint32_t arrived = 0;
@@ -142,12 +143,13 @@ void start_cluster() {
     thread.block = all / count;
     thread.lane = i % kLanes;
     thread.warp = thread.block * warps + i / kLanes;
-    thread.barriers = thread.clusters = thread.waits = thread.fences = 0;
+    thread.barriers = thread.clusters = thread.waits = thread.fences = thread.arrivals = 0;
     thread.stores = {};
     thread.open.clear();
     thread.groups.clear();
     thread.products.clear();
     thread.product_groups.clear();
+    thread.sums.clear();
     thread.product_waits = 0;
     thread.fenced = thread.hidden = false;
     thread.fiber.reset(&entry);
@@ -221,12 +223,12 @@ void meet(uint32_t& arrived, uint64_t& meetings, uint32_t count, const Together&
   }
 }
 
-void poison(uint32_t to, uint32_t bytes, const char* what) {
-  std::memset(shared(to, bytes, 16, what), kPoison, bytes);
+void poison(uint32_t block, uint32_t to, uint32_t bytes, const char* what) {
+  std::memset(shared_of(block, to, bytes, 16, what), kPoison, bytes);
 }
 
 void perform(const Copy& copy) {
-  uint8_t* to = shared(copy.to, copy.bytes, 16, "asynchronous copy");
+  uint8_t* to = shared_of(copy.block, copy.to, copy.bytes, 16, "asynchronous copy");
   if (copy.valid > 0) std::memcpy(to, copy.from, copy.valid);
   std::memset(to + copy.valid, 0, copy.bytes - copy.valid);
 }
@@ -235,8 +237,8 @@ void check_source(const void* from, const char* what) {
   if (reinterpret_cast<uintptr_t>(from) % 16 != 0) fail(std::string(what) + ": misaligned source");
 }
 
-Barrier& barrier(uint32_t at) {
-  const auto found = g.barriers.find(at);
+Barrier& barrier(uint32_t block, uint32_t at) {
+  const auto found = g.barriers.find({block, at});
   if (found == g.barriers.end()) fail("mbarrier: used before barrier_init");
   return found->second;
 }
@@ -343,8 +345,8 @@ const uint8_t* exchange(const void* mine, size_t bytes) {
 void copy_async(uint32_t to, const void* from, uint32_t bytes, uint32_t valid) {
   if (valid > 0) check_source(from, "cp.async");
   if (g.blocks[me().block].copies++ == g.launch.faults.copy) return;
-  poison(to, bytes, "cp.async");
-  me().open.push_back({to, bytes, valid, from});
+  poison(me().block, to, bytes, "cp.async");
+  me().open.push_back({me().block, to, bytes, valid, from});
 }
 
 void commit_async() {
@@ -373,6 +375,10 @@ void queue_product(std::function<void()> product) {
   me().products.push_back(std::move(product));
 }
 
+std::shared_ptr<void>& sums_at(const void* sums) {
+  return me().sums[sums];
+}
+
 void commit_products() {
   me().product_groups.push_back(std::exchange(me().products, {}));
   me().fenced = false;
@@ -386,6 +392,7 @@ void wait_products(int groups_left) {
     groups.pop_front();
     for (const auto& product : group) product();
   }
+  sync_warp();  // a product is done in all lanes or in none
 }
 
 void fence_shared_products() {
@@ -394,42 +401,65 @@ void fence_shared_products() {
 
 void barrier_init(uint32_t at, uint32_t arrivals) {
   shared(at, 8, 8, "mbarrier");
-  g.barriers[at] = {.arrivals = arrivals, .missing = arrivals, .copies = {}};
+  g.barriers[{me().block, at}] = {.arrivals = arrivals, .missing = arrivals, .copies = {}};
 }
 
-void barrier_expect(uint32_t at, uint32_t bytes) {
-  Barrier& b = barrier(at);
+namespace {
+
+void arrive(Barrier& b) {
   if (b.missing == 0) fail("mbarrier: more arrivals than it was made for");
   --b.missing;
+}
+
+// Ends the phase if all have arrived and all bytes are there. Copies land when somebody first asks
+// for them: no kernel may count on their being early.
+bool end_phase(Barrier& b) {
+  int64_t bytes = 0;
+  for (const Copy& copy : b.copies) bytes += copy.bytes;
+  if (b.missing > 0 || bytes != b.expected) return false;
+  for (const Copy& copy : b.copies) perform(copy);
+  b.copies.clear();
+  b.missing = b.arrivals;
+  b.expected = 0;
+  ++b.phase;
+  ++g.progress;
+  return true;
+}
+
+}  // namespace
+
+void barrier_expect(uint32_t at, uint32_t bytes) {
+  Barrier& b = barrier(me().block, at);
+  arrive(b);
   b.expected += bytes;
 }
 
-void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t at) {
-  check_source(from, "bulk copy");
-  if (bytes % 16 != 0) fail("bulk copy: a size that is not a multiple of 16");
-  Barrier& b = barrier(at);
-  if (g.blocks[me().block].copies++ == g.launch.faults.copy) return;
-  poison(to, bytes, "bulk copy");
-  b.copies.push_back({to, bytes, bytes, from});
+void barrier_arrive(uint32_t block, uint32_t at) {
+  if (block >= g.blocks.size()) fail("mbarrier: no such block in the cluster");
+  if (me().arrivals++ == g.launch.faults.arrival) return;
+  Barrier& b = barrier(block, at);
+  arrive(b);
+  if (b.copies.empty()) end_phase(b);
 }
 
-// Copies land when somebody first asks for them: no kernel may count on their being early.
+void bulk_copy(uint32_t blocks, uint32_t to, const void* from, uint32_t bytes, uint32_t valid,
+               uint32_t at) {
+  if (valid > 0) check_source(from, "bulk copy");
+  if (bytes % 16 != 0) fail("bulk copy: a size that is not a multiple of 16");
+  if (blocks >> g.blocks.size() != 0) fail("bulk copy: no such block in the cluster");
+  if (g.blocks[me().block].copies++ == g.launch.faults.copy) return;
+  for (uint32_t block = 0; block < g.blocks.size(); ++block) {
+    if (blocks == 0 ? block != me().block : (blocks >> block & 1) == 0) continue;
+    poison(block, to, bytes, "bulk copy");
+    barrier(block, at).copies.push_back({block, to, bytes, valid, from});
+  }
+}
+
 void barrier_wait(uint32_t at, uint32_t parity) {
-  Barrier& b = barrier(at);
+  Barrier& b = barrier(me().block, at);
   if (me().waits++ == g.launch.faults.wait) return;
   while (b.phase % 2 == parity) {
-    int64_t bytes = 0;
-    for (const Copy& copy : b.copies) bytes += copy.bytes;
-    if (b.missing > 0 || bytes != b.expected) {
-      yield();
-      continue;
-    }
-    for (const Copy& copy : b.copies) perform(copy);
-    b.copies.clear();
-    b.missing = b.arrivals;
-    b.expected = 0;
-    ++b.phase;
-    ++g.progress;
+    if (!end_phase(b)) yield();
   }
 }
 

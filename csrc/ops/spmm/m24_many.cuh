@@ -1,0 +1,419 @@
+// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for many tokens.  w: m24, bf16 or f16; x, bias, y: the
+// same dtype; accumulates f32 on the sparse tensor cores of sm_90a. Tile: a warpgroup multiplies 64
+// rows with kTokens tokens; the warpgroups of a block have other rows and share x. A warp of one
+// more warpgroup asks for stages, of 64 columns: boxes of x and each warp's record, which blocks of a cluster that
+// have the same tokens, or the same rows, send to each other, each a part. A barrier says that a
+// stage is there, another one that nobody reads it any more, anywhere in the cluster. Products of a
+// stage run while the next one's records come to registers. Blocks take areas of output tiles in
+// turns, tokens first, so that what is asked for stays ahead and weights are read once.
+// Reduction: where parts of a cluster share a tile's columns they add up through shared memory, in
+// the order of k, and a block has one tile. Needs: clusters of one block where rows of x are not
+// aligned. Launched so that it may begin before the kernel before it ends, it needs weights which
+// that kernel did not write. Tail: columns of x beyond the last are zero, records there too; rows
+// beyond the last tile repeat it and are not written.
+#pragma once
+
+#include "base/cuda/dev.h"
+#include "ops/spmm/m24_many_params.h"
+#include "ops/spmm/halves.cuh"
+
+namespace tamis {
+
+template <DType kTypeOf, int kTokensOf, int kGroupsOf, int kSlotsOf>
+struct M24ManyConfig {
+  static constexpr M24ManyLayout kLayout = {kTokensOf, kGroupsOf, kSlotsOf};
+  static constexpr DType kType = kTypeOf;       // of w, x, bias and y
+  static constexpr int kTokens = kTokensOf;     // of an output tile: 64, 128, 192 or 256
+  static constexpr int kRows = kLayout.rows();  // likewise
+  static constexpr int kTiles = kTokens / 8;
+  static constexpr int kWarps = 4 * kGroupsOf;  // that multiply
+  static constexpr int kConsumers = kLayout.consumers();
+  static constexpr int kThreads = kLayout.threads();
+  static constexpr int kSlots = kSlotsOf;  // stages whose records a warp has in registers
+  static constexpr int kTaken = kLayout.taken_registers();  // of a thread that multiplies
+  static constexpr int kKept = kLayout.kept_registers();    // of another
+  static constexpr int kStages = kLayout.stages();
+  static constexpr uint32_t kStageBytes = kLayout.stage_bytes();
+  static constexpr uint32_t kXBytes = kTokens * 2 * kBoxCols;
+  static constexpr uint32_t kRecordBytes = static_cast<uint32_t>(m24::kRecordBytes);
+  static constexpr uint32_t kFilledBytes = kXBytes + kWarps * kRecordBytes;  // of a stage
+  // Shared memory: stages, y of each warp, the barriers of stages that are there and that are free.
+  static constexpr uint32_t kYAt = kStages * kStageBytes;
+  static constexpr uint32_t kThereAt = kYAt + static_cast<uint32_t>(kLayout.y_bytes());
+  static constexpr uint32_t kFreeAt = kThereAt + 8 * kStages;
+  static_assert(kStages >= 3, "two stages are read while a third one comes");
+  static_assert(kTokens * kRows * 4 <= kStages * kLayout.stage_bytes(), "sums fit in stages");
+};
+
+// Where this block is in its cluster, and which blocks have the same tokens or the same rows.
+struct ClusterPlace {
+  uint32_t rank, row, token, part;
+  uint32_t same_tokens, same_rows;  // sets
+
+  TAMIS_DEVICE explicit ClusterPlace(const M24ManyParams& p) {
+    const auto rows = static_cast<uint32_t>(p.row_blocks);
+    const auto tokens = static_cast<uint32_t>(p.token_blocks);
+    rank = dev::block_index_x() % (rows * tokens * static_cast<uint32_t>(p.parts));
+    row = rank % rows;
+    token = rank / rows % tokens;
+    part = rank / rows / tokens;
+    same_tokens = ((1u << rows) - 1) << (rank - row);
+    same_rows = 0;
+    for (uint32_t i = 0; i < tokens; ++i) same_rows |= 1u << (rank + rows * i - rows * token);
+  }
+};
+
+// The panels of a block, of 64 columns, one after another.
+template <class Config>
+struct PanelCursor {
+  const M24ManyParams& p;
+  const ClusterPlace& place;
+  int32_t begin, end;            // of every tile, over columns
+  int32_t area, col;             // in panels
+  int32_t first_row, first_token;  // of the tile
+
+  TAMIS_DEVICE PanelCursor(const M24ManyParams& params, const ClusterPlace& at)
+      : p(params),
+        place(at),
+        begin(static_cast<int32_t>(at.part) * params.col_tiles / params.parts),
+        end(static_cast<int32_t>(at.part + 1) * params.col_tiles / params.parts),
+        area(static_cast<int32_t>(dev::block_index_x()) /
+             (params.row_blocks * params.token_blocks * params.parts)),
+        col(begin) {
+    find();
+  }
+  TAMIS_DEVICE bool more() const { return area < p.areas; }
+  TAMIS_DEVICE void find() {
+    first_row = (area / p.token_areas * p.row_blocks + static_cast<int32_t>(place.row)) *
+                Config::kRows;
+    first_token = (area % p.token_areas * p.token_blocks + static_cast<int32_t>(place.token)) *
+                  Config::kTokens;
+  }
+  TAMIS_DEVICE void next_area() {
+    area += p.clusters;
+    find();
+  }
+  TAMIS_DEVICE void advance() {
+    if (++col < end) return;
+    col = begin;
+    next_area();
+  }
+};
+
+// A stage of the ring, and how often it was used.
+template <class Config>
+struct StageCursor {
+  uint32_t stage = 0, parity = 0;
+
+  TAMIS_DEVICE uint32_t at() const { return stage * Config::kStageBytes; }
+  TAMIS_DEVICE uint32_t there() const { return Config::kThereAt + 8 * stage; }
+  TAMIS_DEVICE uint32_t free() const { return Config::kFreeAt + 8 * stage; }
+  TAMIS_DEVICE void advance() {
+    if (++stage < Config::kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+// This block's share of a stage's records, a lane a record.
+template <class Config>
+TAMIS_DEVICE void request_records(const PanelCursor<Config>& panel,
+                                  const StageCursor<Config>& stage, uint32_t lane) {
+  const M24ManyParams& p = panel.p;
+  const auto sharing = static_cast<uint32_t>(p.token_blocks);
+  if (lane == 0 && p.x_aligned) dev::barrier_expect(stage.there(), Config::kFilledBytes);
+  if (lane >= Config::kWarps || lane % sharing != panel.place.token) return;
+  int32_t row_tile = panel.first_row / 16 + static_cast<int32_t>(lane);
+  if (row_tile >= p.row_tiles) row_tile = p.row_tiles - 1;
+  const uint8_t* record =
+      p.records + (int64_t{row_tile} * p.col_tiles + panel.col) * int64_t{m24::kRecordBytes};
+  const uint32_t to = stage.at() + Config::kXBytes + lane * Config::kRecordBytes;
+  if (sharing == 1) {
+    dev::bulk_copy(to, record, Config::kRecordBytes, stage.there());
+  } else {
+    dev::bulk_copy_to(panel.place.same_rows, to, record, Config::kRecordBytes, stage.there());
+  }
+}
+
+// The same of x; where its rows are not aligned the warp copies it, value by value.
+template <class Config>
+TAMIS_DEVICE void request_x(const PanelCursor<Config>& panel, const StageCursor<Config>& stage,
+                            uint32_t lane) {
+  const M24ManyParams& p = panel.p;
+  const int32_t first_col = panel.col * kBoxCols;
+  if (p.x_aligned) {
+    if (lane != 0) return;
+    const uint32_t box_rows = Config::kTokens / static_cast<uint32_t>(p.row_blocks);
+    const uint32_t mine = panel.place.row * box_rows;
+    const uint32_t to = stage.at() + mine * 2 * kBoxCols;
+    const int32_t token = panel.first_token + static_cast<int32_t>(mine);
+    if (p.row_blocks == 1) {
+      dev::copy_box(to, p.boxes, first_col, token, stage.there());
+    } else {
+      dev::copy_box_to(panel.place.same_tokens, to, p.boxes, first_col, token, stage.there());
+    }
+    return;
+  }
+  for (uint32_t i = lane; i < Config::kTokens * kBoxCols; i += 32) {
+    const auto token = panel.first_token + static_cast<int32_t>(i / kBoxCols);
+    const auto col = first_col + static_cast<int32_t>(i % kBoxCols);
+    const bool inside = token < p.m && col < p.cols;
+    const uint16_t x = inside ? dev::load_global(p.x + token * p.x_stride + col) : 0;
+    const uint32_t at = 2 * i;
+    dev::store_shared<uint16_t>(stage.at() + (at ^ (at >> 7 & 7) << 4), x);
+  }
+  dev::fence_shared_products();
+  dev::sync_warp();
+  if (lane == 0) {
+    dev::barrier_expect(stage.there(), Config::kFilledBytes - Config::kXBytes);
+  }
+}
+
+// The warp that asks for all stages.
+template <class Config>
+TAMIS_DEVICE void request_stages(const M24ManyParams& p, const ClusterPlace& place, uint32_t lane) {
+  PanelCursor<Config> panel(p, place);
+  StageCursor<Config> stage;
+  if (lane == 0) dev::prefetch_map(p.boxes);
+  // Weights do not depend on the kernel before: the first ones are on their way while it ends.
+  PanelCursor<Config> ahead = panel;
+  for (; stage.parity == 0 && ahead.more(); ahead.advance()) {
+    request_records(ahead, stage, lane);
+    stage.advance();
+  }
+  dev::wait_for_previous();
+  StageCursor<Config> first;
+  for (; first.parity == 0 && panel.more(); panel.advance()) {
+    request_x(panel, first, lane);
+    first.advance();
+  }
+  for (; panel.more(); panel.advance()) {
+    dev::barrier_wait_cluster(stage.free(), stage.parity ^ 1);
+    request_records(panel, stage, lane);
+    request_x(panel, stage, lane);
+    stage.advance();
+  }
+}
+
+// Rounds and writes 32 tokens of a warp's 16 rows. at: y_bytes of the warp.
+template <class Config>
+TAMIS_DEVICE void write_tokens(const M24ManyParams& p, int32_t first_row, int32_t first_token,
+                               uint32_t at, uint32_t lane, const float (&c)[4][4]) {
+  if (first_row >= p.rows || first_token >= p.m) return;  // the same in every lane
+  float bias[2] = {};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int32_t row = first_row + static_cast<int32_t>(lane / 4) + 8 * half;
+    if (p.bias != nullptr && row < p.rows) {
+      bias[half] = widen<Config::kType>(dev::load_global(p.bias + row));
+    }
+  }
+  const auto pair = [](float low, float high) {
+    return Config::kType == DType::bf16 ? dev::pack_bf16(low, high) : dev::pack_f16(low, high);
+  };
+  // A token's 16 rows are two pieces of 16 bytes, which change places every four tokens: eight
+  // tokens of one matrix then meet in no bank.
+  const auto piece_at = [at](uint32_t token, uint32_t half) {
+    return at + 32 * token + 16 * (half ^ (token / 4 & 1));
+  };
+  dev::sync_warp();  // what was there has been read
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t token = 8 * (i + lane / 16) + lane % 8;
+    dev::store_matrices_transposed(piece_at(token, lane / 8 % 2),
+                                   {pair(c[i][0] + bias[0], c[i][1] + bias[0]),
+                                    pair(c[i][2] + bias[1], c[i][3] + bias[1]),
+                                    pair(c[i + 1][0] + bias[0], c[i + 1][1] + bias[0]),
+                                    pair(c[i + 1][2] + bias[1], c[i + 1][3] + bias[1])});
+  }
+  dev::sync_warp();
+#pragma unroll
+  for (uint32_t i = 0; i < 2; ++i) {
+    const uint32_t token = 16 * i + lane / 2, half = lane % 2;
+    const auto rows = dev::load_shared<dev::Word4>(piece_at(token, half));
+    const int32_t row = first_row + 8 * static_cast<int32_t>(half);
+    const int32_t of_y = first_token + static_cast<int32_t>(token);
+    if (of_y >= p.m || row >= p.rows) continue;
+    uint16_t* y = p.y + of_y * p.y_stride + row;
+    if (p.y_aligned && row + 8 <= p.rows) {
+      *reinterpret_cast<dev::Word4*>(y) = rows;
+    } else {
+      const uint32_t pairs[4] = {rows.x, rows.y, rows.z, rows.w};
+#pragma unroll
+      for (int32_t j = 0; j < 8; ++j) {
+        if (row + j < p.rows) y[j] = static_cast<uint16_t>(pairs[j / 2] >> (16 * (j % 2)));
+      }
+    }
+  }
+}
+
+// Adds up and writes the sums of a tile whose columns blocks of the cluster share: each a part.
+template <class Config>
+TAMIS_DEVICE void add_parts(const M24ManyParams& p, const PanelCursor<Config>& tile,
+                            uint32_t thread, const float (&c)[Config::kTiles][4]) {
+  const uint32_t lane = thread % 32, warp = thread / 32;
+  const auto of_part = [&](int i) { return 16 * (i * Config::kConsumers + thread); };
+  dev::sync_cluster();  // nobody reads stages any more
+  if (warp < Config::kWarps) {
+#pragma unroll
+    for (int i = 0; i < Config::kTiles; ++i) {
+      dev::store_shared<dev::Word4>(of_part(i), {dev::bits_of(c[i][0]), dev::bits_of(c[i][1]),
+                                                 dev::bits_of(c[i][2]), dev::bits_of(c[i][3])});
+    }
+  }
+  dev::sync_cluster();
+  if (warp < Config::kWarps) {
+    const ClusterPlace& place = tile.place;
+    const auto parts = static_cast<uint32_t>(p.parts);
+    const uint32_t apart = static_cast<uint32_t>(p.row_blocks * p.token_blocks);
+    // A warp of the parts after another takes 32 tokens of a warp's rows.
+    for (uint32_t i = place.part * Config::kWarps + warp; i < Config::kTiles / 4 * Config::kWarps;
+         i += parts * Config::kWarps) {
+      const uint32_t of_warp = i % Config::kWarps, tokens = i / Config::kWarps;
+      float sum[4][4] = {};
+#pragma unroll 2
+      for (uint32_t part = 0; part < parts; ++part) {
+        const uint32_t block = place.rank + (part - place.part) * apart;
+#pragma unroll
+        for (uint32_t j = 0; j < 4; ++j) {
+          const dev::Word4 v = dev::load_cluster4(
+              block, 16 * ((4 * tokens + j) * Config::kConsumers + 32 * of_warp + lane));
+          sum[j][0] += dev::float_of(v.x);
+          sum[j][1] += dev::float_of(v.y);
+          sum[j][2] += dev::float_of(v.z);
+          sum[j][3] += dev::float_of(v.w);
+        }
+      }
+      write_tokens<Config>(p, tile.first_row + 16 * static_cast<int32_t>(of_warp),
+                           tile.first_token + 32 * static_cast<int32_t>(tokens),
+                           Config::kYAt + 1024 * warp, lane, sum);
+    }
+  }
+}
+
+// The warps that multiply.
+template <class Config>
+struct Multiplier {
+  StageCursor<Config> stage;  // the one to be multiplied
+  uint32_t warp, lane;
+  bool arrives = false;
+  uint32_t free_at = 0;  // of the block that this lane tells, the first stage's barrier
+  bool running = false;  // products of the stage before, with two slots
+  uint32_t before = 0;
+  uint32_t places[Config::kSlots];
+  dev::Word4 first[Config::kSlots], second[Config::kSlots];
+  float c[Config::kTiles][4];
+
+  TAMIS_DEVICE Multiplier(const M24ManyParams& p, const ClusterPlace& place, uint32_t thread)
+      : warp(thread / 32), lane(thread % 32) {
+    // Blocks that have the same tokens, then the others that have the same rows.
+    const auto rows = static_cast<uint32_t>(p.row_blocks);
+    arrives = lane < rows + static_cast<uint32_t>(p.token_blocks) - 1;
+    uint32_t told = place.rank - place.row + lane;
+    if (lane >= rows) {
+      const uint32_t other = lane - rows;
+      told = place.rank + (other < place.token ? other : other + 1) * rows - place.token * rows;
+    }
+    if (arrives) free_at = dev::cluster_address(told, Config::kFreeAt);
+  }
+
+  TAMIS_DEVICE void release(uint32_t used) const {
+    if (arrives) dev::barrier_arrive(free_at + 8 * used);
+  }
+
+  // Multiplies a stage by fragments in registers of that slot.
+  template <int kSlot>
+  TAMIS_DEVICE void multiply() {
+    dev::barrier_wait(stage.there(), stage.parity);
+    const uint32_t record = stage.at() + Config::kXBytes + warp * Config::kRecordBytes;
+    const uint32_t values = record + static_cast<uint32_t>(m24::kPlaceBytes) + 16 * lane;
+    places[kSlot] = dev::load_shared<uint32_t>(record + 4 * lane);
+    first[kSlot] = dev::load_shared<dev::Word4>(values);
+    second[kSlot] =
+        dev::load_shared<dev::Word4>(values + static_cast<uint32_t>(m24::kStepBytes));
+    const uint64_t x = dev::matrix_at(stage.at()), right = dev::matrix_at(stage.at() + 64);
+    dev::fence_products();
+    if constexpr (Config::kType == DType::bf16) {
+      dev::group_sparse_bf16<0>(c, first[kSlot], x, places[kSlot]);
+      dev::group_sparse_bf16<1>(c, second[kSlot], right, places[kSlot]);
+    } else {
+      dev::group_sparse_f16<0>(c, first[kSlot], x, places[kSlot]);
+      dev::group_sparse_f16<1>(c, second[kSlot], right, places[kSlot]);
+    }
+    dev::commit_products();
+    dev::wait_products<Config::kSlots - 1>(c);
+    if constexpr (Config::kSlots == 1) {
+      release(stage.stage);
+    } else {
+      if (running) release(before);
+      running = true;
+      before = stage.stage;
+    }
+    stage.advance();
+  }
+
+  // c: all panels of a tile.
+  TAMIS_DEVICE void multiply_tile(int32_t panels) {
+#pragma unroll
+    for (auto& tile : c) tile[0] = tile[1] = tile[2] = tile[3] = 0;
+    running = false;
+#pragma unroll 1
+    for (; panels > 1; panels -= 2) {
+      multiply<0>();
+      multiply<Config::kSlots - 1>();
+    }
+    if (panels > 0) multiply<0>();
+    if constexpr (Config::kSlots > 1) {
+      dev::wait_products<0>(c);
+      if (running) release(before);
+    }
+  }
+};
+
+// Grid [clusters * row_blocks * token_blocks * parts] of kThreads.
+template <class Config>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, 1)
+    spmm_m24_many(const TAMIS_GRID_CONSTANT M24ManyParams p) {
+  const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
+  const ClusterPlace place(p);
+  if (thread == 0) {
+    const auto told = static_cast<uint32_t>(p.row_blocks + p.token_blocks - 1) * Config::kWarps;
+    for (uint32_t i = 0; i < Config::kStages; ++i) {
+      dev::barrier_init(Config::kThereAt + 8 * i);
+      dev::barrier_init(Config::kFreeAt + 8 * i, told);
+    }
+    dev::fence_barrier_init();
+  }
+  dev::sync_warp();
+  dev::sync_cluster();
+  dev::allow_next();
+  PanelCursor<Config> tile(p, place);
+  if (warp >= Config::kWarps) {
+    dev::keep_registers<Config::kKept>();
+    if (warp == Config::kWarps) request_stages<Config>(p, place, lane);
+    dev::sync_warp();
+    if (p.parts > 1) {
+      dev::sync_cluster();
+      dev::sync_cluster();
+    }
+  } else {
+    dev::take_registers<Config::kTaken>();
+    Multiplier<Config> products(p, place, thread);
+    for (; tile.more(); tile.next_area()) {
+      products.multiply_tile(tile.end - tile.begin);
+      if (p.parts > 1) {
+        add_parts<Config>(p, tile, thread, products.c);
+        break;
+      }
+#pragma unroll
+      for (int i = 0; i < Config::kTiles; i += 4) {
+        const float(&sums)[4][4] = *reinterpret_cast<const float(*)[4][4]>(&products.c[i]);
+        write_tokens<Config>(p, tile.first_row + 16 * static_cast<int32_t>(warp),
+                             tile.first_token + 8 * i, Config::kYAt + 1024 * warp, lane, sums);
+      }
+    }
+  }
+  dev::sync_cluster();  // until then others may write to this block, or read its sums
+}
+
+}  // namespace tamis

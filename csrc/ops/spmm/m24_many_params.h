@@ -1,0 +1,75 @@
+// What the m24 kernel for many tokens gets, and how it is laid out; host side only but for the
+// struct.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "base/cuda/tensor_map.h"
+#include "format/m24.h"
+#include "ops/spmm/product_params.h"
+
+namespace tamis {
+
+// An area is the output tiles that a cluster computes at a time: row_blocks of them over rows,
+// token_blocks over tokens.
+struct M24ManyParams : ProductParams {
+  TensorMap boxes;  // of x
+  int32_t row_tiles = 0, col_tiles = 0;  // records
+  int32_t areas = 0, token_areas = 0;    // token_areas of them share their rows
+  int32_t clusters = 0;                  // that take areas in turns
+  int32_t row_blocks = 0, token_blocks = 0, parts = 0;  // of a cluster; parts of k
+  bool y_aligned = false;  // rows of y start at multiples of 16 bytes
+};
+
+// One line of m24_many_layouts.def.
+struct M24ManyLayout {
+  int32_t tokens, groups, slots;
+
+  constexpr int32_t rows() const { return 64 * groups; }
+  constexpr int32_t consumers() const { return 128 * groups; }
+  constexpr int32_t threads() const { return consumers() + 128; }
+  // Of a thread at launch, of one that multiplies and of the others.
+  constexpr int32_t registers() const { return 65536 / threads() / 8 * 8; }
+  constexpr int32_t taken_registers() const {
+    return (registers() * threads() - kept_registers() * 128) / consumers() / 8 * 8;
+  }
+  constexpr int32_t kept_registers() const { return 40; }
+  // A stage is a record's 64 columns: x, then the records of all warps.
+  constexpr int32_t stage_bytes() const {
+    const int32_t records = 4 * groups * static_cast<int32_t>(m24::kRecordBytes);
+    return (tokens * 2 * kBoxCols + records + 1023) / 1024 * 1024;
+  }
+  // For what a warp writes of y at a time, 32 tokens of 16 rows.
+  constexpr int32_t y_bytes() const { return 4 * groups * 32 * 16 * 2; }
+  constexpr int32_t stages() const {
+    constexpr int32_t kShared = 227 * 1024;  // of sm_90
+    return std::min((kShared - y_bytes()) / (stage_bytes() + 16), 10);
+  }
+  constexpr int32_t shared_bytes() const {  // and two barriers a stage
+    return stages() * (stage_bytes() + 16) + y_bytes();
+  }
+};
+
+inline constexpr M24ManyLayout kM24ManyLayouts[] = {
+#define TAMIS_M24_MANY(tokens, groups, slots) {tokens, groups, slots},
+#include "ops/spmm/m24_many_layouts.def"
+#undef TAMIS_M24_MANY
+};
+
+// How a cluster's blocks share an area: their product is the cluster.
+struct M24Cluster {
+  int32_t row_blocks = 1, token_blocks = 1, parts = 1;
+
+  constexpr int32_t blocks() const { return row_blocks * token_blocks * parts; }
+};
+
+// The plan with that layout (an index).
+SpmmT16Plan lay_out_m24_many(const T16View& w, int64_t m, int32_t layout, const M24Cluster& cluster,
+                             const CudaDevice& device);
+
+// `boxes` are the caller's to fill in, from m24_many_boxes.
+M24ManyParams m24_many_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+MatrixBoxes m24_many_boxes(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+
+}  // namespace tamis

@@ -1,0 +1,152 @@
+// The m24 kernel for many tokens on the simulator: every layout and several clusters in both dtypes
+// against a double reference, and bugs put in on purpose.
+#include "ops/spmm/m24_many.cuh"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "cuda_sim/problem.h"
+
+namespace tamis::test {
+namespace {
+
+struct Row {
+  int32_t layout;
+  DType dtype;
+  std::string (*run)(const sim::Launch&, const M24ManyParams&);
+};
+
+template <class Config>
+std::string simulate_many(const sim::Launch& launch, const M24ManyParams& p) {
+  return sim::launch(launch, [&] { spmm_m24_many<Config>(p); });
+}
+
+std::vector<Row> rows() {
+  std::vector<Row> all;
+#define TAMIS_M24_MANY(...)                                                 \
+  all.push_back({static_cast<int32_t>(all.size() / 2), DType::bf16,         \
+                 &simulate_many<M24ManyConfig<DType::bf16, __VA_ARGS__>>}); \
+  all.push_back({static_cast<int32_t>(all.size() / 2), DType::f16,          \
+                 &simulate_many<M24ManyConfig<DType::f16, __VA_ARGS__>>});
+#include "ops/spmm/m24_many_layouts.def"
+#undef TAMIS_M24_MANY
+  return all;
+}
+
+// A device of few multiprocessors, whose clusters take several areas.
+constexpr CudaDevice kSmall{
+    .capability = 90, .sms = 4, .shared_per_sm = 233472, .shared_per_block = 232448};
+
+std::string run(const Row& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
+                sim::Faults faults = {}) {
+  const SpmmCudaArgs args = c.args();
+  c.clear_y();
+  M24ManyParams p = m24_many_params(args, plan);
+  p.boxes = dev::tensor_map(m24_many_boxes(args, plan));
+  const auto cluster = static_cast<uint32_t>(p.row_blocks * p.token_blocks * p.parts);
+  const sim::Launch launch{
+      .grid = {static_cast<uint32_t>(p.clusters) * cluster},
+      .block = {static_cast<uint32_t>(kM24ManyLayouts[plan.many_layout].threads())},
+      .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+      .seed = seed,
+      .faults = faults,
+      .cluster = cluster};
+  const std::string wrong = row.run(launch, p);
+  return wrong.empty() ? c.compare() : wrong;
+}
+
+class M24Many : public testing::TestWithParam<Row> {
+ protected:
+  const M24ManyLayout& layout() const { return kM24ManyLayouts[GetParam().layout]; }
+  void expect_right(Problem p, const M24Cluster& cluster) {
+    p.dtype = GetParam().dtype;
+    p.format = PackedFormat::m24;
+    Case c(p);
+    const SpmmT16Plan plan = lay_out_m24_many(c.t16(), p.m, GetParam().layout, cluster, kSmall);
+    EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
+        << "n " << p.n << ", k " << p.k << ", m " << p.m << ", seed " << p.seed << ", cluster "
+        << cluster.row_blocks << " x " << cluster.token_blocks << " x " << cluster.parts;
+  }
+};
+
+TEST_P(M24Many, OneBlock) {
+  uint64_t seed = 100;
+  const int64_t r = layout().rows();
+  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{16, 64}, {1, 8}, {r + 1, 452}}) {
+    expect_right({.n = n, .k = k, .m = 3, .sparsity = 0.5, .integers = true, .seed = ++seed}, {});
+  }
+  expect_right({.n = 5 * r - 20, .k = 200, .m = 3, .sparsity = 0.9, .bias = false, .seed = ++seed},
+               {});
+}
+
+TEST_P(M24Many, Tokens) {
+  const int64_t t = layout().tokens;
+  uint64_t seed = 200;
+  expect_right({.n = 40, .k = 136, .m = 1, .integers = true, .seed = ++seed}, {});
+  expect_right({.n = 40, .k = 136, .m = t - 1, .x_padding = 4, .y_padding = 8, .seed = ++seed}, {});
+  expect_right({.n = 24, .k = 136, .m = t + 1, .y_padding = 3, .seed = ++seed}, {});
+  expect_right({.n = 20, .k = 133, .m = 9, .x_padding = 1, .seed = ++seed}, {1, 1, 2});
+}
+
+TEST_P(M24Many, Clusters) {
+  const int64_t t = layout().tokens, r = layout().rows();
+  uint64_t seed = 300;
+  for (const M24Cluster& cluster :
+       {M24Cluster{2, 1, 1}, {1, 2, 1}, {2, 2, 1}, {1, 1, 2}, {2, 1, 2}, {1, 2, 2}, {4, 1, 1}}) {
+    expect_right({.n = r * cluster.row_blocks - 8,
+                  .k = 64 * 7,
+                  .m = t * cluster.token_blocks - 5,
+                  .integers = seed % 2 != 0,
+                  .seed = ++seed},
+                 cluster);
+  }
+  // Several areas a cluster, the last ones beyond both ends; parts of no columns.
+  expect_right({.n = 4 * r + 8, .k = 200, .m = t + 8, .integers = true, .seed = ++seed}, {2, 2, 1});
+  expect_right({.n = r, .k = 120, .m = 16, .integers = true, .seed = ++seed}, {1, 1, 4});
+}
+
+TEST_P(M24Many, TwoRunsAgreeInEveryBit) {
+  Case c({.n = 140, .k = 320, .m = 9, .dtype = GetParam().dtype, .format = PackedFormat::m24});
+  const SpmmT16Plan plan = lay_out_m24_many(c.t16(), 9, GetParam().layout, {1, 1, 3}, kSmall);
+  ASSERT_EQ(run(GetParam(), c, plan, 1), "");
+  const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
+  ASSERT_EQ(run(GetParam(), c, plan, 2), "");
+  EXPECT_EQ(first, std::vector<uint16_t>(c.y().data(), c.y().data() + c.y().size()));
+}
+
+TEST_P(M24Many, FaultsAreNoticed) {
+  Case c({.n = 2 * layout().rows(),
+          .k = 64 * 20,
+          .m = 6,
+          .dtype = GetParam().dtype,
+          .format = PackedFormat::m24});
+  const auto noticed = [&](const M24Cluster& cluster, sim::Faults faults) {
+    const SpmmT16Plan plan = lay_out_m24_many(c.t16(), 6, GetParam().layout, cluster, kSmall);
+    int count = 0;
+    for (uint64_t seed = 1; seed <= 2; ++seed) {
+      count += run(GetParam(), c, plan, seed, faults).empty() ? 0 : 1;
+    }
+    return count;
+  };
+  EXPECT_EQ(noticed({2, 1, 1}, {}), 0);
+  EXPECT_EQ(noticed({1, 1, 2}, {}), 0);
+  const int slots = layout().slots;  // with two the first product is waited for after the second
+  for (const int i : {slots - 1, 18 + slots}) {
+    EXPECT_EQ(noticed({2, 1, 1}, {.product = i}), 2) << "no wait for product " << i;
+  }
+  for (const int i : {0, 12}) EXPECT_EQ(noticed({2, 1, 1}, {.wait = i}), 2) << "no wait " << i;
+  for (const int i : {0, 3}) EXPECT_EQ(noticed({2, 1, 1}, {.arrival = i}), 2) << "arrival " << i;
+  for (const int i : {0, 40}) EXPECT_EQ(noticed({2, 1, 1}, {.copy = i}), 2) << "no copy " << i;
+  for (const int i : {1, 2}) EXPECT_EQ(noticed({1, 1, 2}, {.cluster = i}), 2) << "cluster " << i;
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, M24Many, testing::ValuesIn(rows()), [](const auto& info) {
+  const M24ManyLayout& l = kM24ManyLayouts[info.param.layout];
+  return "tokens_" + std::to_string(l.tokens) + "_groups_" + std::to_string(l.groups) + "_slots_" +
+         std::to_string(l.slots) + "_" + name_of(info.param.dtype);
+});
+
+}  // namespace
+}  // namespace tamis::test
