@@ -20,16 +20,15 @@ CLUSTERS = (
     (1, 1, 1), (2, 1, 1), (4, 1, 1), (8, 1, 1), (1, 2, 1), (2, 2, 1), (4, 2, 1), (2, 4, 1),
     (1, 1, 2), (2, 1, 2), (4, 1, 2), (1, 1, 3), (2, 1, 3), (1, 1, 4), (2, 1, 4), (1, 1, 6), (1, 1, 8),
 )  # fmt: skip
-LAYOUTS = (  # of m24_many_layouts.def: tokens, warpgroups, slots
-    (64, 2, 2), (64, 4, 1), (128, 2, 2), (128, 2, 1), (128, 4, 1), (192, 2, 2), (192, 3, 1),
-    (256, 2, 2), (256, 2, 1), (32, 2, 1), (32, 4, 1),
+LAYOUTS = (  # of m24_many_layouts.def: tokens, warpgroups, slots, blocks of an SM
+    (64, 2, 2, 1), (64, 4, 1, 1), (128, 2, 2, 1), (128, 2, 1, 1), (128, 4, 1, 1), (192, 2, 2, 1), (192, 3, 1, 1), (256, 2, 2, 1), (256, 2, 1, 1), (32, 2, 1, 1), (32, 4, 1, 1), (32, 2, 1, 2), (64, 2, 1, 2),
 )  # fmt: skip
 
 
 def choices(rows: int, m: int, sms: int) -> list[tuple[int, int, int, int]]:
     """Layouts and clusters that fit: parts only where they find room at once."""
     found = []
-    for i, (tokens, groups, _) in enumerate(LAYOUTS):
+    for i, (tokens, groups, _, at_once) in enumerate(LAYOUTS):
         if tokens > max(32, 1.5 * m):
             continue
         for by_rows, by_tokens, parts in CLUSTERS:
@@ -38,7 +37,7 @@ def choices(rows: int, m: int, sms: int) -> list[tuple[int, int, int, int]]:
             blocks = areas * by_rows * by_tokens * parts
             if by_tokens > 1 and m <= tokens * (by_tokens - 1):
                 continue
-            if parts > 1 and not sms // 3 < blocks <= sms:
+            if parts > 1 and not sms // 3 < blocks <= sms * at_once:
                 continue
             found.append((i, by_rows, by_tokens, parts))
     return found

@@ -19,9 +19,9 @@
 
 namespace tamis {
 
-template <DType kTypeOf, int kTokensOf, int kGroupsOf, int kSlotsOf>
+template <DType kTypeOf, int kTokensOf, int kGroupsOf, int kSlotsOf, int kBlocksOf>
 struct M24ManyConfig {
-  static constexpr M24ManyLayout kLayout = {kTokensOf, kGroupsOf, kSlotsOf};
+  static constexpr M24ManyLayout kLayout = {kTokensOf, kGroupsOf, kSlotsOf, kBlocksOf};
   static constexpr DType kType = kTypeOf;       // of w, x, bias and y
   static constexpr int kTokens = kTokensOf;     // of an output tile: 64, 128, 192 or 256
   static constexpr int kRows = kLayout.rows();  // likewise
@@ -29,6 +29,7 @@ struct M24ManyConfig {
   static constexpr int kWarps = 4 * kGroupsOf;  // that multiply
   static constexpr int kConsumers = kLayout.consumers();
   static constexpr int kThreads = kLayout.threads();
+  static constexpr int kMinBlocks = kBlocksOf;  // of an SM
   static constexpr int kSlots = kSlotsOf;  // stages whose records a warp has in registers
   static constexpr int kTaken = kLayout.taken_registers();  // of a thread that multiplies
   static constexpr int kKept = kLayout.kept_registers();    // of another
@@ -372,7 +373,7 @@ struct Multiplier {
 
 // Grid [clusters * row_blocks * token_blocks * parts] of kThreads.
 template <class Config>
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, 1)
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
     spmm_m24_many(const TAMIS_GRID_CONSTANT M24ManyParams p) {
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
   const ClusterPlace place(p);

@@ -24,13 +24,13 @@ struct M24ManyParams : ProductParams {
 
 // One line of m24_many_layouts.def.
 struct M24ManyLayout {
-  int32_t tokens, groups, slots;
+  int32_t tokens, groups, slots, blocks;
 
   constexpr int32_t rows() const { return 64 * groups; }
   constexpr int32_t consumers() const { return 128 * groups; }
   constexpr int32_t threads() const { return consumers() + 128; }
   // Of a thread at launch, of one that multiplies and of the others.
-  constexpr int32_t registers() const { return 65536 / threads() / 8 * 8; }
+  constexpr int32_t registers() const { return 65536 / (threads() * blocks) / 8 * 8; }
   constexpr int32_t taken_registers() const {
     return (registers() * threads() - kept_registers() * 128) / consumers() / 8 * 8;
   }
@@ -43,8 +43,8 @@ struct M24ManyLayout {
   // For what a warp writes of y at a time, 32 tokens of 16 rows.
   constexpr int32_t y_bytes() const { return 4 * groups * 32 * 16 * 2; }
   constexpr int32_t stages() const {
-    constexpr int32_t kShared = 227 * 1024;  // of sm_90
-    return std::min((kShared - y_bytes()) / (stage_bytes() + 16), 10);
+    const int32_t shared = 228 * 1024 / blocks - 1024;  // of sm_90
+    return std::min((shared - y_bytes()) / (stage_bytes() + 16), 10);
   }
   constexpr int32_t shared_bytes() const {  // and two barriers a stage
     return stages() * (stage_bytes() + 16) + y_bytes();
@@ -52,7 +52,7 @@ struct M24ManyLayout {
 };
 
 inline constexpr M24ManyLayout kM24ManyLayouts[] = {
-#define TAMIS_M24_MANY(tokens, groups, slots) {tokens, groups, slots},
+#define TAMIS_M24_MANY(tokens, groups, slots, blocks) {tokens, groups, slots, blocks},
 #include "ops/spmm/m24_many_layouts.def"
 #undef TAMIS_M24_MANY
 };

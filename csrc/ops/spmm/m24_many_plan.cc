@@ -17,7 +17,7 @@ SpmmT16Plan lay_out_m24_many(const T16View& w, int64_t m, int32_t layout, const 
   const M24ManyLayout& l = kM24ManyLayouts[layout];
   const int64_t areas = areas_along(w.rows, l.rows(), cluster.row_blocks) *
                         areas_along(m, l.tokens, cluster.token_blocks);
-  const int64_t room = std::max(device.sms / cluster.blocks(), 1);
+  const int64_t room = std::max(device.sms * l.blocks / cluster.blocks(), 1);
   const int64_t clusters = cluster.parts > 1 ? areas : std::min(areas, room);
   const int32_t tiles = cluster.row_blocks * cluster.token_blocks;
   return {.many_layout = layout,

@@ -145,7 +145,8 @@ TEST_P(M24Many, FaultsAreNoticed) {
 INSTANTIATE_TEST_SUITE_P(Layouts, M24Many, testing::ValuesIn(rows()), [](const auto& info) {
   const M24ManyLayout& l = kM24ManyLayouts[info.param.layout];
   return "tokens_" + std::to_string(l.tokens) + "_groups_" + std::to_string(l.groups) + "_slots_" +
-         std::to_string(l.slots) + "_" + name_of(info.param.dtype);
+         std::to_string(l.slots) + "_blocks_" + std::to_string(l.blocks) + "_" +
+         name_of(info.param.dtype);
 });
 
 }  // namespace
