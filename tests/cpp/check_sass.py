@@ -42,6 +42,8 @@ MAX_GAP = {1: 60, 2: 80, 4: 112}  # sm_90, one step of gap (256 entries), by tok
 # three (1536).
 MAX_P24 = {False: {1: 28, 2: 32}, True: {1: 60, 2: 72}}
 MAX_GROUP24 = 150  # sm_90a, a record of m24 by warpgroups with any tokens, copying its part of x
+# The same where another warp copies for them, and registers at launch: two or four warpgroups trade them.
+MAX_MANY24, MAX_MANY_REGISTERS = 56, 168
 MAX_DOTS, MAX_ROW_SUMS = 102, 200  # sm_90, 1024 weights of sparse_mlp's rows, of listed rows
 # Prompts: registers of two blocks of 128 threads on an SM, and instructions of a tile on sm_90 with all
 # its rarely taken branches (softcap, masks, lists), for one and two row tiles a warp.
@@ -145,7 +147,7 @@ def sell4_tokens(name: str) -> int:
 
 def product_of(name: str) -> str:
     """What a kernel's main loop multiplies with."""
-    if "M24GroupConfig" in name:
+    if "M24GroupConfig" in name or "M24ManyConfig" in name:
         return "HGMMA.SP"
     return "IDP" if gap_tokens(name) else "HFMA2" if sell4_tokens(name) else "HMMA"
 
@@ -158,6 +160,9 @@ def product_label(name: str) -> str:
         return f"spmm_{form} {dtype} {8 * int(match[2])} tokens"
     if match := re.search(r"M24GroupConfigI\w*?DTypeE\dELi(\d+)ELi(\d)E", name):
         return f"spmm_m24 {dtype} {match[1]} tokens {64 * int(match[2])} rows"
+    if match := re.search(r"M24ManyConfigI\w*?DTypeE\dELi(\d+)ELi(\d)ELi(\d)ELi(\d)E", name):
+        blocks = f", {match[4]} blocks" if match[4] != "1" else ""
+        return f"spmm_m24_many {dtype} {match[1]} x {64 * int(match[2])}, {match[3]} slots{blocks}"
     if kind := p24_kind(name):
         return f"spmm_p24 {dtype} {8 * kind[0]} tokens {'triples' if kind[1] else 'pairs'}"
     if tokens := gap_tokens(name) or sell4_tokens(name):
@@ -284,13 +289,13 @@ def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
     return wrong
 
 
-def group_problems(loop: Counter[str]) -> list[str]:
+def group_problems(loop: Counter[str], most: int) -> list[str]:
     """Of a loop of sparse products by warpgroups, two a record."""
     if not loop["HGMMA.SP"]:
         return ["no sparse product of a warpgroup in a loop"]
     size = sum(loop.values()) * 2 // loop["HGMMA.SP"]
-    wanted = f"{size} instructions a record, wanted at most {MAX_GROUP24}"
-    return [wanted] if size > MAX_GROUP24 else []
+    wanted = f"{size} instructions a record, wanted at most {most}"
+    return [wanted] if size > most else []
 
 
 def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> list[str]:
@@ -309,6 +314,7 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     most = MAX_ALONE_REGISTERS if alone else most
     prefill = "prefill_attention" in name
     most = MAX_PREFILL_REGISTERS if prefill else most
+    most = MAX_MANY_REGISTERS if "M24ManyConfig" in name else most
     sparse = any("IMMA.SP" in text for _, text in code)
     if format_of(name) in ("m24i8", "m24i4") and not sparse:
         wrong.append("no sparse tensor core instruction")
@@ -318,11 +324,11 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
         k in name for k in ("kv_mass_rows", "kv_mass_columns", "kv_merge_nearest", "kv_rebuild")
     )
     product = bool(format_of(name) or p24_kind(name)) or product_of(name) != "HMMA"
-    if "M24GroupConfig" in name:
-        wrong += group_problems(loop)
+    if product_of(name) == "HGMMA.SP":
+        wrong += group_problems(loop, MAX_MANY24 if "M24ManyConfig" in name else MAX_GROUP24)
     elif attention or prefill or rows or activation(name) or gradient(name) or product:
         wrong += loop_problems(arch, name, loop)
-    tensor = ("HGMMA.SP",) if "M24GroupConfig" in name else ("HMMA", "IMMA")
+    tensor = ("HGMMA.SP",) if product_of(name) == "HGMMA.SP" else ("HMMA", "IMMA")
     counts = ", ".join(f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", *tensor, "LDGSTS"))
     sys.stdout.write(
         f"{label(arch, name):40} {used:4} registers  loop {size:4}: {counts}\n"

@@ -132,12 +132,12 @@ TAMIS_DEVICE uint64_t matrix_at(uint32_t at) {
   TAMIS_D32                                                                                   \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53," \
   "%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define TAMIS_D96                                                                              \
+#define TAMIS_D96                                                                             \
   TAMIS_D64                                                                                   \
   ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85," \
   "%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
-#define TAMIS_D128                                                                             \
-  TAMIS_D96                                                                                    \
+#define TAMIS_D128                                                                               \
+  TAMIS_D96                                                                                      \
   ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114," \
   "%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define TAMIS_PRODUCT(kind, tokens, d, rest, ...)                                             \
@@ -145,24 +145,24 @@ TAMIS_DEVICE uint64_t matrix_at(uint32_t at) {
                "}, " rest ", 1, 1, 1, 0;"                                                     \
                : __VA_ARGS__                                                                  \
                : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(places), "n"(kSelector))
-#define TAMIS_PRODUCTS(kind)                                                                \
-  if constexpr (kTiles == 1) {                                                              \
-    TAMIS_PRODUCT(kind, 8, TAMIS_D4, "{%4,%5,%6,%7}, %8, %9, %10", TAMIS_SUMS(0));          \
-  } else if constexpr (kTiles == 2) {                                                       \
-    TAMIS_PRODUCT(kind, 16, TAMIS_D8, "{%8,%9,%10,%11}, %12, %13, %14", TAMIS_SUMS2(0));    \
-  } else if constexpr (kTiles == 4) {                                                       \
-    TAMIS_PRODUCT(kind, 32, TAMIS_D16, "{%16,%17,%18,%19}, %20, %21, %22", TAMIS_SUMS4(0)); \
-  } else if constexpr (kTiles == 8) {                                                       \
-    TAMIS_PRODUCT(kind, 64, TAMIS_D32, "{%32,%33,%34,%35}, %36, %37, %38", TAMIS_SUMS8(0)); \
-  } else if constexpr (kTiles == 16) {                                                        \
-    TAMIS_PRODUCT(kind, 128, TAMIS_D64, "{%64,%65,%66,%67}, %68, %69, %70", TAMIS_SUMS16(0)); \
-  } else if constexpr (kTiles == 24) {                                                        \
-    TAMIS_PRODUCT(kind, 192, TAMIS_D96, "{%96,%97,%98,%99}, %100, %101, %102",                \
-                  TAMIS_SUMS16(0), TAMIS_SUMS8(16));                                          \
-  } else {                                                                                    \
-    static_assert(kTiles == 32, "8, 16, 32, 64, 128, 192 or 256 tokens");                     \
-    TAMIS_PRODUCT(kind, 256, TAMIS_D128, "{%128,%129,%130,%131}, %132, %133, %134",           \
-                  TAMIS_SUMS16(0), TAMIS_SUMS16(16));                                         \
+#define TAMIS_PRODUCTS(kind)                                                                    \
+  if constexpr (kTiles == 1) {                                                                  \
+    TAMIS_PRODUCT(kind, 8, TAMIS_D4, "{%4,%5,%6,%7}, %8, %9, %10", TAMIS_SUMS(0));              \
+  } else if constexpr (kTiles == 2) {                                                           \
+    TAMIS_PRODUCT(kind, 16, TAMIS_D8, "{%8,%9,%10,%11}, %12, %13, %14", TAMIS_SUMS2(0));        \
+  } else if constexpr (kTiles == 4) {                                                           \
+    TAMIS_PRODUCT(kind, 32, TAMIS_D16, "{%16,%17,%18,%19}, %20, %21, %22", TAMIS_SUMS4(0));     \
+  } else if constexpr (kTiles == 8) {                                                           \
+    TAMIS_PRODUCT(kind, 64, TAMIS_D32, "{%32,%33,%34,%35}, %36, %37, %38", TAMIS_SUMS8(0));     \
+  } else if constexpr (kTiles == 16) {                                                          \
+    TAMIS_PRODUCT(kind, 128, TAMIS_D64, "{%64,%65,%66,%67}, %68, %69, %70", TAMIS_SUMS16(0));   \
+  } else if constexpr (kTiles == 24) {                                                          \
+    TAMIS_PRODUCT(kind, 192, TAMIS_D96, "{%96,%97,%98,%99}, %100, %101, %102", TAMIS_SUMS16(0), \
+                  TAMIS_SUMS8(16));                                                             \
+  } else {                                                                                      \
+    static_assert(kTiles == 32, "8, 16, 32, 64, 128, 192 or 256 tokens");                       \
+    TAMIS_PRODUCT(kind, 256, TAMIS_D128, "{%128,%129,%130,%131}, %132, %133, %134",             \
+                  TAMIS_SUMS16(0), TAMIS_SUMS16(16));                                           \
   }
 
 // c += a * b for 64 rows, 8 kTiles tokens (the rows of b) and 32 columns, two of every four

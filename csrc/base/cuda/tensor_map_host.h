@@ -14,8 +14,8 @@ inline PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
   static const auto found = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult result{};
-    const cudaError_t asked = cudaGetDriverEntryPointByVersion(
-        "cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
+    const cudaError_t asked = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                               12000, cudaEnableDefault, &result);
     const bool there = asked == cudaSuccess && result == cudaDriverEntryPointSuccess;
     return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(there ? function : nullptr);
   }();
@@ -27,8 +27,8 @@ inline Status make_tensor_map(const char* function, const MatrixBoxes& boxes, DT
   static_assert(sizeof(CUtensorMap) == sizeof(TensorMap));
   const auto encode = tensor_map_encoder();
   if (encode == nullptr) {
-    return error(Code::no_kernel, "%s: CUDA: got a driver without tensor maps, wanted 12.0 or later",
-                 function);
+    return error(Code::no_kernel,
+                 "%s: CUDA: got a driver without tensor maps, wanted 12.0 or later", function);
   }
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(boxes.cols),
                               static_cast<cuuint64_t>(boxes.rows)};

@@ -1,21 +1,21 @@
 // y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for many tokens.  w: m24, bf16 or f16; x, bias, y: the
 // same dtype; accumulates f32 on the sparse tensor cores of sm_90a. Tile: a warpgroup multiplies 64
 // rows with kTokens tokens; the warpgroups of a block have other rows and share x. A warp of one
-// more warpgroup asks for stages, of 64 columns: boxes of x and each warp's record, which blocks of a cluster that
-// have the same tokens, or the same rows, send to each other, each a part. A barrier says that a
-// stage is there, another one that nobody reads it any more, anywhere in the cluster. Products of a
-// stage run while the next one's records come to registers. Blocks take areas of output tiles in
-// turns, tokens first, so that what is asked for stays ahead and weights are read once.
-// Reduction: where parts of a cluster share a tile's columns they add up through shared memory, in
-// the order of k, and a block has one tile. Needs: clusters of one block where rows of x are not
-// aligned. Launched so that it may begin before the kernel before it ends, it needs weights which
-// that kernel did not write. Tail: columns of x beyond the last are zero, records there too; rows
-// beyond the last tile repeat it and are not written.
+// more warpgroup asks for stages, of 64 columns: boxes of x and each warp's record, which blocks of
+// a cluster that have the same tokens, or the same rows, send to each other, each a part. A barrier
+// says that a stage is there, another one that nobody reads it any more, anywhere in the cluster.
+// Products of a stage run while the next one's records come to registers. Blocks take areas of
+// output tiles in turns, tokens first, so that what is asked for stays ahead and weights are read
+// once. Reduction: where parts of a cluster share a tile's columns they add up through shared
+// memory, in the order of k, and a block has one tile. Needs: clusters of one block where rows of x
+// are not aligned. Launched so that it may begin before the kernel before it ends, it needs weights
+// which that kernel did not write. Tail: columns of x beyond the last are zero, records there too;
+// rows beyond the last tile repeat it and are not written.
 #pragma once
 
 #include "base/cuda/dev.h"
-#include "ops/spmm/m24_many_params.h"
 #include "ops/spmm/halves.cuh"
+#include "ops/spmm/m24_many_params.h"
 
 namespace tamis {
 
@@ -30,7 +30,7 @@ struct M24ManyConfig {
   static constexpr int kConsumers = kLayout.consumers();
   static constexpr int kThreads = kLayout.threads();
   static constexpr int kMinBlocks = kBlocksOf;  // of an SM
-  static constexpr int kSlots = kSlotsOf;  // stages whose records a warp has in registers
+  static constexpr int kSlots = kSlotsOf;       // stages whose records a warp has in registers
   static constexpr int kTaken = kLayout.taken_registers();  // of a thread that multiplies
   static constexpr int kKept = kLayout.kept_registers();    // of another
   static constexpr int kStages = kLayout.stages();
@@ -69,8 +69,8 @@ template <class Config>
 struct PanelCursor {
   const M24ManyParams& p;
   const ClusterPlace& place;
-  int32_t begin, end;            // of every tile, over columns
-  int32_t area, col;             // in panels
+  int32_t begin, end;              // of every tile, over columns
+  int32_t area, col;               // in panels
   int32_t first_row, first_token;  // of the tile
 
   TAMIS_DEVICE PanelCursor(const M24ManyParams& params, const ClusterPlace& at)
@@ -85,8 +85,8 @@ struct PanelCursor {
   }
   TAMIS_DEVICE bool more() const { return area < p.areas; }
   TAMIS_DEVICE void find() {
-    first_row = (area / p.token_areas * p.row_blocks + static_cast<int32_t>(place.row)) *
-                Config::kRows;
+    first_row =
+        (area / p.token_areas * p.row_blocks + static_cast<int32_t>(place.row)) * Config::kRows;
     first_token = (area % p.token_areas * p.token_blocks + static_cast<int32_t>(place.token)) *
                   Config::kTokens;
   }
@@ -170,23 +170,27 @@ TAMIS_DEVICE void request_x(const PanelCursor<Config>& panel, const StageCursor<
   }
 }
 
-// The warp that asks for all stages.
+// Asks for the records of as many stages as there are: weights do not depend on the kernel before,
+// so the first ones are on their way while it ends.
+template <class Config>
+TAMIS_DEVICE void request_first_records(const M24ManyParams& p, const ClusterPlace& place,
+                                        uint32_t lane) {
+  StageCursor<Config> stage;
+  for (PanelCursor<Config> ahead(p, place); stage.parity == 0 && ahead.more(); ahead.advance()) {
+    request_records(ahead, stage, lane);
+    stage.advance();
+  }
+}
+
+// Asks for all else.
 template <class Config>
 TAMIS_DEVICE void request_stages(const M24ManyParams& p, const ClusterPlace& place, uint32_t lane) {
   PanelCursor<Config> panel(p, place);
   StageCursor<Config> stage;
-  if (lane == 0) dev::prefetch_map(p.boxes);
-  // Weights do not depend on the kernel before: the first ones are on their way while it ends.
-  PanelCursor<Config> ahead = panel;
-  for (; stage.parity == 0 && ahead.more(); ahead.advance()) {
-    request_records(ahead, stage, lane);
-    stage.advance();
-  }
   dev::wait_for_previous();
-  StageCursor<Config> first;
-  for (; first.parity == 0 && panel.more(); panel.advance()) {
-    request_x(panel, first, lane);
-    first.advance();
+  for (; stage.parity == 0 && panel.more(); panel.advance()) {
+    request_x(panel, stage, lane);
+    stage.advance();
   }
   for (; panel.more(); panel.advance()) {
     dev::barrier_wait_cluster(stage.free(), stage.parity ^ 1);
@@ -221,11 +225,11 @@ TAMIS_DEVICE void write_tokens(const M24ManyParams& p, int32_t first_row, int32_
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
     const uint32_t token = 8 * (i + lane / 16) + lane % 8;
-    dev::store_matrices_transposed(piece_at(token, lane / 8 % 2),
-                                   {pair(c[i][0] + bias[0], c[i][1] + bias[0]),
-                                    pair(c[i][2] + bias[1], c[i][3] + bias[1]),
-                                    pair(c[i + 1][0] + bias[0], c[i + 1][1] + bias[0]),
-                                    pair(c[i + 1][2] + bias[1], c[i + 1][3] + bias[1])});
+    dev::store_matrices_transposed(
+        piece_at(token, lane / 8 % 2),
+        {pair(c[i][0] + bias[0], c[i][1] + bias[0]), pair(c[i][2] + bias[1], c[i][3] + bias[1]),
+         pair(c[i + 1][0] + bias[0], c[i + 1][1] + bias[0]),
+         pair(c[i + 1][2] + bias[1], c[i + 1][3] + bias[1])});
   }
   dev::sync_warp();
 #pragma unroll
@@ -330,8 +334,7 @@ struct Multiplier {
     const uint32_t values = record + static_cast<uint32_t>(m24::kPlaceBytes) + 16 * lane;
     places[kSlot] = dev::load_shared<uint32_t>(record + 4 * lane);
     first[kSlot] = dev::load_shared<dev::Word4>(values);
-    second[kSlot] =
-        dev::load_shared<dev::Word4>(values + static_cast<uint32_t>(m24::kStepBytes));
+    second[kSlot] = dev::load_shared<dev::Word4>(values + static_cast<uint32_t>(m24::kStepBytes));
     const uint64_t x = dev::matrix_at(stage.at()), right = dev::matrix_at(stage.at() + 64);
     dev::fence_products();
     if constexpr (Config::kType == DType::bf16) {
@@ -377,21 +380,30 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
     spmm_m24_many(const TAMIS_GRID_CONSTANT M24ManyParams p) {
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
   const ClusterPlace place(p);
-  if (thread == 0) {
-    const auto told = static_cast<uint32_t>(p.row_blocks + p.token_blocks - 1) * Config::kWarps;
-    for (uint32_t i = 0; i < Config::kStages; ++i) {
-      dev::barrier_init(Config::kThereAt + 8 * i);
-      dev::barrier_init(Config::kFreeAt + 8 * i, told);
+  const bool requests = warp == Config::kWarps, alone = p.token_blocks == 1;
+  if (requests) {
+    if (lane == 0) {
+      const auto told = static_cast<uint32_t>(p.row_blocks + p.token_blocks - 1) * Config::kWarps;
+      for (uint32_t i = 0; i < Config::kStages; ++i) {
+        dev::barrier_init(Config::kThereAt + 8 * i);
+        dev::barrier_init(Config::kFreeAt + 8 * i, told);
+      }
+      dev::fence_barrier_init();
+      dev::prefetch_map(p.boxes);
     }
-    dev::fence_barrier_init();
+    dev::sync_warp();
+    if (alone) request_first_records<Config>(p, place, lane);
+    dev::sync_warp();
   }
-  dev::sync_warp();
   dev::sync_cluster();
   dev::allow_next();
   PanelCursor<Config> tile(p, place);
   if (warp >= Config::kWarps) {
     dev::keep_registers<Config::kKept>();
-    if (warp == Config::kWarps) request_stages<Config>(p, place, lane);
+    if (requests) {
+      if (!alone) request_first_records<Config>(p, place, lane);
+      request_stages<Config>(p, place, lane);
+    }
     dev::sync_warp();
     if (p.parts > 1) {
       dev::sync_cluster();
@@ -408,7 +420,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
       }
 #pragma unroll
       for (int i = 0; i < Config::kTiles; i += 4) {
-        const float(&sums)[4][4] = *reinterpret_cast<const float(*)[4][4]>(&products.c[i]);
+        const float (&sums)[4][4] = *reinterpret_cast<const float (*)[4][4]>(&products.c[i]);
         write_tokens<Config>(p, tile.first_row + 16 * static_cast<int32_t>(warp),
                              tile.first_token + 8 * i, Config::kYAt + 1024 * warp, lane, sums);
       }

@@ -41,8 +41,7 @@ M24ManyParams m24_many_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   p.token_blocks = p.x_aligned ? plan.token_blocks : 1;
   p.parts = plan.splits;
   p.token_areas = static_cast<int32_t>(areas_along(a.m, l.tokens, p.token_blocks));
-  p.areas =
-      static_cast<int32_t>(areas_along(a.w.rows, l.rows(), p.row_blocks) * p.token_areas);
+  p.areas = static_cast<int32_t>(areas_along(a.w.rows, l.rows(), p.row_blocks) * p.token_areas);
   p.clusters = plan.blocks_n / (p.row_blocks * p.token_blocks);
   p.y_aligned = rows_aligned(a.y, a.m, a.y_stride);
   return p;

@@ -33,14 +33,15 @@ Status launch_many(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDev
         make_tensor_map("spmm", m24_many_boxes(a, plan), Config::kType, &params.boxes));
   }
   const int32_t cluster = params.row_blocks * params.token_blocks * params.parts;
-  return launch_wide<&spmm_m24_many<Config>>("spmm", device, Config::kLayout.shared_bytes(),
-                                             {.grid = dim3(params.clusters * cluster),
-                                              .threads = Config::kThreads,
-                                              .shared_bytes = static_cast<size_t>(plan.shared_bytes),
-                                              .early = a.w.settled,
-                                              .stream = stream,
-                                              .cluster = static_cast<uint32_t>(cluster)},
-                                             params);
+  return launch_wide<&spmm_m24_many<Config>>(
+      "spmm", device, Config::kLayout.shared_bytes(),
+      {.grid = dim3(params.clusters * cluster),
+       .threads = Config::kThreads,
+       .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+       .early = a.w.settled,
+       .stream = stream,
+       .cluster = static_cast<uint32_t>(cluster)},
+      params);
 }
 
 template <DType kType>

@@ -162,8 +162,8 @@ inline void copy_box_to(uint32_t blocks, uint32_t to, const TensorMap& map, int3
     const int64_t left = of_row < boxes.rows ? boxes.cols - first : 0;
     const auto valid = static_cast<uint32_t>(left < 0 ? 0 : left > 8 ? 8 : left);
     const auto* from = static_cast<const uint16_t*>(boxes.data) + of_row * boxes.stride + first;
-    sim::bulk_copy(blocks, to + i / 8 * 128 + 16 * (i % 8 ^ i / 8 % 8),
-                   valid > 0 ? from : nullptr, 16, 2 * valid, barrier);
+    sim::bulk_copy(blocks, to + i / 8 * 128 + 16 * (i % 8 ^ i / 8 % 8), valid > 0 ? from : nullptr,
+                   16, 2 * valid, barrier);
   }
 }
 inline void copy_box(uint32_t to, const TensorMap& map, int32_t col, int32_t row,

@@ -92,7 +92,7 @@ struct Cluster {
   std::vector<Warp> warps;
   std::vector<Block> blocks;
   std::map<std::pair<uint32_t, uint32_t>, Barrier> barriers;  // by block and place
-  Dim3 index;  // of its first block
+  Dim3 index;                                                 // of its first block
   size_t current = 0;
   uint32_t arrived = 0;
   uint64_t meetings = 0, progress = 0;
