@@ -14,7 +14,7 @@ namespace tamis {
 // An area is the output tiles that a cluster computes at a time: row_blocks of them over rows,
 // token_blocks over tokens.
 struct M24ManyParams : ProductParams {
-  TensorMap boxes = {};                                      // of x
+  TensorMap boxes = {};                                 // of x
   int32_t row_tiles = 0, col_tiles = 0;                 // records
   int32_t areas = 0, token_areas = 0;                   // token_areas of them share their rows
   int32_t clusters = 0;                                 // that take areas in turns
