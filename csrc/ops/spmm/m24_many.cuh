@@ -193,7 +193,7 @@ TAMIS_DEVICE void request_stages(const M24ManyParams& p, const ClusterPlace& pla
     stage.advance();
   }
   for (; panel.more(); panel.advance()) {
-    dev::barrier_wait_cluster(stage.free(), stage.parity ^ 1);
+    dev::barrier_wait(stage.free(), stage.parity ^ 1);
     request_records(panel, stage, lane);
     request_x(panel, stage, lane);
     stage.advance();
@@ -258,7 +258,7 @@ TAMIS_DEVICE void add_parts(const M24ManyParams& p, const PanelCursor<Config>& t
                             uint32_t thread, const float (&c)[Config::kTiles][4]) {
   const uint32_t lane = thread % 32, warp = thread / 32;
   const auto of_part = [&](int i) { return 16 * (i * Config::kConsumers + thread); };
-  dev::sync_cluster();  // nobody reads stages any more
+  dev::meet_cluster();  // nobody reads stages any more
   if (warp < Config::kWarps) {
 #pragma unroll
     for (int i = 0; i < Config::kTiles; ++i) {
@@ -395,7 +395,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
     if (alone) request_first_records<Config>(p, place, lane);
     dev::sync_warp();
   }
-  dev::sync_cluster();
+  dev::meet_cluster();
   dev::allow_next();
   PanelCursor<Config> tile(p, place);
   if (warp >= Config::kWarps) {
@@ -406,7 +406,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
     }
     dev::sync_warp();
     if (p.parts > 1) {
-      dev::sync_cluster();
+      dev::meet_cluster();
       dev::sync_cluster();
     }
   } else {
@@ -426,7 +426,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
       }
     }
   }
-  dev::sync_cluster();  // until then others may write to this block, or read its sums
+  dev::meet_cluster();  // until then others may write to this block, or read its sums
 }
 
 }  // namespace tamis

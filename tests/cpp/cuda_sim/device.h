@@ -137,8 +137,8 @@ inline uint32_t cluster_address(uint32_t block, uint32_t at) {
 inline void barrier_arrive(uint32_t address) {
   sim::barrier_arrive(address >> 24, address & 0xffffffu);
 }
-inline void barrier_wait_cluster(uint32_t at, uint32_t parity) {
-  sim::barrier_wait(at, parity);
+inline void meet_cluster() {
+  sim::sync_cluster();
 }
 inline void bulk_copy_to(uint32_t blocks, uint32_t to, const void* from, uint32_t bytes,
                          uint32_t barrier) {
