@@ -1,5 +1,5 @@
-// Copies into clusters and their barriers, boxes of matrices (sm_90): a part of dev.h, which
-// includes it. Sets of blocks have a bit for each block of the cluster.
+// Copies of boxes of matrices, into clusters, and clusters' barriers (sm_90): a part of dev.h,
+// which includes it. Sets of blocks have a bit for each block of the cluster.
 #pragma once
 
 #include <cstdint>
@@ -29,19 +29,8 @@ TAMIS_DEVICE void meet_cluster() {
 #endif
 }
 
-// bulk_copy to the same place of several blocks, reporting to the same barrier of each.
-TAMIS_DEVICE void bulk_copy_to(uint32_t blocks, uint32_t to, const void* from, uint32_t bytes,
-                               uint32_t barrier) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-      "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "h"(static_cast<uint16_t>(blocks))
-      : "memory");
-#endif
-}
-
-// The box whose first element that is, to this block or to the same place of several.
+// The box whose first element that is, to this block or to the same place of several, reporting to
+// the same barrier of each.
 TAMIS_DEVICE void copy_box(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
                            uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
@@ -59,6 +48,28 @@ TAMIS_DEVICE void copy_box_to(uint32_t blocks, uint32_t to, const TensorMap& map
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
       ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
       "l"(&map), "r"(col), "r"(row), "r"(shared_address(barrier)),
+      "h"(static_cast<uint16_t>(blocks))
+      : "memory");
+#endif
+}
+// The same of records (RecordBoxes).
+TAMIS_DEVICE void copy_records(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
+                               uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(0), "r"(col), "r"(row), "r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+TAMIS_DEVICE void copy_records_to(uint32_t blocks, uint32_t to, const TensorMap& map, int32_t col,
+                                  int32_t row, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address(to)),
+      "l"(&map), "r"(0), "r"(col), "r"(row), "r"(shared_address(barrier)),
       "h"(static_cast<uint16_t>(blocks))
       : "memory");
 #endif

@@ -1,5 +1,4 @@
-// A matrix of 16-bit values in device memory as copies of boxes see it; host side, and what kernels
-// get of it.
+// Matrices in device memory as copies of boxes see them; host side, and what kernels get of it.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +10,9 @@ struct alignas(64) TensorMap {
   uint64_t words[16] = {};
 };
 
-// Boxes of kBoxCols columns, 128 bytes, and `box_rows` (up to 256) rows. In shared memory, aligned
-// to 1024 bytes, the 16 bytes j of row r lie at j ^ r % 8; beyond the matrix are zeros.
+// A matrix of 16-bit values in boxes of kBoxCols columns, 128 bytes, and `box_rows` (up to 256)
+// rows. In shared memory, aligned to 1024 bytes, the 16 bytes j of row r lie at j ^ r % 8; beyond
+// the matrix are zeros.
 struct MatrixBoxes {
   const void* data = nullptr;  // at a multiple of 16 bytes
   int64_t rows = 0, cols = 0;
@@ -21,5 +21,13 @@ struct MatrixBoxes {
 };
 
 inline constexpr int32_t kBoxCols = 64;
+
+// Records [rows, cols] of as many bytes, a multiple of 16 up to 2048, in boxes of one column. In
+// shared memory, aligned to 128 bytes, they lie one after another; beyond the last row are zeros.
+struct RecordBoxes {
+  const void* data = nullptr;  // at a multiple of 16 bytes
+  int64_t rows = 0, cols = 0;
+  int32_t record_bytes = 0, box_rows = 0;
+};
 
 }  // namespace tamis

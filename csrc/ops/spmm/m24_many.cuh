@@ -1,16 +1,16 @@
 // y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for many tokens.  w: m24, bf16 or f16; x, bias, y: the
 // same dtype; accumulates f32 on the sparse tensor cores of sm_90a. Tile: a warpgroup multiplies 64
 // rows with kTokens tokens; the warpgroups of a block have other rows and share x. A warp of one
-// more warpgroup asks for stages, of 64 columns: boxes of x and each warp's record, which blocks of
-// a cluster that have the same tokens, or the same rows, send to each other, each a part. A barrier
-// says that a stage is there, another one that nobody reads it any more, anywhere in the cluster.
-// Products of a stage run while the next one's records come to registers. Blocks take areas of
-// output tiles in turns, tokens first, so that what is asked for stays ahead and weights are read
-// once. Reduction: where parts of a cluster share a tile's columns they add up through shared
-// memory, in the order of k, and a block has one tile. Needs: clusters of one block where rows of x
-// are not aligned. Launched so that it may begin before the kernel before it ends, it needs weights
-// which that kernel did not write. Tail: columns of x beyond the last are zero, records there too;
-// rows beyond the last tile repeat it and are not written.
+// more warpgroup asks for stages, of 64 columns: a box of x and one of all warps' records, which
+// blocks of a cluster that have the same tokens, or the same rows, send to each other, each a part.
+// A barrier says that a stage is there, another one that nobody reads it any more, anywhere in the
+// cluster. Products of a stage run while the next one's records come to registers. Blocks take
+// areas of output tiles in turns, tokens first, so that what is asked for stays ahead and weights
+// are read once. Reduction: where parts of a cluster share a tile's columns they add up through
+// shared memory, in the order of k, and a block has one tile. Needs: clusters of one block where
+// rows of x are not aligned. Launched so that it may begin before the kernel before it ends, it
+// needs weights which that kernel did not write. Tail: columns of x beyond the last are zero,
+// records there too, and rows beyond the last tile, which are not written.
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -116,23 +116,22 @@ struct StageCursor {
   }
 };
 
-// This block's share of a stage's records, a lane a record.
+// This block's share of a stage's records.
 template <class Config>
 TAMIS_DEVICE void request_records(const PanelCursor<Config>& panel,
                                   const StageCursor<Config>& stage, uint32_t lane) {
+  if (lane != 0) return;
   const M24ManyParams& p = panel.p;
-  const auto sharing = static_cast<uint32_t>(p.token_blocks);
-  if (lane == 0 && p.x_aligned) dev::barrier_expect(stage.there(), Config::kFilledBytes);
-  if (lane >= Config::kWarps || lane % sharing != panel.place.token) return;
-  int32_t row_tile = panel.first_row / 16 + static_cast<int32_t>(lane);
-  if (row_tile >= p.row_tiles) row_tile = p.row_tiles - 1;
-  const uint8_t* record =
-      p.records + (int64_t{row_tile} * p.col_tiles + panel.col) * int64_t{m24::kRecordBytes};
-  const uint32_t to = stage.at() + Config::kXBytes + lane * Config::kRecordBytes;
-  if (sharing == 1) {
-    dev::bulk_copy(to, record, Config::kRecordBytes, stage.there());
+  if (p.x_aligned) dev::barrier_expect(stage.there(), Config::kFilledBytes);
+  const uint32_t at = stage.at() + Config::kXBytes;
+  const int32_t row_tile = panel.first_row / 16;
+  if (p.token_blocks == 1) {
+    dev::copy_records(at, p.record_boxes, panel.col, row_tile, stage.there());
   } else {
-    dev::bulk_copy_to(panel.place.same_rows, to, record, Config::kRecordBytes, stage.there());
+    const uint32_t mine =
+        Config::kWarps / static_cast<uint32_t>(p.token_blocks) * panel.place.token;
+    dev::copy_records_to(panel.place.same_rows, at + mine * Config::kRecordBytes, p.record_boxes,
+                         panel.col, row_tile + static_cast<int32_t>(mine), stage.there());
   }
 }
 
@@ -144,14 +143,12 @@ TAMIS_DEVICE void request_x(const PanelCursor<Config>& panel, const StageCursor<
   const int32_t first_col = panel.col * kBoxCols;
   if (p.x_aligned) {
     if (lane != 0) return;
-    const uint32_t box_rows = Config::kTokens / static_cast<uint32_t>(p.row_blocks);
-    const uint32_t mine = panel.place.row * box_rows;
-    const uint32_t to = stage.at() + mine * 2 * kBoxCols;
-    const int32_t token = panel.first_token + static_cast<int32_t>(mine);
     if (p.row_blocks == 1) {
-      dev::copy_box(to, p.boxes, first_col, token, stage.there());
+      dev::copy_box(stage.at(), p.x_boxes, first_col, panel.first_token, stage.there());
     } else {
-      dev::copy_box_to(panel.place.same_tokens, to, p.boxes, first_col, token, stage.there());
+      const uint32_t mine = Config::kTokens / static_cast<uint32_t>(p.row_blocks) * panel.place.row;
+      dev::copy_box_to(panel.place.same_tokens, stage.at() + mine * 2 * kBoxCols, p.x_boxes,
+                       first_col, panel.first_token + static_cast<int32_t>(mine), stage.there());
     }
     return;
   }
@@ -389,7 +386,8 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
         dev::barrier_init(Config::kFreeAt + 8 * i, told);
       }
       dev::fence_barrier_init();
-      dev::prefetch_map(p.boxes);
+      dev::prefetch_map(p.record_boxes);
+      dev::prefetch_map(p.x_boxes);
     }
     dev::sync_warp();
     if (alone) request_first_records<Config>(p, place, lane);

@@ -14,8 +14,8 @@ namespace tamis {
 // An area is the output tiles that a cluster computes at a time: row_blocks of them over rows,
 // token_blocks over tokens.
 struct M24ManyParams : ProductParams {
-  TensorMap boxes = {};                                 // of x
-  int32_t row_tiles = 0, col_tiles = 0;                 // records
+  TensorMap x_boxes = {}, record_boxes = {};            // a block's share of a stage of a cluster
+  int32_t col_tiles = 0;                                // records
   int32_t areas = 0, token_areas = 0;                   // token_areas of them share their rows
   int32_t clusters = 0;                                 // that take areas in turns
   int32_t row_blocks = 0, token_blocks = 0, parts = 0;  // of a cluster; parts of k
@@ -68,8 +68,9 @@ struct M24Cluster {
 SpmmT16Plan lay_out_m24_many(const T16View& w, int64_t m, int32_t layout, const M24Cluster& cluster,
                              const CudaDevice& device);
 
-// `boxes` are the caller's to fill in, from m24_many_boxes.
+// The boxes are the caller's to fill in, of x where its rows are aligned.
 M24ManyParams m24_many_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
-MatrixBoxes m24_many_boxes(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+MatrixBoxes m24_many_x(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+RecordBoxes m24_many_records(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
 
 }  // namespace tamis

@@ -35,7 +35,6 @@ SpmmT16Plan lay_out_m24_many(const T16View& w, int64_t m, int32_t layout, const 
 M24ManyParams m24_many_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   const M24ManyLayout& l = kM24ManyLayouts[plan.many_layout];
   M24ManyParams p{product_params(a)};
-  p.row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows));
   p.col_tiles = static_cast<int32_t>(t16::col_tiles(a.w.cols));
   p.row_blocks = p.x_aligned ? plan.row_blocks : 1;
   p.token_blocks = p.x_aligned ? plan.token_blocks : 1;
@@ -47,12 +46,21 @@ M24ManyParams m24_many_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   return p;
 }
 
-MatrixBoxes m24_many_boxes(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+MatrixBoxes m24_many_x(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   return {.data = a.x,
           .rows = a.m,
           .cols = a.w.cols,
           .stride = a.m > 1 ? a.x_stride : t16::col_tiles(a.w.cols) * kBoxCols,
           .box_rows = kM24ManyLayouts[plan.many_layout].tokens / plan.row_blocks};
+}
+
+RecordBoxes m24_many_records(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+  const int32_t sharing = m24_many_params(a, plan).token_blocks;
+  return {.data = a.w.records,
+          .rows = t16::row_tiles(a.w.rows),
+          .cols = t16::col_tiles(a.w.cols),
+          .record_bytes = static_cast<int32_t>(m24::kRecordBytes),
+          .box_rows = 4 * kM24ManyLayouts[plan.many_layout].groups / sharing};
 }
 
 }  // namespace tamis

@@ -28,9 +28,9 @@ template <class Config>
 Status launch_many(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
                    void* stream) {
   M24ManyParams params = m24_many_params(a, plan);
+  TAMIS_RETURN_IF_ERROR(make_tensor_map("spmm", m24_many_records(a, plan), &params.record_boxes));
   if (params.x_aligned) {
-    TAMIS_RETURN_IF_ERROR(
-        make_tensor_map("spmm", m24_many_boxes(a, plan), Config::kType, &params.boxes));
+    TAMIS_RETURN_IF_ERROR(make_tensor_map("spmm", m24_many_x(a, plan), &params.x_boxes));
   }
   const int32_t cluster = params.row_blocks * params.token_blocks * params.parts;
   return launch_wide<&spmm_m24_many<Config>>(

@@ -140,13 +140,9 @@ inline void barrier_arrive(uint32_t address) {
 inline void meet_cluster() {
   sim::sync_cluster();
 }
-inline void bulk_copy_to(uint32_t blocks, uint32_t to, const void* from, uint32_t bytes,
-                         uint32_t barrier) {
-  sim::bulk_copy(blocks, to, from, bytes, bytes, barrier);
-}
-
 // The launch's part: what copies of boxes read here.
-inline TensorMap tensor_map(const MatrixBoxes& boxes) {
+template <class Boxes>
+TensorMap tensor_map(const Boxes& boxes) {
   static_assert(sizeof boxes <= sizeof(TensorMap));
   TensorMap map;
   std::memcpy(map.words, &boxes, sizeof boxes);
@@ -169,6 +165,24 @@ inline void copy_box_to(uint32_t blocks, uint32_t to, const TensorMap& map, int3
 inline void copy_box(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
                      uint32_t barrier) {
   copy_box_to(0, to, map, col, row, barrier);
+}
+inline void copy_records_to(uint32_t blocks, uint32_t to, const TensorMap& map, int32_t col,
+                            int32_t row, uint32_t barrier) {
+  RecordBoxes boxes;
+  std::memcpy(&boxes, map.words, sizeof boxes);
+  if (to % 128 != 0) sim::fail("records: misaligned shared memory");
+  const auto bytes = static_cast<uint32_t>(boxes.record_bytes);
+  for (int32_t i = 0; i < boxes.box_rows; ++i) {
+    const bool inside = row + i < boxes.rows && col < boxes.cols;
+    const auto* from =
+        static_cast<const uint8_t*>(boxes.data) + ((row + i) * boxes.cols + col) * bytes;
+    sim::bulk_copy(blocks, to + static_cast<uint32_t>(i) * bytes, inside ? from : nullptr, bytes,
+                   inside ? bytes : 0, barrier);
+  }
+}
+inline void copy_records(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
+                         uint32_t barrier) {
+  copy_records_to(0, to, map, col, row, barrier);
 }
 inline void prefetch_map(const TensorMap&) {}
 template <int kRegisters>

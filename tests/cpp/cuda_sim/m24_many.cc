@@ -44,7 +44,8 @@ std::string run(const Row& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
   const SpmmCudaArgs args = c.args();
   c.clear_y();
   M24ManyParams p = m24_many_params(args, plan);
-  p.boxes = dev::tensor_map(m24_many_boxes(args, plan));
+  p.x_boxes = dev::tensor_map(m24_many_x(args, plan));
+  p.record_boxes = dev::tensor_map(m24_many_records(args, plan));
   const auto cluster = static_cast<uint32_t>(p.row_blocks * p.token_blocks * p.parts);
   const sim::Launch launch{
       .grid = {static_cast<uint32_t>(p.clusters) * cluster},
