@@ -22,7 +22,7 @@ TAMIS_DEVICE void barrier_arrive(uint32_t address) {
 #endif
 }
 // sync_cluster where nothing that was written has to be seen.
-TAMIS_DEVICE void meet_cluster() {
+TAMIS_DEVICE void sync_cluster_unordered() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::
                    : "memory");

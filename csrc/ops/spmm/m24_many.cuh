@@ -255,7 +255,7 @@ TAMIS_DEVICE void add_parts(const M24ManyParams& p, const PanelCursor<Config>& t
                             uint32_t thread, const float (&c)[Config::kTiles][4]) {
   const uint32_t lane = thread % 32, warp = thread / 32;
   const auto of_part = [&](int i) { return 16 * (i * Config::kConsumers + thread); };
-  dev::meet_cluster();  // nobody reads stages any more
+  dev::sync_cluster_unordered();  // nobody reads stages any more
   if (warp < Config::kWarps) {
 #pragma unroll
     for (int i = 0; i < Config::kTiles; ++i) {
@@ -393,7 +393,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
     if (alone) request_first_records<Config>(p, place, lane);
     dev::sync_warp();
   }
-  dev::meet_cluster();
+  dev::sync_cluster_unordered();
   dev::allow_next();
   PanelCursor<Config> tile(p, place);
   if (warp >= Config::kWarps) {
@@ -404,7 +404,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
     }
     dev::sync_warp();
     if (p.parts > 1) {
-      dev::meet_cluster();
+      dev::sync_cluster_unordered();
       dev::sync_cluster();
     }
   } else {
@@ -424,7 +424,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
       }
     }
   }
-  dev::meet_cluster();  // until then others may write to this block, or read its sums
+  dev::sync_cluster_unordered();  // until then others may write to this block, or read its sums
 }
 
 }  // namespace tamis

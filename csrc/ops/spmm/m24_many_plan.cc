@@ -17,8 +17,12 @@ SpmmT16Plan lay_out_m24_many(const T16View& w, int64_t m, int32_t layout, const 
   const M24ManyLayout& l = kM24ManyLayouts[layout];
   const int64_t areas = areas_along(w.rows, l.rows(), cluster.row_blocks) *
                         areas_along(m, l.tokens, cluster.token_blocks);
-  const int64_t room = std::max(device.sms * l.blocks / cluster.blocks(), 1);
-  const int64_t clusters = cluster.parts > 1 ? areas : std::min(areas, room);
+  // Clusters of more than two blocks need room side by side, so a seventh of the device is left, as
+  // in m24_plan.cc. As many as end together.
+  const int64_t blocks = int64_t{device.sms} * l.blocks;
+  const int64_t room =
+      std::max<int64_t>((cluster.blocks() > 2 ? blocks * 17 / 20 : blocks) / cluster.blocks(), 1);
+  const int64_t clusters = cluster.parts > 1 ? areas : ceil_div(areas, ceil_div(areas, room));
   const int32_t tiles = cluster.row_blocks * cluster.token_blocks;
   return {.many_layout = layout,
           .row_blocks = cluster.row_blocks,

@@ -185,7 +185,7 @@ TAMIS_DEVICE void meet_cluster(const M24GroupParams& p, const PanelPlace& at, ui
                        at.tokens * Config::kTokens + static_cast<int32_t>(i / kWarps * 8),
                        thread % 32, sum);
   }
-  dev::sync_cluster();  // until then others read this block's sums
+  dev::sync_cluster_unordered();  // until then others read this block's sums
 }
 
 // Grid [blocks] of kThreads, every `parts` of them a cluster.

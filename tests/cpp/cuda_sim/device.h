@@ -137,7 +137,7 @@ inline uint32_t cluster_address(uint32_t block, uint32_t at) {
 inline void barrier_arrive(uint32_t address) {
   sim::barrier_arrive(address >> 24, address & 0xffffffu);
 }
-inline void meet_cluster() {
+inline void sync_cluster_unordered() {
   sim::sync_cluster();
 }
 // The launch's part: what copies of boxes read here.
