@@ -68,6 +68,9 @@ struct M24Cluster {
 SpmmT16Plan lay_out_m24_many(const T16View& w, int64_t m, int32_t layout, const M24Cluster& cluster,
                              const CudaDevice& device);
 
+// Pure: the layout and cluster that are expected to take least time.
+Status plan_m24_many(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
+
 // The boxes are the caller's to fill in, of x where its rows are aligned.
 M24ManyParams m24_many_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
 MatrixBoxes m24_many_x(const SpmmCudaArgs& args, const SpmmT16Plan& plan);

@@ -409,6 +409,7 @@ namespace {
 void arrive(Barrier& b) {
   if (b.missing == 0) fail("mbarrier: more arrivals than it was made for");
   --b.missing;
+  ++g.progress;
 }
 
 // Ends the phase if all have arrived and all bytes are there. Copies land when somebody first asks
