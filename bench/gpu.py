@@ -42,7 +42,7 @@ SHAPES = {  # Llama-3-8B: rows, columns
 }
 TOKENS = (1, 8, 16, 32, 64)
 FEW_TOKENS = {"gap": (1, 2, 4), "p24": (1, 4, 8, 16)}
-TOKENS24 = (*TOKENS, 128, 512)
+TOKENS24 = (*TOKENS, 128, 256, 512, 1024, 2048)
 DENSITIES = (0.5, 0.3, 0.2)
 TESTED = (
     *(f"cuda{what}" for what in ("", "_spmm", "_kv", "_cost", "_activation", "_prefill", "_grad")),

@@ -21,7 +21,8 @@ TAMIS_DEVICE void barrier_arrive(uint32_t address) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
 #endif
 }
-// sync_cluster where nothing that was written has to be seen.
+// sync_cluster without that flush: for meetings that nobody's writes are read after, or behind
+// sync_block, by when what a block wrote to its own shared memory lies there for all.
 TAMIS_DEVICE void sync_cluster_unordered() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::

@@ -263,7 +263,8 @@ TAMIS_DEVICE void add_parts(const M24ManyParams& p, const PanelCursor<Config>& t
                                                  dev::bits_of(c[i][2]), dev::bits_of(c[i][3])});
     }
   }
-  dev::sync_cluster();
+  dev::sync_block();
+  dev::sync_cluster_unordered();
   if (warp < Config::kWarps) {
     const ClusterPlace& place = tile.place;
     const auto parts = static_cast<uint32_t>(p.parts);
@@ -405,7 +406,8 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
     dev::sync_warp();
     if (p.parts > 1) {
       dev::sync_cluster_unordered();
-      dev::sync_cluster();
+      dev::sync_block();
+      dev::sync_cluster_unordered();
     }
   } else {
     dev::take_registers<Config::kTaken>();

@@ -168,7 +168,8 @@ TAMIS_DEVICE void meet_cluster(const M24GroupParams& p, const PanelPlace& at, ui
                                   {dev::bits_of(c[i][0]), dev::bits_of(c[i][1]),
                                    dev::bits_of(c[i][2]), dev::bits_of(c[i][3])});
   }
-  dev::sync_cluster();
+  dev::sync_block();
+  dev::sync_cluster_unordered();
   // A warp of the cluster after another takes the sums of 8 tokens and 16 rows.
   for (uint32_t i = dev::block_index_x() % parts * kWarps + thread / 32;
        i < Config::kTiles * kWarps; i += parts * kWarps) {
