@@ -275,7 +275,8 @@ class CudaMatrix {
 
   // Replaces the plan for m by another layout; false if the device cannot hold it.
   bool lay_out(int64_t m, int32_t warps_k, int32_t splits) {
-    if (plan(m).layout >= 0) return false;  // checks m; the others have one plan
+    const SpmmT16Plan& known = plan(m);  // checks m; others have one plan
+    if (known.layout >= 0 || known.many_layout >= 0) return false;
     if (w_.format == PackedFormat::gap || w_.format == PackedFormat::p24 ||
         w_.format == PackedFormat::sell4) {
       return false;

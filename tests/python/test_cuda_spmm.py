@@ -85,9 +85,12 @@ def test_sparse_tensor_cores(shape: tuple[int, int], kept: int, dtype: torch.dty
     w = (w * keep).cuda()
     a = tamis.SparseMatrix(a.layout, {name: array.cuda() for name, array in a.arrays.items()})
     bias = torch.randn(shape[0], dtype=dtype, device="cuda")
-    for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 300):
+    for m in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 300, 513, 1200):
         x = torch.randn(m, shape[1], dtype=dtype, device="cuda")
         check(x, w, a, bias if m % 2 else None)
+    # Rows that no copy of 16 bytes begins at, as long as rows of x and y do not follow each other.
+    x = torch.randn(130, shape[1] + 1, dtype=dtype, device="cuda")[:, 1:]
+    check(x, w, a, bias)
 
 
 def rounded(x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ inline bool rows_aligned(const void* matrix, int64_t rows, int64_t stride) {
 
 inline constexpr int64_t kMaxTokens = 64;
 
-// Tokens that one call takes where a block's shared memory holds them: 4 of gap, 8 of sell4, 512
+// Tokens that one call takes where a block's shared memory holds them: 4 of gap, 8 of sell4, 65536
 // where warpgroups do the work (m24 on sm_90, but for small weights), kMaxTokens of the others.
 int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device);
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "ops/spmm/gap_params.h"
+#include "ops/spmm/m24_many_params.h"
 #include "ops/spmm/m24_wgmma_params.h"
 #include "ops/spmm/p24_params.h"
 #include "ops/spmm/sell4_params.h"
@@ -28,14 +29,14 @@ struct Costs {
 };
 constexpr double kCallClocks = 6500;  // what no layout changes
 
-// Tokens up to which warpgroups take it: machine code for that capability alone. Writing out takes
-// no longer from 1024 on. On an H200 warps take 4.7 us for 1024 x 4096 and 8 tokens,
-// groups 4.3, 7.4 and 5.2 for 32; fewer rows than that were not timed.
+// Tokens up to which warpgroups take it: machine code for that capability alone. On an H200 warps
+// take 4.7 us for 1024 x 4096 and 8 tokens, groups 4.3, 7.4 and 5.2 for 32; fewer rows than that
+// were not timed.
 int64_t most_group_tokens(const T16View& w, const CudaDevice& device) {
-  constexpr int64_t kFewRecords = 4096, kSomeRecords = 8192;
+  constexpr int64_t kFewRecords = 4096, kMost = 1 << 16;
   const int64_t records = t16::row_tiles(w.rows) * t16::col_tiles(w.cols);
-  if (w.format != PackedFormat::m24 || device.capability != 90 || records < kFewRecords) return 0;
-  return records < kSomeRecords ? kMaxTokens : 512;
+  const bool takes = w.format == PackedFormat::m24 && device.capability == 90;
+  return takes && records >= kFewRecords ? kMost : 0;
 }
 
 // t16: fitted to 1150 times on an H100 (four shapes of Llama-3-8B, three densities, 1 and 16
@@ -208,7 +209,7 @@ Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, Spm
     return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %lld on CUDA",
                  static_cast<long long>(m), static_cast<long long>(most));
   }
-  return plan_m24_group(w, m, device, plan);
+  return m > kMaxTokens ? plan_m24_many(w, m, device, plan) : plan_m24_group(w, m, device, plan);
 }
 
 Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {

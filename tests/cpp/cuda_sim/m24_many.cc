@@ -150,5 +150,43 @@ INSTANTIATE_TEST_SUITE_P(Layouts, M24Many, testing::ValuesIn(rows()), [](const a
          name_of(info.param.dtype);
 });
 
+TEST(PlanM24Many, FitsAndTakesEveryTile) {
+  for (const auto& [n, k] : {std::pair{1, 4},
+                             {16, 131072},
+                             {1024, 4096},
+                             {4096, 4096},
+                             {14336, 4096},
+                             {4096, 14336},
+                             {128256, 4096},
+                             {1 << 20, 64}}) {
+    for (const int64_t m : {1, 65, 128, 512, 1000, 8192}) {
+      const T16View w{.format = PackedFormat::m24,
+                      .rows = n,
+                      .cols = k,
+                      .record_bytes = m24::record_bytes(n, k),
+                      .max_record_bytes = m24::kRecordBytes};
+      SpmmT16Plan p;
+      ASSERT_TRUE(plan_m24_many(w, m, kH100, &p).ok());
+      ASSERT_GE(p.many_layout, 0);
+      const M24ManyLayout& l = kM24ManyLayouts[p.many_layout];
+      EXPECT_LE(p.shared_bytes, kH100.shared_per_block);
+      EXPECT_GE(p.tokens, m);
+      EXPECT_EQ(p.workspace_bytes, 0);
+      EXPECT_LE(p.row_blocks * p.token_blocks * p.splits, 8);
+      EXPECT_LE(p.splits, t16::col_tiles(k));
+      EXPECT_EQ(l.tokens % (8 * p.row_blocks), 0);
+      EXPECT_EQ(4 * l.groups % p.token_blocks, 0);
+      std::vector<uint16_t> any(8);
+      const M24ManyParams q = m24_many_params(
+          {.w = w, .m = m, .x = any.data(), .x_stride = k, .y = any.data(), .y_stride = n}, p);
+      EXPECT_GE(q.clusters, 1);
+      EXPECT_LE(q.clusters, q.areas);
+      EXPECT_GE(int64_t{q.areas / q.token_areas} * p.row_blocks * l.rows(), n);
+      EXPECT_GE(int64_t{q.token_areas} * p.token_blocks * l.tokens, m);
+      if (p.splits > 1) EXPECT_EQ(q.clusters, q.areas) << "parts meet once";
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tamis::test

@@ -162,11 +162,11 @@ TEST(PlanM24Group, FitsAndSharesEverything) {
                       .max_record_bytes = m24::kRecordBytes};
       SpmmT16Plan p;
       const bool many = w.record_bytes >= 4096 * m24::kRecordBytes;
-      EXPECT_EQ(most_tokens_cuda(w, kH100) > kMaxTokens,
-                w.record_bytes >= 8192 * m24::kRecordBytes);
+      EXPECT_EQ(most_tokens_cuda(w, kH100) > kMaxTokens, many);
       const bool planned = plan_spmm_cuda(w, m, kH100, &p).ok();
       EXPECT_EQ(planned, m <= most_tokens_cuda(w, kH100));
-      EXPECT_EQ(p.layout >= 0, many && planned);
+      EXPECT_EQ(p.layout >= 0, many && m <= kMaxTokens);
+      EXPECT_EQ(p.many_layout >= 0, many && m > kMaxTokens);
       ASSERT_TRUE(plan_m24_group(w, m, kH100, &p).ok());
       EXPECT_LE(p.shared_bytes, kH100.shared_per_block);
       EXPECT_GE(p.tokens, m);
