@@ -1,4 +1,4 @@
-"""Every layout and cluster of the m24 product for many tokens, against dense and torch's 2:4 path.
+"""Every layout of the m24 product for many tokens, against dense and torch's 2:4 path.
 
 python bench/gpu_layouts24.py [--tokens 64 512] [--shapes "q, o" "gate, up"] [--best 6] [--out FILE]
 """
@@ -15,12 +15,6 @@ import torch
 from gpu import SHAPES, Sparse, semi_structured
 from gpu_timing import copies_of, timed_in_turns
 
-# Row blocks, token blocks and parts of k of a cluster.
-CLUSTERS = (
-    (1, 1, 1), (2, 1, 1), (4, 1, 1), (1, 2, 1), (2, 2, 1), (1, 1, 2), (2, 1, 2), (4, 1, 2), (1, 2, 2),
-    (1, 1, 3), (2, 1, 3), (1, 1, 4), (2, 1, 4), (1, 1, 5), (1, 1, 6), (1, 1, 7), (1, 1, 8),
-)  # fmt: skip
-
 
 def layouts() -> list[tuple[int, ...]]:
     """Lines of m24_many_layouts.def: tokens, warpgroups, slots, blocks of an SM."""
@@ -32,18 +26,15 @@ def layouts() -> list[tuple[int, ...]]:
 LAYOUTS = layouts()
 
 
-def choices(rows: int, m: int, sms: int) -> list[tuple[int, int, int, int]]:
-    """Layouts and clusters that fit: parts only where they find room at once."""
+def choices(rows: int, m: int, sms: int) -> list[tuple[int, int]]:
+    """Layouts and parts of k that find room at once."""
     found = []
     for i, (tokens, groups, _, at_once) in enumerate(LAYOUTS):
-        for by_rows, by_tokens, parts in CLUSTERS:
-            over_tokens = -(-m // (tokens * by_tokens))
-            areas = -(-rows // (64 * groups * by_rows)) * over_tokens
-            blocks = areas * by_rows * by_tokens * parts
-            useless = by_tokens > 1 and m <= tokens * (by_tokens - 1)
-            fits = parts == 1 or sms // 3 < blocks <= sms * at_once
-            if tokens <= max(32, 1.5 * m) and fits and not useless:
-                found.append((i, by_rows, by_tokens, parts))
+        for parts in range(1, 9):
+            blocks = -(-rows // (64 * groups)) * -(-m // tokens) * parts
+            fits = parts == 1 or blocks <= sms * at_once
+            if tokens <= max(64, 1.5 * m) and fits:
+                found.append((i, parts))
     return found
 
 
@@ -70,7 +61,7 @@ def others(
 
 def every_layout(
     w: torch.Tensor, sparse: Sparse, x: torch.Tensor, count: int
-) -> list[tuple[float, tuple[int, ...], tuple[int, ...]]]:
+) -> list[tuple[float, tuple[int, ...], int]]:
     """Microseconds of each, best first; says which give wrong sums."""
     y, wanted = x.new_empty(len(x), len(w)), x.float() @ w.float().t()
     sms = torch.cuda.get_device_properties(0).multi_processor_count
@@ -83,8 +74,8 @@ def every_layout(
         us = 1e6 * timed_in_turns(sides, count, warm_up_s=0.01)[""]
         error = ((y.float() - wanted).norm() / wanted.norm()).item()
         if not error < 5e-3:
-            print(f"  WRONG {LAYOUTS[choice[0]]} {choice[1:]}: error {error}")
-        found.append((us, LAYOUTS[choice[0]], choice[1:]))
+            print(f"  WRONG {LAYOUTS[choice[0]]}, {choice[1]} parts: error {error}")
+        found.append((us, LAYOUTS[choice[0]], choice[1]))
     return sorted(found)
 
 
@@ -98,14 +89,14 @@ def one(
     found = every_layout(w, sparse, x, count)
     said = ", ".join(f"{side} {us:.1f}" for side, us in times.items())
     print(f"{name} m {m}: {said}; dense over the best of {len(found)}: {dense / found[0][0]:.2f}")
-    for us, layout, cluster in found[:best]:
-        print(f"  {us:7.1f} us ({dense / us:.2f}) {layout} {cluster}")
+    for us, layout, parts in found[:best]:
+        print(f"  {us:7.1f} us ({dense / us:.2f}) {layout}, {parts} parts")
     by_layout: dict[tuple[int, ...], str] = {}
-    for us, layout, cluster in found:
-        by_layout.setdefault(layout, f"{us:.1f} {cluster}")
+    for us, layout, parts in found:
+        by_layout.setdefault(layout, f"{us:.1f}, {parts} parts")
     print(f"  best of each: {by_layout}", flush=True)
     row = {"shape": name, "m": m, "sides": times}
-    return [row | {"us": us, "layout": a, "cluster": b} for us, a, b in found]
+    return [row | {"us": us, "layout": a, "parts": b} for us, a, b in found]
 
 
 def main() -> None:

@@ -298,16 +298,12 @@ class CudaMatrix {
     return true;
   }
 
-  // The same of m24 for many tokens: a line of m24_many_layouts.def, and a cluster's blocks.
-  bool lay_out_many(int64_t m, int32_t layout, int32_t row_blocks, int32_t token_blocks,
-                    int32_t parts) {
+  // The same of m24 for many tokens: a line of m24_many_layouts.def, and parts of k.
+  bool lay_out_many(int64_t m, int32_t layout, int32_t parts) {
     const auto known = static_cast<int32_t>(std::size(kM24ManyLayouts));
     if (w_.format != PackedFormat::m24 || device_.capability != 90) return false;
-    if (layout < 0 || layout >= known || m < 1) return false;
-    const M24Cluster cluster{row_blocks, token_blocks, parts};
-    if (row_blocks < 1 || token_blocks < 1 || parts < 1 || cluster.blocks() > 8) return false;
-    if (kM24ManyLayouts[layout].tokens % (8 * row_blocks) != 0) return false;
-    plans_[m] = lay_out_m24_many(w_, m, layout, cluster, device_);
+    if (layout < 0 || layout >= known || m < 1 || parts < 1 || parts > kMostManyParts) return false;
+    plans_[m] = lay_out_m24_many(w_, m, layout, parts, device_);
     return true;
   }
 
@@ -401,7 +397,6 @@ void bind_cuda(py::module_& m) {
           [](CudaMatrix& w, int64_t m) {
             const SpmmT16Plan& p = w.plan(m);
             return py::dict("layout"_a = p.layout, "many_layout"_a = p.many_layout,
-                            "row_blocks"_a = p.row_blocks, "token_blocks"_a = p.token_blocks,
                             "warps_k"_a = p.warps_k, "splits"_a = p.splits,
                             "blocks"_a = int64_t{p.blocks_n} * p.splits,
                             "shared_bytes"_a = p.shared_bytes);
@@ -409,8 +404,7 @@ void bind_cuda(py::module_& m) {
           "m"_a)
       .def("lay_out", &CudaMatrix::lay_out, "m"_a, "warps_k"_a, "splits"_a)
       .def("lay_out_groups", &CudaMatrix::lay_out_groups, "m"_a, "layout"_a, "blocks"_a)
-      .def("lay_out_many", &CudaMatrix::lay_out_many, "m"_a, "layout"_a, "row_blocks"_a,
-           "token_blocks"_a, "parts"_a)
+      .def("lay_out_many", &CudaMatrix::lay_out_many, "m"_a, "layout"_a, "parts"_a)
       .def("spmm", &CudaMatrix::spmm, "m"_a, "x_ptr"_a, "x_stride"_a, "bias_ptr"_a, "y_ptr"_a,
            "y_stride"_a, "workspace_ptr"_a, "workspace_bytes"_a, "stream"_a)
       .def("unpack", &CudaMatrix::unpack, "out_ptr"_a, "out_stride"_a, "stream"_a);

@@ -952,11 +952,11 @@ class CudaMatrix:
     def lay_out(self, m: int, warps_k: int, splits: int) -> bool:
         """Replaces the plan for m tokens, to measure layouts; False if the device cannot hold it."""
 
-    def lay_out_many(
-        self, m: int, layout: int, row_blocks: int, token_blocks: int, parts: int
-    ) -> bool: ...
     def lay_out_groups(self, m: int, layout: int, blocks: int) -> bool:
         """The same where warpgroups take it (m24 on Hopper): a line of m24_layouts.def, and blocks."""
+
+    def lay_out_many(self, m: int, layout: int, parts: int) -> bool:
+        """The same for many tokens: a line of m24_many_layouts.def, and parts of k."""
 
     def spmm(
         self,

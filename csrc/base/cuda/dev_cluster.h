@@ -1,5 +1,5 @@
-// Copies of boxes of matrices, into clusters, and clusters' barriers (sm_90): a part of dev.h,
-// which includes it. Sets of blocks have a bit for each block of the cluster.
+// Copies of boxes of matrices and their barriers, registers of warpgroups (sm_90): a part of dev.h,
+// which includes it.
 #pragma once
 
 #include <cstdint>
@@ -13,16 +13,15 @@ TAMIS_DEVICE void barrier_init(uint32_t at, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(arrivals)
                : "memory");
 }
-// One arrival at a barrier of any block of the cluster, where cluster_address found it: what this
-// thread read before may be overwritten. Nothing that it wrote is seen by then; to say so (release
-// at the cluster's scope) would flush all writes of the device, 0.5 us an arrival.
-TAMIS_DEVICE void barrier_arrive(uint32_t address) {
+// One arrival: what this thread read before may be overwritten.
+TAMIS_DEVICE void barrier_arrive(uint32_t at) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(at)) : "memory");
 #endif
 }
-// sync_cluster without that flush: for meetings that nobody's writes are read after, or behind
-// sync_block, by when what a block wrote to its own shared memory lies there for all.
+// sync_cluster for meetings that nobody's writes are read after, or behind sync_block, by when what
+// a block wrote to its own shared memory lies there for all. sync_cluster waits until all writes of
+// the block are seen on the whole device, some 0.5 us.
 TAMIS_DEVICE void sync_cluster_unordered() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::
@@ -30,8 +29,7 @@ TAMIS_DEVICE void sync_cluster_unordered() {
 #endif
 }
 
-// The box whose first element that is, to this block or to the same place of several, reporting to
-// the same barrier of each.
+// The box whose first element that is.
 TAMIS_DEVICE void copy_box(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
                            uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
@@ -39,17 +37,6 @@ TAMIS_DEVICE void copy_box(uint32_t to, const TensorMap& map, int32_t col, int32
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to)),
       "l"(&map), "r"(col), "r"(row), "r"(shared_address(barrier))
-      : "memory");
-#endif
-}
-TAMIS_DEVICE void copy_box_to(uint32_t blocks, uint32_t to, const TensorMap& map, int32_t col,
-                              int32_t row, uint32_t barrier) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
-      "l"(&map), "r"(col), "r"(row), "r"(shared_address(barrier)),
-      "h"(static_cast<uint16_t>(blocks))
       : "memory");
 #endif
 }
@@ -61,17 +48,6 @@ TAMIS_DEVICE void copy_records(uint32_t to, const TensorMap& map, int32_t col, i
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(to)),
       "l"(&map), "r"(0), "r"(col), "r"(row), "r"(shared_address(barrier))
-      : "memory");
-#endif
-}
-TAMIS_DEVICE void copy_records_to(uint32_t blocks, uint32_t to, const TensorMap& map, int32_t col,
-                                  int32_t row, uint32_t barrier) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address(to)),
-      "l"(&map), "r"(0), "r"(col), "r"(row), "r"(shared_address(barrier)),
-      "h"(static_cast<uint16_t>(blocks))
       : "memory");
 #endif
 }

@@ -1,16 +1,15 @@
 // y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for many tokens.  w: m24, bf16 or f16; x, bias, y: the
 // same dtype; accumulates f32 on the sparse tensor cores of sm_90a. Tile: a warpgroup multiplies 64
 // rows with kTokens tokens; the warpgroups of a block have other rows and share x. A warp of one
-// more warpgroup asks for stages, of 64 columns: a box of x and one of all warps' records, which
-// blocks of a cluster that have the same tokens, or the same rows, send to each other, each a part.
-// A barrier says that a stage is there, another one that nobody reads it any more, anywhere in the
-// cluster. Products of a stage run while the next one's records come to registers. Blocks take
-// areas of output tiles in turns, tokens first, so that what is asked for stays ahead and weights
-// are read once. Reduction: where parts of a cluster share a tile's columns they add up through
-// shared memory, in the order of k, and a block has one tile. Needs: clusters of one block where
-// rows of x are not aligned. Launched so that it may begin before the kernel before it ends, it
+// more warpgroup asks for stages, of 64 columns: a box of x and one of all warps' records. A
+// barrier says that a stage is there, another one that nobody reads it any more. Products of a
+// stage run while the next one's records come to registers. Blocks take output tiles in turns,
+// tokens first, so weights are read from DRAM once and what is asked for stays ahead. Reduction:
+// where parts of k are the blocks of a cluster, they have one tile and add up through shared
+// memory, in the order of k. Launched so that it may begin before the kernel before it ends, it
 // needs weights which that kernel did not write. Tail: columns of x beyond the last are zero,
-// records there too, and rows beyond the last tile, which are not written.
+// records there too, and rows beyond the last tile, which are not written. Tried: blocks of a
+// cluster that send each other x or records, 0 to 20 % slower (bench/RESULTS.md, H200).
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -46,58 +45,37 @@ struct M24ManyConfig {
   static_assert(kTokens * kRows * 4 <= kStages * kLayout.stage_bytes(), "sums fit in stages");
 };
 
-// Where this block is in its cluster, and which blocks have the same tokens or the same rows.
-struct ClusterPlace {
-  uint32_t rank, row, token, part;
-  uint32_t same_tokens, same_rows;  // sets
-
-  TAMIS_DEVICE explicit ClusterPlace(const M24ManyParams& p) {
-    const auto rows = static_cast<uint32_t>(p.row_blocks);
-    const auto tokens = static_cast<uint32_t>(p.token_blocks);
-    rank = dev::block_index_x() % (rows * tokens * static_cast<uint32_t>(p.parts));
-    row = rank % rows;
-    token = rank / rows % tokens;
-    part = rank / rows / tokens;
-    same_tokens = ((1u << rows) - 1) << (rank - row);
-    same_rows = 0;
-    for (uint32_t i = 0; i < tokens; ++i) same_rows |= 1u << (rank + rows * i - rows * token);
-  }
-};
-
 // The panels of a block, of 64 columns, one after another.
 template <class Config>
 struct PanelCursor {
   const M24ManyParams& p;
-  const ClusterPlace& place;
+  uint32_t part;
   int32_t begin, end;              // of every tile, over columns
-  int32_t area, col;               // in panels
+  int32_t tile, col;               // in panels
   int32_t first_row, first_token;  // of the tile
 
-  TAMIS_DEVICE PanelCursor(const M24ManyParams& params, const ClusterPlace& at)
+  TAMIS_DEVICE explicit PanelCursor(const M24ManyParams& params)
       : p(params),
-        place(at),
-        begin(static_cast<int32_t>(at.part) * params.col_tiles / params.parts),
-        end(static_cast<int32_t>(at.part + 1) * params.col_tiles / params.parts),
-        area(static_cast<int32_t>(dev::block_index_x()) /
-             (params.row_blocks * params.token_blocks * params.parts)),
+        part(dev::block_index_x() % static_cast<uint32_t>(params.parts)),
+        begin(static_cast<int32_t>(part) * params.col_tiles / params.parts),
+        end(static_cast<int32_t>(part + 1) * params.col_tiles / params.parts),
+        tile(static_cast<int32_t>(dev::block_index_x()) / params.parts),
         col(begin) {
     find();
   }
-  TAMIS_DEVICE bool more() const { return area < p.areas; }
+  TAMIS_DEVICE bool more() const { return tile < p.tiles; }
   TAMIS_DEVICE void find() {
-    first_row =
-        (area / p.token_areas * p.row_blocks + static_cast<int32_t>(place.row)) * Config::kRows;
-    first_token = (area % p.token_areas * p.token_blocks + static_cast<int32_t>(place.token)) *
-                  Config::kTokens;
+    first_row = tile / p.token_tiles * Config::kRows;
+    first_token = tile % p.token_tiles * Config::kTokens;
   }
-  TAMIS_DEVICE void next_area() {
-    area += p.clusters;
+  TAMIS_DEVICE void next_tile() {
+    tile += p.clusters;
     find();
   }
   TAMIS_DEVICE void advance() {
     if (++col < end) return;
     col = begin;
-    next_area();
+    next_tile();
   }
 };
 
@@ -116,39 +94,26 @@ struct StageCursor {
   }
 };
 
-// This block's share of a stage's records.
+// A stage's records.
 template <class Config>
 TAMIS_DEVICE void request_records(const PanelCursor<Config>& panel,
                                   const StageCursor<Config>& stage, uint32_t lane) {
   if (lane != 0) return;
   const M24ManyParams& p = panel.p;
   if (p.x_aligned) dev::barrier_expect(stage.there(), Config::kFilledBytes);
-  const uint32_t at = stage.at() + Config::kXBytes;
-  const int32_t row_tile = panel.first_row / 16;
-  if (p.token_blocks == 1) {
-    dev::copy_records(at, p.record_boxes, panel.col, row_tile, stage.there());
-  } else {
-    const uint32_t mine =
-        Config::kWarps / static_cast<uint32_t>(p.token_blocks) * panel.place.token;
-    dev::copy_records_to(panel.place.same_rows, at + mine * Config::kRecordBytes, p.record_boxes,
-                         panel.col, row_tile + static_cast<int32_t>(mine), stage.there());
-  }
+  dev::copy_records(stage.at() + Config::kXBytes, p.record_boxes, panel.col, panel.first_row / 16,
+                    stage.there());
 }
 
-// The same of x; where its rows are not aligned the warp copies it, value by value.
+// Its x; where rows are not aligned the warp copies it, value by value.
 template <class Config>
 TAMIS_DEVICE void request_x(const PanelCursor<Config>& panel, const StageCursor<Config>& stage,
                             uint32_t lane) {
   const M24ManyParams& p = panel.p;
   const int32_t first_col = panel.col * kBoxCols;
   if (p.x_aligned) {
-    if (lane != 0) return;
-    if (p.row_blocks == 1) {
+    if (lane == 0) {
       dev::copy_box(stage.at(), p.x_boxes, first_col, panel.first_token, stage.there());
-    } else {
-      const uint32_t mine = Config::kTokens / static_cast<uint32_t>(p.row_blocks) * panel.place.row;
-      dev::copy_box_to(panel.place.same_tokens, stage.at() + mine * 2 * kBoxCols, p.x_boxes,
-                       first_col, panel.first_token + static_cast<int32_t>(mine), stage.there());
     }
     return;
   }
@@ -167,24 +132,17 @@ TAMIS_DEVICE void request_x(const PanelCursor<Config>& panel, const StageCursor<
   }
 }
 
-// Asks for the records of as many stages as there are: weights do not depend on the kernel before,
-// so the first ones are on their way while it ends.
+// The warp that asks for all stages. Weights do not depend on the kernel before: those of as many
+// stages as there are are on their way while it ends.
 template <class Config>
-TAMIS_DEVICE void request_first_records(const M24ManyParams& p, const ClusterPlace& place,
-                                        uint32_t lane) {
-  StageCursor<Config> stage;
-  for (PanelCursor<Config> ahead(p, place); stage.parity == 0 && ahead.more(); ahead.advance()) {
-    request_records(ahead, stage, lane);
-    stage.advance();
+TAMIS_DEVICE void request_stages(const M24ManyParams& p, uint32_t lane) {
+  StageCursor<Config> ahead, stage;
+  for (PanelCursor<Config> panel(p); ahead.parity == 0 && panel.more(); panel.advance()) {
+    request_records(panel, ahead, lane);
+    ahead.advance();
   }
-}
-
-// Asks for all else.
-template <class Config>
-TAMIS_DEVICE void request_stages(const M24ManyParams& p, const ClusterPlace& place, uint32_t lane) {
-  PanelCursor<Config> panel(p, place);
-  StageCursor<Config> stage;
   dev::wait_for_previous();
+  PanelCursor<Config> panel(p);
   for (; stage.parity == 0 && panel.more(); panel.advance()) {
     request_x(panel, stage, lane);
     stage.advance();
@@ -255,7 +213,7 @@ TAMIS_DEVICE void add_parts(const M24ManyParams& p, const PanelCursor<Config>& t
                             uint32_t thread, const float (&c)[Config::kTiles][4]) {
   const uint32_t lane = thread % 32, warp = thread / 32;
   const auto of_part = [&](int i) { return 16 * (i * Config::kConsumers + thread); };
-  dev::sync_cluster_unordered();  // nobody reads stages any more
+  dev::sync_block();  // nobody reads stages any more
   if (warp < Config::kWarps) {
 #pragma unroll
     for (int i = 0; i < Config::kTiles; ++i) {
@@ -266,21 +224,18 @@ TAMIS_DEVICE void add_parts(const M24ManyParams& p, const PanelCursor<Config>& t
   dev::sync_block();
   dev::sync_cluster_unordered();
   if (warp < Config::kWarps) {
-    const ClusterPlace& place = tile.place;
     const auto parts = static_cast<uint32_t>(p.parts);
-    const uint32_t apart = static_cast<uint32_t>(p.row_blocks * p.token_blocks);
     // A warp of the parts after another takes 32 tokens of a warp's rows.
-    for (uint32_t i = place.part * Config::kWarps + warp; i < Config::kTiles / 4 * Config::kWarps;
+    for (uint32_t i = tile.part * Config::kWarps + warp; i < Config::kTiles / 4 * Config::kWarps;
          i += parts * Config::kWarps) {
       const uint32_t of_warp = i % Config::kWarps, tokens = i / Config::kWarps;
       float sum[4][4] = {};
 #pragma unroll 2
       for (uint32_t part = 0; part < parts; ++part) {
-        const uint32_t block = place.rank + (part - place.part) * apart;
 #pragma unroll
         for (uint32_t j = 0; j < 4; ++j) {
           const dev::Word4 v = dev::load_cluster4(
-              block, 16 * ((4 * tokens + j) * Config::kConsumers + 32 * of_warp + lane));
+              part, 16 * ((4 * tokens + j) * Config::kConsumers + 32 * of_warp + lane));
           sum[j][0] += dev::float_of(v.x);
           sum[j][1] += dev::float_of(v.y);
           sum[j][2] += dev::float_of(v.z);
@@ -299,29 +254,16 @@ template <class Config>
 struct Multiplier {
   StageCursor<Config> stage;  // the one to be multiplied
   uint32_t warp, lane;
-  bool arrives = false;
-  uint32_t free_at = 0;  // of the block that this lane tells, the first stage's barrier
   bool running = false;  // products of the stage before, with two slots
   uint32_t before = 0;
   uint32_t places[Config::kSlots];
   dev::Word4 first[Config::kSlots], second[Config::kSlots];
   float c[Config::kTiles][4];
 
-  TAMIS_DEVICE Multiplier(const M24ManyParams& p, const ClusterPlace& place, uint32_t thread)
-      : warp(thread / 32), lane(thread % 32) {
-    // Blocks that have the same tokens, then the others that have the same rows.
-    const auto rows = static_cast<uint32_t>(p.row_blocks);
-    arrives = lane < rows + static_cast<uint32_t>(p.token_blocks) - 1;
-    uint32_t told = place.rank - place.row + lane;
-    if (lane >= rows) {
-      const uint32_t other = lane - rows;
-      told = place.rank + (other < place.token ? other : other + 1) * rows - place.token * rows;
-    }
-    if (arrives) free_at = dev::cluster_address(told, Config::kFreeAt);
-  }
+  TAMIS_DEVICE explicit Multiplier(uint32_t thread) : warp(thread / 32), lane(thread % 32) {}
 
   TAMIS_DEVICE void release(uint32_t used) const {
-    if (arrives) dev::barrier_arrive(free_at + 8 * used);
+    if (lane == 0) dev::barrier_arrive(Config::kFreeAt + 8 * used);
   }
 
   // Multiplies a stage by fragments in registers of that slot.
@@ -372,47 +314,36 @@ struct Multiplier {
   }
 };
 
-// Grid [clusters * row_blocks * token_blocks * parts] of kThreads.
+// Grid [clusters * parts] of kThreads, every `parts` of them a cluster.
 template <class Config>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
     spmm_m24_many(const TAMIS_GRID_CONSTANT M24ManyParams p) {
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
-  const ClusterPlace place(p);
-  const bool requests = warp == Config::kWarps, alone = p.token_blocks == 1;
-  if (requests) {
-    if (lane == 0) {
-      const auto told = static_cast<uint32_t>(p.row_blocks + p.token_blocks - 1) * Config::kWarps;
-      for (uint32_t i = 0; i < Config::kStages; ++i) {
-        dev::barrier_init(Config::kThereAt + 8 * i);
-        dev::barrier_init(Config::kFreeAt + 8 * i, told);
-      }
-      dev::fence_barrier_init();
-      dev::prefetch_map(p.record_boxes);
-      dev::prefetch_map(p.x_boxes);
+  if (thread == 0) {
+    for (uint32_t i = 0; i < Config::kStages; ++i) {
+      dev::barrier_init(Config::kThereAt + 8 * i);
+      dev::barrier_init(Config::kFreeAt + 8 * i, Config::kWarps);
     }
-    dev::sync_warp();
-    if (alone) request_first_records<Config>(p, place, lane);
-    dev::sync_warp();
+    dev::fence_barrier_init();
+    dev::prefetch_map(p.record_boxes);
+    dev::prefetch_map(p.x_boxes);
   }
-  dev::sync_cluster_unordered();
+  dev::sync_block();
   dev::allow_next();
-  PanelCursor<Config> tile(p, place);
   if (warp >= Config::kWarps) {
     dev::keep_registers<Config::kKept>();
-    if (requests) {
-      if (!alone) request_first_records<Config>(p, place, lane);
-      request_stages<Config>(p, place, lane);
-    }
+    if (warp == Config::kWarps) request_stages<Config>(p, lane);
     dev::sync_warp();
     if (p.parts > 1) {
-      dev::sync_cluster_unordered();
+      dev::sync_block();
       dev::sync_block();
       dev::sync_cluster_unordered();
     }
   } else {
     dev::take_registers<Config::kTaken>();
-    Multiplier<Config> products(p, place, thread);
-    for (; tile.more(); tile.next_area()) {
+    PanelCursor<Config> tile(p);
+    Multiplier<Config> products(thread);
+    for (; tile.more(); tile.next_tile()) {
       products.multiply_tile(tile.end - tile.begin);
       if (p.parts > 1) {
         add_parts<Config>(p, tile, thread, products.c);
@@ -426,7 +357,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
       }
     }
   }
-  dev::sync_cluster_unordered();  // until then others may write to this block, or read its sums
+  if (p.parts > 1) dev::sync_cluster_unordered();  // until then others read this block's sums
 }
 
 }  // namespace tamis

@@ -11,15 +11,13 @@
 
 namespace tamis {
 
-// An area is the output tiles that a cluster computes at a time: row_blocks of them over rows,
-// token_blocks over tokens.
 struct M24ManyParams : ProductParams {
-  TensorMap x_boxes = {}, record_boxes = {};            // a block's share of a stage of a cluster
-  int32_t col_tiles = 0;                                // records
-  int32_t areas = 0, token_areas = 0;                   // token_areas of them share their rows
-  int32_t clusters = 0;                                 // that take areas in turns
-  int32_t row_blocks = 0, token_blocks = 0, parts = 0;  // of a cluster; parts of k
-  bool y_aligned = false;                               // rows of y start at multiples of 16 bytes
+  TensorMap x_boxes = {}, record_boxes = {};  // of a stage
+  int32_t col_tiles = 0;                      // records
+  int32_t tiles = 0, token_tiles = 0;         // of the output; token_tiles of them share their rows
+  int32_t clusters = 0;                       // that take tiles in turns
+  int32_t parts = 0;                          // of k, the blocks of a cluster
+  bool y_aligned = false;                     // rows of y start at multiples of 16 bytes
 };
 
 // One line of m24_many_layouts.def.
@@ -51,24 +49,19 @@ struct M24ManyLayout {
   }
 };
 
+inline constexpr int32_t kMostManyParts = 8;  // clusters that every device takes
+
 inline constexpr M24ManyLayout kM24ManyLayouts[] = {
 #define TAMIS_M24_MANY(tokens, groups, slots, blocks) {tokens, groups, slots, blocks},
 #include "ops/spmm/m24_many_layouts.def"
 #undef TAMIS_M24_MANY
 };
 
-// How a cluster's blocks share an area: their product is the cluster.
-struct M24Cluster {
-  int32_t row_blocks = 1, token_blocks = 1, parts = 1;
-
-  constexpr int32_t blocks() const { return row_blocks * token_blocks * parts; }
-};
-
-// The plan with that layout (an index).
-SpmmT16Plan lay_out_m24_many(const T16View& w, int64_t m, int32_t layout, const M24Cluster& cluster,
+// The plan with that layout (an index) and as many parts of k, of one tile each, a cluster.
+SpmmT16Plan lay_out_m24_many(const T16View& w, int64_t m, int32_t layout, int32_t parts,
                              const CudaDevice& device);
 
-// Pure: the layout and cluster that are expected to take least time.
+// Pure: the layout and parts that are expected to take least time, for more than 32 tokens.
 Status plan_m24_many(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 
 // The boxes are the caller's to fill in, of x where its rows are aligned.

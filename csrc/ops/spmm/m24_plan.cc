@@ -64,10 +64,9 @@ Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, Spm
   const int64_t tiles = output_tiles(w, m, l);
   const int64_t most = std::max<int64_t>(col_panels(w, l) / 2, 1);  // two panels a part at least
   // Parts of an output tile as a cluster, of all tiles as many as find room at once: clusters need
-  // it side by side, so a seventh of the device is left, and where a block fills an SM seven are
-  // too many. Timed on an H200 (bench/results/gpu.md).
+  // it side by side, so a seventh of the device is left. Timed on an H200 (bench/results/gpu.md).
   const int64_t room = int64_t{device.sms} * l.blocks * 17 / 20;
-  const int64_t parts = std::min({room / tiles, most, int64_t{l.blocks > 1 ? kMostParts : 6}});
+  const int64_t parts = std::min({room / tiles, most, int64_t{kMostParts}});
   // Few tokens leave small sums, which may as well meet in memory where clusters would not fill it.
   const bool small = l.tokens == 16 && room / tiles < kMostParts &&
                      parts * tiles * 5 < int64_t{device.sms} * l.blocks * 4;
@@ -78,13 +77,10 @@ Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, Spm
   // From 64 tokens on one block keeps an SM busy, and a second finds no room while it runs.
   const int64_t slots = int64_t{device.sms} * (l.tokens < 64 ? l.blocks : 1);
   // As many shares of every output tile as fill the device, so that all are alike and x is read by
-  // few at a time. Where that leaves half of the device idle (a fifth where arithmetic bounds the
-  // time), shares that end anywhere.
+  // few at a time. Where that leaves half of the device idle, shares that end anywhere.
   const int64_t whole = std::min(slots / tiles, most) * tiles;
   const bool few = slots / tiles > most;  // more blocks would only meet more often
-  const double fill = l.tokens < 128 ? 0.5 : 0.8;
-  int64_t blocks =
-      few || static_cast<double>(whole) >= fill * static_cast<double>(slots) ? whole : slots;
+  int64_t blocks = few || 2 * whole >= slots ? whole : slots;
   if (tiles > kMaxTickets) blocks = tiles;
   *plan = lay_out_m24_group(w, m, layout, blocks, false);
   return {};

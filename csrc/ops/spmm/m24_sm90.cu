@@ -32,15 +32,14 @@ Status launch_many(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDev
   if (params.x_aligned) {
     TAMIS_RETURN_IF_ERROR(make_tensor_map("spmm", m24_many_x(a, plan), &params.x_boxes));
   }
-  const int32_t cluster = params.row_blocks * params.token_blocks * params.parts;
   return launch_wide<&spmm_m24_many<Config>>(
       "spmm", device, Config::kLayout.shared_bytes(),
-      {.grid = dim3(params.clusters * cluster),
+      {.grid = dim3(params.clusters * params.parts),
        .threads = Config::kThreads,
        .shared_bytes = static_cast<size_t>(plan.shared_bytes),
        .early = a.w.settled,
        .stream = stream,
-       .cluster = static_cast<uint32_t>(cluster)},
+       .cluster = static_cast<uint32_t>(params.parts)},
       params);
 }
 

@@ -1,7 +1,7 @@
-// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for any number of tokens.  w: m24, bf16 or f16; x, bias,
+// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for up to 64 tokens.  w: m24, bf16 or f16; x, bias,
 // y: the same dtype; accumulates f32 on the sparse tensor cores of sm_90a, which take 64 rows at a
 // time. Tile: a warpgroup multiplies four records, one under another (64 rows x 64 columns), which
-// lie in memory as its lanes feed them, with up to 128 tokens, which lie in shared memory once for
+// lie in memory as its lanes feed them, with up to 64 tokens, which lie in shared memory once for
 // all warpgroups of a block. x comes in panels of kDepth records along k, some ahead; records come
 // with it, or go straight to registers, a panel ahead. Work: the panels of all output tiles (kRows
 // rows, kTokens tokens) in one line, cut into equal shares, one a block, so that blocks end
@@ -28,7 +28,7 @@ struct M24GroupConfig {
   static constexpr M24Layout kLayout = {kTokensOf, kGroupsOf, kDepthOf,
                                         kPanelsOf, kBlocksOf, kDirectOf};
   static constexpr DType kType = kTypeOf;       // of w, x, bias and y
-  static constexpr int kTokens = kTokensOf;     // of an output tile: 8, 16, 32, 64 or 128
+  static constexpr int kTokens = kTokensOf;     // of an output tile: 8, 16, 32 or 64
   static constexpr int kRows = kLayout.rows();  // likewise; 64 of each warpgroup of a block
   static constexpr int kThreads = kLayout.threads();
   static constexpr int kDepth = kDepthOf;       // records along k of a panel

@@ -43,10 +43,9 @@ int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device);
 // tiles, and splits of sell4 the blocks of one, a cluster; p24: panels are the splits.
 struct SpmmT16Plan {
   int32_t layout = -1;       // of m24_layouts.def; -1: another kernel than the warpgroups'
-  int32_t many_layout = -1;  // of m24_many_layouts.def; splits are then parts of a cluster
-  int32_t row_blocks = 1, token_blocks = 1;  // and these its other blocks
-  int32_t tokens = 0;                        // most that a call may have
-  int32_t token_tiles = 0;  // products of 8 tokens per A fragment: 1, 2, 4 or 8; gap, sell4: none
+  int32_t many_layout = -1;  // of m24_many_layouts.def; splits are then a cluster
+  int32_t tokens = 0;        // most that a call may have
+  int32_t token_tiles = 0;   // products of 8 tokens per A fragment: 1, 2, 4 or 8; gap, sell4: none
   int32_t warps_n = 0, warps_k = 0;  // of a block: over row tiles, and over its part of k
   int32_t blocks_n = 0;              // over row tiles
   int32_t splits = 0;                // blocks over k; each leaves a partial sum if more than one

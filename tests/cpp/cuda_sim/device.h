@@ -125,17 +125,14 @@ inline void barrier_wait(uint32_t at, uint32_t parity) {
   sim::barrier_wait(at, parity);
 }
 inline void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
-  sim::bulk_copy(0, to, from, bytes, bytes, barrier);
+  sim::bulk_copy(to, from, bytes, bytes, barrier);
 }
 
 inline void barrier_init(uint32_t at, uint32_t arrivals) {
   sim::barrier_init(at, arrivals);
 }
-inline uint32_t cluster_address(uint32_t block, uint32_t at) {
-  return block << 24 | at;
-}
-inline void barrier_arrive(uint32_t address) {
-  sim::barrier_arrive(address >> 24, address & 0xffffffu);
+inline void barrier_arrive(uint32_t at) {
+  sim::barrier_arrive(at);
 }
 inline void sync_cluster_unordered() {
   sim::sync_cluster();
@@ -148,8 +145,8 @@ TensorMap tensor_map(const Boxes& boxes) {
   std::memcpy(map.words, &boxes, sizeof boxes);
   return map;
 }
-inline void copy_box_to(uint32_t blocks, uint32_t to, const TensorMap& map, int32_t col,
-                        int32_t row, uint32_t barrier) {
+inline void copy_box(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
+                     uint32_t barrier) {
   MatrixBoxes boxes;
   std::memcpy(&boxes, map.words, sizeof boxes);
   if (to % 1024 != 0) sim::fail("box: misaligned shared memory");
@@ -158,16 +155,12 @@ inline void copy_box_to(uint32_t blocks, uint32_t to, const TensorMap& map, int3
     const int64_t left = of_row < boxes.rows ? boxes.cols - first : 0;
     const auto valid = static_cast<uint32_t>(left < 0 ? 0 : left > 8 ? 8 : left);
     const auto* from = static_cast<const uint16_t*>(boxes.data) + of_row * boxes.stride + first;
-    sim::bulk_copy(blocks, to + i / 8 * 128 + 16 * (i % 8 ^ i / 8 % 8), valid > 0 ? from : nullptr,
-                   16, 2 * valid, barrier);
+    sim::bulk_copy(to + i / 8 * 128 + 16 * (i % 8 ^ i / 8 % 8), valid > 0 ? from : nullptr, 16,
+                   2 * valid, barrier);
   }
 }
-inline void copy_box(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
-                     uint32_t barrier) {
-  copy_box_to(0, to, map, col, row, barrier);
-}
-inline void copy_records_to(uint32_t blocks, uint32_t to, const TensorMap& map, int32_t col,
-                            int32_t row, uint32_t barrier) {
+inline void copy_records(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
+                         uint32_t barrier) {
   RecordBoxes boxes;
   std::memcpy(&boxes, map.words, sizeof boxes);
   if (to % 128 != 0) sim::fail("records: misaligned shared memory");
@@ -176,13 +169,9 @@ inline void copy_records_to(uint32_t blocks, uint32_t to, const TensorMap& map, 
     const bool inside = row + i < boxes.rows && col < boxes.cols;
     const auto* from =
         static_cast<const uint8_t*>(boxes.data) + ((row + i) * boxes.cols + col) * bytes;
-    sim::bulk_copy(blocks, to + static_cast<uint32_t>(i) * bytes, inside ? from : nullptr, bytes,
+    sim::bulk_copy(to + static_cast<uint32_t>(i) * bytes, inside ? from : nullptr, bytes,
                    inside ? bytes : 0, barrier);
   }
-}
-inline void copy_records(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
-                         uint32_t barrier) {
-  copy_records_to(0, to, map, col, row, barrier);
 }
 inline void prefetch_map(const TensorMap&) {}
 template <int kRegisters>

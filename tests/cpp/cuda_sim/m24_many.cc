@@ -1,5 +1,5 @@
-// The m24 kernel for many tokens on the simulator: every layout and several clusters in both dtypes
-// against a double reference, and bugs put in on purpose.
+// The m24 kernel for many tokens on the simulator: every layout in both dtypes against a double
+// reference, and bugs put in on purpose.
 #include "ops/spmm/m24_many.cuh"
 
 #include <gtest/gtest.h>
@@ -35,7 +35,7 @@ std::vector<Row> rows() {
   return all;
 }
 
-// A device of few multiprocessors, whose clusters take several areas.
+// A device of few multiprocessors, which take several tiles.
 constexpr CudaDevice kSmall{
     .capability = 90, .sms = 4, .shared_per_sm = 233472, .shared_per_block = 232448};
 
@@ -46,7 +46,7 @@ std::string run(const Row& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
   M24ManyParams p = m24_many_params(args, plan);
   p.x_boxes = dev::tensor_map(m24_many_x(args, plan));
   p.record_boxes = dev::tensor_map(m24_many_records(args, plan));
-  const auto cluster = static_cast<uint32_t>(p.row_blocks * p.token_blocks * p.parts);
+  const auto cluster = static_cast<uint32_t>(p.parts);
   const sim::Launch launch{
       .grid = {static_cast<uint32_t>(p.clusters) * cluster},
       .block = {static_cast<uint32_t>(kM24ManyLayouts[plan.many_layout].threads())},
@@ -61,56 +61,53 @@ std::string run(const Row& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
 class M24Many : public testing::TestWithParam<Row> {
  protected:
   const M24ManyLayout& layout() const { return kM24ManyLayouts[GetParam().layout]; }
-  void expect_right(Problem p, const M24Cluster& cluster) {
+  void expect_right(Problem p, int32_t parts) {
     p.dtype = GetParam().dtype;
     p.format = PackedFormat::m24;
     Case c(p);
-    const SpmmT16Plan plan = lay_out_m24_many(c.t16(), p.m, GetParam().layout, cluster, kSmall);
+    const SpmmT16Plan plan = lay_out_m24_many(c.t16(), p.m, GetParam().layout, parts, kSmall);
     EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
-        << "n " << p.n << ", k " << p.k << ", m " << p.m << ", seed " << p.seed << ", cluster "
-        << cluster.row_blocks << " x " << cluster.token_blocks << " x " << cluster.parts;
+        << "n " << p.n << ", k " << p.k << ", m " << p.m << ", seed " << p.seed << ", " << parts
+        << " parts";
   }
 };
 
-TEST_P(M24Many, OneBlock) {
+TEST_P(M24Many, Rows) {
   uint64_t seed = 100;
   const int64_t r = layout().rows();
   for (const auto& [n, k] : {std::pair<int64_t, int64_t>{16, 64}, {1, 8}, {r + 1, 452}}) {
-    expect_right({.n = n, .k = k, .m = 3, .sparsity = 0.5, .integers = true, .seed = ++seed}, {});
+    expect_right({.n = n, .k = k, .m = 3, .sparsity = 0.5, .integers = true, .seed = ++seed}, 1);
   }
-  expect_right({.n = 5 * r - 20, .k = 200, .m = 3, .sparsity = 0.9, .bias = false, .seed = ++seed},
-               {});
+  // More tiles than blocks.
+  expect_right({.n = 9 * r - 20, .k = 200, .m = 3, .sparsity = 0.9, .bias = false, .seed = ++seed},
+               1);
 }
 
 TEST_P(M24Many, Tokens) {
   const int64_t t = layout().tokens;
   uint64_t seed = 200;
-  expect_right({.n = 40, .k = 136, .m = 1, .integers = true, .seed = ++seed}, {});
-  expect_right({.n = 40, .k = 136, .m = t - 1, .x_padding = 4, .y_padding = 8, .seed = ++seed}, {});
-  expect_right({.n = 24, .k = 136, .m = t + 1, .y_padding = 3, .seed = ++seed}, {});
-  expect_right({.n = 20, .k = 133, .m = 9, .x_padding = 1, .seed = ++seed}, {1, 1, 2});
+  expect_right({.n = 40, .k = 136, .m = 1, .integers = true, .seed = ++seed}, 1);
+  expect_right({.n = 40, .k = 136, .m = t - 1, .x_padding = 4, .y_padding = 8, .seed = ++seed}, 1);
+  expect_right({.n = 24, .k = 136, .m = t + 1, .y_padding = 3, .seed = ++seed}, 1);
+  expect_right({.n = 20, .k = 133, .m = 9, .x_padding = 1, .seed = ++seed}, 2);
 }
 
-TEST_P(M24Many, Clusters) {
-  const int64_t t = layout().tokens, r = layout().rows();
+TEST_P(M24Many, Parts) {
   uint64_t seed = 300;
-  for (const M24Cluster& cluster :
-       {M24Cluster{2, 1, 1}, {1, 2, 1}, {2, 2, 1}, {1, 1, 2}, {2, 1, 2}, {1, 2, 2}, {4, 1, 1}}) {
-    expect_right({.n = r * cluster.row_blocks - 8,
-                  .k = 64 * 7,
-                  .m = t * cluster.token_blocks - 5,
+  for (const int32_t parts : {2, 3, 8}) {
+    expect_right({.n = layout().rows() + 8,
+                  .k = 64 * 9,
+                  .m = layout().tokens / 2 + 5,
                   .integers = seed % 2 != 0,
                   .seed = ++seed},
-                 cluster);
+                 parts);
   }
-  // Several areas a cluster, the last ones beyond both ends; parts of no columns.
-  expect_right({.n = 4 * r + 8, .k = 200, .m = t + 8, .integers = true, .seed = ++seed}, {2, 2, 1});
-  expect_right({.n = r, .k = 120, .m = 16, .integers = true, .seed = ++seed}, {1, 1, 4});
+  expect_right({.n = 24, .k = 120, .m = 16, .integers = true, .seed = ++seed}, 4);  // some of none
 }
 
 TEST_P(M24Many, TwoRunsAgreeInEveryBit) {
   Case c({.n = 140, .k = 320, .m = 9, .dtype = GetParam().dtype, .format = PackedFormat::m24});
-  const SpmmT16Plan plan = lay_out_m24_many(c.t16(), 9, GetParam().layout, {1, 1, 3}, kSmall);
+  const SpmmT16Plan plan = lay_out_m24_many(c.t16(), 9, GetParam().layout, 3, kSmall);
   ASSERT_EQ(run(GetParam(), c, plan, 1), "");
   const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
   ASSERT_EQ(run(GetParam(), c, plan, 2), "");
@@ -118,29 +115,29 @@ TEST_P(M24Many, TwoRunsAgreeInEveryBit) {
 }
 
 TEST_P(M24Many, FaultsAreNoticed) {
-  Case c({.n = 2 * layout().rows(),
+  Case c({.n = layout().rows(),
           .k = 64 * 20,
           .m = 6,
           .dtype = GetParam().dtype,
           .format = PackedFormat::m24});
-  const auto noticed = [&](const M24Cluster& cluster, sim::Faults faults, uint64_t seeds = 2) {
-    const SpmmT16Plan plan = lay_out_m24_many(c.t16(), 6, GetParam().layout, cluster, kSmall);
+  const auto noticed = [&](int32_t parts, sim::Faults faults) {
+    const SpmmT16Plan plan = lay_out_m24_many(c.t16(), 6, GetParam().layout, parts, kSmall);
     int count = 0;
-    for (uint64_t seed = 1; seed <= seeds; ++seed) {
+    for (uint64_t seed = 1; seed <= 2; ++seed) {
       count += run(GetParam(), c, plan, seed, faults).empty() ? 0 : 1;
     }
     return count;
   };
-  EXPECT_EQ(noticed({2, 1, 1}, {}), 0);
-  EXPECT_EQ(noticed({1, 1, 2}, {}), 0);
+  EXPECT_EQ(noticed(1, {}), 0);
+  EXPECT_EQ(noticed(2, {}), 0);
   const int slots = layout().slots;  // with two the first product is waited for after the second
   for (const int i : {slots - 1, 18 + slots}) {
-    EXPECT_EQ(noticed({2, 1, 1}, {.product = i}), 2) << "no wait for product " << i;
+    EXPECT_EQ(noticed(1, {.product = i}), 2) << "no wait for product " << i;
   }
-  for (const int i : {0, 12}) EXPECT_EQ(noticed({2, 1, 1}, {.wait = i}), 2) << "no wait " << i;
-  for (const int i : {0, 3}) EXPECT_EQ(noticed({2, 1, 1}, {.arrival = i}), 2) << "arrival " << i;
-  for (const int i : {0, 40}) EXPECT_EQ(noticed({2, 1, 1}, {.copy = i}), 2) << "no copy " << i;
-  for (const int i : {1, 2}) EXPECT_GT(noticed({1, 1, 2}, {.cluster = i}, 9), 0) << "cluster " << i;
+  for (const int i : {0, 12}) EXPECT_EQ(noticed(1, {.wait = i}), 2) << "no wait for stage " << i;
+  for (const int i : {0, 3}) EXPECT_EQ(noticed(1, {.arrival = i}), 2) << "no arrival " << i;
+  for (const int i : {0, 40}) EXPECT_EQ(noticed(1, {.copy = i}), 2) << "no copy " << i;
+  EXPECT_EQ(noticed(2, {.barrier = 1}), 2) << "sums over stages that are read";
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, M24Many, testing::ValuesIn(rows()), [](const auto& info) {
@@ -172,18 +169,16 @@ TEST(PlanM24Many, FitsAndTakesEveryTile) {
       EXPECT_LE(p.shared_bytes, kH100.shared_per_block);
       EXPECT_GE(p.tokens, m);
       EXPECT_EQ(p.workspace_bytes, 0);
-      EXPECT_LE(p.row_blocks * p.token_blocks * p.splits, 8);
+      EXPECT_LE(p.splits, kMostManyParts);
       EXPECT_LE(p.splits, t16::col_tiles(k));
-      EXPECT_EQ(l.tokens % (8 * p.row_blocks), 0);
-      EXPECT_EQ(4 * l.groups % p.token_blocks, 0);
       std::vector<uint16_t> any(8);
       const M24ManyParams q = m24_many_params(
           {.w = w, .m = m, .x = any.data(), .x_stride = k, .y = any.data(), .y_stride = n}, p);
       EXPECT_GE(q.clusters, 1);
-      EXPECT_LE(q.clusters, q.areas);
-      EXPECT_GE(int64_t{q.areas / q.token_areas} * p.row_blocks * l.rows(), n);
-      EXPECT_GE(int64_t{q.token_areas} * p.token_blocks * l.tokens, m);
-      EXPECT_TRUE(p.splits == 1 || q.clusters == q.areas) << "parts meet once";
+      EXPECT_LE(q.clusters, q.tiles);
+      EXPECT_GE(int64_t{q.tiles / q.token_tiles} * l.rows(), n);
+      EXPECT_GE(int64_t{q.token_tiles} * l.tokens, m);
+      EXPECT_TRUE(p.splits == 1 || q.clusters == q.tiles) << "parts meet once";
     }
   }
 }

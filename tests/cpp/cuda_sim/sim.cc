@@ -223,8 +223,8 @@ void meet(uint32_t& arrived, uint64_t& meetings, uint32_t count, const Together&
   }
 }
 
-void poison(uint32_t block, uint32_t to, uint32_t bytes, const char* what) {
-  std::memset(shared_of(block, to, bytes, 16, what), kPoison, bytes);
+void poison(uint32_t to, uint32_t bytes, const char* what) {
+  std::memset(shared(to, bytes, 16, what), kPoison, bytes);
 }
 
 void perform(const Copy& copy) {
@@ -237,8 +237,8 @@ void check_source(const void* from, const char* what) {
   if (reinterpret_cast<uintptr_t>(from) % 16 != 0) fail(std::string(what) + ": misaligned source");
 }
 
-Barrier& barrier(uint32_t block, uint32_t at) {
-  const auto found = g.barriers.find({block, at});
+Barrier& barrier(uint32_t at) {
+  const auto found = g.barriers.find({me().block, at});
   if (found == g.barriers.end()) fail("mbarrier: used before barrier_init");
   return found->second;
 }
@@ -345,7 +345,7 @@ const uint8_t* exchange(const void* mine, size_t bytes) {
 void copy_async(uint32_t to, const void* from, uint32_t bytes, uint32_t valid) {
   if (valid > 0) check_source(from, "cp.async");
   if (g.blocks[me().block].copies++ == g.launch.faults.copy) return;
-  poison(me().block, to, bytes, "cp.async");
+  poison(to, bytes, "cp.async");
   me().open.push_back({me().block, to, bytes, valid, from});
 }
 
@@ -430,34 +430,29 @@ bool end_phase(Barrier& b) {
 }  // namespace
 
 void barrier_expect(uint32_t at, uint32_t bytes) {
-  Barrier& b = barrier(me().block, at);
+  Barrier& b = barrier(at);
   arrive(b);
   b.expected += bytes;
 }
 
-void barrier_arrive(uint32_t block, uint32_t at) {
-  if (block >= g.blocks.size()) fail("mbarrier: no such block in the cluster");
+void barrier_arrive(uint32_t at) {
+  Barrier& b = barrier(at);
   if (me().arrivals++ == g.launch.faults.arrival) return;
-  Barrier& b = barrier(block, at);
   arrive(b);
   if (b.copies.empty()) end_phase(b);
 }
 
-void bulk_copy(uint32_t blocks, uint32_t to, const void* from, uint32_t bytes, uint32_t valid,
-               uint32_t at) {
+void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t valid, uint32_t at) {
   if (valid > 0) check_source(from, "bulk copy");
   if (bytes % 16 != 0) fail("bulk copy: a size that is not a multiple of 16");
-  if (blocks >> g.blocks.size() != 0) fail("bulk copy: no such block in the cluster");
+  Barrier& b = barrier(at);
   if (g.blocks[me().block].copies++ == g.launch.faults.copy) return;
-  for (uint32_t block = 0; block < g.blocks.size(); ++block) {
-    if (blocks == 0 ? block != me().block : (blocks >> block & 1) == 0) continue;
-    poison(block, to, bytes, "bulk copy");
-    barrier(block, at).copies.push_back({block, to, bytes, valid, from});
-  }
+  poison(to, bytes, "bulk copy");
+  b.copies.push_back({me().block, to, bytes, valid, from});
 }
 
 void barrier_wait(uint32_t at, uint32_t parity) {
-  Barrier& b = barrier(me().block, at);
+  Barrier& b = barrier(at);
   if (me().waits++ == g.launch.faults.wait) return;
   while (b.phase % 2 == parity) {
     if (!end_phase(b)) yield();

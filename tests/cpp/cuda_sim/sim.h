@@ -28,7 +28,7 @@ struct Faults {
   int copy = -1;     // this asynchronous copy of the block never happens
   int product = -1;  // this wait for products of every thread does nothing
   int fence = -1;    // this fence_device of every thread does nothing
-  int arrival = -1;  // this arrival of every thread at a cluster's barrier does not happen
+  int arrival = -1;  // this arrival of every thread at a barrier does not happen
 };
 
 struct Launch {
@@ -77,14 +77,12 @@ void copy_async(uint32_t to, const void* from, uint32_t bytes, uint32_t valid);
 void commit_async();
 void wait_async(int groups_left);
 
-// mbarrier, and the bulk copies that report to one. Barriers are this block's but for arrivals;
-// copies go to the same place of all `blocks` of the cluster, a set of bits, 0 for this one alone.
+// mbarrier, and the bulk copies that report to one: `valid` bytes, zeros up to `bytes`.
 void barrier_init(uint32_t at, uint32_t arrivals);
 void barrier_expect(uint32_t at, uint32_t bytes);
-void barrier_arrive(uint32_t block, uint32_t at);
+void barrier_arrive(uint32_t at);
 void barrier_wait(uint32_t at, uint32_t parity);
-void bulk_copy(uint32_t blocks, uint32_t to, const void* from, uint32_t bytes, uint32_t valid,
-               uint32_t barrier);
+void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t valid, uint32_t barrier);
 
 // Products of a warpgroup: queued with what they need, done when their group is waited for.
 void fence_products();
