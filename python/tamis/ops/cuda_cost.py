@@ -19,6 +19,7 @@ from tamis.ops import cuda
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64)  # a kernel takes as long for any number up to the next of these
 _TILES = TOKENS[3:]
+_MANY_TOKENS = (128, 256, 512, 1024, 2048)  # of which reports speak
 # Forms for few tokens beside one for any, and the steps of their kernels; all say 65536 columns.
 FEW: dict[str, dict[str, tuple[int, ...]]] = {
     "t16": {"gap": TOKENS[:3], "p24": TOKENS[3:5]},
@@ -65,7 +66,7 @@ DECODE = {
     "gap": (0.155, 0.165, 0.24),
     "p24": (0.29, 0.31),
     "t16": (0.46, 0.57, 0.90, 1.38),
-    "m24": (0.275, 0.268, 0.305, 0.335),
+    "m24": (0.275, 0.268, 0.305, 0.285),
     "g4": (0.28, 0.49, 0.52, 1.35),
     "sell4": (0.075, 0.112, 0.22, 0.42),
     "m24i8": (0.25, 0.25, 0.31, 0.62),
@@ -77,10 +78,12 @@ VALUE_BYTES = {"t16": (2.0, 152.0), "g4": (0.75, 24.0), "t16i8": (1.0, 280.0)}
 # Ns of it at least, by tokens: each block of sell4 loads x, however small the weight.
 LEAST = {"sell4": (0.0, 500.0, 2200.0, 6200.0)}
 # Ns of a call beyond its start by tokens: m24 by warpgroups (both devices are Hopper), as parts of
-# sums meet in memory, p24, as every SM copies x; m24's of more tokens, and a record of each 128.
-MORE = {"m24": (0.0, 500.0, 900.0, 4000.0), "p24": (0.0, 1300.0)}
-WIDE24, WIDE24_START, WIDE24_RECORD = 0.42, 5000.0, 0.14
-FEW24, MANY24 = 8192, 512  # fewer records above 64 tokens, or more tokens, they do not take
+# sums meet, p24, as every SM copies x.
+MORE = {"m24": (0.0, 500.0, 900.0, 3500.0), "p24": (0.0, 1300.0)}
+# m24's of more tokens, up to MANY24: beyond the start, and of each record and token, of as many records
+# at least as fill the device. Fewer than FEW24 are written out.
+MANY24_START, MANY24_TOKEN, MANY24_FILL = 4500.0, 0.0019, 8192
+FEW24, MANY24 = 4096, 1 << 16
 
 
 def packed_form(layout: Layout) -> str:
@@ -189,9 +192,10 @@ def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | Non
     form = form_for(layout, nnz, tokens, device)
     records = _records(layout, nnz, form)
     if TOKENS[-1] < tokens <= MANY24 and form == "m24" and records >= FEW24:
-        each = WIDE24_RECORD + WIDE24 * -(-tokens // 128)
+        tile = 128 if tokens <= 128 else 256
+        products = MANY24_TOKEN * max(records, MANY24_FILL) * tile * -(-tokens // tile)
         read = packed_nbytes(layout, nnz, form) / rates.read
-        return rates.start + WIDE24_START + max(records * each, read)
+        return rates.start + MANY24_START + max(products, read)
     if tokens > TOKENS[-1]:
         return _written(rates, layout, nnz, tokens, form)
     return _product(rates, layout, nnz, tokens, form)
@@ -226,7 +230,7 @@ def estimated(layout: Layout, nnz: int, device: int) -> bool:
 def most_tokens(layout: Layout, nnz: int, device: int) -> int | None:
     """Tokens up to which the product is expected to take no longer than dense; None: unknown."""
     found = 0
-    for tokens in TOKENS:
+    for tokens in (*TOKENS, *_MANY_TOKENS):
         ours = sparse_ns(layout, nnz, tokens, device)
         dense = dense_ns(layout.rows, layout.cols, tokens, device)
         if ours is None or dense is None:

@@ -192,7 +192,7 @@ def spmm(
 
     Takes bitmap and nm weights in f16 or bf16 with x of that dtype, int8 ones (x is rounded to 8 bits,
     as on the CPU) and groupq ones of 4 bits with x of either, and any number of tokens; where that
-    is more than a kernel takes (64, 2:4 in 16 bits on Hopper: 512) the weight is expanded on the device
+    is more than a kernel takes (64, 2:4 in 16 bits on Hopper: 65536) the weight is expanded on the device
     and multiplied densely. The first call packs the weight, through the host, and so do the calls after
     its values were written; values that may be trained are packed once a second call meets them as they
     were, so not at every step.
