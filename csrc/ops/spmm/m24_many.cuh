@@ -9,7 +9,7 @@
 // memory, in the order of k. Launched so that it may begin before the kernel before it ends, it
 // needs weights which that kernel did not write. Tail: columns of x beyond the last are zero,
 // records there too, and rows beyond the last tile, which are not written. Tried: blocks of a
-// cluster that send each other x or records, 4 to 50 % slower (bench/RESULTS.md, H200).
+// cluster that send each other x or records, 4 to 50 % slower (bench/results/gpu.md).
 #pragma once
 
 #include "base/cuda/dev.h"

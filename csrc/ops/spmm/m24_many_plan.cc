@@ -23,7 +23,7 @@ int64_t room_of(const M24ManyLayout& l, int32_t parts, const CudaDevice& device)
 
 // Expected ns of a call: rounds of tiles, whose stages take what shared memory needs to read x for
 // every warpgroup, to write it once, and for records; or the bytes of the weights, as fast as so
-// many blocks ask for them. By 99 times of four shapes on an H200 (bench/RESULTS.md); what is
+// many blocks ask for them. By 99 times of four shapes on an H200 (bench/results/gpu.md); what is
 // chosen takes 2 % more than the best on average.
 double expected_ns(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevice& device) {
   constexpr double kProduct = 0.243, kToken = 0.538, kRecords = 50, kStage = 110;
