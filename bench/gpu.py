@@ -42,6 +42,7 @@ SHAPES = {  # Llama-3-8B: rows, columns
 }
 TOKENS = (1, 8, 16, 32, 64)
 FEW_TOKENS = {"gap": (1, 2, 4), "p24": (1, 4, 8, 16)}
+MANY_TOKENS = (20, 32, 64, 128, 256, 512, 2048)  # of bitmap, which nobody packs
 TOKENS24 = (*TOKENS, 128, 256, 512, 1024, 2048)
 DENSITIES = (0.5, 0.3, 0.2)
 TESTED = (
@@ -213,6 +214,9 @@ class Sparse:
         if a.layout.quantized:
             self.exact = a.to_dense().cuda()
         form = form or ("m24i4" if dtype == "i4" else packed_form(a.layout))
+        if form == "bitmap":
+            self.take_canonical(a)
+            return
         matrix = make_matrix(a.layout, {name: as_numpy(t) for name, t in a.arrays.items()})
         tiles = _C.pack_for_cuda(matrix, form)
         records = torch.from_numpy(tiles["records"]).cuda()
@@ -233,6 +237,42 @@ class Sparse:
             for r in self.records
         ]  # fmt: skip
         self.workspace = torch.zeros(64 << 20, dtype=torch.uint8, device="cuda")
+
+    def take_canonical(self, a: Any) -> None:
+        import torch
+
+        from tamis import _C
+        from tamis.ops import cuda_spmm_grad
+
+        arrays = {name: t.cuda() for name, t in a.arrays.items()}
+        self.nbytes = sum(t.numel() * t.element_size() for t in arrays.values())
+        self.records = [
+            {name: t.clone() for name, t in arrays.items()} for _ in range(copies_of(self.nbytes))
+        ]
+        self.masks = [
+            cuda_spmm_grad.mask_of(
+                a.layout, r["values"], r["mask"], r["row_offsets"], r["values"].dtype
+            )
+            for r in self.records
+        ]
+        self.matrices = [
+            _C.CudaMatrix(r["values"].data_ptr(), 2 * r["values"].numel(), 0, 0, a.layout.rows,
+                          a.layout.cols, "bf16", 0, "bitmap", 0, 0, r["mask"].data_ptr(),
+                          r["row_offsets"].data_ptr())
+            for r in self.records
+        ]  # fmt: skip
+        self.workspace = torch.zeros(256 << 20, dtype=torch.uint8, device="cuda")
+
+    def written(self, x: Any, count: int) -> None:
+        """The other way for many tokens: dense in memory, then cuBLAS."""
+        import torch
+
+        from tamis.ops import cuda_spmm_grad
+
+        for i in range(count):
+            j = i % len(self.records)
+            w = cuda_spmm_grad.unpack(self.masks[j], self.records[j]["values"])
+            torch.nn.functional.linear(x, w)
 
     def calls(self, x: Any, y: Any, count: int) -> None:
         import torch
@@ -306,6 +346,8 @@ def one_case(
             torch.mm(weights[i % len(weights)], x.t(), out=y_turned)
 
     sides = {"ours": lambda: sparse.calls(x, y, count), "linear": linear, "turned": turned}
+    if hasattr(sparse, "masks"):
+        sides["written"] = lambda: sparse.written(x, count)
     if semi:
         sides |= semi_structured(w, x, y, count)
     if bytes_too:
@@ -314,7 +356,9 @@ def one_case(
     wanted = x.float() @ w.float().t()
     error = ((y.float() - wanted).norm() / wanted.norm().clamp_min(1e-30)).item()
     best = min(times["linear"], times["turned"])
-    semis = {name: 1e6 * t for name, t in times.items() if name.startswith(("semi", "int_mm"))}
+    semis = {
+        name: 1e6 * t for name, t in times.items() if name.startswith(("semi", "int_mm", "written"))
+    }
     return semis | {
         "tokens": m,
         "us": 1e6 * times["ours"],
@@ -360,6 +404,25 @@ def one_shape_gap(name: str, rate: float) -> list[dict[str, Any]]:
                 row = {"shape": name, "density": f"{form} {density}", **case}
                 row["of_copy_rate"] = row["bytes"] / row["us"] * 1e-3 / rate
                 found.append(row)
+    return found
+
+
+def one_shape_many(name: str, rate: float) -> list[dict[str, Any]]:
+    """Unstructured weights as they are stored, for more tokens than packed forms take."""
+    import torch
+
+    rows, cols = SHAPES[name]
+    dense = torch.randn(rows, cols, dtype=torch.bfloat16, device="cuda")
+    weights = [dense] + [dense.clone() for _ in range(copies_of(2 * rows * cols) - 1)]
+    found = []
+    for density in (0.5, 0.3):
+        w = dense * (torch.rand_like(dense, dtype=torch.float32) < density)
+        sparse = Sparse(w, form="bitmap")
+        for m in MANY_TOKENS:
+            row = {"shape": name, "density": f"bitmap {density}"}
+            row |= one_case(sparse, w, weights, m)
+            row["of_copy_rate"] = row["bytes"] / row["us"] * 1e-3 / rate
+            found.append(row)
     return found
 
 
@@ -441,7 +504,11 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
             f"{r['shape']:9} {r['density']:4} {r['tokens']:3} {r['us']:8.2f} {r['dense_us']:8.2f} "
             f"{r['speedup']:7.2f} {r['of_copy_rate']:7.0%}  {plan['warps_k']} warps x "
             f"{plan['splits']} over k, {plan['blocks']} blocks"
-            + "".join(f", {k} {v:.1f} us" for k, v in r.items() if k.startswith(("semi", "int_mm")))
+            + "".join(
+                f", {k} {v:.1f} us"
+                for k, v in r.items()
+                if k.startswith(("semi", "int_mm", "written"))
+            )
             + ("" if r["error"] < 1e-2 else f"  WRONG by {r['error']:.1e}")
         )
 
@@ -460,6 +527,7 @@ def run_sections(args: argparse.Namespace) -> dict[str, Any]:
     products = {
         "spmm": one_shape,
         "gap": one_shape_gap,
+        "many": one_shape_many,
         "m24": one_shape24,
         "g4": one_shape_g4,
         "i8": one_shape_i8,
@@ -526,7 +594,7 @@ def main() -> int:
         [
             row
             for name in done
-            if name.startswith(("spmm", "gap", "m24", "g4", "i8"))
+            if name.startswith(("spmm", "gap", "many", "m24", "g4", "i8"))
             for row in done[name]
         ]
     )

@@ -18,7 +18,8 @@ from gpu_timing import timed_in_turns
 def layouts(sparse: Sparse, w: torch.Tensor, m: int) -> list[tuple[float, int, int]]:
     """Microseconds of each layout that fits, best first, with warps and blocks over k.
 
-    Where warpgroups take the weight (m24 on Hopper): with the line of m24_layouts.def, and blocks.
+    Where warpgroups take the weight (m24 and bitmap on Hopper): with the line of their layouts, and
+    blocks.
     """
     x = torch.randn(m, w.shape[1], dtype=torch.bfloat16, device="cuda")
     y = x.new_empty(m, len(w))
@@ -45,6 +46,7 @@ def layouts(sparse: Sparse, w: torch.Tensor, m: int) -> list[tuple[float, int, i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="*", default=[1, 8])
+    parser.add_argument("--forms", nargs="*", default=["m24 2:4", "t16 0.5"])
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES))
     a = parser.parse_args()
     print(torch.cuda.get_device_name())
@@ -52,11 +54,13 @@ def main() -> None:
         rows, cols = SHAPES[name]
         dense = torch.randn(rows, cols, dtype=torch.bfloat16, device="cuda")
         keep = torch.rand(rows, cols // 4, 4, device="cuda").argsort(-1).lt(2).view(rows, cols)
-        half = torch.rand_like(dense, dtype=torch.float32) < 0.5
-        for what, sparse, w in (
-            ("m24", Sparse(dense * keep, keep), dense * keep),
-            ("t16 0.5", Sparse(dense * half), dense * half),
-        ):
+        for what in a.forms:
+            form, kept = what.split()
+            if form == "m24":
+                w, sparse = dense * keep, Sparse(dense * keep, keep)
+            else:
+                w = dense * (torch.rand_like(dense, dtype=torch.float32) < float(kept))
+                sparse = Sparse(w, form=form)
             for m in a.tokens:
                 plan = sparse.matrices[0].plan(m)
                 planned = (plan["warps_k"], plan["splits"])
@@ -65,7 +69,7 @@ def main() -> None:
                 all_of_them = layouts(sparse, w, m)
                 line = ", ".join(f"{us:.1f} ({k} x {s})" for us, k, s in all_of_them[:4])
                 mine = next((us for us, k, s in all_of_them if (k, s) == planned), float("nan"))
-                print(f"{name:9} {what:8} m {m:2}: planned {mine:.1f} {planned}; best {line}")
+                print(f"{name:9} {what:10} m {m:4}: planned {mine:.1f} {planned}; best {line}")
 
 
 if __name__ == "__main__":

@@ -61,13 +61,15 @@ def products(a: tamis.SparseMatrix, form: str, tokens: tuple[int, ...]) -> Packe
 
 
 def few() -> None:
-    """gap, p24 and sell4: slices and parts that are full, half full and empty."""
+    """gap, p24, bitmap and sell4: slices and parts that are full, half full and empty."""
     for n, k, kept in ((72, 904, 0.5), (33, 201, 0.02)):
         bitmap = tamis.compress(
             torch.randn(n, k).to(BF16), keep=torch.rand(n, k) < kept, format="bitmap"
         )
         products(bitmap, "gap", (1, 2, 3, 4))
         products(bitmap, "p24", (1, 8, 9, 16))
+        if torch.cuda.get_device_capability()[0] == 9:
+            products(bitmap, "bitmap", (1, 20, 33, 100, 300))
     for n, k in ((70, 1600), (33, 96)):
         w = torch.randn(n, k)
         w.view(n, -1, 16)[torch.rand(n, k // 16) < 0.5] = 0

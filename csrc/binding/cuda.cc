@@ -24,6 +24,7 @@
 #include "format/t16i8.h"
 #include "ops/kv_rebuild/rebuild_params.h"
 #include "ops/kv_select/row_tiles.h"
+#include "ops/spmm/bitmap_wgmma_params.h"
 #include "ops/spmm/gap_params.h"
 #include "ops/spmm/m24_many_params.h"
 #include "ops/spmm/m24_wgmma_params.h"
@@ -133,13 +134,14 @@ py::list kernels(int32_t capability) {
 }
 
 PackedFormat format_from(const char* function, const std::string& name) {
-  for (const PackedFormat f : {PackedFormat::t16, PackedFormat::m24, PackedFormat::g4,
-                               PackedFormat::gap, PackedFormat::p24, PackedFormat::sell4,
-                               PackedFormat::m24i8, PackedFormat::t16i8, PackedFormat::m24i4}) {
+  for (const PackedFormat f :
+       {PackedFormat::t16, PackedFormat::m24, PackedFormat::g4, PackedFormat::gap,
+        PackedFormat::p24, PackedFormat::sell4, PackedFormat::m24i8, PackedFormat::t16i8,
+        PackedFormat::m24i4, PackedFormat::bitmap}) {
     if (name == name_of(f)) return f;
   }
   throw py::value_error(std::string(function) + ": format: got " + name +
-                        ", wanted t16, m24, g4, gap, p24, sell4, m24i8, t16i8 or m24i4");
+                        ", wanted t16, m24, g4, gap, p24, sell4, m24i8, t16i8, m24i4 or bitmap");
 }
 
 // Records that offsets find, by a format's two functions.
@@ -234,6 +236,8 @@ py::dict pack_for_cuda(const Matrix& a, const std::string& format) {
       return pack_records(a, m24i8::kRecordBytes, &m24i8::pack);
     case PackedFormat::m24i4:
       return pack_records(a, m24i4::kRecordBytes, &m24i4::pack);
+    case PackedFormat::bitmap:
+      throw py::value_error("pack_for_cuda: format: got bitmap, wanted one that is packed");
   }
   return {};
 }
@@ -248,7 +252,8 @@ class CudaMatrix {
  public:
   CudaMatrix(uintptr_t records, int64_t record_bytes, int64_t max_record_bytes, uintptr_t offsets,
              int64_t rows, int64_t cols, const std::string& dtype, int32_t device,
-             const std::string& format, uintptr_t scales, int64_t group_size)
+             const std::string& format, uintptr_t scales, int64_t group_size, uintptr_t mask,
+             uintptr_t row_offsets, int64_t row_values)
       : w_{.format = format_from("CudaMatrix", format),
            .rows = rows,
            .cols = cols,
@@ -259,6 +264,9 @@ class CudaMatrix {
                                                          : gap::parts_of(rows),
            .scales = reinterpret_cast<const float*>(scales),
            .group_size = group_size == cols ? 0 : group_size,
+           .mask = reinterpret_cast<const uint64_t*>(mask),
+           .row_offsets = reinterpret_cast<const int64_t*>(row_offsets),
+           .row_values = row_values,
            .record_bytes = record_bytes,
            .max_record_bytes = max_record_bytes} {
     char name[256];
@@ -289,8 +297,14 @@ class CudaMatrix {
     return true;
   }
 
-  // The same of m24 for warpgroups: a line of m24_layouts.def, and how many blocks share the work.
+  // The same where warpgroups take it: a line of m24_layouts.def or bitmap_layouts.def, and how
+  // many blocks share the work.
   bool lay_out_groups(int64_t m, int32_t layout, int32_t blocks) {
+    if (w_.format == PackedFormat::bitmap && layout >= 0 && blocks > 0 &&
+        layout < static_cast<int32_t>(std::size(kBitmapLayouts))) {
+      plans_[m] = lay_out_bitmap(w_, m, layout, blocks);
+      return true;
+    }
     const auto known = static_cast<int32_t>(std::size(kM24Layouts));
     if (w_.format != PackedFormat::m24 || device_.capability != 90) return false;
     if (layout < 0 || layout >= known || blocks < 1) return false;
@@ -384,10 +398,11 @@ void bind_cuda(py::module_& m) {
   m.def("pack_for_cuda", &pack_for_cuda, "matrix"_a, "format"_a);
   py::class_<CudaMatrix>(m, "CudaMatrix", "A packed weight on a device, with its plans.")
       .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, const std::string&,
-                    int32_t, const std::string&, uintptr_t, int64_t>(),
+                    int32_t, const std::string&, uintptr_t, int64_t, uintptr_t, uintptr_t,
+                    int64_t>(),
            "records_ptr"_a, "record_bytes"_a, "max_record_bytes"_a, "offsets_ptr"_a, "rows"_a,
            "cols"_a, "dtype"_a, "device"_a, "format"_a = "t16", "scales_ptr"_a = 0,
-           "group_size"_a = 0)
+           "group_size"_a = 0, "mask_ptr"_a = 0, "row_offsets_ptr"_a = 0, "row_values"_a = 0)
       .def_property_readonly("kernel", &CudaMatrix::kernel)
       .def_property_readonly("most_tokens", &CudaMatrix::most_tokens)
       .def(

@@ -27,8 +27,9 @@
 
 namespace tamis {
 
-// Forms of weights packed for CUDA: tiles of 16 x 64, which share kernels, gap, p24 and sell4.
-enum class PackedFormat : uint8_t { t16, m24, g4, gap, p24, sell4, m24i8, t16i8, m24i4 };
+// Forms of weights for CUDA: tiles of 16 x 64, which share kernels, gap, p24 and sell4, and bitmap,
+// the canonical arrays of bitmap and nm as they are.
+enum class PackedFormat : uint8_t { t16, m24, g4, gap, p24, sell4, m24i8, t16i8, m24i4, bitmap };
 
 constexpr const char* name_of(PackedFormat f) {
   switch (f) {
@@ -50,6 +51,8 @@ constexpr const char* name_of(PackedFormat f) {
       return "t16i8";
     case PackedFormat::m24i4:
       return "m24i4";
+    case PackedFormat::bitmap:
+      return "bitmap";
   }
   return "?";
 }
@@ -75,6 +78,11 @@ struct T16View {
   // the whole row.
   const float* scales = nullptr;
   int64_t group_size = 0;
+  // bitmap: its mask [rows, words], where rows begin, or null and how many values each has; records
+  // are the values.
+  const uint64_t* mask = nullptr;
+  const int64_t* row_offsets = nullptr;
+  int64_t row_values = 0;
   int64_t record_bytes = 0;      // all of them
   int64_t max_record_bytes = 0;  // of the longest: what a kernel's buffer must hold
   // No kernel still under way writes them: a launch may read ahead of the kernel before it.

@@ -934,6 +934,9 @@ class CudaMatrix:
         format: str = "t16",
         scales_ptr: int = 0,
         group_size: int = 0,
+        mask_ptr: int = 0,
+        row_offsets_ptr: int = 0,
+        row_values: int = 0,
     ) -> None: ...
     @property
     def most_tokens(self) -> int:
@@ -953,7 +956,7 @@ class CudaMatrix:
         """Replaces the plan for m tokens, to measure layouts; False if the device cannot hold it."""
 
     def lay_out_groups(self, m: int, layout: int, blocks: int) -> bool:
-        """The same where warpgroups take it (m24 on Hopper): a line of m24_layouts.def, and blocks."""
+        """The same where warpgroups take it (m24 and bitmap on Hopper): a line of their layouts, blocks."""
 
     def lay_out_many(self, m: int, layout: int, parts: int) -> bool:
         """The same for many tokens: a line of m24_many_layouts.def, and parts of k."""

@@ -41,6 +41,8 @@ MAX_GAP = {1: 60, 2: 80, 4: 112}  # sm_90, one step of gap (256 entries), by tok
 # sm_90, a record of p24 by products of 8 tokens: of two of four columns (1024 weights), of one of
 # three (1536).
 MAX_P24 = {False: {1: 28, 2: 32}, True: {1: 60, 2: 72}}
+# The same of 16 x 64 of a bitmap, with all that is rarely taken; registers of its blocks alone on an SM.
+MAX_GROUP, MAX_GROUP_REGISTERS = 600, 255
 MAX_GROUP24 = 150  # sm_90a, a record of m24 by warpgroups with any tokens, copying its part of x
 # The same where another warp copies for them, and registers at launch, which warpgroups trade.
 MAX_MANY24, MAX_MANY_REGISTERS = 56, 168
@@ -149,6 +151,8 @@ def product_of(name: str) -> str:
     """What a kernel's main loop multiplies with."""
     if "M24GroupConfig" in name or "M24ManyConfig" in name:
         return "HGMMA.SP"
+    if "BitmapGroupConfig" in name:
+        return "HGMMA"
     return "IDP" if gap_tokens(name) else "HFMA2" if sell4_tokens(name) else "HMMA"
 
 
@@ -163,6 +167,8 @@ def product_label(name: str) -> str:
     if match := re.search(r"M24ManyConfigI\w*?DTypeE\dELi(\d+)ELi(\d)ELi(\d)ELi(\d)E", name):
         blocks = f", {match[4]} blocks" if match[4] != "1" else ""
         return f"spmm_m24_many {dtype} {match[1]} x {64 * int(match[2])}, {match[3]} slots{blocks}"
+    if match := re.search(r"BitmapGroupConfigI\w*?DTypeE\dELi(\d+)ELi(\d)E", name):
+        return f"spmm_bitmap {dtype} {match[1]} tokens {64 * int(match[2])} rows"
     if kind := p24_kind(name):
         return f"spmm_p24 {dtype} {8 * kind[0]} tokens {'triples' if kind[1] else 'pairs'}"
     if tokens := gap_tokens(name) or sell4_tokens(name):
@@ -289,13 +295,17 @@ def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
     return wrong
 
 
-def group_problems(loop: Counter[str], most: int) -> list[str]:
-    """Of a loop of sparse products by warpgroups, two a record."""
-    if not loop["HGMMA.SP"]:
-        return ["no sparse product of a warpgroup in a loop"]
-    size = sum(loop.values()) * 2 // loop["HGMMA.SP"]
-    wanted = f"{size} instructions a record, wanted at most {most}"
-    return [wanted] if size > most else []
+def group_problems(name: str, loop: Counter[str]) -> list[str]:
+    """Of a loop of products by warpgroups: two of m24 a record, four dense ones of as many weights."""
+    product = product_of(name)
+    if not loop[product]:
+        return [f"no {product} in a loop"]
+    if product == "HGMMA.SP":
+        of_record, most = 2, MAX_MANY24 if "M24ManyConfig" in name else MAX_GROUP24
+    else:
+        of_record, most = 4, MAX_GROUP
+    size = sum(loop.values()) * of_record // loop[product]
+    return [f"{size} instructions a record, wanted at most {most}"] if size > most else []
 
 
 def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> list[str]:
@@ -315,6 +325,8 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     prefill = "prefill_attention" in name
     most = MAX_PREFILL_REGISTERS if prefill else most
     most = MAX_MANY_REGISTERS if "M24ManyConfig" in name else most
+    # Of 128 tokens and more a block an SM.
+    most = MAX_GROUP_REGISTERS if re.search(r"BitmapGroup.*ELi(128|256)E", name) else most
     sparse = any("IMMA.SP" in text for _, text in code)
     if format_of(name) in ("m24i8", "m24i4") and not sparse:
         wrong.append("no sparse tensor core instruction")
@@ -324,11 +336,12 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
         k in name for k in ("kv_mass_rows", "kv_mass_columns", "kv_merge_nearest", "kv_rebuild")
     )
     product = bool(format_of(name) or p24_kind(name)) or product_of(name) != "HMMA"
-    if product_of(name) == "HGMMA.SP":
-        wrong += group_problems(loop, MAX_MANY24 if "M24ManyConfig" in name else MAX_GROUP24)
+    groups = product_of(name).startswith("HGMMA")
+    if groups:
+        wrong += group_problems(name, loop)
     elif attention or prefill or rows or activation(name) or gradient(name) or product:
         wrong += loop_problems(arch, name, loop)
-    tensor = ("HGMMA.SP",) if product_of(name) == "HGMMA.SP" else ("HMMA", "IMMA")
+    tensor = (product_of(name),) if groups else ("HMMA", "IMMA")
     counts = ", ".join(f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", *tensor, "LDGSTS"))
     sys.stdout.write(
         f"{label(arch, name):40} {used:4} registers  loop {size:4}: {counts}\n"
@@ -355,7 +368,9 @@ def main() -> int:
     # in two, their places and ways to and from dense, eight of spgemm; the expansions on two, two choices of
     # tokens on one.
     wanted = 3 * (48 + 24 + 5 + 6 + 8 + 9 + 16 + 17 + 11 + 17 + 4 + 16 + 8 + 9 + 8) + 3 * 2 + 2
-    wanted += 2 * (5 + 5)  # m24 by warpgroups on sm_90a, few and many tokens: layouts in two dtypes
+    wanted += 2 * (
+        5 + 5 + 4
+    )  # by warpgroups on sm_90a, in two dtypes: m24 for few, for many, bitmap
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

@@ -47,8 +47,12 @@ struct PackedTiles {
             .records = records->data(),
             .offsets = has_offsets(format) ? offsets->data() : nullptr,
             .parts = parts,
+            .mask = a.mask,
+            .row_offsets = a.format == Format::nm ? nullptr : a.row_offsets,
+            .row_values = a.format == Format::nm ? a.cols / a.of * a.keep : 0,
             .record_bytes = sizes.record_bytes,
             .max_record_bytes = sizes.max_record_bytes};
+    if (format == PackedFormat::bitmap) view.record_bytes = 2 * a.nnz;
   }
 
  private:
@@ -83,6 +87,9 @@ struct PackedTiles {
         return alike(m24i8::kRecordBytes);
       case PackedFormat::m24i4:
         return alike(m24i4::kRecordBytes);
+      case PackedFormat::bitmap:
+        sizes = {.record_bytes = ceil_div(2 * a.nnz, t16::kUnit) * t16::kUnit};
+        return {};
     }
     return {};
   }
@@ -110,6 +117,10 @@ struct PackedTiles {
         return m24i8::pack(a, records->data());
       case PackedFormat::m24i4:
         return m24i4::pack(a, records->data());
+      case PackedFormat::bitmap:  // whose other arrays are the canonical ones
+        std::memset(records->data(), 0xff, static_cast<size_t>(sizes.record_bytes));
+        std::memcpy(records->data(), a.values, static_cast<size_t>(2 * a.nnz));
+        return {};
     }
     return {};
   }

@@ -160,10 +160,19 @@ class Played:
         rows: int,
         cols: int,
         *rest: Any,
+        mask_ptr: int = 0,
+        **_: int,
     ) -> None:
         form = self.form = rest[2]
         Played.made.append(form)
         self.most_tokens = {"gap": 4, "p24": 16, "sell4": 8}.get(form, 64)
+        if form == "bitmap":
+            words = at_address(mask_ptr, (rows, 8 * -(-cols // 64)), np.uint8)
+            kept = np.unpackbits(words, axis=1, bitorder="little")[:, :cols].astype(bool)
+            self.bits = np.zeros((rows, cols), np.uint16)
+            self.bits[kept] = at_address(records, (nbytes // 2,), np.uint16)
+            self.most_tokens = 1 << 20
+            return
         if form == "sell4":
             slices = -(-rows // 32)
             self.bits = np.zeros((rows, cols), np.uint16)

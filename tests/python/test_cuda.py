@@ -278,6 +278,29 @@ def test_short_prompts_by_gap_are_some_calls(
     assert played.made == ["gap"]
 
 
+def test_many_tokens_read_the_weight_as_it_is_stored(
+    played: type[Played], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On sm_90, prompts and batches; nothing is packed for them, and the most are written out."""
+    monkeypatch.setattr(cuda_cost, "_devices", lambda: [("Unmeasured", 90)])
+    a = half_kept(40, 64)
+    w = a.to_dense().float()
+    for shape in ((1, 20, 64), (17, 64), (1, 64), (4, 1, 64), (1, 90, 64), (300, 64)):
+        x = torch.randn(shape, dtype=torch.bfloat16)
+        y = call(x, a)
+        assert y is not None
+        torch.testing.assert_close(y.float(), x.float() @ w.T, rtol=1e-2, atol=0.1)
+    assert played.made == ["bitmap", "gap"]
+    assert played.expanded == ["mask"]
+    shifted = torch.empty(a.nnz + 1, dtype=torch.bfloat16)[1:]  # off 16 bytes
+    b = tamis.SparseMatrix(a.layout, {**a.arrays, "values": shifted.copy_(a.arrays["values"])})
+    x = torch.randn(20, 64, dtype=torch.bfloat16)
+    y = call(x, b)
+    assert y is not None
+    torch.testing.assert_close(y.float(), x.float() @ w.T, rtol=1e-2, atol=0.1)
+    assert played.made == ["bitmap", "gap", "t16"]
+
+
 def test_all_forms_are_forgotten(played: type[Played]) -> None:
     a = half_kept(40, 64)
     for m in (64, 1, 16):

@@ -52,13 +52,13 @@ def test_few_tokens_read_streams_where_that_is_faster() -> None:
     def forms(nnz: int, *tokens: int) -> list[str]:
         return [cuda_cost.form_for(bitmap, nnz, m, 0) for m in tokens]
 
-    assert forms(HALF, 1, 2, 3, 8, 16, 17, 64) == ["p24"] * 5 + ["t16"] * 2
+    assert forms(HALF, 1, 2, 3, 8, 16, 17, 64) == ["p24"] * 5 + ["t16", "bitmap"]
     assert forms(3 * N * K // 10, 1, 2, 3, 16, 17) == ["gap"] * 2 + ["p24"] * 2 + ["t16"]
     assert forms(N * K // 10, 1, 4, 5, 16) == ["gap"] * 2 + ["p24"] * 2
     assert cuda_cost.few_tokens(bitmap, HALF, 0) == 16
     assert cuda_cost.form_and_tokens(bitmap, HALF, 3, 0) == ("p24", 0, 16)
     assert cuda_cost.form_and_tokens(bitmap, N * K // 10, 5, 0) == ("p24", 4, 16)
-    assert cuda_cost.form_and_tokens(bitmap, N * K // 10, 64, 0) == ("t16", 16, None)
+    assert cuda_cost.form_and_tokens(bitmap, N * K // 10, 32, 0) == ("t16", 16, 32)
     # An unmeasured device: by density, up to as many tokens as every device holds.
     assert cuda_cost.form_and_tokens(bitmap, HALF, 5, 1) == ("p24", 4, 16)
     assert cuda_cost.form_for(bitmap, N * K, 1, 0) == "t16"
@@ -70,6 +70,19 @@ def test_few_tokens_read_streams_where_that_is_faster() -> None:
     assert cuda_cost.form_for(Layout("bitmap", 64, 1 << 17, "bf16"), 1 << 20, 1, 0) == "t16"
     dense = cost.dense_ns("bf16", N, K, device=0)
     assert dense > 1.4 * cost.sparse_ns(bitmap, HALF, device=0)  # 1.51 measured
+
+
+@pytest.mark.usefixtures("h200")
+def test_many_tokens_are_multiplied_as_they_are_stored() -> None:
+    """On an H200, and where rows and columns are multiples of 8; above, they are written out."""
+    for (rows, cols), tokens in {(N, K): 128, (K, N): 128, (K, K): 64, (1024, K): 32}.items():
+        layout, half = Layout("bitmap", rows, cols, "bf16"), rows * cols // 2
+        assert cuda_cost.stored_tokens(layout, half, 0) == tokens
+        times = [cost.sparse_ns(layout, half, m, device=0) for m in (64, 65, 128, 129, 256, 257)]
+        assert times == sorted(times)
+    assert cuda_cost.stored_tokens(Layout("bitmap", N + 4, K, "bf16"), HALF, 0) == 0
+    assert cuda_cost.stored_tokens(Layout("bitmap", N, K, "bf16"), HALF, 1) == 0  # sm_80
+    assert cuda_cost.form_for(Layout("nm", N, K, "bf16", keep=4, of=8), HALF, 64, 0) == "bitmap"
 
 
 @pytest.mark.usefixtures("h200")
@@ -104,6 +117,9 @@ def test_short_prompts_are_some_calls_of_the_form_for_few() -> None:
     assert cuda_cost.calls_pay(codes, HALF, "sell4", 16, 0)
     assert not cuda_cost.calls_pay(bitmap, HALF, "t16", 65, 0)
     assert not cuda_cost.calls_pay(bitmap, HALF, "gap", 8, 1)  # an unmeasured device
+    pays = [cuda_cost.calls_pay(bitmap, HALF, "p24", m, 0, packs=True) for m in (17, 32, 33)]
+    assert pays == [True, True, False]
+    assert not cuda_cost.calls_pay(bitmap, HALF, "gap", 8, 0, packs=True)  # p24 is faster
 
 
 @pytest.mark.usefixtures("h200")
@@ -130,7 +146,8 @@ def test_what_no_run_on_the_device_says_is_called_an_estimate(
     monkeypatch.setattr(cuda_cost, "_devices", lambda: [("NVIDIA H100 80GB HBM3", 90)])
     assert all(cuda_cost.estimated(layout, HALF, 0) for layout in (bitmap, codes, pairs))
     assert tokens_of(pairs, HALF, 0).endswith("tokens, estimated from another device's times")
-    assert not cuda_cost.estimated(bitmap, N * K, 0)  # t16 at any number of tokens
+    odd = Layout("bitmap", N + 4, K, "bf16")
+    assert not cuda_cost.estimated(odd, odd.rows * K, 0)  # t16 at any number of tokens
 
 
 @pytest.mark.usefixtures("h200")

@@ -109,6 +109,17 @@ TAMIS_DEVICE uint32_t load_shared_word(uint32_t address) {
   return word;
 }
 
+// Two bytes, kFurther bytes on, where `wanted` is not zero; else anything.
+template <int kFurther>
+TAMIS_DEVICE uint32_t load_shared_half_if(uint32_t wanted, uint32_t address) {
+  asm volatile(  // to the register of the address, which needs no value then
+      "{\n.reg .pred wanted;\nsetp.ne.u32 wanted, %1, 0;\n"
+      "@wanted ld.shared.u16 %0, [%0+%2];\n}"
+      : "+r"(address)
+      : "r"(wanted), "n"(kFurther));
+  return address;
+}
+
 // Four matrices of 8 rows of 16 bytes; lane 8j + r says where row r of matrix j lies. Lane 4g + t
 // gets elements 2t and 2t + 1 of row g of each.
 TAMIS_DEVICE Word4 load_matrices(uint32_t at) {
@@ -136,6 +147,22 @@ TAMIS_DEVICE void copy_async16(uint32_t to, const void* from, uint32_t valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(valid)
                : "memory");
+}
+// All of 16 bytes where `wanted`, kFurther bytes on, or of 8: fewer instructions, no branches.
+template <int kFurther>
+TAMIS_DEVICE void copy_async16_if(bool wanted, uint32_t to, const void* from) {
+  asm volatile(
+      "{\n.reg .pred wanted;\nsetp.ne.u32 wanted, %2, 0;\n"
+      "@wanted cp.async.cg.shared.global [%0+%3], [%1+%3], 16;\n}" ::"r"(shared_address(to)),
+      "l"(from), "r"(static_cast<uint32_t>(wanted)), "n"(kFurther)
+      : "memory");
+}
+TAMIS_DEVICE void copy_async8_if(bool wanted, uint32_t to, const void* from) {
+  asm volatile(
+      "{\n.reg .pred wanted;\nsetp.ne.u32 wanted, %2, 0;\n"
+      "@wanted cp.async.ca.shared.global [%0], [%1], 8;\n}" ::"r"(shared_address(to)),
+      "l"(from), "r"(static_cast<uint32_t>(wanted))
+      : "memory");
 }
 TAMIS_DEVICE void commit_async() {
   asm volatile("cp.async.commit_group;" ::: "memory");
@@ -339,6 +366,10 @@ TAMIS_DEVICE uint32_t byte_select(uint32_t a, uint32_t b, uint32_t selector) {
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selector));
   return out;
 }
+// The same by the selector's lower four digits, whatever the upper ones.
+TAMIS_DEVICE uint32_t byte_pick(uint32_t a, uint32_t b, uint32_t selector) {
+  return byte_select(a, b, selector);
+}
 // The low half of high:low >> bits; bits modulo 32, or up to 32.
 TAMIS_DEVICE uint32_t shift_pair(uint32_t low, uint32_t high, uint32_t bits) {
   return __funnelshift_r(low, high, bits);
@@ -404,5 +435,6 @@ TAMIS_DEVICE uint32_t transpose(uint32_t pair) {
 
 #include "base/cuda/dev_cluster.h"
 #include "base/cuda/dev_floats.h"
+#include "base/cuda/dev_group.h"
 #include "base/cuda/dev_products.h"
 #endif

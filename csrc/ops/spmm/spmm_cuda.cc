@@ -35,6 +35,11 @@ Status check(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
       (has_byte_codes(a.w.format) && a.w.scales == nullptr)) {
     return error(Code::invalid_argument, "spmm: x, y, w: got null, wanted arrays on the device");
   }
+  if (a.w.format == PackedFormat::bitmap &&
+      (a.w.mask == nullptr || reinterpret_cast<uintptr_t>(a.w.records) % 16 != 0)) {
+    return error(Code::invalid_argument,
+                 "spmm: w: got no mask, or values off 16 bytes, wanted both for bitmap weights");
+  }
   if (has_byte_codes(a.w.format) && a.w.group_size % 128 != 0) {
     return error(Code::invalid_argument,
                  "spmm: w: got scales for groups of %lld columns, wanted a multiple of 128, or 0 "
@@ -85,6 +90,7 @@ Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream
       return expand_sell4_cuda(w, out, out_stride, stream);
     case PackedFormat::gap:
     case PackedFormat::p24:
+    case PackedFormat::bitmap:
       return error(Code::no_kernel, "unpack: w: got %s weights, wanted the mask that they have",
                    name_of(w.format));
     case PackedFormat::m24i8:

@@ -35,14 +35,15 @@ inline bool rows_aligned(const void* matrix, int64_t rows, int64_t stride) {
 
 inline constexpr int64_t kMaxTokens = 64;
 
-// Tokens that one call takes where a block's shared memory holds them: 4 of gap, 8 of sell4, 65536
-// where warpgroups do the work (m24 on sm_90, but for small weights), kMaxTokens of the others.
+// Tokens that one call takes where a block's shared memory holds them: 4 of gap, 8 of sell4, any of
+// bitmap, 65536 where warpgroups do the work (m24 on sm_90, but for small weights), kMaxTokens of
+// the others.
 int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device);
 
 // How one call is laid out over the device; see plan_spmm_cuda. gap, sell4: slices are the row
 // tiles, and splits of sell4 the blocks of one, a cluster; p24: panels are the splits.
 struct SpmmT16Plan {
-  int32_t layout = -1;       // of m24_layouts.def; -1: another kernel than the warpgroups'
+  int32_t layout = -1;       // of m24_layouts.def or bitmap_layouts.def; -1: other kernels
   int32_t many_layout = -1;  // of m24_many_layouts.def; splits are then a cluster
   int32_t tokens = 0;        // most that a call may have
   int32_t token_tiles = 0;   // products of 8 tokens per A fragment: 1, 2, 4 or 8; gap, sell4: none

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/spmm/bitmap_wgmma_params.h"
 #include "ops/spmm/gap_params.h"
 #include "ops/spmm/m24_many_params.h"
 #include "ops/spmm/m24_wgmma_params.h"
@@ -67,6 +68,7 @@ Costs costs_of(PackedFormat format) {
     case PackedFormat::gap:  // have plans of their own
     case PackedFormat::p24:
     case PackedFormat::sell4:
+    case PackedFormat::bitmap:
       break;
     case PackedFormat::m24i8:
     case PackedFormat::m24i4:
@@ -189,6 +191,8 @@ int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device) {
   return w.format == PackedFormat::gap     ? kMaxGapTokens
          : w.format == PackedFormat::p24   ? kMaxP24Tokens
          : w.format == PackedFormat::sell4 ? kSell4Tokens
+         : w.format == PackedFormat::bitmap
+             ? kMaxBitmapTokens
                                            : std::max(most_group_tokens(w, device), kMaxTokens);
 }
 
@@ -203,6 +207,7 @@ Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, Spm
   if (w.format == PackedFormat::gap) return plan_spmm_gap(w, m, device, plan);
   if (w.format == PackedFormat::p24) return plan_spmm_p24(w, m, device, plan);
   if (w.format == PackedFormat::sell4) return plan_spmm_sell4(w, m, device, plan);
+  if (w.format == PackedFormat::bitmap) return plan_spmm_bitmap(w, m, device, plan);
   const int64_t most = most_group_tokens(w, device);
   if (most == 0) return plan_spmm_t16(w, m, device, plan);
   if (m < 1 || m > most) {

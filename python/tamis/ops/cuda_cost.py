@@ -20,6 +20,9 @@ from tamis.ops import cuda
 TOKENS = (1, 2, 4, 8, 16, 32, 64)  # a kernel takes as long for any number up to the next of these
 _TILES = TOKENS[3:]
 _MANY_TOKENS = (128, 256, 512, 1024, 2048)  # of which reports speak
+# Above so many tokens sm_90 takes bitmap and nm as they are stored; up to 128 where rates are unknown.
+STORED = "bitmap"
+STORED_ABOVE, _STORED_UNKNOWN = 16, 128
 # Forms for few tokens beside one for any, and the steps of their kernels; all say 65536 columns.
 FEW: dict[str, dict[str, tuple[int, ...]]] = {
     "t16": {"gap": TOKENS[:3], "p24": TOKENS[3:5]},
@@ -49,7 +52,7 @@ RATES = {
         4460.0,
         4000.0,
         5900.0,
-        ("gap", "p24", "t16", "m24", "g4", "sell4", "m24i8", "t16i8"),
+        ("gap", "p24", "t16", "bitmap", "m24", "g4", "sell4", "m24i8", "t16i8"),
         choose_bytes=90_000_000,
     ),
     "H100": Rates(3130.0, 6000.0, 7100.0, ("t16", "g4")),  # m24 as it was before warpgroups
@@ -84,6 +87,9 @@ MORE = {"m24": (0.0, 500.0, 900.0, 3500.0), "p24": (0.0, 1300.0)}
 # at least as fill the device. Fewer than FEW24 are written out.
 MANY24_START, MANY24_TOKEN, MANY24_FILL = 4500.0, 0.0019, 8192
 FEW24, MANY24 = 4096, 1 << 16
+# Of weights as they are stored, by tokens: ns beyond the start, and a record of 16 x 64.
+STORED_TOKENS = (32, 64, 128, 256)
+STORED_MORE, STORED_RECORD = (3600.0, 4100.0, 7000.0, 8200.0), (0.89, 0.97, 1.18, 1.6)
 
 
 def packed_form(layout: Layout) -> str:
@@ -102,6 +108,12 @@ def packed_form(layout: Layout) -> str:
 def form_for(layout: Layout, nnz: int, tokens: int, device: int) -> str:
     """The packed form for that many tokens: that for few where it is expected to be faster."""
     form = packed_form(layout)
+    if tokens > STORED_ABOVE and taken_as_stored(layout, device):
+        rates = _rates(device)
+        if rates is None or tokens > TOKENS[-1]:
+            return STORED
+        packed = _product(rates, layout, nnz, tokens, form)
+        return STORED if _product(rates, layout, nnz, tokens, STORED) <= packed else form
     few = [f for f, steps in FEW.get(form, {}).items() if tokens <= steps[-1]]
     if not few or layout.cols > _FEW_COLS:
         return form
@@ -110,6 +122,27 @@ def form_for(layout: Layout, nnz: int, tokens: int, device: int) -> str:
         fewer = form == "g4" or nnz <= _FEW_DENSITY * layout.rows * layout.cols
         return next((f for f in few if fewer and tokens <= _UNKNOWN[f]), form)
     return min((*few, form), key=lambda f: _product(rates, layout, nnz, tokens, f))
+
+
+def taken_as_stored(layout: Layout, device: int) -> bool:
+    """Whether a kernel takes the canonical arrays of such a layout there."""
+    whole = layout.rows % 8 == 0 and layout.cols % 8 == 0
+    if packed_form(layout) != "t16" or not whole or cuda.why_off():
+        return False
+    return _devices()[device][1] == 90
+
+
+def stored_tokens(layout: Layout, nnz: int, device: int) -> int:
+    """Tokens up to which that is expected to take no longer than writing the weight out; 0: none."""
+    if not taken_as_stored(layout, device):
+        return 0
+    rates = _rates(device)
+    if rates is None:
+        return _STORED_UNKNOWN
+    pays = (
+        _stored(rates, layout, m) <= _written(rates, layout, nnz, m, STORED) for m in STORED_TOKENS
+    )
+    return max((m for m, does in zip(STORED_TOKENS, pays, strict=True) if does), default=0)
 
 
 def form_and_tokens(
@@ -129,7 +162,8 @@ def form_and_tokens(
 def few_tokens(layout: Layout, nnz: int, device: int) -> int:
     """Tokens up to which the weight has a form for few; 0 if it never has."""
     form = packed_form(layout)
-    return max((m for m in TOKENS if form_for(layout, nnz, m, device) != form), default=0)
+    few = (form, STORED)
+    return max((m for m in TOKENS if form_for(layout, nnz, m, device) not in few), default=0)
 
 
 # Tokens up to which a form is taken where rates are unknown, and up to which density.
@@ -139,6 +173,8 @@ _FEW_DENSITY = 0.6
 
 def packed_nbytes(layout: Layout, nnz: int, form: str) -> float:
     """Bytes of a packed form, padding on average."""
+    if form == STORED:
+        return 2.0 * nnz + (layout.cols / 8 + 8) * layout.rows
     records = _records(layout, nnz, form)
     if form in RECORD_BYTES:
         return RECORD_BYTES[form] * records
@@ -168,8 +204,19 @@ def _groups(density: float) -> float:
     return min(pairs, 0.7 * triples) * (1 - (1 - density) ** 16)
 
 
+def _stored(rates: Rates, layout: Layout, tokens: int) -> float:
+    """Ns of a call that multiplies the weight as it is stored, whatever it keeps."""
+    step = next((i for i, most in enumerate(STORED_TOKENS) if tokens <= most), None)
+    if step is None:
+        return NEVER
+    records = -(-layout.rows // 16) * -(-layout.cols // 64)
+    return rates.start + STORED_MORE[step] + records * STORED_RECORD[step]
+
+
 def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> float:
     """Ns of a call of up to 64 tokens."""
+    if form == STORED:
+        return min(_written(rates, layout, nnz, tokens, form), _stored(rates, layout, tokens))
     steps = next((few[form] for few in FEW.values() if form in few), _TILES)
     step = next(i for i, most in enumerate(steps) if tokens <= most)
     decode = _records(layout, nnz, form) * DECODE[form][step]
@@ -182,7 +229,8 @@ def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> 
 def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | None:
     """Expected ns of a product on the device, ``NEVER`` where no kernel takes it; None: unknown.
 
-    Above 64 tokens the weight is written out, then multiplied densely, but for most of 2:4.
+    Above 64 tokens the weight is written out, then multiplied densely, but for most of 2:4 and what
+    is taken as it is stored.
     """
     rates = _rates(device)
     if rates is None:
@@ -196,22 +244,31 @@ def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | Non
         products = MANY24_TOKEN * max(records, MANY24_FILL) * tile * -(-tokens // tile)
         read = packed_nbytes(layout, nnz, form) / rates.read
         return rates.start + MANY24_START + max(products, read)
-    if tokens > TOKENS[-1]:
+    if tokens > TOKENS[-1] and form != STORED:
         return _written(rates, layout, nnz, tokens, form)
     return _product(rates, layout, nnz, tokens, form)
 
 
-def calls_pay(layout: Layout, nnz: int, form: str, tokens: int, device: int) -> bool:
+def calls_pay(
+    layout: Layout, nnz: int, form: str, tokens: int, device: int, *, packs: bool = False
+) -> bool:
     """Whether calls of as many tokens as a form for few takes are expected to take no longer.
 
-    Than writing the weight out and a dense product.
+    Than writing the weight out and a dense product, or multiplying it as it is stored; ``packs``: or
+    packing it in another form.
     """
     most = next((few[form][-1] for few in FEW.values() if form in few), 0)
     rates = _rates(device)
     if rates is None or not most:
         return False
     call = _product(rates, layout, nnz, most, form)
-    return -(-tokens // most) * call <= _written(rates, layout, nnz, tokens, form)
+    other = _written(rates, layout, nnz, tokens, form)
+    if tokens > STORED_ABOVE and taken_as_stored(layout, device):
+        other = min(other, _stored(rates, layout, tokens))
+    if packs and tokens <= TOKENS[-1]:
+        best = form_for(layout, nnz, tokens, device)
+        other = min(other, _product(rates, layout, nnz, tokens, best))
+    return -(-tokens // most) * call <= other
 
 
 def dense_ns(rows: int, cols: int, tokens: int, device: int) -> float | None:

@@ -50,16 +50,42 @@ class Packed:
     def __init__(
         self, layout: Layout, values: Tensor, rest: Rest, dtype: torch.dtype, form: str
     ) -> None:
+        form = _halved(form, values)
+        self.device = values.device.index or 0
+        self.records: Tensor | None = None
+        self.offsets: Tensor | None = None
+        if form == cuda_cost.STORED:
+            self.matrix = _as_stored(layout, values, rest, dtype)
+        else:
+            self._pack(layout, values, rest, dtype, form)
+        # Elements of x that it takes: more than `least`, up to `most`.
+        self.least, self.most = -1, self.matrix.most_tokens * layout.cols
+        self.token, self.layout, self.form = layout.token, layout, form
+        self.rows, self.cols, self.dtype = layout.rows, layout.cols, dtype
+        self.rest = rest
+        # Checked now, so that a prompt in a graph need not wait: gap and p24 are written out from
+        # the mask, which is a part of weights as they are stored.
+        by_mask = form in ("gap", "p24", cuda_cost.STORED)
+        self.mask: cuda_spmm_grad.Mask | None = None
+        if by_mask and all(t is None or t.device == values.device for t in rest):
+            self.mask = cuda_spmm_grad.mask_of(layout, values, rest[0], rest[1], dtype)
+        self.expands = not by_mask or self.mask is not None
+        self.owner = weakref.ref(values, _forgetter(id(values)))
+        self.pointer = values.data_ptr()
+        self.version = _versions(values, rest)
+        # Bytes of workspace by number of tokens, and the last bias that was found to fit.
+        self.workspaces: dict[int, int] = {}
+        self.bias: Tensor | None = None
+
+    def _pack(
+        self, layout: Layout, values: Tensor, rest: Rest, dtype: torch.dtype, form: str
+    ) -> None:
         tensors = {"values": values, **dict(zip(REST, rest, strict=True))}
         arrays = {n: as_numpy(t.cpu()) for n, t in tensors.items() if t is not None}
-        matrix = make_matrix(layout, arrays)
-        form = _halved(form, values)
-        tiles = _C.pack_for_cuda(matrix, form)
+        tiles = _C.pack_for_cuda(make_matrix(layout, arrays), form)
         self.records = torch.from_numpy(tiles["records"]).to(values.device)
-        self.offsets: Tensor | None = None
         if "offsets" in tiles:
             self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).to(values.device)
-        self.device = values.device.index or 0
         scales = rest[3]
         self.matrix = _C.CudaMatrix(
             self.records.data_ptr(),
@@ -74,24 +100,6 @@ class Packed:
             scales.data_ptr() if scales is not None and layout.dtype == "i8" else 0,
             layout.group_size if layout.dtype == "i8" else 0,
         )
-        # Elements of x that it takes: more than `least`, up to `most`.
-        self.least, self.most = -1, self.matrix.most_tokens * layout.cols
-        self.token, self.layout, self.form = layout.token, layout, form
-        self.rows, self.cols, self.dtype = layout.rows, layout.cols, dtype
-        self.rest = rest
-        # Checked now, so that a prompt in a graph need not wait: gap and p24 are written out from
-        # the mask.
-        by_mask = form in ("gap", "p24")
-        self.mask: cuda_spmm_grad.Mask | None = None
-        if by_mask and all(t is None or t.device == values.device for t in rest):
-            self.mask = cuda_spmm_grad.mask_of(layout, values, rest[0], rest[1], dtype)
-        self.expands = not by_mask or self.mask is not None
-        self.owner = weakref.ref(values, _forgetter(id(values)))
-        self.pointer = values.data_ptr()
-        self.version = _versions(values, rest)
-        # Bytes of workspace by number of tokens, and the last bias that was found to fit.
-        self.workspaces: dict[int, int] = {}
-        self.bias: Tensor | None = None
 
     def fits(self, token: str, values: Tensor, rest: Rest) -> bool:
         """Whether it was made of these tensors as they are now."""
@@ -151,6 +159,47 @@ class Packed:
         for first in range(0, len(xs), most):
             self.run(xs[first : first + most], bias, ys[first : first + most])
         return y
+
+
+def _as_stored(layout: Layout, values: Tensor, rest: Rest, dtype: torch.dtype) -> _C.CudaMatrix:
+    """The canonical arrays themselves, which `_stays` looked at."""
+    mask, row_offsets = rest[0], rest[1]
+    return _C.CudaMatrix(
+        values.data_ptr(),
+        values.numel() * values.element_size(),
+        0,
+        0,
+        layout.rows,
+        layout.cols,
+        DTYPE_NAME[dtype],
+        values.device.index or 0,
+        cuda_cost.STORED,
+        mask_ptr=0 if mask is None else mask.data_ptr(),
+        row_offsets_ptr=0 if row_offsets is None else row_offsets.data_ptr(),
+        row_values=layout.cols // layout.of * layout.keep if layout.format == "nm" else 0,
+    )
+
+
+def _stays(layout: Layout, values: Tensor, rest: Rest, tokens: int, wide: bool) -> bool:
+    """Whether the arrays are multiplied as they are: where that is expected to be faster.
+
+    Than in a packed form, or for a prompt (``wide``), which makes none, than written out.
+    """
+    nnz, device = values.numel(), values.device.index or 0
+    if wide:
+        pays = cuda_cost.STORED_ABOVE < tokens <= cuda_cost.stored_tokens(layout, nnz, device)
+    else:
+        pays = cuda_cost.form_for(layout, nnz, tokens, device) == cuda_cost.STORED
+    return (
+        pays
+        and nnz > 0
+        and rest[0] is not None
+        and all(
+            t is None or (t.device == values.device and t.is_contiguous())
+            for t in (values, rest[0], rest[1])
+        )
+        and values.data_ptr() % 16 == 0
+    )
 
 
 # What weights are packed as, by the identity of their values: forms for few tokens first.
@@ -219,7 +268,7 @@ def spmm(
         return None
     with torch.cuda.device(x.device):
         many = x.numel() > packed.most
-        if many and not _in_calls(packed, x, values):
+        if many and not _in_calls(packed, x, values, layout):
             return functional.linear(x, _expand(packed, values, layout), bias)
         if bias is not None and bias.is_contiguous():
             packed.bias = bias
@@ -227,9 +276,15 @@ def spmm(
         return run(x, None if bias is None else bias.contiguous())
 
 
-def _in_calls(packed: Packed, x: Tensor, values: Tensor) -> bool:
-    tokens, layout = x.numel() // packed.cols, packed.layout
-    return calls_pay(layout, _nnz(values, layout), packed.form, tokens, packed.device)
+def _in_calls(packed: Packed, x: Tensor, values: Tensor, layout: Layout) -> bool:
+    """Whether several calls of what is held are expected to take least time."""
+    tokens, nnz, packs = x.numel() // packed.cols, _nnz(values, layout), not _wide(x, layout)
+    return calls_pay(layout, nnz, packed.form, tokens, packed.device, packs=packs)
+
+
+def _wide(x: Tensor, layout: Layout) -> bool:
+    """Whether x is a prompt, or more than packed forms take: nothing is packed for it."""
+    return x.numel() > MAX_TOKENS * layout.cols or (x.dim() > 2 and x.shape[-2] > 1)
 
 
 def _nnz(values: Tensor, layout: Layout) -> int:
@@ -258,8 +313,15 @@ def _held(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed | Non
     takes = next((packed for packed in found if packed.least < x.numel() <= packed.most), None)
     if takes is not None or not found:
         return takes
-    wide = x.numel() > MAX_TOKENS * layout.cols or (x.dim() > 2 and x.shape[-2] > 1)
-    return next((packed for packed in found if packed.expands), None) if wide else None
+    calls = next((packed for packed in found if _in_calls(packed, x, values, layout)), None)
+    if calls is not None:
+        return calls
+    wide = _wide(x, layout)
+    expands = [packed for packed in found if packed.expands] if wide else []
+    stored = next((packed for packed in expands if packed.form == cuda_cost.STORED), None)
+    if stored is None and _stays(layout, values, rest, x.numel() // layout.cols, wide):
+        return None
+    return stored or next(iter(expands), None)
 
 
 def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
@@ -272,9 +334,14 @@ def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
     if held:
         _packed[id(values)] = held
     tokens = x.numel() // layout.cols
-    wide = tokens > MAX_TOKENS or (x.dim() > 2 and x.shape[-2] > 1)
+    wide = _wide(x, layout)
     nnz, device = _nnz(values, layout), values.device.index or 0
     form, above, up_to = form_and_tokens(layout, nnz, 1 if wide else tokens, device)
+    if _stays(layout, values, rest, tokens, wide):
+        form, above = cuda_cost.STORED, cuda_cost.STORED_ABOVE
+        up_to = cuda_cost.stored_tokens(layout, nnz, device)
+    elif form == cuda_cost.STORED:
+        form = packed_form(layout)
     packed = next((p for p in held if p.form == form), None)
     if packed is None:
         packed = Packed(layout, values, rest, x.dtype, form)

@@ -67,6 +67,10 @@ template <class T>
 T load_shared_at(uint32_t address) {
   return load_shared<T>(address);
 }
+template <int kFurther>
+uint32_t load_shared_half_if(uint32_t wanted, uint32_t address) {
+  return wanted != 0 ? load_shared<uint16_t>(address + kFurther) : 0xffffffffu;
+}
 inline uint32_t load_shared_word(uint32_t address) {
   return load_shared<uint32_t>(address);
 }
@@ -106,6 +110,15 @@ inline void count_shared(uint32_t at) {
 
 inline void copy_async16(uint32_t to, const void* from, uint32_t valid) {
   sim::copy_async(to, from, 16, valid);
+}
+template <int kFurther>
+void copy_async16_if(bool wanted, uint32_t to, const void* from) {
+  if (wanted) {
+    sim::copy_async(to + kFurther, static_cast<const uint8_t*>(from) + kFurther, 16, 16);
+  }
+}
+inline void copy_async8_if(bool wanted, uint32_t to, const void* from) {
+  if (wanted) sim::copy_async(to, from, 8, 8);
 }
 inline void commit_async() {
   sim::commit_async();
@@ -219,6 +232,9 @@ inline uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
 inline uint32_t byte_select(uint32_t a, uint32_t b, uint32_t selector) {
   if ((selector & 0x8888u) != 0) sim::fail("byte_select: a digit of the selector is above 7");
   return byte_permute(a, b, selector);
+}
+inline uint32_t byte_pick(uint32_t a, uint32_t b, uint32_t selector) {
+  return byte_select(a, b, selector & 0xffffu);
 }
 inline uint32_t shift_pair(uint32_t low, uint32_t high, uint32_t bits) {
   return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> (bits % 32));
@@ -479,9 +495,9 @@ inline uint64_t matrix_at(uint32_t at) {
   return at;
 }
 
-template <float (*kToF32)(uint16_t), int kTiles>
-void multiply_group(float (&c)[kTiles][4], const Word4& a, uint32_t b, const uint32_t& places,
-                    uint32_t first) {
+// Queues what adds to c.
+template <int kTiles, class Product>
+void queue_group(float (&c)[kTiles][4], const Product& product) {
   struct Sums {
     float of[kTiles][4];
     int running = 0;  // products that add to them
@@ -494,7 +510,17 @@ void multiply_group(float (&c)[kTiles][4], const Word4& a, uint32_t b, const uin
   for (auto& tile : c) {
     for (float& sum : tile) sum = std::bit_cast<float>(0xffffffffu);
   }
-  sim::queue_product([&c, &a, &places, &sums, b, first] {
+  const auto whole = [&c, &sums, product] {
+    product(sums.of);
+    if (--sums.running == 0) std::memcpy(c, sums.of, sizeof sums.of);
+  };
+  sim::queue_product(whole);
+}
+
+template <float (*kToF32)(uint16_t), int kTiles>
+void multiply_group(float (&c)[kTiles][4], const Word4& a, uint32_t b, const uint32_t& places,
+                    uint32_t first) {
+  queue_group(c, [&a, &places, b, first](float (&sums)[kTiles][4]) {
     const SparseFragment mine{{a.x, a.y, a.z, a.w}, places};
     SparseFragment rows[32];
     const uint8_t* slots = sim::exchange(&mine, sizeof mine);
@@ -512,12 +538,11 @@ void multiply_group(float (&c)[kTiles][4], const Word4& a, uint32_t b, const uin
           for (uint32_t n = 0; n < 2; ++n) {
             const uint32_t at = b + 1024 * tile + 128 * (2 * t + n) + 2 * col;
             const auto x = load_shared<uint16_t>(at ^ (at >> 7 & 7) << 4);
-            sums.of[tile][2 * high + n] += half(pair, kept % 2) * kToF32(x);
+            sums[tile][2 * high + n] += half(pair, kept % 2) * kToF32(x);
           }
         }
       }
     }
-    if (--sums.running == 0) std::memcpy(c, sums.of, sizeof sums.of);
   });
 }
 template <int kSelector, int kTiles>
@@ -527,6 +552,40 @@ void group_sparse_bf16(float (&c)[kTiles][4], const Word4& a, uint64_t b, const 
 template <int kSelector, int kTiles>
 void group_sparse_f16(float (&c)[kTiles][4], const Word4& a, uint64_t b, const uint32_t& places) {
   multiply_group<f32_from_f16>(c, a, static_cast<uint32_t>(b), places, 2 * kSelector);
+}
+
+template <float (*kToF32)(uint16_t), int kTiles>
+void multiply_dense_group(float (&c)[kTiles][4], const Word4& a, uint32_t b) {
+  queue_group(c, [&a, b](float (&sums)[kTiles][4]) {
+    const Fragment mine{{a.x, a.y, a.z, a.w}, {}};
+    Fragment rows[32];
+    const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+    for (uint32_t i = 0; i < 32; ++i) rows[i] = from_lane<Fragment>(slots, i);
+    const uint32_t lane = sim::thread_index().x % 32, group = lane / 4, t = lane % 4;
+    for (uint32_t k = 0; k < 16; ++k) {
+      const Fragment& of = rows[group * 4 + k / 2 % 4];
+      float w[2];
+      for (uint32_t high = 0; high < 2; ++high) {
+        w[high] = kToF32(static_cast<uint16_t>(of.a[k / 8 * 2 + high] >> (16 * (k % 2))));
+      }
+      for (uint32_t tile = 0; tile < kTiles; ++tile) {
+        for (uint32_t n = 0; n < 2; ++n) {
+          const uint32_t at = b + 1024 * tile + 128 * (2 * t + n) + 2 * k;
+          const float x = kToF32(load_shared<uint16_t>(at ^ (at >> 7 & 7) << 4));
+          sums[tile][n] += w[0] * x;
+          sums[tile][2 + n] += w[1] * x;
+        }
+      }
+    }
+  });
+}
+template <int kTiles>
+void group_bf16(float (&c)[kTiles][4], const Word4& a, uint64_t b) {
+  multiply_dense_group<f32_from_bf16>(c, a, static_cast<uint32_t>(b));
+}
+template <int kTiles>
+void group_f16(float (&c)[kTiles][4], const Word4& a, uint64_t b) {
+  multiply_dense_group<f32_from_f16>(c, a, static_cast<uint32_t>(b));
 }
 
 inline uint32_t pack_f16(float low, float high) {

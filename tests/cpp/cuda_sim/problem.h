@@ -204,10 +204,9 @@ class Case {
       make_groups(spec().group_size);
       w = {.data = exact_.data(), .rows = p_.n, .cols = p_.k, .stride = p_.k};
     }
-    Packed canonical;
-    must(pack_guarded(w, spec(), &canonical));
-    if (of_codes()) groupq::unpack(canonical.view, exact_.data(), p_.k);
-    tiles_ = std::make_unique<PackedTiles>(p_.format, canonical.view, has_parts() ? p_.parts : 0);
+    must(pack_guarded(w, spec(), &canonical_));
+    if (of_codes()) groupq::unpack(canonical_.view, exact_.data(), p_.k);
+    tiles_ = std::make_unique<PackedTiles>(p_.format, canonical_.view, has_parts() ? p_.parts : 0);
     tiles_->view.dtype = p_.dtype;
     if (p_.format == PackedFormat::gap) must(gap::check(tiles_->view));
     if (p_.format == PackedFormat::p24) must(p24::check(tiles_->view));
@@ -220,6 +219,7 @@ class Case {
   std::vector<uint8_t> keep_;
   std::vector<float> exact_;
   std::unique_ptr<Guarded<uint16_t>> x_, y_, bias_;
+  Packed canonical_;
   std::unique_ptr<PackedTiles> tiles_;
 };
 
@@ -279,7 +279,8 @@ inline const std::vector<SimRow>& sim_rows() {
 #define TAMIS_SPMM_CUDA(format, w, x, capability, exact)                            \
   {"spmm_" #format "_" #w "_" #x "_sm" #capability, PackedFormat::format, DType::x, \
    &simulate<PackedFormat::format, DType::x, (capability >= 90)>},
-#define TAMIS_SPMM_CUDA_I8(format, w, x, capability, exact)  // in spmm_i8.cc
+#define TAMIS_SPMM_CUDA_I8(format, w, x, capability, exact)    // in spmm_i8.cc
+#define TAMIS_SPMM_CUDA_MANY(format, w, x, capability, exact)  // in bitmap_wgmma.cc
 #include "ops/spmm/kernels_cuda.def"
 #undef TAMIS_SPMM_CUDA
   };

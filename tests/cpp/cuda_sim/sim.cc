@@ -223,18 +223,24 @@ void meet(uint32_t& arrived, uint64_t& meetings, uint32_t count, const Together&
   }
 }
 
+uint32_t alignment_of(uint32_t bytes) {
+  return bytes < 16 ? bytes : 16;
+}
+
 void poison(uint32_t to, uint32_t bytes, const char* what) {
-  std::memset(shared(to, bytes, 16, what), kPoison, bytes);
+  std::memset(shared(to, bytes, alignment_of(bytes), what), kPoison, bytes);
 }
 
 void perform(const Copy& copy) {
-  uint8_t* to = shared_of(copy.block, copy.to, copy.bytes, 16, "asynchronous copy");
+  uint8_t* to =
+      shared_of(copy.block, copy.to, copy.bytes, alignment_of(copy.bytes), "asynchronous copy");
   if (copy.valid > 0) std::memcpy(to, copy.from, copy.valid);
   std::memset(to + copy.valid, 0, copy.bytes - copy.valid);
 }
 
-void check_source(const void* from, const char* what) {
-  if (reinterpret_cast<uintptr_t>(from) % 16 != 0) fail(std::string(what) + ": misaligned source");
+void check_source(const void* from, uint32_t bytes, const char* what) {
+  if (reinterpret_cast<uintptr_t>(from) % alignment_of(bytes) != 0)
+    fail(std::string(what) + ": misaligned source");
 }
 
 Barrier& barrier(uint32_t at) {
@@ -343,7 +349,7 @@ const uint8_t* exchange(const void* mine, size_t bytes) {
 }
 
 void copy_async(uint32_t to, const void* from, uint32_t bytes, uint32_t valid) {
-  if (valid > 0) check_source(from, "cp.async");
+  if (valid > 0) check_source(from, bytes, "cp.async");
   if (g.blocks[me().block].copies++ == g.launch.faults.copy) return;
   poison(to, bytes, "cp.async");
   me().open.push_back({me().block, to, bytes, valid, from});
@@ -443,7 +449,7 @@ void barrier_arrive(uint32_t at) {
 }
 
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t valid, uint32_t at) {
-  if (valid > 0) check_source(from, "bulk copy");
+  if (valid > 0) check_source(from, 16, "bulk copy");
   if (bytes % 16 != 0) fail("bulk copy: a size that is not a multiple of 16");
   Barrier& b = barrier(at);
   if (g.blocks[me().block].copies++ == g.launch.faults.copy) return;
