@@ -49,11 +49,10 @@ struct CudaLibrary {
   Status (*kv_mass)(const KvMassArgs&, void* workspace, int64_t workspace_bytes, const CudaDevice&,
                     void* stream);
   Status (*kv_select)(const KvSelectArgs&, const CudaDevice&, void* stream);
-  bool (*choose_fits)(const KvEstimateArgs&, const CudaDevice&);
-  Status (*kv_choose)(const KvEstimateArgs&, const KvSelectArgs&, const CudaDevice&, void* stream);
-  int64_t (*choose_rows_workspace)(const KvEstimateArgs&);
-  Status (*kv_choose_rows)(const KvEstimateArgs&, const KvSelectArgs&, void* workspace,
-                           int64_t workspace_bytes, const CudaDevice&, void* stream);
+  bool (*choose_fits)(const KvChooseArgs&, const CudaDevice&);
+  int64_t (*choose_workspace)(const KvChooseArgs&);
+  Status (*kv_choose)(const KvChooseArgs&, void* workspace, int64_t workspace_bytes,
+                      const CudaDevice&, void* stream);
   std::span<const AttentionCudaRow> (*attention_kernels)();
   Status (*attention_workspace)(const SparseAttentionArgs&, const CudaDevice&, int64_t* bytes);
   Status (*attention)(const SparseAttentionCudaArgs&, const CudaDevice&, void* stream);

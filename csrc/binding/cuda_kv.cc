@@ -128,51 +128,31 @@ void select(int32_t device, uintptr_t stream, int64_t heads, int64_t units, uint
   raise_if_error(cuda_library().kv_select(args, cuda_device(device), address<void>(stream)));
 }
 
-// What is chosen of units that the same call scores.
-KvSelectArgs chosen_args(const KvEstimateArgs& scores, int64_t k, uintptr_t budget, int64_t sink,
-                         int64_t recent, int64_t page, uintptr_t begin, uintptr_t index,
-                         int64_t index_stride, uintptr_t count) {
-  return {.heads = scores.batch * scores.kv_heads,
-          .units = scores.units.units,
-          .budget = address<const int32_t>(budget),
-          .k = k,
-          .sink = sink,
-          .recent = recent,
-          .page = page,
-          .begin = address<const int32_t>(begin),
-          .index = address<int32_t>(index),
-          .index_stride = index_stride,
-          .count = address<int32_t>(count)};
-}
-
-// Whether it was launched; nothing happens where no kernel takes both in one launch.
-bool choose(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q,
-            const KvUnits& units, int64_t k, uintptr_t budget, int64_t sink, int64_t recent,
-            uintptr_t begin, uintptr_t index, int64_t index_stride, uintptr_t count) {
+// As estimate, of units that the same call scores; -1, and nothing done, where no kernel does both.
+int64_t choose(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q,
+               const KvUnits& units, bool by_row, int64_t k, uintptr_t budget, int64_t sink,
+               int64_t recent, int64_t page, uintptr_t begin, uintptr_t index, int64_t index_stride,
+               uintptr_t count, uintptr_t workspace, int64_t workspace_bytes) {
   const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(std::get<3>(shape))));
-  const KvEstimateArgs scores = estimate_args(dtype, shape, q, scale, units, true, begin, 0);
+  KvChooseArgs args{.estimate = estimate_args(dtype, shape, q, scale, units, !by_row, begin, 0),
+                    .select = {.units = units.units,
+                               .budget = address<const int32_t>(budget),
+                               .k = k,
+                               .sink = sink,
+                               .recent = recent,
+                               .page = page,
+                               .begin = address<const int32_t>(begin),
+                               .index = address<int32_t>(index),
+                               .index_stride = index_stride,
+                               .count = address<int32_t>(count)},
+                    .by_row = by_row};
+  args.select.heads = args.estimate.batch * args.estimate.kv_heads;
   const CudaDevice& facts = cuda_device(device);
-  if (!cuda_library().choose_fits(scores, facts)) return false;
-  const KvSelectArgs args =
-      chosen_args(scores, k, budget, sink, recent, 1, begin, index, index_stride, count);
-  raise_if_error(cuda_library().kv_choose(scores, args, facts, address<void>(stream)));
-  return true;
-}
-
-// By row; as estimate.
-int64_t choose_rows(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q,
-                    const KvUnits& units, int64_t k, uintptr_t budget, int64_t sink, int64_t recent,
-                    int64_t page, uintptr_t begin, uintptr_t index, int64_t index_stride,
-                    uintptr_t count, uintptr_t workspace, int64_t workspace_bytes) {
-  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(std::get<3>(shape))));
-  const KvEstimateArgs scores = estimate_args(dtype, shape, q, scale, units, false, begin, 0);
-  const int64_t wanted = cuda_library().choose_rows_workspace(scores);
+  if (!cuda_library().choose_fits(args, facts)) return -1;
+  const int64_t wanted = cuda_library().choose_workspace(args);
   if (wanted > workspace_bytes) return wanted;
-  const KvSelectArgs args =
-      chosen_args(scores, k, budget, sink, recent, page, begin, index, index_stride, count);
-  raise_if_error(cuda_library().kv_choose_rows(scores, args, address<void>(workspace),
-                                               workspace_bytes, cuda_device(device),
-                                               address<void>(stream)));
+  raise_if_error(cuda_library().kv_choose(args, address<void>(workspace), workspace_bytes, facts,
+                                          address<void>(stream)));
   return 0;
 }
 
@@ -252,10 +232,7 @@ void bind_cuda_kv(py::module_& m) {
         "k"_a, "budget_ptr"_a, "top_p"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a,
         "index_ptr"_a, "index_stride"_a, "count_ptr"_a);
   m.def("cuda_kv_choose", &choose, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "q_ptr"_a,
-        "units"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "begin_ptr"_a, "index_ptr"_a,
-        "index_stride"_a, "count_ptr"_a);
-  m.def("cuda_kv_choose_rows", &choose_rows, "device"_a, "stream"_a, "dtype"_a, "shape"_a,
-        "q_ptr"_a, "units"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a,
+        "units"_a, "by_row"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a,
         "index_ptr"_a, "index_stride"_a, "count_ptr"_a, "workspace_ptr"_a, "workspace_bytes"_a);
   m.def("cuda_kv_rebuild", &rebuild, "device"_a, "stream"_a, "shape"_a, "segment"_a, "keys_ptr"_a,
         "values_ptr"_a);

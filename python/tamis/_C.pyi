@@ -688,24 +688,7 @@ def cuda_kv_choose(
     shape: tuple[int, int, int, int],
     q_ptr: int,
     units: KvUnits,
-    k: int,
-    budget_ptr: int,
-    sink: int,
-    recent: int,
-    begin_ptr: int,
-    index_ptr: int,
-    index_stride: int,
-    count_ptr: int,
-) -> bool:
-    """``kv_estimate`` and ``kv_select`` in one launch; False, and nothing done, where none takes both."""
-
-def cuda_kv_choose_rows(
-    device: int,
-    stream: int,
-    dtype: int,
-    shape: tuple[int, int, int, int],
-    q_ptr: int,
-    units: KvUnits,
+    by_row: bool,
     k: int,
     budget_ptr: int,
     sink: int,
@@ -718,7 +701,10 @@ def cuda_kv_choose_rows(
     workspace_ptr: int,
     workspace_bytes: int,
 ) -> int:
-    """``kv_choose`` by row on a device and stream; 0, or the bytes of workspace that it wants."""
+    """``kv_choose`` on a device and stream; 0, the bytes of workspace that it wants, or -1.
+
+    Then nothing is done, as no kernel both estimates and selects.
+    """
 
 def cuda_kv_rebuild(
     device: int,

@@ -1,6 +1,5 @@
 // kv_choose for sm_90: a cluster of blocks a head.
 #include "base/cuda/launch.h"
-#include "format/matrix.h"
 #include "ops/kv_select/choose.cuh"
 
 namespace tamis {
@@ -28,11 +27,9 @@ Status run(const ChooseParams& p, const CudaDevice& device, void* stream) {
 
 }  // namespace
 
-Status kv_choose_cuda(const KvEstimateArgs& e, const KvSelectArgs& a, const CudaDevice& device,
-                      void* stream) {
-  TAMIS_RETURN_IF_ERROR(check_choose_cuda(e, a));
-  if (a.heads == 0) return {};
-  if (!kv_choose_fits(e, device)) {
+Status kv_choose_heads_cuda(const KvChooseArgs& args, const CudaDevice& device, void* stream) {
+  const KvEstimateArgs& e = args.estimate;
+  if (!kv_choose_fits(args, device)) {
     return error(
         Code::no_kernel,
         "kv_choose: got %lld units and %lld rows on sm_%d, wanted at most %d labels of 32 channels "
@@ -40,7 +37,7 @@ Status kv_choose_cuda(const KvEstimateArgs& e, const KvSelectArgs& a, const Cuda
         static_cast<long long>(e.units.units), static_cast<long long>(e.rows), device.capability,
         kChooseMost, kChooseRows);
   }
-  const ChooseParams p = choose_params(e, a, device);
+  const ChooseParams p = choose_params(e, args.select, device);
   return choose_rows(e.rows) == 1 ? run<1>(p, device, stream) : run<kChooseRows>(p, device, stream);
 }
 

@@ -101,17 +101,15 @@ Status check_select_cuda(const KvSelectArgs& a) {
   return {};
 }
 
-Status check_choose_cuda(const KvEstimateArgs& e, const KvSelectArgs& a) {
+Status check_choose_cuda(const KvChooseArgs& args) {
+  const KvEstimateArgs& e = args.estimate;
+  const KvSelectArgs& a = args.select;
   TAMIS_RETURN_IF_ERROR(check_estimate_cuda(e));
   TAMIS_RETURN_IF_ERROR(check_select_cuda(a));
   if (a.heads != e.batch * e.kv_heads || a.units != e.units.units) {
     return bad("heads, units", a.units, "those of the estimate");
   }
-  return {};
-}
-
-Status check_rows_cuda(const KvEstimateArgs& e, const KvSelectArgs& a) {
-  TAMIS_RETURN_IF_ERROR(check_choose_cuda(e, a));
+  if (!args.by_row) return {};
   if (e.rows < 1) return bad("rows", e.rows, "1 or more");
   if (a.top_p > 0) return bad("top_p", 1, "0, as rows choose by k");
   if (a.heads > kWorkspaceTickets) return bad("q", a.heads, "at most 16384 KV heads by row");
@@ -254,7 +252,9 @@ EstimateParams estimate_params(const KvEstimateArgs& a, void* workspace, const C
           .stats = stats};
 }
 
-int64_t choose_rows_workspace(const KvEstimateArgs& a) {
+int64_t choose_workspace(const KvChooseArgs& args) {
+  if (!args.by_row) return 0;
+  const KvEstimateArgs& a = args.estimate;
   const int64_t units = a.units.units;
   return kWorkspaceTicketBytes + 4 * a.batch * a.kv_heads * a.rows * (units + ceil_div(units, 32));
 }
@@ -280,7 +280,9 @@ UniteParams unite_params(const KvEstimateArgs& e, const KvSelectArgs& select, vo
   return p;
 }
 
-bool kv_choose_fits(const KvEstimateArgs& e, const CudaDevice& device) {
+bool kv_choose_fits(const KvChooseArgs& args, const CudaDevice& device) {
+  if (args.by_row) return true;
+  const KvEstimateArgs& e = args.estimate;
   const int64_t units = e.units.units;
   return device.capability == 90 && e.units.kind == KvSummary::labels &&
          e.units.labels.channels <= kChooseChannels && e.rows >= 1 && e.rows <= kChooseRows &&

@@ -24,19 +24,16 @@ int64_t estimate_workspace(const KvEstimateArgs& args);
 Status kv_estimate_cuda(const KvEstimateArgs& args, void* workspace, int64_t workspace_bytes,
                         const CudaDevice& device, void* stream);
 
-// Both in one launch, for at most 32768 labels of 32 channels and 4 rows a KV head on sm_90: lists
-// the best units by scores that reach memory only where estimate.out is not null. (Rows and bounds,
-// a warp a unit, take longer in the few blocks of a cluster.) select.scores is not read; its heads
-// and units are the estimate's.
-bool kv_choose_fits(const KvEstimateArgs& estimate, const CudaDevice& device);
-Status kv_choose_cuda(const KvEstimateArgs& estimate, const KvSelectArgs& select,
+// Both in one call; select.scores is not read, its heads and units are the estimate's. By head in
+// one launch, for at most 32768 labels of 32 channels and 4 rows a KV head on sm_90: scores reach
+// memory only where estimate.out is not null. (Rows and bounds, a warp a unit, take longer in the
+// few blocks of a cluster.) By row in two: the scores of every row, and the union of what each
+// chooses.
+bool kv_choose_fits(const KvChooseArgs& args, const CudaDevice& device);
+int64_t choose_workspace(const KvChooseArgs& args);  // bytes
+Status kv_choose_cuda(const KvChooseArgs& args, void* workspace, int64_t workspace_bytes,
                       const CudaDevice& device, void* stream);
-
-// By row, in two launches: the scores of every row, and the union of what each chooses.
-int64_t choose_rows_workspace(const KvEstimateArgs& estimate);
-Status kv_choose_rows_cuda(const KvEstimateArgs& estimate, const KvSelectArgs& select,
-                           void* workspace, int64_t workspace_bytes, const CudaDevice& device,
-                           void* stream);
+Status kv_choose_heads_cuda(const KvChooseArgs& args, const CudaDevice& device, void* stream);
 
 // One line of kernels_cuda.def.
 struct MassCudaRow {
@@ -68,8 +65,7 @@ Status kv_append_labels_cuda(const KvAppendLabelsArgs& args, const CudaDevice& d
 // What those calls accept beside what their kernels look after themselves.
 Status check_estimate_cuda(const KvEstimateArgs& args);
 Status check_select_cuda(const KvSelectArgs& args);
-Status check_choose_cuda(const KvEstimateArgs& estimate, const KvSelectArgs& select);
-Status check_rows_cuda(const KvEstimateArgs& estimate, const KvSelectArgs& select);
+Status check_choose_cuda(const KvChooseArgs& args);
 Status check_mass_cuda(const KvMassArgs& args);
 Status check_append_labels_cuda(const KvAppendLabelsArgs& args);
 

@@ -73,12 +73,15 @@ Status kv_estimate_cuda(const KvEstimateArgs& a, void* workspace, int64_t worksp
   return estimate(estimate_params(a, workspace, device), device, stream);
 }
 
-Status kv_choose_rows_cuda(const KvEstimateArgs& e, const KvSelectArgs& a, void* workspace,
-                           int64_t workspace_bytes, const CudaDevice& device, void* stream) {
-  TAMIS_RETURN_IF_ERROR(check_rows_cuda(e, a));
-  TAMIS_RETURN_IF_ERROR(
-      check_workspace("kv_choose", workspace, workspace_bytes, choose_rows_workspace(e)));
+Status kv_choose_cuda(const KvChooseArgs& args, void* workspace, int64_t workspace_bytes,
+                      const CudaDevice& device, void* stream) {
+  TAMIS_RETURN_IF_ERROR(check_choose_cuda(args));
+  const KvEstimateArgs& e = args.estimate;
+  const KvSelectArgs& a = args.select;
   if (a.heads == 0) return {};
+  if (!args.by_row) return kv_choose_heads_cuda(args, device, stream);
+  TAMIS_RETURN_IF_ERROR(
+      check_workspace("kv_choose", workspace, workspace_bytes, choose_workspace(args)));
   if (a.units > 0) {
     TAMIS_RETURN_IF_ERROR(estimate(rows_params(e, workspace, device), device, stream));
   }

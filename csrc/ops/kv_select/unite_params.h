@@ -17,7 +17,7 @@ struct UniteParams {
   uint32_t* taken;    // [heads, rows, words], units from the first that is not forced on
 };
 
-// Both launches, over the workspace of choose_rows_workspace.
+// Both launches, over the workspace of choose_workspace.
 EstimateParams rows_params(const KvEstimateArgs& estimate, void* workspace,
                            const CudaDevice& device);
 UniteParams unite_params(const KvEstimateArgs& estimate, const KvSelectArgs& select,

@@ -195,29 +195,20 @@ def kv_select(scores: Tensor, *rest: Any) -> None:
 
 
 def kv_choose(
-    what: tuple[int, tuple[int, int, int, int]], rows: Tensor, labels: _C.KvUnits, *rest: Any
-) -> bool:
-    """Lists of the tokens with the best labels in one launch; False where no kernel does both."""
-    device = _place(rows)
-    with torch.cuda.device(device), core_errors():
-        done: bool = _C.cuda_kv_choose(
-            device, raw_stream(device), *what, rows.data_ptr(), labels, *rest
-        )
-    return done
-
-
-def kv_choose_rows(
     what: tuple[int, tuple[int, int, int, int]], rows: Tensor, units: _C.KvUnits, *rest: Any
-) -> None:
-    """Lists of what any query row chooses; rest as the core's ``kv_choose`` has it from k on."""
+) -> bool:
+    """Lists of the tokens of the best units; False, and nothing done, where no kernel takes all.
+
+    rest as the core's ``kv_choose`` has it from by_row on.
+    """
     device = _place(rows)
 
     def run(stream: int, pointer: int, nbytes: int) -> int:
-        return _C.cuda_kv_choose_rows(
+        return _C.cuda_kv_choose(
             device, stream, *what, rows.data_ptr(), units, *(*rest, pointer, nbytes)
         )
 
-    with_workspace(device, run)
+    return with_workspace(device, run) == 0
 
 
 def kv_fetch(index: Tensor, *rest: Any) -> None:

@@ -47,11 +47,13 @@ def workspace(device: int, stream: int, nbytes: int) -> Workspace:
     return found
 
 
-def with_workspace(device: int, run: Callable[[int, int, int], int]) -> None:
-    """Calls run(stream, pointer, nbytes) until its workspace is large enough."""
+def with_workspace(device: int, run: Callable[[int, int, int], int]) -> int:
+    """Calls run(stream, pointer, nbytes) until it wants no larger workspace, and says what it did."""
     with torch.cuda.device(device), core_errors():
         stream = raw_stream(device)
         memory = workspace(device, stream, 0)
-        if wanted := run(stream, memory.pointer, memory.nbytes):
-            memory = workspace(device, stream, wanted)
-            run(stream, memory.pointer, memory.nbytes)
+        said = run(stream, memory.pointer, memory.nbytes)
+        if said > 0:
+            memory = workspace(device, stream, said)
+            said = run(stream, memory.pointer, memory.nbytes)
+        return said

@@ -320,10 +320,7 @@ def _choose_cuda(
         what = code, (b, g, rows.shape[2], d)
         begins = _int32("kv_choose", "begin", begin, b * g, q.device)
         lists = begins, index.data_ptr(), index.shape[2], count.data_ptr()
-        if by_row:
-            cuda_kv.kv_choose_rows(what, rows, memory[0], *budget, *forced, page, *lists)
-            return index, count
-        if cuda_kv.kv_choose(what, rows, memory[0], *budget, *forced, *lists):
+        if cuda_kv.kv_choose(what, rows, memory[0], by_row, *budget, *forced, page, *lists):
             return index, count
     scores = kv_estimate(q, units, log_weight=not isinstance(units, PageBounds), begin=begin)
     return kv_select(scores, k, sink=sink, recent=recent, page=page, begin=begin)

@@ -198,14 +198,14 @@ void expect_chosen(const KvEstimateArgs& e, std::span<const double> scores, uint
                     .index_stride = width,
                     .count = counts.data()};
   const CudaDevice device{.capability = 90, .sms = static_cast<int32_t>(1 + seed % 24)};
-  ASSERT_TRUE(kv_choose_fits(e, device));
+  ASSERT_TRUE(kv_choose_fits({.estimate = e}, device));
   for (const bool keeps : {true, false}) {
     KvEstimateArgs estimate = e;
     estimate.out = keeps ? out.data() : nullptr;
     std::fill(got.span().begin(), got.span().end(), -1);
     std::fill(wanted.span().begin(), wanted.span().end(), -1);
     std::fill(counts.begin(), counts.end(), -1);
-    ASSERT_TRUE(check_choose_cuda(estimate, args).ok());
+    ASSERT_TRUE(check_choose_cuda({.estimate = estimate, .select = args}).ok());
     const ChooseParams p = choose_params(estimate, args, device);
     const sim::Launch launch{
         .grid = {static_cast<uint32_t>(p.estimate.blocks), static_cast<uint32_t>(heads)},
@@ -264,8 +264,9 @@ void expect_united(const KvEstimateArgs& e, const RowOf& row_of, uint64_t seed) 
                           .index = got.data(),
                           .index_stride = width,
                           .count = counts.data()};
-  ASSERT_TRUE(check_rows_cuda(e, args).ok());
-  auto workspace = memory(choose_rows_workspace(e));
+  const KvChooseArgs all{.estimate = e, .select = args, .by_row = true};
+  ASSERT_TRUE(check_choose_cuda(all).ok());
+  auto workspace = memory(choose_workspace(all));
   std::memset(workspace->data(), 0xff, workspace->size() * 16);
   std::memset(workspace->data(), 0, kWorkspaceTicketBytes);
   const EstimateParams estimate =
