@@ -46,7 +46,8 @@ MANY_TOKENS = (20, 32, 64, 128, 256, 512, 2048)  # of bitmap, which nobody packs
 TOKENS24 = (*TOKENS, 128, 256, 512, 1024, 2048)
 DENSITIES = (0.5, 0.3, 0.2)
 TESTED = (
-    *(f"cuda{what}" for what in ("", "_spmm", "_kv", "_cost", "_activation", "_prefill", "_grad")),
+    *(f"cuda{what}" for what in ("", "_spmm", "_cost", "_activation", "_prefill", "_grad")),
+    *(f"cuda_kv{what}" for what in ("", "_select", "_edit", "_store")),
     "spgemm",
 )
 

@@ -1,6 +1,6 @@
 """Tokens in a file or far from the kernels, some of them near: the same answers within the bytes allowed.
 
-A pool on the GPU runs the same code with its device named; tests/python/test_cuda_kv.py has its rows.
+A pool on the GPU runs the same code with its device named; tests/python/test_cuda_kv_store.py has its rows.
 """
 
 import copy
