@@ -109,6 +109,25 @@ def test_few_tokens_of_codes_have_a_form_of_their_own() -> None:
 
 
 @pytest.mark.usefixtures("h200")
+def test_few_rows_are_shared_by_clusters() -> None:
+    """An H200's us of k, v: p24 4.1 to 4.3 up to 8 tokens, gap 4.5 and 4.8; sell4 4.6 at 4, g4 5.0."""
+    rows, cols = 1024, 4096
+    bitmap = Layout("bitmap", rows, cols, "bf16")
+    codes = Layout("groupq", rows, cols, "u4", group_size=16)
+    half = rows * cols // 2
+    assert [cuda_cost.form_for(bitmap, half, m, 0) for m in (1, 2, 4, 16)] == ["p24"] * 4
+    assert cuda_cost.form_for(bitmap, half // 5, 1, 0) == "gap"
+    assert [cuda_cost.form_for(codes, half, m, 0) for m in (1, 4, 5, 8)] == ["sell4"] * 2 + [
+        "g4"
+    ] * 2
+    assert cost.sparse_ns(bitmap, half, 1, device=0) == pytest.approx(4.1e3, rel=0.05)
+    assert cost.sparse_ns(codes, half, 4, device=0) == pytest.approx(4.6e3, rel=0.05)
+    # More rows leave each slice a block of its own, few columns p24 a panel.
+    assert cuda_cost.form_for(Layout("bitmap", 4096, cols, "bf16"), 4 * half, 1, 0) == "gap"
+    assert cuda_cost.form_for(Layout("bitmap", rows, 1024, "bf16"), half // 4, 1, 0) == "gap"
+
+
+@pytest.mark.usefixtures("h200")
 def test_short_prompts_are_some_calls_of_the_form_for_few() -> None:
     """On an H200 8 tokens of gate, up took 60 us in two calls and 86 written out, 12 took 90."""
     bitmap, codes = Layout("bitmap", N, K, "bf16"), Layout("groupq", N, K, "u4", group_size=16)

@@ -63,7 +63,8 @@ START = {
     "m24": 0.75,
     "sell4": 0.85,
 }  # of the start: no ring to fill, and x alone is waited for
-WRITTEN = 0.8  # of that rate, where a weight is read and written out
+WRITTEN = 0.8  # of that rate, where a weight is read and written out, by a launch more
+LAUNCH = 1000.0  # ns: what a kernel that does nothing takes
 # ns a record by tokens, both devices' SMs being alike.
 DECODE = {
     "gap": (0.155, 0.165, 0.24),
@@ -83,6 +84,16 @@ LEAST = {"sell4": (0.0, 500.0, 2200.0, 6200.0)}
 # Ns of a call beyond its start by tokens: m24 by warpgroups (both devices are Hopper), as parts of
 # sums meet, p24, as every SM copies x.
 MORE = {"m24": (0.0, 500.0, 900.0, 3500.0), "p24": (0.0, 1300.0)}
+# Where rows are so few that several blocks share a slice or a row tile (of two SMs of a device one
+# would have none): gap's sums meet in memory, while parts of sell4 and panels of p24, where columns
+# are enough for some, are clusters. Ns more (or less) by tokens.
+FEW_ROWS = 132 // 2 * 32
+SHARED = {
+    "gap": (400.0, 400.0, 400.0),
+    "p24": (-700.0, -1100.0),
+    "sell4": (0.0, -250.0, -1100.0, -3100.0),
+}
+_PANELS_FROM = 2048  # columns
 # m24's of more tokens, up to MANY24: beyond the start, and of each record and token, of as many records
 # at least as fill the device. Fewer than FEW24 are written out.
 MANY24_START, MANY24_TOKEN, MANY24_FILL = 4500.0, 0.0019, 8192
@@ -223,6 +234,8 @@ def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> 
     if form in LEAST:
         decode = max(decode, LEAST[form][step])
     start = rates.start * START.get(form, 1.0) + (MORE[form][step] if form in MORE else 0.0)
+    if layout.rows <= FEW_ROWS and (form != "p24" or layout.cols >= _PANELS_FROM):
+        start += SHARED[form][step] if form in SHARED else 0.0
     return start + max(decode, packed_nbytes(layout, nnz, form) / rates.read)
 
 
@@ -323,7 +336,8 @@ def choose_bytes(device: int) -> int:
 def _written(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> float:
     """Ns of writing the weight out and of a dense call."""
     nbytes = packed_nbytes(layout, nnz, form) + 2.0 * layout.rows * layout.cols
-    return nbytes / (WRITTEN * rates.read) + _dense(rates, layout.rows, layout.cols, tokens)
+    dense = _dense(rates, layout.rows, layout.cols, tokens)
+    return LAUNCH + nbytes / (WRITTEN * rates.read) + dense
 
 
 def _dense(rates: Rates, rows: int, cols: int, tokens: int) -> float:
