@@ -84,7 +84,7 @@ TAMIS_DEVICE uint32_t p24_column_at(uint32_t column) {
 template <class Config>
 TAMIS_DEVICE void load_p24_x(const SpmmP24Params& p, int32_t first_col, uint32_t thread,
                              uint32_t threads) {
-  constexpr uint32_t kCols = 4;  // of a chunk
+  constexpr uint32_t kCols = kP24ChunkCols;
   const auto tile_bytes = static_cast<uint32_t>(p.panel_cols * p24::kColumnBytes);
   const uint32_t chunks = static_cast<uint32_t>(p.panel_cols) / kCols;
 #pragma unroll 1
@@ -179,14 +179,15 @@ TAMIS_DEVICE void reduce_p24_warps(const SpmmP24Params& p, uint32_t warp, uint32
   dev::sync_block();  // nobody reads x any more
   const uint32_t at = kP24XAt + warp * kWarpBytes + 4 * lane;
   const bool first = warp % p.warps == 0;
-  if (!first) {
+  const bool adds = warp < static_cast<uint32_t>(p.block_tiles * p.warps);
+  if (adds && !first) {
 #pragma unroll
     for (int i = 0; i < Config::kAccumulators; ++i) {
       dev::store_shared<float>(at + 128 * i, c[i / 4][i % 4]);
     }
   }
   dev::sync_block();
-  if (!first) return;
+  if (!adds || !first) return;
   for (int32_t other = 1; other < p.warps; ++other) {
 #pragma unroll
     for (int i = 0; i < Config::kAccumulators; ++i) {
@@ -202,7 +203,8 @@ TAMIS_DEVICE void meet_p24_cluster(const SpmmP24Params& p, uint32_t warp, uint32
   constexpr uint32_t kWarpBytes = Config::kAccumulators * 32 * 4;
   const auto warps = static_cast<uint32_t>(p.warps), panels = static_cast<uint32_t>(p.panels);
   const auto tiles = static_cast<uint32_t>(p.block_tiles);
-  if (warp % warps == 0) {  // where its own sums would lie, which nobody reads
+  if (warp % warps == 0 &&
+      warp < tiles * warps) {  // where its own sums would lie, which nobody reads
 #pragma unroll
     for (int t = 0; t < Config::kTokenTiles; ++t) {
       dev::store_shared<dev::Word4>(kP24XAt + warp * kWarpBytes + 512 * t + 16 * lane,
@@ -214,7 +216,7 @@ TAMIS_DEVICE void meet_p24_cluster(const SpmmP24Params& p, uint32_t warp, uint32
   // A warp of the cluster after another takes the sums of 8 tokens of a row tile.
   const uint32_t block = dev::block_index_x();
   for (uint32_t i = block % panels + warp * panels; i < tiles * Config::kTokenTiles;
-       i += panels * tiles * warps) {
+       i += panels * static_cast<uint32_t>(p.block_warps)) {
     const uint32_t tile = i / Config::kTokenTiles, t = i % Config::kTokenTiles;
     float sum[4] = {};
 #pragma unroll 4
@@ -232,15 +234,17 @@ TAMIS_DEVICE void meet_p24_cluster(const SpmmP24Params& p, uint32_t warp, uint32
   dev::sync_cluster();  // until then others read this block's sums
 }
 
-// Grid [blocks of row tiles, panels] of 32 * block_tiles * warps threads, or [blocks * panels],
+// Grid [blocks of row tiles, panels] of 32 * block_warps threads, or [blocks * panels],
 // the panels of row tiles a cluster.
 template <class Config>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP24Params p) {
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
   const auto block = static_cast<int32_t>(dev::block_index_x());
   const int32_t panel = p.cluster ? block % p.panels : static_cast<int32_t>(dev::block_index_y());
-  const int32_t row_tile =
-      (p.cluster ? block / p.panels : block) * p.block_tiles + static_cast<int32_t>(warp) / p.warps;
+  const auto tile = static_cast<int32_t>(warp) / p.warps;  // of the block
+  const int32_t row_tile = tile < p.block_tiles
+                               ? (p.cluster ? block / p.panels : block) * p.block_tiles + tile
+                               : p.row_tiles;  // none: the warp helps to copy x
   const auto part = static_cast<int32_t>(warp) % p.warps;
   uint32_t begin = 0;
   int32_t count = 0;
@@ -256,8 +260,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP
   // ends; x, the bias, the workspace and y wait for it.
   P24Records<Config> stream(p.records + int64_t{begin} * Config::kRecordBytes, count, lane);
   dev::wait_for_previous();
-  load_p24_x<Config>(p, panel * p.panel_cols, thread,
-                     static_cast<uint32_t>(32 * p.block_tiles * p.warps));
+  load_p24_x<Config>(p, panel * p.panel_cols, thread, static_cast<uint32_t>(32 * p.block_warps));
   dev::sync_block();
   dev::allow_next();
 

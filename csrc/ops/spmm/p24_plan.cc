@@ -6,7 +6,7 @@
 namespace tamis {
 
 SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps,
-                             bool cluster) {
+                             bool cluster, int32_t most_warps) {
   const int64_t row_tiles = t16::row_tiles(w.rows);
   SpmmT16Plan p{.token_tiles = m <= 8 ? 1 : 2,
                 .warps_n = block_tiles,
@@ -18,6 +18,11 @@ SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, i
   const int64_t x = p24::panel_cols(w.cols, w.parts) * p24::kColumnBytes * p.token_tiles;
   p.shared_bytes = kP24XAt + std::max(x, sums * block_tiles * warps);
   p.cluster = cluster;
+  // A round of copying x takes as long with few warps as with all: as few rounds as can be.
+  const int64_t chunks = ceil_div(p24::panel_cols(w.cols, w.parts), kP24ChunkCols) * p.token_tiles;
+  const int64_t rounds = ceil_div(chunks, 32 * std::max(most_warps, block_tiles * warps));
+  p.block_warps =
+      std::max(block_tiles * warps, static_cast<int32_t>(ceil_div(chunks, 32 * rounds)));
   if (p.splits > 1 && !cluster) {
     p.workspace_bytes = kWorkspaceTicketBytes + sums * p.splits * row_tiles;
   }
@@ -33,7 +38,7 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
   const auto lay_out = [&](int64_t blocks, int32_t most, bool cluster) {
     const auto tiles = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(units, blocks), 1, most));
     constexpr int32_t kMostOfTile = 10;  // warps; more are no better
-    return lay_out_spmm_p24(w, m, tiles, std::clamp(most / tiles, 1, kMostOfTile), cluster);
+    return lay_out_spmm_p24(w, m, tiles, std::clamp(most / tiles, 1, kMostOfTile), cluster, most);
   };
   // Where panels only share out few row tiles, they are clusters of blocks of which two find room
   // on an SM, one of the next call's; a cluster's blocks need room side by side, so a seventh of
@@ -63,6 +68,7 @@ SpmmP24Params spmm_p24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   p.panel_cols = static_cast<int32_t>(p24::panel_cols(a.w.cols, a.w.parts));
   p.block_tiles = plan.warps_n;
   p.warps = plan.warps_k;
+  p.block_warps = plan.block_warps;
   p.cluster = plan.cluster;
   return p;
 }

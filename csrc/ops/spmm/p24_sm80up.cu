@@ -13,7 +13,7 @@ Status launch_config(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaD
   return launch_wide<&spmm_p24<Config>>(
       "spmm", device, device.shared_per_block,
       {.grid = plan.cluster ? dim3(plan.blocks_n * plan.splits) : dim3(plan.blocks_n, plan.splits),
-       .threads = static_cast<uint32_t>(32 * plan.warps_n * plan.warps_k),
+       .threads = static_cast<uint32_t>(32 * plan.block_warps),
        .shared_bytes = static_cast<size_t>(plan.shared_bytes),
        .early = device.capability >= 90 && a.w.settled,
        .stream = stream,

@@ -14,11 +14,13 @@ class SpmmP24 : public testing::TestWithParam<SimRow> {
     p.dtype = GetParam().dtype;
     p.format = GetParam().format;
     Case c(p);
-    const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), p.m, block_tiles, warps, cluster);
-    EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
-        << "n " << p.n << ", k " << p.k << ", m " << p.m << ", sparsity " << p.sparsity << ", "
-        << p.parts << " panels, " << block_tiles << " tiles, " << warps << " warps"
-        << (cluster ? ", clusters" : "");
+    for (const int32_t most : {1, kMaxP24Warps}) {  // with and without warps that only copy x
+      const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), p.m, block_tiles, warps, cluster, most);
+      EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
+          << "n " << p.n << ", k " << p.k << ", m " << p.m << ", sparsity " << p.sparsity << ", "
+          << p.parts << " panels, " << block_tiles << " tiles, " << warps << " warps of "
+          << plan.block_warps << (cluster ? ", clusters" : "");
+    }
   }
 };
 
@@ -127,6 +129,23 @@ TEST(PlanP24, ClustersWhereRowTilesAreFew) {
   EXPECT_FALSE(plan(2048, 8192, 2, kH100).cluster) << "one block of 16 tokens fills an SM";
   EXPECT_FALSE(plan(4096, 14336, 4, kH100).cluster);
   EXPECT_FALSE(plan(64, 16384, 16, kH100).cluster) << "more panels than blocks of a cluster";
+}
+
+TEST(PlanP24, WarpsThatOnlyCopySaveARound) {
+  const auto warps = [](int64_t rows, int64_t cols, int64_t m) {
+    const T16View w{.format = PackedFormat::p24,
+                    .rows = rows,
+                    .cols = cols,
+                    .parts = p24::panels_of(rows, cols)};
+    SpmmT16Plan p;
+    EXPECT_TRUE(plan_spmm_p24(w, m, kH100, &p).ok());
+    return std::pair(p.warps_n * p.warps_k, p.block_warps);
+  };
+  // 4096 columns of 16 tokens are 64 times what a warp copies: four rounds of 21 warps.
+  EXPECT_EQ(warps(14336, 4096, 16), std::pair(21, 22));
+  EXPECT_EQ(warps(4096, 4096, 16), std::pair(20, 22));
+  EXPECT_EQ(warps(4096, 4096, 8), std::pair(20, 20));
+  EXPECT_EQ(warps(4096, 14336, 16), std::pair(24, 24));
 }
 
 TEST_P(SpmmP24, SeededBugsAreNoticed) {

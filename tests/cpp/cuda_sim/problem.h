@@ -242,7 +242,7 @@ std::string simulate(sim::Launch launch, const SpmmCudaArgs& args, const SpmmT16
           return sim::launch(launch, [&] { spmm_gap<GapConfig<kType, kTokens>>(p); });
         });
   } else if constexpr (kFormat == PackedFormat::p24) {
-    launch.block = {static_cast<uint32_t>(32 * plan.warps_n * plan.warps_k)};
+    launch.block = {static_cast<uint32_t>(32 * plan.block_warps)};
     const SpmmP24Params p = spmm_p24_params(args, plan);
     if (plan.cluster) {
       launch.grid = {static_cast<uint32_t>(plan.blocks_n * plan.splits)};
