@@ -75,7 +75,7 @@ def test_few_tokens_read_streams_where_that_is_faster() -> None:
 @pytest.mark.usefixtures("h200")
 def test_many_tokens_are_multiplied_as_they_are_stored() -> None:
     """On an H200, and where rows and columns are multiples of 8; above, they are written out."""
-    for (rows, cols), tokens in {(N, K): 128, (K, N): 128, (K, K): 64, (1024, K): 32}.items():
+    for (rows, cols), tokens in {(N, K): 128, (K, N): 128, (K, K): 64, (1024, K): 64}.items():
         layout, half = Layout("bitmap", rows, cols, "bf16"), rows * cols // 2
         assert cuda_cost.stored_tokens(layout, half, 0) == tokens
         times = [cost.sparse_ns(layout, half, m, device=0) for m in (64, 65, 128, 129, 256, 257)]
@@ -203,8 +203,8 @@ def test_dense_rows_go_to_torch() -> None:
 
 @needs_device
 def test_models_on_a_device_are_sparsified_and_timed_there() -> None:
-    """At one token 2:4 is faster and stays; at 128 tokens optimize_ measures that dense is."""
-    linear = torch.nn.Linear(4096, 14336, bias=False, device="cuda", dtype=torch.bfloat16)
+    """At one token 2:4 is faster and stays; at 512 tokens of few rows optimize_ measures that dense is."""
+    linear = torch.nn.Linear(4096, 1024, bias=False, device="cuda", dtype=torch.bfloat16)
     model = torch.nn.Sequential(linear)
     report = tamis.sparsify_(model, "magnitude", pattern="2:4")
     assert isinstance(model[0], tamis.nn.SparseLinear)

@@ -11,7 +11,7 @@
 // begin before the kernel before it ends, it needs weights which that kernel did not write. Tail:
 // the last row stands in for those beyond it, x beyond the last column is zero; rows and tokens
 // beyond the end are not written. Tried: a warpgroup that loads for the others, with x as boxes
-// (bench/RESULTS.md, H200).
+// (bench/results/gpu.md).
 #pragma once
 
 #include "base/cuda/dev.h"

@@ -40,6 +40,11 @@ Status check(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
     return error(Code::invalid_argument,
                  "spmm: w: got no mask, or values off 16 bytes, wanted both for bitmap weights");
   }
+  if (a.w.format == PackedFormat::bitmap && (a.w.rows % 8 != 0 || a.w.cols % 8 != 0)) {
+    return error(Code::invalid_argument,
+                 "spmm: w: got bitmap weights of %lld x %lld, wanted multiples of 8 on CUDA",
+                 static_cast<long long>(a.w.rows), static_cast<long long>(a.w.cols));
+  }
   if (has_byte_codes(a.w.format) && a.w.group_size % 128 != 0) {
     return error(Code::invalid_argument,
                  "spmm: w: got scales for groups of %lld columns, wanted a multiple of 128, or 0 "
