@@ -69,7 +69,8 @@ Status plan_spmm_bitmap(const T16View& w, int64_t m, const CudaDevice& device, S
   const int64_t tiles = output_tiles(w, m, l), slots = int64_t{device.sms} * l.blocks;
   // Parts of an output tile as a cluster, of all tiles as many as find room side by side, with
   // eight words each at least; where that leaves a fifth of the device idle for long, and where
-  // there are more tiles than room, shares that end anywhere. Timed on an H200 (bench/results/gpu.md).
+  // there are more tiles than room, shares that end anywhere. Timed on an H200
+  // (bench/results/gpu.md).
   const int64_t most = std::max<int64_t>(words(w) / 8, 1);
   const int64_t parts = std::min({slots * 17 / 20 / tiles, most, int64_t{kMostParts}});
   const bool idle = parts * tiles * 5 < slots * 4 && tiles * words(w) > 32 * slots;

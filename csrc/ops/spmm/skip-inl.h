@@ -31,12 +31,12 @@
 // Zen 4 at 3.7 GHz, one load of 512 bits and one product a cycle: at half density 50.5 ms, of which
 // the products alone are 36.4; a weight and 8 vectors 9.1 cycles (9.6 with a load for each weight),
 // and for two rows, a word and a tile 46 for the lines of their sums, 20 for lines of x that L1
-// lost, 50 for the rest, fetching included (60 with masks read for each tile). Without the line past
-// a row's usual values: 2 % more at 0.1. Sums of the next pair fetched: 2 % more; 384 rows: the
-// same; x or what L1 needs not fetched: 2 to 20 % more. Pairs of bf16 put side by side, so that four
-// come in a load: 2 % less at 0.3, 5 % more at 0.1.
-// Earlier: panels of 16 tokens, each with an address of its own, 1.3 to 1.5 times; 1024 rows of 64
-// tokens miss the TLB, 1.4 times; units sorted into 15 classes by which of four rows have weights.
+// lost, 50 for the rest, fetching included (60 with masks read for each tile). Without the line
+// past a row's usual values: 2 % more at 0.1. Sums of the next pair fetched: 2 % more; 384 rows:
+// the same; x or what L1 needs not fetched: 2 to 20 % more. Pairs of bf16 put side by side, so that
+// four come in a load: 2 % less at 0.3, 5 % more at 0.1. Earlier: panels of 16 tokens, each with an
+// address of its own, 1.3 to 1.5 times; 1024 rows of 64 tokens miss the TLB, 1.4 times; units
+// sorted into 15 classes by which of four rows have weights.
 #pragma once
 
 #include "ops/spmm/panels-inl.h"

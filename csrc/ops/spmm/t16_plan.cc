@@ -188,12 +188,11 @@ SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32
 }
 
 int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device) {
-  return w.format == PackedFormat::gap     ? kMaxGapTokens
-         : w.format == PackedFormat::p24   ? kMaxP24Tokens
-         : w.format == PackedFormat::sell4 ? kSell4Tokens
-         : w.format == PackedFormat::bitmap
-             ? kMaxBitmapTokens
-                                           : std::max(most_group_tokens(w, device), kMaxTokens);
+  return w.format == PackedFormat::gap      ? kMaxGapTokens
+         : w.format == PackedFormat::p24    ? kMaxP24Tokens
+         : w.format == PackedFormat::sell4  ? kSell4Tokens
+         : w.format == PackedFormat::bitmap ? kMaxBitmapTokens
+                                            : std::max(most_group_tokens(w, device), kMaxTokens);
 }
 
 Status columns_do_not_fit(const T16View& w, int32_t tokens, const CudaDevice& device) {
