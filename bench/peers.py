@@ -208,9 +208,13 @@ def _arguments() -> argparse.Namespace:
     add("--environments", type=Path, default=default_folder(), help="folder of --setup")
     add("--log", type=Path, default="/dev/null", help="file for what the peers print")
     add("--seed", type=int, default=0)
-    add("--rounds", type=int, default=ROUNDS, help="at most; three of what takes long")
+    add("--rounds", type=int, default=ROUNDS, help="at most, 2 or more; three of what takes long")
     add("--quiet", action="store_true", help="no progress line")
     args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error(
+            f"--rounds: got {args.rounds}, wanted at least 2, for medians and their spread"
+        )
     defaults: dict[str, Any] = QUICK if args.quick else {}
     args.shapes = args.shapes or defaults.get("shapes", list(SHAPES))
     args.densities = args.densities or defaults.get("densities", DENSITIES)

@@ -23,7 +23,7 @@ def losses(rows: Sequence[Row], *, any_dtype: bool = False) -> list[tuple[Row, R
     for _, group in groupby(sorted(rows, key=_point_key), _point_key):
         point = [row for row in group if row.ms]
         for row in point:
-            if row.candidate not in ("tamis f32", "tamis bf16"):
+            if row.candidate not in ("tamis f32", "tamis bf16", "tamis i8"):
                 continue
             wanted = ("f32", "bf16") if any_dtype else (row.dtype,)
             dense = [r for r in point if is_dense(r) and r.dtype in wanted]
