@@ -51,7 +51,7 @@ test-neon: $(VENV)/.dev
 # sanitizers: a copy of the tree in which x86 is ARM, without the levels that SIMDe lacks, and without
 # attention, which takes GCC minutes this way.
 SIMDE := $(BUILD)-simde
-SIMDE_TESTS := activate encode conformance_spmm
+SIMDE_TESTS := activate encode conformance_spmm spmm_calls
 test-simde: $(VENV)/.dev
 	@echo "== NEON by SIMDe"
 	. ./.ci/packages && packages libsimde-dev libgtest-dev
