@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 import torch
-from gpu import SHAPES, Sparse
+from gpu_products import SHAPES, Sparse
 from gpu_timing import timed_in_turns
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 import torch
-from gpu import SHAPES, Sparse, semi_structured
+from gpu_products import SHAPES, Sparse, semi_structured
 from gpu_timing import copies_of, timed_in_turns
 
 
