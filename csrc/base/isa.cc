@@ -31,6 +31,7 @@ constexpr Level kLevels[] = {
     {"avx512", isa::avx512},
     {"avx512vbmi2", isa::avx512vbmi2},
     {"avx512bf16", isa::avx512bf16},
+    {"avx512fp16", isa::avx512fp16},
     {"amx", isa::amx},
     {"neon", isa::neon},
     {"neon_dot", isa::neon_dot},
@@ -86,10 +87,11 @@ IsaBits detect() {
   // VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ
   if (!has(ecx, {1, 6, 11, 12, 14})) return bits;
   bits |= isa::kAvx512Vbmi2;
-  const bool tiles = has(edx, {22, 24, 25});  // AMX_BF16, AMX_TILE, AMX_INT8
+  const bool fp16 = has(edx, {23}), tiles = has(edx, {22, 24, 25});  // AMX_BF16, _TILE, _INT8
   if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !has(eax, {5})) return bits;
   bits |= isa::kAvx512Bf16;
-  return tiles && may_use_tiles() ? bits | isa::kAmx : bits;
+  if (fp16) bits |= isa::kAvx512Fp16;
+  return fp16 && tiles && may_use_tiles() ? bits | isa::kAmx : bits;
 }
 #elif defined(__aarch64__)
 IsaBits detect() {
@@ -112,7 +114,7 @@ const char* isa_levels() {
 #if defined(__aarch64__)
   return "scalar, neon, neon_dot, neon_fhm or neon_bf16";
 #else
-  return "scalar, avx2, avx512, avx512vbmi2, avx512bf16 or amx";
+  return "scalar, avx2, avx512, avx512vbmi2, avx512bf16, avx512fp16 or amx";
 #endif
 }
 

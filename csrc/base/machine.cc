@@ -95,7 +95,7 @@ double at_tokens(const double (&ns)[kDensePoints], int64_t m) {
 
 bool has_intel_costs(IsaBits isa) {
   const bool bf16 = (isa & isa::avx512bf16) == isa::avx512bf16;
-  return (isa & isa::amx) == isa::amx || ((isa & isa::avx512vbmi2) == isa::avx512vbmi2 && !bf16);
+  return (isa & isa::kAvx512Fp16) != 0 || ((isa & isa::avx512vbmi2) == isa::avx512vbmi2 && !bf16);
 }
 
 const Machine& reference_machine(IsaBits isa) {

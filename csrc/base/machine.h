@@ -35,8 +35,9 @@ struct Machine {
   IsaBits isa;  // says which reference machine's constants the kernels' scales multiply
 };
 
-// Whether kernels' constants are those of Emerald Rapids instead of Zen 4's: with AMX, or with
-// VBMI2 but no BF16, which on AMD never occurs (Ice Lake; later Xeons whose hypervisor hides both).
+// Whether kernels' constants are those of Emerald Rapids instead of Zen 4's: with FP16, which Zen 4
+// and 5 lack, or with VBMI2 but no BF16, which on AMD never occurs (Ice Lake; later Xeons whose
+// hypervisor hides both).
 // The two differ in more than AMX: vdpbf16ps, expand, products per cycle.
 bool has_intel_costs(IsaBits isa);
 

@@ -12,7 +12,7 @@ from tamis.kv import limits
 from tamis.ops import cuda, machine
 
 ENVIRONMENT = {
-    "TAMIS_ISA": "narrows the instruction set: scalar, avx2, avx512, avx512vbmi2, avx512bf16, amx; "
+    "TAMIS_ISA": "narrows the instruction set: scalar, avx2, avx512, avx512vbmi2, avx512bf16, avx512fp16, amx; "
     "scalar, neon, neon_dot, neon_fhm, neon_bf16",
     "TAMIS_CUDA": "0 keeps the CUDA library unloaded",
     "TAMIS_NUM_THREADS": "threads of a call, if tamis and torch are not told otherwise",

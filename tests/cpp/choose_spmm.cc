@@ -162,13 +162,14 @@ TEST(ChooseSpmm, AllGroupsOfCodesTakePanelsForManyTokens) {
 #endif
 
 #if defined(__x86_64__)
-// An x86 host with VBMI2 and no BF16 is Intel's, with AMX or with both hidden by a hypervisor.
+// An x86 host with FP16, or with VBMI2 and no BF16, is Intel's, whatever a hypervisor hides.
 TEST(ChooseSpmm, HostsLikeEmeraldRapidsHaveItsConstants) {
   SpmmDesc desc = desc_of(Format::bitmap, DType::f32, DType::f32);
   desc.n = desc.k = 4096;
   desc.nnz = desc.n * desc.k / 2;
   const SpmmRow& row = *choose_spmm(desc, isa::avx512);
   EXPECT_EQ(spmm_cost(row, isa::avx512vbmi2), spmm_cost(row, isa::amx));
+  EXPECT_EQ(spmm_cost(row, isa::avx512vbmi2), spmm_cost(row, isa::avx512fp16));
   EXPECT_NE(spmm_cost(row, isa::avx512vbmi2), spmm_cost(row, isa::avx512bf16));
   EXPECT_EQ(spmm_cost(row, isa::avx512), spmm_cost(row, isa::avx512bf16));
   // Pairs of bf16 cost two cycles there, so 8 tokens take f32 products of strips, and pairs on
@@ -323,8 +324,8 @@ TEST(Cost, DenseTimesLieBetweenTheTimedOnes) {
 }
 
 TEST(Isa, NamesRoundTripAndUnknownNamesAreRefused) {
-  for (const char* name : {"scalar", "avx2", "avx512", "avx512vbmi2", "avx512bf16", "amx", "neon",
-                           "neon_dot", "neon_fhm", "neon_bf16"}) {
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512vbmi2", "avx512bf16", "avx512fp16",
+                           "amx", "neon", "neon_dot", "neon_fhm", "neon_bf16"}) {
     IsaBits bits = ~0u;
     ASSERT_TRUE(isa_from_name(name, &bits));
     EXPECT_STREQ(isa_name(bits), name);

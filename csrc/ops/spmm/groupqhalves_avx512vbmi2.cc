@@ -28,7 +28,7 @@
 namespace tamis {
 namespace {
 
-constexpr int kHalvesTokens = 4;
+constexpr int kHalvesTokens = 6;
 constexpr int kHalvesRows = 8;  // whose outputs are stored together
 constexpr int64_t kHalvesAhead = 1536;
 constexpr int64_t kHalvesSpanBytes = 24 * 1024;  // of x, which so stays in L1
@@ -135,7 +135,7 @@ TAMIS_INLINE void halves_row(const SpmmArgs& a, const XHalves& x, int64_t row, i
       reinterpret_cast<const uint8_t*>(a.w.mask + row * mask_words(a.w.cols / G)) + step * 32 / G;
   int64_t at = tile.at[r];
   simd::F32 sum[T];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int t = 0; t < T; ++t) sum[t] = tile.sum[t][r];
   const int8_t* x_codes = x.codes + step * T * kRecord;
   const float* x_steps = x.steps + step * T;
@@ -172,7 +172,7 @@ TAMIS_INLINE void halves_row(const SpmmArgs& a, const XHalves& x, int64_t row, i
     const __m512i first_high = _mm512_and_si512(_mm512_srli_epi16(first, 4), low);
     const __m512i second_low = _mm512_and_si512(second, low);
     const __m512i second_high = _mm512_and_si512(_mm512_srli_epi16(second, 4), low);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       const int8_t* c = x_codes + t * kRecord;
       __m512i dots = _mm512_setzero_si512();
@@ -193,7 +193,7 @@ TAMIS_INLINE void halves_row(const SpmmArgs& a, const XHalves& x, int64_t row, i
     }
   }
   tile.at[r] = at;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int t = 0; t < T; ++t) tile.sum[t][r] = sum[t];
 }
 
@@ -223,7 +223,8 @@ template <int G>
 void spmm_halves(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   using Pass = void (*)(const SpmmArgs&, int64_t, int64_t, int64_t);
   static constexpr Pass kPass[kHalvesTokens] = {halves_pass<G, 1>, halves_pass<G, 2>,
-                                                halves_pass<G, 3>, halves_pass<G, 4>};
+                                                halves_pass<G, 3>, halves_pass<G, 4>,
+                                                halves_pass<G, 5>, halves_pass<G, 6>};
   for (int64_t token = 0; token < a.m; token += kHalvesTokens) {
     const int64_t tokens = a.m - token < kHalvesTokens ? a.m - token : kHalvesTokens;
     kPass[tokens - 1](a, row_begin, row_end, token);

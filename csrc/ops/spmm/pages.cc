@@ -2,10 +2,14 @@
 
 #include <algorithm>
 
+#include "base/machine.h"
+
 namespace tamis {
 namespace {
 
-constexpr int64_t kPage = 4096, kBurstBytes = 128 * 1024;
+constexpr int64_t kPage = 4096;
+constexpr FewTokens kAsZen4{.burst_bytes = 128 * 1024, .strip_bytes = 24 * 1024, .strip_rows = 64};
+constexpr FewTokens kAsIntel{.burst_bytes = 64 * 1024, .strip_bytes = 32 * 1024, .strip_rows = 16};
 
 // Rows before `row`: bytes of their values, and of what stands beside values.
 struct Before {
@@ -44,16 +48,22 @@ void ask(const void* array, int64_t begin, int64_t end) {
 
 }  // namespace
 
+const FewTokens& few_tokens() {
+  static const FewTokens& here = has_intel_costs(host_isa()) ? kAsIntel : kAsZen4;
+  return here;
+}
+
 PageWalks::PageWalks(const MatrixView& w, int64_t row, int64_t row_end)
     : w_(w), next_(row), end_(row_end), burst_(1) {
   if (row >= row_end) return;
   const Before first = bytes_of(w, row), last = bytes_of(w, row_end);
   const int64_t bytes = last.values - first.values + last.beside - first.beside;
-  if (bytes <= kBurstBytes) {  // so few pages that their translations stay
+  const int64_t burst_bytes = few_tokens().burst_bytes;
+  if (bytes <= burst_bytes) {  // so few pages that their translations stay
     next_ = row_end;
     return;
   }
-  burst_ = std::max<int64_t>(1, kBurstBytes * (row_end - row) / bytes);
+  burst_ = std::max<int64_t>(1, burst_bytes * (row_end - row) / bytes);
   walk();
 }
 

@@ -15,6 +15,14 @@
 
 namespace tamis {
 
+// What kernels of a few tokens do by the host: Emerald Rapids (has_intel_costs), or as on Zen 4.
+struct FewTokens {
+  int64_t burst_bytes;  // of pages, asked for in a row
+  int64_t strip_bytes;  // of x in strips that stay in L1 with the sums of strip_rows rows
+  int64_t strip_rows;   // at most, in a group
+};
+const FewTokens& few_tokens();
+
 class PageWalks {
  public:
   // Of rows [row, row_end), whose first pages are asked for at once.

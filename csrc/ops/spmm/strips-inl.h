@@ -8,8 +8,9 @@
 // every tile.)
 //
 // Tile: R rows times a pass. A mask word of each row is expanded into registers and meets the
-// tokens of its word. Columns are taken in blocks whose x stays in L1 (kStripBytes), for a group of
-// rows whose weights stay in L2 (kGroupBytes); sums wait on the stack meanwhile.
+// tokens of its word; what a step needs next is expanded beside its products where Step::kAhead
+// says so. Columns are taken in blocks whose x stays in L1 (few_tokens), for a group of rows whose
+// weights stay in L2 (kGroupBytes); sums wait on the stack meanwhile.
 //
 // Memory: while a group is multiplied, the next one is fetched in storage order into L2, masks too.
 //
@@ -28,15 +29,15 @@ namespace tamis {
 namespace {
 
 inline constexpr int kStripTokens = 8;
-inline constexpr int64_t kStripBytes = 24 * 1024;
 inline constexpr int64_t kGroupBytes = 256 * 1024;
-inline constexpr int kGroupRows = 64;  // at most
+inline constexpr int kGroupRows = 64;  // FewTokens::strip_rows at most
 
 // What steps that multiply in f32 share: a vector of x or weights is kLanes columns.
 struct StripFloats {
   using Element = float;
   using Vector = simd::F32;
   static constexpr int kVectorColumns = simd::kLanes;
+  static constexpr bool kAhead = false;
 
   static TAMIS_INLINE Vector load(const Element* p) { return simd::load(p); }
   static TAMIS_INLINE simd::F32 dot(simd::F32 sum, Vector w, Vector x) {
@@ -100,20 +101,48 @@ struct StripGroup {
   int64_t value_bytes, mask_bytes;  // of it, for a row and word of this one; 0: fetched
 };
 
+// R rows of weights on their way through a block of columns.
+template <class Step, int R, bool kLast>
+struct StripRows {
+  static constexpr int kSteps = 64 / Step::kColumns;
+  static constexpr int kVectors = Step::kColumns / Step::kVectorColumns;
+  static constexpr uint64_t kStepBits = ~uint64_t{0} >> (64 - Step::kColumns);
+
+  const typename Step::W* values[R];
+  const uint64_t* mask;  // [R, words]
+  int64_t words;
+
+  // The weights of row i in step s of a word.
+  TAMIS_INLINE void expand(int i, int64_t word, int s, typename Step::Vector (&w)[kVectors]) {
+    expand(i, mask[i * words + word] >> (s * Step::kColumns), w);
+  }
+  TAMIS_INLINE void expand(int i, uint64_t bits, typename Step::Vector (&w)[kVectors]) {
+    bits &= kStepBits;
+    __asm__("" : "+r"(bits));
+    Step::template expand<kLast>(bits, values[i], w);
+    values[i] += simd::popcount(bits);
+  }
+};
+
 // Words [word, word_end) of rows [r, r + R) of a group, times M tokens.
 template <class Step, int R, int M, bool kLast>
 TAMIS_INLINE void strip_tile(const SpmmArgs& a, StripGroup& g, int64_t r, int64_t word,
                              int64_t word_end, const typename Step::Element* x,
                              simd::F32 (&sum)[R][M]) {
-  using W = typename Step::W;
-  constexpr int kSteps = 64 / Step::kColumns, kVectors = Step::kColumns / Step::kVectorColumns;
-  constexpr uint64_t kStepBits = ~uint64_t{0} >> (64 - Step::kColumns);
-  const int64_t words = mask_words(a.w.cols);
-  const uint64_t* mask = a.w.mask + (g.row + r) * words;
-  const W* values[R];
+  using Rows = StripRows<Step, R, kLast>;
+  constexpr int kSteps = Rows::kSteps, kVectors = Rows::kVectors;
+  Rows rows;
+  rows.words = mask_words(a.w.cols);
+  rows.mask = a.w.mask + (g.row + r) * rows.words;
+  const auto* values = static_cast<const typename Step::W*>(a.w.values);
 #pragma GCC unroll 8
-  for (int i = 0; i < R; ++i) values[i] = static_cast<const W*>(a.w.values) + g.at[r + i];
+  for (int i = 0; i < R; ++i) rows.values[i] = values + g.at[r + i];
   const char *next_values = g.values, *next_mask = g.mask;
+  typename Step::Vector w[R][kVectors];
+  if constexpr (Step::kAhead) {
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) rows.expand(i, word, 0, w[i]);
+  }
   for (; word < word_end; ++word, x += M * 64) {
     for (int64_t b = 0; b < R * g.value_bytes; b += 64) {
       __builtin_prefetch(next_values + b, 0, kToL2);
@@ -121,35 +150,48 @@ TAMIS_INLINE void strip_tile(const SpmmArgs& a, StripGroup& g, int64_t r, int64_
     next_values += R * g.value_bytes;
     if (word % (8 / R) == 0 && g.mask_bytes) __builtin_prefetch(next_mask, 0, kToL2);
     next_mask += R * g.mask_bytes;
-    uint64_t bits[R];
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) bits[i] = mask[i * words + word];
+    const bool more = word + 1 < word_end;
 #pragma GCC unroll 4
     for (int s = 0; s < kSteps; ++s) {
-      typename Step::Vector w[R][kVectors];
+      typename Step::Vector ahead[R][kVectors];
+      if constexpr (!Step::kAhead) {
 #pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) {
-        uint64_t mine = bits[i] >> (s * Step::kColumns) & kStepBits;
-        __asm__("" : "+r"(mine));
-        Step::template expand<kLast>(mine, values[i], w[i]);
-        values[i] += simd::popcount(mine);
+        for (int i = 0; i < R; ++i) rows.expand(i, word, s, w[i]);
       }
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 8
         for (int t = 0; t < M; ++t) {
           auto tokens = Step::load(x + t * 64 + s * Step::kColumns + v * Step::kVectorColumns);
-          __asm__("" : "+v"(tokens));
+          if constexpr (Step::kAhead) {
+            __asm__ volatile("" : "+v"(tokens));  // keeps expansions where they stand
+          } else {
+            __asm__("" : "+v"(tokens));
+          }
 #pragma GCC unroll 8
           for (int i = 0; i < R; ++i) sum[i][t] = Step::dot(sum[i][t], w[i][v], tokens);
+#pragma GCC unroll 8
+          for (int i = 0; Step::kAhead && i < R; ++i) {
+            if (v * M + t != i * (kVectors * M) / (R + 1)) continue;
+            if (s + 1 < kSteps) {
+              rows.expand(i, word, s + 1, ahead[i]);
+            } else {
+              rows.expand(i, more ? rows.mask[i * rows.words + word + 1] : 0, ahead[i]);
+            }
+          }
         }
+      }
+#pragma GCC unroll 8
+      for (int i = 0; Step::kAhead && i < R; ++i) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) w[i][v] = ahead[i][v];
       }
     }
   }
   g.values = next_values;
   g.mask = next_mask;
 #pragma GCC unroll 8
-  for (int i = 0; i < R; ++i) g.at[r + i] = values[i] - static_cast<const W*>(a.w.values);
+  for (int i = 0; i < R; ++i) g.at[r + i] = rows.values[i] - values;
 }
 
 // The same from and to the sums in between, or the output.
@@ -197,11 +239,12 @@ template <class Step, int M>
 void strip_pass(const SpmmArgs& a, StripGroup g, int64_t token, const typename Step::Element* x) {
   constexpr int R = M <= 4 ? 4 : 2;
   const int64_t words = mask_words(a.w.cols);
-  constexpr int64_t kBlock = kStripBytes / (M * 64 * sizeof(typename Step::Element));
+  const int64_t word_bytes = M * 64 * static_cast<int64_t>(sizeof(typename Step::Element));
+  const int64_t block = few_tokens().strip_bytes / word_bytes;
   alignas(64) float kept[kGroupRows * M * simd::kLanes];
   int64_t word = 0;
   do {
-    const int64_t end = word + kBlock < words ? word + kBlock : words;
+    const int64_t end = word + block < words ? word + block : words;
     int64_t r = 0;
     for (; r + R <= g.rows; r += R) {
       strip_rows<Step, R, M>(a, g, r, word, end, x, kept, token);
@@ -224,7 +267,8 @@ void spmm_strips(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   const int64_t words = mask_words(a.w.cols), mask_bytes = words * 8;
   const int64_t row_bytes = a.w.nnz * size_of(a.w.dtype) / a.w.rows + mask_bytes + 1;
   const int64_t fit = kGroupBytes / row_bytes / 8 * 8;
-  const int64_t group = fit < 8 ? 8 : fit < kGroupRows ? fit : kGroupRows;
+  const int64_t most = few_tokens().strip_rows;
+  const int64_t group = fit < 8 ? 8 : fit < most ? fit : most;
   PageWalks walks(a.w, row_begin, row_end);
   const int64_t first_end = row_begin + group < row_end ? row_begin + group : row_end;
   fetch_bytes(values + row_start(a.w, row_begin), values + row_start(a.w, first_end));

@@ -15,6 +15,7 @@ struct StripDot {
   using Vector = __m512i;
   static constexpr int kColumns = 32, kVectorColumns = 32;
   static constexpr int kReadsPast = kColumns;
+  static constexpr bool kAhead = false;
 
   static TAMIS_INLINE Vector load(const BF16* p) { return _mm512_loadu_si512(p); }
   static TAMIS_INLINE Vector load(const BF16* p, int n) {

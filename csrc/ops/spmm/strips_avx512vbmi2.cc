@@ -12,6 +12,7 @@ struct StripSplit : StripFloats {
   using X = BF16;
   static constexpr int kColumns = 32;
   static constexpr int kReadsPast = kColumns;
+  static constexpr bool kAhead = true;
 
   static TAMIS_INLINE __mmask32 first(int n) { return _bzhi_u32(~0u, static_cast<unsigned>(n)); }
   // A bf16 is the high half of its f32: shift the even ones up, mask the odd ones in place.
@@ -24,7 +25,7 @@ struct StripSplit : StripFloats {
     const __m512i packed =
         kExact ? _mm512_maskz_loadu_epi16(first(simd::popcount(bits)), p) : _mm512_loadu_si512(p);
     const auto mine = static_cast<__mmask32>(bits);
-    split(_mm512_mask_expand_epi16(simd::opaque_zero(), mine, packed), w);
+    split(_mm512_maskz_expand_epi16(mine, packed), w);
   }
   static TAMIS_INLINE void put(const X* x, int n, float* out) {
     simd::F32 halves[2];
