@@ -8,6 +8,7 @@
 
 #include "base/machine.h"
 #include "ops/spmm/cost.h"
+#include "ops/spmm/pages.h"
 #include "ops/spmm/spmm.h"
 
 namespace tamis::test {
@@ -185,6 +186,17 @@ TEST(ChooseSpmm, HostsLikeEmeraldRapidsHaveItsConstants) {
                "spmm_bitmap_bf16_bf16_avx512bf16_columns");
   desc.m = 17;
   EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_bitmap_bf16_bf16_avx512bf16_strips");
+}
+
+// Pages of codes are asked for in bursts on Zen 4 alone; L1 of the Xeons holds more of x.
+TEST(FewTokens, FollowTheHost) {
+  const FewTokens &intel = few_tokens(isa::avx512fp16), &zen4 = few_tokens(isa::avx512bf16);
+  EXPECT_EQ(intel.code_bursts, 0);
+  EXPECT_GT(intel.burst_bytes, 0);
+  EXPECT_GT(intel.strip_bytes, zen4.strip_bytes);
+  EXPECT_GT(zen4.code_bursts, 0);
+  EXPECT_EQ(&few_tokens(isa::amx), &intel);
+  EXPECT_EQ(&few_tokens(isa::avx512vbmi2), &intel);
 }
 
 // Tiles cost as much for one token as for sixteen, and little more for many.

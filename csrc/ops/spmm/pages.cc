@@ -8,8 +8,12 @@ namespace tamis {
 namespace {
 
 constexpr int64_t kPage = 4096;
-constexpr FewTokens kAsZen4{.burst_bytes = 128 * 1024, .strip_bytes = 24 * 1024, .strip_rows = 64};
-constexpr FewTokens kAsIntel{.burst_bytes = 64 * 1024, .strip_bytes = 32 * 1024, .strip_rows = 16};
+constexpr FewTokens kAsZen4{.burst_bytes = 128 * 1024,
+                            .code_bursts = 128 * 1024,
+                            .strip_bytes = 24 * 1024,
+                            .strip_rows = 64};
+constexpr FewTokens kAsIntel{
+    .burst_bytes = 64 * 1024, .code_bursts = 0, .strip_bytes = 32 * 1024, .strip_rows = 16};
 
 // Rows before `row`: bytes of their values, and of what stands beside values.
 struct Before {
@@ -48,8 +52,12 @@ void ask(const void* array, int64_t begin, int64_t end) {
 
 }  // namespace
 
+const FewTokens& few_tokens(IsaBits isa) {
+  return has_intel_costs(isa) ? kAsIntel : kAsZen4;
+}
+
 const FewTokens& few_tokens() {
-  static const FewTokens& here = has_intel_costs(host_isa()) ? kAsIntel : kAsZen4;
+  static const FewTokens& here = few_tokens(host_isa());
   return here;
 }
 
@@ -58,8 +66,9 @@ PageWalks::PageWalks(const MatrixView& w, int64_t row, int64_t row_end)
   if (row >= row_end) return;
   const Before first = bytes_of(w, row), last = bytes_of(w, row_end);
   const int64_t bytes = last.values - first.values + last.beside - first.beside;
-  const int64_t burst_bytes = few_tokens().burst_bytes;
-  if (bytes <= burst_bytes) {  // so few pages that their translations stay
+  const FewTokens& here = few_tokens();
+  const int64_t burst_bytes = is_float(w.dtype) ? here.burst_bytes : here.code_bursts;
+  if (burst_bytes == 0 || bytes <= burst_bytes) {  // so few pages that their translations stay
     next_ = row_end;
     return;
   }
