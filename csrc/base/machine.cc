@@ -73,6 +73,17 @@ constexpr Machine kWithoutAmx{
     .isa = isa::avx512vbmi2,
 };
 
+// The same where the hypervisor hides AMX alone: torch multiplies pairs of bf16 by vdpbf16ps.
+constexpr Machine kWithoutTiles = [] {
+  Machine machine = kWithoutAmx;
+  machine.dense_16 = {{{{0.25, 0.279, 0.341, 0.428, 0.614, 1.72, 6.23},
+                        {0.223, 0.242, 0.291, 0.384, 0.57, 1.7, 6.17}},
+                       {{0.169, 0.168, 0.196, 0.244, 0.337, 0.886, 3.16},
+                        {0.137, 0.128, 0.16, 0.196, 0.301, 0.852, 3.12}}}};
+  machine.isa = isa::avx512fp16;
+  return machine;
+}();
+
 // Between the two timed thread counts, and beyond, time goes with 1 / threads.
 double at_threads(double one, double all, int threads, int all_threads) {
   if (threads <= 1 || all_threads <= 1) return one / std::max(threads, 1);
@@ -100,7 +111,8 @@ bool has_intel_costs(IsaBits isa) {
 
 const Machine& reference_machine(IsaBits isa) {
   if (!has_intel_costs(isa)) return kZen4;
-  return (isa & isa::amx) == isa::amx ? kEmeraldRapids : kWithoutAmx;
+  if ((isa & isa::amx) == isa::amx) return kEmeraldRapids;
+  return (isa & isa::avx512fp16) == isa::avx512fp16 ? kWithoutTiles : kWithoutAmx;
 }
 
 double weight_rate(const Machine& machine, int threads) {

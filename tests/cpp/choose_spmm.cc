@@ -140,7 +140,15 @@ TEST(ChooseSpmm, GroupsOfCodesTakeLanesForSeveralTokens) {
   desc.n = desc.k = 4096;
   desc.nnz = desc.n * desc.k / 2;
   EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_groupq_u4_bf16_avx512vbmi2_halves");
-  EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name, "spmm_groupq_u4_bf16_avx512vbmi2_eights");
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name, "spmm_groupq_u4_bf16_avx512vbmi2_halves");
+  // Up to six tokens are one pass.
+  desc.m = 5;
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512fp16)->name, "spmm_groupq_u4_bf16_avx512vbmi2_halves");
+  // What leaves out groups gains where few are stored.
+  desc.m = 1;
+  desc.nnz /= 5;
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512fp16)->name, "spmm_groupq_u4_bf16_avx512vbmi2_eights");
+  desc.nnz *= 5;
   desc.m = 8;
   EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_groupq_u4_bf16_avx512vbmi2_lanes");
   EXPECT_STREQ(choose_spmm(desc, isa::avx512)->name, "spmm_groupq_u4_bf16_avx512_groups");
@@ -172,6 +180,9 @@ TEST(ChooseSpmm, HostsLikeEmeraldRapidsHaveItsConstants) {
   EXPECT_EQ(spmm_cost(row, isa::avx512vbmi2), spmm_cost(row, isa::amx));
   EXPECT_EQ(spmm_cost(row, isa::avx512vbmi2), spmm_cost(row, isa::avx512fp16));
   EXPECT_NE(spmm_cost(row, isa::avx512vbmi2), spmm_cost(row, isa::avx512bf16));
+  EXPECT_EQ(reference_machine(isa::avx512fp16).isa, isa::avx512fp16);
+  EXPECT_EQ(reference_machine(isa::avx512bf16).isa, isa::avx512bf16);
+  EXPECT_EQ(reference_machine(isa::avx512vbmi2).isa, isa::avx512vbmi2);
   EXPECT_EQ(spmm_cost(row, isa::avx512), spmm_cost(row, isa::avx512bf16));
   // Pairs of bf16 cost two cycles there, so 8 tokens take f32 products of strips, and pairs on
   // Zen 4.
