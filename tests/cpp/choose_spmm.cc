@@ -210,6 +210,28 @@ TEST(FewTokens, FollowTheHost) {
   EXPECT_EQ(&few_tokens(isa::avx512vbmi2), &intel);
 }
 
+// About 16 tokens: weights expanded once, in f32 on Emerald Rapids, where strips expand them
+// twice; fewer weights are left out one by one.
+TEST(ChooseSpmm, EmeraldRapidsTakesColumnsInF32) {
+  SpmmDesc desc = desc_of(Format::bitmap, DType::bf16, DType::bf16);
+  desc.n = desc.k = 4096;
+  desc.nnz = desc.n * desc.k / 2;
+  desc.m = 16;
+  const char* columns = "spmm_bitmap_bf16_bf16_avx512vbmi2_columns";
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name, columns);
+  EXPECT_STREQ(choose_spmm(desc, isa::amx)->name, "spmm_bitmap_bf16_bf16_amx_tiles");
+  desc.m = 13;
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name,
+               "spmm_bitmap_bf16_bf16_avx512vbmi2_strips");
+  desc.w_dtype = desc.x_dtype = DType::f32;
+  desc.m = 16;
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name,
+               "spmm_bitmap_f32_f32_avx512vbmi2_columns");
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_bitmap_f32_f32_avx512vbmi2_skip");
+  desc.nnz = desc.n * desc.k / 5;
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name, "spmm_bitmap_f32_f32_avx512vbmi2_skip");
+}
+
 // Tiles cost as much for one token as for sixteen, and little more for many.
 TEST(ChooseSpmm, TilesOfAmxTakeAllButTheFewestTokens) {
   for (const auto& [format, t, kernel] :
@@ -281,8 +303,8 @@ TEST(ChooseSpmm, NamesAreUniqueAndSayWhatTheyAre) {
 }
 
 #if defined(__x86_64__)
-// Sparse wins for few tokens on every vector ISA, a faster one for longer, and a sparser matrix in
-// a format that pays per value for longer still.
+// Sparse wins for few tokens on every vector ISA, a faster one for longer, and a sparser matrix
+// in a format that pays per value for longer still.
 TEST(Cost, DenseAboveGrowsWithTheKernelAndWithSparsity) {
   const auto above = [](const SpmmDesc& desc, IsaBits isa) {
     return spmm_dense_above(desc, isa, reference_machine(), {}, 1);

@@ -111,6 +111,8 @@ TEST_P(Kernel, ManyTokens) {
   // More tokens than share an expansion, and more of x than is held at once.
   const int64_t k = groups ? 1312 : 1300;
   if (row.tile_m > 64) run({row, row.tile_m + 18, 70, k, 0.5, true, false, 5});
+  // Two blocks of rows that take turns over x, then rows of a block of their own, an odd number.
+  if (row.tile_m == 128 && row.tile_n == 4) run({row, 140, 603, 130, 0.6, true, false, 3});
   // So much of x that more rows take turns over it.
   if (row.tile_m == 512 && row.format == Format::bitmap && row.w_dtype == DType::f32) {
     run({row, 530, 204, 4100, 0.5, false, false, 5});
