@@ -109,6 +109,10 @@ bool has_intel_costs(IsaBits isa) {
   return (isa & isa::kAvx512Fp16) != 0 || ((isa & isa::avx512vbmi2) == isa::avx512vbmi2 && !bf16);
 }
 
+IsaBits without_slow_bf16(IsaBits isa) {
+  return has_intel_costs(isa) ? isa & ~isa::kAvx512Bf16 : isa;
+}
+
 const Machine& reference_machine(IsaBits isa) {
   if (!has_intel_costs(isa)) return kZen4;
   if ((isa & isa::amx) == isa::amx) return kEmeraldRapids;

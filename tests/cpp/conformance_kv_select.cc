@@ -595,6 +595,8 @@ TEST(KvSelect, ChoosesTheBestKernel) {
 #if defined(__x86_64__)
   EXPECT_EQ(name(KvSummary::rows, DType::bf16, DType::bf16, isa::avx512bf16),
             "kv_select_rows_bf16_bf16_avx512bf16");
+  EXPECT_EQ(name(KvSummary::rows, DType::bf16, DType::bf16, isa::avx512fp16),
+            "kv_select_rows_bf16_f32_avx512");
   EXPECT_EQ(name(KvSummary::rows, DType::bf16, DType::f32, isa::avx512bf16),
             "kv_select_rows_bf16_f32_avx512");
   EXPECT_EQ(name(KvSummary::labels, DType::f32, DType::bf16, isa::avx512),

@@ -464,6 +464,9 @@ TEST(SparseAttention, ChoosesTheBestKernel) {
 #if defined(__x86_64__)
   EXPECT_EQ(name(KvStorage::bf16, DType::bf16, isa::avx512bf16),
             "sparse_attention_bf16_bf16_avx512bf16");
+  for (const IsaBits xeon : {isa::avx512fp16, isa::amx}) {  // vdpbf16ps is slow
+    EXPECT_EQ(name(KvStorage::bf16, DType::bf16, xeon), "sparse_attention_bf16_f32_avx512");
+  }
   EXPECT_EQ(name(KvStorage::bf16, DType::f32, isa::avx512bf16), "sparse_attention_bf16_f32_avx512");
   EXPECT_EQ(name(KvStorage::f16, DType::f16, isa::avx2), "sparse_attention_f16_f32_avx2");
   for (const IsaBits level : {isa::avx512vbmi2, isa::avx512bf16, isa::amx}) {

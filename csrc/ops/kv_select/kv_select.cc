@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/machine.h"
 #include "format/matrix.h"
 #include "ops/kv_select/kernels.h"
 #include "ops/kv_select/scores.h"
@@ -87,6 +88,7 @@ std::span<const KvReduceRow> kv_reduce_kernels() {
 }
 
 const KvScoreRow* choose_kv_score(KvSummary kind, DType dtype, DType q_dtype, IsaBits isa) {
+  isa = without_slow_bf16(isa);
   for (const KvScoreRow& row : kScores) {
     if (row.kind == kind && row.dtype == dtype &&
         (row.q_dtype == DType::f32 || row.q_dtype == q_dtype) && (row.isa & isa) == row.isa) {

@@ -207,7 +207,7 @@ std::span<const KvScoreRow> kv_score_kernels();
 std::span<const KvSummaryRow> kv_summary_kernels();
 std::span<const KvReduceRow> kv_reduce_kernels();
 
-// First row that fits; null if none. Pure.
+// First row that fits and is not slow there (without_slow_bf16); null if none. Pure.
 const KvScoreRow* choose_kv_score(KvSummary kind, DType dtype, DType q_dtype, IsaBits isa);
 const KvReduceRow& choose_kv_reduce(IsaBits isa);
 const KvSummaryRow* choose_kv_summary(DType dtype, IsaBits isa);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/machine.h"
 #include "base/numeric.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
@@ -194,6 +195,7 @@ std::span<const AttentionRow> sparse_attention_kernels() {
 }
 
 const AttentionRow* choose_sparse_attention(KvStorage storage, DType q_dtype, IsaBits isa) {
+  isa = without_slow_bf16(isa);
   for (const AttentionRow& row : kKernels) {
     if (row.storage == storage && (row.q_dtype == DType::f32 || row.q_dtype == q_dtype) &&
         (row.isa & isa) == row.isa) {

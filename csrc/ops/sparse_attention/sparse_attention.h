@@ -127,7 +127,7 @@ struct AttentionRow {
 // All kernels, best first within a storage.
 std::span<const AttentionRow> sparse_attention_kernels();
 
-// First row that fits; null if none. Pure.
+// First row that fits and is not slow there (without_slow_bf16); null if none. Pure.
 const AttentionRow* choose_sparse_attention(KvStorage storage, DType q_dtype, IsaBits isa);
 
 // Checks, chooses for this host and runs on the pool. The result does not depend on the number of
