@@ -11,18 +11,21 @@
 // The rows of a block are sorted by what they store of a word, so a pair's loop ends where the one
 // before it did: unsorted, each end was 20 cycles of a wrong guess.
 //
-// Memory: kSkipRows rows take turns over the x of one word and tile, at most 32 KB, so x comes from
-// beyond L1 once for that many rows; their sums stay in L2. The next word's values, masks and x are
-// fetched into L2 beside the first tile, a pair's values and masks into L1 one pair ahead.
+// Memory: a block of kSkipRows rows, or two, take turns over the x of one word and tile, at most
+// 32 KB, so x comes from beyond L1 once for that many rows; their sums stay in L2. The next word's
+// values, masks and x are fetched into L2 beside the first tile, a pair's values and masks into L1
+// one pair ahead, y beside the last word.
 //
 // Needs: mask bits past k clear (format check).   Zero weights: skipped; in pairs of bf16 both must
 // be zero.
 //
-// Cost, f32, Emerald Rapids at 3.0 GHz, ms at 4096x4096 and 256 tokens: 37 at half density, 25.7 at
-// 0.3, 13.7 at 0.1 (one row at a time, in storage order: 44, 33 and 18). FMAs alone would
-// take 22.4, 13.4 and 4.5; with x and weights in L1 they take 0.63 cycles instead of 0.5 (loads,
-// two a cycle, need 0.56): 28 at half density. The rest: sums from and to L2 2.6 (18 lines a tile
-// and row beside 51 FMAs at 0.1), values 1.4, sorting 0.8, y 0.6, loop ends and what is uneven.
+// Cost, f32, Emerald Rapids at 3.0 GHz, ms at 4096x4096 and 256 tokens: 33.0 at half density, 17.3
+// at a fifth, 11.9 at a tenth. FMAs alone would take 22.4, 8.9 and 4.5, but one that reads memory
+// starts every 0.595 cycles there (loads alone 0.52, FMAs alone 0.50; 0.55 where three of four read
+// memory, 0.50 where half do), 0.625 to 0.65 with the weights: 28, 11 and 5.6. The rest: sums from
+// and to L2 1.5 to 2, x and y 1.3, lines of x that L1 lost 0.6, order and fetching 1 to 2. No gain:
+// sums added at the end, or fetched a pair or two ahead; masks of eight words read at once; values
+// fetched to L1 beside the first tile only. A load for each weight: 2.5 % more.
 // Tried: columns that both rows have first, their x loaded once: 35 at half density, the same
 // below; but then a row's order of additions depends on its neighbours. All of a word's sizes
 // unrolled, entered by a jump:
