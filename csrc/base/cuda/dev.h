@@ -180,17 +180,22 @@ TAMIS_DEVICE void barrier_init(uint32_t at) {
 }
 // Between barrier_init and the first copy that reports to it.
 TAMIS_DEVICE void fence_barrier_init() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
 }
 // The one arrival of a phase, which ends once `bytes` have landed.
 TAMIS_DEVICE void barrier_expect(uint32_t at, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(at)),
                "r"(bytes)
                : "memory");
+#endif
 }
 // Until the phase of this parity (0 for the first, 1, 0, ...) has ended.
 TAMIS_DEVICE void barrier_wait(uint32_t at, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
@@ -200,6 +205,7 @@ TAMIS_DEVICE void barrier_wait(uint32_t at, uint32_t parity) {
       "}" ::"r"(shared_address(at)),
       "r"(parity)
       : "memory");
+#endif
 }
 // `bytes`, a multiple of 16, between addresses that are multiples of 16.
 TAMIS_DEVICE void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {

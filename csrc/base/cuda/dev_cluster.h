@@ -19,13 +19,54 @@ TAMIS_DEVICE void barrier_arrive(uint32_t at) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(at)) : "memory");
 #endif
 }
+// sync_block of kThreads threads, whole warps, at that barrier of the block's: 1 to 15, as
+// sync_block is barrier 0. For warps that part from the others, which may not meet them at
+// sync_block.
+template <int kBarrier, int kThreads>
+TAMIS_DEVICE void sync_warps() {
+  static_assert(kBarrier > 0 && kBarrier < 16 && kThreads % 32 == 0, "a barrier of whole warps");
+  asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+}
 // sync_cluster for meetings that nobody's writes are read after, or behind sync_block, by when what
 // a block wrote to its own shared memory lies there for all. sync_cluster waits until all writes of
-// the block are seen on the whole device, some 0.5 us.
-TAMIS_DEVICE void sync_cluster_unordered() {
+// the block are seen on the whole device, some 0.5 us. In halves: a thread that has arrived may go
+// on until it needs the others to have arrived too; one meeting after the other, and no thread ends
+// between the two. A warp that is not together arrives wrongly, so each half puts it together.
+TAMIS_DEVICE void arrive_cluster_unordered() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::
-                   : "memory");
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+TAMIS_DEVICE void wait_cluster() {
+#if __CUDA_ARCH__ >= 900
+  __syncwarp();
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+TAMIS_DEVICE void sync_cluster_unordered() {
+  arrive_cluster_unordered();
+  wait_cluster();
+}
+// Writes to shared memory of that block of the cluster and reports the bytes to its barrier, whose
+// waiting threads then see them: no meeting, no release. The block has made the barrier before a
+// meeting (fence_barrier_init), and does not end before the bytes are there.
+TAMIS_DEVICE void send_cluster(uint32_t block, uint32_t at, uint32_t value, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(
+          cluster_address(block, at)),
+      "r"(value), "r"(cluster_address(block, barrier))
+      : "memory");
+#endif
+}
+TAMIS_DEVICE void send_cluster(uint32_t block, uint32_t at, const Word4& v, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1,%2,%3,%4}, "
+      "[%5];" ::"r"(cluster_address(block, at)),
+      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(cluster_address(block, barrier))
+      : "memory");
 #endif
 }
 

@@ -64,6 +64,7 @@ struct PanelCursor {
     find();
   }
   TAMIS_DEVICE bool more() const { return tile < p.tiles; }
+  TAMIS_DEVICE bool reads() const { return more() && begin < end; }  // a part may have no panel
   TAMIS_DEVICE void find() {
     first_row = tile / p.token_tiles * Config::kRows;
     first_token = tile % p.token_tiles * Config::kTokens;
@@ -137,17 +138,17 @@ TAMIS_DEVICE void request_x(const PanelCursor<Config>& panel, const StageCursor<
 template <class Config>
 TAMIS_DEVICE void request_stages(const M24ManyParams& p, uint32_t lane) {
   StageCursor<Config> ahead, stage;
-  for (PanelCursor<Config> panel(p); ahead.parity == 0 && panel.more(); panel.advance()) {
+  for (PanelCursor<Config> panel(p); ahead.parity == 0 && panel.reads(); panel.advance()) {
     request_records(panel, ahead, lane);
     ahead.advance();
   }
   dev::wait_for_previous();
   PanelCursor<Config> panel(p);
-  for (; stage.parity == 0 && panel.more(); panel.advance()) {
+  for (; stage.parity == 0 && panel.reads(); panel.advance()) {
     request_x(panel, stage, lane);
     stage.advance();
   }
-  for (; panel.more(); panel.advance()) {
+  for (; panel.reads(); panel.advance()) {
     dev::barrier_wait(stage.free(), stage.parity ^ 1);
     request_records(panel, stage, lane);
     request_x(panel, stage, lane);
@@ -207,45 +208,42 @@ TAMIS_DEVICE void write_tokens(const M24ManyParams& p, int32_t first_row, int32_
   }
 }
 
-// Adds up and writes the sums of a tile whose columns blocks of the cluster share: each a part.
+// Adds up and writes the sums of a tile whose columns blocks of the cluster share: each a part. Of
+// all warps that multiply.
 template <class Config>
 TAMIS_DEVICE void add_parts(const M24ManyParams& p, const PanelCursor<Config>& tile,
                             uint32_t thread, const float (&c)[Config::kTiles][4]) {
   const uint32_t lane = thread % 32, warp = thread / 32;
   const auto of_part = [&](int i) { return 16 * (i * Config::kConsumers + thread); };
-  dev::sync_block();  // nobody reads stages any more
-  if (warp < Config::kWarps) {
+  dev::sync_warps<1, Config::kConsumers>();  // nobody reads stages any more
 #pragma unroll
-    for (int i = 0; i < Config::kTiles; ++i) {
-      dev::store_shared<dev::Word4>(of_part(i), {dev::bits_of(c[i][0]), dev::bits_of(c[i][1]),
-                                                 dev::bits_of(c[i][2]), dev::bits_of(c[i][3])});
-    }
+  for (int i = 0; i < Config::kTiles; ++i) {
+    dev::store_shared<dev::Word4>(of_part(i), {dev::bits_of(c[i][0]), dev::bits_of(c[i][1]),
+                                               dev::bits_of(c[i][2]), dev::bits_of(c[i][3])});
   }
-  dev::sync_block();
+  dev::sync_warps<1, Config::kConsumers>();
   dev::sync_cluster_unordered();
-  if (warp < Config::kWarps) {
-    const auto parts = static_cast<uint32_t>(p.parts);
-    // A warp of the parts after another takes 32 tokens of a warp's rows.
-    for (uint32_t i = tile.part * Config::kWarps + warp; i < Config::kTiles / 4 * Config::kWarps;
-         i += parts * Config::kWarps) {
-      const uint32_t of_warp = i % Config::kWarps, tokens = i / Config::kWarps;
-      float sum[4][4] = {};
+  const auto parts = static_cast<uint32_t>(p.parts);
+  // A warp of the parts after another takes 32 tokens of a warp's rows.
+  for (uint32_t i = tile.part * Config::kWarps + warp; i < Config::kTiles / 4 * Config::kWarps;
+       i += parts * Config::kWarps) {
+    const uint32_t of_warp = i % Config::kWarps, tokens = i / Config::kWarps;
+    float sum[4][4] = {};
 #pragma unroll 2
-      for (uint32_t part = 0; part < parts; ++part) {
+    for (uint32_t part = 0; part < parts; ++part) {
 #pragma unroll
-        for (uint32_t j = 0; j < 4; ++j) {
-          const dev::Word4 v = dev::load_cluster4(
-              part, 16 * ((4 * tokens + j) * Config::kConsumers + 32 * of_warp + lane));
-          sum[j][0] += dev::float_of(v.x);
-          sum[j][1] += dev::float_of(v.y);
-          sum[j][2] += dev::float_of(v.z);
-          sum[j][3] += dev::float_of(v.w);
-        }
+      for (uint32_t j = 0; j < 4; ++j) {
+        const dev::Word4 v = dev::load_cluster4(
+            part, 16 * ((4 * tokens + j) * Config::kConsumers + 32 * of_warp + lane));
+        sum[j][0] += dev::float_of(v.x);
+        sum[j][1] += dev::float_of(v.y);
+        sum[j][2] += dev::float_of(v.z);
+        sum[j][3] += dev::float_of(v.w);
       }
-      write_tokens<Config>(p, tile.first_row + 16 * static_cast<int32_t>(of_warp),
-                           tile.first_token + 32 * static_cast<int32_t>(tokens),
-                           Config::kYAt + 1024 * warp, lane, sum);
     }
+    write_tokens<Config>(p, tile.first_row + 16 * static_cast<int32_t>(of_warp),
+                         tile.first_token + 32 * static_cast<int32_t>(tokens),
+                         Config::kYAt + 1024 * warp, lane, sum);
   }
 }
 
@@ -334,11 +332,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
     dev::keep_registers<Config::kKept>();
     if (warp == Config::kWarps) request_stages<Config>(p, lane);
     dev::sync_warp();
-    if (p.parts > 1) {
-      dev::sync_block();
-      dev::sync_block();
-      dev::sync_cluster_unordered();
-    }
+    if (p.parts > 1) dev::sync_cluster_unordered();  // add_parts'
   } else {
     dev::take_registers<Config::kTaken>();
     PanelCursor<Config> tile(p);

@@ -47,6 +47,8 @@ double expected_ns(const T16View& w, int64_t m, const SpmmT16Plan& p, const Cuda
          (p.splits > 1 ? meet : 0);
 }
 
+constexpr int64_t kLongPart = 16;  // panels
+
 }  // namespace
 
 SpmmT16Plan lay_out_m24_many(const T16View& w, int64_t m, int32_t layout, int32_t parts,
@@ -76,6 +78,8 @@ Status plan_m24_many(const T16View& w, int64_t m, const CudaDevice& device, Spmm
         std::min<int64_t>(l.blocks > 1 ? kMostManyParts : 6, t16::col_tiles(w.cols));
     for (int32_t parts = 1; parts <= most; ++parts) {
       if (parts > 1 && output_tiles(w, m, l) > room_of(l, parts, device)) break;
+      // More than four that fill an SM each only pay for long parts (k, v, 256 and 512 tokens).
+      if (parts > 4 && l.blocks == 1 && t16::col_tiles(w.cols) < kLongPart * parts) break;
       const SpmmT16Plan p = lay_out_m24_many(w, m, layout, parts, device);
       const double time = expected_ns(w, m, p, device);
       if (plan->many_layout >= 0 && time >= best) continue;

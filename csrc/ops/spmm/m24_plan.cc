@@ -51,26 +51,31 @@ M24GroupParams m24_group_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) 
   return p;
 }
 
-Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
-  const auto count = static_cast<int32_t>(std::size(kM24Layouts));
-  int32_t layout = 0;
-  while (layout + 1 < count && kM24Layouts[layout].tokens < m) ++layout;
-  // Of two for as many tokens the second has fewer rows: for weights that are small even in parts.
-  if (layout + 1 < count && kM24Layouts[layout + 1].tokens == kM24Layouts[layout].tokens &&
-      output_tiles(w, m, kM24Layouts[layout]) * kMostParts < device.sms) {
-    ++layout;
-  }
+namespace {
+
+constexpr int64_t kShortPart = 8;  // panels
+
+// The plan of a layout, or of the one after it.
+Status plan_layout(const T16View& w, int64_t m, const CudaDevice& device, int32_t layout,
+                   SpmmT16Plan* plan) {
   const M24Layout& l = kM24Layouts[layout];
   const int64_t tiles = output_tiles(w, m, l);
   const int64_t most = std::max<int64_t>(col_panels(w, l) / 2, 1);  // two panels a part at least
   // Parts of an output tile as a cluster, of all tiles as many as find room at once: clusters need
   // it side by side, so a seventh of the device is left. Timed on an H200 (bench/results/gpu.md).
-  const int64_t room = int64_t{device.sms} * l.blocks * 17 / 20;
-  const int64_t parts = std::min({room / tiles, most, int64_t{kMostParts}});
-  // Few tokens leave small sums, which may as well meet in memory where clusters would not fill it.
-  const bool small = l.tokens == 16 && room / tiles < kMostParts &&
-                     parts * tiles * 5 < int64_t{device.sms} * l.blocks * 4;
-  if (parts > 1 && l.tokens >= m && !small) {
+  // Two blocks of 16 tokens find it anywhere.
+  const int64_t all = int64_t{device.sms} * l.blocks, room = all * 17 / 20;
+  const bool two = l.tokens == 16 && room / tiles == 1 && all / tiles == 2;
+  const int64_t parts =
+      two ? std::min<int64_t>(2, most) : std::min({room / tiles, most, int64_t{kMostParts}});
+  // Where clusters for 16 tokens would leave more of it and each part is long, the layout after
+  // this one, of more rows, fills it (down: 20.5 us for 23.5).
+  const bool idle = l.tokens == 16 && parts > 1 && room / tiles < kMostParts &&
+                    parts * tiles * 5 < int64_t{device.sms} * l.blocks * 4;
+  if (idle && col_panels(w, l) > kShortPart * parts) {
+    return plan_layout(w, m, device, layout + 1, plan);
+  }
+  if (parts > 1 && l.tokens >= m) {
     *plan = lay_out_m24_group(w, m, layout, parts * tiles, true);
     return {};
   }
@@ -84,6 +89,20 @@ Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, Spm
   if (tiles > kMaxTickets) blocks = tiles;
   *plan = lay_out_m24_group(w, m, layout, blocks, false);
   return {};
+}
+
+}  // namespace
+
+Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+  const auto count = static_cast<int32_t>(std::size(kM24Layouts));
+  int32_t layout = 0;
+  while (layout + 1 < count && kM24Layouts[layout].tokens < m) ++layout;
+  // Of two for as many tokens the second has fewer rows: for weights that are small even in parts.
+  if (layout + 1 < count && kM24Layouts[layout + 1].tokens == kM24Layouts[layout].tokens &&
+      output_tiles(w, m, kM24Layouts[layout]) * kMostParts < device.sms) {
+    ++layout;
+  }
+  return plan_layout(w, m, device, layout, plan);
 }
 
 }  // namespace tamis

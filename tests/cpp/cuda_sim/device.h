@@ -147,8 +147,25 @@ inline void barrier_init(uint32_t at, uint32_t arrivals) {
 inline void barrier_arrive(uint32_t at) {
   sim::barrier_arrive(at);
 }
+template <int kBarrier, int kThreads>
+void sync_warps() {
+  static_assert(kBarrier > 0 && kBarrier < 16 && kThreads % 32 == 0, "a barrier of whole warps");
+  sim::sync_warps(kBarrier, kThreads);
+}
 inline void sync_cluster_unordered() {
   sim::sync_cluster();
+}
+inline void arrive_cluster_unordered() {
+  sim::arrive_cluster();
+}
+inline void wait_cluster() {
+  sim::wait_cluster();
+}
+inline void send_cluster(uint32_t block, uint32_t at, uint32_t value, uint32_t barrier) {
+  sim::send(block, at, &value, sizeof value, barrier);
+}
+inline void send_cluster(uint32_t block, uint32_t at, const Word4& value, uint32_t barrier) {
+  sim::send(block, at, &value, sizeof value, barrier);
 }
 // The launch's part: what copies of boxes read here.
 template <class Boxes>

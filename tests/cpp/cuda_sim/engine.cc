@@ -170,6 +170,66 @@ TEST(Engine, WritesReachOtherBlocksInOrder) {
   EXPECT_EQ(read_by_the_next(one, {.barrier = 0}), own);
 }
 
+// Half of the warps meet each other while the others wait for all.
+TEST(Engine, WarpsMeetApart) {
+  std::vector<uint32_t> seen(128);
+  const auto kernel = [&] {
+    const uint32_t thread = dev::thread_index();
+    if (thread < 64) {
+      for (uint32_t turn = 0; turn < 3; ++turn) {
+        dev::store_shared<uint32_t>(4 * thread, thread + turn);
+        dev::sync_warps<1, 64>();
+        seen[thread] = dev::load_shared<uint32_t>(4 * (thread ^ 32u));
+        dev::sync_warps<1, 64>();
+      }
+    }
+    dev::sync_block();
+  };
+  for (uint64_t seed = 1; seed < 20; ++seed) {
+    EXPECT_EQ(sim::launch({.block = {128}, .shared_bytes = 256, .seed = seed}, kernel), "");
+    for (uint32_t i = 0; i < 64; ++i) ASSERT_EQ(seen[i], (i ^ 32u) + 2) << i;
+  }
+  EXPECT_EQ(complaint([] { dev::sync_warps<1, 96>(); }), "deadlock: 64 threads wait");
+  EXPECT_EQ(complaint([] {
+              if (dev::thread_index() < 32) {
+                dev::sync_warps<1, 64>();
+              } else {
+                dev::sync_warps<1, 96>();
+              }
+            }),
+            "sync_warps: a barrier of other threads");
+}
+
+// Every thread sends a number to the other block of its cluster, which reads it behind its barrier.
+TEST(Engine, BlocksSendToBarriers) {
+  std::vector<uint32_t> seen(64);
+  bool meets = true;
+  const auto kernel = [&] {
+    const uint32_t thread = dev::thread_index(), block = dev::block_index_x();
+    if (thread == 0) {
+      dev::barrier_init(0);
+      dev::fence_barrier_init();
+      dev::barrier_expect(0, 4 * 32);
+    }
+    if (meets) dev::arrive_cluster_unordered();
+    dev::sync_block();
+    if (meets) dev::wait_cluster();
+    dev::send_cluster(1 - block, 16 + 4 * thread, 32 * block + thread, 0);
+    dev::barrier_wait(0, 0);
+    seen[32 * block + thread] = dev::load_shared<uint32_t>(16 + 4 * thread);
+  };
+  sim::Launch launch{.grid = {2}, .block = {32}, .shared_bytes = 144, .cluster = 2};
+  for (launch.seed = 1; launch.seed < 20; ++launch.seed) {
+    EXPECT_EQ(sim::launch(launch, kernel), "");
+    for (uint32_t i = 0; i < 64; ++i) ASSERT_EQ(seen[i], i ^ 32u) << i;
+  }
+  launch.faults = {.send = 3};
+  EXPECT_EQ(sim::launch(launch, kernel), "deadlock: 32 threads wait");
+  launch.faults = {};
+  meets = false;
+  EXPECT_NE(sim::launch(launch, kernel), "");
+}
+
 TEST(Engine, SharedMemoryStartsAsNaN) {
   std::vector<uint32_t> seen(1);
   for (int i = 0; i < 2; ++i) {

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -146,6 +147,26 @@ INSTANTIATE_TEST_SUITE_P(Layouts, M24Many, testing::ValuesIn(rows()), [](const a
          std::to_string(l.slots) + "_blocks_" + std::to_string(l.blocks) + "_" +
          name_of(info.param.dtype);
 });
+
+// Where parts are short, tiles of 128 x 128 in few parts.
+TEST(PlanM24Many, ShortParts) {
+  const auto plan = [](int64_t n, int64_t k, int64_t m) {
+    const T16View w{.format = PackedFormat::m24,
+                    .rows = n,
+                    .cols = k,
+                    .record_bytes = m24::record_bytes(n, k),
+                    .max_record_bytes = m24::kRecordBytes};
+    SpmmT16Plan p;
+    EXPECT_TRUE(plan_m24_many(w, m, kH100, &p).ok());
+    const M24ManyLayout& l = kM24ManyLayouts[p.many_layout];
+    return std::array{l.tokens, l.rows(), p.splits};
+  };
+  EXPECT_EQ(plan(1024, 4096, 256), (std::array{128, 128, 4}));
+  EXPECT_EQ(plan(1024, 4096, 512), (std::array{128, 128, 3}));
+  EXPECT_EQ(plan(1024, 4096, 1024), (std::array{128, 128, 2}));
+  EXPECT_EQ(plan(4096, 4096, 512), (std::array{256, 128, 2}));
+  EXPECT_EQ(plan(4096, 14336, 128), (std::array{128, 256, 6}));
+}
 
 TEST(PlanM24Many, FitsAndTakesEveryTile) {
   for (const auto& [n, k] : {std::pair{1, 4},

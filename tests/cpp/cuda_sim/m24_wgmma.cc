@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -178,6 +179,20 @@ TEST(PlanM24Group, FitsAndSharesEverything) {
       EXPECT_TRUE(p.workspace_bytes == 0 || q.panels / q.col_panels <= kMaxTickets);
     }
   }
+  // Parts of a tile as a cluster: short ones of 64 rows, long ones of 128, which fill the device.
+  const auto plan = [](int64_t n, int64_t k) {
+    SpmmT16Plan p;
+    EXPECT_TRUE(
+        plan_m24_group({.format = PackedFormat::m24, .rows = n, .cols = k}, 16, kH100, &p).ok());
+    return std::array{kM24Layouts[p.layout].rows(), p.splits};
+  };
+  EXPECT_EQ(plan(4096, 4096), (std::array{64, 3}));
+  EXPECT_EQ(plan(4096, 14336), (std::array{128, 7}));
+  EXPECT_EQ(plan(14336, 4096), (std::array{64, 1}));
+  EXPECT_EQ(plan(1024, 4096), (std::array{64, 8}));
+  EXPECT_EQ(plan(2048, 2048), (std::array{64, 4}));
+  EXPECT_EQ(plan(5120, 5120), (std::array{128, 5}));
+  EXPECT_EQ(plan(8192, 8192), (std::array{64, 2}));
   SpmmT16Plan p;
   EXPECT_EQ(
       plan_spmm_cuda({.format = PackedFormat::m24, .rows = 16, .cols = 64}, 0, kH100, &p).code,

@@ -58,8 +58,10 @@ struct Thread {
   std::deque<std::vector<std::function<void()>>> product_groups;
   std::map<const void*, std::shared_ptr<void>> sums;
   int product_waits = 0;
-  bool fenced = false;  // products may take registers
-  bool hidden = false;  // products do not see what it wrote to shared memory
+  bool arrived = false, skips = false;  // at a meeting of the cluster
+  uint64_t met = 0, seen = 0;           // meetings before it, and when it ended
+  bool fenced = false;                  // products may take registers
+  bool hidden = false;                  // products do not see what it wrote to shared memory
 };
 
 // Deposits alternate between two sets, so one meeting of the warp per exchange is enough.
@@ -74,11 +76,19 @@ struct Barrier {
   uint32_t arrivals = 0, missing = 0;
   int64_t expected = 0;
   uint32_t phase = 0;
+  uint64_t made = 0;  // after so many meetings of the cluster
   std::vector<Copy> copies;
+};
+
+// A barrier of some of a block's warps.
+struct WarpBarrier {
+  uint32_t threads = 0, arrived = 0;
+  uint64_t meetings = 0;
 };
 
 struct Block {
   std::vector<uint8_t> shared;
+  std::array<WarpBarrier, 16> barriers = {};
   uint32_t arrived = 0;
   uint64_t meetings = 0;
   int copies = 0;
@@ -92,7 +102,9 @@ struct Cluster {
   std::vector<Warp> warps;
   std::vector<Block> blocks;
   std::map<std::pair<uint32_t, uint32_t>, Barrier> barriers;  // by block and place
-  Dim3 index;                                                 // of its first block
+  std::deque<std::array<uint8_t, kStoreBytes>> sent;          // what is on its way to them
+  int sends = 0;
+  Dim3 index;  // of its first block
   size_t current = 0;
   uint32_t arrived = 0;
   uint64_t meetings = 0, progress = 0;
@@ -126,11 +138,15 @@ void start_cluster() {
   for (Block& block : g.blocks) {
     std::fill(block.shared.begin(), block.shared.end(), kPoison);
     block.arrived = 0;
+    block.barriers = {};
     block.copies = 0;
     block.stores = {};
   }
   g.barriers.clear();
+  g.sent.clear();
+  g.sends = 0;
   g.arrived = 0;
+  g.meetings = 0;
   for (Warp& warp : g.warps) warp = {};
   const Dim3 size = g.launch.block;
   const auto count = static_cast<uint32_t>(g.threads.size() / g.blocks.size());
@@ -151,7 +167,8 @@ void start_cluster() {
     thread.product_groups.clear();
     thread.sums.clear();
     thread.product_waits = 0;
-    thread.fenced = thread.hidden = false;
+    thread.seen = 0;
+    thread.arrived = thread.fenced = thread.hidden = false;
     thread.fiber.reset(&entry);
     ++g.warps[thread.warp].lanes;
   }
@@ -200,9 +217,13 @@ void run_cluster() {
     move_to(g.unpublished, stores.fenced);
   };
   for (Block& block : g.blocks) keep(block.stores);
+  for (const auto& [place, b] : g.barriers) {
+    if (!b.copies.empty()) g.error = "a block ends before what was sent to it is there";
+  }
   for (Thread& thread : g.threads) {
     keep(thread.stores);
     if (!thread.open.empty()) g.error = "a thread ends with copies it never committed";
+    if (thread.arrived) g.error = "a thread ends before its cluster has met";
     if (!thread.products.empty() || !thread.product_groups.empty()) {
       g.error = "a thread ends with products it never waited for";
     }
@@ -243,10 +264,13 @@ void check_source(const void* from, uint32_t bytes, const char* what) {
     fail(std::string(what) + ": misaligned source");
 }
 
-Barrier& barrier(uint32_t at) {
-  const auto found = g.barriers.find({me().block, at});
+Barrier& barrier_of(uint32_t block, uint32_t at) {
+  const auto found = g.barriers.find({block, at});
   if (found == g.barriers.end()) fail("mbarrier: used before barrier_init");
   return found->second;
+}
+Barrier& barrier(uint32_t at) {
+  return barrier_of(me().block, at);
 }
 
 }  // namespace
@@ -313,6 +337,14 @@ void sync_block() {
   });
 }
 
+void sync_warps(uint32_t barrier, uint32_t threads) {
+  if (me().barriers++ == g.launch.faults.barrier) return;
+  WarpBarrier& b = g.blocks[me().block].barriers.at(barrier);
+  if (b.arrived > 0 && b.threads != threads) fail("sync_warps: a barrier of other threads");
+  b.threads = threads;
+  meet(b.arrived, b.meetings, threads, [] {});
+}
+
 void store_later(void* to, const void* from, size_t bytes) {
   if (bytes > kStoreBytes) fail("store for other blocks: too long");
   Store& store = me().stores.plain.emplace_back(to, bytes);
@@ -330,9 +362,29 @@ void publish() {
   land(me().stores.fenced);
 }
 
+void arrive_cluster() {
+  Thread& thread = me();
+  if (thread.arrived) fail("cluster: arrived twice");
+  thread.arrived = true;
+  thread.skips = thread.clusters++ == g.launch.faults.cluster;
+  if (thread.skips) return;
+  thread.met = g.meetings;
+  if (++g.arrived < g.threads.size()) return;
+  g.arrived = 0;
+  ++g.meetings;
+  ++g.progress;
+}
+
+void wait_cluster() {
+  if (!std::exchange(me().arrived, false)) fail("cluster: waits before it arrived");
+  if (me().skips) return;
+  while (me().met == g.meetings) yield();
+  me().seen = me().met + 1;
+}
+
 void sync_cluster() {
-  if (me().clusters++ == g.launch.faults.cluster) return;
-  meet(g.arrived, g.meetings, static_cast<uint32_t>(g.threads.size()), [] {});
+  arrive_cluster();
+  wait_cluster();
 }
 
 void sync_warp() {
@@ -407,7 +459,8 @@ void fence_shared_products() {
 
 void barrier_init(uint32_t at, uint32_t arrivals) {
   shared(at, 8, 8, "mbarrier");
-  g.barriers[{me().block, at}] = {.arrivals = arrivals, .missing = arrivals, .copies = {}};
+  g.barriers[{me().block, at}] = {
+      .arrivals = arrivals, .missing = arrivals, .made = g.meetings, .copies = {}};
 }
 
 namespace {
@@ -455,6 +508,16 @@ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t valid, ui
   if (g.blocks[me().block].copies++ == g.launch.faults.copy) return;
   poison(to, bytes, "bulk copy");
   b.copies.push_back({me().block, to, bytes, valid, from});
+}
+
+void send(uint32_t block, uint32_t to, const void* from, uint32_t bytes, uint32_t at) {
+  shared_of(block, to, bytes, bytes, "send");
+  Barrier& b = barrier_of(block, at);
+  if (block != me().block && me().seen <= b.made) fail("send: no meeting since barrier_init");
+  if (g.sends++ == g.launch.faults.send) return;
+  std::memcpy(g.sent.emplace_back().data(), from, bytes);
+  b.copies.push_back({block, to, bytes, bytes, g.sent.back().data()});
+  ++g.progress;
 }
 
 void barrier_wait(uint32_t at, uint32_t parity) {

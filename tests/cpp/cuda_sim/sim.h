@@ -22,8 +22,9 @@ struct Dim3 {
 
 // What a launch leaves out on purpose, to show that a test would notice; -1 is nothing.
 struct Faults {
-  int barrier = -1;  // this sync_block of every thread does nothing
-  int cluster = -1;  // this sync_cluster likewise
+  int barrier = -1;  // this sync_block or sync_warps of every thread does nothing
+  int cluster = -1;  // this sync_cluster likewise, or its two halves
+  int send = -1;     // this write to another block's barrier never happens
   int wait = -1;     // this wait for copies of every thread does nothing
   int copy = -1;     // this asynchronous copy of the block never happens
   int product = -1;  // this wait for products of every thread does nothing
@@ -53,6 +54,9 @@ uint8_t* shared(uint32_t at, size_t bytes, size_t alignment, const char* what);
 
 void sync_block();
 void sync_warp();
+// sync_block of that many threads at barrier 1 to 15 of the block. What they wrote to global memory
+// is not passed on there.
+void sync_warps(uint32_t barrier, uint32_t threads);
 
 // A write to global memory that others may see only behind a fence of this thread, or of one that
 // a barrier has let pass since, and then an atomic operation, of the fence's thread or again behind
@@ -65,6 +69,8 @@ void publish();
 
 // The same of a block of this thread's cluster, and a meeting of all its blocks.
 uint8_t* shared_of(uint32_t block, uint32_t at, size_t bytes, size_t alignment, const char* what);
+void arrive_cluster();
+void wait_cluster();
 void sync_cluster();
 
 // Deposits `bytes` <= kSlotBytes of this lane and returns lane 0's deposit once all 32 are there;
@@ -83,6 +89,9 @@ void barrier_expect(uint32_t at, uint32_t bytes);
 void barrier_arrive(uint32_t at);
 void barrier_wait(uint32_t at, uint32_t parity);
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t valid, uint32_t barrier);
+// A write to shared memory of that block of the cluster that reports to its barrier, as a copy
+// does.
+void send(uint32_t block, uint32_t to, const void* from, uint32_t bytes, uint32_t barrier);
 
 // Products of a warpgroup: queued with what they need, done when their group is waited for.
 void fence_products();
