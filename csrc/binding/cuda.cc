@@ -323,8 +323,9 @@ class CudaMatrix {
 
   // Most tokens of a call; 0 if the columns of one do not fit in a block's shared memory.
   int64_t most_tokens() const {
-    for (const int64_t m : {most_tokens_cuda(w_, device_), kMaxTokens, kMaxP24Tokens,
-                            int64_t{kSell4Tokens}, kMaxGapTokens, int64_t{2}, int64_t{1}}) {
+    for (const int64_t m :
+         {most_tokens_cuda(w_, device_), kMaxTokens, kMaxP24Tokens, int64_t{24}, int64_t{16},
+          int64_t{kSell4Tokens}, kMaxGapTokens, int64_t{2}, int64_t{1}}) {
       SpmmT16Plan ignored;
       if (plan_spmm_cuda(w_, m, device_, &ignored).ok()) return m;
     }

@@ -1,43 +1,49 @@
-// Columns of 16 rows put into groups: for the fullest column left, look for others that fill up
-// what it leaves, exactly where possible. Of random halves nearly all groups are exact while some
-// hundred columns are left to choose from.
+// Columns of 16 rows put into groups: for the fullest column of those to choose from, or for one
+// that has waited long, look for others that fill up what it leaves, exactly where possible. Of
+// random halves nearly all groups are exact while some hundred columns are left to choose from.
 #include "format/column_groups.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 #include <memory>
 
 namespace tamis {
 namespace {
 
 constexpr int kRows = 16, kPatterns = 1 << kRows;
-constexpr int kFar = 4;  // rows in which a second column may differ from the first one's complement
+constexpr int kLook = 768;       // columns to choose from
+constexpr int kFirstLook = 256;  // at first, so that the first groups wait for few columns
+constexpr int kAhead = 1280;     // of the first one not in a group yet, the last one to choose
+constexpr int kOverdue = 1024;   // where the first one is in the next group
+constexpr size_t kWaiting = 32;  // groups that wait for a neighbour
+static_assert(kAhead < kGroupWindow && kOverdue < kAhead && kLook % 16 == 0);
 
-struct Tables {
-  std::array<uint8_t, kPatterns> count;  // of bits
-  std::vector<uint16_t> near;            // patterns of up to kFar bits, fewest first
-
-  Tables() {
-    for (int i = 0; i < kPatterns; ++i) count[i] = static_cast<uint8_t>(__builtin_popcount(i));
-    for (int bits = 0; bits <= kFar; ++bits) {
-      for (int i = 0; i < kPatterns; ++i) {
-        if (count[i] == bits) near.push_back(static_cast<uint16_t>(i));
-      }
-    }
-  }
-};
-const Tables& tables() {
-  static const Tables made;
-  return made;
+// Of 16 bits; one of many in a loop, which compilers make vectors of.
+constexpr uint16_t count_bits(uint16_t x) {
+  x = static_cast<uint16_t>(x - (x >> 1 & 0x5555));
+  x = static_cast<uint16_t>((x & 0x3333) + (x >> 2 & 0x3333));
+  x = static_cast<uint16_t>((x + (x >> 4)) & 0x0f0f);
+  return static_cast<uint16_t>((x + (x >> 8)) & 31);
 }
+constexpr uint8_t lowest(uint8_t bits) {
+  return static_cast<uint8_t>(bits & -bits);
+}
+
+// A column that a search has found: what its rows keep, and its bank as a bit.
+struct Found {
+  uint16_t rows;
+  uint8_t bank;
+};
 
 // Columns to choose from: some of those that are left, as many as it pays to look at.
 class Pool {
  public:
-  Pool(const std::vector<uint16_t>& rows, GroupShape shape)
-      : table_(tables()), rows_(rows), known_(kPatterns) {
+  Pool(const std::vector<uint16_t>& rows, const std::vector<uint8_t>& bank, GroupShape shape)
+      : rows_(rows), bank_(bank), banks_(kPatterns), times_(kPatterns), known_(kPatterns / 64) {
     int64_t kept = 0, columns = 0;
     for (const uint16_t r : rows) {
-      kept += table_.count[r];
+      kept += count_bits(r);
       columns += r != 0;
     }
     // What a group of the fewest has on average.
@@ -50,99 +56,254 @@ class Pool {
   int size() const { return n_; }
   int full() const { return full_; }      // kept by a group without room
   int enough() const { return enough_; }  // likewise, to look no further
+  // Of all columns, to go through; those at size() and beyond, up to kLook, say nothing.
+  const uint16_t* rows() const { return pattern_.data(); }
+  const uint16_t* bits() const { return bits_.data(); }
+  const uint16_t* in_bank() const { return in_bank_.data(); }
   uint16_t rows(int i) const { return pattern_[i]; }
-  int count(uint16_t rows) const { return table_.count[rows]; }
   int bits(int i) const { return bits_[i]; }
-  bool has(uint16_t rows) const { return known_[rows] > 0; }
-  const std::vector<uint16_t>& near() const { return table_.near; }
+  uint8_t bank(int i) const { return static_cast<uint8_t>(in_bank_[i]); }
+  Found found(int i) const { return {pattern_[i], bank(i)}; }
+  bool has(uint16_t rows) const { return known_[rows / 64] >> (rows % 64) & 1; }
+  uint8_t banks(uint16_t rows) const { return banks_[rows]; }  // of columns like that
+  int32_t next() const { return static_cast<int32_t>(next_); }
 
-  // The fullest of some.
-  int fullest() const {
+  // The first column if it is overdue, or the fullest of some.
+  int first() const {
+    if (oldest_ + kOverdue < next()) {
+      return static_cast<int>(std::find(column_.begin(), column_.begin() + n_, oldest_) -
+                              column_.begin());
+    }
     int best = 0;
     for (int i = 1; i < std::min(n_, 128); ++i) {
       if (bits_[i] > bits_[best]) best = i;
     }
     return best;
   }
-  int find(uint16_t rows) const {
+  int32_t take(const Found& found) {
     int i = 0;
-    while (pattern_[i] != rows) ++i;
-    return i;
+    while (pattern_[i] != found.rows || (in_bank_[i] & found.bank) == 0) ++i;
+    return take(i);
   }
   int32_t take(int i) {
     const int32_t column = column_[i];
-    --known_[pattern_[i]];
+    const uint16_t rows = pattern_[i];
+    ++taken_;
     --n_;
     pattern_[i] = pattern_[n_];
     column_[i] = column_[n_];
     bits_[i] = bits_[n_];
+    in_bank_[i] = in_bank_[n_];
+    forget(rows);
+    if (column == oldest_ && n_ > 0) {
+      oldest_ = *std::min_element(column_.begin(), column_.begin() + n_);
+    }
     return column;
   }
   void fill() {
-    for (; n_ < look_ && next_ < rows_.size(); ++next_) {
+    const int look = std::min(look_, kFirstLook + taken_);
+    for (; n_ < look && next_ < rows_.size(); ++next_) {
       if (rows_[next_] == 0) continue;
+      if (n_ == 0) oldest_ = next();
+      if (next() >= oldest_ + kAhead) return;
       pattern_[n_] = rows_[next_];
-      column_[n_] = static_cast<int32_t>(next_);
-      bits_[n_] = table_.count[pattern_[n_]];
-      ++known_[pattern_[n_++]];
+      column_[n_] = next();
+      bits_[n_] = count_bits(pattern_[n_]);
+      in_bank_[n_] = static_cast<uint16_t>(1u << bank_[next_]);
+      known_[pattern_[n_] / 64] |= uint64_t{1} << (pattern_[n_] % 64);
+      banks_[pattern_[n_]] |= bank(n_);
+      ++times_[pattern_[n_]];
+      ++n_;
     }
   }
 
  private:
-  static constexpr int kLook = 1024;
-  const Tables& table_;
+  // What is left of the columns like one that was taken.
+  void forget(uint16_t rows) {
+    banks_[rows] = 0;
+    if (--times_[rows] == 0) {
+      known_[rows / 64] &= ~(uint64_t{1} << (rows % 64));
+      return;
+    }
+    for (int i = 0; i < n_; ++i) {
+      if (pattern_[i] == rows) banks_[rows] |= bank(i);
+    }
+  }
+
   const std::vector<uint16_t>& rows_;
+  const std::vector<uint8_t>& bank_;
   size_t next_ = 0;
-  std::vector<uint16_t> known_;  // how often a pattern is in the pool
-  int full_ = 0, enough_ = 0, look_ = 0, n_ = 0;
-  std::array<uint16_t, kLook> pattern_;
-  std::array<int32_t, kLook> column_;
-  std::array<uint8_t, kLook> bits_;
+  std::vector<uint8_t> banks_;   // of a pattern, a bit each
+  std::vector<uint16_t> times_;  // that it is in the pool
+  std::vector<uint64_t> known_;  // a bit a pattern: whether it is in the pool
+  int full_ = 0, enough_ = 0, look_ = 0, taken_ = 0, n_ = 0;
+  int32_t oldest_ = 0;  // column
+  alignas(64) std::array<uint16_t, kLook> pattern_ = {};
+  std::array<int32_t, kLook> column_ = {};
+  std::array<uint16_t, kLook> bits_ = {}, in_bank_ = {};
+};
+
+// Groups that wait for one beside them whose columns lie in other banks.
+class Waiting {
+ public:
+  explicit Waiting(const std::vector<uint8_t>& bank) : bank_(bank) {}
+
+  bool empty() const { return items_.empty(); }
+  // Whether a group waits whose columns lie in four different banks, these.
+  bool has(uint8_t banks) const { return sets_[banks] > 0; }
+
+  // Adds a group; with it a neighbour leaves if one is found.
+  void add(const ColumnGroup& group, std::vector<ColumnGroup>* out) {
+    items_.push_back(Item(bank_, group));
+    const Item& last = items_.back();
+    if (last.most == 1) ++sets_[last.banks];
+    for (size_t i = 0; i + 1 < items_.size(); ++i) {
+      if (items_[i].most == last.most && most_in_bank(items_[i].in + last.in) <= last.most) {
+        return leave(i, items_.size() - 1, out);
+      }
+    }
+  }
+  // Those that can wait no longer: of columns before `column`, or where too many wait.
+  void hurry(int32_t column, std::vector<ColumnGroup>* out) {
+    while (items_.size() > 1) {
+      const auto oldest =
+          std::min_element(items_.begin(), items_.end(),
+                           [](const Item& a, const Item& b) { return a.least < b.least; });
+      if (items_.size() <= kWaiting && oldest->least >= column) return;
+      send(static_cast<size_t>(oldest - items_.begin()), out);
+    }
+  }
+  void end(std::vector<ColumnGroup>* out) {
+    while (items_.size() > 1) send(0, out);
+    if (!items_.empty()) out->push_back(items_[0].group);
+    items_.clear();
+  }
+
+ private:
+  struct Item {
+    ColumnGroup group;
+    uint32_t in = 0;    // columns in each bank, four bits a bank
+    uint8_t banks = 0;  // a bit each
+    int most = 1;       // columns of one bank
+    int32_t least = INT32_MAX;
+
+    Item(const std::vector<uint8_t>& bank, const ColumnGroup& of) : group(of) {
+      for (const int32_t c : of) {
+        if (c < 0) continue;
+        in += 1u << (4 * bank[c]);
+        banks |= static_cast<uint8_t>(1u << bank[c]);
+        least = std::min(least, c);
+      }
+      most = most_in_bank(in);
+    }
+  };
+  static int most_in_bank(uint32_t in) {
+    int most = 1;
+    for (; in != 0; in >>= 4) most = std::max(most, static_cast<int>(in & 15));
+    return most;
+  }
+  void leave(size_t i, size_t j, std::vector<ColumnGroup>* out) {
+    for (const size_t k : {i, j}) {
+      out->push_back(items_[k].group);
+      if (items_[k].most == 1) --sets_[items_[k].banks];
+    }
+    items_.erase(items_.begin() + static_cast<std::ptrdiff_t>(std::max(i, j)));
+    items_.erase(items_.begin() + static_cast<std::ptrdiff_t>(std::min(i, j)));
+  }
+  // With the neighbour that costs least.
+  void send(size_t i, std::vector<ColumnGroup>* out) {
+    size_t best = i == 0 ? 1 : 0;
+    int cost = INT32_MAX;
+    for (size_t j = 0; j < items_.size(); ++j) {
+      if (j == i) continue;
+      const int of = 2 * most_in_bank(items_[i].in + items_[j].in) - items_[j].most;
+      if (of < cost) best = j, cost = of;
+    }
+    leave(i, best, out);
+  }
+
+  const std::vector<uint8_t>& bank_;
+  std::vector<Item> items_;
+  std::array<uint16_t, 256> sets_ = {};
 };
 
 // What follows the first column of a group.
 struct Rest {
-  std::array<uint16_t, 3> rows;
-  int columns = 0, kept = -1;
+  std::array<Found, 3> found;
+  int columns = 0, score = -1;
 
-  void offer(int kept_of, std::initializer_list<uint16_t> rows_of) {
-    if (kept_of <= kept) return;
-    kept = kept_of;
+  void offer(int score_of, std::initializer_list<Found> columns_of) {
+    if (score_of <= score) return;
+    score = score_of;
     columns = 0;
-    for (const uint16_t r : rows_of) rows[columns++] = r;
+    for (const Found& f : columns_of) found[columns++] = f;
   }
 };
 
-// The column that keeps most where none of `taken` is kept, neither `but` nor `nor`; -1 if none.
-int most_beside(const Pool& pool, uint16_t taken, int but, int nor) {
-  int best = -1, kept = 0;
-  for (int i = 0; i < pool.size(); ++i) {
-    const int more = pool.rows(i) & taken ? 0 : pool.bits(i);
-    if (more > kept && i != but && i != nor) best = i, kept = more;
-  }
-  return best;
-}
+// Scores of a kept weight, and what a column costs whose bank another one of the group has.
+constexpr int kWeight = 4, kSameBank = 3;
 
-// Three columns with which every row keeps two exactly.
-bool find_exact(const Pool& pool, uint16_t a, Rest* rest) {
-  constexpr int kTries = 24;
-  int tries = 0;
-  for (const uint16_t flips : pool.near()) {
-    const auto b = static_cast<uint16_t>(~a ^ flips);
-    if (!pool.has(b)) continue;
-    if (++tries > kTries) return false;
-    const uint16_t none = ~(a | b), one = a ^ b, care = ~one;
-    for (int i = 0; i < pool.size(); ++i) {
-      const uint16_t c = pool.rows(i);
-      if ((c & care) != none) continue;
-      const auto d = static_cast<uint16_t>(none | (one & ~c));
-      // Columns that are alike would be one taken twice.
-      if (!pool.has(d) || c == d || c == b || d == b) continue;
-      rest->offer(2 * kRows, {b, c, d});
-      return true;
+// Calls fn(i) for the columns that `wanted` says, until it returns true; all are looked at first,
+// by vectors.
+template <class Wanted, class Fn>
+bool find_column(const Pool& pool, const Wanted& wanted, const Fn& fn) {
+  alignas(64) std::array<uint8_t, kLook> all;
+  for (int i = 0; i < kLook; ++i) all[i] = wanted(i) ? 1 : 0;
+  for (int first = 0; first < pool.size(); first += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, &all[first], sizeof eight);
+    for (; eight != 0; eight &= eight - 1) {  // a bit of each
+      const int i = first + __builtin_ctzll(eight) / 8;
+      if (i < pool.size() && fn(i)) return true;
     }
   }
   return false;
+}
+
+// Three columns with which every row keeps two exactly: in four banks and beside a group that
+// waits, or in four banks, or any.
+bool find_exact(const Pool& pool, const Found& first, const Waiting& waiting, Rest* rest) {
+  constexpr int kFar = 4;  // rows in which a second column may differ from the first's complement
+  constexpr int kTries = 14;  // second columns, once three have been found
+  enum { kAny, kApart, kBeside };
+  const uint16_t a = first.rows;
+  const uint16_t* rows = pool.rows();
+  int tries = 0;
+  const auto take_second = [&](int at_b) {
+    if (++tries > kTries && rest->score >= 0) return true;
+    const Found second = pool.found(at_b);
+    const uint16_t b = second.rows, none = ~(a | b), one = a ^ b, care = ~one;
+    const bool apart = (second.bank & first.bank) == 0;
+    if (!apart && rest->score >= 0) return false;
+    const auto take_third = [&](int at_c) {
+      const Found third = pool.found(at_c);
+      const uint16_t c = third.rows, d = static_cast<uint16_t>(none | (one & ~c));
+      // Columns that are alike would be one taken twice.
+      if (!pool.has(d) || c == d || c == b || d == b) return false;
+      const auto used = static_cast<uint8_t>(first.bank | second.bank | third.bank);
+      const bool three = apart && (third.bank & (first.bank | second.bank)) == 0;
+      uint8_t banks = three ? pool.banks(d) & ~used : 0;
+      rest->offer(banks != 0 ? kApart : kAny,
+                  {second, third, {d, lowest(banks != 0 ? banks : pool.banks(d))}});
+      for (; banks != 0; banks &= static_cast<uint8_t>(banks - 1)) {
+        if (waiting.has(static_cast<uint8_t>(~(used | lowest(banks))))) {
+          rest->offer(kBeside, {second, third, {d, lowest(banks)}});
+          return true;
+        }
+      }
+      return false;
+    };
+    // Where either the third or the fourth is kept, that is the fourth in the last such row: so no
+    // two are found twice.
+    const uint16_t looked_at = care | std::bit_floor(one);
+    return find_column(
+        pool, [=](int i) { return static_cast<uint16_t>(rows[i] & looked_at) == none; },
+        take_third);
+  };
+  find_column(
+      pool, [=](int i) { return count_bits(static_cast<uint16_t>(rows[i] ^ ~a)) <= kFar; },
+      take_second);
+  return rest->score >= 0;
 }
 
 // The kBeam columns that `score` ranks first, of those it gives no less than 0.
@@ -153,9 +314,11 @@ struct Best {
 
   template <class Score>
   Best(const Pool& pool, const Score& score) {
+    alignas(64) std::array<int16_t, kLook> all;
+    for (int i = 0; i < kLook; ++i) all[i] = score(i);
     std::array<int, kBeam> scores;
     for (int i = 0; i < pool.size(); ++i) {
-      const int s = score(i);
+      const int s = all[i];
       if (s < 0 || (n == kBeam && s <= scores[n - 1])) continue;
       int place = n < kBeam ? n++ : n - 1;
       for (; place > 0 && scores[place - 1] < s; --place) {
@@ -168,114 +331,118 @@ struct Best {
   }
 };
 
+// What a column adds beside those of `banks`; 16 bits, as are the scores made of it.
+int16_t worth(uint16_t bits, uint16_t in_bank, uint16_t banks) {
+  return static_cast<int16_t>(kWeight * bits - ((in_bank & banks) != 0 ? kSameBank : 0));
+}
+int worth(const Pool& pool, int i, uint16_t banks) {
+  return worth(pool.bits()[i], pool.in_bank()[i], banks);
+}
+
+// The column worth most of which none of `taken` is kept, neither `but` nor `nor`; -1 if none.
+int most_beside(const Pool& pool, uint16_t taken, uint16_t banks, int but, int nor) {
+  const uint16_t *rows = pool.rows(), *bits = pool.bits(), *in_bank = pool.in_bank();
+  alignas(64) std::array<int16_t, kLook> all;
+  for (int i = 0; i < kLook; ++i) {
+    const int16_t of = worth(bits[i], in_bank[i], banks);
+    all[i] = (rows[i] & taken) != 0 ? int16_t{0} : of;
+  }
+  for (const int i : {but, nor}) {
+    if (i >= 0) all[i] = 0;
+  }
+  for (int i = pool.size(); i < kLook; ++i) all[i] = 0;
+  int16_t most = 0;
+  for (int i = 0; i < kLook; ++i) most = std::max(most, all[i]);
+  return most == 0 ? -1 : static_cast<int>(std::find(all.begin(), all.end(), most) - all.begin());
+}
+
 // Columns after which most is kept, among those that look best one after another.
-void find_pairs(const Pool& pool, uint16_t a, Rest* rest) {
-  const int of_a = pool.count(a);
+void find_pairs(const Pool& pool, const Found& first, Rest* rest) {
+  const uint16_t a = first.rows;
+  const int of_a = kWeight * count_bits(a);
   rest->offer(of_a, {});
-  const Best seconds(
-      pool, [&](int i) { return 64 + 4 * pool.bits(i) - 7 * pool.count(a & pool.rows(i)); });
+  const uint16_t *rows = pool.rows(), *bits = pool.bits(), *in_bank = pool.in_bank();
+  const uint16_t one = first.bank;
+  const Best seconds(pool, [=](int i) {
+    const uint16_t both = count_bits(a & rows[i]);
+    return static_cast<int16_t>(64 + worth(bits[i], in_bank[i], one) - 7 * both);
+  });
   for (int i = 0; i < seconds.n; ++i) {
     const int at_b = seconds.at[i];
     const uint16_t b = pool.rows(at_b), full = a & b, any = a | b;
-    const int of_b = of_a + pool.bits(at_b);
-    rest->offer(of_b, {b});
-    const Best thirds(pool, [&](int k) {
-      const uint16_t c = pool.rows(k);
-      return c & full ? -1 : 6 * pool.bits(k) - 2 * pool.count(c & any);
+    const auto two = static_cast<uint16_t>(one | pool.bank(at_b));
+    const int of_b = of_a + worth(pool, at_b, one);
+    rest->offer(of_b, {pool.found(at_b)});
+    const Best thirds(pool, [=](int k) {
+      const uint16_t beside = count_bits(rows[k] & any);
+      const auto score =
+          static_cast<int16_t>(32 + worth(bits[k], in_bank[k], two) + 2 * bits[k] - 2 * beside);
+      return (rows[k] & full) != 0 ? int16_t{-1} : score;
     });
     for (int j = 0; j < thirds.n; ++j) {
       const int at_c = thirds.at[j];
       if (at_c == at_b) continue;
       const uint16_t c = pool.rows(at_c);
-      const int of_c = of_b + pool.bits(at_c);
-      rest->offer(of_c, {b, c});
-      const int d = most_beside(pool, full | (any & c), at_b, at_c);
-      if (d >= 0) rest->offer(of_c + pool.bits(d), {b, c, pool.rows(d)});
-      if (rest->kept >= pool.enough()) return;
+      const auto three = static_cast<uint16_t>(two | pool.bank(at_c));
+      const int of_c = of_b + worth(pool, at_c, two);
+      rest->offer(of_c, {pool.found(at_b), pool.found(at_c)});
+      const int d = most_beside(pool, full | (any & c), three, at_b, at_c);
+      if (d >= 0) {
+        rest->offer(of_c + worth(pool, d, three),
+                    {pool.found(at_b), pool.found(at_c), pool.found(d)});
+      }
+      if (rest->score >= kWeight * pool.enough()) return;
     }
   }
 }
 
 // Two columns that keep nothing together with it and most among themselves.
-void find_apart(const Pool& pool, uint16_t a, Rest* rest) {
-  const int of_a = pool.count(a);
+void find_apart(const Pool& pool, const Found& first, Rest* rest) {
+  const uint16_t a = first.rows;
+  const int of_a = kWeight * count_bits(a);
   rest->offer(of_a, {});
-  const Best seconds(pool, [&](int i) { return a & pool.rows(i) ? -1 : pool.bits(i); });
+  const uint16_t *rows = pool.rows(), *bits = pool.bits(), *in_bank = pool.in_bank();
+  const uint16_t one = first.bank;
+  const Best seconds(pool, [=](int i) {
+    const auto score = static_cast<int16_t>(kSameBank + worth(bits[i], in_bank[i], one));
+    return (rows[i] & a) != 0 ? int16_t{-1} : score;
+  });
   for (int i = 0; i < seconds.n; ++i) {
-    const uint16_t b = pool.rows(seconds.at[i]);
-    const int of_b = of_a + pool.count(b);
-    rest->offer(of_b, {b});
-    const int c = most_beside(pool, a | b, -1, -1);
-    if (c >= 0) rest->offer(of_b + pool.bits(c), {b, pool.rows(c)});
-    if (rest->kept >= pool.enough()) return;
+    const int at_b = seconds.at[i];
+    const auto two = static_cast<uint16_t>(one | pool.bank(at_b));
+    const int of_b = of_a + worth(pool, at_b, one);
+    rest->offer(of_b, {pool.found(at_b)});
+    const int c = most_beside(pool, a | pool.rows(at_b), two, -1, -1);
+    if (c >= 0) rest->offer(of_b + worth(pool, c, two), {pool.found(at_b), pool.found(c)});
+    if (rest->score >= kWeight * pool.enough()) return;
   }
 }
 
 }  // namespace
 
-std::vector<ColumnGroup> group_columns(const std::vector<uint16_t>& rows, GroupShape shape) {
-  const auto pool = std::make_unique<Pool>(rows, shape);
+std::vector<ColumnGroup> group_columns(const std::vector<uint16_t>& rows,
+                                       const std::vector<uint8_t>& bank, GroupShape shape) {
+  const auto pool = std::make_unique<Pool>(rows, bank, shape);
+  Waiting waiting(bank);
   std::vector<ColumnGroup> groups;
   while (pool->size() > 0) {
-    const int first = pool->fullest();
-    const uint16_t a = pool->rows(first);
+    const int at = pool->first();
+    const Found first = pool->found(at);
     ColumnGroup group = {-1, -1, -1, -1};
-    group[0] = pool->take(first);
+    group[0] = pool->take(at);
     Rest rest;
     if (shape.kept == 1) {
-      find_apart(*pool, a, &rest);
-    } else if (pool->enough() < pool->full() || !find_exact(*pool, a, &rest)) {
-      find_pairs(*pool, a, &rest);
+      find_apart(*pool, first, &rest);
+    } else if (pool->enough() < pool->full() || !find_exact(*pool, first, waiting, &rest)) {
+      find_pairs(*pool, first, &rest);
     }
-    for (int i = 0; i < rest.columns; ++i) group[i + 1] = pool->take(pool->find(rest.rows[i]));
+    for (int i = 0; i < rest.columns; ++i) group[i + 1] = pool->take(rest.found[i]);
     pool->fill();
-    groups.push_back(group);
+    waiting.add(group, &groups);
+    waiting.hurry(pool->next() - kGroupWindow, &groups);
   }
+  waiting.end(&groups);
   return groups;
-}
-
-namespace {
-
-// Columns in each bank, four bits a bank.
-uint32_t columns_in_banks(const std::vector<uint8_t>& bank, const ColumnGroup& group) {
-  uint32_t in = 0;
-  for (const int32_t c : group) in += c < 0 ? 0 : 1u << (4 * bank[c]);
-  return in;
-}
-// Whether at most `most` (1 to 7) columns are in one bank.
-bool spread(uint32_t in, uint32_t most) {
-  return ((in + (7 - most) * 0x11111111u) & 0x88888888u) == 0;
-}
-
-}  // namespace
-
-void spread_groups(const std::vector<uint8_t>& bank, std::vector<ColumnGroup>* groups) {
-  struct Item {
-    uint32_t in, most;
-    ColumnGroup group;
-  };
-  std::vector<Item> left;
-  for (const ColumnGroup& group : *groups) {
-    Item item = {columns_in_banks(bank, group), 1, group};
-    while (!spread(item.in, item.most)) ++item.most;
-    left.push_back(item);
-  }
-  std::stable_sort(left.begin(), left.end(),
-                   [](const Item& a, const Item& b) { return a.most < b.most; });
-  groups->clear();
-  while (!left.empty()) {
-    const Item first = left.front();
-    left.erase(left.begin());
-    groups->push_back(first.group);
-    if (left.empty()) break;
-    size_t partner = left.size();
-    for (uint32_t most = first.most; partner == left.size(); ++most) {
-      partner = 0;
-      while (partner < left.size() && !spread(first.in + left[partner].in, most)) ++partner;
-    }
-    groups->push_back(left[partner].group);
-    left.erase(left.begin() + static_cast<std::ptrdiff_t>(partner));
-  }
 }
 
 }  // namespace tamis

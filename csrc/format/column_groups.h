@@ -15,12 +15,14 @@ struct GroupShape {
 
 using ColumnGroup = std::array<int32_t, 4>;  // columns, -1 for none
 
-// rows[c]: a bit for each of 16 rows that keeps column c. Every column that some row keeps is in
-// one group; groups are few, though not always as few as can be. The same for the same rows.
-std::vector<ColumnGroup> group_columns(const std::vector<uint16_t>& rows, GroupShape shape);
+// How far behind the last column of it and of all groups before it a column of a group may lie.
+inline constexpr int32_t kGroupWindow = 1408;
 
-// Orders groups so that few of the columns of each two neighbours, the first with the second, the
-// third with the fourth, are in one of eight banks, of which bank[c] is that of column c.
-void spread_groups(const std::vector<uint8_t>& bank, std::vector<ColumnGroup>* groups);
+// rows[c]: a bit for each of 16 rows that keeps column c; bank[c]: in which of eight banks it lies.
+// Every column that some row keeps is in one group; groups are few, though not always as few as can
+// be. They follow the columns, up to kGroupWindow, and few columns of each two neighbours, the
+// first with the second, the third with the fourth, are in one bank. The same for the same rows.
+std::vector<ColumnGroup> group_columns(const std::vector<uint16_t>& rows,
+                                       const std::vector<uint8_t>& bank, GroupShape shape);
 
 }  // namespace tamis

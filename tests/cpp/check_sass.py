@@ -40,7 +40,10 @@ MAX_SELL4 = {1: 47, 2: 62, 4: 92, 8: 152}  # sm_90, one step of sell4 (32 groups
 MAX_GAP = {1: 60, 2: 80, 4: 112}  # sm_90, one step of gap (256 entries), by tokens
 # sm_90, a record of p24 by products of 8 tokens: of two of four columns (1024 weights), of one of
 # three (1536).
-MAX_P24 = {False: {1: 28, 2: 32}, True: {1: 60, 2: 72}}
+MAX_P24 = {
+    False: {1: 28, 2: 32, 3: 37, 4: 42},
+    True: {1: 60, 2: 72, 3: 84, 4: 96},
+}
 # The same of 16 x 64 of a bitmap, with all that is rarely taken; registers of its blocks alone on an SM.
 MAX_GROUP, MAX_GROUP_REGISTERS = 600, 255
 MAX_GROUP24 = 150  # sm_90a, a record of m24 by warpgroups with any tokens, copying its part of x
@@ -363,11 +366,13 @@ def main() -> int:
     found = functions(run(tool, "--dump-sass", library))
     # On three architectures: six formats with four token tiles in two dtypes, three of
     # them with scales for groups as well, two roundings of x and three expansions of codes, gap with three numbers of
-    # tokens in two, p24 with two in two, of two kinds of groups, sell4 with four, sixteen attentions, seventeen for the rest of a KV cache, two passes of five
+    # tokens in two, p24 with four in two, of two kinds of groups, sell4 with four, sixteen attentions, seventeen for the rest of a KV cache, two passes of five
     # for kv_mass and what joins them, seven of kv_merge, rows moved in five pieces in two ways, keys rebuilt in two dtypes and sizes, eight of activations in two dtypes, eight of prompts, three of gradients
     # in two, their places and ways to and from dense, eight of spgemm; the expansions on two, two choices of
     # tokens on one.
-    wanted = 3 * (48 + 24 + 5 + 6 + 8 + 9 + 16 + 17 + 11 + 17 + 4 + 16 + 8 + 9 + 8) + 3 * 2 + 2
+    wanted = (
+        3 * (48 + 24 + 5 + 6 + 16 + 9 + 16 + 17 + 11 + 17 + 4 + 16 + 8 + 9 + 8) + 3 * 2 + 2
+    )
     wanted += 2 * (
         5 + 5 + 4
     )  # by warpgroups on sm_90a, in two dtypes: m24 for few, for many, bitmap

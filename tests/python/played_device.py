@@ -165,7 +165,7 @@ class Played:
     ) -> None:
         form = self.form = rest[2]
         Played.made.append(form)
-        self.most_tokens = {"gap": 4, "p24": 16, "sell4": 8}.get(form, 64)
+        self.most_tokens = {"gap": 4, "p24": 24, "sell4": 8}.get(form, 64)
         if form == "bitmap":
             words = at_address(mask_ptr, (rows, 8 * -(-cols // 64)), np.uint8)
             kept = np.unpackbits(words, axis=1, bitorder="little")[:, :cols].astype(bool)

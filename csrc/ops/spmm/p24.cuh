@@ -1,15 +1,17 @@
-// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for 1 to 16 tokens.  w: p24, bf16 or f16; x, bias, y:
-// the same dtype; accumulates f32 on sparse tensor cores. Tile: a warp takes a part of a unit's
-// records (16 rows, columns put together), kDepth of which are on their way to its registers, and
-// multiplies each step with kTokenTiles token fragments, which it collects from x by column: x lies
-// in shared memory with the 8 tokens of a column side by side, so a row of a transposed 8 x 8
-// matrix may be any column. Reduction: warps of a row tile add up in shared memory; panels of k are
-// a cluster and add up through it as well, or leave f32 partial sums in the workspace, which the
-// last one to arrive adds; always from the first part to the last, so results repeat bit for bit.
-// Needs: tickets zero before the first call; every call leaves them zero. Launched so that it may
-// begin before the kernel before it ends, it needs weights which that kernel did not write. Tail:
-// slots without a column repeat one, with weights of zero; x beyond k and m is zero. A pruned
-// weight times Inf or NaN is NaN here.
+// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for 1 to 32 tokens, of which x of a
+// panel fits in shared memory.  w: p24, bf16 or f16; x, bias, y: the same dtype; accumulates f32 on
+// sparse tensor cores. Tile: a warp takes a part of a unit's records (16 rows, columns put
+// together), kDepth of which are on their way to its registers, and multiplies each step with
+// kTokenTiles token fragments, which it collects from x by column: x lies in shared memory with the
+// 8 tokens of a column side by side, so a row of a transposed 8 x 8 matrix may be any column. As
+// records follow the columns, and warps take those of a unit in turns, only the first columns of x
+// are waited for; some warps copy the others meanwhile. Reduction: warps of a row tile add up in
+// shared memory; panels of k are a cluster and send each other what they add up, or leave f32
+// partial sums in the workspace, which the last one to arrive adds; always from the first part to
+// the last, so results repeat bit for bit. Needs: tickets zero before the first call; every call
+// leaves them zero. Launched so that it may begin before the kernel before it ends, it needs
+// weights which that kernel did not write. Tail: slots without a column repeat one, with weights of
+// zero; x beyond k and m is zero. A pruned weight times Inf or NaN is NaN here.
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -24,7 +26,8 @@ struct P24Config {
   static constexpr DType kType = kTypeOf;            // of w, x, bias and y
   static constexpr int kTokenTiles = kTokenTilesOf;  // of 8 tokens
   static constexpr bool kTriples = kTriplesOf;       // one of three columns, or two of four
-  static constexpr int kDepth = kTriples ? 3 : 4;    // records of a warp in registers
+  // Records of a warp in registers, beside sums.
+  static constexpr int kDepth = (kTriples ? 3 : 4) - (kTokenTiles > 3 ? 1 : 0);
   static constexpr int kAhead = 2;                 // further ones asked into the L2 cache at first
   static constexpr int kSteps = kTriples ? 4 : 2;  // of a record
   static constexpr int kRecordBytes =
@@ -36,18 +39,22 @@ struct P24Config {
 template <class Config>
 struct P24Records {
   const uint8_t* next;
-  int32_t left;  // to be requested
+  int32_t left;    // to be requested
+  uint32_t apart;  // bytes from one to the next
   uint32_t lane;
   uint32_t places[Config::kDepth];
   uint32_t columns[Config::kDepth][Config::kSteps / 2];
   dev::Word4 first[Config::kDepth], second[Config::kDepth];
 
-  TAMIS_DEVICE P24Records(const uint8_t* from, int32_t count, uint32_t lane_of)
-      : next(from), left(count), lane(lane_of) {
+  TAMIS_DEVICE P24Records(const uint8_t* from, int32_t count, uint32_t apart_of, uint32_t lane_of)
+      : next(from), left(count), apart(apart_of), lane(lane_of) {
 #pragma unroll
     for (int slot = 0; slot < Config::kDepth; ++slot) request(slot);
-    if (left > Config::kAhead && lane == 0) {
-      dev::prefetch_range(next, Config::kAhead * Config::kRecordBytes);
+    if (left <= Config::kAhead) return;
+    if (apart == Config::kRecordBytes) {
+      if (lane == 0) dev::prefetch_range(next, Config::kAhead * Config::kRecordBytes);
+    } else if (lane < Config::kAhead) {
+      dev::prefetch_range(next + int64_t{lane} * apart, Config::kRecordBytes);
     }
   }
 
@@ -70,7 +77,7 @@ struct P24Records {
     const uint8_t* values = next + kValuesAt + 16 * lane;
     first[slot] = dev::load_stream(reinterpret_cast<const dev::Word4*>(values));
     second[slot] = dev::load_stream(reinterpret_cast<const dev::Word4*>(values + 512));
-    next += int64_t{Config::kRecordBytes};
+    next += int64_t{apart};
     --left;
   }
 };
@@ -80,58 +87,123 @@ TAMIS_DEVICE uint32_t p24_column_at(uint32_t column) {
   return (column ^ (column >> 3 & 7u)) * static_cast<uint32_t>(p24::kColumnBytes);
 }
 
-// Copies a panel of x, the 8 tokens of a column side by side; zeros beyond k and m.
-template <class Config>
-TAMIS_DEVICE void load_p24_x(const SpmmP24Params& p, int32_t first_col, uint32_t thread,
-                             uint32_t threads) {
+// Column j of four of eight tokens' rows.
+TAMIS_DEVICE dev::Word4 p24_column(const dev::Word2 (&rows)[8], uint32_t j) {
+  uint32_t pairs[4];  // of tokens
+#pragma unroll
+  for (int t = 0; t < 4; ++t) {
+    pairs[t] = dev::byte_permute(j < 2 ? rows[2 * t].x : rows[2 * t].y,
+                                 j < 2 ? rows[2 * t + 1].x : rows[2 * t + 1].y,
+                                 j % 2 == 0 ? 0x5410 : 0x7632);
+  }
+  return {pairs[0], pairs[1], pairs[2], pairs[3]};
+}
+
+// Copies kP24ChunkCols columns of a panel of x, the 8 tokens of a column side by side; zeros beyond
+// k and m.
+TAMIS_DEVICE void copy_p24_columns(const SpmmP24Params& p, int32_t first_col, uint32_t tile,
+                                   uint32_t column) {
   constexpr uint32_t kCols = kP24ChunkCols;
-  const auto tile_bytes = static_cast<uint32_t>(p.panel_cols * p24::kColumnBytes);
-  const uint32_t chunks = static_cast<uint32_t>(p.panel_cols) / kCols;
+  const int32_t col = first_col + static_cast<int32_t>(column);
+  const int32_t tokens = p.m - 8 * static_cast<int32_t>(tile);  // those of the tile, or more
+  const uint16_t* from = p.x + 8 * tile * p.x_stride + col;
+  const uint32_t to = kP24XAt + tile * static_cast<uint32_t>(p.panel_cols * p24::kColumnBytes);
+  if (!p.x_aligned || col + static_cast<int32_t>(kCols) > p.cols) {
 #pragma unroll 1
-  for (uint32_t i = thread; i < chunks * Config::kTokenTiles; i += threads) {
-    const uint32_t tile = i / chunks, column = i % chunks * kCols;
-    const int32_t col = first_col + static_cast<int32_t>(column);
-    const int32_t tokens = p.m - 8 * static_cast<int32_t>(tile);  // those of the tile, or more
-    const uint16_t* from = p.x + 8 * tile * p.x_stride + col;
-    const uint32_t to = kP24XAt + tile * tile_bytes;
-    if (!p.x_aligned || col + static_cast<int32_t>(kCols) > p.cols) {
+    for (int32_t t = 0; t < 8; ++t, from += p.x_stride) {
 #pragma unroll 1
-      for (int32_t t = 0; t < 8; ++t, from += p.x_stride) {
-#pragma unroll 1
-        for (int32_t j = 0; j < static_cast<int32_t>(kCols); ++j) {
-          const bool inside = t < tokens && col + j < p.cols;
-          dev::store_shared<uint16_t>(to + p24_column_at(column + j) + 2 * t,
-                                      inside ? dev::load_volatile(from + j) : uint16_t{0});
-        }
+      for (int32_t j = 0; j < static_cast<int32_t>(kCols); ++j) {
+        const bool inside = t < tokens && col + j < p.cols;
+        dev::store_shared<uint16_t>(to + p24_column_at(column + j) + 2 * t,
+                                    inside ? dev::load_volatile(from + j) : uint16_t{0});
       }
-      continue;
     }
-    dev::Word2 rows[8];
+    return;
+  }
+  dev::Word2 rows[8];
 #pragma unroll
-    for (int32_t t = 0; t < 8; ++t) {
-      rows[t] = t < tokens
-                    ? dev::load_volatile(reinterpret_cast<const dev::Word2*>(from + t * p.x_stride))
-                    : dev::Word2{0, 0};
-    }
+  for (int32_t t = 0; t < 8; ++t) {
+    rows[t] = t < tokens
+                  ? dev::load_volatile(reinterpret_cast<const dev::Word2*>(from + t * p.x_stride))
+                  : dev::Word2{0, 0};
+  }
 #pragma unroll
-    for (uint32_t j = 0; j < kCols; ++j) {
-      uint32_t pairs[4];  // of tokens
-#pragma unroll
-      for (int t = 0; t < 4; ++t) {
-        pairs[t] = dev::byte_permute(j < 2 ? rows[2 * t].x : rows[2 * t].y,
-                                     j < 2 ? rows[2 * t + 1].x : rows[2 * t + 1].y,
-                                     j % 2 == 0 ? 0x5410 : 0x7632);
-      }
-      dev::store_shared<dev::Word4>(to + p24_column_at(column + j),
-                                    {pairs[0], pairs[1], pairs[2], pairs[3]});
-    }
+  for (uint32_t j = 0; j < kCols; ++j) {
+    dev::store_shared<dev::Word4>(to + p24_column_at(column + j), p24_column(rows, j));
   }
 }
 
-// c += x of a step's columns * its weights. at: where this lane's column lies.
+// Copies the first columns of a panel, all threads.
+template <class Config>
+TAMIS_DEVICE void load_p24_x(const SpmmP24Params& p, int32_t first_col, uint32_t thread,
+                             uint32_t threads) {
+  const uint32_t chunks = static_cast<uint32_t>(p.first_cols) / kP24ChunkCols;
+#pragma unroll 1
+  for (uint32_t i = thread; i < chunks * Config::kTokenTiles; i += threads) {
+    copy_p24_columns(p, first_col, i / chunks, i % chunks * kP24ChunkCols);
+  }
+}
+
+// Lanes of a tile of tokens, and columns that a warp copies at a time.
+template <class Config>
+inline constexpr uint32_t kP24Lanes = Config::kTokenTiles == 1   ? 32
+                                      : Config::kTokenTiles == 2 ? 16
+                                                                 : 8;
+template <class Config>
+inline constexpr int32_t kP24Piece = kP24ChunkCols * static_cast<int32_t>(kP24Lanes<Config>);
+
+// Makes the barriers of the stages that follow the first columns.
+template <class Config>
+TAMIS_DEVICE void expect_p24_x(const SpmmP24Params& p) {
+  constexpr int32_t kPiece = kP24Piece<Config>;
+  uint32_t at = kP24StagesAt;
+  for (int32_t left = p.panel_cols - p.first_cols; left > 0; left -= kP24StageCols, at += 8) {
+    const int32_t cols = left < kP24StageCols ? left : kP24StageCols;
+    dev::barrier_init(at, static_cast<uint32_t>(32 * ((cols + kPiece - 1) / kPiece)));
+  }
+  dev::fence_barrier_init();
+}
+
+// Copies the columns after the first ones, by `warps` warps.
+template <class Config>
+TAMIS_DEVICE void follow_p24_x(const SpmmP24Params& p, int32_t first_col, int32_t warp,
+                               int32_t warps, uint32_t lane) {
+  constexpr int32_t kPiece = kP24Piece<Config>;
+  constexpr uint32_t kLanes = kP24Lanes<Config>;
+  static_assert(kP24StageCols % kPiece == 0 && kLanes * Config::kTokenTiles <= 32, "whole pieces");
+#pragma unroll 1
+  for (int32_t from = kPiece * warp; from < p.panel_cols - p.first_cols; from += kPiece * warps) {
+    const uint32_t column =
+        static_cast<uint32_t>(p.first_cols + from) + lane % kLanes * kP24ChunkCols;
+    if (lane / kLanes < Config::kTokenTiles && column < static_cast<uint32_t>(p.panel_cols)) {
+      copy_p24_columns(p, first_col, lane / kLanes, column);
+    }
+    dev::barrier_arrive(kP24StagesAt + 8 * static_cast<uint32_t>(from / kP24StageCols));
+  }
+}
+
+// How far x is known to be there.
+struct P24Arrived {
+  int32_t chunks;
+  uint32_t stage = kP24StagesAt;
+
+  // Waits for what a record reads, by its first step's columns.
+  TAMIS_DEVICE void wait_for(uint32_t columns) {
+    const uint32_t bits = dev::ballot((columns & 1) != 0);
+    const auto last = static_cast<int32_t>((bits & 7) | (bits >> 1 & 0x38));  // p24::window_lane
+    while (last >= chunks) {
+      dev::barrier_wait(stage, 0);
+      stage += 8;
+      chunks += kP24StageCols / static_cast<int32_t>(p24::kChunkCols);
+    }
+  }
+};
+
+// c += x of a step's columns * its weights. tile_bytes: of a panel of x of 8 tokens.
 template <class Config, int kSelector>
-TAMIS_DEVICE void multiply_p24_step(const dev::Word4& a, uint32_t places, uint32_t at,
+TAMIS_DEVICE void multiply_p24_step(const dev::Word4& a, uint32_t places, uint32_t column,
                                     uint32_t tile_bytes, float (&c)[Config::kTokenTiles][4]) {
+  const uint32_t at = kP24XAt + column;
 #pragma unroll
   for (int t = 0; t < Config::kTokenTiles; ++t) {
     const dev::Word4 b = dev::load_matrices_transposed(at + static_cast<uint32_t>(t) * tile_bytes);
@@ -149,25 +221,24 @@ TAMIS_DEVICE void multiply_triples(const dev::Word4& v, uint32_t places, uint32_
                                    uint32_t tile_bytes, float (&c)[Config::kTokenTiles][4]) {
   constexpr uint32_t kFirst = 0x33333333u, kSecond = 0xccccccccu;
   multiply_p24_step<Config, kSelector>({v.x & 0xffffu, v.x >> 16, v.y & 0xffffu, v.y >> 16},
-                                       (places & kFirst) | kSecond, kP24XAt + (columns & 0xffffu),
-                                       tile_bytes, c);
+                                       (places & kFirst) | kSecond, columns & 0xfff0u, tile_bytes,
+                                       c);
   multiply_p24_step<Config, kSelector>({v.z & 0xffffu, v.z >> 16, v.w & 0xffffu, v.w >> 16},
-                                       (places >> 2 & kFirst) | kSecond, kP24XAt + (columns >> 16),
-                                       tile_bytes, c);
+                                       (places >> 2 & kFirst) | kSecond, columns >> 16, tile_bytes,
+                                       c);
 }
 
 template <class Config>
 TAMIS_DEVICE void multiply_p24(const P24Records<Config>& r, int slot, uint32_t tile_bytes,
                                float (&c)[Config::kTokenTiles][4]) {
+  const uint32_t columns = r.columns[slot][0];
   if constexpr (Config::kTriples) {
-    multiply_triples<Config, 0>(r.first[slot], r.places[slot], r.columns[slot][0], tile_bytes, c);
+    multiply_triples<Config, 0>(r.first[slot], r.places[slot], columns, tile_bytes, c);
     multiply_triples<Config, 1>(r.second[slot], r.places[slot], r.columns[slot][1], tile_bytes, c);
   } else {
-    const uint32_t columns = r.columns[slot][0];
-    multiply_p24_step<Config, 0>(r.first[slot], r.places[slot], kP24XAt + (columns & 0xffffu),
-                                 tile_bytes, c);
-    multiply_p24_step<Config, 1>(r.second[slot], r.places[slot], kP24XAt + (columns >> 16),
-                                 tile_bytes, c);
+    // The lowest bits of the first step's columns say where they lie among all.
+    multiply_p24_step<Config, 0>(r.first[slot], r.places[slot], columns & 0xfff0u, tile_bytes, c);
+    multiply_p24_step<Config, 1>(r.second[slot], r.places[slot], columns >> 16, tile_bytes, c);
   }
 }
 
@@ -196,42 +267,61 @@ TAMIS_DEVICE void reduce_p24_warps(const SpmmP24Params& p, uint32_t warp, uint32
   }
 }
 
-// Adds up and writes the sums of row tiles whose panels are a cluster: each block a part of them.
+// Adds up and writes the sums of row tiles whose panels are a cluster: each block has some of them,
+// 8 tokens of a row tile each, which all panels send to it.
 template <class Config>
 TAMIS_DEVICE void meet_p24_cluster(const SpmmP24Params& p, uint32_t warp, uint32_t lane,
                                    const float (&c)[Config::kTokenTiles][4]) {
-  constexpr uint32_t kWarpBytes = Config::kAccumulators * 32 * 4;
   const auto warps = static_cast<uint32_t>(p.warps), panels = static_cast<uint32_t>(p.panels);
-  const auto tiles = static_cast<uint32_t>(p.block_tiles);
-  if (warp % warps == 0 &&
-      warp < tiles * warps) {  // where its own sums would lie, which nobody reads
+  const auto tiles = static_cast<uint32_t>(p.block_tiles),
+             sums_at = static_cast<uint32_t>(p.sums_at);
+  const uint32_t block = dev::block_index_x(), panel = block % panels;
+  const auto sum_at = [&](uint32_t i, uint32_t of) {  // of a panel, in the block that adds them
+    return sums_at + 512 * (i / panels * panels + of) + 16 * lane;
+  };
+  dev::wait_cluster();
+  if (warp % warps == 0 && warp < tiles * warps) {
 #pragma unroll
-    for (int t = 0; t < Config::kTokenTiles; ++t) {
-      dev::store_shared<dev::Word4>(kP24XAt + warp * kWarpBytes + 512 * t + 16 * lane,
-                                    {dev::bits_of(c[t][0]), dev::bits_of(c[t][1]),
-                                     dev::bits_of(c[t][2]), dev::bits_of(c[t][3])});
+    for (uint32_t t = 0; t < Config::kTokenTiles; ++t) {
+      const uint32_t i = warp / warps * Config::kTokenTiles + t;
+      dev::send_cluster(i % panels, sum_at(i, panel),
+                        dev::Word4{dev::bits_of(c[t][0]), dev::bits_of(c[t][1]),
+                                   dev::bits_of(c[t][2]), dev::bits_of(c[t][3])},
+                        kP24BarrierAt);
     }
   }
-  dev::sync_cluster();
-  // A warp of the cluster after another takes the sums of 8 tokens of a row tile.
-  const uint32_t block = dev::block_index_x();
-  for (uint32_t i = block % panels + warp * panels; i < tiles * Config::kTokenTiles;
+  // A warp of the block after another takes its sums.
+  for (uint32_t i = panel + warp * panels; i < tiles * Config::kTokenTiles;
        i += panels * static_cast<uint32_t>(p.block_warps)) {
-    const uint32_t tile = i / Config::kTokenTiles, t = i % Config::kTokenTiles;
+    dev::barrier_wait(kP24BarrierAt, 0);
     float sum[4] = {};
 #pragma unroll 4
     for (uint32_t of = 0; of < panels; ++of) {
-      const dev::Word4 v =
-          dev::load_cluster4(of, kP24XAt + tile * warps * kWarpBytes + 512 * t + 16 * lane);
+      const auto v = dev::load_shared<dev::Word4>(sum_at(i, of));
       sum[0] += dev::float_of(v.x);
       sum[1] += dev::float_of(v.y);
       sum[2] += dev::float_of(v.z);
       sum[3] += dev::float_of(v.w);
     }
+    const uint32_t tile = i / Config::kTokenTiles, t = i % Config::kTokenTiles;
     write_sums<Config>(p, static_cast<int32_t>(16 * (block / panels * tiles + tile)),
                        static_cast<int32_t>(8 * t), lane, sum);
   }
-  dev::sync_cluster();  // until then others read this block's sums
+}
+
+// Where panels are a cluster: makes the barrier of the sums that this block adds up. Nobody sends
+// any before all have met, which ends in meet_p24_cluster.
+template <class Config>
+TAMIS_DEVICE void begin_p24_cluster(const SpmmP24Params& p, int32_t panel, uint32_t thread) {
+  if (!p.cluster) return;
+  if (thread == 0) {
+    const int32_t all = p.block_tiles * Config::kTokenTiles;
+    const int32_t mine = (all + p.panels - 1 - panel) / p.panels;
+    dev::barrier_init(kP24BarrierAt);
+    dev::fence_barrier_init();
+    dev::barrier_expect(kP24BarrierAt, static_cast<uint32_t>(512 * p.panels * mine));
+  }
+  dev::arrive_cluster_unordered();
 }
 
 // Grid [blocks of row tiles, panels] of 32 * block_warps threads, or [blocks * panels],
@@ -246,33 +336,49 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP
                                ? (p.cluster ? block / p.panels : block) * p.block_tiles + tile
                                : p.row_tiles;  // none: the warp helps to copy x
   const auto part = static_cast<int32_t>(warp) % p.warps;
+  begin_p24_cluster<Config>(p, panel, thread);
+  // Columns after the first ones come while records are multiplied.
+  const bool follows = p.first_cols < p.panel_cols;
+  if (follows && thread == 0) expect_p24_x<Config>(p);
   uint32_t begin = 0;
   int32_t count = 0;
   if (row_tile < p.row_tiles) {
     const uint32_t* offsets = p.offsets + int64_t{row_tile} * p.panels + panel;
     const uint32_t unit = dev::load_global(offsets);
     const auto records = static_cast<int32_t>(dev::load_global(offsets + 1) - unit);
-    const int32_t from = records * part / p.warps;
-    begin = unit + static_cast<uint32_t>(from);
-    count = records * (part + 1) / p.warps - from;
+    // In turns, all warps are at about the same columns.
+    const int32_t first = p.turns ? part : records * part / p.warps;
+    begin = unit + static_cast<uint32_t>(first);
+    count =
+        p.turns ? (records - part + p.warps - 1) / p.warps : records * (part + 1) / p.warps - first;
   }
   // Weights do not depend on the kernel before, so their first records are on their way while it
   // ends; x, the bias, the workspace and y wait for it.
-  P24Records<Config> stream(p.records + int64_t{begin} * Config::kRecordBytes, count, lane);
+  const uint32_t apart = Config::kRecordBytes * static_cast<uint32_t>(p.turns ? p.warps : 1);
+  P24Records<Config> stream(p.records + int64_t{begin} * Config::kRecordBytes, count, apart, lane);
   dev::wait_for_previous();
-  load_p24_x<Config>(p, panel * p.panel_cols, thread, static_cast<uint32_t>(32 * p.block_warps));
+  const int32_t first_col = panel * p.panel_cols;
+  load_p24_x<Config>(p, first_col, thread, static_cast<uint32_t>(32 * p.block_warps));
   dev::sync_block();
   dev::allow_next();
 
   const auto tile_bytes = static_cast<uint32_t>(p.panel_cols * p24::kColumnBytes);
   float c[Config::kTokenTiles][4] = {};
-  for (int32_t i = 0; i < count; i += Config::kDepth) {
+  if (tile < p.block_tiles) {
+    P24Arrived arrived{p.first_cols / static_cast<int32_t>(p24::kChunkCols)};
+    for (int32_t i = 0; i < count; i += Config::kDepth) {
 #pragma unroll
-    for (int slot = 0; slot < Config::kDepth; ++slot) {
-      if (i + slot >= count) break;  // the same in every lane
-      multiply_p24<Config>(stream, slot, tile_bytes, c);
-      stream.request(slot);
+      for (int slot = 0; slot < Config::kDepth; ++slot) {
+        if (i + slot >= count) break;  // the same in every lane
+        if (follows) arrived.wait_for(stream.columns[slot][0]);
+        multiply_p24<Config>(stream, slot, tile_bytes, c);
+        stream.request(slot);
+      }
     }
+  } else if (follows) {
+    const int32_t multiplying = p.block_tiles * p.warps;
+    follow_p24_x<Config>(p, first_col, static_cast<int32_t>(warp) - multiplying,
+                         p.block_warps - multiplying, lane);
   }
 
   reduce_p24_warps<Config>(p, warp, lane, c);

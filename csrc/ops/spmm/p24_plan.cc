@@ -4,11 +4,20 @@
 #include "ops/spmm/p24_params.h"
 
 namespace tamis {
+namespace {
+
+// Shared memory for what a block of a cluster adds up.
+void add_sums_of_cluster(SpmmT16Plan* p) {
+  p->stage_bytes = static_cast<int32_t>(p->shared_bytes);  // where they lie
+  p->shared_bytes += int64_t{512} * p->splits * ceil_div(p->warps_n * p->token_tiles, p->splits);
+}
+
+}  // namespace
 
 SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps,
-                             bool cluster, int32_t most_warps) {
+                             bool cluster, int32_t most_warps, int32_t first_cols) {
   const int64_t row_tiles = t16::row_tiles(w.rows);
-  SpmmT16Plan p{.token_tiles = m <= 8 ? 1 : 2,
+  SpmmT16Plan p{.token_tiles = static_cast<int32_t>(ceil_div(m, 8)),
                 .warps_n = block_tiles,
                 .warps_k = warps,
                 .blocks_n = static_cast<int32_t>(ceil_div(row_tiles, block_tiles)),
@@ -18,16 +27,46 @@ SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, i
   const int64_t x = p24::panel_cols(w.cols, w.parts) * p24::kColumnBytes * p.token_tiles;
   p.shared_bytes = kP24XAt + std::max(x, sums * block_tiles * warps);
   p.cluster = cluster;
+  if (p.splits > 1 && !cluster) {
+    p.workspace_bytes = kWorkspaceTicketBytes + sums * p.splits * row_tiles;
+  }
+  if (cluster) add_sums_of_cluster(&p);
+  p.first_cols = first_cols;
+  if (first_cols > 0) {
+    p.block_warps = most_warps;
+    return p;
+  }
   // A round of copying x takes as long with few warps as with all: as few rounds as can be.
   const int64_t chunks = ceil_div(p24::panel_cols(w.cols, w.parts), kP24ChunkCols) * p.token_tiles;
   const int64_t rounds = ceil_div(chunks, 32 * std::max(most_warps, block_tiles * warps));
   p.block_warps =
       std::max(block_tiles * warps, static_cast<int32_t>(ceil_div(chunks, 32 * rounds)));
-  if (p.splits > 1 && !cluster) {
-    p.workspace_bytes = kWorkspaceTicketBytes + sums * p.splits * row_tiles;
-  }
   return p;
 }
+
+namespace {
+
+constexpr int32_t kMostOfTile = 10;   // warps; more are no better
+constexpr int32_t kMostInTurns = 8;   // the same where they take records in turns
+constexpr int32_t kClusterWarps = 9;  // of a block
+constexpr int32_t kCopyingWarps = 3;  // at least, of columns that follow
+constexpr int32_t kLongTiles = 4;     // row tiles of a block
+constexpr int64_t kLongCols = 2048;   // of a panel
+
+// Whether columns may follow while records are multiplied: timed to gain with 9 to 16 tokens.
+constexpr bool takes_turns(int64_t m) {
+  return m > 8 && m <= 16;
+}
+
+Status no_room(const T16View& w, int32_t tokens, const CudaDevice& device) {
+  return error(Code::no_kernel,
+               "spmm: w: got panels of %lld columns, of which %d tokens do not fit in %d bytes of "
+               "shared memory",
+               static_cast<long long>(p24::panel_cols(w.cols, w.parts)), tokens,
+               device.shared_per_block);
+}
+
+}  // namespace
 
 Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
   if (m < 1 || m > kMaxP24Tokens) {
@@ -37,28 +76,29 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
   const int64_t units = t16::row_tiles(w.rows) * w.parts;
   const auto lay_out = [&](int64_t blocks, int32_t most, bool cluster) {
     const auto tiles = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(units, blocks), 1, most));
-    constexpr int32_t kMostOfTile = 10;  // warps; more are no better
-    return lay_out_spmm_p24(w, m, tiles, std::clamp(most / tiles, 1, kMostOfTile), cluster, most);
+    const int32_t of_tile = cluster || takes_turns(m) ? kMostInTurns : kMostOfTile;
+    return lay_out_spmm_p24(w, m, tiles, std::clamp(most / tiles, 1, of_tile), cluster, most);
   };
   // Where panels only share out few row tiles, they are clusters of blocks of which two find room
   // on an SM, one of the next call's; a cluster's blocks need room side by side, so a seventh of
   // the SMs is left. Timed on an H200 (bench/results/gpu.md).
   if (device.capability >= 90 && w.parts > 1 && w.parts <= kMaxP24Cluster &&
       units <= 2 * int64_t{device.sms}) {
-    *plan = lay_out(std::max(1, device.sms * 17 / 20), kMaxP24Warps / 2, true);
+    *plan = lay_out(std::max(1, device.sms * 17 / 20), kClusterWarps, true);
     if (2 * (plan->shared_bytes + 1024) <= device.shared_per_sm) return {};
   }
-  // One block an SM, as each copies its panel of x.
+  // One block an SM, as each copies its panel of x. Where it has long work, half of the columns
+  // follow while it multiplies, copied by three warps at least.
   *plan = lay_out(device.sms, kMaxP24Warps, false);
-  if (plan->shared_bytes > device.shared_per_block) {
-    return error(
-        Code::no_kernel,
-        "spmm: w: got panels of %lld columns, of which %d tokens do not fit in %d bytes of "
-        "shared memory",
-        static_cast<long long>(p24::panel_cols(w.cols, w.parts)), plan->tokens,
-        device.shared_per_block);
+  const int64_t cols = p24::panel_cols(w.cols, w.parts);
+  if (device.capability >= 90 && takes_turns(m) && plan->warps_n >= kLongTiles &&
+      cols >= kLongCols) {
+    const int32_t tiles = std::min(plan->warps_n, kMaxP24Warps - kCopyingWarps);
+    *plan = lay_out_spmm_p24(
+        w, m, tiles, (kMaxP24Warps - kCopyingWarps) / tiles, false, kMaxP24Warps,
+        static_cast<int32_t>(ceil_div(cols, 2 * p24::kChunkCols) * p24::kChunkCols));
   }
-  return {};
+  return plan->shared_bytes > device.shared_per_block ? no_room(w, plan->tokens, device) : Status{};
 }
 
 SpmmP24Params spmm_p24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
@@ -69,7 +109,10 @@ SpmmP24Params spmm_p24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   p.block_tiles = plan.warps_n;
   p.warps = plan.warps_k;
   p.block_warps = plan.block_warps;
+  p.turns = plan.cluster || plan.first_cols > 0 || takes_turns(a.m);
+  p.first_cols = plan.first_cols > 0 ? plan.first_cols : p.panel_cols;
   p.cluster = plan.cluster;
+  p.sums_at = plan.stage_bytes;
   return p;
 }
 

@@ -7,10 +7,10 @@
 namespace tamis {
 namespace {
 
-template <class Config>
-Status launch_config(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+template <auto kKernel>
+Status launch_kernel(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
                      void* stream) {
-  return launch_wide<&spmm_p24<Config>>(
+  return launch_wide<kKernel>(
       "spmm", device, device.shared_per_block,
       {.grid = plan.cluster ? dim3(plan.blocks_n * plan.splits) : dim3(plan.blocks_n, plan.splits),
        .threads = static_cast<uint32_t>(32 * plan.block_warps),
@@ -24,12 +24,13 @@ Status launch_config(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaD
 template <DType kType>
 Status launch_p24(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
                   void* stream) {
-  const auto start = [&]<int kTokenTiles>(std::integral_constant<int, kTokenTiles>) {
-    return a.w.max_record_bytes == p24::kTripleBytes
-               ? launch_config<P24Config<kType, kTokenTiles, true>>(a, plan, device, stream)
-               : launch_config<P24Config<kType, kTokenTiles, false>>(a, plan, device, stream);
-  };
-  return with_constant<1, 2>(plan.token_tiles, start);
+  const bool triples = a.w.max_record_bytes == p24::kTripleBytes;
+  return with_constant<1, 2, 3, 4>(plan.token_tiles, [&]<int kTiles>(
+                                                         std::integral_constant<int, kTiles>) {
+    return triples
+               ? launch_kernel<&spmm_p24<P24Config<kType, kTiles, true>>>(a, plan, device, stream)
+               : launch_kernel<&spmm_p24<P24Config<kType, kTiles, false>>>(a, plan, device, stream);
+  });
 }
 
 }  // namespace

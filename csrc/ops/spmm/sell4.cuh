@@ -6,8 +6,8 @@
 // in [256, 512). Codes minus their zero points are exact. Tile: a lane is a row, a step of a warp
 // 32 units of as many rows. A block has a slice, or the blocks of a cluster have, and their warps
 // share out the slice's records, the next of each in registers. Nothing is added up across lanes.
-// Reduction: warps in shared memory of the cluster's first block, first to last, so results repeat
-// bit for bit. Needs: cols a multiple of 16; launched so that it
+// Reduction: warps in shared memory of the cluster's first block, to which the others send theirs,
+// first to last, so results repeat bit for bit. Needs: cols a multiple of 16; launched so that it
 // may begin before the kernel before it ends, weights which that kernel did not write. Tail: lanes
 // without a row or unit have scales of 0, so Inf or NaN anywhere in x may reach any row. Tokens
 // beyond m are zeros. Instead of tensor cores, which take 172 instructions for 1024 weights, kept
@@ -195,7 +195,15 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kMostWarps, 1)
     }
   }
 
-  if (p.parts > 1) dev::sync_cluster();  // the others run, so their shared memory may be written
+  const uint32_t barrier = static_cast<uint32_t>(p.sums_at) + 128u * Config::kTokens * stride;
+  if (p.parts > 1) {  // nobody sends sums before all have met
+    if (part == 0 && thread == 0) {
+      dev::barrier_init(barrier);
+      dev::fence_barrier_init();
+      dev::barrier_expect(barrier, 128u * Config::kTokens * (stride - p.warps));
+    }
+    dev::arrive_cluster_unordered();
+  }
   dev::wait_for_previous();
   load_x_sell4<Config>(p, thread);
   dev::allow_next();
@@ -209,22 +217,20 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kMostWarps, 1)
 
   const auto sums_at = static_cast<uint32_t>(p.sums_at);
   if (sums_at == Config::kXAt) dev::sync_block();  // nobody reads x any more
+  if (p.parts > 1) dev::wait_cluster();
   const uint32_t mine = static_cast<uint32_t>(part * p.warps) + warp;
 #pragma unroll
   for (int t = 0; t < Config::kTokens; ++t) {
     const uint32_t at = sums_at + 128 * (mine * Config::kTokens + t) + 4 * lane;
-    if (p.parts == 1) {
+    if (part == 0) {
       dev::store_shared<float>(at, c[t]);
     } else {
-      dev::store_cluster(0, at, dev::bits_of(c[t]));
+      dev::send_cluster(0, at, dev::bits_of(c[t]), barrier);
     }
   }
-  if (p.parts == 1) {
-    dev::sync_block();
-  } else {
-    dev::sync_cluster();
-    if (part != 0) return;
-  }
+  if (part != 0) return;
+  dev::sync_block();
+  if (p.parts > 1) dev::barrier_wait(barrier, 0);
   for (auto t = static_cast<int32_t>(warp); t < p.m; t += p.warps) {
     const uint32_t exponent = x_exponent<Config::kType>(p.warps, t, lane);
     float sum = 0;

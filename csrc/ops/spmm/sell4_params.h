@@ -22,7 +22,8 @@ constexpr int32_t sell4_most_warps(int32_t tokens) {
 
 // Shared memory of a block: for each token what the warps found largest in x [32], then x, as f16:
 // of every eight units the first halves [tokens, 8, 8 columns], then the second ones. The sums of
-// the warps [parts, warps, tokens, 32] lie over x, or behind it where other blocks write some.
+// the warps [parts, warps, tokens, 32] lie over x, or behind it where other blocks send some,
+// before the barrier of those.
 constexpr int32_t sell4_x_at(int32_t tokens) {
   return 128 * tokens;
 }

@@ -16,7 +16,8 @@ SpmmT16Plan lay_out_spmm_sell4(const T16View& w, int64_t m, int32_t warps, int32
                 .warps_k = warps,
                 .blocks_n = static_cast<int32_t>(sell4::slices(w.rows)),
                 .splits = parts};
-  const int64_t sums = int64_t{128} * p.tokens * warps * parts;
+  // With the barrier of those that come from other blocks.
+  const int64_t sums = int64_t{128} * p.tokens * warps * parts + (parts > 1 ? 16 : 0);
   const int64_t x = sell4_x_bytes(w.cols, p.tokens);
   p.stage_bytes = parts > 1 ? static_cast<int32_t>(x) : 0;
   p.shared_bytes = sell4_x_at(p.tokens) + std::max(sums + p.stage_bytes, x);
@@ -29,16 +30,22 @@ Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, Sp
                  static_cast<long long>(m), kSell4Tokens);
   }
   // As many warps as the device holds at 64 registers, each with two records or more, or with one
-  // at one token and where two blocks share a slice: of the layouts timed on an H200
+  // up to two tokens and where two blocks share a slice: of the layouts timed on an H200
   // (bench/results/gpu.md) the best or within 6 % of it.
   const int64_t slices = sell4::slices(w.rows), records = w.record_bytes / sell4::kRecordBytes;
   const auto plan_parts = [&](int32_t parts) {
-    const int64_t blocks = slices * parts, least = m == 1 || parts > 1 ? 1 : 2;
+    const int64_t blocks = slices * parts, least = m <= 2 || parts > 1 ? 1 : 2;
+    const int32_t most = sell4_most_warps(sell4_tokens(m));
     int32_t warps = 4;
-    while (2 * warps <= sell4_most_warps(sell4_tokens(m)) &&
-           blocks * 2 * warps <= int64_t{device.sms} * kSmWarps &&
+    while (2 * warps <= most && blocks * 2 * warps <= int64_t{device.sms} * kSmWarps &&
            blocks * 2 * warps * least <= records) {
       warps *= 2;
+    }
+    // One or two tokens: or as few as take a slice's records in as many turns, and a fifth more, as
+    // slices differ.
+    if (parts == 1 && m <= 2 && records > 0) {
+      const int64_t of_slice = ceil_div(records, slices), turns = ceil_div(of_slice, warps);
+      warps = std::min(warps, static_cast<int32_t>(ceil_div(6 * of_slice, 5 * turns)));
     }
     return lay_out_spmm_sell4(w, m, warps, parts);
   };

@@ -49,6 +49,7 @@ struct SpmmT16Plan {
   int32_t token_tiles = 0;   // products of 8 tokens per A fragment: 1, 2, 4 or 8; gap, sell4: none
   int32_t warps_n = 0, warps_k = 0;  // of a block: over row tiles, and over its part of k
   int32_t block_warps = 0;           // p24: all of a block, some of which may only copy x
+  int32_t first_cols = 0;            // p24: that are copied before; 0: all of a panel
   int32_t blocks_n = 0;              // over row tiles
   int32_t splits = 0;                // blocks over k; each leaves a partial sum if more than one
   bool cluster = false;              // p24: or these blocks are a cluster and leave nothing

@@ -17,18 +17,20 @@ from tamis import _C
 from tamis.layout import Layout
 from tamis.ops import cuda
 
-TOKENS = (1, 2, 4, 8, 16, 32, 64)  # a kernel takes as long for any number up to the next of these
-_TILES = TOKENS[3:]
+# A kernel takes as long for any number up to the next of these.
+TOKENS = (1, 2, 4, 8, 16, 24, 32, 64)
+_TILES = (8, 16, 32, 64)
 _MANY_TOKENS = (128, 256, 512, 1024, 2048)  # of which reports speak
 # Above so many tokens sm_90 takes bitmap and nm as they are stored; up to 128 where rates are unknown.
 STORED = "bitmap"
 STORED_ABOVE, _STORED_UNKNOWN = 16, 128
 # Forms for few tokens beside one for any, and the steps of their kernels; all say 65536 columns.
 FEW: dict[str, dict[str, tuple[int, ...]]] = {
-    "t16": {"gap": TOKENS[:3], "p24": TOKENS[3:5]},
+    "t16": {"gap": TOKENS[:3], "p24": TOKENS[3:7]},
     "g4": {"sell4": TOKENS[:4]},
 }
 _FEW_COLS = 65536
+P24_BEFORE_SM90 = 16  # tokens of p24 there
 NEVER = float("inf")
 _RECORD = 16 * 64  # weights
 
@@ -61,14 +63,14 @@ START = {
     "gap": 0.7,
     "p24": 0.9,
     "m24": 0.75,
-    "sell4": 0.85,
+    "sell4": 0.7,
 }  # of the start: no ring to fill, and x alone is waited for
 WRITTEN = 0.8  # of that rate, where a weight is read and written out, by a launch more
 LAUNCH = 1000.0  # ns: what a kernel that does nothing takes
 # ns a record by tokens, both devices' SMs being alike.
 DECODE = {
     "gap": (0.155, 0.165, 0.24),
-    "p24": (0.29, 0.31),
+    "p24": (0.29, 0.31, 0.33, 0.38),
     "t16": (0.46, 0.57, 0.90, 1.38),
     "m24": (0.275, 0.268, 0.305, 0.285),
     "g4": (0.28, 0.49, 0.52, 1.35),
@@ -83,24 +85,26 @@ VALUE_BYTES = {"t16": (2.0, 152.0), "g4": (0.75, 24.0), "t16i8": (1.0, 280.0)}
 LEAST = {"sell4": (0.0, 500.0, 2200.0, 6200.0)}
 # Ns of a call beyond its start by tokens: m24 by warpgroups (both devices are Hopper), as parts of
 # sums meet, p24, as every SM copies x.
-MORE = {"m24": (0.0, 500.0, 900.0, 3500.0), "p24": (0.0, 1300.0)}
+MORE = {"m24": (0.0, 500.0, 900.0, 3500.0), "p24": (0.0, 1300.0, 2200.0, 3400.0)}
 # Where rows are so few that several blocks share a slice or a row tile (of two SMs of a device one
 # would have none): gap's sums meet in memory, while parts of sell4 and panels of p24, where columns
 # are enough for some, are clusters. Ns more (or less) by tokens.
 FEW_ROWS = 132 // 2 * 32
 SHARED = {
     "gap": (400.0, 400.0, 400.0),
-    "p24": (-700.0, -1100.0),
-    "sell4": (0.0, -250.0, -1100.0, -3100.0),
+    "p24": (-850.0, -1650.0, -1600.0, -2400.0),
+    "sell4": (-700.0, -300.0, -700.0, -1900.0),
 }
 _PANELS_FROM = 2048  # columns
+# p24's columns of a panel at most, and of one of which 32 tokens fit an SM; row tiles' panels at least.
+_PANEL_COLS, _PANEL_COLS_OF_32, _PANEL_UNITS = 4096, 3624, 256
 # m24's of more tokens, up to MANY24: beyond the start, and of each record and token, of as many records
 # at least as fill the device. Fewer than FEW24 are written out.
 MANY24_START, MANY24_TOKEN, MANY24_FILL = 4500.0, 0.0019, 8192
 FEW24, MANY24 = 4096, 1 << 16
 # Of weights as they are stored, by tokens: ns beyond the start, and a record of 16 x 64.
 STORED_TOKENS = (32, 64, 128, 256)
-STORED_MORE, STORED_RECORD = (3600.0, 4100.0, 7000.0, 8200.0), (0.89, 0.97, 1.18, 1.75)
+STORED_MORE, STORED_RECORD = (3600.0, 4100.0, 7000.0, 8200.0), (0.89, 0.97, 1.18, 1.4)
 
 
 def packed_form(layout: Layout) -> str:
@@ -119,20 +123,34 @@ def packed_form(layout: Layout) -> str:
 def form_for(layout: Layout, nnz: int, tokens: int, device: int) -> str:
     """The packed form for that many tokens: that for few where it is expected to be faster."""
     form = packed_form(layout)
-    if tokens > STORED_ABOVE and taken_as_stored(layout, device):
-        rates = _rates(device)
-        if rates is None or tokens > TOKENS[-1]:
-            return STORED
-        packed = _product(rates, layout, nnz, tokens, form)
-        return STORED if _product(rates, layout, nnz, tokens, STORED) <= packed else form
-    few = [f for f, steps in FEW.get(form, {}).items() if tokens <= steps[-1]]
-    if not few or layout.cols > _FEW_COLS:
-        return form
+    few: list[str] = [f for f in FEW.get(form, {}) if tokens <= _most_of(f, layout, device)]
+    fewer = form == "g4" or nnz <= _FEW_DENSITY * layout.rows * layout.cols
+    # More than 16 tokens were timed with half of the weights and fewer.
+    if layout.cols > _FEW_COLS or (tokens > STORED_ABOVE and not fewer):
+        few = []
+    stored = tokens > STORED_ABOVE and taken_as_stored(layout, device)
     rates = _rates(device)
+    if stored and (rates is None or tokens > TOKENS[-1]):
+        return STORED
     if rates is None:
-        fewer = form == "g4" or nnz <= _FEW_DENSITY * layout.rows * layout.cols
         return next((f for f in few if fewer and tokens <= _UNKNOWN[f]), form)
-    return min((*few, form), key=lambda f: _product(rates, layout, nnz, tokens, f))
+    forms: list[str] = [*([STORED] if stored else []), *few, form]
+    if len(forms) == 1:
+        return form  # of any number of tokens
+    return min(forms, key=lambda f: _product(rates, layout, nnz, tokens, f))
+
+
+def _most_of(form: str, layout: Layout, device: int) -> int:
+    """Tokens that a form for few takes there: of p24 as many as a panel leaves room for (p24_plan.cc)."""
+    most = next(few[form][-1] for few in FEW.values() if form in few)
+    if form != "p24":
+        return most
+    if _sm(device) < 90:
+        return P24_BEFORE_SM90
+    panels = -(-layout.cols // _PANEL_COLS)
+    while -(-layout.rows // 16) * panels < _PANEL_UNITS and layout.cols >= 1024 * (panels + 1):
+        panels += 1
+    return most if -(-layout.cols // panels) <= _PANEL_COLS_OF_32 else TOKENS[5]
 
 
 def taken_as_stored(layout: Layout, device: int) -> bool:
@@ -140,7 +158,7 @@ def taken_as_stored(layout: Layout, device: int) -> bool:
     whole = layout.rows % 8 == 0 and layout.cols % 8 == 0
     if packed_form(layout) != "t16" or not whole or cuda.why_off():
         return False
-    return _devices()[device][1] == 90
+    return _sm(device) == 90
 
 
 def stored_tokens(layout: Layout, nnz: int, device: int) -> int:
@@ -262,26 +280,33 @@ def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | Non
     return _product(rates, layout, nnz, tokens, form)
 
 
+def tokens_of_call(layout: Layout, nnz: int, form: str, device: int) -> int:
+    """Tokens that calls of a form for few take each: as many as it is chosen for."""
+    chosen = (m for m in TOKENS if form_for(layout, nnz, m, device) == form)
+    return max(chosen, default=_most_of(form, layout, device))
+
+
 def calls_pay(
     layout: Layout, nnz: int, form: str, tokens: int, device: int, *, packs: bool = False
 ) -> bool:
-    """Whether calls of as many tokens as a form for few takes are expected to take no longer.
+    """Whether equal calls of no more tokens than a form for few is chosen for are expected to take no longer.
 
     Than writing the weight out and a dense product, or multiplying it as it is stored; ``packs``: or
     packing it in another form.
     """
-    most = next((few[form][-1] for few in FEW.values() if form in few), 0)
     rates = _rates(device)
-    if rates is None or not most:
+    if rates is None or not any(form in few for few in FEW.values()):
         return False
-    call = _product(rates, layout, nnz, most, form)
+    most = tokens_of_call(layout, nnz, form, device)
+    calls = -(-tokens // most)
+    call = _product(rates, layout, nnz, -(-tokens // calls), form)
     other = _written(rates, layout, nnz, tokens, form)
     if tokens > STORED_ABOVE and taken_as_stored(layout, device):
         other = min(other, _stored(rates, layout, tokens))
     if packs and tokens <= TOKENS[-1]:
         best = form_for(layout, nnz, tokens, device)
         other = min(other, _product(rates, layout, nnz, tokens, best))
-    return -(-tokens // most) * call <= other
+    return calls * call <= other
 
 
 def dense_ns(rows: int, cols: int, tokens: int, device: int) -> float | None:
@@ -353,6 +378,11 @@ def _rates(device: int) -> Rates | None:
         return None
     name = _devices()[device][0]
     return next((rates for part, rates in RATES.items() if part in name), None)
+
+
+def _sm(device: int) -> int:
+    """Compute capability, 90 for 9.0."""
+    return 0 if cuda.why_off() else _devices()[device][1]
 
 
 @cache

@@ -153,11 +153,12 @@ class Packed:
         return y
 
     def run_in_calls(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The same for more tokens than a call takes."""
-        y, most = x.new_empty(*x.shape[:-1], self.rows), self.matrix.most_tokens
+        """The same for more tokens than a call takes, in as few equal calls as can be."""
+        y = x.new_empty(*x.shape[:-1], self.rows)
         xs, ys = x.reshape(-1, self.cols), y.view(-1, self.rows)
-        for first in range(0, len(xs), most):
-            self.run(xs[first : first + most], bias, ys[first : first + most])
+        each = -(-len(xs) // -(-x.numel() // self.most))
+        for first in range(0, len(xs), each):
+            self.run(xs[first : first + each], bias, ys[first : first + each])
         return y
 
 
@@ -246,7 +247,7 @@ def spmm(
     its values were written; values that may be trained are packed once a second call meets them as they
     were, so not at every step.
 
-    A weight of any zeros is packed as ``gap`` for up to 4 tokens, ``p24`` or ``t16`` for up to 64,
+    A weight of any zeros is packed as ``gap`` for up to 4 tokens, ``p24`` for up to 24 or 32, ``t16`` for up to 64,
     one of 4-bit groups as ``sell4`` and ``g4``: as what is expected to be fastest for the calls
     that come, so as several only where calls want several. A prompt, x [..., s, cols] with s > 1,
     is one call among many of single tokens, so it reads what there is, and makes no second form

@@ -1,6 +1,7 @@
 // p24: its rows of kernels_cuda.def on the simulator against the double reference, in every layout.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <string>
 
 #include "cuda_sim/problem.h"
@@ -59,7 +60,10 @@ TEST_P(SpmmP24, Layouts) {
           for (const bool cluster : {false, true}) {
             expect_right({.n = 70,
                           .k = 900,
-                          .m = cluster ? 13 : 5,
+                          .m = cluster      ? 13
+                               : warps == 1 ? 5
+                               : tiles == 3 ? 22
+                                            : 29,
                           .sparsity = sparsity,
                           .parts = panels,
                           .seed = ++seed},
@@ -70,6 +74,49 @@ TEST_P(SpmmP24, Layouts) {
     }
   }
   expect_right({.n = 20, .k = 4096, .m = 16, .sparsity = 0.5, .parts = 1, .seed = ++seed}, 1, 8);
+}
+
+// Columns of x that follow while records are multiplied, in whole stages and not.
+TEST_P(SpmmP24, ColumnsThatFollow) {
+  uint64_t seed = 1100;
+  for (const int64_t m : {5, 16}) {
+    for (const double sparsity : {0.5, 0.7}) {
+      for (const auto& [k, panels] : {std::pair{2000, 1}, {2808, 2}}) {
+        for (const auto& [first, warps] : {std::pair{64, 1}, {512, 3}}) {
+          Case c({.n = 50,
+                  .k = k,
+                  .m = m,
+                  .sparsity = sparsity,
+                  .dtype = GetParam().dtype,
+                  .format = GetParam().format,
+                  .parts = panels,
+                  .seed = ++seed});
+          const SpmmT16Plan plan =
+              lay_out_spmm_p24(c.t16(), m, 2, warps, false, 2 * warps + 3, first);
+          EXPECT_EQ(run(GetParam(), c, plan, seed), "")
+              << "k " << k << ", m " << m << ", sparsity " << sparsity << ", first " << first;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(SpmmP24, SeededBugsOfColumnsThatFollowAreNoticed) {
+  Case c({.n = 40,
+          .k = 300,
+          .m = 16,
+          .sparsity = 0.5,
+          .dtype = GetParam().dtype,
+          .format = GetParam().format,
+          .parts = 1,
+          .seed = 1200});
+  SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 16, 2, 2, false, 6, 64);
+  const auto noticed = [&](const sim::Faults& faults) {
+    return test::noticed(GetParam(), c, plan, faults);
+  };
+  EXPECT_EQ(noticed({}), 0);
+  EXPECT_GT(noticed({.wait = 0}), 0) << "for the only stage";
+  EXPECT_EQ(noticed({.arrival = 0}), 8) << "of the first piece";
 }
 
 TEST_P(SpmmP24, TwoRunsAgreeInEveryBit) {
@@ -100,8 +147,9 @@ TEST_P(SpmmP24, SeededBugsOfClustersAreNoticed) {
   };
   EXPECT_EQ(noticed({}), 0);
   for (const int i : {0, 1, 2}) EXPECT_GT(noticed({.barrier = i}), 0) << "no barrier " << i;
-  // The second one keeps a block's shared memory for others, which the simulator does anyway.
-  EXPECT_GT(noticed({.cluster = 0}), 0) << "no meeting";
+  EXPECT_EQ(noticed({.cluster = 0}), 8) << "no meeting";
+  EXPECT_EQ(noticed({.wait = 0}), 8) << "sums that others send";
+  for (const int i : {0, 3}) EXPECT_EQ(noticed({.send = i}), 8) << "no sum " << i;
   plan.shared_bytes /= 2;
   EXPECT_EQ(noticed({}), 8) << "shared memory too small";
 }
@@ -131,21 +179,49 @@ TEST(PlanP24, ClustersWhereRowTilesAreFew) {
   EXPECT_FALSE(plan(64, 16384, 16, kH100).cluster) << "more panels than blocks of a cluster";
 }
 
-TEST(PlanP24, WarpsThatOnlyCopySaveARound) {
-  const auto warps = [](int64_t rows, int64_t cols, int64_t m) {
+// 24 tokens of 4096 columns fit, 32 of 3624.
+TEST(PlanP24, TakesAsManyTokensAsFit) {
+  const auto takes = [](int64_t rows, int64_t cols, int64_t m, const CudaDevice& device) {
     const T16View w{.format = PackedFormat::p24,
                     .rows = rows,
                     .cols = cols,
                     .parts = p24::panels_of(rows, cols)};
     SpmmT16Plan p;
-    EXPECT_TRUE(plan_spmm_p24(w, m, kH100, &p).ok());
-    return std::pair(p.warps_n * p.warps_k, p.block_warps);
+    const bool ok = plan_spmm_cuda(w, m, device, &p).ok();
+    EXPECT_TRUE(!ok || (p.tokens >= m && p.shared_bytes <= device.shared_per_block));
+    return ok;
   };
-  // 4096 columns of 16 tokens are 64 times what a warp copies: four rounds of 21 warps.
-  EXPECT_EQ(warps(14336, 4096, 16), std::pair(21, 22));
-  EXPECT_EQ(warps(4096, 4096, 16), std::pair(20, 22));
-  EXPECT_EQ(warps(4096, 4096, 8), std::pair(20, 20));
-  EXPECT_EQ(warps(4096, 14336, 16), std::pair(24, 24));
+  EXPECT_TRUE(takes(14336, 4096, 24, kH100));
+  EXPECT_FALSE(takes(14336, 4096, 25, kH100));
+  EXPECT_TRUE(takes(4096, 14336, 32, kH100));
+  EXPECT_TRUE(takes(1024, 4096, 32, kH100));
+  EXPECT_FALSE(takes(1024, 4096, 33, kH100));
+  EXPECT_TRUE(takes(14336, 4096, 16, kA100));
+  EXPECT_FALSE(takes(14336, 4096, 24, kA100));
+}
+
+TEST(PlanP24, WarpsThatOnlyCopy) {
+  const auto warps = [](int64_t rows, int64_t cols, int64_t m, const CudaDevice& device) {
+    const T16View w{.format = PackedFormat::p24,
+                    .rows = rows,
+                    .cols = cols,
+                    .parts = p24::panels_of(rows, cols)};
+    SpmmT16Plan p;
+    EXPECT_TRUE(plan_spmm_p24(w, m, device, &p).ok());
+    return std::array{p.warps_n, p.warps_k, p.block_warps, p.first_cols};
+  };
+  // 4096 columns of 16 tokens are 64 times what a warp copies: three rounds of 22 warps.
+  CudaDevice early = kH100;
+  early.capability = 89;
+  EXPECT_EQ(warps(14336, 4096, 16, early), (std::array{7, 3, 22, 0}));
+  EXPECT_EQ(warps(4096, 4096, 16, early), (std::array{2, 8, 22, 0}));
+  EXPECT_EQ(warps(4096, 4096, 8, early), (std::array{2, 10, 20, 0}));
+  EXPECT_EQ(warps(4096, 14336, 16, early), (std::array{8, 3, 24, 0}));
+  // Where columns follow, as many as the others leave.
+  EXPECT_EQ(warps(14336, 4096, 16, kH100), (std::array{7, 3, 24, 2048}));
+  EXPECT_EQ(warps(4096, 14336, 16, kH100), (std::array{8, 2, 24, 1792}));
+  EXPECT_EQ(warps(4096, 4096, 16, kH100), (std::array{2, 8, 22, 0})) << "too short";
+  EXPECT_EQ(warps(14336, 4096, 8, kH100), (std::array{7, 3, 21, 0})) << "too few tokens";
 }
 
 TEST_P(SpmmP24, SeededBugsAreNoticed) {

@@ -248,12 +248,14 @@ std::string simulate(sim::Launch launch, const SpmmCudaArgs& args, const SpmmT16
       launch.grid = {static_cast<uint32_t>(plan.blocks_n * plan.splits)};
       launch.cluster = static_cast<uint32_t>(plan.splits);
     }
-    return with_constant<1, 2>(plan.token_tiles, [&]<int kTokenTiles>(
-                                                     std::integral_constant<int, kTokenTiles>) {
-      return args.w.max_record_bytes == p24::kTripleBytes
-                 ? sim::launch(launch, [&] { spmm_p24<P24Config<kType, kTokenTiles, true>>(p); })
-                 : sim::launch(launch, [&] { spmm_p24<P24Config<kType, kTokenTiles, false>>(p); });
-    });
+    const bool triples = args.w.max_record_bytes == p24::kTripleBytes;
+    return with_constant<1, 2, 3, 4>(
+        plan.token_tiles, [&]<int kTokenTiles>(std::integral_constant<int, kTokenTiles>) {
+          return triples ? sim::launch(launch,
+                                       [&] { spmm_p24<P24Config<kType, kTokenTiles, true>>(p); })
+                         : sim::launch(launch,
+                                       [&] { spmm_p24<P24Config<kType, kTokenTiles, false>>(p); });
+        });
   } else if constexpr (kFormat == PackedFormat::sell4) {
     launch.block = {static_cast<uint32_t>(32 * plan.warps_k)};
     launch.grid = {static_cast<uint32_t>(plan.blocks_n * plan.splits)};

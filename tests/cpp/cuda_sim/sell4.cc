@@ -224,8 +224,10 @@ TEST_P(SpmmSell4, SeededBugsOfClustersAreNoticed) {
     return test::noticed(GetParam(), c, plan, faults);
   };
   EXPECT_EQ(noticed({}), 0);
-  EXPECT_GT(noticed({.cluster = 1}), 0) << "before sums are read";
-  plan.shared_bytes -= 16;
+  EXPECT_EQ(noticed({.cluster = 0}), 8) << "no meeting";
+  EXPECT_EQ(noticed({.wait = 0}), 8) << "sums that the other block sends";
+  for (const int i : {0, 3}) EXPECT_EQ(noticed({.send = i}), 8) << "no sum " << i;
+  plan.shared_bytes -= 32;
   EXPECT_EQ(noticed({}), 8) << "shared memory too small";
 }
 
@@ -259,6 +261,25 @@ TEST(PlanSell4, FitsEveryDeviceOrSaysWhyNot) {
       EXPECT_EQ(plan_spmm_cuda(w, 9, device, &p).code, Code::invalid_argument);
     }
   }
+}
+
+// Half of the groups of q, o: two turns of 17 warps, and a fifth more; more rows fill the device.
+TEST(PlanSell4, NoMoreWarpsThanTurnsNeed) {
+  const auto warps = [](int64_t n, int64_t records_of_slice, int64_t m) {
+    const T16View w{.format = PackedFormat::sell4,
+                    .rows = n,
+                    .cols = 4096,
+                    .record_bytes = sell4::slices(n) * records_of_slice * sell4::kRecordBytes};
+    SpmmT16Plan p;
+    EXPECT_TRUE(plan_spmm_sell4(w, m, kH100, &p).ok());
+    return p.warps_k;
+  };
+  EXPECT_EQ(warps(4096, 33, 1), 20);
+  EXPECT_EQ(warps(4096, 33, 2), 20);
+  EXPECT_EQ(warps(4096, 33, 4), 16);
+  EXPECT_EQ(warps(14336, 33, 1), 8);
+  EXPECT_EQ(warps(4096, 113, 1), 32);
+  EXPECT_EQ(warps(1024, 33, 1), 16) << "by two blocks";
 }
 
 TEST(ExpandSell4, IsTheUnpackedGroupsRounded) {
