@@ -370,9 +370,7 @@ def main() -> int:
     # for kv_mass and what joins them, seven of kv_merge, rows moved in five pieces in two ways, keys rebuilt in two dtypes and sizes, eight of activations in two dtypes, eight of prompts, three of gradients
     # in two, their places and ways to and from dense, eight of spgemm; the expansions on two, two choices of
     # tokens on one.
-    wanted = (
-        3 * (48 + 24 + 5 + 6 + 16 + 9 + 16 + 17 + 11 + 17 + 4 + 16 + 8 + 9 + 8) + 3 * 2 + 2
-    )
+    wanted = 3 * (48 + 24 + 5 + 6 + 16 + 9 + 16 + 17 + 11 + 17 + 4 + 16 + 8 + 9 + 8) + 3 * 2 + 2
     wanted += 2 * (
         5 + 5 + 4
     )  # by warpgroups on sm_90a, in two dtypes: m24 for few, for many, bitmap
