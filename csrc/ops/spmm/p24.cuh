@@ -33,6 +33,11 @@ struct P24Config {
   static constexpr int kRecordBytes =
       static_cast<int>(kTriples ? p24::kTripleBytes : p24::kPairBytes);
   static constexpr int kAccumulators = 4 * kTokenTiles;  // per lane
+  // Whether warps may take records in turns: of clusters, and where columns may follow.
+  static constexpr bool kTurns = dev::kBulkCopies || kTokenTiles == 2;
+  // Whether columns of x may follow while records are multiplied: timed to gain with 9 to 16
+  // tokens.
+  static constexpr bool kFollows = dev::kBulkCopies && kTokenTiles == 2;
 };
 
 // A warp's records on their way to registers.
@@ -137,7 +142,8 @@ TAMIS_DEVICE void copy_p24_columns(const SpmmP24Params& p, int32_t first_col, ui
 template <class Config>
 TAMIS_DEVICE void load_p24_x(const SpmmP24Params& p, int32_t first_col, uint32_t thread,
                              uint32_t threads) {
-  const uint32_t chunks = static_cast<uint32_t>(p.first_cols) / kP24ChunkCols;
+  const int32_t cols = Config::kFollows ? p.first_cols : p.panel_cols;
+  const uint32_t chunks = static_cast<uint32_t>(cols) / kP24ChunkCols;
 #pragma unroll 1
   for (uint32_t i = thread; i < chunks * Config::kTokenTiles; i += threads) {
     copy_p24_columns(p, first_col, i / chunks, i % chunks * kP24ChunkCols);
@@ -242,6 +248,21 @@ TAMIS_DEVICE void multiply_p24(const P24Records<Config>& r, int slot, uint32_t t
   }
 }
 
+// Multiplies a warp's records; wait: for what one reads, by its first step's columns.
+template <class Config, class Wait>
+TAMIS_DEVICE void multiply_records(P24Records<Config>& stream, int32_t count, uint32_t tile_bytes,
+                                   const Wait& wait, float (&c)[Config::kTokenTiles][4]) {
+  for (int32_t i = 0; i < count; i += Config::kDepth) {
+#pragma unroll
+    for (int slot = 0; slot < Config::kDepth; ++slot) {
+      if (i + slot >= count) break;  // the same in every lane
+      wait(stream.columns[slot][0]);
+      multiply_p24<Config>(stream, slot, tile_bytes, c);
+      stream.request(slot);
+    }
+  }
+}
+
 // Adds up the warps of a row tile, first part first; the sum is the first warp's.
 template <class Config>
 TAMIS_DEVICE void reduce_p24_warps(const SpmmP24Params& p, uint32_t warp, uint32_t lane,
@@ -309,11 +330,10 @@ TAMIS_DEVICE void meet_p24_cluster(const SpmmP24Params& p, uint32_t warp, uint32
   }
 }
 
-// Where panels are a cluster: makes the barrier of the sums that this block adds up. Nobody sends
+// Makes the barrier of the sums that this block adds up. Nobody sends
 // any before all have met, which ends in meet_p24_cluster.
 template <class Config>
 TAMIS_DEVICE void begin_p24_cluster(const SpmmP24Params& p, int32_t panel, uint32_t thread) {
-  if (!p.cluster) return;
   if (thread == 0) {
     const int32_t all = p.block_tiles * Config::kTokenTiles;
     const int32_t mine = (all + p.panels - 1 - panel) / p.panels;
@@ -330,16 +350,20 @@ template <class Config>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP24Params p) {
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
   const auto block = static_cast<int32_t>(dev::block_index_x());
-  const int32_t panel = p.cluster ? block % p.panels : static_cast<int32_t>(dev::block_index_y());
+  const bool cluster = dev::kBulkCopies && p.cluster;
+  const int32_t panel = cluster ? block % p.panels : static_cast<int32_t>(dev::block_index_y());
   const auto tile = static_cast<int32_t>(warp) / p.warps;  // of the block
   const int32_t row_tile = tile < p.block_tiles
-                               ? (p.cluster ? block / p.panels : block) * p.block_tiles + tile
+                               ? (cluster ? block / p.panels : block) * p.block_tiles + tile
                                : p.row_tiles;  // none: the warp helps to copy x
   const auto part = static_cast<int32_t>(warp) % p.warps;
-  begin_p24_cluster<Config>(p, panel, thread);
+  if (cluster) begin_p24_cluster<Config>(p, panel, thread);
   // Columns after the first ones come while records are multiplied.
-  const bool follows = p.first_cols < p.panel_cols;
-  if (follows && thread == 0) expect_p24_x<Config>(p);
+  const bool follows = Config::kFollows && p.first_cols < p.panel_cols;
+  if constexpr (Config::kFollows) {
+    if (follows && thread == 0) expect_p24_x<Config>(p);
+  }
+  const bool turns = Config::kTurns && p.turns;
   uint32_t begin = 0;
   int32_t count = 0;
   if (row_tile < p.row_tiles) {
@@ -347,14 +371,14 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP
     const uint32_t unit = dev::load_global(offsets);
     const auto records = static_cast<int32_t>(dev::load_global(offsets + 1) - unit);
     // In turns, all warps are at about the same columns.
-    const int32_t first = p.turns ? part : records * part / p.warps;
+    const int32_t first = turns ? part : records * part / p.warps;
     begin = unit + static_cast<uint32_t>(first);
     count =
-        p.turns ? (records - part + p.warps - 1) / p.warps : records * (part + 1) / p.warps - first;
+        turns ? (records - part + p.warps - 1) / p.warps : records * (part + 1) / p.warps - first;
   }
   // Weights do not depend on the kernel before, so their first records are on their way while it
   // ends; x, the bias, the workspace and y wait for it.
-  const uint32_t apart = Config::kRecordBytes * static_cast<uint32_t>(p.turns ? p.warps : 1);
+  const uint32_t apart = Config::kRecordBytes * static_cast<uint32_t>(turns ? p.warps : 1);
   P24Records<Config> stream(p.records + int64_t{begin} * Config::kRecordBytes, count, apart, lane);
   dev::wait_for_previous();
   const int32_t first_col = panel * p.panel_cols;
@@ -364,25 +388,23 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP
 
   const auto tile_bytes = static_cast<uint32_t>(p.panel_cols * p24::kColumnBytes);
   float c[Config::kTokenTiles][4] = {};
-  if (tile < p.block_tiles) {
-    P24Arrived arrived{p.first_cols / static_cast<int32_t>(p24::kChunkCols)};
-    for (int32_t i = 0; i < count; i += Config::kDepth) {
-#pragma unroll
-      for (int slot = 0; slot < Config::kDepth; ++slot) {
-        if (i + slot >= count) break;  // the same in every lane
-        if (follows) arrived.wait_for(stream.columns[slot][0]);
-        multiply_p24<Config>(stream, slot, tile_bytes, c);
-        stream.request(slot);
-      }
+  if (tile < p.block_tiles && !follows) {
+    multiply_records<Config>(stream, count, tile_bytes, [](uint32_t) {}, c);
+  }
+  if constexpr (Config::kFollows) {
+    if (tile < p.block_tiles && follows) {
+      P24Arrived arrived{p.first_cols / static_cast<int32_t>(p24::kChunkCols)};
+      const auto wait = [&arrived](uint32_t columns) { arrived.wait_for(columns); };
+      multiply_records<Config>(stream, count, tile_bytes, wait, c);
+    } else if (follows) {
+      const int32_t multiplying = p.block_tiles * p.warps;
+      follow_p24_x<Config>(p, first_col, static_cast<int32_t>(warp) - multiplying,
+                           p.block_warps - multiplying, lane);
     }
-  } else if (follows) {
-    const int32_t multiplying = p.block_tiles * p.warps;
-    follow_p24_x<Config>(p, first_col, static_cast<int32_t>(warp) - multiplying,
-                         p.block_warps - multiplying, lane);
   }
 
   reduce_p24_warps<Config>(p, warp, lane, c);
-  if (p.cluster) {
+  if (cluster) {
     meet_p24_cluster<Config>(p, warp, lane, c);
     return;
   }
