@@ -397,6 +397,10 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_devices", &devices);
   m.def("cuda_kernels", &kernels, "capability"_a);
   m.def("pack_for_cuda", &pack_for_cuda, "matrix"_a, "format"_a);
+  m.def(
+      "p24_panel_cols",
+      [](int64_t rows, int64_t cols) { return p24::panel_cols(cols, p24::panels_of(rows, cols)); },
+      "rows"_a, "cols"_a);
   py::class_<CudaMatrix>(m, "CudaMatrix", "A packed weight on a device, with its plans.")
       .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, const std::string&,
                     int32_t, const std::string&, uintptr_t, int64_t, uintptr_t, uintptr_t,

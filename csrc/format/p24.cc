@@ -15,8 +15,8 @@ namespace {
 
 constexpr int64_t kTileRows = t16::kTileRows;
 constexpr int64_t kPairGroups = 16, kTripleGroups = 32;  // of a record
-constexpr uint16_t kWindowBit = 1;                       // of a column of the first step
-static_assert(kMaxPanelCols <= kChunkCols << kWindowBits);
+constexpr uint16_t kChunkBit = 1;                        // of a column of the first step
+static_assert(kMaxPanelCols <= kChunkCols << kChunkBits);
 
 // Sixteen rows of a matrix, densely: bits and values of a panel's columns.
 struct Tile {
@@ -141,55 +141,22 @@ uint16_t& first_column(TripleRecord* record, int lane) {
   return record->columns[lane / 4 * 3 + lane % 4][0];
 }
 
-// The chunks that a record's columns lie in.
-struct Window {
-  int32_t first, last;
-
-  bool too_wide() const { return last - first >= kWindowChunks; }
-};
+// The last chunk that a record or one before it has a column of, in bits of the record's columns.
 template <class Record>
-void say(const Window& window, Record* record) {
-  for (int bit = 0; bit < kWindowBits; ++bit) {
-    first_column(record, window_lane(bit)) |= window.last >> bit & 1;
-    first_column(record, window_lane(bit) + 8) |= window.first >> bit & 1;
+void put_last_chunk(int32_t chunk, Record* record) {
+  for (int bit = 0; bit < kChunkBits; ++bit) {
+    first_column(record, chunk_lane(bit)) |= chunk >> bit & kChunkBit;
   }
 }
 template <class Record>
-Window window_of(Record record) {
-  Window window = {0, 0};
-  for (int bit = 0; bit < kWindowBits; ++bit) {
-    window.last |= (first_column(&record, window_lane(bit)) & kWindowBit) << bit;
-    window.first |= (first_column(&record, window_lane(bit) + 8) & kWindowBit) << bit;
+int32_t take_last_chunk(Record* record) {
+  int32_t chunk = 0;
+  for (int bit = 0; bit < kChunkBits; ++bit) {
+    uint16_t& column = first_column(record, chunk_lane(bit));
+    chunk |= (column & kChunkBit) << bit;
+    column &= static_cast<uint16_t>(~kChunkBit);
   }
-  return window;
-}
-
-template <class Record>
-Record without_window(Record record) {
-  for (int bit = 0; bit < kWindowBits; ++bit) {
-    for (const int lane : {window_lane(bit), window_lane(bit) + 8}) {
-      first_column(&record, lane) &= static_cast<uint16_t>(~kWindowBit);
-    }
-  }
-  return record;
-}
-
-// For every group the first chunk that it or one after it has a column of, and the last one that
-// it or one before it has.
-std::vector<Window> windows_of(const std::vector<ColumnGroup>& groups) {
-  std::vector<Window> windows(groups.size());
-  int32_t last = 0, first = INT32_MAX;
-  for (size_t i = 0; i < groups.size(); ++i) {
-    last = std::max(last, *std::max_element(groups[i].begin(), groups[i].end()));
-    windows[i].last = last / static_cast<int32_t>(kChunkCols);
-  }
-  for (size_t i = groups.size(); i-- > 0;) {
-    for (const int32_t column : groups[i]) {
-      if (column >= 0) first = std::min(first, column);
-    }
-    windows[i].first = first / static_cast<int32_t>(kChunkCols);
-  }
-  return windows;
+  return chunk;
 }
 
 // The records of a unit.
@@ -197,23 +164,22 @@ template <class Record>
 std::vector<uint8_t> records_of(const Tile& tile, GroupShape shape) {
   constexpr size_t kGroups = std::is_same_v<Record, PairRecord> ? kPairGroups : kTripleGroups;
   const std::vector<ColumnGroup> groups = group_columns(tile.rows, tile.banks, shape);
-  const std::vector<Window> windows = windows_of(groups);
   std::vector<uint8_t> bytes;
-  for (size_t first = 0, end = 0; first < groups.size(); first = end) {
+  int32_t last = 0;  // column so far
+  for (size_t first = 0; first < groups.size(); first += kGroups) {
     Record record = {};
     clear_places(&record);
-    Window window = windows[first];
-    for (end = first; end < std::min(groups.size(), first + kGroups); ++end) {
-      const Window wider = {window.first, windows[end].last};
-      if (wider.too_wide()) break;
-      window = wider;
-      put(tile, groups[end], static_cast<int64_t>(end - first), &record);
+    for (size_t i = 0; i < kGroups; ++i) {
+      const auto at = static_cast<int64_t>(i);
+      if (first + i < groups.size()) {
+        const ColumnGroup& group = groups[first + i];
+        last = std::max(last, *std::max_element(group.begin(), group.end()));
+        put(tile, group, at, &record);
+      } else {  // columns of the last group, and no values
+        put_columns(groups.back(), at, &record);
+      }
     }
-    // Groups that fill it up have columns of the last one, and no values.
-    for (size_t i = end - first; i < kGroups; ++i) {
-      put_columns(groups[end - 1], static_cast<int64_t>(i), &record);
-    }
-    say(window, &record);
+    put_last_chunk(last / static_cast<int32_t>(kChunkCols), &record);
     const size_t at = bytes.size();
     bytes.resize(at + sizeof record);
     std::memcpy(bytes.data() + at, &record, sizeof record);
@@ -301,7 +267,7 @@ void for_values(const PairRecord& record, const Fn& fn) {
     const uint32_t place = record.heads[r % 8 * 4 + 2 * step + group / 4].places >>
                                (16 * (r / 8) + 4 * (group % 4) + 2 * e) &
                            3;
-    fn(r, record.heads[4 * group + place].columns[step] & ~uint32_t{kWindowBit},
+    fn(r, record.heads[4 * group + place].columns[step] & ~uint32_t{kChunkBit},
        record.values[step][r % 8 * 4 + group % 4][group / 4 * 4 + r / 8 * 2 + e]);
   }
 }
@@ -312,7 +278,7 @@ void for_values(const TripleRecord& record, const Fn& fn) {
     const uint32_t place = record.places[r % 8 * 4 + step / 2 * 2 + group / 4] >>
                                (16 * (r / 8) + 4 * (group % 4) + 2 * (step % 2)) &
                            3;
-    fn(r, place == 3 ? UINT32_MAX : record.columns[3 * group + place][step] & ~uint32_t{kWindowBit},
+    fn(r, place == 3 ? UINT32_MAX : record.columns[3 * group + place][step] & ~uint32_t{kChunkBit},
        record.values[step / 2][r % 8 * 4 + group % 4][step % 2][group / 4 * 2 + r / 8]);
   }
 }
@@ -376,26 +342,22 @@ Status check_records(const T16View& a) {
     }
     const int64_t cols = std::max<int64_t>(0, std::min(width, a.cols - u % a.parts * width));
     const int64_t rows = std::min(kTileRows, a.rows - u / a.parts * kTileRows);
-    Window before = {0, 0};
+    int32_t before = 0;
     for (uint32_t i = a.offsets[u]; i < a.offsets[u + 1]; ++i) {
-      const auto record = record_at<Record>(a, i);
-      const Window window = window_of(record);
-      bool right = places_rise(record) && !window.too_wide() && window.first >= before.first &&
-                   window.last >= before.last;
-      before = window;
-      const Record columns = without_window(record);
-      for (const uint16_t byte : columns_of(columns)) {
-        const int64_t chunk = byte / kColumnBytes / kChunkCols;
-        right &= byte % kColumnBytes == 0 && byte < width * kColumnBytes && chunk >= window.first &&
-                 chunk <= window.last;
+      auto record = record_at<Record>(a, i);
+      const int32_t last = take_last_chunk(&record);
+      bool right = places_rise(record) && last >= before && last <= (width - 1) / kChunkCols;
+      before = last;
+      for (const uint16_t byte : columns_of(record)) {
+        right &= byte % kColumnBytes == 0 && byte < width * kColumnBytes &&
+                 byte / kColumnBytes / kChunkCols <= last;
       }
-      right &= window.last <= (width - 1) / kChunkCols;
       for_values(record, [&](int64_t r, uint32_t byte, uint16_t value) {
         right &= value == 0 || (r < rows && column_of_byte(byte) < cols);
       });
       if (!right) {
         return error(Code::corrupt,
-                     "p24: records: got places that do not rise, columns outside of their window, "
+                     "p24: records: got places that do not rise, columns after the last chunk, "
                      "or values beyond %lld rows and %lld columns, in record %u",
                      static_cast<long long>(a.rows), static_cast<long long>(a.cols), i);
       }

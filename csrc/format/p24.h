@@ -14,10 +14,9 @@
 // said by where it lies in shared memory, byte_of_column from the panel's first. Slots without a
 // column repeat one, and their values are zero.
 //
-// Records follow the columns: those of a record lie in kWindowChunks chunks of 64, the last of
-// which is last_chunk and the first of which no record after it goes behind. Both are in the lowest
-// bits of the columns of its first step, which are no part of where a column lies: bit 0 of that of
-// lane window_lane(i) is bit i of last_chunk, of window_lane(i) + 8 that of first_chunk.
+// Records follow the columns (column_groups.h). A record says in which chunk of 64 the last column
+// lies that it or one before it has, in the lowest bits of the columns of its first step, which are
+// no part of where a column lies: bit 0 of that of lane chunk_lane(i) is bit i of the chunk.
 //
 // Lane l = 4g + t of two of four has the columns of slot l of both steps, and values and places as
 // m24 says. Of one of three it has, of each step, the element of group t of rows g and g + 8, then
@@ -42,8 +41,7 @@ namespace tamis::p24 {
 inline constexpr int64_t kMaxPanelCols = 4096;  // bytes of a column are 16 bits
 inline constexpr int64_t kColumnBytes = 16;     // of 8 tokens
 inline constexpr int64_t kChunkCols = 64;
-inline constexpr int64_t kWindowChunks = 25;  // that the columns of a record lie in
-inline constexpr int kWindowBits = 6;         // of the number of a chunk
+inline constexpr int kChunkBits = 6;  // of the number of a chunk
 inline constexpr int64_t kValueBytes = 1024;
 inline constexpr int64_t kPairBytes = 256 + kValueBytes;          // a record of two of four
 inline constexpr int64_t kTripleBytes = 128 + 192 + kValueBytes;  // a record of one of three
@@ -63,7 +61,7 @@ constexpr int32_t panels_of(int64_t rows, int64_t cols) {
 constexpr uint32_t byte_of_column(uint32_t column) {
   return (column ^ (column >> 3 & 7u)) * static_cast<uint32_t>(kColumnBytes);
 }
-constexpr int window_lane(int bit) {  // every fourth lane has no column of its own of one of three
+constexpr int chunk_lane(int bit) {  // every fourth lane has no column of its own of one of three
   return bit + bit / 3;
 }
 constexpr uint32_t column_of_byte(uint32_t byte) {
@@ -83,8 +81,8 @@ Status pack(const MatrixView& a, int32_t panels, Packed* packed);
 // Writes all rows * cols elements of `out`, zeros included: the inverse of pack.
 void unpack(const T16View& a, uint16_t* out, int64_t out_stride);
 
-// Everything a kernel relies on: offsets rise, places rise, columns are inside their panel and
-// their window.
+// Everything a kernel relies on: offsets and places rise, columns are inside their panel and not
+// after what their record says.
 Status check(const T16View& a);
 
 }  // namespace tamis::p24

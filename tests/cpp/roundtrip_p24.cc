@@ -173,11 +173,11 @@ TEST(RoundTripP24, CheckNoticesWhatContradictsItself) {
       EXPECT_FALSE(p24::check(packed.view).ok()) << "column " << lane;
       column ^= 0x80;
     }
-    for (int bit = 0; bit < p24::kWindowBits; ++bit) {
-      const int lane = p24::window_lane(bit);
+    for (int bit = 0; bit < p24::kChunkBits; ++bit) {
+      const int lane = p24::chunk_lane(bit);
       uint8_t& last = record[pairs ? lane * 8 + 4 : 128 + (lane / 4 * 3 + lane % 4) * 8];
-      last ^= 1;  // another last chunk of its window
-      EXPECT_FALSE(p24::check(packed.view).ok()) << "window " << bit;
+      last ^= 1;  // another last chunk
+      EXPECT_FALSE(p24::check(packed.view).ok()) << "chunk " << bit;
       last ^= 1;
     }
     EXPECT_TRUE(p24::check(packed.view).ok());

@@ -1,17 +1,17 @@
-// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for 1 to 32 tokens, of which x of a
-// panel fits in shared memory.  w: p24, bf16 or f16; x, bias, y: the same dtype; accumulates f32 on
-// sparse tensor cores. Tile: a warp takes a part of a unit's records (16 rows, columns put
-// together), kDepth of which are on their way to its registers, and multiplies each step with
-// kTokenTiles token fragments, which it collects from x by column: x lies in shared memory with the
-// 8 tokens of a column side by side, so a row of a transposed 8 x 8 matrix may be any column. As
-// records follow the columns, and warps take those of a unit in turns, only the first columns of x
-// are waited for; some warps copy the others meanwhile. Reduction: warps of a row tile add up in
-// shared memory; panels of k are a cluster and send each other what they add up, or leave f32
-// partial sums in the workspace, which the last one to arrive adds; always from the first part to
-// the last, so results repeat bit for bit. Needs: tickets zero before the first call; every call
-// leaves them zero. Launched so that it may begin before the kernel before it ends, it needs
-// weights which that kernel did not write. Tail: slots without a column repeat one, with weights of
-// zero; x beyond k and m is zero. A pruned weight times Inf or NaN is NaN here.
+// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for 1 to 32 tokens, of which x of a panel fits in shared
+// memory.  w: p24, bf16 or f16; x, bias, y: the same dtype; accumulates f32 on sparse tensor cores.
+// Tile: a warp takes a part of a unit's records (16 rows, columns put together), kDepth of which
+// are on their way to its registers, and multiplies each step with kTokenTiles token fragments,
+// which it collects from x by column: x lies in shared memory with the 8 tokens of a column side by
+// side, so a row of a transposed 8 x 8 matrix may be any column. As records follow the columns, and
+// warps take those of a unit in turns, only the first columns of x are waited for; some warps copy
+// the others meanwhile. Reduction: warps of a row tile add up in shared memory; panels of k are a
+// cluster and send each other what they add up, or leave f32 partial sums in the workspace, which
+// the last one to arrive adds; always from the first part to the last, so results repeat bit for
+// bit. Needs: tickets zero before the first call; every call leaves them zero. Launched so that it
+// may begin before the kernel before it ends, it needs weights which that kernel did not write.
+// Tail: slots without a column repeat one, with weights of zero; x beyond k and m is zero. A pruned
+// weight times Inf or NaN is NaN here.
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -150,39 +150,29 @@ TAMIS_DEVICE void load_p24_x(const SpmmP24Params& p, int32_t first_col, uint32_t
   }
 }
 
-// Lanes of a tile of tokens, and columns that a warp copies at a time.
-template <class Config>
-inline constexpr uint32_t kP24Lanes = Config::kTokenTiles == 1   ? 32
-                                      : Config::kTokenTiles == 2 ? 16
-                                                                 : 8;
-template <class Config>
-inline constexpr int32_t kP24Piece = kP24ChunkCols * static_cast<int32_t>(kP24Lanes<Config>);
+// Columns that a warp copies at a time of two tiles of tokens, 16 lanes each.
+inline constexpr int32_t kP24Piece = 16 * kP24ChunkCols;
+static_assert(kP24StageCols % kP24Piece == 0, "whole pieces");
 
 // Makes the barriers of the stages that follow the first columns.
-template <class Config>
 TAMIS_DEVICE void expect_p24_x(const SpmmP24Params& p) {
-  constexpr int32_t kPiece = kP24Piece<Config>;
   uint32_t at = kP24StagesAt;
   for (int32_t left = p.panel_cols - p.first_cols; left > 0; left -= kP24StageCols, at += 8) {
     const int32_t cols = left < kP24StageCols ? left : kP24StageCols;
-    dev::barrier_init(at, static_cast<uint32_t>(32 * ((cols + kPiece - 1) / kPiece)));
+    dev::barrier_init(at, static_cast<uint32_t>(32 * ((cols + kP24Piece - 1) / kP24Piece)));
   }
   dev::fence_barrier_init();
 }
 
 // Copies the columns after the first ones, by `warps` warps.
-template <class Config>
 TAMIS_DEVICE void follow_p24_x(const SpmmP24Params& p, int32_t first_col, int32_t warp,
                                int32_t warps, uint32_t lane) {
-  constexpr int32_t kPiece = kP24Piece<Config>;
-  constexpr uint32_t kLanes = kP24Lanes<Config>;
-  static_assert(kP24StageCols % kPiece == 0 && kLanes * Config::kTokenTiles <= 32, "whole pieces");
+  constexpr int32_t kPiece = kP24Piece;
 #pragma unroll 1
   for (int32_t from = kPiece * warp; from < p.panel_cols - p.first_cols; from += kPiece * warps) {
-    const uint32_t column =
-        static_cast<uint32_t>(p.first_cols + from) + lane % kLanes * kP24ChunkCols;
-    if (lane / kLanes < Config::kTokenTiles && column < static_cast<uint32_t>(p.panel_cols)) {
-      copy_p24_columns(p, first_col, lane / kLanes, column);
+    const uint32_t column = static_cast<uint32_t>(p.first_cols + from) + lane % 16 * kP24ChunkCols;
+    if (column < static_cast<uint32_t>(p.panel_cols)) {
+      copy_p24_columns(p, first_col, lane / 16, column);
     }
     dev::barrier_arrive(kP24StagesAt + 8 * static_cast<uint32_t>(from / kP24StageCols));
   }
@@ -196,7 +186,7 @@ struct P24Arrived {
   // Waits for what a record reads, by its first step's columns.
   TAMIS_DEVICE void wait_for(uint32_t columns) {
     const uint32_t bits = dev::ballot((columns & 1) != 0);
-    const auto last = static_cast<int32_t>((bits & 7) | (bits >> 1 & 0x38));  // p24::window_lane
+    const auto last = static_cast<int32_t>((bits & 7) | (bits >> 1 & 0x38));  // p24::chunk_lane
     while (last >= chunks) {
       dev::barrier_wait(stage, 0);
       stage += 8;
@@ -330,8 +320,8 @@ TAMIS_DEVICE void meet_p24_cluster(const SpmmP24Params& p, uint32_t warp, uint32
   }
 }
 
-// Makes the barrier of the sums that this block adds up. Nobody sends
-// any before all have met, which ends in meet_p24_cluster.
+// Makes the barrier of the sums that this block adds up. Nobody sends any before all have met,
+// which ends in meet_p24_cluster.
 template <class Config>
 TAMIS_DEVICE void begin_p24_cluster(const SpmmP24Params& p, int32_t panel, uint32_t thread) {
   if (thread == 0) {
@@ -361,7 +351,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP
   // Columns after the first ones come while records are multiplied.
   const bool follows = Config::kFollows && p.first_cols < p.panel_cols;
   if constexpr (Config::kFollows) {
-    if (follows && thread == 0) expect_p24_x<Config>(p);
+    if (follows && thread == 0) expect_p24_x(p);
   }
   const bool turns = Config::kTurns && p.turns;
   uint32_t begin = 0;
@@ -398,8 +388,8 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP
       multiply_records<Config>(stream, count, tile_bytes, wait, c);
     } else if (follows) {
       const int32_t multiplying = p.block_tiles * p.warps;
-      follow_p24_x<Config>(p, first_col, static_cast<int32_t>(warp) - multiplying,
-                           p.block_warps - multiplying, lane);
+      follow_p24_x(p, first_col, static_cast<int32_t>(warp) - multiplying,
+                   p.block_warps - multiplying, lane);
     }
   }
 

@@ -31,15 +31,16 @@ struct SpmmP24Params : ProductParams {
   int32_t row_tiles = 0, panels = 0, panel_cols = 0;
   int32_t block_tiles = 0, warps = 0;  // row tiles of a block; warps of a row tile
   int32_t block_warps = 0;             // of a block, some of which may only copy x
-  bool turns = false;      // warps of a row tile take its records in turns, not a share each
-  int32_t first_cols = 0;  // of a panel, copied before anything is multiplied
-  bool cluster = false;    // the panels of a row tile are
-  int32_t sums_at = 0;     // what they send each other
+  bool turns = false;                  // warps take its records in turns, not a share each
+  int32_t first_cols = 0;              // of a panel, copied before anything is multiplied
+  bool cluster = false;                // the panels of a row tile are
+  int32_t sums_at = 0;                 // what they send each other
 };
 
 // The plan with that many row tiles a block, and warps a row tile; and with warps that only copy x
 // where that saves a round of copying, up to most_warps of a block. With first_cols, a multiple of
-// chunks, most_warps of a block, as those that do not multiply copy the columns after them.
+// chunks, and 9 to 16 tokens most_warps of a block: those that do not multiply copy the columns
+// after them meanwhile.
 SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps,
                              bool cluster = false, int32_t most_warps = 1, int32_t first_cols = 0);
 

@@ -96,8 +96,7 @@ SHARED = {
     "sell4": (-700.0, -300.0, -700.0, -1900.0),
 }
 _PANELS_FROM = 2048  # columns
-# p24's columns of a panel at most, and of one of which 32 tokens fit an SM; row tiles' panels at least.
-_PANEL_COLS, _PANEL_COLS_OF_32, _PANEL_UNITS = 4096, 3624, 256
+_PANEL_COLS_OF_32 = 3624  # of a panel of p24 at most, for 32 tokens to fit an SM
 # m24's of more tokens, up to MANY24: beyond the start, and of each record and token, of as many records
 # at least as fill the device. Fewer than FEW24 are written out.
 MANY24_START, MANY24_TOKEN, MANY24_FILL = 4500.0, 0.0019, 8192
@@ -147,10 +146,8 @@ def _most_of(form: str, layout: Layout, device: int) -> int:
         return most
     if _sm(device) < 90:
         return P24_BEFORE_SM90
-    panels = -(-layout.cols // _PANEL_COLS)
-    while -(-layout.rows // 16) * panels < _PANEL_UNITS and layout.cols >= 1024 * (panels + 1):
-        panels += 1
-    return most if -(-layout.cols // panels) <= _PANEL_COLS_OF_32 else TOKENS[5]
+    fit = _C.p24_panel_cols(layout.rows, layout.cols) <= _PANEL_COLS_OF_32
+    return most if fit else TOKENS[5]
 
 
 def taken_as_stored(layout: Layout, device: int) -> bool:
