@@ -21,16 +21,18 @@ namespace {
 inline constexpr int kTileRows = 16;
 inline constexpr int64_t kTileRowBytes = 64, kTileBytes = kTileRows * kTileRowBytes;
 
-// All eight registers at their full size, for as long as it lives, for this thread.
+// All eight registers at their full size, for as long as it lives, for this thread. Right-hand
+// tiles, 6 and 7, and sums, 0 to 3, of fewer than 16 columns have shorter rows.
 struct TileRegisters {
-  TAMIS_INLINE TileRegisters() {
+  TAMIS_INLINE explicit TileRegisters(int64_t right_row_bytes = kTileRowBytes) {
     struct alignas(64) Config {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {};
       uint8_t rows[16] = {};
     } config;
     for (int i = 0; i < 8; ++i) {
-      config.row_bytes[i] = kTileRowBytes;
+      const bool left = i == 4 || i == 5;
+      config.row_bytes[i] = static_cast<uint16_t>(left ? kTileRowBytes : right_row_bytes);
       config.rows[i] = kTileRows;
     }
     __asm__ volatile("" ::"r"(&config) : "memory");

@@ -53,7 +53,7 @@ struct CodeTiles {
   using W = int8_t;
   using Pending = CodePending;
   static constexpr bool kSumsStay = false;
-  static constexpr int64_t kWordSteps = 1, kStepBytes = kStepColumns * kQuadTokens;
+  static constexpr int64_t kWordSteps = 1;
   static constexpr int64_t kReadsPast = 64;
 
   const char* x;
@@ -104,7 +104,7 @@ struct CodeTiles {
 };
 
 TilePlan plan_of(const SpmmArgs& a) {
-  return {a, XQuads(a, nullptr).bytes, CodeTiles::kStepBytes};
+  return {a, XQuads(a, nullptr).bytes, kTileRowBytes, kStepColumns * kQuadTokens};
 }
 
 int64_t tiles_bytes(const SpmmArgs& a) {

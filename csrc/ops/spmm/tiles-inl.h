@@ -1,6 +1,7 @@
-// y[m,n] = sum_k x[m,k] * w[n,k] by AMX, for any number of tokens.  w: bitmap, nm or csr8; x: 1 KB
-// tiles [columns / 256, m / 16, steps of 256 columns, 16 dwords of columns, 16 tokens], zero past k
-// and m; a step is the 64 bytes of columns that one tile row holds.
+// y[m,n] = sum_k x[m,k] * w[n,k] by AMX, for any number of tokens.  w: bitmap, nm or csr8; x: tiles
+// [columns / 256, m / 16, steps of 256 columns, 16 dwords of columns, 16 tokens], zero past k and
+// m; a step is the 64 bytes of columns that one tile row holds. One panel may have fewer tokens
+// than 16, whose tiles are then smaller.
 //
 // Tile: kPanelRows rows of w, two left-hand tiles, times two panels of 16 tokens: four sums. The
 // columns of a chunk, at most 256, are expanded to the stack as plain rows, which is what a
@@ -14,8 +15,14 @@
 // Tail: rows past the last keep whatever they held, and are not stored; values are never read past
 // nnz.
 //
-// Cost (Emerald Rapids): 16 cycles for 16 rows x 16 tokens of a step; 6 cycles to expand 64 columns
-// of bf16 (port 5: two kmov, two vpexpandw), so up to 16 tokens cost what expanding does.
+// Cost (Emerald Rapids, at 2.3 GHz while tiles are multiplied, 2.75 otherwise): 16 cycles for 16
+// rows x 16 tokens of a step; 6 cycles to expand 64 columns of bf16 (port 5: two kmov, two
+// vpexpandw), measured 9 with fetching, so up to 16 tokens cost what expanding does.
+//
+// Tried for up to 16 tokens, 4096x4096, half kept, cold (6.2 ns for 64 columns of a row, one token
+// 5.0): panels of 16 rows, chunks of 128 columns, four sums in turns: none; pages asked for early
+// (pages.h), twice as far ahead, half of the lines, lines of the same row: 3 % to twice as slow;
+// a chunk expanded at once, then multiplied: 0.9 of the time in cache, none cold.
 #pragma once
 
 #include "base/simd/amx.h"
@@ -40,18 +47,23 @@ using TileSums = float[2][kTileRows][kPanelTokens];
 
 // `base` bytes of x, then what has to outlive a span.
 struct TilePlan {
-  int64_t panels;  // of 16 tokens
-  int64_t group;   // panels that share one expansion
-  int64_t span;    // columns, a multiple of kStepColumns
+  int64_t panels;      // of 16 tokens
+  int64_t group;       // panels that share one expansion
+  int64_t span;        // columns, a multiple of kStepColumns
+  int64_t row_bytes;   // of a tile of x
+  int64_t step_bytes;  // of a panel's step
   int64_t sums_at, values_at, bytes;
 
-  TAMIS_INLINE TilePlan(const SpmmArgs& a, int64_t base, int64_t step_bytes)
+  TAMIS_INLINE TilePlan(const SpmmArgs& a, int64_t base, int64_t row_bytes_of,
+                        int64_t step_bytes_of)
       : panels(ceil_div(a.m, kPanelTokens)),
         group(panels < kMostPanels ? panels : kMostPanels),
-        span(kSpanBytes / (group * step_bytes)),
+        row_bytes(row_bytes_of),
+        step_bytes(step_bytes_of),
         sums_at(ceil_div(base, 64) * 64),
         values_at(sums_at),
         bytes(sums_at) {
+    span = kSpanBytes / (group * step_bytes);
     span = (span < 1 ? 1 : span) * kStepColumns;
     if (span >= a.w.cols) return;
     values_at += ceil_div(a.w.rows, kPanelRows) * group * static_cast<int64_t>(sizeof(TileSums));
@@ -90,9 +102,11 @@ struct TileFeed {
   int64_t row;      // of the panel that `chunk` belongs to
   int count;        // of its rows that exist
   Chunks chunk;
-  char* out;                                    // [kPanelRows][kRowBytes]
-  int64_t at[kPanelRows];                       // next value of each row
-  const char *fetch_values, *fetch_mask;        // of the next panel, in storage order
+  char* out;                              // [kPanelRows][kRowBytes]
+  int64_t at[kPanelRows];                 // next value of each row
+  bool step;                              // all columns of a step, whose values do not end soon
+  const uint64_t* chunk_mask;             // of the chunk's first word in the panel's first row
+  const char *fetch_values, *fetch_mask;  // of the next panel, in storage order
   int64_t fetch_value_bytes, fetch_mask_bytes;  // a row and chunk
 
   TAMIS_INLINE TileFeed(const MatrixView& w_of, int64_t row_begin, int64_t row_end_of,
@@ -136,15 +150,23 @@ struct TileFeed {
     }
     fetch_mask_bytes = parts ? bytes / parts : 0;
     fetch_mask = beside + skipped * fetch_mask_bytes;
+    begin_chunk();
   }
 
   // After all rows of a chunk: the chunk that follows, of this panel or the next.
   TAMIS_INLINE void next() {
     chunk.next();
-    if (chunk.more() && chunk.begin < last_column) return;
+    if (chunk.more() && chunk.begin < last_column) return begin_chunk();
     for (int r = 0; r < count && resume; ++r) resume[row + r] = at[r];
     row += kPanelRows;
     begin_panel();
+  }
+  TAMIS_INLINE void begin_chunk() {
+    // The last row's values are the nearest to the end.
+    step = w.format != Format::csr8 && chunk.begin % kStepColumns == 0 &&
+           chunk.end - chunk.begin == kStepColumns &&
+           w.nnz - at[count - 1] >= kStepColumns + Unit::kReadsPast;
+    chunk_mask = w.mask + row * words + chunk.begin / 64;
   }
 
   TAMIS_INLINE void fetch() {
@@ -185,6 +207,36 @@ struct TileFeed {
     at[r] = p - values;
   }
 
+  // Rows [r, end) of the chunk. A call of its own, whose registers the products do not share.
+  __attribute__((noinline)) void expand_rows(int r, int end) {
+    if (!step) {
+      for (; r < end; ++r) expand_row(r);
+      return;
+    }
+    constexpr int kWords = kStepColumns / 64;
+    const uint64_t* mask = chunk_mask + r * words;
+    const W* const all = values;
+    char* to = out + r * kRowBytes;
+    const char *line = fetch_values, *mask_line = fetch_mask;
+    const int64_t stride = words, value_bytes = fetch_value_bytes, mask_bytes = fetch_mask_bytes;
+    for (; r < end; ++r, mask += stride, line += value_bytes, mask_line += mask_bytes) {
+      __builtin_prefetch(mask_line, 0, kTilesToL2);
+      const W* p = all + at[r];
+#pragma GCC unroll 4
+      for (int i = 0; i < kWords; ++i, to += 64 * sizeof(W)) {
+        // Few at a time, as a fetch that finds no buffer holds up all that follows; a few bytes
+        // more than whole lines are mostly in the next row's first.
+        for (int64_t b = 64 * i; b + 16 < value_bytes; b += 64 * kWords) {
+          __builtin_prefetch(line + b, 0, kTilesToL2);
+        }
+        Unit::template expand<false>(mask[i], p, to);
+        p += simd::popcount(mask[i]);
+      }
+      at[r] = p - all;
+    }
+    fetch_values = line;
+    fetch_mask = mask_line;
+  }
   TAMIS_INLINE void expand_row(int r) {
     fetch();
     const bool near_end = w.nnz - at[r] < kStepColumns + Unit::kReadsPast;
@@ -221,17 +273,18 @@ TAMIS_INLINE void store_sums(TileSums* sums) {
   if (P == 2) _tile_stored(3, sums[1][1], kTileRowBytes);
 }
 
-// Adds `steps` steps of kPanelRows rows at w, times P panels at x; chore(step) runs beside them.
+// Adds `steps` steps of kPanelRows rows at w, times P panels at x, whose tile rows are x_row_bytes;
+// chore(step) runs beside them. x is not kept in L1, where the weights are.
 template <class Unit, int P, class Chore>
-TAMIS_INLINE void multiply(const char* w, int64_t row_bytes, const char* x, int64_t panel_bytes,
-                           int64_t steps, const Chore& chore) {
-  for (int64_t s = 0; s < steps; ++s, w += kTileRowBytes, x += kTileBytes) {
+TAMIS_INLINE void multiply(const char* w, int64_t row_bytes, const char* x, int64_t x_row_bytes,
+                           int64_t panel_bytes, int64_t steps, const Chore& chore) {
+  for (int64_t s = 0; s < steps; ++s, w += kTileRowBytes, x += kTileRows * x_row_bytes) {
     chore(s);
     tiles_fence();
     _tile_loadd(4, w, row_bytes);
-    _tile_loadd(6, x, kTileRowBytes);
+    _tile_stream_loadd(6, x, x_row_bytes);
     _tile_loadd(5, w + kTileRows * row_bytes, row_bytes);
-    if (P == 2) _tile_loadd(7, x + panel_bytes, kTileRowBytes);
+    if (P == 2) _tile_stream_loadd(7, x + panel_bytes, x_row_bytes);
     Unit::template products<P>();
   }
 }
@@ -254,13 +307,13 @@ struct TileChunk {
 };
 
 template <class Unit, int P, class Chore>
-TAMIS_INLINE void multiply_pair(const SpmmArgs& a, const Unit& unit, const TileChunk& c,
-                                int64_t panel, int64_t p, TileSums* sums,
+TAMIS_INLINE void multiply_pair(const SpmmArgs& a, const Unit& unit, const TilePlan& plan,
+                                const TileChunk& c, int64_t panel, int64_t p, TileSums* sums,
                                 typename Unit::Pending& pending, const Chore& chore) {
-  constexpr int64_t kRowBytes = TileFeed<Unit>::kRowBytes, kStepBytes = Unit::kStepBytes;
+  constexpr int64_t kRowBytes = TileFeed<Unit>::kRowBytes;
   if (Unit::kSumsStay ? c.load : true) load_sums<P>(sums, Unit::kSumsStay ? c.first : true);
-  multiply<Unit, P>(c.w, kRowBytes, c.x + p * kStepBytes, kStepBytes, c.steps,
-                    [&](int64_t) __attribute__((always_inline)) {
+  multiply<Unit, P>(c.w, kRowBytes, c.x + p * plan.step_bytes, plan.row_bytes, plan.step_bytes,
+                    c.steps, [&](int64_t) __attribute__((always_inline)) {
                       chore();
                       pending.some();
                     });
@@ -293,15 +346,15 @@ void multiply_tiles(const SpmmArgs& a, const MatrixView& w, const Unit& unit, co
     Feed feed(w, row_begin, row_end, first, last, resume);
     int turn = 0;
     feed.out = weights[turn];
-    for (int r = 0; r < feed.count && w.cols > 0; ++r) feed.expand_row(r);
+    if (w.cols > 0) feed.expand_rows(0, feed.count);
     for (int64_t row = row_begin; row < row_end; row += kPanelRows) {
       TileSums* sums = spans ? kept + row / kPanelRows * plan.group : here;
       typename Unit::Pending pending;
       for (Chunks chunk(w, first); chunk.more() && chunk.begin < last; chunk.next()) {
         const int64_t begin = chunk.begin / 64, in_step = begin % (kStepColumns / 64);
         TileChunk c{.w = weights[turn],
-                    .x = unit.x + (chunk.step() * plan.panels + panel) * Unit::kStepBytes +
-                         in_step * Unit::kWordSteps * kTileBytes,
+                    .x = unit.x + (chunk.step() * plan.panels + panel) * plan.step_bytes +
+                         in_step * Unit::kWordSteps * kTileRows * plan.row_bytes,
                     .steps = (ceil_div(chunk.end, 64) - begin) * Unit::kWordSteps,
                     .step = chunk.step(),
                     .group = chunk.group,
@@ -312,19 +365,22 @@ void multiply_tiles(const SpmmArgs& a, const MatrixView& w, const Unit& unit, co
         turn ^= 1;
         feed.next();
         feed.out = weights[turn];
-        int64_t done = 0, passed = 0;
+        int done = 0;
+        int64_t passed = 0;
         const int64_t passes = ceil_div(panels, 2) * c.steps;
         const auto chore = [&]() __attribute__((always_inline)) {
-          for (++passed; done < feed.count && done * passes < passed * feed.count; ++done) {
-            feed.expand_row(static_cast<int>(done));
-          }
+          const int from = done;
+          for (++passed; done < feed.count && done * passes < passed * feed.count;) ++done;
+          feed.expand_rows(from, done);
         };
         int64_t p = 0;
         for (; p + 2 <= panels; p += 2) {
-          multiply_pair<Unit, 2>(a, unit, c, panel, p, sums + p, pending, chore);
+          multiply_pair<Unit, 2>(a, unit, plan, c, panel, p, sums + p, pending, chore);
         }
-        if (p < panels) multiply_pair<Unit, 1>(a, unit, c, panel, p, sums + p, pending, chore);
-        for (; done < feed.count; ++done) feed.expand_row(static_cast<int>(done));
+        if (p < panels) {
+          multiply_pair<Unit, 1>(a, unit, plan, c, panel, p, sums + p, pending, chore);
+        }
+        feed.expand_rows(done, feed.count);
       }
       pending.all();
       if (last < w.cols) continue;
@@ -346,7 +402,7 @@ void multiply_tiles(const SpmmArgs& a, const MatrixView& w, const Unit& unit, co
 template <class Unit>
 TAMIS_INLINE void spmm_tiles(const SpmmArgs& a, const MatrixView& w, const Unit& unit,
                              const TilePlan& plan, int64_t row_begin, int64_t row_end) {
-  const TileRegisters registers;
+  const TileRegisters registers(plan.row_bytes);
   for (int64_t panel = 0; panel < plan.panels; panel += plan.group) {
     const int64_t left = plan.panels - panel;
     multiply_tiles<Unit>(a, w, unit, plan, row_begin, row_end, panel,

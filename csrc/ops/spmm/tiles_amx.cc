@@ -8,13 +8,11 @@
 namespace tamis {
 namespace {
 
-constexpr int64_t kPairs = kStepColumns / 2;
-
 struct Bf16Tiles {
   using W = BF16;
   using Pending = NoPending;
   static constexpr bool kSumsStay = true;
-  static constexpr int64_t kWordSteps = 2, kStepBytes = kPairs * kTileRowBytes;
+  static constexpr int64_t kWordSteps = 2;
   static constexpr int64_t kReadsPast = Bf16Pair::kReadsPast;
 
   const char* x;
@@ -47,10 +45,16 @@ struct Bf16Tiles {
   }
 };
 
+// A pair of columns of a panel: of as many tokens as there are, four by four, so that less of x
+// comes from L2 beside the weights.
+int64_t pair_bytes(int64_t tokens) {
+  return tokens < kPanelTokens ? ceil_div(tokens, 4) * 16 : kTileRowBytes;
+}
+
 TilePlan plan_of(const SpmmArgs& a) {
-  const int64_t x_bytes =
-      ceil_div(a.w.cols, kStepColumns) * ceil_div(a.m, kPanelTokens) * Bf16Tiles::kStepBytes;
-  return {a, x_bytes, Bf16Tiles::kStepBytes};
+  const int64_t step_bytes = kStepColumns / 2 * pair_bytes(a.m);
+  const int64_t steps = ceil_div(a.w.cols, kStepColumns) * ceil_div(a.m, kPanelTokens);
+  return {a, steps * step_bytes, pair_bytes(a.m), step_bytes};
 }
 
 int64_t tiles_bytes(const SpmmArgs& a) {
@@ -59,15 +63,16 @@ int64_t tiles_bytes(const SpmmArgs& a) {
 
 // Panels [part / parts) of all 256 columns: 32 columns of 16 tokens are 16 vectors, transposed.
 void prepare_tiles(const SpmmArgs& a, void* prepared, int part, int parts) {
-  const int64_t panels = ceil_div(a.m, kPanelTokens);
+  const int64_t panels = ceil_div(a.m, kPanelTokens), row_bytes = pair_bytes(a.m);
+  const auto lanes = simd::first(static_cast<int>(row_bytes / 4));
   const int64_t count = ceil_div(a.w.cols, kStepColumns) * panels;
   for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
     const int64_t panel = i % panels, first = i / panels * kStepColumns;
     const int64_t end = first + kStepColumns < a.w.cols ? first + kStepColumns : a.w.cols;
     const int64_t tokens = a.m - panel * kPanelTokens;
     const auto* x = static_cast<const BF16*>(a.x) + panel * kPanelTokens * a.x_stride;
-    auto* out = static_cast<char*>(prepared) + i * Bf16Tiles::kStepBytes;
-    for (int64_t column = first; column < end; column += 32, out += kTileBytes) {
+    auto* out = static_cast<char*>(prepared) + i * (kStepColumns / 2 * row_bytes);
+    for (int64_t column = first; column < end; column += 32, out += kTileRows * row_bytes) {
       const auto mine = static_cast<__mmask32>(
           _bzhi_u32(~0u, static_cast<unsigned>(end - column < 32 ? end - column : 32)));
       __m512i v[kPanelTokens];
@@ -79,10 +84,14 @@ void prepare_tiles(const SpmmArgs& a, void* prepared, int part, int parts) {
       }
       transpose(v);
 #pragma GCC unroll 16
-      for (int u = 0; u < kPanelTokens; ++u) _mm512_store_si512(out + u * kTileRowBytes, v[u]);
+      for (int u = 0; u < kTileRows; ++u) {
+        _mm512_mask_storeu_epi32(out + u * row_bytes, lanes, v[u]);
+      }
     }
     // The second half of a last word.
-    if (ceil_div(end, 32) % 2 != 0) __builtin_memset(out, 0, kTileBytes);
+    if (ceil_div(end, 32) % 2 != 0) {
+      __builtin_memset(out, 0, static_cast<size_t>(kTileRows * row_bytes));
+    }
   }
 }
 
