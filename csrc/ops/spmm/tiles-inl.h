@@ -89,6 +89,12 @@ TAMIS_INLINE uint64_t mask_of(const uint8_t* p, int count) {
   return static_cast<uint64_t>(_mm512_reduce_or_epi64(bits));
 }
 
+TAMIS_INLINE void fetch_bytes(const void* begin, const void* end) {
+  for (auto* p = static_cast<const char*>(begin); p < end; p += 64) {
+    __builtin_prefetch(p, 0, kTilesToL2);
+  }
+}
+
 // Expands the chunks of all row panels in order, one row at a time, ahead of the products.
 template <class Unit>
 struct TileFeed {
@@ -102,9 +108,9 @@ struct TileFeed {
   int64_t row;      // of the panel that `chunk` belongs to
   int count;        // of its rows that exist
   Chunks chunk;
-  char* out;                              // [kPanelRows][kRowBytes]
-  int64_t at[kPanelRows];                 // next value of each row
-  bool step;                              // all columns of a step, whose values do not end soon
+  char* out;               // [kPanelRows][kRowBytes]
+  int64_t at[kPanelRows];  // next value of each row
+  int simple_words;        // of the chunk, all columns of them and no values that end soon; or 0
   const uint64_t* chunk_mask;             // of the chunk's first word in the panel's first row
   const char *fetch_values, *fetch_mask;  // of the next panel, in storage order
   int64_t fetch_value_bytes, fetch_mask_bytes;  // a row and chunk
@@ -123,6 +129,20 @@ struct TileFeed {
         chunk(w_of, first),
         out(nullptr) {
     begin_panel();
+    fetch_panel();
+  }
+
+  // The first panel, which nothing else fetches.
+  TAMIS_INLINE void fetch_panel() const {
+    if (count == 0) return;
+    const int64_t begin = tile_row_start(w, row), end = tile_row_start(w, row + count);
+    fetch_bytes(values + begin, values + end);
+    if (w.format == Format::csr8) {
+      const uint8_t* columns = w.col_bytes + w.rows * words;
+      fetch_bytes(columns + begin, columns + end);
+    } else {
+      fetch_bytes(w.mask + row * words, w.mask + (row + count) * words);
+    }
   }
 
   TAMIS_INLINE void begin_panel() {
@@ -163,9 +183,10 @@ struct TileFeed {
   }
   TAMIS_INLINE void begin_chunk() {
     // The last row's values are the nearest to the end.
-    step = w.format != Format::csr8 && chunk.begin % kStepColumns == 0 &&
-           chunk.end - chunk.begin == kStepColumns &&
-           w.nnz - at[count - 1] >= kStepColumns + Unit::kReadsPast;
+    const bool simple = w.format != Format::csr8 && chunk.begin % 64 == 0 &&
+                        (chunk.end % 64 == 0 || chunk.end == w.cols) &&
+                        w.nnz - at[count - 1] >= kStepColumns + Unit::kReadsPast;
+    simple_words = simple ? static_cast<int>(ceil_div(chunk.end - chunk.begin, 64)) : 0;
     chunk_mask = w.mask + row * words + chunk.begin / 64;
   }
 
@@ -207,35 +228,48 @@ struct TileFeed {
     at[r] = p - values;
   }
 
-  // Rows [r, end) of the chunk. A call of its own, whose registers the products do not share.
-  __attribute__((noinline)) void expand_rows(int r, int end) {
-    if (!step) {
-      for (; r < end; ++r) expand_row(r);
-      return;
-    }
-    constexpr int kWords = kStepColumns / 64;
+  // Rows [r, end) of a chunk of kWords words.
+  template <int kWords>
+  TAMIS_INLINE void expand_words(int r, int end) {
     const uint64_t* mask = chunk_mask + r * words;
     const W* const all = values;
     char* to = out + r * kRowBytes;
     const char *line = fetch_values, *mask_line = fetch_mask;
     const int64_t stride = words, value_bytes = fetch_value_bytes, mask_bytes = fetch_mask_bytes;
-    for (; r < end; ++r, mask += stride, line += value_bytes, mask_line += mask_bytes) {
+    for (; r < end; ++r, mask += stride, to += kRowBytes) {
       __builtin_prefetch(mask_line, 0, kTilesToL2);
       const W* p = all + at[r];
 #pragma GCC unroll 4
-      for (int i = 0; i < kWords; ++i, to += 64 * sizeof(W)) {
+      for (int i = 0; i < kWords; ++i) {
         // Few at a time, as a fetch that finds no buffer holds up all that follows; a few bytes
         // more than whole lines are mostly in the next row's first.
         for (int64_t b = 64 * i; b + 16 < value_bytes; b += 64 * kWords) {
           __builtin_prefetch(line + b, 0, kTilesToL2);
         }
-        Unit::template expand<false>(mask[i], p, to);
+        Unit::template expand<false>(mask[i], p, to + i * 64 * sizeof(W));
         p += simd::popcount(mask[i]);
       }
       at[r] = p - all;
+      line += value_bytes;
+      mask_line += mask_bytes;
     }
     fetch_values = line;
     fetch_mask = mask_line;
+  }
+  // A call of its own, whose registers the products do not share.
+  __attribute__((noinline)) void expand_rows(int r, int end) {
+    switch (simple_words) {
+      case 1:
+        return expand_words<1>(r, end);
+      case 2:
+        return expand_words<2>(r, end);
+      case 3:
+        return expand_words<3>(r, end);
+      case 4:
+        return expand_words<4>(r, end);
+      default:
+        for (; r < end; ++r) expand_row(r);
+    }
   }
   TAMIS_INLINE void expand_row(int r) {
     fetch();
