@@ -164,7 +164,8 @@ TEST(ChooseSpmm, AllGroupsOfCodesTakePanelsForManyTokens) {
   const char* lanes = "spmm_groupq_u4_bf16_avx512vbmi2_lanes";
   EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_groupq_u4_bf16_avx512bf16_panels");
   EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name, lanes);
-  EXPECT_STREQ(choose_spmm(desc, isa::amx)->name, lanes);
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512fp16)->name, lanes);
+  EXPECT_STREQ(choose_spmm(desc, isa::amx)->name, "spmm_groupq_u4_bf16_amx_tiles");
   desc.nnz /= 2;
   EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, lanes);
 }

@@ -200,9 +200,10 @@ inline bool quantizes(const SpmmRow& row) {
   return row.x_form && row.x_form->quantizes;
 }
 
-// Weights of groups are rounded to bf16 where vdpbf16ps multiplies them.
+// Weights of groups are rounded to bf16 where vdpbf16ps or tiles multiply them.
 inline double lost_of_weight(const SpmmRow& row) {
-  const bool rounds = row.format == Format::groupq && row.isa == isa::avx512bf16;
+  const bool rounds =
+      row.format == Format::groupq && (row.isa == isa::avx512bf16 || row.isa == isa::amx);
   return rounds ? 0x1p-8 : 0;
 }
 

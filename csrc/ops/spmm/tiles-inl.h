@@ -47,24 +47,26 @@ using TileSums = float[2][kTileRows][kPanelTokens];
 
 // `base` bytes of x, then what has to outlive a span.
 struct TilePlan {
-  int64_t panels;      // of 16 tokens
-  int64_t group;       // panels that share one expansion
-  int64_t span;        // columns, a multiple of kStepColumns
-  int64_t row_bytes;   // of a tile of x
-  int64_t step_bytes;  // of a panel's step
+  int64_t panels;       // of 16 tokens
+  int64_t group;        // panels that share one expansion
+  int64_t columns;      // of a chunk of x
+  int64_t row_bytes;    // of a tile of it
+  int64_t chunk_bytes;  // of a panel's chunk
+  int64_t span;         // columns, a multiple of a chunk's
   int64_t sums_at, values_at, bytes;
 
   TAMIS_INLINE TilePlan(const SpmmArgs& a, int64_t base, int64_t row_bytes_of,
-                        int64_t step_bytes_of)
+                        int64_t chunk_bytes_of, int64_t columns_of = kStepColumns)
       : panels(ceil_div(a.m, kPanelTokens)),
         group(panels < kMostPanels ? panels : kMostPanels),
+        columns(columns_of),
         row_bytes(row_bytes_of),
-        step_bytes(step_bytes_of),
+        chunk_bytes(chunk_bytes_of),
+        span(kSpanBytes / (group * chunk_bytes)),
         sums_at(ceil_div(base, 64) * 64),
         values_at(sums_at),
         bytes(sums_at) {
-    span = kSpanBytes / (group * step_bytes);
-    span = (span < 1 ? 1 : span) * kStepColumns;
+    span = (span < 1 ? 1 : span) * columns;
     if (span >= a.w.cols) return;
     values_at += ceil_div(a.w.rows, kPanelRows) * group * static_cast<int64_t>(sizeof(TileSums));
     bytes = values_at + a.w.rows * 8;
@@ -346,7 +348,7 @@ TAMIS_INLINE void multiply_pair(const SpmmArgs& a, const Unit& unit, const TileP
                                 typename Unit::Pending& pending, const Chore& chore) {
   constexpr int64_t kRowBytes = TileFeed<Unit>::kRowBytes;
   if (Unit::kSumsStay ? c.load : true) load_sums<P>(sums, Unit::kSumsStay ? c.first : true);
-  multiply<Unit, P>(c.w, kRowBytes, c.x + p * plan.step_bytes, plan.row_bytes, plan.step_bytes,
+  multiply<Unit, P>(c.w, kRowBytes, c.x + p * plan.chunk_bytes, plan.row_bytes, plan.chunk_bytes,
                     c.steps, [&](int64_t) __attribute__((always_inline)) {
                       chore();
                       pending.some();
@@ -387,7 +389,7 @@ void multiply_tiles(const SpmmArgs& a, const MatrixView& w, const Unit& unit, co
       for (Chunks chunk(w, first); chunk.more() && chunk.begin < last; chunk.next()) {
         const int64_t begin = chunk.begin / 64, in_step = begin % (kStepColumns / 64);
         TileChunk c{.w = weights[turn],
-                    .x = unit.x + (chunk.step() * plan.panels + panel) * plan.step_bytes +
+                    .x = unit.x + (chunk.step() * plan.panels + panel) * plan.chunk_bytes +
                          in_step * Unit::kWordSteps * kTileRows * plan.row_bytes,
                     .steps = (ceil_div(chunk.end, 64) - begin) * Unit::kWordSteps,
                     .step = chunk.step(),

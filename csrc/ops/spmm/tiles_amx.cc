@@ -1,9 +1,10 @@
-// bitmap, nm and csr8 of bf16 with AMX: pairs of columns by tdpbf16ps, which takes denormal inputs
-// as zero and flushes denormal sums; the rounding to bf16 flushes denormals too.
+// bitmap, nm, csr8 and groupq of bf16 with AMX: pairs of columns by tdpbf16ps, which takes denormal
+// inputs as zero and flushes denormal sums; the rounding to bf16 flushes denormals too.
 #include "base/simd/avx512.h"
 #include "ops/spmm/bf16_pair.h"
+#include "ops/spmm/groupq_pairs.h"
 #include "ops/spmm/kernels.h"
-#include "ops/spmm/tiles-inl.h"
+#include "ops/spmm/tiles_many-inl.h"
 
 namespace tamis {
 namespace {
@@ -45,33 +46,41 @@ struct Bf16Tiles {
   }
 };
 
+// More tokens than a pair of panels holds, and groupq, have a loop of their own (tiles_many-inl.h).
+TAMIS_INLINE bool has_many(const SpmmArgs& a) {
+  return a.m > 2 * kPanelTokens || a.w.format == Format::groupq;
+}
+
 // A pair of columns of a panel: of as many tokens as there are, four by four, so that less of x
 // comes from L2 beside the weights.
-int64_t pair_bytes(int64_t tokens) {
-  return tokens < kPanelTokens ? ceil_div(tokens, 4) * 16 : kTileRowBytes;
+int64_t pair_bytes(const SpmmArgs& a) {
+  return a.m < kPanelTokens && !has_many(a) ? ceil_div(a.m, 4) * 16 : kTileRowBytes;
 }
 
 TilePlan plan_of(const SpmmArgs& a) {
-  const int64_t step_bytes = kStepColumns / 2 * pair_bytes(a.m);
-  const int64_t steps = ceil_div(a.w.cols, kStepColumns) * ceil_div(a.m, kPanelTokens);
-  return {a, steps * step_bytes, pair_bytes(a.m), step_bytes};
+  const int64_t panels = ceil_div(a.m, kPanelTokens);
+  const int64_t columns = has_many(a) ? many_columns(a.w.cols, panels) : kStepColumns;
+  const int64_t chunk_bytes = columns / 2 * pair_bytes(a);
+  return {a, ceil_div(a.w.cols, columns) * panels * chunk_bytes, pair_bytes(a), chunk_bytes,
+          columns};
 }
 
 int64_t tiles_bytes(const SpmmArgs& a) {
   return plan_of(a).bytes;
 }
 
-// Panels [part / parts) of all 256 columns: 32 columns of 16 tokens are 16 vectors, transposed.
+// Panels [part / parts) of all chunks: 32 columns of 16 tokens are 16 vectors, transposed.
 void prepare_tiles(const SpmmArgs& a, void* prepared, int part, int parts) {
-  const int64_t panels = ceil_div(a.m, kPanelTokens), row_bytes = pair_bytes(a.m);
+  const TilePlan plan = plan_of(a);
+  const int64_t panels = plan.panels, columns = plan.columns, row_bytes = plan.row_bytes;
   const auto lanes = simd::first(static_cast<int>(row_bytes / 4));
-  const int64_t count = ceil_div(a.w.cols, kStepColumns) * panels;
+  const int64_t count = ceil_div(a.w.cols, columns) * panels;
   for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
-    const int64_t panel = i % panels, first = i / panels * kStepColumns;
-    const int64_t end = first + kStepColumns < a.w.cols ? first + kStepColumns : a.w.cols;
+    const int64_t panel = i % panels, first = i / panels * columns;
+    const int64_t end = first + columns < a.w.cols ? first + columns : a.w.cols;
     const int64_t tokens = a.m - panel * kPanelTokens;
     const auto* x = static_cast<const BF16*>(a.x) + panel * kPanelTokens * a.x_stride;
-    auto* out = static_cast<char*>(prepared) + i * (kStepColumns / 2 * row_bytes);
+    auto* out = static_cast<char*>(prepared) + i * plan.chunk_bytes;
     for (int64_t column = first; column < end; column += 32, out += kTileRows * row_bytes) {
       const auto mine = static_cast<__mmask32>(
           _bzhi_u32(~0u, static_cast<unsigned>(end - column < 32 ? end - column : 32)));
@@ -95,10 +104,165 @@ void prepare_tiles(const SpmmArgs& a, void* prepared, int part, int parts) {
   }
 }
 
+// Rows of bitmap and nm.
+struct MaskedRows {
+  const MatrixView& w;
+  const BF16* values;
+  int64_t words;
+  const uint64_t* mask = nullptr;
+  const BF16* p = nullptr;
+  Ask of_values{}, of_mask{};
+
+  TAMIS_INLINE explicit MaskedRows(const MatrixView& of)
+      : w(of), values(static_cast<const BF16*>(of.values)), words(mask_words(of.cols)) {}
+  TAMIS_INLINE int64_t start(int64_t row) const { return tile_row_start(w, row); }
+  TAMIS_INLINE void begin(int64_t row, int64_t word, int64_t place) {
+    mask = w.mask + row * words + word;
+    p = values + place;
+  }
+  TAMIS_INLINE int64_t place() const { return p - values; }
+  TAMIS_INLINE bool near_end(int64_t count) const {
+    return w.nnz - place() < count * 64 + Bf16Pair::kReadsPast;
+  }
+  template <int kWords, bool kExact>
+  TAMIS_INLINE void expand(char* out) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kWords; ++i, out += 128) {
+      Bf16Pair::expand<kExact>(mask[i], p, reinterpret_cast<uint32_t*>(out));
+      p += simd::popcount(mask[i]);
+    }
+    mask += kWords;
+  }
+  TAMIS_INLINE void begin_ask(int64_t row, int64_t word, int64_t place) {
+    const int64_t usual = w.nnz * kUnitWords / (w.rows * words);
+    of_values = {reinterpret_cast<const char*>(values + place), 2 * usual};
+    of_mask = {reinterpret_cast<const char*>(w.mask + row * words + word), 8 * kUnitWords};
+  }
+  TAMIS_INLINE void ask() {
+    of_values.some();
+    of_mask.some();
+  }
+};
+
+// Rows of csr8.
+struct ListedRows {
+  const MatrixView& w;
+  const BF16* values;
+  const uint8_t *all_counts, *all_columns;
+  int64_t words;
+  const uint8_t *counts = nullptr, *columns = nullptr;
+  const BF16* p = nullptr;
+  Ask of_values{}, of_columns{}, of_counts{};
+
+  TAMIS_INLINE explicit ListedRows(const MatrixView& of)
+      : w(of),
+        values(static_cast<const BF16*>(of.values)),
+        all_counts(of.col_bytes),
+        all_columns(of.col_bytes + of.rows * mask_words(of.cols)),
+        words(mask_words(of.cols)) {}
+  TAMIS_INLINE int64_t start(int64_t row) const { return w.row_offsets[row]; }
+  TAMIS_INLINE void begin(int64_t row, int64_t word, int64_t place) {
+    counts = all_counts + row * words + word;
+    columns = all_columns + place;
+    p = values + place;
+  }
+  TAMIS_INLINE int64_t place() const { return p - values; }
+  TAMIS_INLINE bool near_end(int64_t count) const {
+    return w.nnz - place() < count * 64 + Bf16Pair::kReadsPast;
+  }
+  template <int kWords, bool kExact>
+  TAMIS_INLINE void expand(char* out) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kWords; ++i, out += 128) {
+      const int count = counts[i];
+      Bf16Pair::expand<kExact>(mask_of(columns, count), p, reinterpret_cast<uint32_t*>(out));
+      columns += count;
+      p += count;
+    }
+    counts += kWords;
+  }
+  TAMIS_INLINE void begin_ask(int64_t row, int64_t word, int64_t place) {
+    const int64_t usual = w.nnz * kUnitWords / (w.rows * words);
+    of_values = {reinterpret_cast<const char*>(values + place), 2 * usual};
+    of_columns = {reinterpret_cast<const char*>(all_columns + place), usual};
+    of_counts = {reinterpret_cast<const char*>(all_counts + row * words + word), kUnitWords};
+  }
+  TAMIS_INLINE void ask() {
+    of_values.some();
+    of_columns.some();
+    of_counts.some();
+  }
+};
+
+// Rows of groupq; places count groups.
+template <DType kW, int G>
+struct GroupRows {
+  static constexpr int64_t kBytes = kW == DType::u4 ? G / 2 : G;
+  static constexpr int64_t kWordGroups = 64 / G;
+
+  const MatrixView& w;
+  const uint8_t* values;
+  const uint64_t* mask = nullptr;
+  int64_t first = 0, at = 0;  // groups: of the row, the next column's; stored, the next
+  Ask of_values{}, of_scales{}, of_mask{};
+
+  TAMIS_INLINE explicit GroupRows(const MatrixView& of)
+      : w(of), values(static_cast<const uint8_t*>(of.values)) {}
+  TAMIS_INLINE const uint64_t* mask_row(int64_t row) const {
+    return w.mask + row * mask_words(w.cols / G);
+  }
+  TAMIS_INLINE int64_t start(int64_t row) const { return w.row_offsets[row]; }
+  TAMIS_INLINE void begin(int64_t row, int64_t word, int64_t place_of) {
+    mask = mask_row(row);
+    first = word * kWordGroups;
+    at = place_of;
+  }
+  TAMIS_INLINE int64_t place() const { return at; }
+  TAMIS_INLINE bool near_end(int64_t) const { return false; }
+  template <int kWords, bool kExact>
+  TAMIS_INLINE void expand(char* out) {
+    for (int i = 0; i < kWords; ++i, out += 128, first += kWordGroups) {
+      const auto bits =
+          static_cast<uint32_t>(mask[first / 64] >> (first % 64)) & ((1u << kWordGroups) - 1);
+      put_groups<kW, G>(values + at * kBytes, w.group_scales + 2 * at, bits,
+                        reinterpret_cast<uint32_t*>(out));
+      at += simd::popcount(bits);
+    }
+  }
+  TAMIS_INLINE void begin_ask(int64_t row, int64_t word, int64_t place_of) {
+    const int64_t usual = w.nnz / G * kUnitWords / (w.rows * mask_words(w.cols));
+    of_values = {reinterpret_cast<const char*>(values + place_of * kBytes), usual * kBytes};
+    of_scales = {reinterpret_cast<const char*>(w.group_scales + 2 * place_of), usual * 4};
+    of_mask = {reinterpret_cast<const char*>(mask_row(row) + word * kWordGroups / 64),
+               kUnitWords * kWordGroups / 8};
+  }
+  TAMIS_INLINE void ask() {
+    of_values.some();
+    of_scales.some();
+    of_mask.some();
+  }
+};
+
+template <DType kW>
+void spmm_group_tiles(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
+  const TilePlan plan = plan_of(a);
+  if (a.w.group_size == 16) {
+    return spmm_many_tiles<Bf16Tiles>(a, GroupRows<kW, 16>(a.w), plan, row_begin, row_end);
+  }
+  spmm_many_tiles<Bf16Tiles>(a, GroupRows<kW, 32>(a.w), plan, row_begin, row_end);
+}
+
 void spmm_bf16_tiles(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
+  const TilePlan plan = plan_of(a);
+  if (has_many(a) && a.w.cols > 0) {
+    if (a.w.format != Format::csr8) {
+      return spmm_many_tiles<Bf16Tiles>(a, MaskedRows(a.w), plan, row_begin, row_end);
+    }
+    return spmm_many_tiles<Bf16Tiles>(a, ListedRows(a.w), plan, row_begin, row_end);
+  }
   MatrixView w = a.w;
   w.group_size = w.cols;  // so that chunks are those of x
-  spmm_tiles(a, w, Bf16Tiles{static_cast<const char*>(a.prepared)}, plan_of(a), row_begin, row_end);
+  spmm_tiles(a, w, Bf16Tiles{static_cast<const char*>(a.prepared)}, plan, row_begin, row_end);
 }
 
 }  // namespace
@@ -113,5 +277,12 @@ TAMIS_TILES_KERNEL(bitmap)
 TAMIS_TILES_KERNEL(nm)
 TAMIS_TILES_KERNEL(csr8)
 #undef TAMIS_TILES_KERNEL
+
+void spmm_groupq_u4_bf16_amx_tiles(const SpmmArgs& a, int64_t begin, int64_t end) {
+  spmm_group_tiles<DType::u4>(a, begin, end);
+}
+void spmm_groupq_u8_bf16_amx_tiles(const SpmmArgs& a, int64_t begin, int64_t end) {
+  spmm_group_tiles<DType::u8>(a, begin, end);
+}
 
 }  // namespace tamis
