@@ -20,7 +20,7 @@
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 16;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 17;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;
@@ -74,9 +74,7 @@ struct CudaLibrary {
   Status (*sddmm)(const SddmmArgs&, void* workspace, int64_t workspace_bytes, const CudaDevice&,
                   void* stream);
   Status (*unpack_mask)(const MatrixView& w, void* dense, void* stream);
-  Status (*gather_workspace)(const MatrixView& w, const void* dense, int64_t* bytes);
-  Status (*gather_mask)(const MatrixView& w, const void* dense, void* values, void* workspace,
-                        int64_t workspace_bytes, void* stream);
+  Status (*gather_mask)(const MatrixView& w, const void* dense, void* values, void* stream);
   std::span<const SpgemmCudaRow> (*spgemm_kernels)();
   Status (*spgemm_workspace)(const SpgemmArgs&, const CudaDevice&, int64_t* bytes);
   Status (*spgemm_count)(const SpgemmArgs&, int64_t* counts, void* workspace,

@@ -94,17 +94,11 @@ void cuda_unpack(int32_t device, uintptr_t stream, const DeviceMask& mask, uintp
                                             address<void>(stream)));
 }
 
-int64_t cuda_gather(int32_t device, uintptr_t stream, const DeviceMask& mask, uintptr_t dense,
-                    uintptr_t values, uintptr_t workspace, int64_t workspace_bytes) {
-  const MatrixView w = view_of(mask, 0);
+void cuda_gather(int32_t device, uintptr_t stream, const DeviceMask& mask, uintptr_t dense,
+                 uintptr_t values) {
   cuda_device(device);
-  int64_t wanted = 0;
-  raise_if_error(cuda_library().gather_workspace(w, address<void>(dense), &wanted));
-  if (wanted > workspace_bytes) return wanted;
-  raise_if_error(cuda_library().gather_mask(w, address<const void>(dense), address<void>(values),
-                                            address<void>(workspace), workspace_bytes,
-                                            address<void>(stream)));
-  return 0;
+  raise_if_error(cuda_library().gather_mask(view_of(mask, 0), address<const void>(dense),
+                                            address<void>(values), address<void>(stream)));
 }
 
 py::list kernel_rows() {
@@ -140,7 +134,7 @@ void bind_spmm_grad(py::module_& m) {
   m.def("cuda_unpack_mask", &cuda_unpack, "device"_a, "stream"_a, "mask"_a, "values_ptr"_a,
         "dense_ptr"_a);
   m.def("cuda_gather_mask", &cuda_gather, "device"_a, "stream"_a, "mask"_a, "dense_ptr"_a,
-        "values_ptr"_a, "workspace_ptr"_a, "workspace_bytes"_a);
+        "values_ptr"_a);
 }
 
 }  // namespace tamis::binding

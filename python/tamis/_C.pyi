@@ -875,10 +875,8 @@ def cuda_gather_mask(
     mask: DeviceMask,
     dense_ptr: int,
     values_ptr: int,
-    workspace_ptr: int,
-    workspace_bytes: int,
-) -> int:
-    """Values of a dense [rows, cols] under a mask; 0, or the bytes of workspace that it wants."""
+) -> None:
+    """Values of a dense [rows, cols] under a mask."""
 
 DeviceCsr = tuple[tuple[int, int, int], int, int, int]
 """(rows, cols, nnz), addresses of values, row_offsets and col_indices."""

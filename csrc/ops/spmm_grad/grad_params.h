@@ -17,9 +17,10 @@ inline constexpr int32_t kGradStageBytes = 2 * kGradTile * kGradStep;  // of one
 inline constexpr int32_t kSddmmShared = 2 * kSddmmStages * kGradStageBytes;
 inline constexpr int32_t kSpmmTShared = (kSpmmTStages + 2) * kGradStageBytes;
 inline constexpr int32_t kMostGradSplits = 16;
-// Of a warp that unpacks 32 words: their bits and where values begin, then the values.
-inline constexpr int32_t kUnpackWarpBytes = 16 * 32 + 2 * 64 * 32 + 16;
-inline constexpr int32_t kUnpackShared = kGradThreads / 32 * kUnpackWarpBytes;
+// Of a warp that unpacks or gathers 32 words: their bits and where values begin, then the values.
+inline constexpr int32_t kUnpackWarps = 4;
+inline constexpr int32_t kUnpackWords = 16 * 32, kUnpackWarpBytes = kUnpackWords + 2 * 64 * 32 + 16;
+inline constexpr int32_t kUnpackShared = kUnpackWarps * kUnpackWarpBytes;
 
 // A mask and where the values of each of its words begin.
 struct GradMask {
@@ -58,6 +59,8 @@ struct DenseParams {
   uint16_t* values;
   uint16_t* dense;  // [rows, k]
   int32_t k;
+  int32_t parts;  // of 32 words of a row
+  int64_t nnz;
 };
 
 // Blocks over the rows of w, so that a few tokens keep a device busy.
@@ -70,8 +73,7 @@ inline int32_t spmm_t_splits(int64_t m, int64_t n, int64_t k, const CudaDevice& 
 // Params of a call that was checked.
 SpmmTParams spmm_t_params(const SpmmTArgs& args, void* workspace, const CudaDevice& device);
 SddmmParams sddmm_params(const SddmmArgs& args, void* workspace);
-// Without a workspace to unpack.
-DenseParams dense_params(const MatrixView& w, void* values, void* dense, void* workspace);
+DenseParams dense_params(const MatrixView& w, void* values, void* dense);
 Status check_dense(const char* op, const MatrixView& w, const void* dense);
 
 }  // namespace tamis

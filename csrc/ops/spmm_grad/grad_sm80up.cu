@@ -2,6 +2,7 @@
 #include "base/cuda/launch.h"
 #include "ops/spmm_grad/grad.cuh"
 #include "ops/spmm_grad/spmm_grad_cuda.h"
+#include "ops/spmm_grad/unpack.cuh"
 
 namespace tamis {
 namespace {
@@ -9,10 +10,12 @@ namespace {
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kGradThreads, 4) grad_places_kernel(const GradMask w) {
   grad_places(w);
 }
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kGradThreads, 4) unpack_mask_kernel(const DenseParams p) {
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kUnpackWarps, 12)
+    unpack_mask_kernel(const DenseParams p) {
   unpack_mask(p);
 }
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kGradThreads, 4) gather_mask_kernel(const DenseParams p) {
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kUnpackWarps, 12)
+    gather_mask_kernel(const DenseParams p) {
   gather_mask(p);
 }
 template <DType kType>
@@ -76,6 +79,16 @@ Status run(const SpmmTParams& p, const CudaDevice&, void* stream) {
                 &spmm_t_add_kernel<kType>, p);
 }
 
+Status run(const char* op, void (*kernel)(DenseParams), const DenseParams& p, void* stream) {
+  return launch(op,
+                {.grid = dim3(tiles(p.w.rows, kUnpackWarps) * static_cast<uint32_t>(p.parts)),
+                 .threads = 32 * kUnpackWarps,
+                 .shared_bytes = kUnpackShared,
+                 .early = false,
+                 .stream = stream},
+                kernel, p);
+}
+
 Status check_workspace(const char* op, const void* workspace, int64_t got, int64_t wanted) {
   if (got >= wanted && reinterpret_cast<uintptr_t>(workspace) % 16 == 0) return {};
   return error(Code::invalid_argument,
@@ -99,30 +112,15 @@ Status spmm_t_cuda(const SpmmTArgs& a, void* workspace, int64_t workspace_bytes,
 Status unpack_mask_cuda(const MatrixView& w, void* dense, void* stream) {
   TAMIS_RETURN_IF_ERROR(check_dense("unpack", w, dense));
   if (w.rows == 0 || w.cols == 0) return {};
-  return launch("unpack",
-                {.grid = dim3(tiles(w.rows, kGradThreads / 32)),
-                 .threads = kGradThreads,
-                 .shared_bytes = kUnpackShared,
-                 .early = false,
-                 .stream = stream},
-                &unpack_mask_kernel, dense_params(w, const_cast<void*>(w.values), dense, nullptr));
+  return run("unpack", &unpack_mask_kernel, dense_params(w, const_cast<void*>(w.values), dense),
+             stream);
 }
 
-Status gather_mask_cuda(const MatrixView& w, const void* dense, void* values, void* workspace,
-                        int64_t workspace_bytes, void* stream) {
-  int64_t bytes = 0;
-  TAMIS_RETURN_IF_ERROR(gather_workspace(w, dense, &bytes));
-  TAMIS_RETURN_IF_ERROR(check_workspace("gather", workspace, workspace_bytes, bytes));
+Status gather_mask_cuda(const MatrixView& w, const void* dense, void* values, void* stream) {
+  TAMIS_RETURN_IF_ERROR(check_dense("gather", w, dense));
   if (w.nnz == 0) return {};
-  const DenseParams p = dense_params(w, values, const_cast<void*>(dense), workspace);
-  TAMIS_RETURN_IF_ERROR(find_places("gather", p.w, stream));
-  return launch("gather",
-                {.grid = dim3(tiles(int64_t{4} * p.w.rows * p.w.words, kGradThreads)),
-                 .threads = kGradThreads,
-                 .shared_bytes = 0,
-                 .early = false,
-                 .stream = stream},
-                &gather_mask_kernel, p);
+  return run("gather", &gather_mask_kernel, dense_params(w, values, const_cast<void*>(dense)),
+             stream);
 }
 
 Status sddmm_cuda(const SddmmArgs& a, void* workspace, int64_t workspace_bytes,

@@ -90,12 +90,6 @@ Status check_dense(const char* op, const MatrixView& w, const void* dense) {
   return check(op, w, w.dtype, 0, aligned(dense, 8));
 }
 
-Status gather_workspace(const MatrixView& w, const void* dense, int64_t* bytes) {
-  TAMIS_RETURN_IF_ERROR(check_dense("gather", w, dense));
-  *bytes = kWorkspaceTicketBytes + places_bytes(w);
-  return {};
-}
-
 SpmmTParams spmm_t_params(const SpmmTArgs& a, void* workspace, const CudaDevice& device) {
   const GradMask w = mask_of(a.w, workspace);
   return {.w = w,
@@ -111,11 +105,13 @@ SpmmTParams spmm_t_params(const SpmmTArgs& a, void* workspace, const CudaDevice&
               reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(w.places) + places_bytes(a.w))};
 }
 
-DenseParams dense_params(const MatrixView& w, void* values, void* dense, void* workspace) {
-  return {.w = mask_of(w, workspace),
+DenseParams dense_params(const MatrixView& w, void* values, void* dense) {
+  return {.w = mask_of(w, nullptr),
           .values = static_cast<uint16_t*>(values),
           .dense = static_cast<uint16_t*>(dense),
-          .k = static_cast<int32_t>(w.cols)};
+          .k = static_cast<int32_t>(w.cols),
+          .parts = static_cast<int32_t>(ceil_div(w.cols, 64 * 32)),
+          .nnz = w.nnz};
 }
 
 SddmmParams sddmm_params(const SddmmArgs& a, void* workspace) {

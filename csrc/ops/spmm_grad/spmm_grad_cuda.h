@@ -23,7 +23,6 @@ std::span<const SpmmGradCudaRow> spmm_grad_cuda_kernels();
 // multiple of 8, arrays or strides off 16 bytes, more than 2^32 values.
 Status spmm_t_workspace(const SpmmTArgs& args, const CudaDevice& device, int64_t* bytes);
 Status sddmm_workspace(const SddmmArgs& args, const CudaDevice& device, int64_t* bytes);
-Status gather_workspace(const MatrixView& w, const void* dense, int64_t* bytes);
 
 // Check and launch; everything that args points to lies on the device. Do not wait, allocate
 // nothing. workspace: as base/cuda/device.h says.
@@ -33,9 +32,8 @@ Status sddmm_cuda(const SddmmArgs& args, void* workspace, int64_t workspace_byte
                   const CudaDevice& device, void* stream);
 
 // For the products that cuBLAS is faster at: w as dense [n, k], and values [nnz] where a dense has
-// them.
+// them; these need no workspace.
 Status unpack_mask_cuda(const MatrixView& w, void* dense, void* stream);
-Status gather_mask_cuda(const MatrixView& w, const void* dense, void* values, void* workspace,
-                        int64_t workspace_bytes, void* stream);
+Status gather_mask_cuda(const MatrixView& w, const void* dense, void* values, void* stream);
 
 }  // namespace tamis

@@ -69,12 +69,9 @@ def gather(mask: Mask, dense: Tensor) -> Tensor:
     """Values [nnz] of ``dense`` [rows, cols] under the mask."""
     dense = aligned(dense.contiguous())
     values = dense.new_empty(mask[2][2])
-
-    def run(stream: int, pointer: int, nbytes: int) -> int:
-        first, out = dense.data_ptr(), values.data_ptr()
-        return _C.cuda_gather_mask(dense.get_device(), stream, mask, first, out, pointer, nbytes)
-
-    with_workspace(dense.get_device(), run)
+    device, first, out = dense.get_device(), dense.data_ptr(), values.data_ptr()
+    with torch.cuda.device(device), core_errors():
+        _C.cuda_gather_mask(device, raw_stream(device), mask, first, out)
     return values
 
 

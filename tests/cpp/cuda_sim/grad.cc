@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "grad_problem.h"
+#include "ops/spmm_grad/unpack.cuh"
 
 namespace tamis::test {
 namespace {
@@ -109,29 +110,30 @@ TEST(SpmmGrad, EveryRowMatchesTheReferences) {
 TEST(SpmmGrad, UnpacksAndGathers) {
   uint64_t seed = 70;
   for (const Format format : {Format::bitmap, Format::nm}) {
-    for (const auto& [n, k, density] : std::vector<std::tuple<int64_t, int64_t, double>>{
-             {8, 8, 0.5}, {40, 72, 0.3}, {136, 200, 0.5}, {24, 328, 1.0}, {16, 2120, 0.5}}) {
+    for (const auto& [n, k, density] :
+         std::vector<std::tuple<int64_t, int64_t, double>>{{8, 8, 0.5},
+                                                           {40, 72, 0.3},
+                                                           {136, 200, 0.5},
+                                                           {24, 328, 1.0},
+                                                           {16, 2048, 0.9},
+                                                           {16, 2120, 0.5},
+                                                           {8, 4232, 0.02},
+                                                           {8, 6144, 1.0}}) {
       GradProblem problem({format, DType::bf16, 1, n, k, density}, ++seed, true);
       const MatrixView w = problem.sddmm_args().w;
       Guarded<uint16_t> dense(static_cast<size_t>(n * k)), values(static_cast<size_t>(w.nnz));
       std::vector<uint16_t> wanted(dense.size());
       ASSERT_TRUE(unpack(w, wanted.data(), k).ok());
       const auto* kept = static_cast<const uint16_t*>(w.values);
-      const DenseParams p = dense_params(w, const_cast<uint16_t*>(kept), dense.data(), nullptr);
-      const sim::Launch unpacking{.grid = {tiles(n, kGradThreads / 32)},
-                                  .block = {kGradThreads},
-                                  .shared_bytes = kUnpackShared,
-                                  .seed = seed};
-      ASSERT_EQ(sim::launch(unpacking, [&] { unpack_mask(p); }), "");
+      const DenseParams p = dense_params(w, const_cast<uint16_t*>(kept), dense.data());
+      const sim::Launch launch{.grid = {tiles(n, kUnpackWarps) * static_cast<uint32_t>(p.parts)},
+                               .block = {32 * kUnpackWarps},
+                               .shared_bytes = kUnpackShared,
+                               .seed = seed};
+      ASSERT_EQ(sim::launch(launch, [&] { unpack_mask(p); }), "");
       EXPECT_TRUE(std::equal(wanted.begin(), wanted.end(), dense.data()));
-      int64_t bytes = 0;
-      ASSERT_TRUE(gather_workspace(w, dense.data(), &bytes).ok());
-      std::vector<uint64_t> workspace = workspace_of(bytes);
-      const DenseParams back = dense_params(w, values.data(), dense.data(), workspace.data());
-      ASSERT_EQ(find_places(back.w, seed), "");
-      const sim::Launch gathering{
-          .grid = {tiles(4 * n * p.w.words, kGradThreads)}, .block = {kGradThreads}, .seed = seed};
-      ASSERT_EQ(sim::launch(gathering, [&] { gather_mask(back); }), "");
+      const DenseParams back = dense_params(w, values.data(), dense.data());
+      ASSERT_EQ(sim::launch(launch, [&] { gather_mask(back); }), "");
       EXPECT_TRUE(std::equal(kept, kept + w.nnz, values.data()));
     }
   }
