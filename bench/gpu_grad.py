@@ -1,7 +1,7 @@
 """Gradients of a sparse layer on a CUDA device against dense products, in turns.
 
-Four ways: kernels that unpack w or gather dw round torch's product, the op's own ("fused"), the
-product alone, as of a masked dense layer, and torch's operators round it.
+Three ways: kernels that unpack w or gather dw round torch's product, the product alone, as of a
+masked dense layer, and torch's operators round it.
 """
 
 from __future__ import annotations
@@ -33,17 +33,11 @@ def gradients() -> list[dict[str, Any]]:
             token = a.layout.token
             for m in TOKENS:
                 dy, x = (torch.randn(m, d, dtype=torch.bfloat16, device="cuda") for d in (n, k))
-                sides_of = {
-                    "spmm_t": partial(torch.ops.tamis.spmm_t, dy, values, *rest, token),
-                    "sddmm": partial(torch.ops.tamis.sddmm, dy, x, values, *rest[:3], token),
-                }
                 sides = {
-                    "spmm_t": partial(unfused, "spmm_t", sides_of["spmm_t"]),
+                    "spmm_t": partial(torch.ops.tamis.spmm_t, dy, values, *rest, token),
                     "spmm_t dense": partial(torch.matmul, dy, dense),
-                    "sddmm": partial(unfused, "sddmm", sides_of["sddmm"]),
+                    "sddmm": partial(torch.ops.tamis.sddmm, dy, x, values, *rest[:3], token),
                     "sddmm dense": partial(torch.matmul, dy.t(), x),
-                    "spmm_t fused": partial(fused, "spmm_t", sides_of["spmm_t"]),
-                    "sddmm fused": partial(fused, "sddmm", sides_of["sddmm"]),
                 }
                 times = timed_in_turns(sides, 1)
                 expanded = {
@@ -51,38 +45,18 @@ def gradients() -> list[dict[str, Any]]:
                     "sddmm": partial(spmm_grad._sddmm_any, dy, x, values, *rest[:3], token),
                 }
                 want = dy.float() @ dense.float()
-                error = ((sides["spmm_t fused"]().float() - want).norm() / want.norm()).item()
+                error = ((sides["spmm_t"]().float() - want).norm() / want.norm()).item()
                 full = dy.float().t() @ x.float()
                 keep = torch.ops.tamis.unpack(torch.ones_like(values), *rest, token).bool()
-                dw = sides["sddmm fused"]().float()
+                dw = sides["sddmm"]().float()
                 error = max(error, ((dw - full[keep]).norm() / dw.norm()).item())
                 for op, way in expanded.items():
                     found.append({
                         "op": op, "shape": [n, k], "density": density, "tokens": m,
-                        "us": 1e6 * times[op], "fused_us": 1e6 * times[f"{op} fused"], "dense_us": 1e6 * times[f"{op} dense"],
+                        "us": 1e6 * times[op], "dense_us": 1e6 * times[f"{op} dense"],
                         "expand_us": 1e6 * _eager(way), "error": error,
                     })  # fmt: skip
     return found
-
-
-def fused(op: str, call: Any) -> Any:
-    """The call with the op's own kernel, whatever the number of tokens."""
-    from tamis.ops import spmm_grad
-
-    kept, spmm_grad._CUDA_TOKENS[op] = spmm_grad._CUDA_TOKENS[op], 1 << 40
-    out = call()
-    spmm_grad._CUDA_TOKENS[op] = kept
-    return out
-
-
-def unfused(op: str, call: Any) -> Any:
-    """The call with torch's product and a kernel that unpacks or gathers."""
-    from tamis.ops import spmm_grad
-
-    kept, spmm_grad._CUDA_TOKENS[op] = spmm_grad._CUDA_TOKENS[op], -1
-    out = call()
-    spmm_grad._CUDA_TOKENS[op] = kept
-    return out
 
 
 def _eager(call: Any, repeats: int = 7) -> float:
@@ -108,5 +82,5 @@ def print_gradients(rows: list[dict[str, Any]]) -> None:
         wrong = "" if r["error"] < 1e-2 else f"  WRONG by {r['error']:.1e}"
         print(
             f"{r['op']:7} {n:5} x {k} density {r['density']} {r['tokens']:5} tokens {r['us']:8.1f} us, "
-            f"fused {r['fused_us']:8.1f}, dense {r['dense_us']:8.1f}, by torch {r['expand_us']:8.1f}{wrong}"
+            f"dense {r['dense_us']:8.1f}, by torch {r['expand_us']:8.1f}{wrong}"
         )

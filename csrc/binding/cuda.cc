@@ -128,7 +128,7 @@ py::list kernels(int32_t capability) {
   for (const auto& row : library.sparse_mlp_kernels()) add_dense(row, "sparse_mlp", "dense", 8, 1);
   for (const auto& row : library.spgemm_kernels()) add_dense(row, "spgemm", "csr", 1, 1);
   for (const auto& row : library.spmm_grad_kernels()) {
-    add_dense(row, "spmm_grad", "bitmap", kGradTile, kGradTile);
+    add_dense(row, "spmm_grad", "bitmap", kUnpackWarps, 64 * kUnpackWords);
   }
   return rows;
 }

@@ -67,12 +67,6 @@ struct CudaLibrary {
   std::span<const PrefillCudaRow> (*prefill_kernels)();
   Status (*prefill)(const PrefillArgs&, const CudaDevice&, void* stream);
   std::span<const SpmmGradCudaRow> (*spmm_grad_kernels)();
-  Status (*spmm_t_workspace)(const SpmmTArgs&, const CudaDevice&, int64_t* bytes);
-  Status (*spmm_t)(const SpmmTArgs&, void* workspace, int64_t workspace_bytes, const CudaDevice&,
-                   void* stream);
-  Status (*sddmm_workspace)(const SddmmArgs&, const CudaDevice&, int64_t* bytes);
-  Status (*sddmm)(const SddmmArgs&, void* workspace, int64_t workspace_bytes, const CudaDevice&,
-                  void* stream);
   Status (*unpack_mask)(const MatrixView& w, void* dense, void* stream);
   Status (*gather_mask)(const MatrixView& w, const void* dense, void* values, void* stream);
   std::span<const SpgemmCudaRow> (*spgemm_kernels)();

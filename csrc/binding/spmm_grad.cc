@@ -60,33 +60,6 @@ MatrixView view_of(const DeviceMask& mask, uintptr_t values) {
   return w;
 }
 
-// These: 0 when launched; else the bytes of workspace that the call wants.
-int64_t cuda_turned(int32_t device, uintptr_t stream, const DeviceMask& mask, uintptr_t values,
-                    int dtype, int64_t m, uintptr_t dy, uintptr_t dx, uintptr_t workspace,
-                    int64_t workspace_bytes) {
-  const SpmmTArgs args = turned(view_of(mask, values), dtype, m, dy, dx);
-  const CudaDevice& facts = cuda_device(device);
-  int64_t wanted = 0;
-  raise_if_error(cuda_library().spmm_t_workspace(args, facts, &wanted));
-  if (wanted > workspace_bytes) return wanted;
-  raise_if_error(cuda_library().spmm_t(args, address<void>(workspace), workspace_bytes, facts,
-                                       address<void>(stream)));
-  return 0;
-}
-
-int64_t cuda_sampled(int32_t device, uintptr_t stream, const DeviceMask& mask, int dtype, int64_t m,
-                     uintptr_t dy, uintptr_t x, uintptr_t dw, uintptr_t workspace,
-                     int64_t workspace_bytes) {
-  const SddmmArgs args = sampled(view_of(mask, 0), dtype, m, dy, x, dw);
-  const CudaDevice& facts = cuda_device(device);
-  int64_t wanted = 0;
-  raise_if_error(cuda_library().sddmm_workspace(args, facts, &wanted));
-  if (wanted > workspace_bytes) return wanted;
-  raise_if_error(cuda_library().sddmm(args, address<void>(workspace), workspace_bytes, facts,
-                                      address<void>(stream)));
-  return 0;
-}
-
 void cuda_unpack(int32_t device, uintptr_t stream, const DeviceMask& mask, uintptr_t values,
                  uintptr_t dense) {
   cuda_device(device);  // checks the number
@@ -127,10 +100,6 @@ void bind_spmm_grad(py::module_& m) {
       },
       "matrix"_a, "dtype"_a, "m"_a, "dy_ptr"_a, "x_ptr"_a, "dw_ptr"_a);
   m.def("spmm_grad_kernels", &kernel_rows);
-  m.def("cuda_spmm_t", &cuda_turned, "device"_a, "stream"_a, "mask"_a, "values_ptr"_a, "dtype"_a,
-        "m"_a, "dy_ptr"_a, "dx_ptr"_a, "workspace_ptr"_a, "workspace_bytes"_a);
-  m.def("cuda_sddmm", &cuda_sampled, "device"_a, "stream"_a, "mask"_a, "dtype"_a, "m"_a, "dy_ptr"_a,
-        "x_ptr"_a, "dw_ptr"_a, "workspace_ptr"_a, "workspace_bytes"_a);
   m.def("cuda_unpack_mask", &cuda_unpack, "device"_a, "stream"_a, "mask"_a, "values_ptr"_a,
         "dense_ptr"_a);
   m.def("cuda_gather_mask", &cuda_gather, "device"_a, "stream"_a, "mask"_a, "dense_ptr"_a,

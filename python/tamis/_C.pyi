@@ -832,34 +832,6 @@ def cuda_prefill_attention(
 DeviceMask = tuple[str, str, tuple[int, int, int], tuple[int, int], int, int]
 """Format, w dtype, (rows, cols, nnz), (keep, of), addresses of mask and row_offsets (0: none)."""
 
-def cuda_spmm_t(
-    device: int,
-    stream: int,
-    mask: DeviceMask,
-    values_ptr: int,
-    dtype: int,
-    m: int,
-    dy_ptr: int,
-    dx_ptr: int,
-    workspace_ptr: int,
-    workspace_bytes: int,
-) -> int:
-    """``spmm_t`` on a device and stream; 0, or the bytes of workspace that it wants."""
-
-def cuda_sddmm(
-    device: int,
-    stream: int,
-    mask: DeviceMask,
-    dtype: int,
-    m: int,
-    dy_ptr: int,
-    x_ptr: int,
-    dw_ptr: int,
-    workspace_ptr: int,
-    workspace_bytes: int,
-) -> int:
-    """``sddmm`` on a device and stream; 0, or the bytes of workspace that it wants."""
-
 def cuda_unpack_mask(
     device: int,
     stream: int,

@@ -53,9 +53,6 @@ MAX_DOTS, MAX_ROW_SUMS = 102, 200  # sm_90, 1024 weights of sparse_mlp's rows, o
 # Prompts: registers of two blocks of 128 threads on an SM, and instructions of a tile on sm_90 with all
 # its rarely taken branches (softcap, masks, lists), for one and two row tiles a warp.
 MAX_PREFILL_REGISTERS, MAX_PREFILL = 255, {1: 2150, 2: 3600}
-# Instructions of the loop of spmm_t and sddmm on sm_90: 32 products of a warp, and in spmm_t what
-# expands 16 columns of w a thread.
-MAX_SDDMM, MAX_SPMM_T = 200, 300
 # kv_mass on sm_90, 16 channels of 64 streamed rows, for one and two row tiles a warp: the pass over
 # rows of q and the one over tokens.
 MAX_MASS_ROWS, MAX_MASS_COLUMNS = {1: 30, 2: 42}, {1: 50, 2: 64}
@@ -203,8 +200,6 @@ def label(arch: str, name: str) -> str:
         return f"sparse_attention {'f16' if match[1] == '1' else 'bf16'} d {match[2]} {arch}"
     if rows := rows_label(name):
         return f"{rows} {arch}"
-    if match := re.search(r"(sddmm|spmm_t_add|spmm_t)_kernel\w*DTypeE(\d)E", name):
-        return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'} {arch}"
     if match := re.search(
         r"(sparse_input|sparse_mlp_(?:gate|up|down|pass_sum|pass))\w*DTypeE(\d)E(?:Li(\d)E)?", name
     ):
@@ -212,7 +207,7 @@ def label(arch: str, name: str) -> str:
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'}{parts} {arch}"
     known = ("quantize_x", "expand_t16i8", "expand_m24i8", "expand_m24i4", "expand_t16", "expand_sell4", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select_rows", "kv_select", "kv_mass_merge",
              "kv_merge_scales", "kv_merge_join", "kv_rebuild",
-             "kv_choose", "kv_append_labels", "kv_fetch_maps", "kv_fetch_units", "grad_places", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
+             "kv_choose", "kv_append_labels", "kv_fetch_maps", "kv_fetch_units", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
              "spgemm_warps", "spgemm_blocks", "spgemm_dense")  # fmt: skip
     return f"{next((k for k in known if k in name), name)} {arch}"
 
@@ -232,10 +227,6 @@ def grouped(name: str) -> bool:
     return "spmm_i8" in name and re.search(r"DTypeE\dELi\dELb1E", name) is not None
 
 
-def gradient(name: str) -> bool:
-    return "sddmm_kernel" in name or "spmm_t_kernel" in name
-
-
 def budget(arch: str, name: str) -> int | None:
     """Most instructions of the main loop; None where none is pinned."""
     if "sparse_attention" in name:
@@ -248,8 +239,6 @@ def budget(arch: str, name: str) -> int | None:
     if "kv_merge_nearest" in name or "kv_rebuild" in name:
         most = MAX_MERGE if "kv_merge" in name else MAX_REBUILD
         return most if arch == "sm_90" else None
-    if gradient(name):
-        return (MAX_SDDMM if "sddmm" in name else MAX_SPMM_T) if arch == "sm_90" else None
     if activation(name):
         sums = "sparse_input" in name or "sparse_mlp_down" in name
         return (MAX_ROW_SUMS if sums else MAX_DOTS) if arch == "sm_90" else None
@@ -342,7 +331,7 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     groups = product_of(name).startswith("HGMMA")
     if groups:
         wrong += group_problems(name, loop)
-    elif attention or prefill or rows or activation(name) or gradient(name) or product:
+    elif attention or prefill or rows or activation(name) or product:
         wrong += loop_problems(arch, name, loop)
     tensor = (product_of(name),) if groups else ("HMMA", "IMMA")
     counts = ", ".join(f"{loop[op]} {op}" for op in ("LDS", "SHFL", "POPC", *tensor, "LDGSTS"))
@@ -367,10 +356,10 @@ def main() -> int:
     # On three architectures: six formats with four token tiles in two dtypes, three of
     # them with scales for groups as well, two roundings of x and three expansions of codes, gap with three numbers of
     # tokens in two, p24 with four in two, of two kinds of groups, sell4 with four, sixteen attentions, seventeen for the rest of a KV cache, two passes of five
-    # for kv_mass and what joins them, seven of kv_merge, rows moved in five pieces in two ways, keys rebuilt in two dtypes and sizes, eight of activations in two dtypes, eight of prompts, three of gradients
-    # in two, their places and ways to and from dense, eight of spgemm; the expansions on two, two choices of
+    # for kv_mass and what joins them, seven of kv_merge, rows moved in five pieces in two ways, keys rebuilt in two dtypes and sizes, eight of activations in two dtypes, eight of prompts,
+    # the ways to and from dense of gradients, eight of spgemm; the expansions on two, two choices of
     # tokens on one.
-    wanted = 3 * (48 + 24 + 5 + 6 + 16 + 9 + 16 + 17 + 11 + 17 + 4 + 16 + 8 + 9 + 8) + 3 * 2 + 2
+    wanted = 3 * (48 + 24 + 5 + 6 + 16 + 9 + 16 + 17 + 11 + 17 + 4 + 16 + 8 + 2 + 8) + 3 * 2 + 2
     wanted += 2 * (
         5 + 5 + 4
     )  # by warpgroups on sm_90a, in two dtypes: m24 for few, for many, bitmap

@@ -1,10 +1,10 @@
-// w as a dense [rows, k]: a warp takes 32 words of a row's mask (2048 columns). Their values come
-// to shared memory in 16 bytes a lane, where a lane picks those of four columns at a time: 21
-// instructions for 128 columns of a warp. Each warp counts what its row keeps before its words, so
-// that none waits for another and even a few rows occupy a device.
-// Needs: cols a multiple of 8; values at any address.   Tail: columns past the last are not
-// written. Tried: eight columns a lane: lanes' values are two words apart then and meet in banks.
-// Single values from global memory take more of the L1 cache than w of DRAM.
+// w as a dense [rows, k], and its gradient gathered from one: a warp takes 32 words of a row's mask
+// (2048 columns). Values come to shared memory in 16 bytes a lane, where a lane picks those of four
+// columns at a time: 21 instructions for 128 columns of a warp. Each warp counts what its row keeps
+// before its words, so none waits for another and a few rows occupy a device as well as many.
+// Needs: k a multiple of 8; values at any address.   Tail: columns past the last are not touched.
+// Tried: eight columns a lane: lanes' values are two words apart then and meet in banks. Single
+// values from global memory take more of the L1 cache than w of DRAM.
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -84,14 +84,14 @@ TAMIS_DEVICE MaskPart find_part(const DenseParams& p, int32_t row, int32_t first
   MaskPart part{};
   part.row = row;
   part.column = 64 * first;
-  const auto* mask = reinterpret_cast<const dev::Word2*>(p.w.mask) + int64_t{row} * p.w.words;
+  const auto* mask = reinterpret_cast<const dev::Word2*>(p.mask) + int64_t{row} * p.words;
   const int32_t word = first + static_cast<int32_t>(lane);
-  part.bits = word < p.w.words ? dev::load_global(mask + word) : dev::Word2{0, 0};
+  part.bits = word < p.words ? dev::load_global(mask + word) : dev::Word2{0, 0};
   part.start =
-      p.w.row_offsets != nullptr ? dev::load_global(p.w.row_offsets + row) : row * p.w.row_values;
+      p.row_offsets != nullptr ? dev::load_global(p.row_offsets + row) : row * p.row_values;
   if (first > 0) {
     uint32_t above = 0;
-#pragma unroll 1
+#pragma unroll 4
     for (int32_t other = word - 32; other >= 0; other -= 32) {
       const dev::Word2 bits = dev::load_global(mask + other);
       above += static_cast<uint32_t>(dev::popcount(bits.x) + dev::popcount(bits.y));
@@ -133,8 +133,8 @@ TAMIS_DEVICE bool own_part(const DenseParams& p, int32_t* row, int32_t* first) {
   const auto block = static_cast<int32_t>(dev::block_index_x());
   const int32_t rows = block / p.parts;
   *row = rows * kUnpackWarps + static_cast<int32_t>(dev::thread_index() / 32);
-  *first = 32 * (block - rows * p.parts);
-  return *row < p.w.rows;
+  *first = kUnpackWords * (block - rows * p.parts);
+  return *row < p.rows;
 }
 
 // Both: grid [parts of a row * rows / kUnpackWarps] of 32 * kUnpackWarps threads.
@@ -145,7 +145,7 @@ TAMIS_DEVICE void unpack_mask(const DenseParams& p) {
   const uint32_t words_at = dev::thread_index() / 32 * kUnpackWarpBytes;
   const MaskPart part = find_part(p, row, first, lane);
   const uint32_t values_at =
-      request_values(p, part.start, part.total, lane, words_at + kUnpackWords);
+      request_values(p, part.start, part.total, lane, words_at + kUnpackValuesAt);
   store_words(part, lane, words_at, values_at);
   dev::wait_async<0>();
   dev::sync_warp();
@@ -164,7 +164,7 @@ TAMIS_DEVICE void gather_mask(const DenseParams& p) {
   if (!own_part(p, &row, &first)) return;  // the whole warp
   const uint32_t lane = dev::thread_index() % 32, shift = 4 * (lane % 8);
   const uint32_t words_at = dev::thread_index() / 32 * kUnpackWarpBytes;
-  const uint32_t values_at = words_at + kUnpackWords;
+  const uint32_t values_at = words_at + kUnpackValuesAt;
   const MaskPart part = find_part(p, row, first, lane);
   uint16_t* to = p.values + part.start;
   const auto skew = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(to) / 2 % 8);

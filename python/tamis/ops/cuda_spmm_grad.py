@@ -1,6 +1,5 @@
-"""Gradients of products on CUDA devices: which weights have kernels, and the calls.
+"""Gradients of products on CUDA devices: what unpacks w or gathers dw round a dense product.
 
-There are ``spmm_t`` and ``sddmm``, and what unpacks w or gathers dw round a dense product.
 A mask is looked at once on the host, before a kernel follows it; then no call waits for the device.
 """
 
@@ -17,42 +16,12 @@ from tamis import _C
 from tamis.layout import Layout
 from tamis.ops import cuda
 from tamis.ops.cuda_activation import aligned
-from tamis.ops.cuda_memory import raw_stream, with_workspace
-from tamis.ops.handle import CODE, NUMPY_VALUES, core_errors, make_matrix
-from tamis.ops.tensors import DTYPE_NAME, as_numpy
+from tamis.ops.cuda_memory import raw_stream
+from tamis.ops.handle import NUMPY_VALUES, core_errors, make_matrix
+from tamis.ops.tensors import as_numpy
 
 Mask = tuple[str, str, tuple[int, int, int], tuple[int, int], int, int]
 """Format, dtype, (rows, cols, nnz), (keep, of), addresses of mask and row_offsets."""
-
-
-def spmm_t(mask: Mask, dy: Tensor, values: Tensor, dx: Tensor) -> None:
-    """Dx [m, cols] of dy [m, rows]; dx is contiguous."""
-    if dx.numel() == 0:
-        return
-    device, dy, values = (
-        dy.device.index or 0,
-        aligned(dy.contiguous()),
-        aligned(values.contiguous()),
-    )
-    code = CODE[DTYPE_NAME[dy.dtype]]
-
-    def run(stream: int, pointer: int, nbytes: int) -> int:
-        m, first, second, out = len(dy), values.data_ptr(), dy.data_ptr(), dx.data_ptr()
-        return _C.cuda_spmm_t(device, stream, mask, first, code, m, second, out, pointer, nbytes)
-
-    with_workspace(device, run)
-
-
-def sddmm(mask: Mask, dy: Tensor, x: Tensor, dw: Tensor) -> None:
-    """Dw [nnz] of dy [m, rows] and x [m, cols]."""
-    device, dy, x = dy.device.index or 0, aligned(dy.contiguous()), aligned(x.contiguous())
-    code = CODE[DTYPE_NAME[dy.dtype]]
-
-    def run(stream: int, pointer: int, nbytes: int) -> int:
-        m, first, second, out = len(dy), dy.data_ptr(), x.data_ptr(), dw.data_ptr()
-        return _C.cuda_sddmm(device, stream, mask, code, m, first, second, out, pointer, nbytes)
-
-    with_workspace(device, run)
 
 
 def unpack(mask: Mask, values: Tensor) -> Tensor:

@@ -31,9 +31,6 @@ __all__ = ["sddmm", "spmm_t"]
 _KERNEL = {"spmm_t": 0.1, "sddmm": 0.046}
 _AROUND = {"spmm_t": 1.0, "sddmm": 7.0}
 _TOKENS = 64  # that the kernels take at a time
-# The most tokens for which CUDA's kernels are not slower than cuBLAS with a kernel that unpacks w or
-# gathers dw (bench/gpu.py, H200).
-_CUDA_TOKENS = {"spmm_t": 64, "sddmm": 64}
 
 
 def spmm_t(dy: Tensor, layout: str, values: Tensor, rest: Rest) -> Tensor:
@@ -142,11 +139,7 @@ def _spmm_t_cuda(dy: Tensor, values: Tensor, *rest_layout: Any) -> Tensor:
     mask = cuda_spmm_grad.mask_of(layout, values, rest[0], rest[1], dy.dtype)
     if mask is None:
         return _spmm_t_any(dy, values, *rest_layout)
-    if dy.numel() > _CUDA_TOKENS["spmm_t"] * layout.rows:
-        return dy @ cuda_spmm_grad.unpack(mask, values)
-    dx = dy.new_empty(*dy.shape[:-1], layout.cols)
-    cuda_spmm_grad.spmm_t(mask, dy.reshape(-1, layout.rows), values, dx)
-    return dx
+    return dy @ cuda_spmm_grad.unpack(mask, values)
 
 
 def _spmm_t_fake(dy: Tensor, values: Tensor, *rest_layout: Any) -> Tensor:
@@ -194,11 +187,7 @@ def _sddmm_cuda(dy: Tensor, x: Tensor, values: Tensor, *structure_layout: Any) -
     if mask is None:
         return _sddmm_any(dy, x, values, *structure_layout)
     outputs, tokens = dy.reshape(-1, layout.rows), x.reshape(-1, layout.cols)
-    if len(tokens) > _CUDA_TOKENS["sddmm"]:
-        return cuda_spmm_grad.gather(mask, outputs.t() @ tokens)
-    dw = torch.empty_like(values)
-    cuda_spmm_grad.sddmm(mask, outputs, tokens, dw)
-    return dw
+    return cuda_spmm_grad.gather(mask, outputs.t() @ tokens)
 
 
 def _sddmm_fake(dy: Tensor, x: Tensor, values: Tensor, *structure_layout: Any) -> Tensor:
