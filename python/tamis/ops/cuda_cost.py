@@ -24,6 +24,7 @@ _MANY_TOKENS = (128, 256, 512, 1024, 2048)  # of which reports speak
 # Above so many tokens sm_90 takes bitmap and nm as they are stored; up to 128 where rates are unknown.
 STORED = "bitmap"
 STORED_ABOVE, _STORED_UNKNOWN = 16, 128
+BY_MASK = ("gap", "p24", STORED)  # written out from the mask, whatever their records
 # Forms for few tokens beside one for any, and the steps of their kernels; all say 65536 columns.
 FEW: dict[str, dict[str, tuple[int, ...]]] = {
     "t16": {"gap": TOKENS[:3], "p24": TOKENS[3:7]},
@@ -65,8 +66,10 @@ START = {
     "m24": 0.75,
     "sell4": 0.7,
 }  # of the start: no ring to fill, and x alone is waited for
-WRITTEN = 0.8  # of that rate, where a weight is read and written out, by a launch more
 LAUNCH = 1000.0  # ns: what a kernel that does nothing takes
+# Where a weight is read and written out: ns more than a dense call, and its rate of that one; from a
+# mask, or from other records.
+MASK_WRITTEN, WRITTEN = (2000.0, 0.92), (LAUNCH, 0.8)
 # ns a record by tokens, both devices' SMs being alike.
 DECODE = {
     "gap": (0.155, 0.165, 0.24),
@@ -101,9 +104,12 @@ _PANEL_COLS_OF_32 = 3624  # of a panel of p24 at most, for 32 tokens to fit an S
 # at least as fill the device. Fewer than FEW24 are written out.
 MANY24_START, MANY24_TOKEN, MANY24_FILL = 4500.0, 0.0019, 8192
 FEW24, MANY24 = 4096, 1 << 16
-# Of weights as they are stored, by tokens: ns beyond the start, and a record of 16 x 64.
+# Of weights as they are stored, by tokens: ns beyond the start, and a record of 16 x 64, half kept;
+# that times so much where rows are so few that several blocks share a row tile of 128 (1.22 at 128
+# tokens, but dense calls of as many columns are expected to take as much too little).
 STORED_TOKENS = (32, 64, 128, 256)
-STORED_MORE, STORED_RECORD = (3600.0, 4100.0, 7000.0, 8200.0), (0.89, 0.97, 1.18, 1.4)
+STORED_MORE, STORED_RECORD = (3600.0, 4100.0, 7000.0, 8200.0), (0.81, 0.89, 1.05, 1.22)
+STORED_SHARED, STORED_FEW_ROWS = (1.1, 1.15, 1.1, 1.3), 132 // 2 * 128
 
 
 def packed_form(layout: Layout) -> str:
@@ -166,7 +172,8 @@ def stored_tokens(layout: Layout, nnz: int, device: int) -> int:
     if rates is None:
         return _STORED_UNKNOWN
     pays = (
-        _stored(rates, layout, m) <= _written(rates, layout, nnz, m, STORED) for m in STORED_TOKENS
+        _stored(rates, layout, nnz, m) <= _written(rates, layout, nnz, m, STORED)
+        for m in STORED_TOKENS
     )
     return max((m for m, does in zip(STORED_TOKENS, pays, strict=True) if does), default=0)
 
@@ -230,19 +237,22 @@ def _groups(density: float) -> float:
     return min(pairs, 0.7 * triples) * (1 - (1 - density) ** 16)
 
 
-def _stored(rates: Rates, layout: Layout, tokens: int) -> float:
-    """Ns of a call that multiplies the weight as it is stored, whatever it keeps."""
+def _stored(rates: Rates, layout: Layout, nnz: int, tokens: int) -> float:
+    """Ns of a call that multiplies the weight as it is stored: three quarters of it where nothing is kept."""
     step = next((i for i, most in enumerate(STORED_TOKENS) if tokens <= most), None)
     if step is None:
         return NEVER
     records = -(-layout.rows // 16) * -(-layout.cols // 64)
-    return rates.start + STORED_MORE[step] + records * STORED_RECORD[step]
+    record = STORED_RECORD[step] * (0.75 + 0.5 * nnz / max(1, layout.rows * layout.cols))
+    if layout.rows <= STORED_FEW_ROWS:
+        record *= STORED_SHARED[step]
+    return rates.start + STORED_MORE[step] + records * record
 
 
 def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> float:
     """Ns of a call of up to 64 tokens."""
     if form == STORED:
-        return min(_written(rates, layout, nnz, tokens, form), _stored(rates, layout, tokens))
+        return min(_written(rates, layout, nnz, tokens, form), _stored(rates, layout, nnz, tokens))
     steps = next((few[form] for few in FEW.values() if form in few), _TILES)
     step = next(i for i, most in enumerate(steps) if tokens <= most)
     decode = _records(layout, nnz, form) * DECODE[form][step]
@@ -299,7 +309,7 @@ def calls_pay(
     call = _product(rates, layout, nnz, -(-tokens // calls), form)
     other = _written(rates, layout, nnz, tokens, form)
     if tokens > STORED_ABOVE and taken_as_stored(layout, device):
-        other = min(other, _stored(rates, layout, tokens))
+        other = min(other, _stored(rates, layout, nnz, tokens))
     if packs and tokens <= TOKENS[-1]:
         best = form_for(layout, nnz, tokens, device)
         other = min(other, _product(rates, layout, nnz, tokens, best))
@@ -357,9 +367,10 @@ def choose_bytes(device: int) -> int:
 
 def _written(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> float:
     """Ns of writing the weight out and of a dense call."""
+    start, share = MASK_WRITTEN if form in BY_MASK else WRITTEN
+    form = STORED if form in BY_MASK else form
     nbytes = packed_nbytes(layout, nnz, form) + 2.0 * layout.rows * layout.cols
-    dense = _dense(rates, layout.rows, layout.cols, tokens)
-    return LAUNCH + nbytes / (WRITTEN * rates.read) + dense
+    return start + nbytes / (share * rates.read) + _dense(rates, layout.rows, layout.cols, tokens)
 
 
 def _dense(rates: Rates, rows: int, cols: int, tokens: int) -> float:

@@ -65,7 +65,7 @@ class Packed:
         self.rest = rest
         # Checked now, so that a prompt in a graph need not wait: gap and p24 are written out from
         # the mask, which is a part of weights as they are stored.
-        by_mask = form in ("gap", "p24", cuda_cost.STORED)
+        by_mask = form in cuda_cost.BY_MASK
         self.mask: cuda_spmm_grad.Mask | None = None
         if by_mask and all(t is None or t.device == values.device for t in rest):
             self.mask = cuda_spmm_grad.mask_of(layout, values, rest[0], rest[1], dtype)
