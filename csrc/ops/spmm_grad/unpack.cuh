@@ -1,6 +1,6 @@
 // w as a dense [rows, k], and its gradient gathered from one: a warp takes 32 words of a row's mask
 // (2048 columns). Values come to shared memory in 16 bytes a lane, where a lane picks those of four
-// columns at a time: 21 instructions for 128 columns of a warp. Each warp counts what its row keeps
+// columns at a time: 23 instructions for 128 columns of a warp. Each warp counts what its row keeps
 // before its words, so none waits for another and a few rows occupy a device as well as many.
 // Needs: k a multiple of 8; values at any address.   Tail: columns past the last are not touched.
 // Tried: eight columns a lane: lanes' values are two words apart then and meet in banks. Single
@@ -114,17 +114,15 @@ TAMIS_DEVICE void store_words(const MaskPart& part, uint32_t lane, uint32_t word
                                 {part.bits.x, at, part.bits.y, at + 2 * part.low});
 }
 
-// Calls step(i) for 128 columns each, of whole parts eight at a time.
+// Calls step(i, whether this lane's columns are in w) for 128 columns each, eight at a time.
 template <class Step>
 TAMIS_DEVICE void for_steps(const DenseParams& p, const MaskPart& part, uint32_t lane,
                             const Step& step) {
-  const int32_t left = p.k - part.column;
-  if (left >= 2048) {
-#pragma unroll 8
-    for (int32_t i = 0; i < 16; ++i) step(i);
-  } else {
+  const int32_t left = p.k - part.column, mine = left - 4 * static_cast<int32_t>(lane);
 #pragma unroll 1
-    for (int32_t i = 0; 128 * i + 4 * static_cast<int32_t>(lane) < left; ++i) step(i);
+  for (int32_t first = 0; first < kUnpackWords / 2 && 128 * first < left; first += 8) {
+#pragma unroll
+    for (int32_t i = 0; i < 8; ++i) step(first + i, 128 * (first + i) < mine);
   }
 }
 
@@ -150,9 +148,10 @@ TAMIS_DEVICE void unpack_mask(const DenseParams& p) {
   dev::wait_async<0>();
   dev::sync_warp();
   uint16_t* to = p.dense + int64_t{row} * p.k + part.column + 4 * lane;
-  for_steps(p, part, lane, [&](int32_t i) {
+  for_steps(p, part, lane, [&](int32_t i, bool inside) {
     const auto half = dev::load_shared<dev::Word2>(words_at + 32 * i + lane / 8 * 8);
-    *reinterpret_cast<dev::Word2*>(to + 128 * i) = expand_four(half.x, half.y, shift);
+    const dev::Word2 columns = expand_four(half.x, half.y, shift);
+    if (inside) *reinterpret_cast<dev::Word2*>(to + 128 * i) = columns;
   });
 }
 
@@ -172,10 +171,10 @@ TAMIS_DEVICE void gather_mask(const DenseParams& p) {
   store_words(part, lane, words_at, values_at + 2 * skew);
   dev::sync_warp();
   const uint16_t* from = p.dense + int64_t{row} * p.k + part.column + 4 * lane;
-  for_steps(p, part, lane, [&](int32_t i) {
+  for_steps(p, part, lane, [&](int32_t i, bool inside) {
     const auto half = dev::load_shared<dev::Word2>(words_at + 32 * i + lane / 8 * 8);
-    const dev::Word2 columns =
-        dev::load_global(reinterpret_cast<const dev::Word2*>(from + 128 * i));
+    dev::Word2 columns{};
+    if (inside) columns = dev::load_global(reinterpret_cast<const dev::Word2*>(from + 128 * i));
     const uint32_t values[4] = {columns.x, columns.x >> 16, columns.y, columns.y >> 16};
     const uint32_t kept = half.x >> shift;
     uint32_t at =
