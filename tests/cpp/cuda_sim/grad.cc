@@ -1,6 +1,6 @@
-// What writes a mask's weight out and gathers under it, on the simulator: formats, tails of every
-// extent, densities, values at any address, guard pages round every array; then bugs put in on
-// purpose.
+// Every row of spmm_grad/kernels_cuda.def, which write a weight out and gather, on the simulator:
+// formats, tails of every extent, densities, values at any address, guard pages round every array;
+// then bugs put in on purpose.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -42,24 +42,27 @@ std::string gathers(const MatrixView& w, uint64_t seed) {
   return std::equal(kept, kept + w.nnz, values.data()) ? "" : "other values";
 }
 
-TEST(SpmmGrad, UnpacksAndGathers) {
+TEST(SpmmGrad, EveryRowUnpacksAndGathers) {
   uint64_t seed = 70;
-  for (const Format format : {Format::bitmap, Format::nm}) {
-    for (const auto& [n, k, density] :
-         std::vector<std::tuple<int64_t, int64_t, double>>{{8, 8, 0.5},
-                                                           {40, 72, 0.3},
-                                                           {136, 200, 0.5},
-                                                           {24, 328, 1.0},
-                                                           {16, 2048, 0.9},
-                                                           {16, 2120, 0.5},
-                                                           {8, 4232, 0.02},
-                                                           {8, 6144, 1.0},
-                                                           {16, 64, 0.0}}) {
-      if (format == Format::nm && density == 0.0) continue;
-      GradProblem problem({format, DType::bf16, 1, n, k, density}, ++seed, true);
-      const MatrixView w = problem.sddmm_args().w;
-      EXPECT_EQ(unpacks(w, seed), "") << n << " " << k << " " << density;
-      EXPECT_EQ(gathers(w, seed), "") << n << " " << k << " " << density;
+  for (const SpmmGradCudaRow& row : spmm_grad_cuda_kernels()) {
+    for (const Format format : {Format::bitmap, Format::nm}) {
+      for (const auto& [n, k, density] :
+           std::vector<std::tuple<int64_t, int64_t, double>>{{8, 8, 0.5},
+                                                             {40, 72, 0.3},
+                                                             {136, 200, 0.5},
+                                                             {24, 328, 1.0},
+                                                             {16, 2048, 0.9},
+                                                             {16, 2120, 0.5},
+                                                             {8, 4232, 0.02},
+                                                             {8, 6144, 1.0},
+                                                             {16, 64, 0.0}}) {
+        if (format == Format::nm && density == 0.0) continue;
+        const GradCase c{format, row.dtype, 1, n, k, density};
+        GradProblem problem(c, ++seed, true);
+        const MatrixView w = problem.sddmm_args().w;
+        EXPECT_EQ(unpacks(w, seed), "") << row.name << " " << to_string(c);
+        EXPECT_EQ(gathers(w, seed), "") << row.name << " " << to_string(c);
+      }
     }
   }
 }
