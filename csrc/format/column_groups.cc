@@ -16,7 +16,7 @@ constexpr int kLook = 768;       // columns to choose from
 constexpr int kFirstLook = 256;  // at first, so that the first groups wait for few columns
 constexpr int kAhead = 1280;     // of the first one not in a group yet, the last one to choose
 constexpr int kOverdue = 1024;   // where the first one is in the next group
-constexpr size_t kWaiting = 32;  // groups that wait for a neighbour
+constexpr size_t kWaiting = 64;  // groups that wait for a neighbour
 static_assert(kAhead < kGroupWindow && kOverdue < kAhead && kLook % 16 == 0);
 
 // Of 16 bits; one of many in a loop, which compilers make vectors of.
@@ -264,7 +264,7 @@ bool find_column(const Pool& pool, const Wanted& wanted, const Fn& fn) {
 // waits, or in four banks, or any.
 bool find_exact(const Pool& pool, const Found& first, const Waiting& waiting, Rest* rest) {
   constexpr int kFar = 4;  // rows in which a second column may differ from the first's complement
-  constexpr int kTries = 14;  // second columns, once three have been found
+  constexpr int kTries = 24;  // second columns, once three have been found
   enum { kAny, kApart, kBeside };
   const uint16_t a = first.rows;
   const uint16_t* rows = pool.rows();

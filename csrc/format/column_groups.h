@@ -16,7 +16,7 @@ struct GroupShape {
 using ColumnGroup = std::array<int32_t, 4>;  // columns, -1 for none
 
 // How far behind the last column of it and of all groups before it a column of a group may lie.
-inline constexpr int32_t kGroupWindow = 1408;
+inline constexpr int32_t kGroupWindow = 2048;
 
 // rows[c]: a bit for each of 16 rows that keeps column c; bank[c]: in which of eight banks it lies.
 // Every column that some row keeps is in one group; groups are few, though not always as few as can

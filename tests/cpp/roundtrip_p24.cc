@@ -73,7 +73,7 @@ TEST(ColumnGroups, KeepWhatTheyMayAndAreFew) {
       }
     }
     for (size_t i = 0; i < rows.size(); ++i) ASSERT_EQ(times[i], rows[i] != 0) << "column " << i;
-    // Of random halves two neighbours' eight columns meet in a bank 1.5 times, 2.6 without choice.
+    // Of random halves two neighbours' eight columns meet in a bank 1.23 times, 2.6 without choice.
     int wavefronts = 0;
     for (size_t i = 0; i + 1 < groups.size(); i += 2) {
       int in[8] = {};
@@ -83,7 +83,7 @@ TEST(ColumnGroups, KeepWhatTheyMayAndAreFew) {
       wavefronts += *std::max_element(in, in + 8);
     }
     if (c.cols == 4096) {
-      EXPECT_LE(wavefronts, 1.6 * static_cast<double>(groups.size()) / 2);
+      EXPECT_LE(wavefronts, 1.3 * static_cast<double>(groups.size()) / 2);
     }
     const int fewest = (c.cols + c.shape.width - 1) / c.shape.width;
     EXPECT_LE(static_cast<double>(groups.size()), c.most * fewest)
