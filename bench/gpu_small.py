@@ -63,14 +63,20 @@ def products(a: tamis.SparseMatrix, form: str, tokens: tuple[int, ...]) -> Packe
 def few() -> None:
     """gap, p24, bitmap and sell4: slices and parts that are full, half full and empty.
 
-    Of p24 one panel, one whose last columns follow, and two panels as a cluster.
+    Of p24 one panel, one whose last columns follow, two panels as a cluster, and halves of one.
     """
-    for n, k, kept in ((72, 904, 0.5), (33, 201, 0.02), (40, 2000, 0.5), (40, 2600, 0.3)):
+    for n, k, kept in (
+        (72, 904, 0.5),
+        (33, 201, 0.02),
+        (40, 2000, 0.5),
+        (40, 2600, 0.3),
+        (40, 4096, 0.5),
+    ):
         bitmap = tamis.compress(
             torch.randn(n, k).to(BF16), keep=torch.rand(n, k) < kept, format="bitmap"
         )
         products(bitmap, "gap", (1, 2, 3, 4))
-        products(bitmap, "p24", (1, 8, 9, 16, 17, 30))
+        products(bitmap, "p24", (1, 8, 9, 16, 17, 30, 40, 48, 50))
         if torch.cuda.get_device_capability()[0] == 9 and n % 8 == k % 8 == 0:
             products(bitmap, "bitmap", (1, 20, 33, 100, 300))
     for n, k in ((70, 1600), (33, 96)):

@@ -324,8 +324,8 @@ class CudaMatrix {
   // Most tokens of a call; 0 if the columns of one do not fit in a block's shared memory.
   int64_t most_tokens() const {
     for (const int64_t m :
-         {most_tokens_cuda(w_, device_), kMaxTokens, kMaxP24Tokens, int64_t{24}, int64_t{16},
-          int64_t{kSell4Tokens}, kMaxGapTokens, int64_t{2}, int64_t{1}}) {
+         {most_tokens_cuda(w_, device_), kMaxTokens, int64_t{48}, int64_t{40}, int64_t{32},
+          int64_t{24}, int64_t{16}, int64_t{kSell4Tokens}, kMaxGapTokens, int64_t{2}, int64_t{1}}) {
       SpmmT16Plan ignored;
       if (plan_spmm_cuda(w_, m, device_, &ignored).ok()) return m;
     }
@@ -397,10 +397,7 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_devices", &devices);
   m.def("cuda_kernels", &kernels, "capability"_a);
   m.def("pack_for_cuda", &pack_for_cuda, "matrix"_a, "format"_a);
-  m.def(
-      "p24_panel_cols",
-      [](int64_t rows, int64_t cols) { return p24::panel_cols(cols, p24::panels_of(rows, cols)); },
-      "rows"_a, "cols"_a);
+  m.def("p24_most_tokens", &most_p24_tokens, "rows"_a, "cols"_a);
   py::class_<CudaMatrix>(m, "CudaMatrix", "A packed weight on a device, with its plans.")
       .def(py::init<uintptr_t, int64_t, int64_t, uintptr_t, int64_t, int64_t, const std::string&,
                     int32_t, const std::string&, uintptr_t, int64_t, uintptr_t, uintptr_t,

@@ -39,7 +39,8 @@ struct Found {
 // Columns to choose from: some of those that are left, as many as it pays to look at.
 class Pool {
  public:
-  Pool(const std::vector<uint16_t>& rows, const std::vector<uint8_t>& bank, GroupShape shape)
+  Pool(const std::vector<uint16_t>& rows, const std::vector<uint8_t>& bank, GroupShape shape,
+       const GroupWaist* waist)
       : rows_(rows), bank_(bank), banks_(kPatterns), times_(kPatterns), known_(kPatterns / 64) {
     int64_t kept = 0, columns = 0;
     for (const uint16_t r : rows) {
@@ -51,6 +52,7 @@ class Pool {
     const int64_t groups = std::max<int64_t>(1, (columns + shape.width - 1) / shape.width);
     enough_ = std::min(full_, static_cast<int>((kept + groups - 1) / groups));
     look_ = enough_ == full_ ? kLook : kLook / 2;
+    if (waist != nullptr) waist_begin_ = waist->begin, waist_end_ = waist->end;
     fill();
   }
   int size() const { return n_; }
@@ -68,9 +70,19 @@ class Pool {
   uint8_t banks(uint16_t rows) const { return banks_[rows]; }  // of columns like that
   int32_t next() const { return static_cast<int32_t>(next_); }
 
+  // Whether all columns before the waist are in groups.
+  bool at_waist() const {
+    return n_ > 0 ? oldest_ >= waist_begin_
+                  : next_ >= std::min(rows_.size(), static_cast<size_t>(waist_end_));
+  }
+  void pass_waist() {
+    waist_begin_ = waist_end_ = INT32_MAX;
+    fill();
+  }
+
   // The first column if it is overdue, or the fullest of some.
   int first() const {
-    if (oldest_ + kOverdue < next()) {
+    if (oldest_ + kOverdue < next() || (next() >= waist_end_ && oldest_ < waist_begin_)) {
       return static_cast<int>(std::find(column_.begin(), column_.begin() + n_, oldest_) -
                               column_.begin());
     }
@@ -102,7 +114,7 @@ class Pool {
   }
   void fill() {
     const int look = std::min(look_, kFirstLook + taken_);
-    for (; n_ < look && next_ < rows_.size(); ++next_) {
+    for (; n_ < look && next_ < rows_.size() && next() < waist_end_; ++next_) {
       if (rows_[next_] == 0) continue;
       if (n_ == 0) oldest_ = next();
       if (next() >= oldest_ + kAhead) return;
@@ -138,6 +150,7 @@ class Pool {
   std::vector<uint64_t> known_;  // a bit a pattern: whether it is in the pool
   int full_ = 0, enough_ = 0, look_ = 0, taken_ = 0, n_ = 0;
   int32_t oldest_ = 0;  // column
+  int32_t waist_begin_ = INT32_MAX, waist_end_ = INT32_MAX;
   alignas(64) std::array<uint16_t, kLook> pattern_ = {};
   std::array<int32_t, kLook> column_ = {};
   std::array<uint16_t, kLook> bits_ = {}, in_bank_ = {};
@@ -148,7 +161,7 @@ class Waiting {
  public:
   explicit Waiting(const std::vector<uint8_t>& bank) : bank_(bank) {}
 
-  bool empty() const { return items_.empty(); }
+  size_t size() const { return items_.size(); }
   // Whether a group waits whose columns lie in four different banks, these.
   bool has(uint8_t banks) const { return sets_[banks] > 0; }
 
@@ -421,11 +434,20 @@ void find_apart(const Pool& pool, const Found& first, Rest* rest) {
 }  // namespace
 
 std::vector<ColumnGroup> group_columns(const std::vector<uint16_t>& rows,
-                                       const std::vector<uint8_t>& bank, GroupShape shape) {
-  const auto pool = std::make_unique<Pool>(rows, bank, shape);
+                                       const std::vector<uint8_t>& bank, GroupShape shape,
+                                       GroupWaist* waist) {
+  const auto pool = std::make_unique<Pool>(rows, bank, shape, waist);
   Waiting waiting(bank);
   std::vector<ColumnGroup> groups;
-  while (pool->size() > 0) {
+  while (true) {
+    if (waist != nullptr && pool->at_waist() &&
+        (pool->size() == 0 || (groups.size() + waiting.size()) % waist->multiple == 0)) {
+      waiting.end(&groups);
+      waist->count = groups.size();
+      waist = nullptr;
+      pool->pass_waist();
+    }
+    if (pool->size() == 0) break;
     const int at = pool->first();
     const Found first = pool->found(at);
     ColumnGroup group = {-1, -1, -1, -1};

@@ -159,32 +159,46 @@ int32_t take_last_chunk(Record* record) {
   return chunk;
 }
 
-// The records of a unit.
-template <class Record>
-std::vector<uint8_t> records_of(const Tile& tile, GroupShape shape) {
-  constexpr size_t kGroups = std::is_same_v<Record, PairRecord> ? kPairGroups : kTripleGroups;
-  const std::vector<ColumnGroup> groups = group_columns(tile.rows, tile.banks, shape);
+// The records of a unit, and how many of them its first half has if it has halves.
+struct UnitRecords {
   std::vector<uint8_t> bytes;
+  uint32_t first_half = 0;
+};
+
+template <class Record>
+UnitRecords records_of(const Tile& tile, GroupShape shape, int64_t width) {
+  constexpr size_t kGroups = std::is_same_v<Record, PairRecord> ? kPairGroups : kTripleGroups;
+  GroupWaist waist{static_cast<int32_t>(half_begin(width)), static_cast<int32_t>(half_end(width)),
+                   kGroups};
+  const bool halves = halves_of(width) > 1;
+  const std::vector<ColumnGroup> groups =
+      group_columns(tile.rows, tile.banks, shape, halves ? &waist : nullptr);
+  const std::span<const ColumnGroup> all(groups);
+  UnitRecords made;
   int32_t last = 0;  // column so far
-  for (size_t first = 0; first < groups.size(); first += kGroups) {
+  for (size_t first = 0; first < all.size();) {
+    const size_t end = first < waist.count ? waist.count : all.size();
+    const size_t n = std::min(kGroups, end - first);
     Record record = {};
     clear_places(&record);
     for (size_t i = 0; i < kGroups; ++i) {
       const auto at = static_cast<int64_t>(i);
-      if (first + i < groups.size()) {
-        const ColumnGroup& group = groups[first + i];
+      if (i < n) {
+        const ColumnGroup& group = all[first + i];
         last = std::max(last, *std::max_element(group.begin(), group.end()));
         put(tile, group, at, &record);
       } else {  // columns of the last group, and no values
-        put_columns(groups.back(), at, &record);
+        put_columns(all[first + n - 1], at, &record);
       }
     }
+    first += n;
+    made.first_half += first <= waist.count;
     put_last_chunk(last / static_cast<int32_t>(kChunkCols), &record);
-    const size_t at = bytes.size();
-    bytes.resize(at + sizeof record);
-    std::memcpy(bytes.data() + at, &record, sizeof record);
+    const size_t at = made.bytes.size();
+    made.bytes.resize(at + sizeof record);
+    std::memcpy(made.bytes.data() + at, &record, sizeof record);
   }
-  return bytes;
+  return made;
 }
 
 constexpr GroupShape kPairs{.kept = 2, .width = 4}, kTriples{.kept = 1, .width = 3};
@@ -211,8 +225,8 @@ bool takes_triples(const Units& units) {
   size_t pairs = 0, triples = 0;
   for (int64_t i = 0; i < std::min(kTried, units.count); ++i) {
     const Tile tile = units.tile(i * (units.count - 1) / std::max<int64_t>(1, kTried - 1));
-    pairs += records_of<PairRecord>(tile, kPairs).size();
-    triples += records_of<TripleRecord>(tile, kTriples).size();
+    pairs += records_of<PairRecord>(tile, kPairs, units.width).bytes.size();
+    triples += records_of<TripleRecord>(tile, kTriples, units.width).bytes.size();
   }
   return triples < pairs;
 }
@@ -234,25 +248,27 @@ Status pack(const MatrixView& a, int32_t panels, Packed* packed) {
   }
   const Units units(a, panels);
   const bool triples = takes_triples(units);
-  std::vector<std::vector<uint8_t>> records(static_cast<size_t>(units.count));
+  std::vector<UnitRecords> records(static_cast<size_t>(units.count));
   for_rows(units.count, panel_cols(a.cols, panels) * kTileRows, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
-      records[u] = triples ? records_of<TripleRecord>(units.tile(u), kTriples)
-                           : records_of<PairRecord>(units.tile(u), kPairs);
+      records[u] = triples ? records_of<TripleRecord>(units.tile(u), kTriples, units.width)
+                           : records_of<PairRecord>(units.tile(u), kPairs, units.width);
     }
   });
   packed->record_bytes = triples ? kTripleBytes : kPairBytes;
   packed->offsets.assign(1, 0);
   size_t bytes = 0;
-  for (const auto& unit : records) {
-    bytes += unit.size();
+  for (const UnitRecords& unit : records) {
+    const uint32_t first = packed->offsets.back();
+    bytes += unit.bytes.size();
+    if (halves_of(units.width) > 1) packed->offsets.push_back(first + unit.first_half);
     packed->offsets.push_back(
         static_cast<uint32_t>(static_cast<int64_t>(bytes) / packed->record_bytes));
   }
   packed->records.reserve(bytes);
   for (auto& unit : records) {
-    packed->records.insert(packed->records.end(), unit.begin(), unit.end());
-    std::vector<uint8_t>().swap(unit);
+    packed->records.insert(packed->records.end(), unit.bytes.begin(), unit.bytes.end());
+    std::vector<uint8_t>().swap(unit.bytes);
   }
   return {};
 }
@@ -319,10 +335,10 @@ Record record_at(const T16View& a, uint32_t i) {
 
 template <class Record>
 void unpack_records(const T16View& a, uint16_t* out, int64_t out_stride) {
-  const int64_t width = panel_cols(a.cols, a.parts);
+  const int64_t width = panel_cols(a.cols, a.parts), halves = halves_of(width);
   for (int64_t u = 0; u < t16::row_tiles(a.rows) * a.parts; ++u) {
     uint16_t* to = out + u / a.parts * kTileRows * out_stride + u % a.parts * width;
-    for (uint32_t i = a.offsets[u]; i < a.offsets[u + 1]; ++i) {
+    for (uint32_t i = a.offsets[u * halves]; i < a.offsets[(u + 1) * halves]; ++i) {
       for_values(record_at<Record>(a, i), [&](int64_t r, uint32_t byte, uint16_t value) {
         if (value != 0) to[r * out_stride + column_of_byte(byte)] = value;
       });
@@ -333,33 +349,41 @@ void unpack_records(const T16View& a, uint16_t* out, int64_t out_stride) {
 template <class Record>
 Status check_records(const T16View& a) {
   const int64_t width = panel_cols(a.cols, a.parts), n = a.record_bytes / a.max_record_bytes;
-  for (int64_t u = 0; u < t16::row_tiles(a.rows) * a.parts; ++u) {
-    if (a.offsets[u] > a.offsets[u + 1] || a.offsets[u + 1] > n) {
+  const int64_t halves = halves_of(width);
+  int32_t before = 0;
+  for (int64_t h = 0; h < t16::row_tiles(a.rows) * a.parts * halves; ++h) {
+    if (a.offsets[h] > a.offsets[h + 1] || a.offsets[h + 1] > n) {
       return error(Code::corrupt,
-                   "p24: offsets: got records %u to %u for unit %lld, wanted a range inside %lld",
-                   a.offsets[u], a.offsets[u + 1], static_cast<long long>(u),
+                   "p24: offsets: got records %u to %u for part %lld, wanted a range inside %lld",
+                   a.offsets[h], a.offsets[h + 1], static_cast<long long>(h),
                    static_cast<long long>(n));
     }
+    const int64_t u = h / halves;
+    const bool first_half = h % halves == 0;
+    if (first_half) before = 0;
+    const int64_t from = first_half ? 0 : half_begin(width);
+    const int64_t to = first_half && halves > 1 ? half_end(width) : width;
     const int64_t cols = std::max<int64_t>(0, std::min(width, a.cols - u % a.parts * width));
     const int64_t rows = std::min(kTileRows, a.rows - u / a.parts * kTileRows);
-    int32_t before = 0;
-    for (uint32_t i = a.offsets[u]; i < a.offsets[u + 1]; ++i) {
+    for (uint32_t i = a.offsets[h]; i < a.offsets[h + 1]; ++i) {
       auto record = record_at<Record>(a, i);
       const int32_t last = take_last_chunk(&record);
       bool right = places_rise(record) && last >= before && last <= (width - 1) / kChunkCols;
       before = last;
       for (const uint16_t byte : columns_of(record)) {
-        right &= byte % kColumnBytes == 0 && byte < width * kColumnBytes &&
-                 byte / kColumnBytes / kChunkCols <= last;
+        const int64_t column = column_of_byte(byte);
+        right &= byte % kColumnBytes == 0 && column >= from && column < to &&
+                 column / kChunkCols <= last;
       }
       for_values(record, [&](int64_t r, uint32_t byte, uint16_t value) {
         right &= value == 0 || (r < rows && column_of_byte(byte) < cols);
       });
       if (!right) {
-        return error(Code::corrupt,
-                     "p24: records: got places that do not rise, columns after the last chunk, "
-                     "or values beyond %lld rows and %lld columns, in record %u",
-                     static_cast<long long>(a.rows), static_cast<long long>(a.cols), i);
+        return error(
+            Code::corrupt,
+            "p24: records: got places that do not rise, columns outside their half or "
+            "after the last chunk, or values beyond %lld rows and %lld columns, in record %u",
+            static_cast<long long>(a.rows), static_cast<long long>(a.cols), i);
       }
     }
   }

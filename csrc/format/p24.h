@@ -3,8 +3,11 @@
 // two, or of three at most one. A packed form for CUDA: derived from bitmap or nm at load, never
 // serialized.
 //
-//   offsets  [units + 1]  u32: unit u owns records[offsets[u], offsets[u + 1]); u = row tile *
-//                         panels + panel, where a panel is panel_cols(cols, panels) columns
+//   offsets  [units * halves + 1]  u32: unit u owns records[offsets[u * halves],
+//                         offsets[(u + 1) * halves]); u = row tile * panels + panel, where a panel
+//                         is panel_cols(cols, panels) columns; of a wide panel, halves_of 2, the
+//                         first half of them has the columns before half_end alone, the second
+//                         those from half_begin on
 //   records  of two of four: heads [32] {places u32, columns [2] u16},
 //            values [2 steps][32 lanes][8]; of one of three: places [32] u32, columns [24][4] u16,
 //            values [2][32 lanes][2][4], where step 2i + j lies at [i][lane][j]
@@ -66,6 +69,19 @@ constexpr int chunk_lane(int bit) {  // every fourth lane has no column of its o
 }
 constexpr uint32_t column_of_byte(uint32_t byte) {
   return byte_of_column(byte / kColumnBytes) / kColumnBytes;
+}
+
+// Halves of a panel, which blocks may share where they hold many tokens of x; they overlap.
+inline constexpr int64_t kOverlapCols = 368;  // beyond the middle
+inline constexpr int64_t kHalvesFrom = 2048;  // columns
+constexpr int32_t halves_of(int64_t width) {
+  return width > kHalvesFrom ? 2 : 1;
+}
+constexpr int64_t half_begin(int64_t width) {
+  return ceil_div(width, 16) * 8 - kOverlapCols;
+}
+constexpr int64_t half_end(int64_t width) {
+  return ceil_div(width, 16) * 8 + kOverlapCols;
 }
 
 struct Packed {

@@ -580,8 +580,8 @@ def kv_append_labels(
 ) -> None:
     """kv_label records of tokens [first, first + count) of keys [b, g, count, d]."""
 
-def p24_panel_cols(rows: int, cols: int) -> int:
-    """Columns of a panel of such a weight as "p24"."""
+def p24_most_tokens(rows: int, cols: int) -> int:
+    """Most tokens that such a weight takes as "p24" on sm_90."""
 
 def pack_for_cuda(matrix: Matrix, format: str) -> dict[str, Any]:
     """`records` uint8, `max_record_bytes` of one, and `offsets` where records differ in length.

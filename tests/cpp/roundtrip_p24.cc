@@ -14,7 +14,8 @@ namespace tamis::test {
 namespace {
 
 TEST(RoundTripP24, ComesBackBitForBit) {
-  const Shape shapes[] = {{1, 1}, {5, 4, 2}, {32, 64}, {33, 65, 3}, {70, 130}, {100, 320}};
+  const Shape shapes[] = {{1, 1},    {5, 4, 2},  {32, 64},     {33, 65, 3},
+                          {70, 130}, {100, 320}, {18, 2100, 4}};
   for_masks(shapes, [](const Weights& w, const MatrixView& canonical) {
     for (const int32_t panels : {1, 3}) {
       const PackedTiles packed(PackedFormat::p24, canonical, panels);
@@ -89,6 +90,46 @@ TEST(ColumnGroups, KeepWhatTheyMayAndAreFew) {
     EXPECT_LE(static_cast<double>(groups.size()), c.most * fewest)
         << c.cols << " columns, " << c.per_row << " a row";
     EXPECT_EQ(groups, group_columns(rows, bank, c.shape));
+  }
+}
+
+// Masks whose columns come in bands, far apart or in the middle alone: records lie within their
+// halves all the same, which p24::check looks at.
+TEST(RoundTripP24, BandsKeepToHalves) {
+  std::mt19937_64 random(8);
+  constexpr int64_t kRows = 40, kCols = 4096;
+  const std::vector<std::vector<std::pair<int, int>>> bands = {{{0, 100}, {4000, 4096}},
+                                                               {{2000, 2100}},
+                                                               {{0, 40}},
+                                                               {{4090, 4096}},
+                                                               {{1500, 2600}},
+                                                               {{0, 1}, {1600, 1601}, {3200, 3201}},
+                                                               {{0, 1567}},
+                                                               {{1568, 4096}},
+                                                               {{2528, 4096}},
+                                                               {}};
+  for (const auto& kept : bands) {
+    for (const int of_ten : {3, 5, 9}) {
+      std::vector<uint16_t> w(kRows * kCols);
+      for (const auto& [from, to] : kept) {
+        for (int64_t r = 0; r < kRows; ++r) {
+          for (int c = from; c < to; ++c) {
+            if (static_cast<int>(random() % 10) < of_ten) w[r * kCols + c] = 0x3f80;
+          }
+        }
+      }
+      const DenseView view{
+          .data = w.data(), .dtype = DType::bf16, .rows = kRows, .cols = kCols, .stride = kCols};
+      Packed bitmap;
+      ASSERT_TRUE(
+          pack_guarded(view, {.format = Format::bitmap, .dtype = DType::bf16}, &bitmap).ok());
+      const PackedTiles packed(PackedFormat::p24, bitmap.view, 1);
+      const Status checked = p24::check(packed.view);
+      ASSERT_TRUE(checked.ok()) << checked.text;
+      std::vector<uint16_t> back(w.size(), 1);
+      p24::unpack(packed.view, back.data(), kCols);
+      EXPECT_EQ(back, w);
+    }
   }
 }
 

@@ -1,15 +1,17 @@
-// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for 1 to 32 tokens, of which x of a panel fits in shared
-// memory.  w: p24, bf16 or f16; x, bias, y: the same dtype; accumulates f32 on sparse tensor cores.
+// y[m,n] = sum_k x[m,k] * w[n,k] + bias[n] for 1 to 64 tokens, of which x of a panel, or of half of
+// a wide one, fits in shared memory.
+// w: p24, bf16 or f16; x, bias, y: the same dtype; accumulates f32 on sparse tensor cores.
 // Tile: a warp takes a part of a unit's records (16 rows, columns put together), kDepth of which
 // are on their way to its registers, and multiplies each step with kTokenTiles token fragments,
 // which it collects from x by column: x lies in shared memory with the 8 tokens of a column side by
 // side, so a row of a transposed 8 x 8 matrix may be any column. As records follow the columns, and
 // warps take those of a unit in turns, only the first columns of x are waited for; some warps copy
-// the others meanwhile. Reduction: warps of a row tile add up in shared memory; panels of k are a
-// cluster and send each other what they add up, or leave f32 partial sums in the workspace, which
-// the last one to arrive adds; always from the first part to the last, so results repeat bit for
-// bit. Needs: tickets zero before the first call; every call leaves them zero. Launched so that it
-// may begin before the kernel before it ends, it needs weights which that kernel did not write.
+// the others meanwhile. Reduction: warps of a row tile add up in shared memory; parts of k (panels,
+// or halves of each) are a cluster and send each other what they add up, or leave f32 partial sums
+// in the workspace, which the last one to arrive adds; always from the first part to the last, so
+// results repeat bit for bit. Needs: tickets zero before the first call; every call leaves them
+// zero. Launched so that it may begin before the kernel before it ends, it needs weights which that
+// kernel did not write.
 // Tail: slots without a column repeat one, with weights of zero; x beyond k and m is zero. A pruned
 // weight times Inf or NaN is NaN here.
 #pragma once
@@ -26,8 +28,13 @@ struct P24Config {
   static constexpr DType kType = kTypeOf;            // of w, x, bias and y
   static constexpr int kTokenTiles = kTokenTilesOf;  // of 8 tokens
   static constexpr bool kTriples = kTriplesOf;       // one of three columns, or two of four
+  static constexpr bool kHalves =
+      takes_p24_halves(kTokenTiles);  // whether blocks may share a panel
+  static constexpr int kWarps = most_p24_warps(kTokenTiles);
   // Records of a warp in registers, beside sums.
-  static constexpr int kDepth = (kTriples ? 3 : 4) - (kTokenTiles > 3 ? 1 : 0);
+  static constexpr int kDepth = (kTriples ? 3 : 4) - (kTokenTiles == 4 || kTokenTiles > 5 ? 1 : 0);
+  // Tiles of tokens that a lane copies at a time, where there are registers for more than one.
+  static constexpr int kTogether = kWarps < kMaxP24Warps ? 2 : 1;
   static constexpr int kAhead = 2;                 // further ones asked into the L2 cache at first
   static constexpr int kSteps = kTriples ? 4 : 2;  // of a record
   static constexpr int kRecordBytes =
@@ -104,49 +111,76 @@ TAMIS_DEVICE dev::Word4 p24_column(const dev::Word2 (&rows)[8], uint32_t j) {
   return {pairs[0], pairs[1], pairs[2], pairs[3]};
 }
 
-// Copies kP24ChunkCols columns of a panel of x, the 8 tokens of a column side by side; zeros beyond
-// k and m.
-TAMIS_DEVICE void copy_p24_columns(const SpmmP24Params& p, int32_t first_col, uint32_t tile,
-                                   uint32_t column) {
-  constexpr uint32_t kCols = kP24ChunkCols;
-  const int32_t col = first_col + static_cast<int32_t>(column);
-  const int32_t tokens = p.m - 8 * static_cast<int32_t>(tile);  // those of the tile, or more
+// What a block has in shared memory of a panel of x: columns from `begin` on.
+struct P24X {
+  int32_t first_col, begin;  // of the panel, and in the panel
+  uint32_t at;               // where column 0 of the panel would lie
+  uint32_t tile_bytes;       // of 8 tokens
+};
+
+// Copies kP24ChunkCols columns of 8 tokens, one by one: of rows that are not aligned, and at the
+// end of k.
+TAMIS_DEVICE void copy_p24_ragged(const SpmmP24Params& p, const P24X& x, uint32_t tile,
+                                  uint32_t column) {
+  const int32_t col = x.first_col + static_cast<int32_t>(column);
   const uint16_t* from = p.x + 8 * tile * p.x_stride + col;
-  const uint32_t to = kP24XAt + tile * static_cast<uint32_t>(p.panel_cols * p24::kColumnBytes);
-  if (!p.x_aligned || col + static_cast<int32_t>(kCols) > p.cols) {
 #pragma unroll 1
-    for (int32_t t = 0; t < 8; ++t, from += p.x_stride) {
+  for (int32_t t = 0; t < 8; ++t, from += p.x_stride) {
 #pragma unroll 1
-      for (int32_t j = 0; j < static_cast<int32_t>(kCols); ++j) {
-        const bool inside = t < tokens && col + j < p.cols;
-        dev::store_shared<uint16_t>(to + p24_column_at(column + j) + 2 * t,
-                                    inside ? dev::load_volatile(from + j) : uint16_t{0});
-      }
+    for (int32_t j = 0; j < kP24ChunkCols; ++j) {
+      const bool inside = static_cast<int32_t>(8 * tile) + t < p.m && col + j < p.cols;
+      dev::store_shared<uint16_t>(x.at + tile * x.tile_bytes + p24_column_at(column + j) + 2 * t,
+                                  inside ? dev::load_volatile(from + j) : uint16_t{0});
     }
-    return;
-  }
-  dev::Word2 rows[8];
-#pragma unroll
-  for (int32_t t = 0; t < 8; ++t) {
-    rows[t] = t < tokens
-                  ? dev::load_volatile(reinterpret_cast<const dev::Word2*>(from + t * p.x_stride))
-                  : dev::Word2{0, 0};
-  }
-#pragma unroll
-  for (uint32_t j = 0; j < kCols; ++j) {
-    dev::store_shared<dev::Word4>(to + p24_column_at(column + j), p24_column(rows, j));
   }
 }
 
-// Copies the first columns of a panel, all threads.
+// Copies kP24ChunkCols columns of a panel, the 8 tokens of a column side by side; zeros beyond k
+// and m. Of kTogether tiles of tokens from `tile` on, whose loads are on their way together.
+template <class Config, uint32_t kTogether>
+TAMIS_DEVICE void copy_p24_columns(const SpmmP24Params& p, const P24X& x, uint32_t tile,
+                                   uint32_t column) {
+  constexpr uint32_t kTiles = Config::kTokenTiles;
+  const int32_t col = x.first_col + static_cast<int32_t>(column);
+  if (!p.x_aligned || col + kP24ChunkCols > p.cols) {
+#pragma unroll 1
+    for (uint32_t i = tile; i < tile + kTogether && i < kTiles; ++i) {
+      copy_p24_ragged(p, x, i, column);
+    }
+    return;
+  }
+  const int32_t tokens = p.m - 8 * static_cast<int32_t>(tile);  // from the first tile on
+  const uint16_t* from = p.x + 8 * tile * p.x_stride + col;
+  dev::Word2 rows[kTogether][8];
+#pragma unroll
+  for (int32_t t = 0; t < 8 * static_cast<int32_t>(kTogether); ++t) {
+    rows[t / 8][t % 8] =
+        t < tokens ? dev::load_volatile(reinterpret_cast<const dev::Word2*>(from + t * p.x_stride))
+                   : dev::Word2{0, 0};
+  }
+#pragma unroll
+  for (uint32_t i = 0; i < kTogether; ++i) {
+    if (kTiles % kTogether != 0 && tile + i >= kTiles) break;
+#pragma unroll
+    for (uint32_t j = 0; j < kP24ChunkCols; ++j) {
+      dev::store_shared<dev::Word4>(x.at + (tile + i) * x.tile_bytes + p24_column_at(column + j),
+                                    p24_column(rows[i], j));
+    }
+  }
+}
+
+// Copies the first columns that a block has, all threads.
 template <class Config>
-TAMIS_DEVICE void load_p24_x(const SpmmP24Params& p, int32_t first_col, uint32_t thread,
+TAMIS_DEVICE void load_p24_x(const SpmmP24Params& p, const P24X& x, uint32_t thread,
                              uint32_t threads) {
-  const int32_t cols = Config::kFollows ? p.first_cols : p.panel_cols;
+  constexpr uint32_t kTogether = Config::kTogether;
+  constexpr uint32_t kRounds = (Config::kTokenTiles + kTogether - 1) / kTogether;
+  const int32_t cols = Config::kFollows ? p.first_cols : p.part_cols;
   const uint32_t chunks = static_cast<uint32_t>(cols) / kP24ChunkCols;
 #pragma unroll 1
-  for (uint32_t i = thread; i < chunks * Config::kTokenTiles; i += threads) {
-    copy_p24_columns(p, first_col, i / chunks, i % chunks * kP24ChunkCols);
+  for (uint32_t i = thread; i < chunks * kRounds; i += threads) {
+    copy_p24_columns<Config, kTogether>(
+        p, x, i / chunks * kTogether, static_cast<uint32_t>(x.begin) + i % chunks * kP24ChunkCols);
   }
 }
 
@@ -157,7 +191,7 @@ static_assert(kP24StageCols % kP24Piece == 0, "whole pieces");
 // Makes the barriers of the stages that follow the first columns.
 TAMIS_DEVICE void expect_p24_x(const SpmmP24Params& p) {
   uint32_t at = kP24StagesAt;
-  for (int32_t left = p.panel_cols - p.first_cols; left > 0; left -= kP24StageCols, at += 8) {
+  for (int32_t left = p.part_cols - p.first_cols; left > 0; left -= kP24StageCols, at += 8) {
     const int32_t cols = left < kP24StageCols ? left : kP24StageCols;
     dev::barrier_init(at, static_cast<uint32_t>(32 * ((cols + kP24Piece - 1) / kP24Piece)));
   }
@@ -165,14 +199,15 @@ TAMIS_DEVICE void expect_p24_x(const SpmmP24Params& p) {
 }
 
 // Copies the columns after the first ones, by `warps` warps.
-TAMIS_DEVICE void follow_p24_x(const SpmmP24Params& p, int32_t first_col, int32_t warp,
-                               int32_t warps, uint32_t lane) {
+template <class Config>
+TAMIS_DEVICE void follow_p24_x(const SpmmP24Params& p, const P24X& x, int32_t warp, int32_t warps,
+                               uint32_t lane) {
   constexpr int32_t kPiece = kP24Piece;
 #pragma unroll 1
-  for (int32_t from = kPiece * warp; from < p.panel_cols - p.first_cols; from += kPiece * warps) {
+  for (int32_t from = kPiece * warp; from < p.part_cols - p.first_cols; from += kPiece * warps) {
     const uint32_t column = static_cast<uint32_t>(p.first_cols + from) + lane % 16 * kP24ChunkCols;
-    if (column < static_cast<uint32_t>(p.panel_cols)) {
-      copy_p24_columns(p, first_col, lane / 16, column);
+    if (column < static_cast<uint32_t>(p.part_cols)) {
+      copy_p24_columns<Config, 1>(p, x, lane / 16, column);
     }
     dev::barrier_arrive(kP24StagesAt + 8 * static_cast<uint32_t>(from / kP24StageCols));
   }
@@ -195,14 +230,15 @@ struct P24Arrived {
   }
 };
 
-// c += x of a step's columns * its weights. tile_bytes: of a panel of x of 8 tokens.
+// c += x of a step's columns * its weights.
 template <class Config, int kSelector>
 TAMIS_DEVICE void multiply_p24_step(const dev::Word4& a, uint32_t places, uint32_t column,
-                                    uint32_t tile_bytes, float (&c)[Config::kTokenTiles][4]) {
-  const uint32_t at = kP24XAt + column;
+                                    const P24X& x, float (&c)[Config::kTokenTiles][4]) {
+  const uint32_t at = x.at + column;
 #pragma unroll
   for (int t = 0; t < Config::kTokenTiles; ++t) {
-    const dev::Word4 b = dev::load_matrices_transposed(at + static_cast<uint32_t>(t) * tile_bytes);
+    const dev::Word4 b =
+        dev::load_matrices_transposed(at + static_cast<uint32_t>(t) * x.tile_bytes);
     if constexpr (Config::kType == DType::bf16) {
       dev::mma_sparse_bf16<kSelector>(c[t], a, b, places);
     } else {
@@ -214,40 +250,38 @@ TAMIS_DEVICE void multiply_p24_step(const dev::Word4& a, uint32_t places, uint32
 // Two steps whose weights are 16 bytes of a lane, one of three: each goes beside a zero.
 template <class Config, int kSelector>
 TAMIS_DEVICE void multiply_triples(const dev::Word4& v, uint32_t places, uint32_t columns,
-                                   uint32_t tile_bytes, float (&c)[Config::kTokenTiles][4]) {
+                                   const P24X& x, float (&c)[Config::kTokenTiles][4]) {
   constexpr uint32_t kFirst = 0x33333333u, kSecond = 0xccccccccu;
   multiply_p24_step<Config, kSelector>({v.x & 0xffffu, v.x >> 16, v.y & 0xffffu, v.y >> 16},
-                                       (places & kFirst) | kSecond, columns & 0xfff0u, tile_bytes,
-                                       c);
+                                       (places & kFirst) | kSecond, columns & 0xfff0u, x, c);
   multiply_p24_step<Config, kSelector>({v.z & 0xffffu, v.z >> 16, v.w & 0xffffu, v.w >> 16},
-                                       (places >> 2 & kFirst) | kSecond, columns >> 16, tile_bytes,
-                                       c);
+                                       (places >> 2 & kFirst) | kSecond, columns >> 16, x, c);
 }
 
 template <class Config>
-TAMIS_DEVICE void multiply_p24(const P24Records<Config>& r, int slot, uint32_t tile_bytes,
+TAMIS_DEVICE void multiply_p24(const P24Records<Config>& r, int slot, const P24X& x,
                                float (&c)[Config::kTokenTiles][4]) {
   const uint32_t columns = r.columns[slot][0];
   if constexpr (Config::kTriples) {
-    multiply_triples<Config, 0>(r.first[slot], r.places[slot], columns, tile_bytes, c);
-    multiply_triples<Config, 1>(r.second[slot], r.places[slot], r.columns[slot][1], tile_bytes, c);
+    multiply_triples<Config, 0>(r.first[slot], r.places[slot], columns, x, c);
+    multiply_triples<Config, 1>(r.second[slot], r.places[slot], r.columns[slot][1], x, c);
   } else {
     // The lowest bits of the first step's columns say where they lie among all.
-    multiply_p24_step<Config, 0>(r.first[slot], r.places[slot], columns & 0xfff0u, tile_bytes, c);
-    multiply_p24_step<Config, 1>(r.second[slot], r.places[slot], columns >> 16, tile_bytes, c);
+    multiply_p24_step<Config, 0>(r.first[slot], r.places[slot], columns & 0xfff0u, x, c);
+    multiply_p24_step<Config, 1>(r.second[slot], r.places[slot], columns >> 16, x, c);
   }
 }
 
 // Multiplies a warp's records; wait: for what one reads, by its first step's columns.
 template <class Config, class Wait>
-TAMIS_DEVICE void multiply_records(P24Records<Config>& stream, int32_t count, uint32_t tile_bytes,
+TAMIS_DEVICE void multiply_records(P24Records<Config>& stream, int32_t count, const P24X& x,
                                    const Wait& wait, float (&c)[Config::kTokenTiles][4]) {
   for (int32_t i = 0; i < count; i += Config::kDepth) {
 #pragma unroll
     for (int slot = 0; slot < Config::kDepth; ++slot) {
       if (i + slot >= count) break;  // the same in every lane
       wait(stream.columns[slot][0]);
-      multiply_p24<Config>(stream, slot, tile_bytes, c);
+      multiply_p24<Config>(stream, slot, x, c);
       stream.request(slot);
     }
   }
@@ -283,7 +317,7 @@ TAMIS_DEVICE void reduce_p24_warps(const SpmmP24Params& p, uint32_t warp, uint32
 template <class Config>
 TAMIS_DEVICE void meet_p24_cluster(const SpmmP24Params& p, uint32_t warp, uint32_t lane,
                                    const float (&c)[Config::kTokenTiles][4]) {
-  const auto warps = static_cast<uint32_t>(p.warps), panels = static_cast<uint32_t>(p.panels);
+  const auto warps = static_cast<uint32_t>(p.warps), panels = static_cast<uint32_t>(p.parts);
   const auto tiles = static_cast<uint32_t>(p.block_tiles),
              sums_at = static_cast<uint32_t>(p.sums_at);
   const uint32_t block = dev::block_index_x(), panel = block % panels;
@@ -326,30 +360,30 @@ template <class Config>
 TAMIS_DEVICE void begin_p24_cluster(const SpmmP24Params& p, int32_t panel, uint32_t thread) {
   if (thread == 0) {
     const int32_t all = p.block_tiles * Config::kTokenTiles;
-    const int32_t mine = (all + p.panels - 1 - panel) / p.panels;
+    const int32_t mine = (all + p.parts - 1 - panel) / p.parts;
     dev::barrier_init(kP24BarrierAt);
     dev::fence_barrier_init();
-    dev::barrier_expect(kP24BarrierAt, static_cast<uint32_t>(512 * p.panels * mine));
+    dev::barrier_expect(kP24BarrierAt, static_cast<uint32_t>(512 * p.parts * mine));
   }
   dev::arrive_cluster_unordered();
 }
 
-// Grid [blocks of row tiles, panels] of 32 * block_warps threads, or [blocks * panels],
-// the panels of row tiles a cluster.
+// Grid [blocks of row tiles, parts of k] of 32 * block_warps threads, or [blocks * parts],
+// the parts of row tiles a cluster.
 template <class Config>
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP24Params p) {
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kWarps, 1) spmm_p24(const SpmmP24Params p) {
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
   const auto block = static_cast<int32_t>(dev::block_index_x());
   const bool cluster = dev::kBulkCopies && p.cluster;
-  const int32_t panel = cluster ? block % p.panels : static_cast<int32_t>(dev::block_index_y());
+  const int32_t k_part = cluster ? block % p.parts : static_cast<int32_t>(dev::block_index_y());
   const auto tile = static_cast<int32_t>(warp) / p.warps;  // of the block
   const int32_t row_tile = tile < p.block_tiles
-                               ? (cluster ? block / p.panels : block) * p.block_tiles + tile
+                               ? (cluster ? block / p.parts : block) * p.block_tiles + tile
                                : p.row_tiles;  // none: the warp helps to copy x
   const auto part = static_cast<int32_t>(warp) % p.warps;
-  if (cluster) begin_p24_cluster<Config>(p, panel, thread);
+  if (cluster) begin_p24_cluster<Config>(p, k_part, thread);
   // Columns after the first ones come while records are multiplied.
-  const bool follows = Config::kFollows && p.first_cols < p.panel_cols;
+  const bool follows = Config::kFollows && p.first_cols < p.part_cols;
   if constexpr (Config::kFollows) {
     if (follows && thread == 0) expect_p24_x(p);
   }
@@ -357,9 +391,9 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP
   uint32_t begin = 0;
   int32_t count = 0;
   if (row_tile < p.row_tiles) {
-    const uint32_t* offsets = p.offsets + int64_t{row_tile} * p.panels + panel;
+    const uint32_t* offsets = p.offsets + (int64_t{row_tile} * p.parts + k_part) * p.part_halves;
     const uint32_t unit = dev::load_global(offsets);
-    const auto records = static_cast<int32_t>(dev::load_global(offsets + 1) - unit);
+    const auto records = static_cast<int32_t>(dev::load_global(offsets + p.part_halves) - unit);
     // In turns, all warps are at about the same columns.
     const int32_t first = turns ? part : records * part / p.warps;
     begin = unit + static_cast<uint32_t>(first);
@@ -371,25 +405,28 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP
   const uint32_t apart = Config::kRecordBytes * static_cast<uint32_t>(turns ? p.warps : 1);
   P24Records<Config> stream(p.records + int64_t{begin} * Config::kRecordBytes, count, apart, lane);
   dev::wait_for_previous();
-  const int32_t first_col = panel * p.panel_cols;
-  load_p24_x<Config>(p, first_col, thread, static_cast<uint32_t>(32 * p.block_warps));
+  const bool halves = Config::kHalves && p.shares == 2;
+  const int32_t columns = halves && k_part % 2 > 0 ? p.half_begin : 0;  // of the panel, not here
+  const P24X x{(halves ? k_part / 2 : k_part) * p.panel_cols, columns,
+               static_cast<uint32_t>(kP24XAt - columns * static_cast<int32_t>(p24::kColumnBytes)),
+               static_cast<uint32_t>(p.part_cols * p24::kColumnBytes)};
+  load_p24_x<Config>(p, x, thread, static_cast<uint32_t>(32 * p.block_warps));
   dev::sync_block();
   dev::allow_next();
 
-  const auto tile_bytes = static_cast<uint32_t>(p.panel_cols * p24::kColumnBytes);
   float c[Config::kTokenTiles][4] = {};
   if (tile < p.block_tiles && !follows) {
-    multiply_records<Config>(stream, count, tile_bytes, [](uint32_t) {}, c);
+    multiply_records<Config>(stream, count, x, [](uint32_t) {}, c);
   }
   if constexpr (Config::kFollows) {
     if (tile < p.block_tiles && follows) {
       P24Arrived arrived{p.first_cols / static_cast<int32_t>(p24::kChunkCols)};
       const auto wait = [&arrived](uint32_t columns) { arrived.wait_for(columns); };
-      multiply_records<Config>(stream, count, tile_bytes, wait, c);
+      multiply_records<Config>(stream, count, x, wait, c);
     } else if (follows) {
       const int32_t multiplying = p.block_tiles * p.warps;
-      follow_p24_x(p, first_col, static_cast<int32_t>(warp) - multiplying,
-                   p.block_warps - multiplying, lane);
+      follow_p24_x<Config>(p, x, static_cast<int32_t>(warp) - multiplying,
+                           p.block_warps - multiplying, lane);
     }
   }
 
@@ -399,7 +436,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxP24Warps, 1) spmm_p24(const SpmmP
     return;
   }
   const bool owner = part == 0 && row_tile < p.row_tiles;
-  if (p.panels > 1 && !add_blocks<Config>(p, p.panels, kP24FlagAt, row_tile, owner, thread, c)) {
+  if (p.parts > 1 && !add_blocks<Config>(p, p.parts, kP24FlagAt, row_tile, owner, thread, c)) {
     return;
   }
   if (owner) write_y<Config>(p, row_tile, lane, c);

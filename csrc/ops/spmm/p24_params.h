@@ -8,8 +8,18 @@
 
 namespace tamis {
 
-inline constexpr int64_t kMaxP24Tokens = 32;  // 24 of panels of more than 3624 columns
-inline constexpr int32_t kMaxP24Warps = 24;   // of a block, by registers of a thread
+inline constexpr int64_t kMaxP24Tokens = 64;         // 48 of halves of panels of 4096 columns
+inline constexpr int32_t kMaxP24Warps = 24;          // of a block, by registers of a thread
+constexpr int32_t p24_token_tiles(int64_t tokens) {  // of 8, as many as a kernel is made for
+  const auto tiles = static_cast<int32_t>((tokens + 7) / 8);
+  return tiles == 7 ? 8 : tiles;
+}
+constexpr bool takes_p24_halves(int32_t token_tiles) {  // of fewer, sm_90 holds whole panels
+  return token_tiles > 3;
+}
+constexpr int32_t most_p24_warps(int32_t token_tiles) {
+  return token_tiles > 4 ? 16 : kMaxP24Warps;
+}
 inline constexpr int32_t kMaxP24Cluster = 8;  // blocks, which every device takes
 
 inline constexpr int32_t kP24ChunkCols = 4;  // of 8 tokens of x, that a lane copies at a time
@@ -26,23 +36,36 @@ inline constexpr int32_t kP24StagesAt = 16;
 inline constexpr int32_t kP24XAt =
     kP24StagesAt + 8 * static_cast<int32_t>(p24::kMaxPanelCols / kP24StageCols);
 
-// tickets [blocks of row tiles], partial [panels, row tiles, 4 * token tiles, 32].
+// tickets [blocks of row tiles], partial [parts, row tiles, 4 * token tiles, 32].
 struct SpmmP24Params : ProductParams {
-  int32_t row_tiles = 0, panels = 0, panel_cols = 0;
+  int32_t row_tiles = 0, panel_cols = 0;
+  int32_t parts = 0, shares = 1;       // of k, blocks over them: panels, or two halves of each
+  int32_t part_halves = 1;             // halves of a panel that a part has, in offsets
+  int32_t part_cols = 0;               // columns of x that a block has room for
+  int32_t half_begin = 0;              // first column of a panel's second half
   int32_t block_tiles = 0, warps = 0;  // row tiles of a block; warps of a row tile
   int32_t block_warps = 0;             // of a block, some of which may only copy x
   bool turns = false;                  // warps take its records in turns, not a share each
   int32_t first_cols = 0;              // of a panel, copied before anything is multiplied
-  bool cluster = false;                // the panels of a row tile are
+  bool cluster = false;                // the parts of a row tile are
   int32_t sums_at = 0;                 // what they send each other
 };
+
+// Most tokens of which sm_90 holds x of a panel in shared memory, or of half of a wide one.
+constexpr int64_t most_p24_tokens(int64_t rows, int64_t cols) {
+  const int64_t width = p24::panel_cols(cols, p24::panels_of(rows, cols));
+  const int64_t held = p24::halves_of(width) > 1 ? p24::half_end(width) : width;
+  const int64_t tiles = (227 * 1024 - kP24XAt) / (p24::kColumnBytes * held);
+  return tiles >= 8 ? kMaxP24Tokens : tiles == 7 ? 48 : 8 * tiles;
+}
 
 // The plan with that many row tiles a block, and warps a row tile; and with warps that only copy x
 // where that saves a round of copying, up to most_warps of a block. With first_cols, a multiple of
 // chunks, and 9 to 16 tokens most_warps of a block: those that do not multiply copy the columns
-// after them meanwhile.
+// after them meanwhile. shares: blocks of a panel, one or its halves.
 SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps,
-                             bool cluster = false, int32_t most_warps = 1, int32_t first_cols = 0);
+                             bool cluster = false, int32_t most_warps = 1, int32_t first_cols = 0,
+                             int32_t shares = 1);
 
 SpmmP24Params spmm_p24_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
 

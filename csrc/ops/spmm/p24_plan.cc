@@ -12,19 +12,25 @@ void add_sums_of_cluster(SpmmT16Plan* p) {
   p->shared_bytes += int64_t{512} * p->splits * ceil_div(p->warps_n * p->token_tiles, p->splits);
 }
 
+// Columns of x of a share of a panel.
+int64_t part_cols(const T16View& w, int32_t shares) {
+  const int64_t cols = p24::panel_cols(w.cols, w.parts);
+  return shares > 1 ? p24::half_end(cols) : cols;
+}
+
 }  // namespace
 
 SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps,
-                             bool cluster, int32_t most_warps, int32_t first_cols) {
+                             bool cluster, int32_t most_warps, int32_t first_cols, int32_t shares) {
   const int64_t row_tiles = t16::row_tiles(w.rows);
-  SpmmT16Plan p{.token_tiles = static_cast<int32_t>(ceil_div(m, 8)),
+  SpmmT16Plan p{.token_tiles = p24_token_tiles(m),
                 .warps_n = block_tiles,
                 .warps_k = warps,
                 .blocks_n = static_cast<int32_t>(ceil_div(row_tiles, block_tiles)),
-                .splits = w.parts};
+                .splits = w.parts * shares};
   p.tokens = 8 * p.token_tiles;
   const int64_t sums = int64_t{512} * p.token_tiles;  // bytes of a warp's
-  const int64_t x = p24::panel_cols(w.cols, w.parts) * p24::kColumnBytes * p.token_tiles;
+  const int64_t x = part_cols(w, shares) * p24::kColumnBytes * p.token_tiles;
   p.shared_bytes = kP24XAt + std::max(x, sums * block_tiles * warps);
   p.cluster = cluster;
   if (p.splits > 1 && !cluster) {
@@ -37,7 +43,7 @@ SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, i
     return p;
   }
   // A round of copying x takes as long with few warps as with all: as few rounds as can be.
-  const int64_t chunks = ceil_div(p24::panel_cols(w.cols, w.parts), kP24ChunkCols) * p.token_tiles;
+  const int64_t chunks = ceil_div(part_cols(w, shares), kP24ChunkCols) * p.token_tiles;
   const int64_t rounds = ceil_div(chunks, 32 * std::max(most_warps, block_tiles * warps));
   p.block_warps =
       std::max(block_tiles * warps, static_cast<int32_t>(ceil_div(chunks, 32 * rounds)));
@@ -48,14 +54,18 @@ namespace {
 
 constexpr int32_t kMostOfTile = 10;   // warps; more are no better
 constexpr int32_t kMostInTurns = 8;   // the same where they take records in turns
+constexpr int32_t kMostOfMany = 3;    // the same of more than 32 tokens
 constexpr int32_t kClusterWarps = 9;  // of a block
 constexpr int32_t kCopyingWarps = 3;  // at least, of columns that follow
 constexpr int32_t kLongTiles = 4;     // row tiles of a block
 constexpr int64_t kLongCols = 2048;   // of a panel
 
 // Whether columns may follow while records are multiplied: timed to gain with 9 to 16 tokens.
-constexpr bool takes_turns(int64_t m) {
+constexpr bool may_follow(int64_t m) {
   return m > 8 && m <= 16;
+}
+constexpr bool takes_turns(int64_t m) {
+  return may_follow(m) || m > 32;
 }
 
 Status no_room(const T16View& w, int32_t tokens, const CudaDevice& device) {
@@ -73,25 +83,36 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
     return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %lld for p24 weights",
                  static_cast<long long>(m), static_cast<long long>(kMaxP24Tokens));
   }
-  const int64_t units = t16::row_tiles(w.rows) * w.parts;
+  const int64_t cols = p24::panel_cols(w.cols, w.parts);
+  const int32_t token_tiles = p24_token_tiles(m);
+  const int32_t most_warps = most_p24_warps(token_tiles);
+  // Where x of a panel does not fit, blocks have half of a wide one each.
+  const bool fits = kP24XAt + cols * p24::kColumnBytes * token_tiles <= device.shared_per_block;
+  const bool halves = device.capability >= 90 && takes_p24_halves(token_tiles) && !fits;
+  const int32_t shares = halves ? p24::halves_of(cols) : 1;
+  const int64_t units = t16::row_tiles(w.rows) * w.parts * shares;
   const auto lay_out = [&](int64_t blocks, int32_t most, bool cluster) {
     const auto tiles = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(units, blocks), 1, most));
-    const int32_t of_tile = cluster || takes_turns(m) ? kMostInTurns : kMostOfTile;
-    return lay_out_spmm_p24(w, m, tiles, std::clamp(most / tiles, 1, of_tile), cluster, most);
+    const int32_t of_tile = m > 32 && !cluster          ? kMostOfMany
+                            : cluster || takes_turns(m) ? kMostInTurns
+                                                        : kMostOfTile;
+    return lay_out_spmm_p24(w, m, tiles, std::clamp(most / tiles, 1, of_tile), cluster, most, 0,
+                            shares);
   };
   // Where panels only share out few row tiles, they are clusters of blocks of which two find room
   // on an SM, one of the next call's; a cluster's blocks need room side by side, so a seventh of
   // the SMs is left. Timed on an H200 (bench/results/gpu.md).
-  if (device.capability >= 90 && w.parts > 1 && w.parts <= kMaxP24Cluster &&
+  if (device.capability >= 90 && w.parts > 1 && w.parts <= kMaxP24Cluster && shares == 1 &&
       units <= 2 * int64_t{device.sms}) {
-    *plan = lay_out(std::max(1, device.sms * 17 / 20), kClusterWarps, true);
-    if (2 * (plan->shared_bytes + 1024) <= device.shared_per_sm) return {};
+    const bool many = m > 32;  // of which one block, by registers
+    *plan = lay_out(std::max(1, device.sms * 17 / 20), many ? most_warps : kClusterWarps, true);
+    const int64_t blocks = many ? 1 : 2;
+    if (blocks * (plan->shared_bytes + 1024) <= device.shared_per_sm) return {};
   }
   // One block an SM, as each copies its panel of x. Where it has long work, half of the columns
   // follow while it multiplies, copied by three warps at least.
-  *plan = lay_out(device.sms, kMaxP24Warps, false);
-  const int64_t cols = p24::panel_cols(w.cols, w.parts);
-  if (device.capability >= 90 && takes_turns(m) && plan->warps_n >= kLongTiles &&
+  *plan = lay_out(device.sms, most_warps, false);
+  if (device.capability >= 90 && may_follow(m) && plan->warps_n >= kLongTiles &&
       cols >= kLongCols) {
     const int32_t tiles = std::min(plan->warps_n, kMaxP24Warps - kCopyingWarps);
     *plan = lay_out_spmm_p24(
@@ -104,13 +125,17 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
 SpmmP24Params spmm_p24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   SpmmP24Params p{product_params(a)};
   p.row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows));
-  p.panels = a.w.parts;
   p.panel_cols = static_cast<int32_t>(p24::panel_cols(a.w.cols, a.w.parts));
+  p.parts = plan.splits;
+  p.shares = plan.splits / a.w.parts;
+  p.part_halves = p24::halves_of(p.panel_cols) / p.shares;
+  p.part_cols = static_cast<int32_t>(part_cols(a.w, p.shares));
+  p.half_begin = static_cast<int32_t>(p24::half_begin(p.panel_cols));
   p.block_tiles = plan.warps_n;
   p.warps = plan.warps_k;
   p.block_warps = plan.block_warps;
   p.turns = plan.cluster || plan.first_cols > 0 || takes_turns(a.m);
-  p.first_cols = plan.first_cols > 0 ? plan.first_cols : p.panel_cols;
+  p.first_cols = plan.first_cols > 0 ? plan.first_cols : p.part_cols;
   p.cluster = plan.cluster;
   p.sums_at = plan.stage_bytes;
   return p;

@@ -25,12 +25,13 @@ template <DType kType>
 Status launch_p24(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
                   void* stream) {
   const bool triples = a.w.max_record_bytes == p24::kTripleBytes;
-  return with_constant<1, 2, 3, 4>(plan.token_tiles, [&]<int kTiles>(
-                                                         std::integral_constant<int, kTiles>) {
-    return triples
-               ? launch_kernel<&spmm_p24<P24Config<kType, kTiles, true>>>(a, plan, device, stream)
-               : launch_kernel<&spmm_p24<P24Config<kType, kTiles, false>>>(a, plan, device, stream);
-  });
+  return with_constant<1, 2, 3, 4, 5, 6, 8>(
+      plan.token_tiles, [&]<int kTiles>(std::integral_constant<int, kTiles>) {
+        return triples ? launch_kernel<&spmm_p24<P24Config<kType, kTiles, true>>>(a, plan, device,
+                                                                                  stream)
+                       : launch_kernel<&spmm_p24<P24Config<kType, kTiles, false>>>(a, plan, device,
+                                                                                   stream);
+      });
 }
 
 }  // namespace

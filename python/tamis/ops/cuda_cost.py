@@ -18,7 +18,7 @@ from tamis.layout import Layout
 from tamis.ops import cuda
 
 # A kernel takes as long for any number up to the next of these.
-TOKENS = (1, 2, 4, 8, 16, 24, 32, 64)
+TOKENS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64)
 _TILES = (8, 16, 32, 64)
 _MANY_TOKENS = (128, 256, 512, 1024, 2048)  # of which reports speak
 # Above so many tokens sm_90 takes bitmap and nm as they are stored; up to 128 where rates are unknown.
@@ -27,7 +27,7 @@ STORED_ABOVE, _STORED_UNKNOWN = 16, 128
 BY_MASK = ("gap", "p24", STORED)  # written out from the mask, whatever their records
 # Forms for few tokens beside one for any, and the steps of their kernels; all say 65536 columns.
 FEW: dict[str, dict[str, tuple[int, ...]]] = {
-    "t16": {"gap": TOKENS[:3], "p24": TOKENS[3:7]},
+    "t16": {"gap": TOKENS[:3], "p24": TOKENS[3:]},
     "g4": {"sell4": TOKENS[:4]},
 }
 _FEW_COLS = 65536
@@ -62,7 +62,7 @@ RATES = {
 }
 START = {
     "gap": 0.7,
-    "p24": 0.9,
+    "p24": 0.75,
     "m24": 0.75,
     "sell4": 0.7,
 }  # of the start: no ring to fill, and x alone is waited for
@@ -73,7 +73,7 @@ MASK_WRITTEN, WRITTEN = (2000.0, 0.92), (LAUNCH, 0.8)
 # ns a record by tokens, both devices' SMs being alike.
 DECODE = {
     "gap": (0.155, 0.165, 0.24),
-    "p24": (0.29, 0.31, 0.33, 0.38),
+    "p24": (0.29, 0.31, 0.31, 0.35, 0.376, 0.436, 0.52),
     "t16": (0.46, 0.57, 0.90, 1.38),
     "m24": (0.275, 0.268, 0.305, 0.285),
     "g4": (0.28, 0.49, 0.52, 1.35),
@@ -88,18 +88,20 @@ VALUE_BYTES = {"t16": (2.0, 152.0), "g4": (0.75, 24.0), "t16i8": (1.0, 280.0)}
 LEAST = {"sell4": (0.0, 500.0, 2200.0, 6200.0)}
 # Ns of a call beyond its start by tokens: m24 by warpgroups (both devices are Hopper), as parts of
 # sums meet, p24, as every SM copies x.
-MORE = {"m24": (0.0, 500.0, 900.0, 3500.0), "p24": (0.0, 1300.0, 2200.0, 3400.0)}
+MORE = {
+    "m24": (0.0, 500.0, 900.0, 3500.0),
+    "p24": (0.0, 1500.0, 2900.0, 4000.0, 5000.0, 5300.0, 6000.0),
+}
 # Where rows are so few that several blocks share a slice or a row tile (of two SMs of a device one
 # would have none): gap's sums meet in memory, while parts of sell4 and panels of p24, where columns
 # are enough for some, are clusters. Ns more (or less) by tokens.
 FEW_ROWS = 132 // 2 * 32
 SHARED = {
     "gap": (400.0, 400.0, 400.0),
-    "p24": (-850.0, -1650.0, -1600.0, -2400.0),
+    "p24": (-250.0, -1300.0, -1900.0, -2150.0, -2580.0, -2400.0, -2500.0),
     "sell4": (-700.0, -300.0, -700.0, -1900.0),
 }
-_PANELS_FROM = 2048  # columns
-_PANEL_COLS_OF_32 = 3624  # of a panel of p24 at most, for 32 tokens to fit an SM
+_PANELS_FROM, _ALONE = 2048, 600.0  # columns; what p24 of fewer takes, estimated
 # m24's of more tokens, up to MANY24: beyond the start, and of each record and token, of as many records
 # at least as fill the device. Fewer than FEW24 are written out.
 MANY24_START, MANY24_TOKEN, MANY24_FILL = 4500.0, 0.0019, 8192
@@ -146,14 +148,13 @@ def form_for(layout: Layout, nnz: int, tokens: int, device: int) -> str:
 
 
 def _most_of(form: str, layout: Layout, device: int) -> int:
-    """Tokens that a form for few takes there: of p24 as many as a panel leaves room for (p24_plan.cc)."""
+    """Tokens that a form for few takes there: of p24 as many as its panels leave room for (p24_params.h)."""
     most = next(few[form][-1] for few in FEW.values() if form in few)
     if form != "p24":
         return most
     if _sm(device) < 90:
         return P24_BEFORE_SM90
-    fit = _C.p24_panel_cols(layout.rows, layout.cols) <= _PANEL_COLS_OF_32
-    return most if fit else TOKENS[5]
+    return _C.p24_most_tokens(layout.rows, layout.cols)
 
 
 def taken_as_stored(layout: Layout, device: int) -> bool:
@@ -199,6 +200,9 @@ def few_tokens(layout: Layout, nnz: int, device: int) -> int:
     return max((m for m in TOKENS if form_for(layout, nnz, m, device) not in few), default=0)
 
 
+# Up to so many tokens records of p24 take as long as their bytes say, above as their steps do, which
+# are more of one of three columns, but meet in fewer banks.
+_BY_BYTES, _STEPS_OF_TRIPLES = 24, 1.1
 # Tokens up to which a form is taken where rates are unknown, and up to which density.
 _UNKNOWN = {"gap": 4, "p24": 16, "sell4": 4}
 _FEW_DENSITY = 0.6
@@ -221,20 +225,23 @@ def _records(layout: Layout, nnz: int, form: str) -> float:
         return 1.02 * nnz / 512
     density = nnz / max(1, layout.rows * layout.cols)
     if form == "p24":
-        return _groups(density) * -(-layout.rows // 16) * layout.cols / 64
+        return _groups(density)[0] * -(-layout.rows // 16) * layout.cols / 64
     if form != "gap":
         return -(-layout.rows // 16) * -(-layout.cols // 64)
     entries = nnz / (1 - (1 - density) ** 15) if density else 0.0
     return entries / 256 + 1.5 * -(-layout.rows // 32)
 
 
-def _groups(density: float) -> float:
-    """p24's records of two of four columns a record of 16 x 64; of one of three by their bytes.
+def _groups(density: float) -> tuple[float, float]:
+    """p24's records of two of four columns a record of 16 x 64; of one of three by bytes, and by steps.
 
     Places being random, where columns of 16 rows match up to nearly what groups hold.
     """
     pairs, triples = max(1.0, 2.05 * density), max(1.0, 4.0 * density - 0.2)
-    return min(pairs, 0.7 * triples) * (1 - (1 - density) ** 16)
+    some = 1 - (1 - density) ** 16
+    if pairs <= 0.7 * triples:
+        return pairs * some, pairs * some
+    return 0.7 * triples * some, _STEPS_OF_TRIPLES * triples * some
 
 
 def _stored(rates: Rates, layout: Layout, nnz: int, tokens: int) -> float:
@@ -256,11 +263,16 @@ def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> 
     steps = next((few[form] for few in FEW.values() if form in few), _TILES)
     step = next(i for i, most in enumerate(steps) if tokens <= most)
     decode = _records(layout, nnz, form) * DECODE[form][step]
+    if form == "p24" and tokens > _BY_BYTES:
+        density = nnz / max(1, layout.rows * layout.cols)
+        by_bytes, by_steps = _groups(density)
+        decode *= by_steps / by_bytes if by_bytes else 1.0
     if form in LEAST:
         decode = max(decode, LEAST[form][step])
     start = rates.start * START.get(form, 1.0) + (MORE[form][step] if form in MORE else 0.0)
-    if layout.rows <= FEW_ROWS and (form != "p24" or layout.cols >= _PANELS_FROM):
-        start += SHARED[form][step] if form in SHARED else 0.0
+    if layout.rows <= FEW_ROWS:
+        alone = form == "p24" and layout.cols < _PANELS_FROM
+        start += _ALONE if alone else SHARED[form][step] if form in SHARED else 0.0
     return start + max(decode, packed_nbytes(layout, nnz, form) / rates.read)
 
 

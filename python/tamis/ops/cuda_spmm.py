@@ -247,7 +247,7 @@ def spmm(
     its values were written; values that may be trained are packed once a second call meets them as they
     were, so not at every step.
 
-    A weight of any zeros is packed as ``gap`` for up to 4 tokens, ``p24`` for up to 24 or 32, ``t16`` for up to 64,
+    A weight of any zeros is packed as ``gap`` for up to 4 tokens, ``p24`` for up to 48 or 64, ``t16`` for up to 64,
     one of 4-bit groups as ``sell4`` and ``g4``: as what is expected to be fastest for the calls
     that come, so as several only where calls want several. A prompt, x [..., s, cols] with s > 1,
     is one call among many of single tokens, so it reads what there is, and makes no second form

@@ -101,6 +101,34 @@ TEST_P(SpmmP24, ColumnsThatFollow) {
   }
 }
 
+// More tokens than other forms take: clusters of panels, and halves of wide panels that blocks
+// share.
+TEST_P(SpmmP24, ManyTokens) {
+  uint64_t seed = 5000;
+  for (const int64_t m : {30, 37, 48, 50}) {
+    for (const double sparsity : {0.5, 0.7}) {
+      for (const auto& [k, panels] : {std::pair{700, 3}, {2300, 1}, {4400, 2}}) {
+        const int32_t shares = p24::halves_of(p24::panel_cols(k, panels));
+        Case c({.n = 36,
+                .k = k,
+                .m = m,
+                .sparsity = sparsity,
+                .dtype = GetParam().dtype,
+                .format = GetParam().format,
+                .parts = panels,
+                .x_padding = m == 48 ? 8 : 3,
+                .seed = ++seed});
+        for (const auto& [tiles, warps] : {std::pair{3, 2}, {2, 1}}) {
+          const SpmmT16Plan plan =
+              lay_out_spmm_p24(c.t16(), m, tiles, warps, shares == 1, 7, 0, shares);
+          EXPECT_EQ(run(GetParam(), c, plan, seed), "")
+              << "k " << k << ", m " << m << ", sparsity " << sparsity << ", " << tiles << " tiles";
+        }
+      }
+    }
+  }
+}
+
 TEST_P(SpmmP24, SeededBugsOfColumnsThatFollowAreNoticed) {
   Case c({.n = 40,
           .k = 300,
@@ -179,7 +207,7 @@ TEST(PlanP24, ClustersWhereRowTilesAreFew) {
   EXPECT_FALSE(plan(64, 16384, 16, kH100).cluster) << "more panels than blocks of a cluster";
 }
 
-// 24 tokens of 4096 columns fit, 32 of 3624.
+// 24 tokens of 4096 columns fit, 48 of half of them, 32 of 3624; 64 of 1024.
 TEST(PlanP24, TakesAsManyTokensAsFit) {
   const auto takes = [](int64_t rows, int64_t cols, int64_t m, const CudaDevice& device) {
     const T16View w{.format = PackedFormat::p24,
@@ -192,12 +220,44 @@ TEST(PlanP24, TakesAsManyTokensAsFit) {
     return ok;
   };
   EXPECT_TRUE(takes(14336, 4096, 24, kH100));
-  EXPECT_FALSE(takes(14336, 4096, 25, kH100));
+  EXPECT_TRUE(takes(14336, 4096, 48, kH100));
+  EXPECT_FALSE(takes(14336, 4096, 49, kH100));
   EXPECT_TRUE(takes(4096, 14336, 32, kH100));
-  EXPECT_TRUE(takes(1024, 4096, 32, kH100));
-  EXPECT_FALSE(takes(1024, 4096, 33, kH100));
+  EXPECT_TRUE(takes(4096, 14336, 48, kH100));
+  EXPECT_TRUE(takes(1024, 4096, 64, kH100));
+  EXPECT_FALSE(takes(1024, 4096, 65, kH100));
   EXPECT_TRUE(takes(14336, 4096, 16, kA100));
   EXPECT_FALSE(takes(14336, 4096, 24, kA100));
+}
+
+// Blocks share a panel only where x of all of it does not fit, and clusters have whole panels.
+TEST(PlanP24, HalvesWhereAPanelDoesNotFit) {
+  const auto plan = [](int64_t rows, int64_t cols, int64_t m) {
+    const T16View w{.format = PackedFormat::p24,
+                    .rows = rows,
+                    .cols = cols,
+                    .parts = p24::panels_of(rows, cols)};
+    SpmmT16Plan p;
+    EXPECT_TRUE(plan_spmm_p24(w, m, kH100, &p).ok());
+    return std::array{p.splits / w.parts, p.warps_n, p.warps_k, p.cluster ? 1 : 0};
+  };
+  EXPECT_EQ(plan(14336, 4096, 24), (std::array{1, 7, 3, 0}));
+  EXPECT_EQ(plan(14336, 4096, 25), (std::array{2, 14, 1, 0}));
+  EXPECT_EQ(plan(4096, 4096, 48), (std::array{2, 4, 3, 0}));
+  EXPECT_EQ(plan(4096, 14336, 32), (std::array{1, 8, 3, 0}));
+  EXPECT_EQ(plan(4096, 14336, 33), (std::array{2, 16, 1, 0}));
+  EXPECT_EQ(plan(1024, 4096, 48), (std::array{1, 3, 5, 1}));
+  for (const auto& [rows, cols] :
+       {std::pair{14336, 4096}, {4096, 14336}, {1024, 4096}, {64, 100}}) {
+    const T16View w{.format = PackedFormat::p24,
+                    .rows = rows,
+                    .cols = cols,
+                    .parts = p24::panels_of(rows, cols)};
+    const int64_t most = most_p24_tokens(rows, cols);
+    SpmmT16Plan p;
+    EXPECT_TRUE(plan_spmm_p24(w, most, kH100, &p).ok()) << rows << " x " << cols;
+    EXPECT_FALSE(plan_spmm_p24(w, most + 1, kH100, &p).ok()) << rows << " x " << cols;
+  }
 }
 
 TEST(PlanP24, WarpsThatOnlyCopy) {

@@ -249,7 +249,7 @@ std::string simulate(sim::Launch launch, const SpmmCudaArgs& args, const SpmmT16
       launch.cluster = static_cast<uint32_t>(plan.splits);
     }
     const bool triples = args.w.max_record_bytes == p24::kTripleBytes;
-    return with_constant<1, 2, 3, 4>(
+    return with_constant<1, 2, 3, 4, 5, 6, 8>(
         plan.token_tiles, [&]<int kTokenTiles>(std::integral_constant<int, kTokenTiles>) {
           return triples ? sim::launch(launch,
                                        [&] { spmm_p24<P24Config<kType, kTokenTiles, true>>(p); })
