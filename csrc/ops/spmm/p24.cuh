@@ -33,8 +33,8 @@ struct P24Config {
   static constexpr int kWarps = most_p24_warps(kTokenTiles);
   // Records of a warp in registers, beside sums.
   static constexpr int kDepth = (kTriples ? 3 : 4) - (kTokenTiles == 4 || kTokenTiles > 5 ? 1 : 0);
-  // Tiles of tokens that a lane copies at a time, where there are registers for more than one.
-  static constexpr int kTogether = kWarps < kMaxP24Warps ? 2 : 1;
+  // Whether lanes copy two tiles of tokens at a time, for which there are registers.
+  static constexpr bool kCopiesTwo = kWarps < kMaxP24Warps;
   static constexpr int kAhead = 2;                 // further ones asked into the L2 cache at first
   static constexpr int kSteps = kTriples ? 4 : 2;  // of a record
   static constexpr int kRecordBytes =
@@ -118,49 +118,62 @@ struct P24X {
   uint32_t tile_bytes;       // of 8 tokens
 };
 
-// Copies kP24ChunkCols columns of 8 tokens, one by one: of rows that are not aligned, and at the
-// end of k.
-TAMIS_DEVICE void copy_p24_ragged(const SpmmP24Params& p, const P24X& x, uint32_t tile,
-                                  uint32_t column) {
+// Copies kP24ChunkCols columns of a panel, the 8 tokens of a column side by side; zeros beyond k
+// and m.
+TAMIS_DEVICE void copy_p24_columns(const SpmmP24Params& p, const P24X& x, uint32_t tile,
+                                   uint32_t column) {
+  constexpr uint32_t kCols = kP24ChunkCols;
   const int32_t col = x.first_col + static_cast<int32_t>(column);
+  const int32_t tokens = p.m - 8 * static_cast<int32_t>(tile);  // those of the tile, or more
   const uint16_t* from = p.x + 8 * tile * p.x_stride + col;
+  const uint32_t to = x.at + tile * x.tile_bytes;
+  if (!p.x_aligned || col + static_cast<int32_t>(kCols) > p.cols) {
 #pragma unroll 1
-  for (int32_t t = 0; t < 8; ++t, from += p.x_stride) {
+    for (int32_t t = 0; t < 8; ++t, from += p.x_stride) {
 #pragma unroll 1
-    for (int32_t j = 0; j < kP24ChunkCols; ++j) {
-      const bool inside = static_cast<int32_t>(8 * tile) + t < p.m && col + j < p.cols;
-      dev::store_shared<uint16_t>(x.at + tile * x.tile_bytes + p24_column_at(column + j) + 2 * t,
-                                  inside ? dev::load_volatile(from + j) : uint16_t{0});
+      for (int32_t j = 0; j < static_cast<int32_t>(kCols); ++j) {
+        const bool inside = t < tokens && col + j < p.cols;
+        dev::store_shared<uint16_t>(to + p24_column_at(column + j) + 2 * t,
+                                    inside ? dev::load_volatile(from + j) : uint16_t{0});
+      }
     }
+    return;
+  }
+  dev::Word2 rows[8];
+#pragma unroll
+  for (int32_t t = 0; t < 8; ++t) {
+    rows[t] = t < tokens
+                  ? dev::load_volatile(reinterpret_cast<const dev::Word2*>(from + t * p.x_stride))
+                  : dev::Word2{0, 0};
+  }
+#pragma unroll
+  for (uint32_t j = 0; j < kCols; ++j) {
+    dev::store_shared<dev::Word4>(to + p24_column_at(column + j), p24_column(rows, j));
   }
 }
 
-// Copies kP24ChunkCols columns of a panel, the 8 tokens of a column side by side; zeros beyond k
-// and m. Of kTogether tiles of tokens from `tile` on, whose loads are on their way together.
-template <class Config, uint32_t kTogether>
-TAMIS_DEVICE void copy_p24_columns(const SpmmP24Params& p, const P24X& x, uint32_t tile,
-                                   uint32_t column) {
-  constexpr uint32_t kTiles = Config::kTokenTiles;
+// The same of two tiles of tokens, whose loads are on their way together.
+template <class Config>
+TAMIS_DEVICE void copy_p24_two(const SpmmP24Params& p, const P24X& x, uint32_t tile,
+                               uint32_t column) {
   const int32_t col = x.first_col + static_cast<int32_t>(column);
-  if (!p.x_aligned || col + kP24ChunkCols > p.cols) {
-#pragma unroll 1
-    for (uint32_t i = tile; i < tile + kTogether && i < kTiles; ++i) {
-      copy_p24_ragged(p, x, i, column);
-    }
+  const bool both = tile + 1 < Config::kTokenTiles;
+  if (!both || !p.x_aligned || col + kP24ChunkCols > p.cols) {
+    copy_p24_columns(p, x, tile, column);
+    if (both) copy_p24_columns(p, x, tile + 1, column);
     return;
   }
   const int32_t tokens = p.m - 8 * static_cast<int32_t>(tile);  // from the first tile on
   const uint16_t* from = p.x + 8 * tile * p.x_stride + col;
-  dev::Word2 rows[kTogether][8];
+  dev::Word2 rows[2][8];
 #pragma unroll
-  for (int32_t t = 0; t < 8 * static_cast<int32_t>(kTogether); ++t) {
+  for (int32_t t = 0; t < 16; ++t) {
     rows[t / 8][t % 8] =
         t < tokens ? dev::load_volatile(reinterpret_cast<const dev::Word2*>(from + t * p.x_stride))
                    : dev::Word2{0, 0};
   }
 #pragma unroll
-  for (uint32_t i = 0; i < kTogether; ++i) {
-    if (kTiles % kTogether != 0 && tile + i >= kTiles) break;
+  for (uint32_t i = 0; i < 2; ++i) {
 #pragma unroll
     for (uint32_t j = 0; j < kP24ChunkCols; ++j) {
       dev::store_shared<dev::Word4>(x.at + (tile + i) * x.tile_bytes + p24_column_at(column + j),
@@ -173,14 +186,20 @@ TAMIS_DEVICE void copy_p24_columns(const SpmmP24Params& p, const P24X& x, uint32
 template <class Config>
 TAMIS_DEVICE void load_p24_x(const SpmmP24Params& p, const P24X& x, uint32_t thread,
                              uint32_t threads) {
-  constexpr uint32_t kTogether = Config::kTogether;
-  constexpr uint32_t kRounds = (Config::kTokenTiles + kTogether - 1) / kTogether;
   const int32_t cols = Config::kFollows ? p.first_cols : p.part_cols;
   const uint32_t chunks = static_cast<uint32_t>(cols) / kP24ChunkCols;
+  if constexpr (Config::kCopiesTwo) {
 #pragma unroll 1
-  for (uint32_t i = thread; i < chunks * kRounds; i += threads) {
-    copy_p24_columns<Config, kTogether>(
-        p, x, i / chunks * kTogether, static_cast<uint32_t>(x.begin) + i % chunks * kP24ChunkCols);
+    for (uint32_t i = thread; i < chunks * ((Config::kTokenTiles + 1) / 2); i += threads) {
+      copy_p24_two<Config>(p, x, i / chunks * 2,
+                           static_cast<uint32_t>(x.begin) + i % chunks * kP24ChunkCols);
+    }
+  } else {
+#pragma unroll 1
+    for (uint32_t i = thread; i < chunks * Config::kTokenTiles; i += threads) {
+      copy_p24_columns(p, x, i / chunks,
+                       static_cast<uint32_t>(x.begin) + i % chunks * kP24ChunkCols);
+    }
   }
 }
 
@@ -207,7 +226,7 @@ TAMIS_DEVICE void follow_p24_x(const SpmmP24Params& p, const P24X& x, int32_t wa
   for (int32_t from = kPiece * warp; from < p.part_cols - p.first_cols; from += kPiece * warps) {
     const uint32_t column = static_cast<uint32_t>(p.first_cols + from) + lane % 16 * kP24ChunkCols;
     if (column < static_cast<uint32_t>(p.part_cols)) {
-      copy_p24_columns<Config, 1>(p, x, lane / 16, column);
+      copy_p24_columns(p, x, lane / 16, column);
     }
     dev::barrier_arrive(kP24StagesAt + 8 * static_cast<uint32_t>(from / kP24StageCols));
   }
