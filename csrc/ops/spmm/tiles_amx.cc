@@ -48,7 +48,7 @@ struct Bf16Tiles {
 
 // More tokens than a pair of panels holds, and groupq, have a loop of their own (tiles_many-inl.h).
 TAMIS_INLINE bool has_many(const SpmmArgs& a) {
-  return a.m > 2 * kPanelTokens || a.w.format == Format::groupq;
+  return a.w.cols > 0 && (a.m > 2 * kPanelTokens || a.w.format == Format::groupq);
 }
 
 // A pair of columns of a panel: of as many tokens as there are, four by four, so that less of x
@@ -254,7 +254,7 @@ void spmm_group_tiles(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
 
 void spmm_bf16_tiles(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   const TilePlan plan = plan_of(a);
-  if (has_many(a) && a.w.cols > 0) {
+  if (has_many(a)) {
     if (a.w.format != Format::csr8) {
       return spmm_many_tiles<Bf16Tiles>(a, MaskedRows(a.w), plan, row_begin, row_end);
     }
@@ -278,11 +278,13 @@ TAMIS_TILES_KERNEL(nm)
 TAMIS_TILES_KERNEL(csr8)
 #undef TAMIS_TILES_KERNEL
 
-void spmm_groupq_u4_bf16_amx_tiles(const SpmmArgs& a, int64_t begin, int64_t end) {
-  spmm_group_tiles<DType::u4>(a, begin, end);
-}
-void spmm_groupq_u8_bf16_amx_tiles(const SpmmArgs& a, int64_t begin, int64_t end) {
-  spmm_group_tiles<DType::u8>(a, begin, end);
-}
+#define TAMIS_TILES_KERNEL(code)                                                            \
+  void spmm_groupq_##code##_bf16_amx_tiles(const SpmmArgs& a, int64_t begin, int64_t end) { \
+    if (!has_many(a)) return spmm_bf16_tiles(a, begin, end);                                \
+    spmm_group_tiles<DType::code>(a, begin, end);                                           \
+  }
+TAMIS_TILES_KERNEL(u4)
+TAMIS_TILES_KERNEL(u8)
+#undef TAMIS_TILES_KERNEL
 
 }  // namespace tamis
