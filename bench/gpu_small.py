@@ -24,6 +24,7 @@ from tamis.ops import cuda
 from tamis.ops import kv_select as op
 from tamis.ops.attention import Lists, LowRankSegment, PageSegment, key_turns, sparse_attention
 from tamis.ops.cuda_spmm import Packed, _expand
+from tamis.ops.cuda_spmm_grad import gather, mask_of, unpack
 from tamis.ops.kv_edit import Similar, Tokens, compact_, gather_rows, merge_tokens
 from tamis.ops.kv_fetch import Pool, kv_fetch
 from tamis.ops.kv_quantize import kv_quantize, page_layout
@@ -177,13 +178,13 @@ def rest() -> None:
     turns = key_turns(torch.rand(32), 200, q.device)
     low = LowRankSegment(randn(1, 200, 24), randn(1, 2, 24, 64), v, turns, some)
     sparse_attention(q, [PageSegment(records, layout), low])
-    # Racecheck ends by a hardware exception in cuBLAS's product of such shapes: dy is none.
-    dy = randn(3, 200)
+    # Racecheck ends by a hardware exception in cuBLAS's products of gradients: what is ours of them.
     sampled = tamis.compress(gate.cpu(), keep=torch.rand(200, 72) < 0.3, format="bitmap")
-    values, *others = (sampled.arrays[s].cuda() for s in ("values", "mask", "row_offsets"))
-    token = sampled.layout.token
-    torch.ops.tamis.sddmm(dy, x, values, *others, None, token)
-    torch.ops.tamis.spmm_t(dy, values, *others, None, None, token)
+    values, words, offsets = (sampled.arrays[s].cuda() for s in ("values", "mask", "row_offsets"))
+    mask = mask_of(sampled.layout, values, words, offsets, BF16)
+    if mask is None:
+        raise SystemExit("gpu_small: wanted kernels for the gradients of a bitmap")
+    gather(mask, unpack(mask, values))
 
 
 def spgemm() -> None:
