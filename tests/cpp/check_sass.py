@@ -41,8 +41,8 @@ MAX_GAP = {1: 60, 2: 80, 4: 112}  # sm_90, one step of gap (256 entries), by tok
 # sm_90, a record of p24 by products of 8 tokens: of two of four columns (1024 weights), of one of
 # three (1536).
 MAX_P24 = {
-    False: {1: 28, 2: 32, 3: 40, 4: 45, 5: 53, 6: 58, 8: 74},
-    True: {1: 60, 2: 72, 3: 84, 4: 98, 5: 112, 6: 120, 8: 160},
+    False: {1: 28, 2: 32, 3: 36, 4: 41, 5: 47, 6: 55, 8: 69},
+    True: {1: 60, 2: 66, 3: 78, 4: 90, 5: 104, 6: 118, 8: 156},
 }
 # The same of 16 x 64 of a bitmap, with all that is rarely taken; registers of its blocks alone on an SM.
 MAX_GROUP, MAX_GROUP_REGISTERS = 600, 255

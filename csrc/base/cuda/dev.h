@@ -423,6 +423,12 @@ TAMIS_DEVICE uint32_t warp_max(uint32_t mine) {
 TAMIS_DEVICE uint32_t max_halves(uint32_t a, uint32_t b) {
   return __vmaxu2(a, b);
 }
+// value, which the compiler then holds in a register where it would compute it again at every use.
+TAMIS_DEVICE uint32_t in_register(uint32_t value) {
+  uint32_t out;
+  asm volatile("mov.u32 %0, %1;" : "=r"(out) : "r"(value));
+  return out;
+}
 TAMIS_DEVICE int popcount(uint32_t bits) {
   return __popc(bits);
 }

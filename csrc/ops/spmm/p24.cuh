@@ -428,7 +428,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kWarps, 1) spmm_p24(const Spm
   const int32_t columns = halves && k_part % 2 > 0 ? p.half_begin : 0;  // of the panel, not here
   const P24X x{(halves ? k_part / 2 : k_part) * p.panel_cols, columns,
                static_cast<uint32_t>(kP24XAt - columns * static_cast<int32_t>(p24::kColumnBytes)),
-               static_cast<uint32_t>(p.part_cols * p24::kColumnBytes)};
+               dev::in_register(static_cast<uint32_t>(p.part_cols * p24::kColumnBytes))};
   load_p24_x<Config>(p, x, thread, static_cast<uint32_t>(32 * p.block_warps));
   dev::sync_block();
   dev::allow_next();

@@ -225,6 +225,9 @@ template <class T>
 T load_volatile(const T* from) {
   return *from;
 }
+inline uint32_t in_register(uint32_t value) {
+  return value;
+}
 template <class T>
 void store_volatile(T* to, T value) {
   sim::store_later(to, &value, sizeof value);
