@@ -92,7 +92,8 @@ struct ManyFeed {
   // Of the next panel the next row.
   TAMIS_INLINE void ask_next() {
     ask_left = INT64_MAX;
-    if (++ask_row >= row + 2 * kPanelRows || ask_row >= all_rows) return;
+    ++ask_row;
+    if (ask_row >= row + 2 * kPanelRows || ask_row >= all_rows) return;
     rows.begin_ask(ask_row, first_column / 64, place_of(ask_row));
     ask_left = ceil_div(last_column - first_column, 64);
   }
