@@ -54,9 +54,6 @@ TAMIS_DEVICE float mul(float a, float b) {
 TAMIS_DEVICE float add(float a, float b) {
   return __fadd_rn(a, b);
 }
-TAMIS_DEVICE int32_t to_int(float x) {  // towards 0
-  return __float2int_rz(x);
-}
 TAMIS_DEVICE int32_t round_to_int(float x) {  // to even
   return __float2int_rn(x);
 }

@@ -104,25 +104,31 @@ void prepare_tiles(const SpmmArgs& a, void* prepared, int part, int parts) {
   }
 }
 
-// Rows of bitmap and nm.
-struct MaskedRows {
+// Rows whose values are bf16.
+struct FloatRows {
   const MatrixView& w;
   const BF16* values;
   int64_t words;
-  const uint64_t* mask = nullptr;
   const BF16* p = nullptr;
+
+  TAMIS_INLINE explicit FloatRows(const MatrixView& of)
+      : w(of), values(static_cast<const BF16*>(of.values)), words(mask_words(of.cols)) {}
+  TAMIS_INLINE int64_t place() const { return p - values; }
+  TAMIS_INLINE bool near_end(int64_t count) const {
+    return w.nnz - place() < count * 64 + Bf16Pair::kReadsPast;
+  }
+};
+
+// Rows of bitmap and nm.
+struct MaskedRows : FloatRows {
+  const uint64_t* mask = nullptr;
   Ask of_values{}, of_mask{};
 
-  TAMIS_INLINE explicit MaskedRows(const MatrixView& of)
-      : w(of), values(static_cast<const BF16*>(of.values)), words(mask_words(of.cols)) {}
+  using FloatRows::FloatRows;
   TAMIS_INLINE int64_t start(int64_t row) const { return tile_row_start(w, row); }
   TAMIS_INLINE void begin(int64_t row, int64_t word, int64_t place) {
     mask = w.mask + row * words + word;
     p = values + place;
-  }
-  TAMIS_INLINE int64_t place() const { return p - values; }
-  TAMIS_INLINE bool near_end(int64_t count) const {
-    return w.nnz - place() < count * 64 + Bf16Pair::kReadsPast;
   }
   template <int kWords, bool kExact>
   TAMIS_INLINE void expand(char* out) {
@@ -145,30 +151,18 @@ struct MaskedRows {
 };
 
 // Rows of csr8.
-struct ListedRows {
-  const MatrixView& w;
-  const BF16* values;
+struct ListedRows : FloatRows {
   const uint8_t *all_counts, *all_columns;
-  int64_t words;
   const uint8_t *counts = nullptr, *columns = nullptr;
-  const BF16* p = nullptr;
   Ask of_values{}, of_columns{}, of_counts{};
 
   TAMIS_INLINE explicit ListedRows(const MatrixView& of)
-      : w(of),
-        values(static_cast<const BF16*>(of.values)),
-        all_counts(of.col_bytes),
-        all_columns(of.col_bytes + of.rows * mask_words(of.cols)),
-        words(mask_words(of.cols)) {}
+      : FloatRows(of), all_counts(of.col_bytes), all_columns(of.col_bytes + of.rows * words) {}
   TAMIS_INLINE int64_t start(int64_t row) const { return w.row_offsets[row]; }
   TAMIS_INLINE void begin(int64_t row, int64_t word, int64_t place) {
     counts = all_counts + row * words + word;
     columns = all_columns + place;
     p = values + place;
-  }
-  TAMIS_INLINE int64_t place() const { return p - values; }
-  TAMIS_INLINE bool near_end(int64_t count) const {
-    return w.nnz - place() < count * 64 + Bf16Pair::kReadsPast;
   }
   template <int kWords, bool kExact>
   TAMIS_INLINE void expand(char* out) {

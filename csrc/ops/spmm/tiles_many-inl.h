@@ -181,21 +181,6 @@ struct ManyStores {
   }
 };
 
-// Adds `steps` steps of kPanelRows rows at w, times P panels at x; beside(step) runs beside them.
-template <class Unit, int P, class Beside>
-TAMIS_INLINE void multiply_many(const char* w, int64_t row_bytes, const char* x,
-                                int64_t panel_bytes, int64_t steps, const Beside& beside) {
-  for (int64_t s = 0; s < steps; ++s, w += kTileRowBytes, x += kTileBytes) {
-    beside(s);
-    tiles_fence();
-    _tile_loadd(4, w, row_bytes);
-    _tile_stream_loadd(6, x, kTileRowBytes);
-    _tile_loadd(5, w + kTileRows * row_bytes, row_bytes);
-    if (P == 2) _tile_stream_loadd(7, x + panel_bytes, kTileRowBytes);
-    Unit::template products<P>();
-  }
-}
-
 // Rows [row_begin, row_end), tokens of panels [panel, panel + panels).
 template <class Unit, class Rows>
 void many_tiles(const SpmmArgs& a, const Rows& rows, const TilePlan& plan, int64_t row_begin,
@@ -233,14 +218,14 @@ void many_tiles(const SpmmArgs& a, const Rows& rows, const TilePlan& plan, int64
         const auto pair = [&]<int P>(int64_t p) __attribute__((always_inline)) {
           load_sums<P>(sums + p, column == 0);
           if (!ends) {
-            multiply_many<Unit, P>(w, row_bytes, x + p * panel_bytes, panel_bytes, steps,
-                                   [&](int64_t) __attribute__((always_inline)) { expand(); });
+            multiply<Unit, P>(w, row_bytes, x + p * panel_bytes, kTileRowBytes, panel_bytes, steps,
+                              [&](int64_t) __attribute__((always_inline)) { expand(); });
           } else {
-            multiply_many<Unit, P>(w, row_bytes, x + p * panel_bytes, panel_bytes, steps,
-                                   [&](int64_t) __attribute__((always_inline)) {
-                                     expand();
-                                     stores.some();
-                                   });
+            multiply<Unit, P>(w, row_bytes, x + p * panel_bytes, kTileRowBytes, panel_bytes, steps,
+                              [&](int64_t) __attribute__((always_inline)) {
+                                expand();
+                                stores.some();
+                              });
           }
           stores.all();
           store_sums<P>(sums + p);

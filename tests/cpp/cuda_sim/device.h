@@ -657,9 +657,6 @@ inline float mul(float a, float b) {
 inline float add(float a, float b) {
   return a + b;
 }
-inline int32_t to_int(float x) {
-  return static_cast<int32_t>(x);
-}
 inline int32_t round_to_int(float x) {
   return static_cast<int32_t>(std::nearbyint(x));
 }
