@@ -15,6 +15,7 @@ BUILD = ROOT / "build"
 TESTED = (
     *(f"cuda{what}" for what in ("", "_spmm", "_cost", "_activation", "_prefill", "_grad")),
     *(f"cuda_kv{what}" for what in ("", "_select", "_edit", "_store")),
+    "prepack",
     "spgemm",
 )
 

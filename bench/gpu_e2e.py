@@ -1,12 +1,13 @@
 """Decode speed on a CUDA device of a random model in the shape of Llama-3-8B, dense against sparsified.
 
-    python bench/gpu_e2e.py [--layers 2] [--blocks 32] [--batch 1] [--context 1024]
+    python bench/gpu_e2e.py [--layers 2] [--blocks 32] [--batch 1] [--context 1024] [--prepack]
 
 The model is plain torch, its operations in the order of Hugging Face's: RMS norms, rotary positions, grouped attention by SDPA over a cache of fixed
 length, SwiGLU, an output layer that stays dense. Both sides run one decode step as a CUDA graph, in
 turns. `--layers` blocks have weights of their own and stand `--blocks / --layers` times in the model:
 what a step reads is the same, as two blocks (0.87 GB dense) are many times the L2 cache, and pruning
-takes seconds. The sparse side is `tamis.sparsify_(model, "magnitude")`.
+takes seconds. The sparse side is `tamis.sparsify_(model, "magnitude")`, with `--prepack` packed by
+`tamis.prepack_` too. Device memory is that of the blocks' layers, after a first step.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--patterns", nargs="*", default=["unstructured", "2:4"])
     parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--prepack", action="store_true")
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
     if not torch.cuda.is_available():
@@ -105,21 +107,37 @@ def main() -> int:
     at = torch.tensor([a.context - 1], device="cuda")
     angle = at / 500000 ** (torch.arange(0, DIM, 2, device="cuda") / DIM)
     turned = tuple(torch.cat((x, x)).bfloat16() for x in (angle.cos(), angle.sin()))
-    models = {"dense": model(a.layers, a.blocks, 0)}
-    for pattern in a.patterns:
-        models[pattern] = model(a.layers, a.blocks, 0)
-        report = tamis.sparsify_(
-            models[pattern], "magnitude", sparsity=a.sparsity, pattern=pattern, ignore=["lm_head"]
+    models: dict[str, Llama] = {}
+    memory: dict[str, float] = {}
+    sides = {}
+    for pattern in ["dense", *a.patterns]:
+        before = torch.cuda.memory_allocated()
+        made = models[pattern] = model(a.layers, a.blocks, 0)
+        rest = sum(p.nbytes for p in made.parameters()) - sum(
+            p.nbytes for p in made.layers.parameters()
         )
-        print(f"{pattern}: {report.layers[0].format}, {report.layers[0].reason}", flush=True)
-    sides = {name: lambda m=m: m(ids, at, turned, kv) for name, m in models.items()}
+        if pattern != "dense":
+            report = tamis.sparsify_(
+                made, "magnitude", sparsity=a.sparsity, pattern=pattern, ignore=["lm_head"]
+            )
+            if a.prepack:
+                report = tamis.prepack_(made, tokens=a.batch)
+            print(f"{pattern}: {report.layers[0].format}, {report.layers[0].reason}", flush=True)
+        sides[pattern] = lambda m=made: m(ids, at, turned, kv)
+        with torch.no_grad():
+            sides[pattern]()
+        memory[pattern] = torch.cuda.memory_allocated() - before - rest
     with torch.no_grad():
         times = timed_in_turns(sides, 1)
-    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), **vars(a)}
+    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), **vars(a), "bytes": memory}
     for name, seconds in times.items():
         rate, ratio = a.batch / seconds, times["dense"] / seconds
         found[name] = {"ms": 1e3 * seconds, "tokens_per_s": rate, "speedup": ratio}
-        print(f"{name:14} {1e3 * seconds:7.3f} ms a step, {rate:7.1f} tokens/s, {ratio:.2f}")
+        share = memory[name] / memory["dense"]
+        print(
+            f"{name:14} {1e3 * seconds:7.3f} ms a step, {rate:7.1f} tokens/s, {ratio:.2f}; "
+            f"device memory {share:.2f} of dense"
+        )
     if a.out:
         a.out.write_text(json.dumps(found, default=str))
     return 0

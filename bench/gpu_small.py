@@ -23,6 +23,7 @@ import tamis
 from tamis.ops import cuda
 from tamis.ops import kv_select as op
 from tamis.ops.attention import Lists, LowRankSegment, PageSegment, key_turns, sparse_attention
+from tamis.ops.cuda_cost import STORED
 from tamis.ops.cuda_spmm import Packed, _expand
 from tamis.ops.cuda_spmm_grad import gather, mask_of, unpack
 from tamis.ops.kv_edit import Similar, Tokens, compact_, gather_rows, merge_tokens
@@ -47,7 +48,7 @@ def products(a: tamis.SparseMatrix, form: str, tokens: tuple[int, ...]) -> Packe
     """Calls of one form, some with a bias or x in unaligned rows, and the weight written out."""
     arrays = {name: t.cuda() for name, t in a.arrays.items()}
     rest = tuple(arrays.get(name) for name in REST)
-    packed = Packed(a.layout, arrays["values"], rest, BF16, form)
+    packed = Packed(a.layout, arrays["values"], rest, BF16, form, arrays["values"].device)
     if not packed.matrix.kernel.startswith(f"spmm_{form}_"):
         raise SystemExit(f"gpu_small: got {packed.matrix.kernel!r}, wanted a kernel of {form}")
     bias = randn(a.layout.rows)
@@ -55,8 +56,12 @@ def products(a: tamis.SparseMatrix, form: str, tokens: tuple[int, ...]) -> Packe
         if m <= packed.matrix.most_tokens:
             packed.run(randn(m, a.layout.cols + 3)[:, 3:], bias if m % 2 else None)
             packed.run(randn(m, a.layout.cols), bias)
-    if packed.expands:
-        _expand(packed, arrays["values"], a.layout)
+    x = randn(1, a.layout.cols)
+    if form != STORED or packed.mask is not None:
+        _expand(packed, x, arrays["values"], a.layout)
+    if form != STORED and packed.mask is not None:  # and from records, as where the mask is not here
+        packed.mask = None
+        _expand(packed, x, arrays["values"], a.layout)
     torch.cuda.synchronize()
     return packed
 

@@ -354,7 +354,7 @@ class CudaMatrix {
   }
 
   void unpack(uintptr_t out, int64_t out_stride, uintptr_t stream) const {
-    raise_if_error(cuda_library().expand(w_, pointer(out), out_stride, pointer(stream)));
+    raise_if_error(cuda_library().expand(w_, pointer(out), out_stride, device_, pointer(stream)));
   }
 
  private:

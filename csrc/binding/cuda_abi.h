@@ -20,7 +20,7 @@
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 17;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 18;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;
@@ -31,7 +31,7 @@ struct CudaLibrary {
   std::span<const SpmmCudaRow> (*spmm_kernels)();
   const SpmmCudaRow* (*choose_spmm)(PackedFormat format, DType dtype, int32_t capability);
   Status (*spmm)(const SpmmCudaArgs&, const SpmmT16Plan&, const CudaDevice&, void* stream);
-  Status (*expand)(const T16View&, void* out, int64_t out_stride, void* stream);
+  Status (*expand)(const T16View&, void* out, int64_t out_stride, const CudaDevice&, void* stream);
   Status (*kv_quantize)(const KvQuantizeArgs&, const CudaDevice&, void* stream);
   Status (*kv_gather)(const KvGatherArgs&, const CudaDevice&, void* stream);
   std::span<const MergeCudaRow> (*merge_kernels)();

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tamis.io import convert, export, load, save
     from tamis.layout import Layout
     from tamis.permute import permute_for_groups
+    from tamis.prepack import prepack_
     from tamis.report import LayerReport, Report
     from tamis.rewrite import dense_, explain, optimize_, sparsify_
     from tamis.tensor.compress import compress
@@ -52,6 +53,7 @@ _HOME = {
     "load": "io",
     "optimize_": "rewrite",
     "permute_for_groups": "permute",
+    "prepack_": "prepack",
     "save": "io",
     "sparsify_": "rewrite",
 }
@@ -82,6 +84,7 @@ __all__ = [
     "nn",
     "optimize_",
     "permute_for_groups",
+    "prepack_",
     "save",
     "sparsify_",
 ]

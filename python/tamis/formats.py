@@ -59,7 +59,8 @@ def as_linear(layer: nn.Module) -> nn.Linear:
     """The layer as nn.Linear; a SparseLinear's mask stays with it."""
     if isinstance(layer, SparseLinear):
         linear = layer.to_linear()
-        linear.register_buffer(KEEP, torch.as_tensor(layer.matrix.keep()), persistent=False)
+        keep = torch.as_tensor(layer.matrix.keep()).to(linear.weight.device)
+        linear.register_buffer(KEEP, keep, persistent=False)
         return linear.train(layer.training)
     if not isinstance(layer, nn.Linear):
         raise TamisTypeError(

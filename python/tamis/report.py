@@ -26,7 +26,8 @@ class LayerReport:
         shape: `(out_features, in_features)`.
         sparsity: Fraction of zeros, 0 to 1.
         format: Label of the layout ("bitmap bf16", "2:4 bf16") or "dense bf16".
-        nbytes: Stored bytes now, all arrays together.
+        nbytes: Stored bytes now, all arrays together; of a layer that ``prepack_`` left packed those on
+            its device.
         dense_nbytes: Bytes of the same weight stored dense in the same float type.
         kernel: Name of the kernel that one token runs, or why none does.
         predicted_ms: Time of one token by the cost model.

@@ -32,18 +32,25 @@ def describe(
 ) -> LayerReport:
     """The report's row of one layer, without measured times; predicted for rows of x."""
     if isinstance(layer, SparseLinear):
-        matrix, layout = layer.matrix, layer.layout
+        matrix, layout, device = layer.matrix, layer.layout, device_of(layer)
+        packed = 0
+        if layer.packed_on is not None and device is not None:
+            packed = cuda_spmm.packed_nbytes(layer.weight_values, device)
         return LayerReport(
             name=name,
             shape=(layout.rows, layout.cols),
             sparsity=1 - matrix.nnz / (layout.rows * layout.cols),
             format=layout.label,
-            nbytes=matrix.nbytes,
+            nbytes=packed or matrix.nbytes,
             dense_nbytes=layout.dense_nbytes,
             kernel=_kernel(layer, tokens),
             predicted_ms=None
             if isinstance(layer, SparseConv2d)
-            else _ms(cost.sparse_ns(layout, matrix.nnz, tokens, device=device_of(layer))),
+            else _ms(
+                cost.sparse_ns(
+                    layout, matrix.nnz, tokens, device=device, stored=layer.packed_on is None
+                )
+            ),
             reason=reason,
         )
     linear = as_linear(layer)
@@ -125,8 +132,10 @@ def no_choice(layer: nn.Module) -> str:
     """Reason of a layer that was not chosen among others."""
     if isinstance(layer, SparseLinear):
         device = None if isinstance(layer, SparseConv2d) else device_of(layer)
-        pays = "" if device is None else tokens_of(layer.layout, layer.nnz, device)
-        return f"stored as {layer.layout.label}{pays}"
+        whole = layer.packed_on is None
+        pays = "" if device is None else tokens_of(layer.layout, layer.nnz, device, stored=whole)
+        held = "stored" if whole else f"packed on {layer.packed_on}, in host memory"
+        return f"{held} as {layer.layout.label}{pays}"
     zeros = 1 - float(mask_of(as_linear(layer)).float().mean())
     return f"stored dense with {zeros:.1%} zeros" if zeros else "dense: no zeros to leave out"
 
@@ -137,15 +146,17 @@ def _kernel(layer: SparseLinear, tokens: int) -> str:
     x_dtype = DTYPE_NAME[layer.float_dtype]
     active = str(_C.isa()["active"])
     if (device := device_of(layer)) is not None:
-        return cuda_spmm.kernel(layout, layer.weight_values, layer.nnz, tokens, device) or "torch"
+        values, stored = layer.weight_values, layer.packed_on is None
+        found = cuda_spmm.kernel(layout, values, layer.nnz, tokens, device, stored=stored)
+        return found or "torch"
     if isinstance(layer, SparseConv2d):
         return str(_C.choose_conv2d(layout.format, active)) if layout.dtype == "f32" else "torch"
     return str(_C.choose(layout.format, layout.dtype, x_dtype, *shape, active))
 
 
-def tokens_of(layout: Layout, nnz: int, device: int) -> str:
+def tokens_of(layout: Layout, nnz: int, device: int, *, stored: bool = True) -> str:
     """What a report adds on a CUDA device: up to how many tokens it pays."""
-    most = cuda_cost.most_tokens(layout, nnz, device)
+    most = cuda_cost.most_tokens(layout, nnz, device, stored=stored)
     if most is None:
         return ""
     found = f"no slower than dense up to {most} tokens" if most else "slower"

@@ -18,6 +18,15 @@ inline Status cuda_status(const char* function, cudaError_t result) {
                cudaGetErrorString(result));
 }
 
+// Zeros in all of a matrix of 16-bit elements.
+inline Status fill_zeros(const char* function, void* out, int64_t rows, int64_t cols,
+                         int64_t stride, void* stream) {
+  return cuda_status(
+      function,
+      cudaMemset2DAsync(out, static_cast<size_t>(2 * stride), 0, static_cast<size_t>(2 * cols),
+                        static_cast<size_t>(rows), static_cast<cudaStream_t>(stream)));
+}
+
 struct CudaGrid {
   dim3 grid;
   uint32_t threads;

@@ -32,4 +32,18 @@ SpmmT16Plan lay_out_spmm_gap(const T16View& w, int64_t m, int32_t warps);
 
 SpmmGapParams spmm_gap_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
 
+inline constexpr int32_t kGapExpandWarps = 8;  // of a block
+
+struct ExpandGapParams {
+  const uint8_t* records;
+  const uint32_t* offsets;
+  uint16_t* out;
+  int64_t out_stride;
+  int32_t slices, parts;
+  uint32_t header_units;
+  bool out_aligned;  // its rows, to 16 bytes
+};
+
+ExpandGapParams expand_gap_params(const T16View& w, void* out, int64_t out_stride);
+
 }  // namespace tamis

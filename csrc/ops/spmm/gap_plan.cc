@@ -44,4 +44,15 @@ SpmmGapParams spmm_gap_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   return p;
 }
 
+ExpandGapParams expand_gap_params(const T16View& w, void* out, int64_t out_stride) {
+  return {.records = static_cast<const uint8_t*>(w.records),
+          .offsets = w.offsets,
+          .out = static_cast<uint16_t*>(out),
+          .out_stride = out_stride,
+          .slices = static_cast<int32_t>(gap::slices(w.rows)),
+          .parts = w.parts,
+          .header_units = static_cast<uint32_t>(gap::header_bytes(w.parts) / gap::kUnit),
+          .out_aligned = rows_aligned(out, w.rows, out_stride)};
+}
+
 }  // namespace tamis

@@ -1,7 +1,8 @@
-// The gap product: one source for all architectures.
+// The gap product and its expansion: one source for all architectures.
 #include "base/cuda/launch.h"
 #include "base/with_constant.h"
 #include "ops/spmm/gap.cuh"
+#include "ops/spmm/gap_expand.cuh"
 #include "ops/spmm/kernels_cuda.h"
 
 namespace tamis {
@@ -33,6 +34,16 @@ Status spmm_gap_bf16_bf16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
 Status spmm_gap_f16_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
                              const CudaDevice& device, void* stream) {
   return launch_gap<DType::f16>(a, plan, device, stream);
+}
+
+Status expand_gap_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
+  if (w.rows == 0 || w.cols == 0) return {};
+  auto* on = static_cast<cudaStream_t>(stream);
+  TAMIS_RETURN_IF_ERROR(fill_zeros("unpack", out, w.rows, w.cols, out_stride, stream));
+  const ExpandGapParams p = expand_gap_params(w, out, out_stride);
+  const auto grid = static_cast<uint32_t>(ceil_div(p.slices * p.parts, kGapExpandWarps));
+  expand_gap<<<grid, 32 * kGapExpandWarps, 0, on>>>(p);
+  return cuda_status("unpack", cudaGetLastError());
 }
 
 }  // namespace tamis

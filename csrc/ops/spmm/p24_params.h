@@ -69,4 +69,23 @@ SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, i
 
 SpmmP24Params spmm_p24_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
 
+// Writing it out: warps of a block, and what it has of 8 rows in shared memory.
+inline constexpr int32_t kP24ExpandWarps = 16;
+constexpr int64_t p24_expand_bytes(int64_t panel_cols) {
+  return 8 * (2 * panel_cols + 16);
+}
+
+struct ExpandP24Params {
+  const uint8_t* records;
+  const uint32_t* offsets;
+  uint16_t* out;
+  int64_t out_stride;
+  int32_t rows, cols, panels, panel_cols;
+  int32_t halves;      // of a panel, in offsets
+  uint32_t row_bytes;  // from one of a block's rows to the next, in shared memory
+  bool out_aligned;    // its rows, to 16 bytes
+};
+
+ExpandP24Params expand_p24_params(const T16View& w, void* out, int64_t out_stride);
+
 }  // namespace tamis

@@ -141,4 +141,19 @@ SpmmP24Params spmm_p24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   return p;
 }
 
+ExpandP24Params expand_p24_params(const T16View& w, void* out, int64_t out_stride) {
+  const int64_t width = p24::panel_cols(w.cols, w.parts);
+  return {.records = static_cast<const uint8_t*>(w.records),
+          .offsets = w.offsets,
+          .out = static_cast<uint16_t*>(out),
+          .out_stride = out_stride,
+          .rows = static_cast<int32_t>(w.rows),
+          .cols = static_cast<int32_t>(w.cols),
+          .panels = w.parts,
+          .panel_cols = static_cast<int32_t>(width),
+          .halves = p24::halves_of(width),
+          .row_bytes = static_cast<uint32_t>(p24_expand_bytes(width) / 8),
+          .out_aligned = rows_aligned(out, w.rows, out_stride)};
+}
+
 }  // namespace tamis

@@ -1,8 +1,9 @@
-// The p24 product for all levels.
+// The p24 product and its expansion: one source for all architectures.
 #include "base/cuda/launch.h"
 #include "base/with_constant.h"
 #include "ops/spmm/kernels_cuda.h"
 #include "ops/spmm/p24.cuh"
+#include "ops/spmm/p24_expand.cuh"
 
 namespace tamis {
 namespace {
@@ -44,6 +45,21 @@ Status spmm_p24_bf16_bf16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
 Status spmm_p24_f16_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
                              const CudaDevice& device, void* stream) {
   return launch_p24<DType::f16>(a, plan, device, stream);
+}
+
+Status expand_p24_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
+                       void* stream) {
+  if (w.rows == 0 || w.cols == 0) return {};
+  const ExpandP24Params p = expand_p24_params(w, out, out_stride);
+  const CudaGrid grid{.grid = dim3(2 * static_cast<uint32_t>(t16::row_tiles(w.rows)) * p.panels),
+                      .threads = 32 * kP24ExpandWarps,
+                      .shared_bytes = static_cast<size_t>(p24_expand_bytes(p.panel_cols)),
+                      .early = false,
+                      .stream = stream};
+  constexpr auto kMost = static_cast<int32_t>(p24_expand_bytes(p24::kMaxPanelCols));
+  return w.max_record_bytes == p24::kTripleBytes
+             ? launch_wide<&expand_p24<true>>("unpack", device, kMost, grid, p)
+             : launch_wide<&expand_p24<false>>("unpack", device, kMost, grid, p);
 }
 
 }  // namespace tamis

@@ -39,9 +39,7 @@ Status spmm_sell4_u4_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
 Status expand_sell4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
   if (w.rows == 0 || w.cols == 0) return {};
   auto* on = static_cast<cudaStream_t>(stream);
-  const auto width = static_cast<size_t>(2 * w.cols), pitch = static_cast<size_t>(2 * out_stride);
-  TAMIS_RETURN_IF_ERROR(cuda_status(
-      "unpack", cudaMemset2DAsync(out, pitch, 0, width, static_cast<size_t>(w.rows), on)));
+  TAMIS_RETURN_IF_ERROR(fill_zeros("unpack", out, w.rows, w.cols, out_stride, stream));
   const auto grid = static_cast<uint32_t>(sell4::slices(w.rows));
   expand_sell4<<<grid, 32 * kSell4ExpandWarps, 0, on>>>(expand_sell4_params(w, out, out_stride));
   return cuda_status("unpack", cudaGetLastError());

@@ -85,7 +85,8 @@ Status spmm_cuda(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevic
   return row->run(a, plan, device, stream);
 }
 
-Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
+Status expand_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
+                   void* stream) {
   switch (w.format) {
     case PackedFormat::m24:
       return expand_m24_cuda(w, out, out_stride, stream);
@@ -94,7 +95,9 @@ Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream
     case PackedFormat::sell4:
       return expand_sell4_cuda(w, out, out_stride, stream);
     case PackedFormat::gap:
+      return expand_gap_cuda(w, out, out_stride, stream);
     case PackedFormat::p24:
+      return expand_p24_cuda(w, out, out_stride, device, stream);
     case PackedFormat::bitmap:
       return error(Code::no_kernel, "unpack: w: got %s weights, wanted the mask that they have",
                    name_of(w.format));

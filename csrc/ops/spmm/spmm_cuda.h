@@ -96,9 +96,13 @@ const SpmmCudaRow* choose_spmm_cuda(PackedFormat format, DType dtype, int32_t ca
 Status spmm_cuda(const SpmmCudaArgs& args, const SpmmT16Plan& plan, const CudaDevice& device,
                  void* stream);
 
-// Writes w densely, out [rows, cols], on the device. Neither gap nor p24, of which its mask and
-// values do so faster than streams that go along 32 rows at once.
-Status expand_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
+// Writes w densely, out [rows, cols], on the device, which is current. Not bitmap, of which
+// unpack_mask_cuda does so; faster than gap and p24 are written out.
+Status expand_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
+                   void* stream);
+Status expand_gap_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
+Status expand_p24_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
+                       void* stream);
 Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_g4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_sell4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);

@@ -24,7 +24,7 @@ class SparseWeight:
 
     Attributes:
         dtype: dtype of the dense weight; for int8 values the layer's float dtype.
-        device: Where the arrays lie.
+        device: Where products run.
         shape: [out_features, in_features].
     """
 
@@ -38,8 +38,8 @@ class SparseWeight:
 
     @property
     def device(self) -> torch.device:
-        """Where the arrays lie."""
-        return self._layer.weight_values.device
+        """Where products run: the device of the arrays, or of what ``prepack_`` packed."""
+        return self._layer.packed_on or self._layer.weight_values.device
 
     @property
     def shape(self) -> torch.Size:
@@ -58,7 +58,7 @@ class SparseWeight:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether the arrays lie on a CUDA device."""
+        """Whether products run on a CUDA device."""
         return self.device.type == "cuda"
 
     @property
@@ -86,7 +86,8 @@ class SparseWeight:
     def to_dense(self) -> Tensor:
         """Dense weight [out_features, in_features] in ``dtype``; differentiable."""
         layer = self._layer
-        return unpack(layer.layout.token, layer.weight_values, layer.rest()).to(self.dtype)
+        dense = unpack(layer.layout.token, layer.weight_values, layer.rest())
+        return dense.to(self.device, self.dtype)
 
     def __repr__(self) -> str:
         return (
@@ -111,6 +112,9 @@ class SparseLinear(nn.Module):
     per row, or per group of a multiple of 128 inputs) and 4-bit groupq ones; everything else that is
     not on the CPU expands the weight and multiplies densely.
 
+    ``packed_on`` is None, or the CUDA device that holds the weight packed and nothing else, while the
+    arrays stay in host memory wherever the layer is moved (``tamis.prepack_``).
+
     With int8 values the AVX-512, AVX2 and CUDA kernels of bitmap and nm also quantize x, as torch's dynamic
     quantization does: 8 bits and one step per token and 256 inputs. An element then errs by at most
     1/254 of the largest of its 256; a NaN or Inf in a token makes its whole output NaN. groupq does
@@ -131,6 +135,7 @@ class SparseLinear(nn.Module):
 
     weight_values: Tensor
     bias: Tensor | None
+    packed_on: torch.device | None = None
 
     def __init__(
         self,
@@ -320,11 +325,31 @@ class SparseLinear(nn.Module):
             self._float_dtype = float_dtype or torch.get_default_dtype()
             _float_name(self._float_dtype)
 
+    def keep_packed(self, device: torch.device) -> None:
+        """Moves the arrays to host memory, where they stay; ``device`` is to hold them packed alone."""
+        self._move_arrays(torch.device("cpu"))
+        self.packed_on = device
+
+    def keep_saved(self) -> None:
+        """Moves the arrays back to the device that holds them packed, so that they can be trained."""
+        if self.packed_on is not None:
+            self._move_arrays(self.packed_on)
+            self.packed_on = None
+
+    def _move_arrays(self, device: torch.device) -> None:
+        for array in (self.weight_values, *self.rest()):
+            if array is not None:
+                array.data = array.data.to(device)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
         """``nn.Module._apply`` that keeps the dtype of scales and the layout in step."""
-        float_dtype = fn(torch.empty(0, dtype=self._float_dtype)).dtype
+        probe = fn(torch.empty(0, dtype=self._float_dtype, device=self.packed_on))
+        float_dtype = probe.dtype
         name = _float_name(float_dtype)
         scales = self._buffers["weight_scales"]
+        if self.packed_on is not None:
+            self.packed_on = probe.device
+            fn = self._but_for_arrays(fn, float_dtype)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         moved = self._buffers["weight_scales"]
         if scales is not None and moved is not None and moved.dtype != scales.dtype:
@@ -332,6 +357,20 @@ class SparseLinear(nn.Module):
         layout = self._layout
         self._set_layout(layout if layout.quantized else replace(layout, dtype=name), float_dtype)
         return self
+
+    def _but_for_arrays(
+        self, fn: Callable[[Tensor], Tensor], dtype: torch.dtype
+    ) -> Callable[[Tensor], Tensor]:
+        """``fn`` that gives floating values another dtype and leaves all arrays where they are."""
+        values, arrays = self.weight_values, {id(a) for a in (self.weight_values, *self.rest())}
+
+        def apply(tensor: Tensor) -> Tensor:
+            if id(tensor) not in arrays:
+                return fn(tensor)
+            converts = tensor is values and tensor.is_floating_point()
+            return tensor.to(dtype) if converts else tensor
+
+        return apply
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:

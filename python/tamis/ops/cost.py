@@ -14,8 +14,14 @@ ALIKE = 1.05
 LARGER = 1.25
 
 
-def sparse_ns(
-    layout: Layout, nnz: int, tokens: int = 1, threads: int = 0, device: int | None = None
+def sparse_ns(  # noqa: PLR0913
+    layout: Layout,
+    nnz: int,
+    tokens: int = 1,
+    threads: int = 0,
+    device: int | None = None,
+    *,
+    stored: bool = True,
 ) -> float | None:
     """Expected ns of x [tokens, cols] times a weight of this layout; None where it is unknown.
 
@@ -25,9 +31,10 @@ def sparse_ns(
         tokens: Rows of x.
         threads: Threads of the call; 0 is what is set now.
         device: Number of a CUDA device instead of the CPU; infinite where it has no kernel.
+        stored: Whether the arrays lie on that device too, not only what is packed.
     """
     if device is not None:
-        return cuda_cost.sparse_ns(layout, nnz, tokens, device)
+        return cuda_cost.sparse_ns(layout, nnz, tokens, device, stored=stored)
     machine.load()
     own = "f32" if layout.quantized else layout.dtype
     threads = threads or _C.num_threads()

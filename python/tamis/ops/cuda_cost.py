@@ -68,8 +68,12 @@ START = {
 }  # of the start: no ring to fill, and x alone is waited for
 LAUNCH = 1000.0  # ns: what a kernel that does nothing takes
 # Where a weight is read and written out: ns more than a dense call, and its rate of that one; from a
-# mask, or from other records.
+# mask, or from records.
 MASK_WRITTEN, WRITTEN = (2000.0, 0.92), (LAUNCH, 0.8)
+RECORDS_WRITTEN = {"p24": (4000.0, 0.75), "gap": (12000.0, 0.27)}
+# Of weights that lie on a device packed alone p24, which is written out sooner, serves few tokens too
+# where it has no more than that many times gap's bytes.
+_NO_GAP_UP_TO = 1.5
 # ns a record by tokens, both devices' SMs being alike.
 DECODE = {
     "gap": (0.155, 0.165, 0.24),
@@ -127,21 +131,28 @@ def packed_form(layout: Layout) -> str:
     return "m24" if sparse24 else "t16"
 
 
-def form_for(layout: Layout, nnz: int, tokens: int, device: int) -> str:
-    """The packed form for that many tokens: that for few where it is expected to be faster."""
+def form_for(layout: Layout, nnz: int, tokens: int, device: int, *, stored: bool = True) -> str:
+    """The packed form for that many tokens: that for few where it is expected to be faster.
+
+    ``stored``: or the canonical arrays, if they lie on the device.
+    """
     form = packed_form(layout)
     few: list[str] = [f for f in FEW.get(form, {}) if tokens <= _most_of(f, layout, device)]
     fewer = form == "g4" or nnz <= _FEW_DENSITY * layout.rows * layout.cols
     # More than 16 tokens were timed with half of the weights and fewer.
     if layout.cols > _FEW_COLS or (tokens > STORED_ABOVE and not fewer):
         few = []
-    stored = tokens > STORED_ABOVE and taken_as_stored(layout, device)
+    as_stored = stored and tokens > STORED_ABOVE and taken_as_stored(layout, device)
+    if not stored and "p24" in few and "gap" in few:
+        sizes = [packed_nbytes(layout, nnz, f) for f in ("p24", "gap")]
+        if sizes[0] <= _NO_GAP_UP_TO * sizes[1]:
+            few.remove("gap")
     rates = _rates(device)
-    if stored and (rates is None or tokens > TOKENS[-1]):
+    if as_stored and (rates is None or tokens > TOKENS[-1]):
         return STORED
     if rates is None:
         return next((f for f in few if fewer and tokens <= _UNKNOWN[f]), form)
-    forms: list[str] = [*([STORED] if stored else []), *few, form]
+    forms: list[str] = [*([STORED] if as_stored else []), *few, form]
     if len(forms) == 1:
         return form  # of any number of tokens
     return min(forms, key=lambda f: _product(rates, layout, nnz, tokens, f))
@@ -180,10 +191,10 @@ def stored_tokens(layout: Layout, nnz: int, device: int) -> int:
 
 
 def form_and_tokens(
-    layout: Layout, nnz: int, tokens: int, device: int
+    layout: Layout, nnz: int, tokens: int, device: int, *, stored: bool = True
 ) -> tuple[str, int, int | None]:
     """The same, and for which tokens around these: more than, up to; None: all that it takes."""
-    forms = [form_for(layout, nnz, m, device) for m in TOKENS]
+    forms = [form_for(layout, nnz, m, device, stored=stored) for m in TOKENS]
     first = last = next((i for i, m in enumerate(TOKENS) if tokens <= m), len(TOKENS) - 1)
     while first > 0 and forms[first - 1] == forms[last]:
         first -= 1
@@ -276,7 +287,9 @@ def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> 
     return start + max(decode, packed_nbytes(layout, nnz, form) / rates.read)
 
 
-def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | None:
+def sparse_ns(
+    layout: Layout, nnz: int, tokens: int, device: int, *, stored: bool = True
+) -> float | None:
     """Expected ns of a product on the device, ``NEVER`` where no kernel takes it; None: unknown.
 
     Above 64 tokens the weight is written out, then multiplied densely, but for most of 2:4 and what
@@ -287,7 +300,7 @@ def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | Non
         return None
     if not packed_form(layout):
         return NEVER
-    form = form_for(layout, nnz, tokens, device)
+    form = form_for(layout, nnz, tokens, device, stored=stored)
     records = _records(layout, nnz, form)
     if TOKENS[-1] < tokens <= MANY24 and form == "m24" and records >= FEW24:
         tile = 128 if tokens <= 128 else 256
@@ -295,7 +308,7 @@ def sparse_ns(layout: Layout, nnz: int, tokens: int, device: int) -> float | Non
         read = packed_nbytes(layout, nnz, form) / rates.read
         return rates.start + MANY24_START + max(products, read)
     if tokens > TOKENS[-1] and form != STORED:
-        return _written(rates, layout, nnz, tokens, form)
+        return _written(rates, layout, nnz, tokens, form, stored=stored)
     return _product(rates, layout, nnz, tokens, form)
 
 
@@ -305,8 +318,15 @@ def tokens_of_call(layout: Layout, nnz: int, form: str, device: int) -> int:
     return max(chosen, default=_most_of(form, layout, device))
 
 
-def calls_pay(
-    layout: Layout, nnz: int, form: str, tokens: int, device: int, *, packs: bool = False
+def calls_pay(  # noqa: PLR0913
+    layout: Layout,
+    nnz: int,
+    form: str,
+    tokens: int,
+    device: int,
+    *,
+    packs: bool = False,
+    stored: bool = True,
 ) -> bool:
     """Whether equal calls of no more tokens than a form for few is chosen for are expected to take no longer.
 
@@ -319,11 +339,11 @@ def calls_pay(
     most = tokens_of_call(layout, nnz, form, device)
     calls = -(-tokens // most)
     call = _product(rates, layout, nnz, -(-tokens // calls), form)
-    other = _written(rates, layout, nnz, tokens, form)
-    if tokens > STORED_ABOVE and taken_as_stored(layout, device):
+    other = _written(rates, layout, nnz, tokens, form, stored=stored)
+    if stored and tokens > STORED_ABOVE and taken_as_stored(layout, device):
         other = min(other, _stored(rates, layout, nnz, tokens))
     if packs and tokens <= TOKENS[-1]:
-        best = form_for(layout, nnz, tokens, device)
+        best = form_for(layout, nnz, tokens, device, stored=stored)
         other = min(other, _product(rates, layout, nnz, tokens, best))
     return calls * call <= other
 
@@ -341,11 +361,11 @@ def estimated(layout: Layout, nnz: int, device: int) -> bool:
     return rates is not None and not forms <= {*rates.timed}
 
 
-def most_tokens(layout: Layout, nnz: int, device: int) -> int | None:
+def most_tokens(layout: Layout, nnz: int, device: int, *, stored: bool = True) -> int | None:
     """Tokens up to which the product is expected to take no longer than dense; None: unknown."""
     found = 0
     for tokens in (*TOKENS, *_MANY_TOKENS):
-        ours = sparse_ns(layout, nnz, tokens, device)
+        ours = sparse_ns(layout, nnz, tokens, device, stored=stored)
         dense = dense_ns(layout.rows, layout.cols, tokens, device)
         if ours is None or dense is None:
             return None
@@ -377,10 +397,15 @@ def choose_bytes(device: int) -> int:
     return rates.choose_bytes if rates else 0
 
 
-def _written(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> float:
+def _written(  # noqa: PLR0913
+    rates: Rates, layout: Layout, nnz: int, tokens: int, form: str, *, stored: bool = True
+) -> float:
     """Ns of writing the weight out and of a dense call."""
-    start, share = MASK_WRITTEN if form in BY_MASK else WRITTEN
-    form = STORED if form in BY_MASK else form
+    start, share = WRITTEN
+    if stored and form in BY_MASK:
+        form, (start, share) = STORED, MASK_WRITTEN
+    elif form in RECORDS_WRITTEN:
+        start, share = RECORDS_WRITTEN[form]
     nbytes = packed_nbytes(layout, nnz, form) + 2.0 * layout.rows * layout.cols
     return start + nbytes / (share * rates.read) + _dense(rates, layout.rows, layout.cols, tokens)
 

@@ -1,4 +1,8 @@
-"""Products with weights on CUDA devices: the packed copy of a weight, its workspace, the call."""
+"""Products on CUDA devices: a weight in the form that a kernel reads, its workspace, the call.
+
+The arrays that a weight is saved as lie on x's device or in host memory; in the latter case the
+device holds what is packed and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,6 @@ class Packed:
         "cols",
         "device",
         "dtype",
-        "expands",
         "form",
         "layout",
         "least",
@@ -42,34 +45,41 @@ class Packed:
         "records",
         "rest",
         "rows",
+        "scales",
         "token",
         "version",
         "workspaces",
     )
 
-    def __init__(
-        self, layout: Layout, values: Tensor, rest: Rest, dtype: torch.dtype, form: str
+    def __init__(  # noqa: PLR0913
+        self,
+        layout: Layout,
+        values: Tensor,
+        rest: Rest,
+        dtype: torch.dtype,
+        form: str,
+        on: torch.device,
     ) -> None:
         form = _halved(form, values)
-        self.device = values.device.index or 0
+        self.device = on.index or 0
         self.records: Tensor | None = None
         self.offsets: Tensor | None = None
+        self.scales: Tensor | None = None
         if form == cuda_cost.STORED:
             self.matrix = _as_stored(layout, values, rest, dtype)
         else:
-            self._pack(layout, values, rest, dtype, form)
+            self._pack(layout, values, rest, dtype, form, on)
         # Elements of x that it takes: more than `least`, up to `most`.
         self.least, self.most = -1, self.matrix.most_tokens * layout.cols
         self.token, self.layout, self.form = layout.token, layout, form
         self.rows, self.cols, self.dtype = layout.rows, layout.cols, dtype
         self.rest = rest
         # Checked now, so that a prompt in a graph need not wait: gap and p24 are written out from
-        # the mask, which is a part of weights as they are stored.
-        by_mask = form in cuda_cost.BY_MASK
+        # the mask, which is a part of weights as they are stored, where it is on the device.
         self.mask: cuda_spmm_grad.Mask | None = None
-        if by_mask and all(t is None or t.device == values.device for t in rest):
+        here = all(t is None or _here(t, on) for t in (values, *rest))
+        if form in cuda_cost.BY_MASK and here:
             self.mask = cuda_spmm_grad.mask_of(layout, values, rest[0], rest[1], dtype)
-        self.expands = not by_mask or self.mask is not None
         self.owner = weakref.ref(values, _forgetter(id(values)))
         self.pointer = values.data_ptr()
         self.version = _versions(values, rest)
@@ -77,16 +87,23 @@ class Packed:
         self.workspaces: dict[int, int] = {}
         self.bias: Tensor | None = None
 
-    def _pack(
-        self, layout: Layout, values: Tensor, rest: Rest, dtype: torch.dtype, form: str
+    def _pack(  # noqa: PLR0913
+        self,
+        layout: Layout,
+        values: Tensor,
+        rest: Rest,
+        dtype: torch.dtype,
+        form: str,
+        on: torch.device,
     ) -> None:
         tensors = {"values": values, **dict(zip(REST, rest, strict=True))}
         arrays = {n: as_numpy(t.cpu()) for n, t in tensors.items() if t is not None}
         tiles = _C.pack_for_cuda(make_matrix(layout, arrays), form)
-        self.records = torch.from_numpy(tiles["records"]).to(values.device)
+        self.records = torch.from_numpy(tiles["records"]).to(on)
         if "offsets" in tiles:
-            self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).to(values.device)
-        scales = rest[3]
+            self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).to(on)
+        if rest[3] is not None and layout.dtype == "i8":
+            self.scales = rest[3].to(on)
         self.matrix = _C.CudaMatrix(
             self.records.data_ptr(),
             self.records.numel(),
@@ -97,9 +114,13 @@ class Packed:
             DTYPE_NAME[dtype],
             self.device,
             form,
-            scales.data_ptr() if scales is not None and layout.dtype == "i8" else 0,
+            0 if self.scales is None else self.scales.data_ptr(),
             layout.group_size if layout.dtype == "i8" else 0,
         )
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether it is for x's dtype and device."""
+        return self.dtype == x.dtype and self.device == (x.device.index or 0)
 
     def fits(self, token: str, values: Tensor, rest: Rest) -> bool:
         """Whether it was made of these tensors as they are now."""
@@ -181,13 +202,18 @@ def _as_stored(layout: Layout, values: Tensor, rest: Rest, dtype: torch.dtype) -
     )
 
 
-def _stays(layout: Layout, values: Tensor, rest: Rest, tokens: int, wide: bool) -> bool:
+def _here(array: Tensor, device: torch.device) -> bool:
+    """Whether an array of a weight lies on the device that multiplies it, not in host memory."""
+    return array.device == device
+
+
+def _stays(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> bool:
     """Whether the arrays are multiplied as they are: where that is expected to be faster.
 
-    Than in a packed form, or for a prompt (``wide``), which makes none, than written out.
+    Than in a packed form, or for a prompt, which makes none, than written out.
     """
-    nnz, device = values.numel(), values.device.index or 0
-    if wide:
+    tokens, nnz, device = x.numel() // layout.cols, values.numel(), x.device.index or 0
+    if _wide(x, layout):
         pays = cuda_cost.STORED_ABOVE < tokens <= cuda_cost.stored_tokens(layout, nnz, device)
     else:
         pays = cuda_cost.form_for(layout, nnz, tokens, device) == cuda_cost.STORED
@@ -196,7 +222,7 @@ def _stays(layout: Layout, values: Tensor, rest: Rest, tokens: int, wide: bool) 
         and nnz > 0
         and rest[0] is not None
         and all(
-            t is None or (t.device == values.device and t.is_contiguous())
+            t is None or (_here(t, x.device) and t.is_contiguous())
             for t in (values, rest[0], rest[1])
         )
         and values.data_ptr() % 16 == 0
@@ -251,15 +277,14 @@ def spmm(
     one of 4-bit groups as ``sell4`` and ``g4``: as what is expected to be fastest for the calls
     that come, so as several only where calls want several. A prompt, x [..., s, cols] with s > 1,
     is one call among many of single tokens, so it reads what there is, and makes no second form
-    beside the first, but where ``gap`` and ``p24`` have no mask to be written out from (rows or
-    columns that are no multiples of 8). A short one is some calls of the form for few where that is
-    expected to be faster than writing the weight out.
+    beside the first. A short one is some calls of the form for few where that is expected to be
+    faster than writing the weight out.
     """
-    if not _takes(x, values, layout):
+    if not takes(x, layout, values.dtype):
         return None
     packed = _held(x, values, rest, layout)
     if packed is None:
-        if values.requires_grad and _written_since(values):
+        if _here(values, x.device) and values.requires_grad and _written_since(values):
             return None
         try:
             packed = _pack(x, values, rest, layout)
@@ -270,7 +295,7 @@ def spmm(
     with torch.cuda.device(x.device):
         many = x.numel() > packed.most
         if many and not _in_calls(packed, x, values, layout):
-            return functional.linear(x, _expand(packed, values, layout), bias)
+            return functional.linear(x, _expand(packed, x, values, layout), bias)
         if bias is not None and bias.is_contiguous():
             packed.bias = bias
         run = packed.run_in_calls if many else packed.run
@@ -280,7 +305,8 @@ def spmm(
 def _in_calls(packed: Packed, x: Tensor, values: Tensor, layout: Layout) -> bool:
     """Whether several calls of what is held are expected to take least time."""
     tokens, nnz, packs = x.numel() // packed.cols, _nnz(values, layout), not _wide(x, layout)
-    return calls_pay(layout, nnz, packed.form, tokens, packed.device, packs=packs)
+    stored = _here(values, x.device)
+    return calls_pay(layout, nnz, packed.form, tokens, packed.device, packs=packs, stored=stored)
 
 
 def _wide(x: Tensor, layout: Layout) -> bool:
@@ -292,10 +318,41 @@ def _nnz(values: Tensor, layout: Layout) -> int:
     return values.numel() * (2 if layout.dtype == "u4" else 1)
 
 
-def kernel(layout: Layout, values: Tensor, nnz: int, tokens: int, device: int) -> str:
+def kernel(  # noqa: PLR0913
+    layout: Layout, values: Tensor, nnz: int, tokens: int, device: int, *, stored: bool = True
+) -> str:
     """Name of the kernel that a product of so many tokens runs there; empty if none does."""
-    form = _halved(cuda_cost.form_for(layout, nnz, tokens, device), values)
-    return cuda_cost.kernel(layout, form, device)
+    form = cuda_cost.form_for(layout, nnz, tokens, device, stored=stored)
+    return cuda_cost.kernel(layout, _halved(form, values), device)
+
+
+def prepack(  # noqa: PLR0913
+    layout: Layout,
+    values: Tensor,
+    rest: Rest,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokens: int,
+) -> int:
+    """Packs a weight, whose arrays may lie in host memory, for calls of so many tokens; bytes there are.
+
+    Nothing is packed, and 0 returned, where no kernel takes it.
+    """
+    x = torch.empty(tokens, layout.cols, dtype=dtype, device=device)
+    if not takes(x, layout, values.dtype):
+        return 0
+    try:
+        packed = _held(x, values, rest, layout) or _pack(x, values, rest, layout)
+    except NotImplementedError:  # zero points that are no codes
+        return 0
+    return packed_nbytes(values, packed.device) if packed.matrix.kernel else 0
+
+
+def packed_nbytes(values: Tensor, device: int) -> int:
+    """Bytes on the device of what a weight was packed as; 0: not yet."""
+    found = (p for p in _packed.get(id(values), ()) if p.device == device)
+    tensors = (t for p in found for t in (p.records, p.offsets, p.scales) if t is not None)
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _halved(form: str, values: Tensor) -> str:
@@ -309,20 +366,18 @@ def _held(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed | Non
     found = [
         packed
         for packed in _packed.get(id(values), ())
-        if packed.dtype == x.dtype and packed.fits(layout.token, values, rest)
+        if packed.serves(x) and packed.fits(layout.token, values, rest)
     ]
-    takes = next((packed for packed in found if packed.least < x.numel() <= packed.most), None)
-    if takes is not None or not found:
-        return takes
+    fitting = next((packed for packed in found if packed.least < x.numel() <= packed.most), None)
+    if fitting is not None or not found:
+        return fitting
     calls = next((packed for packed in found if _in_calls(packed, x, values, layout)), None)
     if calls is not None:
         return calls
     wide = _wide(x, layout)
-    expands = [packed for packed in found if packed.expands] if wide else []
-    stored = next((packed for packed in expands if packed.form == cuda_cost.STORED), None)
-    if stored is None and _stays(layout, values, rest, x.numel() // layout.cols, wide):
-        return None
-    return stored or next(iter(expands), None)
+    stored = next((packed for packed in found if packed.form == cuda_cost.STORED), None)
+    stays = stored is None and _stays(x, values, rest, layout)
+    return (stored or found[0]) if wide and not stays else None
 
 
 def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
@@ -330,31 +385,33 @@ def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
     held = [
         packed
         for packed in _packed.pop(id(values), ())
-        if packed.dtype == x.dtype and packed.fits(layout.token, values, rest)
+        if packed.serves(x) and packed.fits(layout.token, values, rest)
     ]
     if held:
         _packed[id(values)] = held
     tokens = x.numel() // layout.cols
     wide = _wide(x, layout)
-    nnz, device = _nnz(values, layout), values.device.index or 0
-    form, above, up_to = form_and_tokens(layout, nnz, 1 if wide else tokens, device)
-    if _stays(layout, values, rest, tokens, wide):
+    nnz, device = _nnz(values, layout), x.device.index or 0
+    form, above, up_to = form_and_tokens(
+        layout, nnz, 1 if wide else tokens, device, stored=_here(values, x.device)
+    )
+    if _stays(x, values, rest, layout):
         form, above = cuda_cost.STORED, cuda_cost.STORED_ABOVE
         up_to = cuda_cost.stored_tokens(layout, nnz, device)
     elif form == cuda_cost.STORED:
         form = packed_form(layout)
     packed = next((p for p in held if p.form == form), None)
     if packed is None:
-        packed = Packed(layout, values, rest, x.dtype, form)
+        packed = Packed(layout, values, rest, x.dtype, form, x.device)
         packed.least = above * layout.cols if above else -1
         if up_to is not None:
             packed.most = min(packed.most, up_to * layout.cols)
         if packed.most > 0:
             held.append(packed)
-    base, takes = packed_form(layout), packed.matrix.most_tokens
-    if form != base and not (packed.expands if wide and takes else tokens <= takes):
-        above = max(takes, few_tokens(layout, nnz, device) if wide else above)
-        packed = Packed(layout, values, rest, x.dtype, base)
+    base, most = packed_form(layout), packed.matrix.most_tokens
+    if form != base and not (most if wide else tokens <= most):
+        above = max(most, few_tokens(layout, nnz, device) if wide else above)
+        packed = Packed(layout, values, rest, x.dtype, base, x.device)
         packed.least = above * layout.cols if above else -1
         held.append(packed)
     _packed[id(values)] = sorted(held, key=lambda p: p.most)
@@ -375,16 +432,17 @@ def _written_since(values: Tensor) -> bool:
     return True
 
 
-def _takes(x: Tensor, values: Tensor, layout: Layout) -> bool:
+def takes(x: Tensor, layout: Layout, values_dtype: torch.dtype) -> bool:
+    """Whether a kernel takes such operands, were they on a device; not yet whether it is fast."""
     fits = bool(packed_form(layout)) and x.dtype in (torch.float16, torch.bfloat16)
-    fits = fits and (layout.quantized or x.dtype == values.dtype)
+    fits = fits and (layout.quantized or x.dtype == values_dtype)
     return fits and layout.cols > 0 and not cuda.why_off()
 
 
-def _expand(packed: Packed, values: Tensor, layout: Layout) -> Tensor:
+def _expand(packed: Packed, x: Tensor, values: Tensor, layout: Layout) -> Tensor:
     if packed.mask is not None:
         return cuda_spmm_grad.unpack(packed.mask, values)
-    dense = torch.empty((layout.rows, layout.cols), dtype=packed.dtype, device=values.device)
+    dense = x.new_empty(layout.rows, layout.cols)
     packed.matrix.unpack(dense.data_ptr(), layout.cols, raw_stream(packed.device))
     return dense
 

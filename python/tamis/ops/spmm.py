@@ -76,7 +76,8 @@ def spmm(
         multiplier: [..., rows] like y: with "silu" the other half of a gated unit (SwiGLU).
 
     Raises:
-        TamisTypeError: ``x`` is not float32, float16 or bfloat16, or lies on another device, or
+        TamisTypeError: ``x`` is not float32, float16 or bfloat16, or lies on another device (but for
+            CUDA's packed copies of 16-bit products, whose saved arrays may stay in host memory), or
             ``multiplier`` has another dtype.
         TamisValueError: ``x``, ``bias`` or ``multiplier`` has the wrong shape; no such activation.
     """
@@ -187,11 +188,16 @@ def _check_x(x: Tensor, values: Tensor, layout: Layout) -> None:
         raise _bad_x(x, layout)
     if x.shape[-1] != layout.cols:
         raise _bad_x(x, layout)
-    if x.device != values.device:
+    if x.device != values.device and not _packed_from_host(x, values, layout):
         raise TamisTypeError(
             f"spmm: x: got device {x.device}, wanted the weight's device {values.device}; move one "
             "of them with .to()."
         )
+
+
+def _packed_from_host(x: Tensor, values: Tensor, layout: Layout) -> bool:
+    """Whether x's device reads a packed copy of arrays that lie in host memory."""
+    return x.is_cuda and values.is_cpu and cuda_spmm.takes(x, layout, values.dtype)
 
 
 # The operators. CPU and CUDA run the core; every other device runs plain torch.
@@ -219,7 +225,7 @@ def _spmm_any(x: Tensor, values: Tensor, *rest_bias_layout: Any) -> Tensor:
     layout = Layout.from_token(token)
     _check_x(x, values, layout)
     dense = unpack(token, values, (rest[0], rest[1], rest[2], rest[3]))
-    return functional.linear(x, dense.to(x.dtype), fit_bias(bias, x, layout))
+    return functional.linear(x, dense.to(x.device, x.dtype), fit_bias(bias, x, layout))
 
 
 def _spmm_cuda(x: Tensor, values: Tensor, *rest_bias_layout: Any) -> Tensor:
@@ -316,6 +322,11 @@ def _spmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _spmm_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     x, values, mask, row_offsets, col_indices, scales = ctx.saved_tensors
+    if gy.device != values.device:
+        raise TamisTypeError(
+            f"spmm: values: got a weight in host memory under x on {gy.device}, wanted both on one "
+            "device for gradients; call keep_saved() of layers that prepack_ left packed."
+        )
     grad_x = grad_values = grad_bias = None
     rest = mask, row_offsets, col_indices, scales
     if ctx.needs_input_grad[0]:

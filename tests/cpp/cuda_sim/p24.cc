@@ -129,6 +129,40 @@ TEST_P(SpmmP24, ManyTokens) {
   }
 }
 
+// Whole panels and halves, rows and columns that end inside a tile, unaligned rows.
+TEST_P(SpmmP24, WrittenOutIsTheWeight) {
+  uint64_t seed = 6000;
+  for (const double sparsity : {0.0, 0.5, 0.7, 0.95, 1.0}) {
+    for (const auto& [n, k, panels, padding] : {std::array<int64_t, 4>{16, 64, 1, 0},
+                                                {17, 65, 1, 3},
+                                                {3, 5, 1, 0},
+                                                {50, 904, 3, 8},
+                                                {20, 2300, 1, 4},
+                                                {9, 4096, 1, 0}}) {
+      Case c({.n = n,
+              .k = k,
+              .m = 1,
+              .sparsity = sparsity,
+              .dtype = GetParam().dtype,
+              .format = GetParam().format,
+              .parts = static_cast<int32_t>(panels),
+              .seed = ++seed});
+      const int64_t stride = k + padding;
+      Guarded<uint16_t> out(static_cast<size_t>((n - 1) * stride + k));
+      const ExpandP24Params p = expand_p24_params(c.t16(), out.data(), stride);
+      sim::Launch launch{.grid = {2 * static_cast<uint32_t>(t16::row_tiles(n) * panels)},
+                         .block = {32 * kP24ExpandWarps},
+                         .shared_bytes = static_cast<size_t>(p24_expand_bytes(p.panel_cols)),
+                         .seed = seed};
+      std::fill(out.span().begin(), out.span().end(), kNotWritten);
+      const bool triples = c.t16().max_record_bytes == p24::kTripleBytes;
+      ASSERT_EQ(sim::launch(launch, [&] { triples ? expand_p24<true>(p) : expand_p24<false>(p); }),
+                "");
+      expect_dense(c, out.span(), stride);
+    }
+  }
+}
+
 TEST_P(SpmmP24, SeededBugsOfColumnsThatFollowAreNoticed) {
   Case c({.n = 40,
           .k = 300,

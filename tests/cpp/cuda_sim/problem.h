@@ -6,6 +6,7 @@
 #include <cmath>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,8 +14,10 @@
 #include "base/with_constant.h"
 #include "format/groupq.h"
 #include "ops/spmm/gap.cuh"
+#include "ops/spmm/gap_expand.cuh"
 #include "ops/spmm/m24_expand.cuh"
 #include "ops/spmm/p24.cuh"
+#include "ops/spmm/p24_expand.cuh"
 #include "ops/spmm/sell4.cuh"
 #include "ops/spmm/spmm.h"
 #include "ops/spmm/t16.cuh"
@@ -310,6 +313,21 @@ inline std::vector<SimRow> p24_rows() {
 }
 inline std::vector<SimRow> sell4_rows() {
   return sim_rows_of([](PackedFormat f) { return f == PackedFormat::sell4; });
+}
+
+// What lies in a matrix before anything is written.
+inline constexpr uint16_t kNotWritten = 0x7fff;
+
+// Whether `out` is the case's dense weights, bit for bit, and untouched between rows.
+inline void expect_dense(const Case& c, std::span<const uint16_t> out, int64_t stride) {
+  const int64_t n = c.problem().n, k = c.problem().k;
+  for (int64_t r = 0; r < n; ++r) {
+    for (int64_t col = 0; col < (r + 1 < n ? stride : k); ++col) {
+      const auto at = static_cast<size_t>(r * stride + col);
+      ASSERT_EQ(out[at], col < k ? c.dense()[static_cast<size_t>(r * k + col)] : kNotWritten)
+          << r << ", " << col;
+    }
+  }
 }
 
 // Runs a row with that plan; the simulator's complaint, or what is wrong with y or the workspace.

@@ -172,7 +172,7 @@ TEST(ExpandT16, EqualsUnpack) {
           Case c({.n = n, .k = k, .m = 1, .sparsity = sparsity, .format = format, .seed = ++seed});
           const int64_t width = c.problem().k, stride = width + padding;
           Guarded<uint16_t> out(static_cast<size_t>((n - 1) * stride + width));
-          std::fill(out.span().begin(), out.span().end(), uint16_t{0x7fff});
+          std::fill(out.span().begin(), out.span().end(), kNotWritten);
           const ExpandT16Params p = expand_t16_params(c.t16(), out.data(), stride);
           const auto blocks =
               static_cast<uint32_t>(ceil_div(p.row_tiles * p.col_tiles, kBlockWarps));
@@ -188,14 +188,34 @@ TEST(ExpandT16, EqualsUnpack) {
             m24::unpack(n, width, c.t16().records, unpacked.data(), width);
             ASSERT_EQ(unpacked, c.dense());
           }
-          for (int64_t r = 0; r < n; ++r) {
-            for (int64_t col = 0; col < width + (r + 1 < n ? padding : 0); ++col) {
-              ASSERT_EQ(out[r * stride + col], col < width ? c.dense()[r * width + col] : 0x7fff)
-                  << r << ", " << col;
-            }
-          }
+          expect_dense(c, out.span(), stride);
         }
       }
+    }
+  }
+}
+
+TEST(ExpandGap, FillsZeros) {
+  uint64_t seed = 450;
+  for (const double sparsity : {0.0, 0.5, 0.95, 1.0}) {
+    for (const auto& [n, k, parts] :
+         {std::array<int64_t, 3>{32, 64, 8}, {33, 65, 16}, {3, 5, 64}, {50, 1200, 8}}) {
+      Case c({.n = n,
+              .k = k,
+              .m = 1,
+              .sparsity = sparsity,
+              .format = PackedFormat::gap,
+              .parts = static_cast<int32_t>(parts),
+              .seed = ++seed});
+      const int64_t stride = n == 33 ? k + 3 : ceil_div(k, 8) * 8 + 8;
+      Guarded<uint16_t> out(static_cast<size_t>((n - 1) * stride + k));
+      std::fill(out.span().begin(), out.span().end(), kNotWritten);
+      for (int64_t r = 0; r < n; ++r) std::fill_n(out.data() + r * stride, k, uint16_t{0});
+      const ExpandGapParams p = expand_gap_params(c.t16(), out.data(), stride);
+      const auto blocks = static_cast<uint32_t>(ceil_div(p.slices * p.parts, kGapExpandWarps));
+      const sim::Launch launch{.grid = {blocks}, .block = {32 * kGapExpandWarps}, .seed = seed};
+      ASSERT_EQ(sim::launch(launch, [&] { expand_gap(p); }), "");
+      expect_dense(c, out.span(), stride);
     }
   }
 }

@@ -1,0 +1,154 @@
+"""Weights that a CUDA device holds packed alone: where arrays lie, and what a model does with them."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tamis
+from tamis.ops import cuda, cuda_spmm
+
+needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
+PROMPTS = ((1, 7), (1, 20), (1, 70), (1, 300))
+
+
+def layer(n: int, k: int, density: float, float_dtype: torch.dtype, **options: Any) -> Any:
+    linear = nn.Linear(k, n, dtype=float_dtype)
+    keep = torch.rand(n, k) < density
+    if options.get("format") == "nm":
+        keep = torch.rand(n, k // 4, 4).argsort(-1).lt(2).view(n, k)
+    if options.get("format") == "groupq":
+        keep = (torch.rand(n, k // 16) < density).repeat_interleave(16, 1)
+    return tamis.nn.SparseLinear.from_linear(linear, keep=keep, **options)
+
+
+def test_arrays_stay_in_host_memory_wherever_the_layer_goes() -> None:
+    made = layer(24, 64, 0.5, torch.bfloat16, format="bitmap")
+    made.keep_packed(torch.device("meta"))
+    arrays = [made.weight_values.data_ptr(), made.weight_mask.data_ptr()]
+    assert made.weight.device.type == "meta"
+    made.to("meta")
+    assert made.bias.is_meta
+    assert [made.weight_values.data_ptr(), made.weight_mask.data_ptr()] == arrays
+    made.to(torch.float16)
+    assert made.weight_values.dtype == made.weight.dtype == torch.float16
+    assert made.weight_values.is_cpu
+    assert copy.deepcopy(made).packed_on == made.packed_on
+
+
+@pytest.mark.skipif(not cuda.why_off(), reason="CUDA is on")
+def test_says_what_is_missing() -> None:
+    model = nn.Sequential(layer(24, 64, 0.5, torch.bfloat16, format="bitmap"))
+    with pytest.raises(tamis.TamisValueError, match="prepack_: model: got no CUDA kernels"):
+        tamis.prepack_(model, device="cuda")
+    with pytest.raises(tamis.TamisValueError, match="tokens: got 0, wanted at least 1"):
+        tamis.prepack_(model, tokens=0)
+    with pytest.raises(tamis.TamisTypeError, match=r"wanted a torch\.nn\.Module"):
+        tamis.prepack_("model")  # type: ignore[arg-type]
+    assert model[0].packed_on is None
+
+
+@needs_device
+def test_says_which_layers_stay() -> None:
+    model = nn.Sequential(layer(24, 64, 0.5, torch.float32, format="bitmap"))
+    with pytest.raises(tamis.TamisValueError, match="got no compressed layer on a CUDA device"):
+        tamis.prepack_(model)
+    with pytest.raises(tamis.TamisValueError, match="device: got cpu, wanted a CUDA device"):
+        tamis.prepack_(model, device="cpu")
+    report = tamis.prepack_(model, device="cuda")
+    assert report.layers[0].reason == "left as it is: no CUDA kernel takes bitmap f32"
+    assert model[0].weight_values.is_cuda
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize(
+    "shape", [(1, 8), (17, 65), (50, 200), (136, 1096), (130, 4500), (1024, 4096), (264, 14336)]
+)
+@torch.no_grad()
+def test_gives_what_saved_weights_give(
+    shape: tuple[int, int], density: float, dtype: torch.dtype
+) -> None:
+    made = layer(*shape, density, dtype, format="bitmap")
+    dense = made.weight.to_dense().cuda()
+    model = nn.Sequential(made)
+    saved = {name: t.clone() for name, t in model.state_dict().items()}
+    tamis.prepack_(model, device="cuda")
+    assert made.weight_values.is_cpu
+    assert made.weight.is_cuda
+    for name, t in model.state_dict().items():
+        assert torch.equal(t.cpu(), saved[name])
+    eps = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11
+    n, k = shape
+    for tokens in ((1,), (2,), (5,), (16,), (40,), *PROMPTS, (300,)):
+        x = torch.randn(*tokens, k, device="cuda", dtype=dtype)
+        y, wanted = model(x), x.double() @ dense.double().T + made.bias.double()
+        scale = x.double().abs() @ dense.double().abs().T
+        near = bool(((y.double() - wanted).abs() <= 4 * eps * wanted.abs() + 2e-5 * scale).all())
+        # Written out and given to torch, whose products round more than once.
+        assert near or torch.equal(y, nn.functional.linear(x, dense, made.bias))
+    for packed in cuda_spmm._packed[id(made.weight_values)]:
+        out = torch.full((n, k), float("nan"), device="cuda", dtype=dtype)
+        packed.matrix.unpack(out.data_ptr(), k, torch.cuda.current_stream().cuda_stream)
+        assert torch.equal(out, dense), packed.form
+
+
+@needs_device
+@torch.no_grad()
+def test_codes_and_patterns_too() -> None:
+    for options in (
+        {"format": "nm"},
+        {"format": "groupq", "dtype": "u4", "group_size": 16},
+        {"format": "bitmap", "dtype": "i8", "group_size": 128},
+        {"format": "nm", "dtype": "i4", "group_size": 128},
+    ):
+        made = layer(256, 1024, 0.5, torch.bfloat16, **options)
+        whole, model = copy.deepcopy(made).cuda(), nn.Sequential(made)
+        report = tamis.prepack_(model, device="cuda")
+        assert report.layers[0].nbytes < report.layers[0].dense_nbytes
+        assert model[0].packed_on == torch.device("cuda", 0)
+        for tokens in ((1,), (5,), (16,), *PROMPTS):
+            x = torch.randn(*tokens, 1024, device="cuda", dtype=torch.bfloat16)
+            assert torch.equal(model(x), whole(x)), (options, tokens)
+
+
+@needs_device
+def test_a_model_goes_on_as_before(tmp_path: Path) -> None:
+    """Moved, copied, saved, loaded into, captured in a graph, trained again; memory is what is packed."""
+    made = layer(2048, 4096, 0.5, torch.bfloat16, format="bitmap")
+    before = torch.cuda.memory_allocated()
+    model = nn.Sequential(made)
+    report = tamis.prepack_(model, device="cuda")
+    x = torch.randn(1, 4096, device="cuda", dtype=torch.bfloat16)
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated() - before - x.nbytes
+    packed = report.layers[0].nbytes
+    assert packed < 0.7 * made.layout.dense_nbytes
+    assert packed <= held < packed + (1 << 16) + made.bias.nbytes
+    with torch.no_grad():
+        y = model(x)
+        graph, out = torch.cuda.CUDAGraph(), torch.empty_like(y)
+        with torch.cuda.graph(graph):
+            out.copy_(model(x))
+        graph.replay()
+        assert torch.equal(out, y)
+        model.cuda()
+        assert made.weight_values.is_cpu
+        assert torch.equal(model(x), y)
+        state = {name: t.clone() for name, t in model.state_dict().items()}
+        state["0.weight_values"] *= 2
+        model.load_state_dict(state)
+        assert torch.equal(model(x) - made.bias, 2 * (y - made.bias)) or torch.allclose(
+            model(x).float(), (2 * y - made.bias).float(), rtol=0.02, atol=0.05
+        )
+    asked = x.clone().requires_grad_()
+    with pytest.raises(tamis.TamisTypeError, match="call keep_saved"):
+        model(asked).sum().backward()
+    made.keep_saved()
+    model(asked).sum().backward()
+    assert made.weight_values.grad is not None
+    assert made.weight_values.grad.is_cuda
