@@ -1,0 +1,258 @@
+// Tensor cores on the simulator: the host side of dev_products.h and dev_group.h, a part of
+// device.h, which includes it.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+
+#include "base/numeric.h"
+#include "cuda_sim/sim.h"
+
+namespace tamis::dev {
+
+// One m16n8k16 fragment of a lane, deposited for the others.
+struct Fragment {
+  uint32_t a[4], b[2];
+};
+static_assert(sizeof(Fragment) <= sim::kSlotBytes);
+
+template <float (*kToF32)(uint16_t)>
+void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const Fragment mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+  const auto fragment = [&](int lane) {
+    Fragment f;
+    std::memcpy(&f, slots + lane * sim::kSlotBytes, sizeof f);
+    return f;
+  };
+  const auto half = [](uint32_t pair, int i) {
+    return kToF32(static_cast<uint16_t>(pair >> (16 * i)));
+  };
+  const int lane = static_cast<int>(sim::thread_index().x % 32), group = lane / 4, t = lane % 4;
+  for (int k2 = 0; k2 < 8; ++k2) {  // columns 2 * k2 and 2 * k2 + 1
+    const Fragment rows = fragment(group * 4 + k2 % 4);
+    for (int i = 0; i < 2; ++i) {
+      for (int n = 0; n < 2; ++n) {
+        const float b = half(fragment((2 * t + n) * 4 + k2 % 4).b[k2 / 4], i);
+        c[n] += half(rows.a[k2 / 4 * 2], i) * b;
+        c[2 + n] += half(rows.a[k2 / 4 * 2 + 1], i) * b;
+      }
+    }
+  }
+}
+
+inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply<f32_from_bf16>(c, a, b0, b1);
+}
+inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply<f32_from_f16>(c, a, b0, b1);
+}
+
+// Byte: of the first operand.
+template <class Byte>
+void multiply_bytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const Fragment mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+  const uint32_t lane = sim::thread_index().x % 32, group = lane / 4, t = lane % 4;
+  for (uint32_t k = 0; k < 32; ++k) {
+    const auto rows = from_lane<Fragment>(slots, group * 4 + k % 16 / 4);
+    for (uint32_t n = 0; n < 2; ++n) {
+      const auto column = from_lane<Fragment>(slots, (2 * t + n) * 4 + k % 16 / 4);
+      const int32_t b = static_cast<int8_t>(column.b[k / 16] >> (8 * (k % 4)));
+      for (uint32_t high = 0; high < 2; ++high) {
+        const auto x = static_cast<Byte>(rows.a[k / 16 * 2 + high] >> (8 * (k % 4)));
+        c[2 * high + n] += static_cast<int32_t>(x) * b;
+      }
+    }
+  }
+}
+inline void mma_bytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_bytes<uint8_t>(c, a, b0, b1);
+}
+inline void mma_signed_bytes(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_bytes<int8_t>(c, a, b0, b1);
+}
+
+// m16n8k32 with the second operand's places of a 2:4 row read from the metadata of lanes 4g, 4g
+// + 1.
+struct SparseFragment {
+  uint32_t a[4], places;
+};
+static_assert(sizeof(SparseFragment) <= sim::kSlotBytes);
+
+template <float (*kToF32)(uint16_t)>
+void multiply_sparse(float (&c)[4], const Word4& a, const Word4& b, uint32_t places,
+                     uint32_t first) {
+  const SparseFragment mine{{a.x, a.y, a.z, a.w}, places};
+  SparseFragment rows[32];
+  const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+  for (uint32_t i = 0; i < 32; ++i) rows[i] = from_lane<SparseFragment>(slots, i);
+  slots = sim::exchange(&b, sizeof b);
+  const auto half = [](uint32_t pair, uint32_t i) {
+    return kToF32(static_cast<uint16_t>(pair >> (16 * i)));
+  };
+  const uint32_t lane = sim::thread_index().x % 32, group = lane / 4, t = lane % 4;
+  for (uint32_t high = 0; high < 2; ++high) {     // row group + 8 * high
+    for (uint32_t kept = 0; kept < 16; ++kept) {  // its kept elements in order
+      const uint32_t pair = rows[group * 4 + kept / 2 % 4].a[kept / 8 * 2 + high];
+      const uint32_t said = rows[group * 4 + first + kept / 8].places;
+      const uint32_t col = kept / 2 * 4 + (said >> (16 * high + 2 * (kept % 8)) & 3);
+      for (uint32_t n = 0; n < 2; ++n) {
+        uint32_t from[4];
+        std::memcpy(from, slots + ((2 * t + n) * 4 + col % 8 / 2) * sim::kSlotBytes, sizeof from);
+        c[2 * high + n] += half(pair, kept % 2) * half(from[col / 8], col % 2);
+      }
+    }
+  }
+}
+template <int kSelector>
+void mma_sparse_bf16(float (&c)[4], const Word4& a, const Word4& b, uint32_t places) {
+  multiply_sparse<f32_from_bf16>(c, a, b, places, 2 * kSelector);
+}
+template <int kSelector>
+void mma_sparse_f16(float (&c)[4], const Word4& a, const Word4& b, uint32_t places) {
+  multiply_sparse<f32_from_f16>(c, a, b, places, 2 * kSelector);
+}
+
+// m16n8k64 of bytes; places of columns 32c to 32c + 31 of row g + 8h from lane 4g + 2c + h.
+inline void mma_sparse_bytes(int32_t (&c)[4], const Word4& a, const Word4& b, uint32_t places) {
+  const SparseFragment mine{{a.x, a.y, a.z, a.w}, places};
+  SparseFragment rows[32];
+  const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+  for (uint32_t i = 0; i < 32; ++i) rows[i] = from_lane<SparseFragment>(slots, i);
+  slots = sim::exchange(&b, sizeof b);
+  const auto byte = [](uint32_t word, uint32_t i) {
+    return static_cast<int32_t>(static_cast<int8_t>(word >> (8 * i)));
+  };
+  const uint32_t lane = sim::thread_index().x % 32, group = lane / 4, t = lane % 4;
+  for (uint32_t high = 0; high < 2; ++high) {
+    for (uint32_t kept = 0; kept < 32; ++kept) {
+      const uint32_t word = rows[group * 4 + kept / 4 % 4].a[kept / 16 * 2 + high];
+      const uint32_t said = rows[group * 4 + kept / 16 * 2 + high].places;
+      const uint32_t col = kept / 2 * 4 + (said >> (2 * (kept % 16)) & 3);
+      for (uint32_t n = 0; n < 2; ++n) {
+        uint32_t from[4];
+        std::memcpy(from, slots + ((2 * t + n) * 4 + col % 16 / 4) * sim::kSlotBytes, sizeof from);
+        c[2 * high + n] += byte(word, kept % 4) * byte(from[col / 16], col % 4);
+      }
+    }
+  }
+}
+
+// ---- products of warpgroups: done when they are waited for, from the fragments and the shared
+// memory as they are then; until then the sums are NaN.
+
+inline void fence_products() {
+  sim::fence_products();
+}
+inline void commit_products() {
+  sim::commit_products();
+}
+inline void fence_shared_products() {
+  sim::fence_shared_products();
+}
+template <int kGroupsLeft, int kTiles>
+void wait_products(float (&)[kTiles][4]) {
+  sim::wait_products(kGroupsLeft);
+}
+
+inline uint64_t matrix_at(uint32_t at) {
+  return at;
+}
+
+// Queues what adds to c.
+template <int kTiles, class Product>
+void queue_group(float (&c)[kTiles][4], const Product& product) {
+  struct Sums {
+    float of[kTiles][4];
+    int running = 0;  // products that add to them
+  };
+  // Products that follow each other add up aside; what a kernel sees meanwhile is NaN.
+  auto& found = sim::sums_at(&c);
+  if (!found) found = std::make_shared<Sums>();
+  Sums& sums = *static_cast<Sums*>(found.get());
+  if (sums.running++ == 0) std::memcpy(sums.of, c, sizeof sums.of);
+  for (auto& tile : c) {
+    for (float& sum : tile) sum = std::bit_cast<float>(0xffffffffu);
+  }
+  const auto whole = [&c, &sums, product] {
+    product(sums.of);
+    if (--sums.running == 0) std::memcpy(c, sums.of, sizeof sums.of);
+  };
+  sim::queue_product(whole);
+}
+
+template <float (*kToF32)(uint16_t), int kTiles>
+void multiply_group(float (&c)[kTiles][4], const Word4& a, uint32_t b, const uint32_t& places,
+                    uint32_t first) {
+  queue_group(c, [&a, &places, b, first](float (&sums)[kTiles][4]) {
+    const SparseFragment mine{{a.x, a.y, a.z, a.w}, places};
+    SparseFragment rows[32];
+    const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+    for (uint32_t i = 0; i < 32; ++i) rows[i] = from_lane<SparseFragment>(slots, i);
+    const auto half = [](uint32_t pair, uint32_t i) {
+      return kToF32(static_cast<uint16_t>(pair >> (16 * i)));
+    };
+    const uint32_t lane = sim::thread_index().x % 32, group = lane / 4, t = lane % 4;
+    for (uint32_t high = 0; high < 2; ++high) {     // row group + 8 * high
+      for (uint32_t kept = 0; kept < 16; ++kept) {  // its kept elements in order
+        const uint32_t pair = rows[group * 4 + kept / 2 % 4].a[kept / 8 * 2 + high];
+        const uint32_t said = rows[group * 4 + first + kept / 8].places;
+        const uint32_t col = kept / 2 * 4 + (said >> (16 * high + 2 * (kept % 8)) & 3);
+        for (uint32_t tile = 0; tile < kTiles; ++tile) {
+          for (uint32_t n = 0; n < 2; ++n) {
+            const uint32_t at = b + 1024 * tile + 128 * (2 * t + n) + 2 * col;
+            const auto x = load_shared<uint16_t>(at ^ (at >> 7 & 7) << 4);
+            sums[tile][2 * high + n] += half(pair, kept % 2) * kToF32(x);
+          }
+        }
+      }
+    }
+  });
+}
+template <int kSelector, int kTiles>
+void group_sparse_bf16(float (&c)[kTiles][4], const Word4& a, uint64_t b, const uint32_t& places) {
+  multiply_group<f32_from_bf16>(c, a, static_cast<uint32_t>(b), places, 2 * kSelector);
+}
+template <int kSelector, int kTiles>
+void group_sparse_f16(float (&c)[kTiles][4], const Word4& a, uint64_t b, const uint32_t& places) {
+  multiply_group<f32_from_f16>(c, a, static_cast<uint32_t>(b), places, 2 * kSelector);
+}
+
+template <float (*kToF32)(uint16_t), int kTiles>
+void multiply_dense_group(float (&c)[kTiles][4], const Word4& a, uint32_t b) {
+  queue_group(c, [&a, b](float (&sums)[kTiles][4]) {
+    const Fragment mine{{a.x, a.y, a.z, a.w}, {}};
+    Fragment rows[32];
+    const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+    for (uint32_t i = 0; i < 32; ++i) rows[i] = from_lane<Fragment>(slots, i);
+    const uint32_t lane = sim::thread_index().x % 32, group = lane / 4, t = lane % 4;
+    for (uint32_t k = 0; k < 16; ++k) {
+      const Fragment& of = rows[group * 4 + k / 2 % 4];
+      float w[2];
+      for (uint32_t high = 0; high < 2; ++high) {
+        w[high] = kToF32(static_cast<uint16_t>(of.a[k / 8 * 2 + high] >> (16 * (k % 2))));
+      }
+      for (uint32_t tile = 0; tile < kTiles; ++tile) {
+        for (uint32_t n = 0; n < 2; ++n) {
+          const uint32_t at = b + 1024 * tile + 128 * (2 * t + n) + 2 * k;
+          const float x = kToF32(load_shared<uint16_t>(at ^ (at >> 7 & 7) << 4));
+          sums[tile][n] += w[0] * x;
+          sums[tile][2 + n] += w[1] * x;
+        }
+      }
+    }
+  });
+}
+template <int kTiles>
+void group_bf16(float (&c)[kTiles][4], const Word4& a, uint64_t b) {
+  multiply_dense_group<f32_from_bf16>(c, a, static_cast<uint32_t>(b));
+}
+template <int kTiles>
+void group_f16(float (&c)[kTiles][4], const Word4& a, uint64_t b) {
+  multiply_dense_group<f32_from_f16>(c, a, static_cast<uint32_t>(b));
+}
+
+}  // namespace tamis::dev
