@@ -103,9 +103,6 @@ Select = Callable[["Tensor", Goal, Group], "Tensor"]
 Repair = Callable[["LinearContext", "PruneRecipe", Goal, "Tensor | None"], "tuple[Tensor, Tensor]"]
 """(context, recipe, goal, keep or None to choose it on the way) -> weight [n, k], keep [n, k]."""
 
-Allocate = Callable[[dict[str, tuple[int, int]], float], dict[str, float]]
-"""(shape [n, k] by name, sparsity over all) -> sparsity by name."""
-
 
 @dataclass(frozen=True)
 class Reconstruct:

@@ -15,7 +15,6 @@ from tamis.errors import TamisError, TamisUnsupported, TamisValueError  # noqa: 
 from tamis.kv.methods import budget_of, in_16_bits, recipe_of  # noqa: E402
 
 METHODS = tamis.method.names("kv")
-PLANNED = {m: recipe_of(m).plans for m in METHODS if recipe_of(m).needs_plan}
 UNEVEN = [m for m in METHODS if recipe_of(m).classes or recipe_of(m).pattern]
 
 

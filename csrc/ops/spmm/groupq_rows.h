@@ -24,10 +24,6 @@ struct StoredGroups {
   int64_t count;
 };
 
-TAMIS_INLINE int64_t group_bytes(const MatrixView& w) {
-  return value_elements(w.dtype, w.group_size);
-}
-
 // Groups [first, first + kMostGroups) of a row, the first stored one being group `at` of all.
 // step: bytes that x has for a group's columns.
 template <class Decode>

@@ -33,7 +33,6 @@ FEW: dict[str, dict[str, tuple[int, ...]]] = {
 _FEW_COLS = 65536
 P24_BEFORE_SM90 = 16  # tokens of p24 there
 NEVER = float("inf")
-_RECORD = 16 * 64  # weights
 
 
 @dataclass(frozen=True)
