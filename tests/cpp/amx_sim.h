@@ -1,7 +1,8 @@
 // AMX and conversions to bf16 in plain C++, under the names of the intrinsics, so that kernels of
 // the level amx are compiled for and tested on hosts without either. Forced into their sources.
 // After Intel's Software Developer's Manual: tdpbf16ps multiplies pairs in order, takes denormals
-// as zero and flushes denormal sums; conversions round to nearest even and flush denormals.
+// as zero and flushes denormal sums; tdpbssd adds up four products of signed bytes; conversions
+// round to nearest even and flush denormals.
 #pragma once
 
 #include <immintrin.h>
@@ -68,6 +69,21 @@ inline void multiply_tiles(int c, int a, int b) {
   }
 }
 
+inline void multiply_bytes(int c, int a, int b) {
+  for (int64_t m = 0; m < tiles.rows[c]; ++m) {
+    for (int64_t n = 0; n < tiles.row_bytes[c] / 4; ++n) {
+      uint32_t sum;
+      std::memcpy(&sum, tiles.data[c][m] + 4 * n, 4);
+      for (int64_t k = 0; k < tiles.row_bytes[a]; ++k) {
+        const int x = static_cast<int8_t>(tiles.data[a][m][k]);
+        const int y = static_cast<int8_t>(tiles.data[b][k / 4][4 * n + k % 4]);
+        sum += static_cast<uint32_t>(x * y);
+      }
+      std::memcpy(tiles.data[c][m] + 4 * n, &sum, 4);
+    }
+  }
+}
+
 inline uint16_t narrowed(float x) {
   const auto bits = std::bit_cast<uint32_t>(flushed(x));
   if (std::isnan(x)) return static_cast<uint16_t>(bits >> 16 | 0x40);
@@ -89,13 +105,17 @@ inline __m512bh narrow(__m512 high, __m512 low) {
 
 #undef _tile_zero
 #undef _tile_loadd
+#undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
+#undef _tile_dpbssd
 #define _tile_loadconfig(config) ::tamis::test::load_config(config)
 #define _tile_release() (::tamis::test::tiles = {})
 #define _tile_zero(t) ::tamis::test::zero_tile(t)
 #define _tile_loadd(t, from, stride) ::tamis::test::load_tile(t, from, stride)
+#define _tile_stream_loadd(t, from, stride) ::tamis::test::load_tile(t, from, stride)
 #define _tile_stored(t, to, stride) ::tamis::test::store_tile(t, to, stride)
 #define _tile_dpbf16ps(c, a, b) ::tamis::test::multiply_tiles(c, a, b)
+#define _tile_dpbssd(c, a, b) ::tamis::test::multiply_bytes(c, a, b)
 #define _mm512_cvtneps_pbh(x) ::tamis::test::narrow(x)
 #define _mm512_cvtne2ps_pbh(high, low) ::tamis::test::narrow(high, low)

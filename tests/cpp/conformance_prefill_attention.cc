@@ -20,7 +20,7 @@
 #include "ops/prefill_attention/prefill_attention.h"
 
 namespace tamis {
-void prefill_attention_bf16_simulated(const PrefillPart& part);
+void prefill_attention_bf16_amx_simulated(const PrefillPart& part);
 }
 
 namespace tamis::test {
@@ -34,7 +34,7 @@ std::vector<PrefillRow> kernels() {
   }
 #if defined(__x86_64__)
   found.push_back({"simulated", isa::avx512vbmi2, true, &prefill_tile_floats,
-                   &prefill_attention_bf16_simulated});
+                   &prefill_attention_bf16_amx_simulated});
   if ((isa::avx512vbmi2 & host_isa()) != isa::avx512vbmi2) found.pop_back();
 #endif
   return found;

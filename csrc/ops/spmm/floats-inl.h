@@ -74,7 +74,7 @@ void csr_floats(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) 
             sum[t]);
       }
     }
-    const float scale = groups > 1 || a.w.cols == 0 ? 1.0f : scales[0];
+    const float scale = groups > 1 ? 1.0f : scales[0];
 #pragma GCC unroll 4
     for (int t = 0; t < M; ++t) store_float(a, simd::sum(sum[t]) * scale, row, token + t);
   }
@@ -119,7 +119,7 @@ TAMIS_INLINE void block_floats_tile(const SpmmArgs& a, int64_t row, int64_t toke
   }
 #pragma GCC unroll 4
   for (int i = 0; i < R; ++i) {
-    const float scale = groups > 1 || a.w.cols == 0 ? 1.0f : a.w.scales[row + i];
+    const float scale = groups > 1 ? 1.0f : a.w.scales[row + i];
 #pragma GCC unroll 4
     for (int t = 0; t < M; ++t) {
       store_float(a, simd::sum(sum[i][t]) * scale, row + i, token + t);

@@ -95,7 +95,7 @@ struct CodeTiles {
   // Rows [row, row + n) of 16 tokens, a vector of rows each.
   static TAMIS_INLINE void store(const SpmmArgs& a, const __m512i (&v)[kPanelTokens], int64_t row,
                                  int n, int64_t token) {
-    const bool grouped = a.w.group_size < a.w.cols || a.w.cols == 0;
+    const bool grouped = a.w.group_size < a.w.cols;
     const simd::F32 scale = grouped ? simd::splat(1.0f) : simd::load(a.w.scales + row, n);
     for (int t = 0; t < kPanelTokens && token + t < a.m; ++t) {
       store_rows(a, simd::mul(_mm512_castsi512_ps(v[t]), scale), row, token + t, n);

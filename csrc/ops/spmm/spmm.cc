@@ -2,6 +2,7 @@
 #include "ops/spmm/spmm.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "base/parallel.h"
@@ -98,6 +99,20 @@ int64_t split(const MatrixView& w, int64_t step, int part, int parts) {
   return std::min(low * step, w.rows);
 }
 
+// What is left of a product without columns, which no kernel is asked for.
+void write_bias(const SpmmArgs& a, SpmmRows rows) {
+  const int64_t size = size_of(a.x_dtype);
+  const auto bytes = static_cast<size_t>((rows.end - rows.begin) * size);
+  for (int64_t t = 0; t < a.m; ++t) {
+    char* y = static_cast<char*>(a.y) + (t * a.y_stride + rows.begin) * size;
+    if (a.bias) {
+      std::memcpy(y, static_cast<const char*>(a.bias) + rows.begin * size, bytes);
+    } else {
+      std::memset(y, 0, bytes);
+    }
+  }
+}
+
 }  // namespace
 
 std::span<const SpmmRow> spmm_kernels() {
@@ -167,7 +182,11 @@ SpmmRows spmm_rows(const SpmmRow& row, const MatrixView& w, int thread, int thre
 
 void spmm_part(const SpmmRow& row, const SpmmArgs& a, SpmmRows rows) {
   if (rows.begin >= rows.end) return;
-  row.run(a, rows.begin, rows.end);
+  if (a.w.cols > 0) {
+    row.run(a, rows.begin, rows.end);
+  } else {
+    write_bias(a, rows);
+  }
   if (a.activation != Activation::none || a.multiplier) {
     choose_activate(active_isa())(a, rows.begin, rows.end);
   }
@@ -184,7 +203,7 @@ Status spmm_with(const SpmmRow& row, const SpmmArgs& args) {
   if (args.m == 0 || args.w.rows == 0) return {};
   SpmmArgs a = args;
   void* prepared = nullptr;
-  if (row.x_form) {
+  if (row.x_form && a.w.cols > 0) {
     a.prepared = prepared = scratch(row.x_form->bytes(a));
     if (!prepared) return error(Code::out_of_memory, "spmm: no memory for a copy of x");
   }

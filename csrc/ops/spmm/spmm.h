@@ -49,7 +49,7 @@ struct SpmmXForm {
   bool quantizes = false;  // x loses digits: to 8 bits, one step per kStepColumns columns
 };
 
-// One line of kernels.def.
+// One line of kernels.def. Kernels are asked only where there are columns.
 struct SpmmRow {
   const char* name;  // spmm_<format>_<w dtype>_<x dtype>_<isa>[_<x form>]
   Format format;

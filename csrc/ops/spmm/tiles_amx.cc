@@ -48,7 +48,7 @@ struct Bf16Tiles {
 
 // More tokens than a pair of panels holds, and groupq, have a loop of their own (tiles_many-inl.h).
 TAMIS_INLINE bool has_many(const SpmmArgs& a) {
-  return a.w.cols > 0 && (a.m > 2 * kPanelTokens || a.w.format == Format::groupq);
+  return a.m > 2 * kPanelTokens || a.w.format == Format::groupq;
 }
 
 // A pair of columns of a panel: of as many tokens as there are, four by four, so that less of x
@@ -274,7 +274,6 @@ TAMIS_TILES_KERNEL(csr8)
 
 #define TAMIS_TILES_KERNEL(code)                                                            \
   void spmm_groupq_##code##_bf16_amx_tiles(const SpmmArgs& a, int64_t begin, int64_t end) { \
-    if (!has_many(a)) return spmm_bf16_tiles(a, begin, end);                                \
     spmm_group_tiles<DType::code>(a, begin, end);                                           \
   }
 TAMIS_TILES_KERNEL(u4)
