@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from tamis import method as methods
 from tamis.activation.plan import Plan, Threshold
 from tamis.calibrate import Sample, call_model, samples
-from tamis.errors import TamisUnsupported, TamisValueError
+from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.kv.identity import model_mark
 from tamis.model import family_of
 from tamis.model.family import role_of
@@ -77,15 +78,20 @@ def calibrate(
         max_length: Tokens per sequence.
 
     Raises:
+        TamisTypeError: model is not a module.
         TamisValueError: No such method, a sparsity out of range, or data that cannot be used.
         TamisUnsupported: The model's layers are not known.
     """
     recipe = methods.recipe_of(
         method, "activation", ActivationRecipe, "activation.calibrate: method"
     )
-    if not 0 <= sparsity < 1:
+    if not isinstance(model, nn.Module):
+        raise TamisTypeError(
+            f"activation.calibrate: model: got {type(model).__name__}, wanted a torch.nn.Module."
+        )
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
         raise TamisValueError(
-            f"activation.calibrate: sparsity: got {sparsity}, wanted 0 to below 1; it is the share "
+            f"activation.calibrate: sparsity: got {sparsity!r}, wanted 0 to below 1; it is the share "
             "of activations that are left out."
         )
     family = _known(model)

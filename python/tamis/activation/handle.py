@@ -16,7 +16,7 @@ from torch.nn import functional
 from tamis.activation.collect import GatedMlp, gated_mlps
 from tamis.activation.layers import InputSparseLinear, SparseMLP, by_column, parameters_of
 from tamis.activation.plan import Plan, Threshold
-from tamis.errors import TamisValueError
+from tamis.errors import TamisTypeError, TamisValueError
 from tamis.kv.identity import check_mark, model_mark
 from tamis.model import family_of
 from tamis.ops.sparse_input import sparse_input
@@ -101,8 +101,14 @@ def attach(model: nn.Module, plan: Plan, *, prompts: bool = True, measure: bool 
         measure: False: every module of the plan leaves its activations out.
 
     Raises:
+        TamisTypeError: model is not a module, or plan no Plan.
         TamisValueError: The plan is another model's, or its modules are not there or not dense.
     """
+    if not isinstance(model, nn.Module) or not isinstance(plan, Plan):
+        raise TamisTypeError(
+            f"activation.attach: model, plan: got {type(model).__name__} and {type(plan).__name__}, "
+            "wanted a torch.nn.Module and a Plan of activation.calibrate."
+        )
     check_mark("activation.attach", "plan", plan.mark, model_mark(model))
     family = family_of(model)
     mlps = gated_mlps(model, family) if family else {}

@@ -60,8 +60,18 @@ class Plan:
     thresholds: dict[str, Threshold]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the plan as JSON."""
-        Path(path).write_text(json.dumps({"kind": KIND, **asdict(self)}) + "\n")
+        """Writes the plan as JSON.
+
+        Raises:
+            TamisFileError: It cannot be written.
+        """
+        try:
+            Path(path).write_text(json.dumps({"kind": KIND, **asdict(self)}) + "\n")
+        except OSError as error:
+            raise TamisFileError(
+                f"activation.Plan.save: path: got {path} ({error.strerror}), wanted a file that can "
+                "be written; make its folder first."
+            ) from error
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
@@ -80,7 +90,7 @@ class Plan:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TamisFileError(
-                f"activation.Plan.load: path: got {os.fspath(path)!r}, wanted a plan that "
+                f"activation.Plan.load: path: got {str(path)!r}, wanted a plan that "
                 f"Plan.save wrote ({type(error).__name__}: {error}); calibrate again."
             ) from error
 

@@ -17,7 +17,7 @@ from tamis.kv import saved
 from tamis.kv.attention import NAME, STORE
 from tamis.kv.kv_store import KvStore
 from tamis.kv.limits import limits
-from tamis.kv.methods import recipe_of
+from tamis.kv.methods import check_budget, recipe_of
 from tamis.kv.plan import Plan
 from tamis.kv.rope import frequencies
 from tamis.kv.tiers import Tiers
@@ -71,6 +71,12 @@ class Cache(DynamicCache):
         fallback: bool = True,
     ) -> None:
         recipe, text = recipe_of(method), text_config("kv.Cache", config)
+        check_budget(recipe, budget)
+        for name, given, kind in (("plan", plan, Plan), ("tiers", tiers, Tiers)):
+            if given is not None and not isinstance(given, kind):
+                raise TamisValueError(
+                    f"kv.Cache: {name}: got {type(given).__name__}, wanted a kv.{kind.__name__}."
+                )
         super().__init__(config=config)
         self.recipe, self.budget = recipe, budget
         longest = getattr(text, "max_position_embeddings", None)
@@ -165,8 +171,12 @@ class Cache(DynamicCache):
         """Back to a ``snapshot``, any number of times.
 
         Raises:
-            TamisValueError: It is of a cache with another number of layers.
+            TamisValueError: It is no snapshot, or of a cache with another method or number of layers.
         """
+        if not isinstance(state, list):
+            raise TamisValueError(
+                f"kv.Cache.restore: state: got {type(state).__name__}, wanted what snapshot returned."
+            )
         if len(state) != len(self.layers):
             raise TamisValueError(
                 f"kv.Cache.restore: state: got {len(state)} layers, wanted {len(self.layers)}."

@@ -17,6 +17,12 @@ from tamis.policy.kv_estimate import channel_weights
 from tamis.policy.kv_lowrank import energy_rank, rotate
 from tamis.policy.kv_spans import influence, search_spans
 
+_OPTIONS: dict[str, set[str]] = {
+    "channels": set(),
+    "ranks": {"energy"},
+    "spans": {"density", "lengths", "block", "sink"},
+}
+
 
 def calibrate(
     model: Any,
@@ -43,13 +49,19 @@ def calibrate(
         options: ``energy``; ``density``, ``lengths``, ``block`` (64), ``sink`` (1 block).
 
     Raises:
-        TamisValueError: Unknown kind, no text, or lengths that no text reaches.
+        TamisValueError: Unknown kind or option, no text, or lengths that no text reaches.
         TamisTypeError: Texts are neither strings nor token ids.
         TamisUnsupported: The model does not take attention functions.
     """
     if kind not in KINDS:
         raise TamisValueError(
             f"kv.calibrate: kind: got {kind!r}, wanted one of {', '.join(KINDS)}."
+        )
+    unknown = sorted(options.keys() - _OPTIONS[kind])
+    if unknown:
+        raise TamisValueError(
+            f"kv.calibrate: options: got {', '.join(unknown)} for {kind!r}, wanted "
+            f"{', '.join(sorted(_OPTIONS[kind])) or 'none'}; leave it out."
         )
     ids = token_ids(texts, tokenizer, max_length)
     if kind == "spans":

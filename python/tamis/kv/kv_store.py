@@ -25,12 +25,13 @@ def store(method: str | KvRecipe, k: Tensor, v: Tensor, *, budget: int | None = 
     Raises:
         TamisValueError: Unknown method, or a budget that does not fit it or exceeds s.
     """
+    made = KvStore(method, budget=budget)
+    _check_pair("kv.store", k, v)
     if budget is not None and budget > k.shape[2]:
         raise TamisValueError(
             f"kv.store: budget: got {budget}, wanted at most the {k.shape[2]} tokens given; a store "
             "that is to grow is made by kv.KvStore and append."
         )
-    made = KvStore(recipe_of(method), budget=budget)
     made.append(k, v)
     made.settle()
     return made
@@ -40,7 +41,7 @@ class KvStore(KvMemory):
     """One layer's cache: append tokens, attend to them, evict, count bytes.
 
     Args:
-        recipe: How tokens are stored, which stay, which are read.
+        recipe: How tokens are stored, which stay, which are read; or a method's name.
         budget: Tokens per KV head that stay (evicting recipes) or are read (selecting ones).
         layer: Place of the layer in the model; some layers may be exempt.
         plan: What calibration found for this layer, where the recipe takes a plan.
@@ -57,7 +58,7 @@ class KvStore(KvMemory):
 
     def __init__(
         self,
-        recipe: KvRecipe,
+        recipe: str | KvRecipe,
         *,
         budget: int | None = None,
         layer: int = 0,
@@ -67,7 +68,12 @@ class KvStore(KvMemory):
         limits: Limits | None = None,
     ) -> None:
         super().__init__(
-            recipe, budget=budget, layer=layer, plan=plan, frequencies=frequencies, tier=tier
+            recipe_of(recipe),
+            budget=budget,
+            layer=layer,
+            plan=plan,
+            frequencies=frequencies,
+            tier=tier,
         )
         self.limits = limits
         self.way: reading.Way | None = None  # of the latest step
@@ -96,7 +102,14 @@ class KvStore(KvMemory):
         return self.past.prefill(Tail(k, v, self.length, q, scale, pad))
 
     def append(self, k: Tensor, v: Tensor) -> None:
-        """Adds tokens k, v [b, g, n, d] as they are; ``settle`` compresses."""
+        """Adds tokens k, v [b, g, n, d] as they are; ``settle`` compresses.
+
+        Raises:
+            TamisValueError: They do not belong together, or not to the tokens held.
+        """
+        _check_pair("KvStore.append", k, v)
+        if self.rows:
+            self._check_more(k, v)
         self._wait()
         if not self.rows and self.tier is not None:
             self.tier.check(k)
@@ -111,6 +124,17 @@ class KvStore(KvMemory):
         elif self.recipe.evict is not None and self.past is None:
             self.rows["positions"] = Rows(_places(self.length, k))
         self.length += k.shape[2]
+
+    def _check_more(self, k: Tensor, v: Tensor) -> None:
+        """Refuses tokens of other sequences, heads or channels: a copy would repeat or round them."""
+        for name, x in (("keys", k), ("values", v)):
+            held = self.rows[name].buffer
+            b, g, _, d = held.shape
+            if (*x.shape[:2], x.shape[3]) != (b, g, d) or x.dtype != held.dtype:
+                raise TamisValueError(
+                    f"KvStore.append: {name}: got {x.dtype} {list(x.shape)}, wanted {held.dtype} "
+                    f"[{b}, {g}, n, {d}] as the store holds."
+                )
 
     def settle(
         self, q: Tensor | None = None, *, scale: float | None = None, pad: Tensor | None = None
@@ -162,6 +186,11 @@ class KvStore(KvMemory):
                 "form, wanted every token as it came; keep first and quantize then."
             )
         wanted = self.rows["keys"].buffer.shape[:2] if self.rows else (0, 0)
+        if not isinstance(index, Tensor) or index.dtype not in (torch.int32, torch.int64):
+            raise TamisValueError(
+                f"KvStore.keep: index: got {getattr(index, 'dtype', type(index).__name__)}, wanted "
+                "a tensor of int64."
+            )
         if index.dim() != 3 or index.shape[:2] != wanted or _outside(index, self.tokens):
             raise TamisValueError(
                 f"KvStore.keep: index: got shape {list(index.shape)}, wanted {[*wanted, 'k']} "
@@ -232,11 +261,38 @@ class KvStore(KvMemory):
             raise TamisValueError(
                 "KvStore.attend: got an empty store, wanted tokens; append first."
             )
+        if not isinstance(q, Tensor) or q.dim() != 4:
+            raise TamisValueError(
+                f"KvStore.attend: q: got {_kind(q)}, wanted a tensor [b, h, n, d]."
+            )
         return reading.Asked(q, q.shape[-1] ** -0.5 if scale is None else scale, softcap, pad)
 
     def fetch_ahead(self, q: Tensor) -> None:
         """Starts to bring what a step with queries like q [b, h, 1, d] would read; returns at once."""
         reading.fetch_ahead(self, q)
+
+
+def _check_pair(where: str, k: Tensor, v: Tensor) -> None:
+    """Refuses keys and values that are not of the same tokens."""
+    if (
+        not isinstance(k, Tensor)
+        or not isinstance(v, Tensor)
+        or k.dim() != 4
+        or k.shape[:3] != v.shape[:3]
+        or k.dtype != v.dtype
+        or k.device != v.device
+    ):
+        raise TamisValueError(
+            f"{where}: k, v: got {_kind(k)} and {_kind(v)}, wanted two tensors [b, g, n, d] of the "
+            "same tokens, dtype and device."
+        )
+
+
+def _kind(x: object) -> str:
+    """A tensor's dtype, shape and device, or a type's name, for an error."""
+    if isinstance(x, Tensor):
+        return f"{x.dtype} {list(x.shape)} on {x.device}"
+    return type(x).__name__
 
 
 def _places(first: int, k: Tensor) -> Tensor:

@@ -208,6 +208,7 @@ class KvMemory:
         """All that it holds, to ``restore`` later any number of times."""
         self._wait()
         return {
+            "recipe": self.recipe,
             "length": self.length,
             "rows": {name: rows.clone() for name, rows in self.rows.items()},
             "selection": None if self.selection is None else self.selection.clone(),
@@ -215,7 +216,16 @@ class KvMemory:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Back to what it was when ``snapshot`` returned ``saved``."""
+        """Back to what it was when ``snapshot`` returned ``saved``.
+
+        Raises:
+            TamisValueError: It is no snapshot, or one of another method.
+        """
+        if not isinstance(saved, dict) or saved.get("recipe") != self.recipe:
+            raise TamisValueError(
+                "KvStore.restore: saved: got no snapshot of this method, wanted what snapshot "
+                "returned."
+            )
         self._forget()
         self.length = saved["length"]
         self.rows = {name: rows.clone() for name, rows in saved["rows"].items()}

@@ -71,6 +71,7 @@ def check_budget(recipe: KvRecipe, budget: int | None) -> None:
         TamisUnsupported: The recipe combines quantization with eviction or selection.
     """
     chooser = recipe.evict or recipe.select
+    _check_whole(budget)
     _check_lowrank(recipe, budget)
     if recipe.quantize is not None and chooser is not None:
         raise TamisUnsupported(
@@ -99,6 +100,13 @@ def check_budget(recipe: KvRecipe, budget: int | None) -> None:
     if budget % page:
         raise TamisValueError(
             f"kv: budget: got {budget}, wanted a multiple of {page}: this method reads whole pages."
+        )
+
+
+def _check_whole(budget: object) -> None:
+    if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool)):
+        raise TamisValueError(
+            f"kv: budget: got {budget!r}, wanted a whole number of tokens; pass an int."
         )
 
 

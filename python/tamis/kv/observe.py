@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -49,25 +50,30 @@ def token_ids(texts: Iterable[Any], tokenizer: Any, max_length: int) -> list[Ten
         TamisTypeError: An item is neither text nor ids.
     """
     made = []
-    if isinstance(texts, str):
-        texts = [texts]
-    for text in texts:
-        if isinstance(text, str):
-            if tokenizer is None:
-                raise TamisValueError(
-                    "kv.calibrate: texts: got strings without a tokenizer, wanted one; pass "
-                    "tokenizer=, or token ids."
-                )
-            # cut before tokenizing: a token has one character at least
-            text = tokenizer(text[: 20 * max_length], return_tensors="pt")["input_ids"]
-        if not isinstance(text, Tensor) or text.is_floating_point():
-            raise TamisTypeError(
-                f"kv.calibrate: texts: got an item of type {type(text).__name__}, wanted strings or "
-                "tensors of token ids."
-            )
-        ids = text.view(-1, text.shape[-1])[:, :max_length]
+    for text in [texts] if isinstance(texts, str) else texts:
+        ids = _ids_of(text, tokenizer, max_length)
+        ids = ids.view(-1, ids.shape[-1])[:, :max_length]
         if ids.numel():
             made.append(ids)
     if not made:
         raise TamisValueError("kv.calibrate: texts: got nothing, wanted at least one text.")
     return made
+
+
+def _ids_of(text: Any, tokenizer: Any, max_length: int) -> Tensor:
+    if isinstance(text, str):
+        if tokenizer is None:
+            raise TamisValueError(
+                "kv.calibrate: texts: got strings without a tokenizer, wanted one; pass "
+                "tokenizer=, or token ids."
+            )
+        # cut before tokenizing: a token has one character at least
+        text = tokenizer(text[: 20 * max_length], return_tensors="pt")["input_ids"]
+    elif isinstance(text, list) and all(type(i) is int for i in text):
+        text = torch.tensor(text, dtype=torch.int64)
+    if not isinstance(text, Tensor) or text.is_floating_point():
+        raise TamisTypeError(
+            f"kv.calibrate: texts: got an item of type {type(text).__name__}, wanted strings or "
+            "token ids as lists or tensors."
+        )
+    return text

@@ -59,10 +59,20 @@ class Plan:
         return self.layers[layer]
 
     def save(self, path: str | Path) -> None:
-        """Writes the JSON file."""
+        """Writes the JSON file.
+
+        Raises:
+            TamisFileError: It cannot be written.
+        """
         layers = {str(i): {"mark": x.mark, "data": x.data} for i, x in self.layers.items()}
         whole = {"tamis_kv_plan": _VERSION, "kind": self.kind, "options": self.options}
-        Path(path).write_text(json.dumps(whole | {"layers": layers}) + "\n")
+        try:
+            Path(path).write_text(json.dumps(whole | {"layers": layers}) + "\n")
+        except OSError as error:
+            raise TamisFileError(
+                f"kv.Plan.save: path: got {path} ({error.strerror}), wanted a file that can be "
+                "written; make its folder first."
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -57,9 +57,9 @@ class Tiers:
             raise TamisFileError(
                 f"kv.Tiers: folder: got {self.folder}, wanted a folder for the file; make it first."
             )
-        if self.memory < 1:
+        if not isinstance(self.memory, int) or self.memory < 1:
             raise TamisValueError(
-                f"kv.Tiers: memory: got {self.memory}, wanted bytes for the tokens lately read."
+                f"kv.Tiers: memory: got {self.memory!r}, wanted bytes for the tokens lately read."
             )
 
     def of_layer(self, recipe: KvRecipe, layers: list[int]) -> Tier:

@@ -34,6 +34,11 @@ class Together(DynamicCache):
     def __init__(self, config: Any, caches: Sequence[Cache]) -> None:
         text = text_config("kv.Together", config)
         super().__init__(config=config)
+        if not all(isinstance(cache, Cache) for cache in caches):
+            raise TamisValueError(
+                f"kv.Together: caches: got {sorted({type(c).__name__ for c in caches})}, wanted "
+                "kv.Cache only."
+            )
         lengths = {cache.get_seq_length() for cache in caches}
         if len(lengths) != 1:
             raise TamisValueError(
