@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tamis.checkpoint import INDEX, MANIFEST, WEIGHTS
-from tamis.errors import TamisFileError
+from tamis.errors import TamisFileError, TamisTypeError
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -30,13 +30,15 @@ def replaced_folder(
     step where the system can (Linux renameat2), else by two renames that are undone on failure.
 
     Raises:
+        TamisTypeError: ``target`` is no path.
         TamisFileError: ``target`` is in the way, cannot be written, or the disk is full.
     """
+    check_path(target, caller)
     final = Path(os.path.realpath(target))
-    _check_target(final, overwrite, caller)
     made: list[Path] = []
     work = final.parent / f".{final.name}.{secrets.token_hex(4)}.tamis"
     try:
+        _check_target(final, overwrite, caller)
         _make_parents(final.parent, made)
         work.mkdir()
         yield work
@@ -51,6 +53,16 @@ def replaced_folder(
         if sentence is None:
             raise
         raise TamisFileError(sentence) from err
+
+
+def check_path(path: object, caller: str) -> None:
+    """Refuses what is no path.
+
+    Raises:
+        TamisTypeError: It is none.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TamisTypeError(f"{caller}: dir: got {type(path).__name__}, wanted a path.")
 
 
 def _check_target(final: Path, overwrite: bool, caller: str) -> None:

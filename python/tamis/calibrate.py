@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
+from tamis.errors import TamisError, TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.model import family_of
 from tamis.recipe import Stats
 
@@ -415,12 +415,25 @@ def _whole(
 
 
 def call_model(model: nn.Module, sample: Sample) -> Any:
-    """Runs the model on one sample, without KV cache."""
+    """Runs the model on one sample, without KV cache.
+
+    Raises:
+        TamisValueError: The model fails on it.
+    """
     inputs = dict(sample.inputs)
     positional = [inputs.pop("")] if "" in inputs else []
     if not positional and "use_cache" in inspect.signature(model.forward).parameters:
         inputs["use_cache"] = False
-    return model(*positional, **inputs)
+    try:
+        return model(*positional, **inputs)
+    except (RuntimeError, TypeError, IndexError) as error:
+        if isinstance(error, TamisError):
+            raise
+        raise TamisValueError(
+            f"calibrate: data: got a sample on which {type(model).__name__} fails "
+            f"({str(error).strip().partition(chr(10))[0]}), wanted inputs that its forward takes; "
+            "correct data."
+        ) from error
 
 
 def _record(

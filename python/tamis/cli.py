@@ -284,7 +284,7 @@ def _pattern(text: str) -> str:
     fits = (
         n_m and 1 <= int(n_m[1]) <= int(n_m[2]) <= 32
     )  # as sparsify_ asks, before a model is open
-    if not fits and not re.fullmatch(r"unstructured|block:\d+x\d+|vector:\d+", text):
+    if not fits and not re.fullmatch(r"unstructured|block:[1-9]\d*x[1-9]\d*|vector:[1-9]\d*", text):
         raise argparse.ArgumentTypeError(
             f"got {text}, wanted unstructured, N:M such as 2:4 (N kept of M, at most 32), block:RxC "
             "such as block:16x16, or vector:G"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tamis import legacy, stored, writing
-from tamis.atomic import replaced_folder
+from tamis.atomic import check_path, replaced_folder
 from tamis.checkpoint import Checkpoint, file_error, read_json
 from tamis.errors import TamisValueError
 from tamis.layout import FORMATS, Layout
@@ -59,6 +59,7 @@ def convert(
         raise TamisValueError(
             f"convert: format: got {format!r}, wanted one of {', '.join(_CHOICES)}."
         )
+    check_path(src, _CALLER)
     source = _Source.open(Path(src))
     with replaced_folder(dst, overwrite=overwrite, caller=_CALLER) as folder:
         layouts: dict[str, Layout] = {}

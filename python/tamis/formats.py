@@ -162,9 +162,33 @@ def compressed(linear: nn.Linear, weight: Tensor, keep: Tensor, layout: Layout) 
     return module.train(linear.training)
 
 
+# What a user attached to a layer runs on with the one that takes its place.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def take_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Gives `new` the hooks of `old`, whose handles go on removing them.
+
+    Not those that make its weight, as torch.nn.utils.prune's do: the new one holds what they made.
+    """
+    if isinstance(old, SparseLinear) or "weight" in old._parameters:
+        vars(new).update({name: getattr(old, name) for name in _HOOKS})
+
+
 def swap(model: nn.Module, layers: Mapping[str, tuple[nn.Module, nn.Module]]) -> None:
     """Replaces (old, new) wherever the model holds old; all of them or, on an exception, none."""
     new_of = {id(old): new for old, new in layers.values()}
+    for old, new in layers.values():
+        take_hooks(old, new)
     places = [
         (parent, key, child)
         for parent in model.modules()

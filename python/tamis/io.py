@@ -12,7 +12,7 @@ from torch import nn
 
 from tamis import checkpoint as files
 from tamis import stored, writing
-from tamis.atomic import replaced_folder
+from tamis.atomic import check_path, replaced_folder
 from tamis.attached import plain_config, plugin
 from tamis.checkpoint import MANIFEST, MARKER, Checkpoint, read_json
 from tamis.conversion import convert, model_class
@@ -66,6 +66,7 @@ def save(
         TamisUnsupported: The model holds what this format cannot.
     """
     _check_model(model, "save")
+    check_path(dir, "save")
     size = writing.parse_size(max_shard_size)
     _check_materialized(model, "save")
     sources = _sources(model, dir)
@@ -101,6 +102,8 @@ def load(
         TamisValueError: ``model`` is needed, or does not fit the files.
     """
     kind = _torch_dtype(dtype)
+    check_path(dir, "load")
+    _check_device(device)
     if model is not None:
         _check_model(model, "load")
     folder = Path(dir)
@@ -150,6 +153,7 @@ def export(
     if format != "dense":
         raise TamisUnsupported(f"export: format: got {format!r}, wanted 'dense', all there is.")
     _check_model(model, "export")
+    check_path(dir, "export")
     size = writing.parse_size(max_shard_size)
     _check_materialized(model, "export")
     sources = _sources(model, dir)
@@ -196,6 +200,16 @@ def _torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
+def _check_device(device: torch.device | str | None) -> None:
+    """Refuses, before anything is read or filled, a device that this torch cannot use."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as err:
+        raise TamisValueError(
+            f"load: device: got {device!r} ({_first_line(err)}), wanted one that this torch can use."
+        ) from err
+
+
 def _manifest(folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
     """tamis.json, unless save_pretrained has rewritten the weights since it was made."""
     if not (folder / MANIFEST).is_file():
@@ -227,7 +241,7 @@ def _config(folder: Path) -> dict[str, Any] | None:
 def _sources(model: nn.Module, dir: Folder) -> list[Path]:
     """Folders that may hold the model's tokenizer: where it came from, and where it goes."""
     origin = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
-    return [Path(path) for path in (origin, dir) if str(path) and Path(path).is_dir()]
+    return [Path(path) for path in (origin, dir) if os.path.isdir(path)]
 
 
 def _save_pretrained(model: Any, folder: Path, size: int) -> None:

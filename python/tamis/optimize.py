@@ -26,6 +26,7 @@ from tamis.ops import cuda_cost
 from tamis.policy.allocate import matches
 from tamis.report import LayerReport, Report, host_facts
 from tamis.report_rows import describe, leaving_out, no_choice, row_of, timed
+from tamis.scope import check_model
 from tamis.timing import Bench
 
 __all__ = ["explain", "optimize_"]
@@ -61,7 +62,8 @@ def optimize_(  # noqa: PLR0913
         TamisValueError: objective, tokens or min_gain is out of range, or ignore matches nothing.
         TamisTypeError: model is not a module.
     """
-    _check(model, objective, tokens, min_gain)
+    _check("optimize_", model, tokens)
+    _check_aim(objective, min_gain)
     layers = _not_ignored(linear_layers(model), ignore)
     shared = tied(model)
     bench = Bench(tokens, seed, sum(dense_bytes(layer) for layer in layers.values()))
@@ -111,7 +113,12 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
         TamisTypeError: model is not a module.
         TamisValueError: tokens is not positive.
     """
-    _check(model, "latency", tokens, 0.0)
+    _check("explain", model, tokens)
+    if measure and any(p.is_meta for p in model.parameters()):
+        raise TamisValueError(
+            "explain: measure: got a model on the meta device, wanted weights in memory; load them, or "
+            "pass measure=False."
+        )
     convs = {n: m for n, m in model.named_modules() if isinstance(m, SparseConv2d)}
     layers = linear_layers(model)
     bench = Bench(tokens, seed, sum(dense_bytes(layer) for layer in layers.values()))
@@ -144,6 +151,10 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
 
 
 def _not_ignored(layers: Mapping[str, nn.Module], ignore: Sequence[str]) -> dict[str, nn.Module]:
+    if isinstance(ignore, str):
+        raise TamisTypeError(
+            f"optimize_: ignore: got the string {ignore!r}, wanted a list of names; pass [{ignore!r}]."
+        )
     for key in ignore:
         if not any(matches(key, name) for name in layers):
             raise TamisValueError(
@@ -184,18 +195,18 @@ def _best(costs: Mapping[str, float], min_gain: float) -> str:
     return best if costs[best] < costs["dense"] * (1 - min_gain) else "dense"
 
 
-def _check(model: object, objective: str, tokens: int, min_gain: float) -> None:
-    if not isinstance(model, nn.Module):
-        raise TamisTypeError(
-            f"optimize_: model: got {type(model).__name__}, wanted a torch.nn.Module; load it first."
+def _check(function: str, model: object, tokens: int) -> None:
+    check_model(function, model)
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise TamisValueError(
+            f"{function}: tokens: got {tokens!r}, wanted at least 1; pass the rows of x to time."
         )
+
+
+def _check_aim(objective: str, min_gain: float) -> None:
     if objective not in ("latency", "bytes"):
         raise TamisValueError(
             f"optimize_: objective: got {objective!r}, wanted 'latency' or 'bytes'; correct it."
-        )
-    if not isinstance(tokens, int) or tokens < 1:
-        raise TamisValueError(
-            f"optimize_: tokens: got {tokens!r}, wanted at least 1; pass the rows of x to time."
         )
     if not 0 <= min_gain < 1:
         raise TamisValueError(

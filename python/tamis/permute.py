@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor, fx, nn
@@ -56,10 +57,14 @@ def permute_for_groups(model: nn.Module, group: int, *, sparsity: float = 0.5) -
         raise TamisTypeError(
             f"permute_for_groups: model: got {type(model).__name__}, wanted a torch.nn.Module."
         )
-    if group < 2 or not 0 <= sparsity < 1:
+    if not isinstance(group, int) or group < 2:
         raise TamisValueError(
-            f"permute_for_groups: group, sparsity: got {group} and {sparsity}, wanted at least 2 "
-            "and 0 <= sparsity < 1."
+            f"permute_for_groups: group: got {group!r}, wanted a whole number of at least 2 outputs."
+        )
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
+        raise TamisValueError(
+            f"permute_for_groups: sparsity: got {sparsity!r}, wanted 0 <= sparsity < 1; it is the "
+            "fraction of zeros."
         )
     spaces = _Spaces(dict(model.named_modules()))
     spaces.follow(trace(model, "permute_for_groups"))

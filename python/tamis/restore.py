@@ -12,6 +12,7 @@ from tamis import stored
 from tamis.checkpoint import Checkpoint
 from tamis.convolution import as_matrix
 from tamis.errors import TamisValueError
+from tamis.formats import take_hooks
 from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
 from tamis.nn.conv import window_of
@@ -39,8 +40,14 @@ def load_module(
         layouts = stored.layouts_from_json(source["modules"], "modules", checkpoint.caller)
     sparse = {name: _sparse(model, checkpoint, name, lay, dtype) for name, lay in layouts.items()}
     aliases = source.get("aliases", {})
+    if not isinstance(aliases, dict):
+        raise checkpoint.error(
+            "aliases", type(aliases).__name__, "names by tied name",
+            "the file is damaged, copy or save it again.",
+        )  # fmt: skip
     tensors = _dense(model, checkpoint, set(layouts), aliases, dtype)
     for name, module in sparse.items():
+        take_hooks(model.get_submodule(name), module)
         model.set_submodule(name, module)
     _assign(model, tensors)
 
@@ -85,7 +92,7 @@ def _dense(
     model: nn.Module,
     checkpoint: Checkpoint,
     sparse: set[str],
-    aliases: Any,
+    aliases: dict[str, Any],
     dtype: torch.dtype | None,
 ) -> dict[str, torch.Tensor]:
     """Every other tensor of the state_dict, by name, once its shape has been checked."""
@@ -97,7 +104,7 @@ def _dense(
     known = {id(value): name for name, value in state.items() if name in checkpoint}
     tensors = {}
     for name, value in state.items():
-        alias = aliases.get(name) if isinstance(aliases, dict) else None
+        alias = aliases.get(name)
         source = next(
             (
                 n

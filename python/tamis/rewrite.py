@@ -239,6 +239,11 @@ def _check_dtype(format: str, dtype: object) -> None:
 
 def _check_layer(name: str, linear: nn.Linear, pattern: Pattern, grouped: bool) -> None:
     n, k = linear.weight.shape
+    if 0 in (n, k):
+        raise TamisValueError(
+            f"sparsify_: {name}: got a weight of shape [{n}, {k}], wanted at least one input and "
+            f"output; use ignore=[{name!r}]."
+        )
     if grouped and k % _group_size(pattern):
         raise TamisValueError(
             f"sparsify_: format: got 'groupq' for {name} with {k} inputs, wanted a multiple of "

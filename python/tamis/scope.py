@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 
 from torch import nn
 
@@ -57,6 +58,13 @@ def find_linears(
         TamisValueError: A target or ignore matches nothing, or nothing is left.
     """
     check_model("sparsify_", model)
+    if filter_fn is not None and not callable(filter_fn):
+        raise TamisTypeError(
+            f"sparsify_: filter_fn: got {type(filter_fn).__name__}, wanted a function of (module, "
+            "name)."
+        )
+    _check_keys("targets", targets)
+    _check_keys("ignore", ignore, may_be_none=False)
     linears = {
         n: m
         for n, m in model.named_modules()
@@ -75,13 +83,22 @@ def find_linears(
         and (filter_fn is None or filter_fn(linear, name))
     }
     if not found:
-        have = any(isinstance(module, SparseLinear) for module in model.modules())
-        fix = "call dense_ first: its linears are sparse already" if have else "widen targets"
         raise TamisValueError(
             f"sparsify_: targets: got no layer to prune among {len(linears)} nn.Linear and nn.Conv2d, "
-            f"wanted at least one; {fix}."
+            f"wanted at least one; {_why_none(model, linears)}."
         )
     return found
+
+
+def _why_none(model: nn.Module, linears: Mapping[str, nn.Module]) -> str:
+    """What to do where nothing can be pruned."""
+    kinds = {type(module) for module in model.modules()}
+    if any(issubclass(kind, SparseLinear) for kind in kinds):
+        return "call dense_ first: its linears are sparse already"
+    others = sorted(k.__name__ for k in kinds if issubclass(k, nn.Linear | nn.Conv2d))
+    if not linears and others:
+        return f"{', '.join(others)} would lose what they add, so replace them first"
+    return "widen targets" if linears else "pass a model that has some"
 
 
 def _kept_dense(model: nn.Module, linears: Mapping[str, nn.Module], by_family: bool) -> set[str]:
@@ -111,14 +128,23 @@ def _names(key: str, name: str, layer: nn.Module) -> bool:
     return key == type(layer).__name__ or allocation.matches(key, name)
 
 
-def _check_names(
-    argument: str, keys: Sequence[str] | None, layers: Mapping[str, nn.Module]
-) -> None:
+def _check_keys(argument: str, keys: object, may_be_none: bool = True) -> None:
     if isinstance(keys, str):
         raise TamisTypeError(
             f"sparsify_: {argument}: got the string {keys!r}, wanted a list of names; "
             f"pass [{keys!r}]."
         )
+    if keys is None and may_be_none:
+        return
+    if not isinstance(keys, Iterable) or not all(isinstance(key, str) for key in keys):
+        raise TamisTypeError(
+            f"sparsify_: {argument}: got {keys!r}, wanted a list of names; pass [] for none."
+        )
+
+
+def _check_names(
+    argument: str, keys: Sequence[str] | None, layers: Mapping[str, nn.Module]
+) -> None:
     for key in keys or ():
         if not any(_names(key, name, layer) for name, layer in layers.items()):
             raise TamisValueError(
@@ -148,15 +174,12 @@ def allocate(
     recipe: PruneRecipe,
 ) -> dict[str, float]:
     """Sparsity by layer."""
-    if (
-        isinstance(sparsity, bool)
-        or not isinstance(sparsity, (int, float))
-        or not 0 <= sparsity < 1
-    ):
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
         raise TamisValueError(
             f"sparsify_: sparsity: got {sparsity!r}, wanted 0 <= sparsity < 1; it is the fraction "
             "of zeros."
         )
+    sparsity = float(sparsity)
     shapes = {n: (m.out_features, m.in_features) for n, m in linears.items()}
     if how != "uniform" and (pattern.kind == "nm" or recipe.group == "global"):
         fixed = f"the pattern {pattern}" if pattern.kind == "nm" else "a global group"
@@ -175,7 +198,7 @@ def allocate(
     if isinstance(how, Mapping):
         return allocation.given(shapes, sparsity, how)
     known = {"uniform": allocation.uniform, "erk": allocation.erk}
-    if how not in known:
+    if not isinstance(how, str) or how not in known:
         raise TamisValueError(
             f"sparsify_: allocate: got {how!r}, wanted 'uniform', 'erk' or a dict of sparsities by "
             "layer name; correct it."

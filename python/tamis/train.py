@@ -36,7 +36,7 @@ class MaskGuard:
         masks: keep [n, k] bool by layer name, instead of the layers' own.
 
     Raises:
-        TamisTypeError: model is not a module.
+        TamisTypeError: model is not a module, or optimizer none of torch's.
         TamisValueError: A mask names no nn.Linear, has another shape, or nothing is masked.
     """
 
@@ -51,6 +51,11 @@ class MaskGuard:
             raise TamisTypeError(
                 f"MaskGuard: model: got {type(model).__name__}, wanted a torch.nn.Module; "
                 "load it first."
+            )
+        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+            raise TamisTypeError(
+                f"MaskGuard: optimizer: got {type(optimizer).__name__}, wanted a "
+                "torch.optim.Optimizer, or None to call apply() by hand."
             )
         self._linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
         self.masks: dict[str, Tensor] = {}
@@ -110,9 +115,10 @@ class MaskGuard:
         checked = {}
         for name, keep in masks.items():
             weight = self._layer(name).weight
-            if keep.shape != weight.shape:
+            shape = keep.shape if isinstance(keep, torch.Tensor) else ()
+            if shape != weight.shape:
                 raise TamisValueError(
-                    f"MaskGuard: {name}: got a mask of shape {list(keep.shape)}, wanted "
+                    f"MaskGuard: {name}: got a mask of shape {list(shape)}, wanted "
                     f"{list(weight.shape)}; pass the mask of this layer."
                 )
             checked[name] = keep.to(device=weight.device, dtype=torch.bool)

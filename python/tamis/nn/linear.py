@@ -213,9 +213,16 @@ class SparseLinear(nn.Module):
         """SparseLinear that shares the arrays of ``a``, and ``bias``.
 
         Raises:
-            TamisTypeError: ``bias`` is not float32, float16 or bfloat16.
+            TamisTypeError: ``a`` is no SparseMatrix, or ``bias`` not float32, float16 or bfloat16.
             TamisValueError: ``bias`` does not have one element per row.
         """
+        if not isinstance(a, SparseMatrix):
+            raise TamisTypeError(
+                f"SparseLinear.from_matrix: a: got {type(a).__name__}, wanted a SparseMatrix; make "
+                "it by tamis.compress."
+            )
+        if bias is not None:
+            _float_name(bias.dtype)
         if bias is not None and bias.shape != (a.shape[0],):
             raise TamisValueError(
                 f"SparseLinear.from_matrix: bias: got shape {list(bias.shape)}, wanted "

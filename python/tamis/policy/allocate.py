@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from numbers import Real
 
 from tamis.errors import TamisValueError
 from tamis.recipe import count_dropped
@@ -49,9 +50,9 @@ def given(shapes: Shapes, sparsity: float, wanted: Mapping[str, float]) -> dict[
         TamisValueError: A key matches no layer or a value is outside [0, 1).
     """
     for key, value in wanted.items():
-        if not 0 <= value < 1:
+        if not isinstance(value, Real) or not 0 <= value < 1:
             raise TamisValueError(
-                f"allocate.given: {key!r}: got sparsity {value}, wanted 0 <= sparsity < 1; "
+                f"allocate.given: {key!r}: got sparsity {value!r}, wanted 0 <= sparsity < 1; "
                 "give the fraction of zeros."
             )
         if not any(matches(key, name) for name in shapes):

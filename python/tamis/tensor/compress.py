@@ -93,6 +93,14 @@ class _Request:
         self.dtype = "i8" if dtype in CODE_LIMIT else dtype
         self.n_m = _pair("n_m", n_m)
         self.block = _pair("block", block)
+        if not 1 <= self.n_m[0] <= self.n_m[1] <= 32:
+            raise TamisValueError(
+                "compress: n_m: got {}:{}, wanted 1 <= keep <= of <= 32.".format(*self.n_m)
+            )
+        if min(self.block) < 1:
+            raise TamisValueError(
+                f"compress: block: got {block}, wanted at least one row and column."
+            )
 
     def layout(self, format: str) -> Layout:
         n, m = self.n_m if format == "nm" else (0, 0)
@@ -103,11 +111,11 @@ class _Request:
     def candidates(self) -> list[Layout]:
         """Layouts whose pattern divides the shape, preferred first."""
         rows, cols = self.shape
-        n, m = self.n_m
+        m = self.n_m[1]
         r, c = self.block
         fits = {
-            "nm": 1 <= n <= m <= 32 and cols % m == 0,
-            "block": r >= 1 and c >= 1 and rows % r == 0 and cols % c == 0,
+            "nm": cols % m == 0,
+            "block": rows % r == 0 and cols % c == 0,
         }
         return [self.layout(name) for name in _PREFERENCE if fits.get(name, True)]
 
@@ -239,6 +247,8 @@ def _check_codes(request: _Request, format: str) -> None:
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
-    if isinstance(value, (tuple, list)) and len(value) == 2 and all(type(v) is int for v in value):
-        return value[0], value[1]
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        first, second = value
+        if all(isinstance(v, (int, np.integer)) for v in (first, second)):
+            return int(first), int(second)
     raise TamisTypeError(f"compress: {name}: got {value!r}, wanted a pair of integers.")

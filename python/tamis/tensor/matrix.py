@@ -41,6 +41,11 @@ class SparseMatrix:
     __array_ufunc__ = None
 
     def __init__(self, layout: Layout, arrays: Mapping[str, Any]) -> None:
+        if not isinstance(layout, Layout) or not isinstance(arrays, Mapping):
+            raise TamisTypeError(
+                f"SparseMatrix: got {type(layout).__name__} and {type(arrays).__name__}, wanted a "
+                "Layout and a dict of arrays; tamis.compress makes both."
+            )
         kinds = {is_torch(array) for array in arrays.values()}
         if len(kinds) != 1 or not all(
             is_torch(a) or isinstance(a, np.ndarray) for a in arrays.values()
@@ -112,6 +117,7 @@ class SparseMatrix:
                 f"[{self.layout.cols}, m] for a weight of shape {list(self.shape)}."
             )
         if is_torch(x):
+            _torch_side().check_strided(x)
             rows = x.unsqueeze(0) if x.ndim == 1 else x.T
             y = _torch_side().spmm(rows, self.to_tensors())
         else:

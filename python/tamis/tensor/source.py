@@ -75,6 +75,10 @@ def read(w: Any) -> Dense | Rows:
         source = _read_torch(w)
     elif hasattr(w, "tocsr") and hasattr(w, "nnz"):
         source = _read_scipy(w)
+    elif isinstance(w, np.ma.MaskedArray):
+        raise TamisTypeError(
+            "compress: W: got a masked array, wanted a plain one; call W.filled(0)."
+        )
     elif isinstance(w, np.ndarray):
         _check_shape(w.shape)
         source = Dense(*_stored(np.ascontiguousarray(w)))
@@ -117,6 +121,13 @@ def _read_torch(w: Any) -> Dense | Rows:
     torch = sys.modules["torch"]
     w = w.detach()
     _check_shape(tuple(w.shape))
+    known = (torch.strided, torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr)
+    if w.is_meta or w.layout not in known or w.dense_dim() != (2 if w.layout == known[0] else 0):
+        got = "no memory (device meta)" if w.is_meta else f"layout {w.layout}"
+        raise TamisTypeError(
+            f"compress: W: got {got}, wanted a strided, coo, csr, csc or bsr tensor of numbers in "
+            "memory; convert it with W.to_dense()."
+        )
     if w.layout == torch.strided:
         return Dense(*_stored_torch(w), device=w.device)
     if w.layout == torch.sparse_bsr:
@@ -143,6 +154,11 @@ def _read_bsr(w: Any) -> Rows:
 
 
 def _read_scipy(w: Any) -> Rows:
+    if hasattr(w, "check_format"):  # scipy's own loops read what the indices say
+        try:
+            w.check_format(full_check=True)
+        except ValueError as error:
+            raise _damaged(w.format, str(error)) from error
     rows = w.tocsr(copy=True)
     _check_shape(tuple(rows.shape))
     rows.sum_duplicates()
@@ -154,6 +170,7 @@ def _rows(
     offsets: Array, columns: Array, values: Array, shape: tuple[int, ...], dtype: str, device: Any
 ) -> Rows:
     """Rows with sorted columns and the index types of the csr format."""
+    _check_indices(offsets, columns, shape)
     source = Rows(
         offsets.astype(np.int64),
         columns.astype(np.int64),
@@ -178,6 +195,23 @@ def _rows(
     return Rows(source.row_offsets, columns.astype(np.int32), values, source.shape, dtype, device)
 
 
+def _check_indices(offsets: Array, columns: Array, shape: tuple[int, ...]) -> None:
+    """Refuses what torch makes unchecked."""
+    steps = np.diff(offsets)
+    if offsets[0] != 0 or offsets[-1] != columns.size or bool((steps < 0).any()):
+        raise _damaged("csr", f"row offsets that do not rise from 0 to {columns.size}")
+    outside = (columns < 0) | (columns >= shape[1])
+    if bool(outside.any()):
+        raise _damaged("csr", f"column {int(columns[outside][0])} of {shape[1]}")
+
+
+def _damaged(format: str, what: str) -> TamisValueError:
+    return TamisValueError(
+        f"compress: W: got a damaged {format} matrix ({what}), wanted indices within its shape; "
+        "make it anew."
+    )
+
+
 def _stored(w: Array) -> tuple[Array, str]:
     name = _FLOATS.get(w.dtype.name)
     if name is None:
@@ -185,8 +219,9 @@ def _stored(w: Array) -> tuple[Array, str]:
             f"compress: W: got dtype {w.dtype}, wanted float16, float32 or float64; convert it "
             "with W.astype(numpy.float32)."
         )
+    wanted = np.float32 if w.dtype.name == "float64" else w.dtype.newbyteorder("=")
     with np.errstate(over="ignore"):
-        return (w.astype(np.float32) if w.dtype.name == "float64" else w), name
+        return w.astype(wanted, copy=False), name
 
 
 def _stored_torch(w: Any) -> tuple[Array, str]:

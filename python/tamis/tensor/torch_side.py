@@ -55,6 +55,19 @@ def to_tensors(layout: Layout, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
+def check_strided(x: Tensor) -> None:
+    """Refuses a sparse x.
+
+    Raises:
+        TamisTypeError: It is one.
+    """
+    if x.layout != torch.strided:
+        raise TamisTypeError(
+            f"A @ X: X: got layout {x.layout}, wanted a strided tensor; call X.to_dense(), or "
+            "compress both as csr."
+        )
+
+
 def product(a: SparseMatrix, b: SparseMatrix) -> dict[str, Tensor]:
     """Arrays of the csr product of two csr matrices."""
     names = ("values", "row_offsets", "col_indices")
