@@ -125,12 +125,21 @@ TEST(ChooseSpmm, Int8TakesQuadsForSeveralTokens) {
   SpmmDesc desc = desc_of(Format::nm, DType::i8, DType::f16);
   desc.n = desc.k = 4096;
   desc.nnz = desc.n * desc.k / 2;
-  for (const auto& [tokens, kernel] : {std::pair{6, "spmm_nm_i8_f16_avx512vbmi2_codes"},
-                                       {8, "spmm_nm_i8_f16_avx512vbmi2_quads"},
-                                       {512, "spmm_nm_i8_f16_avx512vbmi2_quads"}}) {
-    desc.m = tokens;
-    EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name, kernel) << tokens << " tokens";
-    EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, kernel) << tokens << " tokens";
+  struct Chosen {
+    int64_t tokens;
+    const char *zen4, *intel;
+  };
+  for (const Chosen& c : {Chosen{3, "codes", "codes"},
+                          {4, "turns", "codes"},
+                          {6, "octets", "codes"},
+                          {8, "octets", "quads"},
+                          {16, "quads", "quads"},
+                          {64, "quads", "quads"},
+                          {512, "quads", "quads"}}) {
+    desc.m = c.tokens;
+    const std::string kernel = "spmm_nm_i8_f16_avx512vbmi2_";
+    EXPECT_EQ(choose_spmm(desc, isa::avx512bf16)->name, kernel + c.zen4) << c.tokens << " tokens";
+    EXPECT_EQ(choose_spmm(desc, isa::avx512vbmi2)->name, kernel + c.intel) << c.tokens << " tokens";
   }
   EXPECT_STREQ(choose_spmm(desc, isa::avx512)->name, "spmm_nm_i8_f16_avx2_codes");
 }

@@ -18,6 +18,8 @@
 // expanded at a time 14.5, 14.1, 14.1 and at 4096x14336 55, 50.8, 49.7, because L1 gets a quarter
 // of a line a cycle and totals of more rows leave it. Products alone would take 11.0 and 38.5.
 //
+// 9 to 16 tokens on Zen 4: the loop of quads_beside_avx512vbmi2.h.
+//
 // Needs: codes of x past k and of missing tokens zero.
 //
 // Tail: rows past the last are computed on what was there and not stored; values as in codes-inl.h.
@@ -27,7 +29,8 @@
 #include "ops/spmm/codes-inl.h"
 #include "ops/spmm/codes_avx512vbmi2.h"
 #include "ops/spmm/kernels.h"
-#include "ops/spmm/quads_avx512vbmi2.h"
+#include "ops/spmm/pages.h"
+#include "ops/spmm/quads_beside_avx512vbmi2.h"
 
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12, its own intrinsics
 
@@ -75,18 +78,6 @@ struct QuadsRun {
   int64_t y_bytes;   // from token to token
 };
 
-// The words of a chunk of one row, w + 128.
-template <bool kExact>
-TAMIS_INLINE const int8_t* expand_row(const uint64_t* mask, const int8_t* p, const Chunks& chunk,
-                                      uint8_t* to) {
-  for (int64_t word = chunk.begin / 64; word * 64 < chunk.end; ++word, to += 64) {
-    const uint64_t bits = *mask++ & bits_within(word, chunk.begin, chunk.end);
-    _mm512_store_si512(to, expand_codes<kExact>(bits, p));
-    p += simd::popcount(bits);
-  }
-  return p;
-}
-
 // Expands a chunk of rows [row, row + rows). Beside that, fetches a line of later rows' values and
 // half a line of their masks a row.
 void expand_rows(const MatrixView& w, QuadsTile& tile, int64_t row, int rows, const Chunks& chunk,
@@ -113,20 +104,6 @@ void expand_rows(const MatrixView& w, QuadsTile& tile, int64_t row, int rows, co
       }
     }
     tile.values[r] = p;
-  }
-}
-
-// 64 / T weights, repeated.
-template <int T>
-TAMIS_INLINE __m512i repeat(const uint8_t* w) {
-  if constexpr (T == 8) {
-    int64_t eight;
-    __builtin_memcpy(&eight, w, 8);
-    return _mm512_set1_epi64(eight);
-  } else {
-    int32_t four;
-    __builtin_memcpy(&four, w, 4);
-    return _mm512_set1_epi32(four);
   }
 }
 
@@ -165,7 +142,7 @@ __attribute__((noinline)) void multiply_quads(QuadsTile& tile, int row, float (*
     }
 #pragma GCC unroll 24
     for (int r = 0; r < R; ++r) {
-      const __m512i weights = repeat<T>(w + r * kStepColumns);
+      const __m512i weights = repeat_quads<T>(w + r * kStepColumns);
 #pragma GCC unroll 3
       for (int p = 0; p < P; ++p) dot(sum[r][p], weights, tokens[p]);
     }
@@ -201,21 +178,8 @@ void store_quads(const SpmmArgs& a, const QuadsTile& tile, int64_t row, int rows
     for (int64_t p = 0; p < run; ++p) {
       const int64_t token = (first + panel + p) * tokens;
       for (int r = 0; r < rows; r += 16) {
-        const int n = rows - r < 16 ? rows - r : 16;
-        __m512i v[16];
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) {
-          v[i] = _mm512_load_si512(tile.total[panel * kRows + (r + i) * run + p]);
-        }
-        transpose(v);
-        const simd::F32 scale = scaled ? simd::splat(1.0f) : simd::load(a.w.scales + row + r, n);
-        for (int64_t t = 0; t < tokens && token + t < a.m; ++t) {
-          simd::F32 y = _mm512_castsi512_ps(v[t]);
-          if (tokens == kFewTokens) {
-            y = simd::add(_mm512_castsi512_ps(v[2 * t]), _mm512_castsi512_ps(v[2 * t + 1]));
-          }
-          store_rows(a, simd::mul(y, scale), row + r, token + t, n);
-        }
+        store_panel(a, tile.total + panel * kRows + r * run + p, run, row + r,
+                    rows - r < 16 ? rows - r : 16, token, tokens, scaled);
       }
     }
   }
@@ -223,6 +187,9 @@ void store_quads(const SpmmArgs& a, const QuadsTile& tile, int64_t row, int rows
 
 void spmm_quads(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   const XQuads x = quads_of(a, const_cast<void*>(a.prepared));
+  if (few_tokens().expand_beside && x.panels == 1 && x.tokens == kQuadTokens) {
+    return spmm_beside<kQuadTokens>(a, x, row_begin, row_end);
+  }
   const auto* values = static_cast<const int8_t*>(a.w.values);
   const int64_t words = mask_words(a.w.cols), steps = step_count(a.w);
   const int64_t groups = a.w.group_size < a.w.cols ? ceil_div(a.w.cols, a.w.group_size) : 1;

@@ -11,9 +11,13 @@ constexpr int64_t kPage = 4096;
 constexpr FewTokens kAsZen4{.burst_bytes = 128 * 1024,
                             .code_bursts = 128 * 1024,
                             .strip_bytes = 24 * 1024,
-                            .strip_rows = 64};
-constexpr FewTokens kAsIntel{
-    .burst_bytes = 64 * 1024, .code_bursts = 0, .strip_bytes = 32 * 1024, .strip_rows = 16};
+                            .strip_rows = 64,
+                            .expand_beside = true};
+constexpr FewTokens kAsIntel{.burst_bytes = 64 * 1024,
+                             .code_bursts = 0,
+                             .strip_bytes = 32 * 1024,
+                             .strip_rows = 16,
+                             .expand_beside = false};
 
 // Rows before `row`: bytes of their values, and of what stands beside values.
 struct Before {

@@ -24,6 +24,7 @@ struct FewTokens {
   int64_t code_bursts;  // the same of weights that are codes
   int64_t strip_bytes;  // of x in strips that stay in L1 with the sums of strip_rows rows
   int64_t strip_rows;   // at most, in a group
+  bool expand_beside;   // 9 to 16 tokens of i8: the next weights beside products, not between them
 };
 const FewTokens& few_tokens(IsaBits isa);
 const FewTokens& few_tokens();  // of this host

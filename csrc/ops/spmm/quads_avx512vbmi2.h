@@ -7,7 +7,7 @@
 
 #include "base/simd/avx512.h"
 #include "base/simd/transpose16.h"
-#include "ops/spmm/codes.h"
+#include "ops/spmm/codes-inl.h"
 #include "ops/spmm/codes_avx512vbmi2.h"
 
 namespace tamis {
@@ -90,6 +90,49 @@ void prepare_panels(const SpmmArgs& a, const XQuads& to, int part, int parts) {
       _mm512_store_si512(to.starts + (chunk.index * to.panels + panel) * 16,
                          quads_start(out + begin * word_bytes, (end - begin) * word_bytes));
     }
+  }
+}
+
+// The words of a chunk of one row, w + 128. Returns where the row's values go on.
+template <bool kExact>
+TAMIS_INLINE const int8_t* expand_row(const uint64_t* mask, const int8_t* p, const Chunks& chunk,
+                                      uint8_t* to) {
+  for (int64_t word = chunk.begin / 64; word * 64 < chunk.end; ++word, to += 64) {
+    const uint64_t bits = *mask++ & bits_within(word, chunk.begin, chunk.end);
+    _mm512_store_si512(to, expand_codes<kExact>(bits, p));
+    p += simd::popcount(bits);
+  }
+  return p;
+}
+
+// 64 / T weights, repeated.
+template <int T>
+TAMIS_INLINE __m512i repeat_quads(const uint8_t* w) {
+  if constexpr (T == 8) {
+    int64_t eight;
+    __builtin_memcpy(&eight, w, 8);
+    return _mm512_set1_epi64(eight);
+  } else {
+    int32_t four;
+    __builtin_memcpy(&four, w, 4);
+    return _mm512_set1_epi32(four);
+  }
+}
+
+// y of rows [row, row + n), at most 16, and a panel's tokens from `token` on. total: of 16 rows,
+// `stride` vectors apart.
+TAMIS_INLINE void store_panel(const SpmmArgs& a, const float (*total)[16], int64_t stride,
+                              int64_t row, int n, int64_t token, int64_t tokens, bool scaled) {
+  __m512i v[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) v[i] = _mm512_load_si512(total[i * stride]);
+  transpose(v);
+  const simd::F32 scale = scaled ? simd::splat(1.0f) : simd::load(a.w.scales + row, n);
+  for (int64_t t = 0; t < tokens && token + t < a.m; ++t) {
+    const simd::F32 y = tokens == kQuadTokens ? _mm512_castsi512_ps(v[t])
+                                              : simd::add(_mm512_castsi512_ps(v[2 * t]),
+                                                          _mm512_castsi512_ps(v[2 * t + 1]));
+    store_rows(a, simd::mul(y, scale), row, token + t, n);
   }
 }
 
