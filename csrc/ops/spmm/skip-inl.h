@@ -50,8 +50,9 @@ namespace {
 
 inline constexpr int kTileVectors = 8;
 inline constexpr int64_t kSkipTokens = 256;
-inline constexpr int64_t kSkipRows = 256;  // times kSkipTokens sums, which stay in L2
-inline constexpr int64_t kFetchRows = 2;   // ahead, to L1
+inline constexpr int64_t kSkipRows = 256;       // times kSkipTokens sums, which stay in L2
+inline constexpr int64_t kShareVectors = 4;     // fewest of a tile whose loads two rows share,
+inline constexpr int64_t kShareFewVectors = 6;  // and where less than a quarter is stored
 inline constexpr int kFetchToL1 = 3;
 
 // A pass: tokens [begin, begin + kSkipTokens) as far as they exist.
@@ -69,6 +70,13 @@ struct SkipPass {
   // Vectors before a tile; tiles are as even as can be.
   TAMIS_INLINE int64_t before(int64_t tile) const { return vectors * tile / tiles; }
   TAMIS_INLINE int64_t word_elements() const { return vectors * kLanes * kWordUnits; }
+  // Whether two rows share loads: where a row's products outlast a wrong guess or two. Not on
+  // Emerald Rapids, which loads twice a cycle.
+  bool shares(const MatrixView& w) const {
+    const bool many = 4 * w.nnz >= w.rows * w.cols;
+    return vectors / tiles >= (many ? kShareVectors : kShareFewVectors) &&
+           !has_intel_costs(active_isa());
+  }
 };
 
 template <class Unit>
@@ -124,8 +132,25 @@ TAMIS_INLINE void add_unit(const typename Unit::Element* weight, const typename 
   }
 }
 
+// A unit that rows a and b both have.
+template <class Unit, int T>
+TAMIS_INLINE void add_shared(const typename Unit::Element* weight_a,
+                             const typename Unit::Element* weight_b,
+                             const typename Unit::Element* x, simd::F32 (&sum_a)[T],
+                             simd::F32 (&sum_b)[T]) {
+  __asm__("" : "+r"(x));
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+    simd::F32 tokens = simd::load(reinterpret_cast<const float*>(x + t * kLanes));
+    __asm__("" : "+v"(tokens));  // else both products load it
+    sum_a[t] = Unit::product(sum_a[t], weight_a, tokens);
+    sum_b[t] = Unit::product(sum_b[t], weight_b, tokens);
+  }
+}
+
 // What is left of the weights of one row and word, from left to right: as stored beside a mask, as
-// stored beside a list of columns, or expanded to units. kPacked: f32, side by side.
+// stored beside a list of columns, or expanded to units. kPacked: f32, side by side. of(): the
+// weight of the lowest of some units, all of which are there.
 template <class Unit>
 struct MaskedWeights {
   static constexpr bool kPacked = true;
@@ -133,6 +158,9 @@ struct MaskedWeights {
   uint64_t bits;
   TAMIS_INLINE int64_t unit() const { return static_cast<int64_t>(_tzcnt_u64(bits)); }
   TAMIS_INLINE const typename Unit::Element* place() const { return weight; }
+  TAMIS_INLINE const typename Unit::Element* of(uint64_t units) const {
+    return weight + simd::popcount(bits & _blsmsk_u64(units)) - 1;
+  }
   TAMIS_INLINE void next() {
     ++weight;
     bits &= bits - 1;
@@ -157,6 +185,9 @@ struct ExpandedWeights {
   uint64_t bits;
   TAMIS_INLINE int64_t unit() const { return static_cast<int64_t>(_tzcnt_u64(bits)); }
   TAMIS_INLINE const typename Unit::Element* place() const { return weights + unit(); }
+  TAMIS_INLINE const typename Unit::Element* of(uint64_t units) const {
+    return weights + _tzcnt_u64(units);
+  }
   TAMIS_INLINE void next() { bits &= bits - 1; }
 };
 
@@ -199,6 +230,22 @@ TAMIS_INLINE void add_pair(Weights a, int count_a, Weights b, int count_b,
   }
 }
 
+// Two rows times the tile at x: the units that both have, then those of one.
+template <class Unit, int T, class Weights>
+TAMIS_INLINE void share_pair(const Weights& a, const Weights& b, const typename Unit::Element* x,
+                             simd::F32 (&sum_a)[T], simd::F32 (&sum_b)[T]) {
+  const auto x_of = [x](uint64_t units) { return x + _tzcnt_u64(units) * (T * kLanes); };
+  for (uint64_t left = a.bits & b.bits; left; left &= left - 1) {
+    add_shared<Unit, T>(a.of(left), b.of(left), x_of(left), sum_a, sum_b);
+  }
+  for (uint64_t left = a.bits & ~b.bits; left; left &= left - 1) {
+    add_unit<Unit, T>(a.of(left), x_of(left), sum_a);
+  }
+  for (uint64_t left = b.bits & ~a.bits; left; left &= left - 1) {
+    add_unit<Unit, T>(b.of(left), x_of(left), sum_b);
+  }
+}
+
 // 0, 1, 2, ...
 struct RowNumbers {
   alignas(64) uint8_t of[kSkipRows] = {};
@@ -207,8 +254,9 @@ struct RowNumbers {
   }
 };
 
-// Rows [row, row + rows) and the word they are at. Pairs are of neighbours in order[]; a row that
-// stores nothing makes their number even.
+// Rows [row, row + rows) and the word they are at. Pairs are of neighbours in order[], or of rows
+// 2i and 2i + 1 if they share loads: then in which order a row adds depends on the other, so it
+// must not depend on which thread has them. A row that stores nothing makes their number even.
 template <class Unit>
 struct SkipRows {
   using W = typename Unit::W;
@@ -217,18 +265,20 @@ struct SkipRows {
   const MatrixView& w;
   int64_t words;  // of a row
   int64_t row, rows, word = 0;
-  int64_t at[kSkipRows] = {};      // next value of each
-  uint64_t masks[kSkipRows] = {};  // of each in the word, unless listed()
+  bool shares;
+  int64_t at[kSkipRows + 2] = {};      // next value of each
+  uint64_t masks[kSkipRows + 2] = {};  // of each in the word, unless listed()
   // Of each row, units that have weights in the word; past the last 255.
   alignas(64) uint8_t units[kSkipRows];
-  uint8_t order[kSkipRows + 64] = {};  // rows by units
+  uint8_t order[kSkipRows + 64] = {};  // rows by units, unless they share loads
 
   // Rows [row_of, row_end) as far as they fit.
-  SkipRows(const MatrixView& w_of, int64_t row_of, int64_t row_end)
+  SkipRows(const MatrixView& w_of, int64_t row_of, int64_t row_end, bool shares_loads)
       : w(w_of),
         words(mask_words(w_of.cols)),
         row(row_of),
-        rows(row_end - row_of < kSkipRows ? row_end - row_of : kSkipRows) {
+        rows(row_end - row_of < kSkipRows ? row_end - row_of : kSkipRows),
+        shares(shares_loads) {
     const Expander<Unit, 1> starts(w);
     for (int64_t r = 0; r < rows; ++r) at[r] = starts.row_values(row + r);
     __builtin_memset(units, 0xff, sizeof units);
@@ -241,19 +291,19 @@ struct SkipRows {
   TAMIS_INLINE int64_t pairs() const { return (rows + 1) / 2; }
   // Whether products read the list of columns as it is stored, and no mask.
   TAMIS_INLINE bool listed() const {
-    return sizeof(W) == sizeof(Element) && w.format == Format::csr8;
+    return !shares && sizeof(W) == sizeof(Element) && w.format == Format::csr8;
   }
-  // Values stored in the word, once it is sorted.
-  TAMIS_INLINE int count(int64_t r) const {
-    return w.format == Format::csr8 ? w.col_bytes[cell(r)] : simd::popcount(masks[r]);
+  // The first value past the word, once it is read.
+  TAMIS_INLINE int64_t end(int64_t r) const {
+    return at[r] + (listed() ? units[r] : simd::popcount(masks[r]));
   }
 
-  // Counts and orders what the word has.
-  void sort() {
+  // Reads what the word has and orders it.
+  void read() {
     Expander<Unit, 1> of_row(w);
     for (int64_t r = 0; r < rows; ++r) {
       if (listed()) {
-        units[r] = static_cast<uint8_t>(count(r));
+        units[r] = w.col_bytes[cell(r)];
       } else {
         of_row.row = row + r;
         of_row.at[0] = at[r];
@@ -261,7 +311,7 @@ struct SkipRows {
         units[r] = static_cast<uint8_t>(simd::popcount(units_in<Unit>(masks[r])));
       }
     }
-    order_by_units();
+    if (!shares) order_by_units();
   }
   // Rows of each number of units, the fewest first, from left to right.
   void order_by_units() {
@@ -287,29 +337,44 @@ struct SkipRows {
   }
   // Goes to a word, the first one or the next.
   void begin(int64_t at_word) {
-    for (int64_t r = 0; at_word && r < rows; ++r)
-      at[r] += Unit::kColumns == 1 ? units[r] : count(r);
+    for (int64_t r = 0; at_word && r < rows; ++r) at[r] = end(r);
     word = at_word;
-    sort();
+    read();
   }
 
-  // What row r needs for the next word: its values, usually `bytes` of them and at most a line
-  // more, and their columns.
-  TAMIS_INLINE void fetch(int64_t r, int64_t bytes) const {
-    const auto* next = reinterpret_cast<const char*>(values() + at[r]) + bytes;
-    for (int64_t b = 0; b < bytes + 64; b += 64) __builtin_prefetch(next + b, 0, kFetchToL2);
+  // What two rows need for the next word, whose values begin at value `begin` of each: usually
+  // `bytes` of them and at most a line more (the first one's line is there), and their columns.
+  TAMIS_INLINE void fetch(const int64_t (&of_rows)[2], const int64_t (&begin)[2],
+                          int64_t bytes) const {
+    const auto *a = reinterpret_cast<const char*>(values() + begin[0]),
+               *b = reinterpret_cast<const char*>(values() + begin[1]);
+    for (int64_t line = 64; line <= bytes + 64; line += 64) {
+      __builtin_prefetch(a + line, 0, kFetchToL2);
+      __builtin_prefetch(b + line, 0, kFetchToL2);
+    }
     if (w.format == Format::csr8) {
-      __builtin_prefetch(columns() + at[r] + 64, 0, kFetchToL2);
-      __builtin_prefetch(w.col_bytes + cell(r) + 64, 0, kFetchToL2);
+#pragma GCC unroll 2
+      for (int p = 0; p < 2; ++p) {
+        __builtin_prefetch(columns() + at[of_rows[p]] + 64, 0, kFetchToL2);
+        __builtin_prefetch(w.col_bytes + cell(of_rows[p]) + 64, 0, kFetchToL2);
+      }
     } else if (word % 8 == 0) {
-      __builtin_prefetch(w.mask + cell(r) + 8, 0, kFetchToL2);
+      __builtin_prefetch(w.mask + cell(of_rows[0]) + 8, 0, kFetchToL2);
+      __builtin_prefetch(w.mask + cell(of_rows[1]) + 8, 0, kFetchToL2);
     }
   }
-  // The same of this word, to L1.
-  TAMIS_INLINE void fetch_near(int64_t r, int64_t bytes) const {
-    const auto* mine = reinterpret_cast<const char*>(values() + at[r]);
-    for (int64_t b = 0; b < bytes + 64; b += 64) __builtin_prefetch(mine + b, 0, kFetchToL1);
-    if (listed()) __builtin_prefetch(columns() + at[r], 0, kFetchToL1);
+  // What the products of this word read from values a and b on, to L1.
+  TAMIS_INLINE void fetch_near(int64_t a, int64_t b, int64_t bytes) const {
+    const auto *of_a = reinterpret_cast<const char*>(values() + a),
+               *of_b = reinterpret_cast<const char*>(values() + b);
+    for (int64_t line = 0; line < bytes + 64; line += 64) {
+      __builtin_prefetch(of_a + line, 0, kFetchToL1);
+      __builtin_prefetch(of_b + line, 0, kFetchToL1);
+    }
+    if (listed()) {
+      __builtin_prefetch(columns() + a, 0, kFetchToL1);
+      __builtin_prefetch(columns() + b, 0, kFetchToL1);
+    }
   }
 
   // The word of rows a and b times the tile at x.
@@ -329,16 +394,32 @@ struct SkipRows {
     } else {
       alignas(64) Element expanded[2][64 / Unit::kColumns];
       using Weights = ExpandedWeights<Unit>;
-      add_pair<Unit, T>(Weights{expanded[0], expand(a, expanded[0])}, units[a],
-                        Weights{expanded[1], expand(b, expanded[1])}, units[b], x, sum_a, sum_b);
+      add_pair<Unit, T>(Weights{expanded[0], expand(at[a], masks[a], expanded[0])}, units[a],
+                        Weights{expanded[1], expand(at[b], masks[b], expanded[1])}, units[b], x,
+                        sum_a, sum_b);
     }
   }
-  TAMIS_INLINE uint64_t expand(int64_t r, Element* out) const {
-    const uint64_t mine = masks[r];
-    w.nnz - at[r] < 64 + Unit::kReadsPast
-        ? Unit::template expand<true>(mine, values() + at[r], out)
-        : Unit::template expand<false>(mine, values() + at[r], out);
-    return units_in<Unit>(mine);
+  // The same of rows whose values begin at_a and at_b, with these masks.
+  template <int T>
+  TAMIS_INLINE void add_sharing(int64_t at_a, uint64_t mask_a, int64_t at_b, uint64_t mask_b,
+                                const Element* x, simd::F32 (&sum_a)[T],
+                                simd::F32 (&sum_b)[T]) const {
+    if constexpr (sizeof(W) == sizeof(Element)) {
+      using Weights = MaskedWeights<Unit>;
+      share_pair<Unit, T>(Weights{values() + at_a, mask_a}, Weights{values() + at_b, mask_b}, x,
+                          sum_a, sum_b);
+    } else {
+      alignas(64) Element expanded[2][64 / Unit::kColumns];
+      using Weights = ExpandedWeights<Unit>;
+      share_pair<Unit, T>(Weights{expanded[0], expand(at_a, mask_a, expanded[0])},
+                          Weights{expanded[1], expand(at_b, mask_b, expanded[1])}, x, sum_a, sum_b);
+    }
+  }
+  TAMIS_INLINE uint64_t expand(int64_t values_at, uint64_t mask, Element* out) const {
+    w.nnz - values_at < 64 + Unit::kReadsPast
+        ? Unit::template expand<true>(mask, values() + values_at, out)
+        : Unit::template expand<false>(mask, values() + values_at, out);
+    return units_in<Unit>(mask);
   }
 };
 
@@ -347,6 +428,14 @@ struct SkipRows {
 struct SkipAhead {
   const char* at;
   int64_t lines, stride, left;
+
+  TAMIS_INLINE void pair() {
+    if (--left < 0) return;
+    for (int64_t line = 0; line < lines; ++line) {
+      __builtin_prefetch(at + line * 64, 0, kFetchToL2);
+    }
+    at += stride;
+  }
 };
 
 // The word of all rows times the tile at x; sums: [rows, T vectors]. Beside that, fetches what is
@@ -358,17 +447,9 @@ void skip_tile(const SkipRows<Unit>& v, const typename Unit::Element* x, float* 
     int64_t rows[2] = {v.order[i], v.order[i + 1]};
     __asm__("" : "+r"(rows[0]), "+r"(rows[1]));
     float* of_row[2] = {sums + rows[0] * T * kLanes, sums + rows[1] * T * kLanes};
-#pragma GCC unroll 2
-    for (int64_t p = 0; p < 2; ++p) {
-      v.fetch_near(v.order[i + kFetchRows + p], value_bytes);
-      if (first) v.fetch(rows[p], value_bytes);
-    }
-    if (--ahead.left >= 0) {
-      for (int64_t line = 0; line < ahead.lines; ++line) {
-        __builtin_prefetch(ahead.at + line * 64, 0, kFetchToL2);
-      }
-      ahead.at += ahead.stride;
-    }
+    v.fetch_near(v.at[v.order[i + 2]], v.at[v.order[i + 3]], value_bytes);
+    if (first) v.fetch(rows, {v.end(rows[0]), v.end(rows[1])}, value_bytes);
+    ahead.pair();
     simd::F32 sum[2][T];
 #pragma GCC unroll 2
     for (int p = 0; p < 2; ++p) {
@@ -382,6 +463,41 @@ void skip_tile(const SkipRows<Unit>& v, const typename Unit::Element* x, float* 
     for (int p = 0; p < 2; ++p) {
 #pragma GCC unroll 8
       for (int t = 0; t < T; ++t) simd::store(sum[p][t], of_row[p] + t * kLanes);
+    }
+  }
+}
+
+// The same where two rows share loads. Masks are read a pair ahead: the end of a loop over one is
+// foreseen wrong, but known long before the products that are on their way.
+template <class Unit, int T>
+void shared_tile(const SkipRows<Unit>& v, const typename Unit::Element* x, float* sums,
+                 int64_t value_bytes, bool first, SkipAhead ahead) {
+  uint64_t next_a = v.masks[0], next_b = v.masks[1];
+  int64_t next_at_a = v.at[0], next_at_b = v.at[1];
+  for (int64_t i = 0; i < 2 * v.pairs(); i += 2, sums += 2 * T * kLanes) {
+    const uint64_t mask_a = next_a, mask_b = next_b;
+    const int64_t at_a = next_at_a, at_b = next_at_b;
+    next_a = v.masks[i + 2], next_b = v.masks[i + 3];
+    next_at_a = v.at[i + 2], next_at_b = v.at[i + 3];
+    v.fetch_near(next_at_a, next_at_b, value_bytes);
+    if (first) {
+      v.fetch({i, i + 1}, {at_a + simd::popcount(mask_a), at_b + simd::popcount(mask_b)},
+              value_bytes);
+    }
+    ahead.pair();
+    simd::F32 sum[2][T];
+#pragma GCC unroll 2
+    for (int p = 0; p < 2; ++p) {
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        sum[p][t] = v.word == 0 ? simd::zero() : simd::load(sums + (p * T + t) * kLanes);
+      }
+    }
+    v.template add_sharing<T>(at_a, mask_a, at_b, mask_b, x, sum[0], sum[1]);
+#pragma GCC unroll 2
+    for (int p = 0; p < 2; ++p) {
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) simd::store(sum[p][t], sums + (p * T + t) * kLanes);
     }
   }
 }
@@ -419,14 +535,18 @@ void skip_rows(const SpmmArgs& a, int64_t row_begin, int64_t row_end, const Skip
   static constexpr Tile kTile[] = {skip_tile<Unit, 1>, skip_tile<Unit, 2>, skip_tile<Unit, 3>,
                                    skip_tile<Unit, 4>, skip_tile<Unit, 5>, skip_tile<Unit, 6>,
                                    skip_tile<Unit, 7>, skip_tile<Unit, 8>};
-  static_assert(kTileVectors == 8, "the table above has one entry per width of a tile");
+  static constexpr Tile kSharedTile[] = {shared_tile<Unit, 4>, shared_tile<Unit, 5>,
+                                         shared_tile<Unit, 6>, shared_tile<Unit, 7>,
+                                         shared_tile<Unit, 8>};
+  static_assert(kTileVectors == 8, "the tables above have one entry per width of a tile");
+  const bool shares = pass.shares(a.w);
   // Of each block: [tiles, rows made even, lanes of the tile].
   alignas(64) float sums[kMostBlocks][kSkipRows * kSkipTokens];
   const int64_t words = mask_words(a.w.cols), word_bytes = pass.word_elements() * 4;
   const int64_t y_bytes = size_of(a.x_dtype), blocks = ceil_div(row_end - row_begin, kSkipRows);
-  const int64_t value_bytes = words ? a.w.nnz * size_of(a.w.dtype) / (a.w.rows * words) + 1 : 0;
-  SkipRows<Unit> rows[kMostBlocks] = {{a.w, row_begin, row_end},
-                                      {a.w, row_begin + kSkipRows, row_end}};
+  const int64_t value_bytes = words ? a.w.nnz * size_of(a.w.dtype) / (a.w.rows * words) : 0;
+  SkipRows<Unit> rows[kMostBlocks] = {{a.w, row_begin, row_end, shares},
+                                      {a.w, row_begin + kSkipRows, row_end, shares}};
   const int64_t pairs = rows[0].pairs() + (blocks > 1 ? rows[1].pairs() : 0);
   if (words == 0) __builtin_memset(sums, 0, sizeof sums);
   const auto* x = static_cast<const Element*>(a.prepared) + pass.at;
@@ -450,9 +570,10 @@ void skip_rows(const SpmmArgs& a, int64_t row_begin, int64_t row_end, const Skip
               .stride = a.y_stride * y_bytes,
               .left = left < lanes ? left : lanes};
         }
-        kTile[lanes / kLanes - 1](rows[b], x + before * SkipPass<Unit>::kWordUnits,
-                                  sums[b] + before * 2 * rows[b].pairs(), value_bytes, tile == 0,
-                                  ahead);
+        const int64_t wide = lanes / kLanes;
+        const Tile product = shares ? kSharedTile[wide - kShareVectors] : kTile[wide - 1];
+        product(rows[b], x + before * SkipPass<Unit>::kWordUnits,
+                sums[b] + before * 2 * rows[b].pairs(), value_bytes, tile == 0, ahead);
         ahead.at += ahead.stride * rows[b].pairs();
         ahead.left -= rows[b].pairs();
       }
