@@ -23,6 +23,7 @@ def prepack_(
     *,
     tokens: int = 1,
     device: torch.device | str | None = None,
+    keep_dense: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Leaves each compressed weight on a CUDA device in the form its kernels read alone, in place.
@@ -34,6 +35,10 @@ def prepack_(
     packed, which takes longer than from what is saved (bench/results/gpu.md). Calls of very
     different numbers of tokens may pack a second form, as ever.
 
+    With ``keep_dense`` a layer lies there densely as well, if it loses to dense from some number of
+    tokens on: 1.6 of dense memory with half of the weights kept, and prompts that take no longer than
+    dense ones, until a weight is written (``load_state_dict``).
+
     Layers that no packed form takes (csr, blocks, 32-bit values) stay as they are, and their row says
     so. Packing half of the weights kept takes some 20 s a billion weights on 16 cores.
 
@@ -42,6 +47,7 @@ def prepack_(
         tokens: Rows of the inputs to come, 1 for decoding one sequence.
         device: CUDA device to move the model to; its compressed weights come there packed alone, so
             more than what they end as is never needed. None: each layer's own.
+        keep_dense: Whether long prompts and large batches shall have the weight densely.
         progress: Called with each layer's name.
 
     Returns:
@@ -59,7 +65,7 @@ def prepack_(
             progress(name)
         home = homes[name]
         if home.type == "cuda" and _takes(layer):
-            _pack(layer, home, tokens)
+            _pack(layer, home, tokens, keep_dense)
         row = describe(name, layer, reason=no_choice(layer), tokens=tokens)
         if layer.packed_on is None:
             why = "no CUDA kernel takes" if home.type == "cuda" else f"it lies on {home}:"
@@ -113,13 +119,19 @@ def _takes(layer: SparseLinear) -> bool:
     return sixteen and bool(cuda_cost.packed_form(layer.layout))
 
 
-def _pack(layer: SparseLinear, home: torch.device, tokens: int) -> None:
+def _pack(layer: SparseLinear, home: torch.device, tokens: int, keep_dense: bool) -> None:
     """Leaves the layer packed, or as it was."""
     before, origin, packed = layer.packed_on, layer.weight_values.device, 0
     layer.keep_packed(home)
     try:
         packed = cuda_spmm.prepack(
-            layer.layout, layer.weight_values, layer.rest(), layer.float_dtype, home, tokens
+            layer.layout,
+            layer.weight_values,
+            layer.rest(),
+            layer.float_dtype,
+            home,
+            tokens,
+            keep_dense=keep_dense,
         )
     finally:
         if not packed and before is None:

@@ -117,6 +117,23 @@ def test_codes_and_patterns_too() -> None:
 
 
 @needs_device
+@torch.no_grad()
+def test_prompts_by_a_dense_copy() -> None:
+    made = layer(1024, 4096, 0.5, torch.bfloat16, format="bitmap")
+    dense, model = made.weight.to_dense().cuda(), nn.Sequential(made)
+    report = tamis.prepack_(model, device="cuda", keep_dense=True)
+    share = report.layers[0].nbytes / made.layout.dense_nbytes
+    assert 1.6 < share < 1.7
+    for tokens in ((100,), (1, 300)):
+        x = torch.randn(*tokens, 4096, device="cuda", dtype=torch.bfloat16)
+        assert torch.equal(model(x), nn.functional.linear(x, dense, made.bias))
+    x = torch.randn(1, 4096, device="cuda", dtype=torch.bfloat16)
+    alone = copy.deepcopy(model)
+    tamis.prepack_(alone)
+    assert torch.equal(model(x), alone(x))
+
+
+@needs_device
 def test_a_model_goes_on_as_before(tmp_path: Path) -> None:
     """Moved, copied, saved, loaded into, captured in a graph, trained again; memory is what is packed."""
     made = layer(2048, 4096, 0.5, torch.bfloat16, format="bitmap")

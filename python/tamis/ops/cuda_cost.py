@@ -20,7 +20,7 @@ from tamis.ops import cuda
 # A kernel takes as long for any number up to the next of these.
 TOKENS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64)
 _TILES = (8, 16, 32, 64)
-_MANY_TOKENS = (128, 256, 512, 1024, 2048)  # of which reports speak
+MANY_TOKENS = (128, 256, 512, 1024, 2048)  # of which reports speak
 # Above so many tokens sm_90 takes bitmap and nm as they are stored; up to 128 where rates are unknown.
 STORED = "bitmap"
 STORED_ABOVE, _STORED_UNKNOWN = 16, 128
@@ -363,7 +363,7 @@ def estimated(layout: Layout, nnz: int, device: int) -> bool:
 def most_tokens(layout: Layout, nnz: int, device: int, *, stored: bool = True) -> int | None:
     """Tokens up to which the product is expected to take no longer than dense; None: unknown."""
     found = 0
-    for tokens in (*TOKENS, *_MANY_TOKENS):
+    for tokens in (*TOKENS, *MANY_TOKENS):
         ours = sparse_ns(layout, nnz, tokens, device, stored=stored)
         dense = dense_ns(layout.rows, layout.cols, tokens, device)
         if ours is None or dense is None:

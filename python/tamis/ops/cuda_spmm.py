@@ -31,6 +31,7 @@ class Packed:
     __slots__ = (
         "bias",
         "cols",
+        "dense",
         "device",
         "dtype",
         "form",
@@ -65,6 +66,7 @@ class Packed:
         self.records: Tensor | None = None
         self.offsets: Tensor | None = None
         self.scales: Tensor | None = None
+        self.dense: Tensor | None = None  # the same weight, for more tokens
         if form == cuda_cost.STORED:
             self.matrix = _as_stored(layout, values, rest, dtype)
         else:
@@ -294,7 +296,7 @@ def spmm(
         return None
     with torch.cuda.device(x.device):
         many = x.numel() > packed.most
-        if many and not _in_calls(packed, x, values, layout):
+        if many and (packed.dense is not None or not _in_calls(packed, x, values, layout)):
             return functional.linear(x, _expand(packed, x, values, layout), bias)
         if bias is not None and bias.is_contiguous():
             packed.bias = bias
@@ -333,10 +335,13 @@ def prepack(  # noqa: PLR0913
     dtype: torch.dtype,
     device: torch.device,
     tokens: int,
+    *,
+    keep_dense: bool = False,
 ) -> int:
     """Packs a weight, whose arrays may lie in host memory, for calls of so many tokens; bytes there are.
 
-    Nothing is packed, and 0 returned, where no kernel takes it.
+    ``keep_dense``: and writes it out, once, for as many tokens as a dense product is expected to take
+    less time for, if there are any. Nothing is packed, and 0 returned, where no kernel takes it.
     """
     x = torch.empty(tokens, layout.cols, dtype=dtype, device=device)
     if not takes(x, layout, values.dtype):
@@ -345,14 +350,24 @@ def prepack(  # noqa: PLR0913
         packed = _held(x, values, rest, layout) or _pack(x, values, rest, layout)
     except NotImplementedError:  # zero points that are no codes
         return 0
-    return packed_nbytes(values, packed.device) if packed.matrix.kernel else 0
+    if not packed.matrix.kernel:
+        return 0
+    if keep_dense and packed.dense is None:
+        nnz = _nnz(values, layout)
+        most = cuda_cost.most_tokens(layout, nnz, packed.device, stored=False)
+        if most is None or most < cuda_cost.MANY_TOKENS[-1]:
+            with torch.cuda.device(device):
+                packed.dense = _expand(packed, x, values, layout)
+            if most is not None:
+                packed.most = min(packed.most, most * layout.cols)
+    return packed_nbytes(values, packed.device)
 
 
 def packed_nbytes(values: Tensor, device: int) -> int:
     """Bytes on the device of what a weight was packed as; 0: not yet."""
     found = (p for p in _packed.get(id(values), ()) if p.device == device)
-    tensors = (t for p in found for t in (p.records, p.offsets, p.scales) if t is not None)
-    return sum(t.numel() * t.element_size() for t in tensors)
+    tensors = (t for p in found for t in (p.records, p.offsets, p.scales, p.dense))
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
 def _halved(form: str, values: Tensor) -> str:
@@ -371,6 +386,9 @@ def _held(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed | Non
     fitting = next((packed for packed in found if packed.least < x.numel() <= packed.most), None)
     if fitting is not None or not found:
         return fitting
+    dense = next((packed for packed in found if packed.dense is not None), None)
+    if dense is not None:
+        return dense
     calls = next((packed for packed in found if _in_calls(packed, x, values, layout)), None)
     if calls is not None:
         return calls
@@ -440,6 +458,8 @@ def takes(x: Tensor, layout: Layout, values_dtype: torch.dtype) -> bool:
 
 
 def _expand(packed: Packed, x: Tensor, values: Tensor, layout: Layout) -> Tensor:
+    if packed.dense is not None:
+        return packed.dense
     if packed.mask is not None:
         return cuda_spmm_grad.unpack(packed.mask, values)
     dense = x.new_empty(layout.rows, layout.cols)
