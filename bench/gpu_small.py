@@ -59,7 +59,7 @@ def products(a: tamis.SparseMatrix, form: str, tokens: tuple[int, ...]) -> Packe
     x = randn(1, a.layout.cols)
     if form != STORED or packed.mask is not None:
         _expand(packed, x, arrays["values"], a.layout)
-    if form != STORED and packed.mask is not None:  # and from records, as where the mask is not here
+    if form != STORED and packed.mask is not None:  # and from records, as where no mask is here
         packed.mask = None
         _expand(packed, x, arrays["values"], a.layout)
     torch.cuda.synchronize()
