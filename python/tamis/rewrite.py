@@ -34,6 +34,7 @@ from tamis.recipe import KEEP, Goal, LinearContext, Pattern, PruneRecipe, Stats,
 from tamis.reconstruct import reconstruct
 from tamis.report import LayerReport, Report, host_facts
 from tamis.report_rows import describe, tokens_of
+from tamis.samples import Sample, read_samples
 from tamis.scope import DEFAULT_IGNORE, check_model, find_linears, parse_pattern
 from tamis.scope import allocate as allocate_shares
 
@@ -180,7 +181,7 @@ def _samples(
     model: nn.Module,
     tokenizer: Any,
     max_length: int,
-) -> list[calibrate.Sample]:
+) -> list[Sample]:
     if not recipe.needs:
         return []
     if data is None:
@@ -188,7 +189,7 @@ def _samples(
             f"sparsify_: data: got None, wanted calibration samples, which {label!r} needs; pass "
             "data=texts and tokenizer=, or use 'magnitude'."
         )
-    return calibrate.samples(data, model, tokenizer, max_length)
+    return read_samples(data, model, tokenizer, max_length)
 
 
 def _check(linears: Mapping[str, nn.Linear], job: _Job) -> None:
@@ -368,7 +369,7 @@ class _Job:
 
 
 def _prune_globally(
-    model: nn.Module, linears: dict[str, nn.Linear], samples: list[calibrate.Sample], job: _Job
+    model: nn.Module, linears: dict[str, nn.Linear], samples: list[Sample], job: _Job
 ) -> None:
     """All layers' weights compete; statistics, if needed, come from the unpruned model."""
     stats: dict[str, Stats] = dict.fromkeys(linears, Stats())

@@ -11,6 +11,7 @@ from torch import nn
 
 from tamis import calibrate
 from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
+from tamis.samples import read_samples
 from tamis.scope import find_linears
 
 NEEDS = frozenset({"x_sq", "hessian"})
@@ -46,7 +47,7 @@ def collect(model, data, sequential=False, visit=None, needs=NEEDS):
         stats.update(seen)
         return visit(seen) if visit else {name: linears[name].weight.data for name in seen}
 
-    samples = calibrate.samples(data, model)
+    samples = read_samples(data, model)
     calibrate.run_blocks(model, samples, linears, needs, note, sequential)
     return stats
 
@@ -110,7 +111,7 @@ def test_model_of_no_family_is_one_block():
     x = torch.randn(40, 6)
     stats = {}
     linears = {"0": model[0], "2": model[2]}
-    samples = calibrate.samples([x[:20], x[20:]], model)
+    samples = read_samples([x[:20], x[20:]], model)
     calibrate.run_blocks(model, samples, linears, NEEDS, lambda s: stats.update(s) or {})
     check(stats, {"0": x.double().numpy(), "2": model[:2](x).detach().double().numpy()})
 
@@ -169,13 +170,13 @@ def test_strings_ids_and_dicts_agree():
     ids = [ord(c) - 30 for c in text]
     forms = [text, ids, torch.tensor(ids), torch.tensor([ids]), {"input_ids": torch.tensor(ids)}]
     for form in forms:
-        (sample,) = calibrate.samples([form], model, Tokenizer())
+        (sample,) = read_samples([form], model, Tokenizer())
         assert sample.inputs["input_ids"].tolist() == [ids]
         assert sample.real is None
-    (cut,) = calibrate.samples([text], model, Tokenizer(), max_length=4)
+    (cut,) = read_samples([text], model, Tokenizer(), max_length=4)
     assert cut.inputs["input_ids"].tolist() == [ids[:4]]
     generator = (item for item in [ids, ids])
-    assert len(calibrate.samples(generator, model)) == 2
+    assert len(read_samples(generator, model)) == 2
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_strings_ids_and_dicts_agree():
 def test_bad_data_gets_a_sentence(data, options, error, message):
     options = {"max_length": 32, **options}
     with pytest.raises(error, match=message):
-        calibrate.samples(data, tiny("llama"), **options)
+        read_samples(data, tiny("llama"), **options)
 
 
 def test_infinite_activations_get_a_sentence():
@@ -210,7 +211,7 @@ def test_infinite_activations_get_a_sentence():
 def test_unseen_linear_gets_a_sentence():
     model = nn.ModuleDict({"used": nn.Linear(4, 4), "unused": nn.Linear(4, 4)})
     model.forward = lambda x: model["used"](x)
-    samples = calibrate.samples([torch.ones(2, 4)], model)
+    samples = read_samples([torch.ones(2, 4)], model)
     with pytest.raises(TamisValueError, match="unused: got no tokens"):
         calibrate.run_blocks(model, samples, dict(model.items()), NEEDS, lambda s: {})
 
@@ -226,7 +227,7 @@ def test_mask_that_does_not_fit_the_tokens_gets_a_sentence():
 
     model = Pooled()
     data = [{"input_ids": [[1, 2]], "attention_mask": [[0, 1]]}]
-    samples = calibrate.samples(data, model)
+    samples = read_samples(data, model)
     with pytest.raises(TamisUnsupported, match="without padding"):
         calibrate.run_blocks(model, samples, {"linear": model.linear}, NEEDS, lambda s: {})
 
@@ -237,7 +238,7 @@ def test_no_cache_is_kept(family):
     from tamis.model import family_of
 
     model, known = tiny(family), family_of(tiny(family))
-    samples = calibrate.samples(inputs(family), model)
+    samples = read_samples(inputs(family), model)
     with torch.no_grad():
         _, calls = calibrate._record(model, known, known.find_blocks(model), samples)
     assert [len(per_block) for per_block in calls] == [3, 3, 3]

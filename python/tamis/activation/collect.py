@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from tamis import method as methods
 from tamis.activation.plan import Plan, Threshold
-from tamis.calibrate import Sample, call_model, samples
 from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.kv.identity import model_mark
 from tamis.model import family_of
@@ -25,6 +24,7 @@ from tamis.model.family import role_of
 from tamis.ops.spmm import ACTIVATIONS
 from tamis.policy import activation as policy
 from tamis.recipe import ActivationRecipe, ActivationStats
+from tamis.samples import Sample, call_model, read_samples
 
 if TYPE_CHECKING:
     from tamis.model.family import Family
@@ -95,7 +95,7 @@ def calibrate(
             "of activations that are left out."
         )
     family = _known(model)
-    items = samples(data, model, tokenizer, max_length)
+    items = read_samples(data, model, tokenizer, max_length)
     linears = inputs_of(model, family, recipe)
     mlps = gated_mlps(model, family) if recipe.neurons is not None else {}
     if any(not mlp.activation for mlp in mlps.values()):
