@@ -96,7 +96,7 @@ def prune(a: Namespace) -> None:
     from tamis.source import find_model, open_model
 
     find_model(a.model)  # the cheap refusals first
-    _check_out(a.out, force=a.force)
+    _check_out("prune: --out", a.out, force=a.force)
     source, text = default_text("calibrate", a.data)
     quiet()
     opened = open_model(a.model, dtype=a.dtype)
@@ -270,8 +270,15 @@ def convert(a: Namespace) -> None:
     import tamis
     from tamis.source import find_model
 
+    source = find_model(a.source)
+    if source.is_file():
+        raise TamisFileError(
+            f"convert: SRC: got {a.source}, a GGUF file, wanted a model folder; tamis prune --method "
+            "magnitude --sparsity 0 --format dense makes one of it."
+        )
+    _check_out("convert: DST", a.out, force=a.force)
     quiet()
-    tamis.convert(find_model(a.source), a.out, format=a.format, overwrite=a.force)
+    tamis.convert(source, a.out, format=a.format, overwrite=a.force)
     print(f"wrote {a.out}")
 
 
@@ -290,20 +297,20 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
-def _check_out(out: str, *, force: bool) -> None:
+def _check_out(where: str, out: str, *, force: bool) -> None:
     """Refuses, before minutes of work, a folder that saving would refuse after them."""
     path = Path(out)
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise TamisFileError(
-            f"prune: --out: got {out}, where {there} is no folder that can be written, wanted one; "
+            f"{where}: got {out}, where {there} is no folder that can be written, wanted one; "
             "name another."
         )
     if there != path or not any(path.iterdir()):
         return
     if not force or not (path / "config.json").is_file():
         raise TamisFileError(
-            f"prune: --out: got {out}, which is not empty, wanted a new folder; "
+            f"{where}: got {out}, which is not empty, wanted a new folder; "
             "name another, or pass --force if it holds a model to replace."
         )
 

@@ -13,7 +13,6 @@ from sentences import refuses  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 
-from tamis import cli  # noqa: E402
 from tamis.errors import TamisFileError, TamisTypeError, TamisValueError  # noqa: E402
 from tamis.train import MaskGuard  # noqa: E402
 
@@ -165,13 +164,6 @@ def test_optimize_explain_permute_and_guard():
     masks = {"0": torch.ones(128, 64, dtype=torch.bool)}
     refuses(lambda: MaskGuard(model, 3, masks=masks), TamisTypeError, "MaskGuard: optimizer")
     refuses(lambda: MaskGuard(model, masks={"0": [1]}), TamisValueError, "MaskGuard: 0")
-
-
-@pytest.mark.parametrize("pattern", ["vector:0", "block:0x4", "block:4x0", "0:4", "5:4", "2:64"])
-def test_the_command_line_refuses_a_pattern_before_it_opens_a_model(pattern, capsys):
-    with pytest.raises(SystemExit):
-        cli.build_parser().parse_args(["prune", "smollm2", "--out", "x", "--pattern", pattern])
-    assert f"got {pattern}, wanted" in capsys.readouterr().err
 
 
 # Files

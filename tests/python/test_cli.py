@@ -163,6 +163,8 @@ def test_convert_makes_a_stock_dense_folder(pruned, tmp_path, capsys):
         ["prune", "x", "--out", "y", "--sparsity", "-0.1"],
         ["prune", "x", "--out", "y", "--pattern", "2-4"],
         ["prune", "x", "--out", "y", "--pattern", "3:2"],
+        ["prune", "x", "--out", "y", "--pattern", "vector:0"],
+        ["prune", "x", "--out", "y", "--pattern", "block:0x4"],
         ["prune", "x", "--out", "y", "--method", "nosuch"],
         ["prune", "x"],
         ["bench", "x", "--tokens", "0"],
@@ -192,6 +194,8 @@ def test_wrong_usage_is_status_2(arguments, capsys):
         (["prune", "{tiny}", "--out", "y", "--data", "{short}", *SMALL], ["tokens", "64"]),
         (["eval", "{tiny}", "--text", "{short}"], ["window", "512"]),
         (["convert", "{tiny}", "{short}"], ["folder"]),
+        (["convert", "{tiny}", "{tiny}"], ["DST", "not empty", "--force"]),
+        (["convert", "smollm2", "y"], ["GGUF", "tamis prune"]),
     ],
 )
 def test_failures_are_status_1_and_one_sentence(arguments, words, tiny, tmp_path, capsys):
