@@ -10,6 +10,10 @@
 // one for every four packed weights.
 // The rows of a block are sorted by what they store of a word, so a pair's loop ends where the one
 // before it did: unsorted, each end was 20 cycles of a wrong guess.
+// Where loads are the limit (Zen 4), neighbours share them instead: first the columns that both
+// have, their x loaded once, then those of one. Which weight belongs to a column is counted in the
+// mask, so nothing is packed or sorted. A wrong guess about an end costs little there, as masks are
+// known a pair ahead and products of some 80 cycles are still on their way.
 //
 // Memory: a block of kSkipRows rows, or two, take turns over the x of one word and tile, at most
 // 32 KB, so x comes from beyond L1 once for that many rows; their sums stay in L2. The next word's
@@ -26,18 +30,20 @@
 // and to L2 1.5 to 2, x and y 1.3, lines of x that L1 lost 0.6, order and fetching 1 to 2. No gain:
 // sums added at the end, or fetched a pair or two ahead; masks of eight words read at once; values
 // fetched to L1 beside the first tile only. A load for each weight: 2.5 % more.
-// Tried: columns that both rows have first, their x loaded once: 35 at half density, the same
-// below; but then a row's order of additions depends on its neighbours. All of a word's sizes
-// unrolled, entered by a jump:
-// 50. Values and lists of columns copied in that order: 41 and 14. Two words and half the tokens a
-// tile: half the sums' lines, 13.1 at 0.1, 42 at half density. Sums fetched ahead: nothing.
-// Zen 4 at 3.7 GHz, one load of 512 bits and one product a cycle: at half density 50.5 ms, of which
-// the products alone are 36.4; a weight and 8 vectors 9.1 cycles (9.6 with a load for each weight),
-// and for two rows, a word and a tile 46 for the lines of their sums, 20 for lines of x that L1
-// lost, 50 for the rest, fetching included (60 with masks read for each tile). Without the line
-// past a row's usual values: 2 % more at 0.1. Sums of the next pair fetched: 2 % more; 384 rows:
-// the same; x or what L1 needs not fetched: 2 to 20 % more. Pairs of bf16 put side by side, so that
-// four come in a load: 2 % less at 0.3, 5 % more at 0.1. Earlier: panels of 16 tokens, each with an
+// Tried: columns that both rows have first, their x loaded once, rows sorted: 35 at half density,
+// the same below. All of a word's sizes unrolled, entered by a jump: 50. Values and lists of
+// columns copied in that order: 41 and 14. Two words and half the tokens a tile: half the sums'
+// lines, 13.1 at 0.1, 42 at half density. Sums fetched ahead: nothing.
+//
+// Zen 4 at 3.7 GHz, one load of 512 bits and one product a cycle: at half density 45 ms, 21.5 at a
+// fifth, 13.6 at a tenth (50.5, 23.9 and 15.4 without sharing), of which products alone
+// are 36.4, 14.6 and 7.3. For two rows, a word and a tile, where products take 512 cycles, 541 with
+// x and sums that stay in L1; some 25 more for sums from and to L2, 40 for fetching and lines that
+// L1 lost. Sharing, tried: values expanded for it, 48 ms; tiles of five and six vectors, 128 or 192
+// rows, what one row has first: the same; nothing fetched to L1: 2 % more; masks read when they are
+// needed: 1 %. Without it: the line past a row's usual values not fetched: 2 % more at 0.1. Sums of
+// the next pair fetched: 2 % more; 384 rows: the same. Pairs of bf16 put side by side, so that four
+// come in a load: 2 % less at 0.3, 5 % more at 0.1. Earlier: panels of 16 tokens, each with an
 // address of its own, 1.3 to 1.5 times; 1024 rows of 64 tokens miss the TLB, 1.4 times; units
 // sorted into 15 classes by which of four rows have weights.
 #pragma once
@@ -544,7 +550,7 @@ void skip_rows(const SpmmArgs& a, int64_t row_begin, int64_t row_end, const Skip
   alignas(64) float sums[kMostBlocks][kSkipRows * kSkipTokens];
   const int64_t words = mask_words(a.w.cols), word_bytes = pass.word_elements() * 4;
   const int64_t y_bytes = size_of(a.x_dtype), blocks = ceil_div(row_end - row_begin, kSkipRows);
-  const int64_t value_bytes = words ? a.w.nnz * size_of(a.w.dtype) / (a.w.rows * words) : 0;
+  const int64_t value_bytes = words ? a.w.nnz * size_of(a.w.dtype) / (a.w.rows * words) + 1 : 0;
   SkipRows<Unit> rows[kMostBlocks] = {{a.w, row_begin, row_end, shares},
                                       {a.w, row_begin + kSkipRows, row_end, shares}};
   const int64_t pairs = rows[0].pairs() + (blocks > 1 ? rows[1].pairs() : 0);
