@@ -200,6 +200,8 @@ TEST(ChooseSpmm, HostsLikeEmeraldRapidsHaveItsConstants) {
   desc.m = 8;
   EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name,
                "spmm_bitmap_bf16_bf16_avx512vbmi2_strips");
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_bitmap_bf16_bf16_avx512bf16_octets");
+  desc.m = 6;
   EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_bitmap_bf16_bf16_avx512bf16_strips");
   // A pass of columns costs the same for any number of tokens up to 16.
   desc.m = 16;

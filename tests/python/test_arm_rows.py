@@ -61,6 +61,7 @@ ELSEWHERE = {
     "int8octets": "pairs",
     "int8turns": "pairs",
     "strips": "skip",
+    "octets": "skip",
     "columns": "skip",
     "groupqhalves": "groupq",
 }
