@@ -173,6 +173,9 @@ void spmm_beside(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   };
   const int64_t row_bytes = 2 * a.w.nnz / a.w.rows + words * 8;
   const int64_t ahead = ceil_div(kCodesAheadBytes, row_bytes * kBesideRows) * kBesideRows;
+  const int64_t near = row_begin + ahead < row_end ? row_begin + ahead : row_end;
+  fetch_codes(place(row_begin), place(near));
+  fetch_codes(a.w.mask + row_begin * words, a.w.mask + near * words);
   BesideTile tile;
   __builtin_memset(tile.weights, 0, sizeof tile.weights);
   for (int64_t token = 0; token < a.m; token += T) {

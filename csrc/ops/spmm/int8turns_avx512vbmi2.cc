@@ -257,6 +257,9 @@ void turns_pass(const SpmmArgs& a, const XTurns& x, int64_t row, int64_t row_end
   const int64_t groups = a.w.group_size < a.w.cols ? ceil_div(a.w.cols, a.w.group_size) : 1;
   const int64_t ahead = code_rows_ahead(a.w, kTileRows);
   PageWalks walks(a.w, row, row_end);
+  const int64_t near = row + ahead < row_end ? row + ahead : row_end;
+  fetch_codes(values + code_row_start(a.w, row), values + code_row_start(a.w, near));
+  fetch_codes(a.w.mask + row * words, a.w.mask + near * words);
   TurnsTile tile;
   tile.values_end = values + a.w.nnz;
   tile.words = words;

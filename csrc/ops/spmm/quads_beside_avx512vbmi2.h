@@ -166,6 +166,9 @@ void spmm_beside(const SpmmArgs& a, const XQuads& x, int64_t row_begin, int64_t 
            a.w.nnz - code_row_start(a.w, row + kBesideRows) >= kReadsPast;
   };
   PageWalks walks(a.w, row_begin, row_end);
+  const int64_t near = row_begin + ahead < row_end ? row_begin + ahead : row_end;
+  fetch_codes(values + code_row_start(a.w, row_begin), values + code_row_start(a.w, near));
+  fetch_codes(a.w.mask + row_begin * words, a.w.mask + near * words);
   BesideTile tile;
   std::memset(tile.weights, 0x80, sizeof tile.weights);
   std::memset(tile.total, 0, sizeof tile.total);
