@@ -16,6 +16,7 @@ constexpr int kLook = 768;       // columns to choose from
 constexpr int kFirstLook = 256;  // at first, so that the first groups wait for few columns
 constexpr int kAhead = 1280;     // of the first one not in a group yet, the last one to choose
 constexpr int kOverdue = 1024;   // where the first one is in the next group
+constexpr int kBeyond = 128;     // columns beyond a waist's begin, more than are left before it
 constexpr size_t kWaiting = 64;  // groups that wait for a neighbour
 static_assert(kAhead < kGroupWindow && kOverdue < kAhead && kLook % 16 == 0);
 
@@ -52,7 +53,13 @@ class Pool {
     const int64_t groups = std::max<int64_t>(1, (columns + shape.width - 1) / shape.width);
     enough_ = std::min(full_, static_cast<int>((kept + groups - 1) / groups));
     look_ = enough_ == full_ ? kLook : kLook / 2;
-    if (waist != nullptr) waist_begin_ = waist->begin, waist_end_ = waist->end;
+    if (waist != nullptr) {
+      waist_begin_ = waist->begin, waist_end_ = waist->end;
+      const auto before = rows.begin() + std::min<int64_t>(waist_begin_, std::ssize(rows));
+      before_ = static_cast<int>(before - rows.begin() - std::count(rows.begin(), before, 0));
+      to_half_ = static_cast<int>(columns / 2);
+    }
+    width_ = shape.width;
     fill();
   }
   int size() const { return n_; }
@@ -72,7 +79,7 @@ class Pool {
 
   // Whether all columns before the waist are in groups.
   bool at_waist() const {
-    return n_ > 0 ? oldest_ >= waist_begin_
+    return n_ > 0 ? column_[0] >= waist_begin_
                   : next_ >= std::min(rows_.size(), static_cast<size_t>(waist_end_));
   }
   void pass_waist() {
@@ -80,11 +87,13 @@ class Pool {
     fill();
   }
 
-  // The first column if it is overdue, or the fullest of some.
+  // The first column if it is overdue, also where half of all may be in groups before those before
+  // the waist are; or the fullest of some.
   int first() const {
-    if (oldest_ + kOverdue < next() || (next() >= waist_end_ && oldest_ < waist_begin_)) {
-      return static_cast<int>(std::find(column_.begin(), column_.begin() + n_, oldest_) -
-                              column_.begin());
+    if (column_[0] + kOverdue < next()) return 0;
+    if (column_[0] < waist_begin_ && waist_begin_ < INT32_MAX &&
+        (next() >= waist_end_ || width_ * before_ >= to_half_)) {
+      return 0;
     }
     int best = 0;
     for (int i = 1; i < std::min(n_, 128); ++i) {
@@ -101,23 +110,22 @@ class Pool {
     const int32_t column = column_[i];
     const uint16_t rows = pattern_[i];
     ++taken_;
+    --to_half_;
+    before_ -= column < waist_begin_;
     --n_;
-    pattern_[i] = pattern_[n_];
-    column_[i] = column_[n_];
-    bits_[i] = bits_[n_];
-    in_bank_[i] = in_bank_[n_];
+    const auto close = [&](auto& all) {
+      std::copy(all.begin() + i + 1, all.begin() + n_ + 1, all.begin() + i);
+    };
+    close(pattern_), close(column_), close(bits_), close(in_bank_);
     forget(rows);
-    if (column == oldest_ && n_ > 0) {
-      oldest_ = *std::min_element(column_.begin(), column_.begin() + n_);
-    }
     return column;
   }
   void fill() {
     const int look = std::min(look_, kFirstLook + taken_);
     for (; n_ < look && next_ < rows_.size() && next() < waist_end_; ++next_) {
       if (rows_[next_] == 0) continue;
-      if (n_ == 0) oldest_ = next();
-      if (next() >= oldest_ + kAhead) return;
+      if (n_ > 0 && next() >= column_[0] + kAhead) return;
+      if (next() >= waist_begin_ && n_ >= 2 * before_ + kBeyond) return;
       pattern_[n_] = rows_[next_];
       column_[n_] = next();
       bits_[n_] = count_bits(pattern_[n_]);
@@ -149,9 +157,10 @@ class Pool {
   std::vector<uint16_t> times_;  // that it is in the pool
   std::vector<uint64_t> known_;  // a bit a pattern: whether it is in the pool
   int full_ = 0, enough_ = 0, look_ = 0, taken_ = 0, n_ = 0;
-  int32_t oldest_ = 0;  // column
   int32_t waist_begin_ = INT32_MAX, waist_end_ = INT32_MAX;
-  alignas(64) std::array<uint16_t, kLook> pattern_ = {};
+  // Columns before the waist that are left, all that are left of half of them, those of a group.
+  int before_ = 0, to_half_ = 0, width_ = 0;
+  alignas(64) std::array<uint16_t, kLook> pattern_ = {};  // in the order of the columns
   std::array<int32_t, kLook> column_ = {};
   std::array<uint16_t, kLook> bits_ = {}, in_bank_ = {};
 };
@@ -254,7 +263,7 @@ struct Rest {
 };
 
 // Scores of a kept weight, and what a column costs whose bank another one of the group has.
-constexpr int kWeight = 4, kSameBank = 3;
+constexpr int kWeight = 4, kSameBank = 6;
 
 // Calls fn(i) for the columns that `wanted` says, until it returns true; all are looked at first,
 // by vectors.

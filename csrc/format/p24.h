@@ -27,7 +27,7 @@
 // of every four, where m24 has the first place; the second one is 3.
 //
 // Bytes: 1.25 a weight of two of four, 0.875 of one of three, and what does not match: of 4096
-// columns of which each row keeps half at random, 1.6 %, of which the last record's room is half.
+// columns of which each row keeps half at random, 2 %, of which the last record's room is a third.
 // After: Zhang et al. 2024 (Jigsaw), who reorder the columns of tiles for 2:4.
 #pragma once
 
