@@ -7,11 +7,11 @@
 // side, so a row of a transposed 8 x 8 matrix may be any column. As records follow the columns, and
 // warps take those of a unit in turns, only the first columns of x are waited for; some warps copy
 // the others meanwhile. Reduction: warps of a row tile add up in shared memory; parts of k (panels,
-// or halves of each) are a cluster and send each other what they add up, or leave f32 partial sums
-// in the workspace, which the last one to arrive adds; always from the first part to the last, so
-// results repeat bit for bit. Needs: tickets zero before the first call; every call leaves them
-// zero. Launched so that it may begin before the kernel before it ends, it needs weights which that
-// kernel did not write.
+// or halves of each) are a cluster and send each other what they add up, halves once neither reads
+// x any more, or leave f32 partial sums in the workspace, which the last one to arrive adds; always
+// from the first part to the last, so results repeat bit for bit. Needs: tickets zero before the
+// first call; every call leaves them zero. Launched so that it may begin before the kernel before
+// it ends, it needs weights which that kernel did not write.
 // Tail: slots without a column repeat one, with weights of zero; x beyond k and m is zero. A pruned
 // weight times Inf or NaN is NaN here.
 #pragma once
@@ -374,7 +374,7 @@ TAMIS_DEVICE void meet_p24_cluster(const SpmmP24Params& p, uint32_t warp, uint32
 }
 
 // Makes the barrier of the sums that this block adds up. Nobody sends any before all have met,
-// which ends in meet_p24_cluster.
+// which ends in meet_p24_cluster and begins here, or where sums lie over x, once nobody reads that.
 template <class Config>
 TAMIS_DEVICE void begin_p24_cluster(const SpmmP24Params& p, int32_t panel, uint32_t thread) {
   if (thread == 0) {
@@ -384,7 +384,7 @@ TAMIS_DEVICE void begin_p24_cluster(const SpmmP24Params& p, int32_t panel, uint3
     dev::fence_barrier_init();
     dev::barrier_expect(kP24BarrierAt, static_cast<uint32_t>(512 * p.parts * mine));
   }
-  dev::arrive_cluster_unordered();
+  if (!p.sums_over_x) dev::arrive_cluster_unordered();
 }
 
 // Grid [blocks of row tiles, parts of k] of 32 * block_warps threads, or [blocks * parts],
@@ -449,6 +449,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kWarps, 1) spmm_p24(const Spm
     }
   }
 
+  if (cluster && p.sums_over_x) dev::arrive_cluster_unordered();
   reduce_p24_warps<Config>(p, warp, lane, c);
   if (cluster) {
     meet_p24_cluster<Config>(p, warp, lane, c);

@@ -29,7 +29,8 @@ inline constexpr int32_t kP24StageCols = 256;
 
 // Shared memory of a block: the flag of the last block, or the barrier of the sums that a block of
 // a cluster adds up; barriers of stages of x; then x of a panel [token tiles, columns, 8 tokens],
-// over which warps add up; then a cluster's sums [those of this block, panels, 32, 4].
+// over which warps add up; then a cluster's sums [those of this block, parts, 32, 4], of halves
+// over x too, beyond where warps add up.
 inline constexpr int32_t kP24FlagAt = 0;
 inline constexpr int32_t kP24BarrierAt = 0;
 inline constexpr int32_t kP24StagesAt = 16;
@@ -49,6 +50,7 @@ struct SpmmP24Params : ProductParams {
   int32_t first_cols = 0;              // of a panel, copied before anything is multiplied
   bool cluster = false;                // the parts of a row tile are
   int32_t sums_at = 0;                 // what they send each other
+  bool sums_over_x = false;            // which lies over x
 };
 
 // Most tokens of which sm_90 holds x of a panel in shared memory, or of half of a wide one.

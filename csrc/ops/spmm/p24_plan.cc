@@ -6,10 +6,11 @@
 namespace tamis {
 namespace {
 
-// Shared memory for what a block of a cluster adds up.
-void add_sums_of_cluster(SpmmT16Plan* p) {
-  p->stage_bytes = static_cast<int32_t>(p->shared_bytes);  // where they lie
-  p->shared_bytes += int64_t{512} * p->splits * ceil_div(p->warps_n * p->token_tiles, p->splits);
+// Shared memory for what a block of a cluster adds up, from byte `at` on.
+void add_sums_of_cluster(int64_t at, SpmmT16Plan* p) {
+  const int64_t sums = ceil_div(p->warps_n * p->token_tiles, p->splits);
+  p->stage_bytes = static_cast<int32_t>(at);  // where they lie
+  p->shared_bytes = std::max(p->shared_bytes, at + 512 * p->splits * sums);
 }
 
 // Columns of x of a share of a panel.
@@ -31,12 +32,13 @@ SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, i
   p.tokens = 8 * p.token_tiles;
   const int64_t sums = int64_t{512} * p.token_tiles;  // bytes of a warp's
   const int64_t x = part_cols(w, shares) * p24::kColumnBytes * p.token_tiles;
-  p.shared_bytes = kP24XAt + std::max(x, sums * block_tiles * warps);
+  const int64_t sums_end = kP24XAt + sums * block_tiles * warps;
+  p.shared_bytes = std::max(kP24XAt + x, sums_end);
   p.cluster = cluster;
   if (p.splits > 1 && !cluster) {
     p.workspace_bytes = kWorkspaceTicketBytes + sums * p.splits * row_tiles;
   }
-  if (cluster) add_sums_of_cluster(&p);
+  if (cluster) add_sums_of_cluster(shares > 1 ? sums_end : p.shared_bytes, &p);
   p.first_cols = first_cols;
   if (first_cols > 0) {
     p.block_warps = most_warps;
@@ -54,7 +56,7 @@ namespace {
 
 constexpr int32_t kMostOfTile = 10;   // warps; more are no better
 constexpr int32_t kMostInTurns = 8;   // the same where they take records in turns
-constexpr int32_t kMostOfMany = 3;    // the same of more than 32 tokens
+constexpr int32_t kMostOfMany = 3;    // the same of halves, or of more than 32 tokens
 constexpr int32_t kClusterWarps = 9;  // of a block
 constexpr int32_t kCopyingWarps = 3;  // at least, of columns that follow
 constexpr int32_t kLongTiles = 4;     // row tiles of a block
@@ -93,9 +95,9 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
   const int64_t units = t16::row_tiles(w.rows) * w.parts * shares;
   const auto lay_out = [&](int64_t blocks, int32_t most, bool cluster) {
     const auto tiles = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(units, blocks), 1, most));
-    const int32_t of_tile = m > 32 && !cluster          ? kMostOfMany
-                            : cluster || takes_turns(m) ? kMostInTurns
-                                                        : kMostOfTile;
+    const int32_t of_tile = shares > 1 || (m > 32 && !cluster) ? kMostOfMany
+                            : cluster || takes_turns(m)        ? kMostInTurns
+                                                               : kMostOfTile;
     return lay_out_spmm_p24(w, m, tiles, std::clamp(most / tiles, 1, of_tile), cluster, most, 0,
                             shares);
   };
@@ -109,9 +111,10 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
     const int64_t blocks = many ? 1 : 2;
     if (blocks * (plan->shared_bytes + 1024) <= device.shared_per_sm) return {};
   }
-  // One block an SM, as each copies its panel of x. Where it has long work, half of the columns
-  // follow while it multiplies, copied by three warps at least.
-  *plan = lay_out(device.sms, most_warps, false);
+  // One block an SM, as each copies its panel of x; the halves of the only one are a cluster. Where
+  // it has long work, half of the columns follow while it multiplies, copied by three warps at
+  // least.
+  *plan = lay_out(device.sms, most_warps, w.parts == 1 && shares > 1);
   if (device.capability >= 90 && may_follow(m) && plan->warps_n >= kLongTiles &&
       cols >= kLongCols) {
     const int32_t tiles = std::min(plan->warps_n, kMaxP24Warps - kCopyingWarps);
@@ -138,6 +141,7 @@ SpmmP24Params spmm_p24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   p.first_cols = plan.first_cols > 0 ? plan.first_cols : p.part_cols;
   p.cluster = plan.cluster;
   p.sums_at = plan.stage_bytes;
+  p.sums_over_x = plan.cluster && p.shares > 1;
   return p;
 }
 

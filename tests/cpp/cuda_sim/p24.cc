@@ -118,11 +118,13 @@ TEST_P(SpmmP24, ManyTokens) {
                 .parts = panels,
                 .x_padding = m == 48 ? 8 : 3,
                 .seed = ++seed});
-        for (const auto& [tiles, warps] : {std::pair{3, 2}, {2, 1}}) {
+        for (const auto& [tiles, warps, cluster] :
+             {std::tuple{3, 2, shares == 1}, {2, 1, true}, {3, 1, true}}) {
           const SpmmT16Plan plan =
-              lay_out_spmm_p24(c.t16(), m, tiles, warps, shares == 1, 7, 0, shares);
+              lay_out_spmm_p24(c.t16(), m, tiles, warps, cluster, 7, 0, shares);
           EXPECT_EQ(run(GetParam(), c, plan, seed), "")
-              << "k " << k << ", m " << m << ", sparsity " << sparsity << ", " << tiles << " tiles";
+              << "k " << k << ", m " << m << ", sparsity " << sparsity << ", " << tiles << " tiles"
+              << (cluster ? ", clusters" : "");
         }
       }
     }
@@ -216,6 +218,24 @@ TEST_P(SpmmP24, SeededBugsOfClustersAreNoticed) {
   EXPECT_EQ(noticed({}), 8) << "shared memory too small";
 }
 
+TEST_P(SpmmP24, SeededBugsOfSumsOverXAreNoticed) {
+  Case c({.n = 64,
+          .k = 2300,
+          .m = 30,
+          .sparsity = 0.5,
+          .dtype = GetParam().dtype,
+          .format = GetParam().format,
+          .parts = 1,
+          .seed = 55});
+  const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 30, 2, 1, true, 4, 0, 2);
+  const auto noticed = [&](const sim::Faults& faults) {
+    return test::noticed(GetParam(), c, plan, faults);
+  };
+  EXPECT_EQ(noticed({}), 0);
+  EXPECT_GT(noticed({.cluster = 0}), 0) << "while another block reads x";
+  EXPECT_EQ(noticed({.wait = 0}), 8) << "sums that others send";
+}
+
 // Panels that only share out few row tiles are clusters, two blocks of which find room on an SM.
 TEST(PlanP24, ClustersWhereRowTilesAreFew) {
   const auto plan = [](int64_t rows, int64_t cols, int32_t panels, const CudaDevice& device) {
@@ -264,7 +284,7 @@ TEST(PlanP24, TakesAsManyTokensAsFit) {
   EXPECT_FALSE(takes(14336, 4096, 24, kA100));
 }
 
-// Blocks share a panel only where x of all of it does not fit, and clusters have whole panels.
+// Blocks share a panel only where x of all of it does not fit, as clusters if it is the only one.
 TEST(PlanP24, HalvesWhereAPanelDoesNotFit) {
   const auto plan = [](int64_t rows, int64_t cols, int64_t m) {
     const T16View w{.format = PackedFormat::p24,
@@ -276,8 +296,9 @@ TEST(PlanP24, HalvesWhereAPanelDoesNotFit) {
     return std::array{p.splits / w.parts, p.warps_n, p.warps_k, p.cluster ? 1 : 0};
   };
   EXPECT_EQ(plan(14336, 4096, 24), (std::array{1, 7, 3, 0}));
-  EXPECT_EQ(plan(14336, 4096, 25), (std::array{2, 14, 1, 0}));
-  EXPECT_EQ(plan(4096, 4096, 48), (std::array{2, 4, 3, 0}));
+  EXPECT_EQ(plan(14336, 4096, 25), (std::array{2, 14, 1, 1}));
+  EXPECT_EQ(plan(4096, 4096, 32), (std::array{2, 4, 3, 1}));
+  EXPECT_EQ(plan(4096, 4096, 48), (std::array{2, 4, 3, 1}));
   EXPECT_EQ(plan(4096, 14336, 32), (std::array{1, 8, 3, 0}));
   EXPECT_EQ(plan(4096, 14336, 33), (std::array{2, 16, 1, 0}));
   EXPECT_EQ(plan(1024, 4096, 48), (std::array{1, 3, 5, 1}));
