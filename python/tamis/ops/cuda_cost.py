@@ -76,7 +76,7 @@ _NO_GAP_UP_TO = 1.5
 # ns a record by tokens, both devices' SMs being alike.
 DECODE = {
     "gap": (0.155, 0.165, 0.24),
-    "p24": (0.29, 0.31, 0.31, 0.35, 0.376, 0.436, 0.52),
+    "p24": (0.29, 0.31, 0.31, 0.352, 0.371, 0.4, 0.52),
     "t16": (0.46, 0.57, 0.90, 1.38),
     "m24": (0.275, 0.268, 0.305, 0.285),
     "g4": (0.28, 0.49, 0.52, 1.35),
@@ -93,7 +93,7 @@ LEAST = {"sell4": (0.0, 500.0, 2200.0, 6200.0)}
 # sums meet, p24, as every SM copies x.
 MORE = {
     "m24": (0.0, 500.0, 900.0, 3500.0),
-    "p24": (0.0, 1500.0, 2900.0, 4000.0, 5000.0, 5300.0, 6000.0),
+    "p24": (0.0, 1500.0, 2900.0, 2500.0, 3700.0, 4200.0, 6000.0),
 }
 # Where rows are so few that several blocks share a slice or a row tile (of two SMs of a device one
 # would have none): gap's sums meet in memory, while parts of sell4 and panels of p24, where columns
@@ -101,7 +101,7 @@ MORE = {
 FEW_ROWS = 132 // 2 * 32
 SHARED = {
     "gap": (400.0, 400.0, 400.0),
-    "p24": (-250.0, -1300.0, -1900.0, -2150.0, -2580.0, -2400.0, -2500.0),
+    "p24": (-250.0, -1300.0, -1900.0, -1150.0, -1350.0, -1600.0, -2500.0),
     "sell4": (-700.0, -300.0, -700.0, -1900.0),
 }
 _PANELS_FROM, _ALONE = 2048, 600.0  # columns; what p24 of fewer takes, estimated
@@ -212,7 +212,7 @@ def few_tokens(layout: Layout, nnz: int, device: int) -> int:
 
 # Up to so many tokens records of p24 take as long as their bytes say, above as their steps do, which
 # are more of one of three columns, but meet in fewer banks.
-_BY_BYTES, _STEPS_OF_TRIPLES = 24, 1.1
+_BY_BYTES, _STEPS_OF_TRIPLES = 24, 1.0
 # Tokens up to which a form is taken where rates are unknown, and up to which density.
 _UNKNOWN = {"gap": 4, "p24": 16, "sell4": 4}
 _FEW_DENSITY = 0.6
