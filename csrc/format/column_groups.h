@@ -31,7 +31,7 @@ struct GroupWaist {
 // Every column that some row keeps is in one group; groups are few, though not always as few as can
 // be. They follow the columns, up to kGroupWindow, and few columns of each two neighbours, the
 // first with the second, the third with the fourth, are in one bank. The same for the same rows.
-// A waist of 960 columns costs random halves no more groups, one of 740 0.9 %, one of none 3 %; on
+// A waist of 960 columns costs random halves no more groups, one of 740 0.8 %, one of none 3 %; on
 // either side of it are some half of them.
 std::vector<ColumnGroup> group_columns(const std::vector<uint16_t>& rows,
                                        const std::vector<uint8_t>& bank, GroupShape shape,
