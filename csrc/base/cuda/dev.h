@@ -109,6 +109,11 @@ TAMIS_DEVICE uint32_t load_shared_word(uint32_t address) {
   return word;
 }
 
+// To such an address.
+TAMIS_DEVICE void store_shared_word(uint32_t address, uint32_t word) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+}
+
 // Two bytes, kFurther bytes on, where `wanted` is not zero; else anything.
 template <int kFurther>
 TAMIS_DEVICE uint32_t load_shared_half_if(uint32_t wanted, uint32_t address) {
@@ -427,6 +432,11 @@ TAMIS_DEVICE uint32_t max_halves(uint32_t a, uint32_t b) {
 TAMIS_DEVICE uint32_t in_register(uint32_t value) {
   uint32_t out;
   asm volatile("mov.u32 %0, %1;" : "=r"(out) : "r"(value));
+  return out;
+}
+TAMIS_DEVICE const uint8_t* in_register(const uint8_t* value) {
+  const uint8_t* out;
+  asm volatile("mov.u64 %0, %1;" : "=l"(out) : "l"(value));
   return out;
 }
 TAMIS_DEVICE int popcount(uint32_t bits) {

@@ -17,8 +17,19 @@ TAMIS_DEVICE uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
   return out;
 }
+// The larger and the smaller of each two; the other one of a NaN.
+TAMIS_DEVICE uint32_t max_f16x2(uint32_t a, uint32_t b) {
+  uint32_t out;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  return out;
+}
+TAMIS_DEVICE uint32_t min_f16x2(uint32_t a, uint32_t b) {
+  uint32_t out;
+  asm("min.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  return out;
+}
 
-// The same of bf16.
+// fma_f16x2 of bf16.
 TAMIS_DEVICE uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t out;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));

@@ -1,40 +1,49 @@
 // kv_choose: what its kernel gets, and the shared memory that it and the host agree on.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "ops/kv_select/estimate_params.h"
 
 namespace tamis {
 
-inline constexpr int32_t kChooseThreads = 512;
-inline constexpr int32_t kChooseHeld = 8;                              // units of a thread
-inline constexpr int32_t kChooseBlocks = 16;                           // of a cluster at most
+inline constexpr int32_t kChooseThreads = 1024;
+inline constexpr int32_t kChooseHeld = 16;                             // units of a thread
+inline constexpr int32_t kChooseBlocks = 8;                            // of a cluster at most
 inline constexpr int32_t kChooseUnits = kChooseThreads * kChooseHeld;  // of a block
 inline constexpr int32_t kChooseMost = 32768;                          // units of a head
 inline constexpr int32_t kChooseChannels = 32;  // of labels: the k of one product of bytes
 inline constexpr int32_t kChooseRows = 4;
-inline constexpr int32_t kChooseCandidates = 256;
+inline constexpr int32_t kChooseCandidates = 1024;  // of a cluster
 
-// Shared memory of a block: counts of steps; the same, two in a word, for the cluster; what a warp
-// counts; what each row comes to; what each block of the cluster says of its candidates, then of
-// what it lists; candidates of all blocks; the units' scores of each row, and what they come to;
-// then what estimates need.
+// Shared memory of a block: counts of steps, then of what the block keeps (a bit a unit, then
+// places, then units of all candidates); the counts, two in a word, for the cluster, then scores of
+// all candidates; what a warp counts; numbers of the block; what each row comes to; what each block
+// of the cluster says; what a row comes to in each warp; candidates by block: scores, then units;
+// eight bytes a unit; then what estimates need.
 inline constexpr uint32_t kChooseSteps = 2 * kChooseThreads;
 inline constexpr int32_t kChooseCountsAt = 0;
+inline constexpr int32_t kChooseTakenAt = kChooseCountsAt;
+inline constexpr int32_t kChooseKeptAt = kChooseTakenAt + kChooseUnits / 8;
 inline constexpr int32_t kChoosePairsAt = 4 * kChooseSteps;
+static_assert(kChooseKeptAt + 4 * kChooseCandidates <= kChoosePairsAt, "where the counts were");
 inline constexpr int32_t kChooseWarpsAt = kChoosePairsAt + 2 * kChooseSteps;
+static_assert(4 * kChooseCandidates <= 2 * kChooseSteps, "where the pairs were");
 inline constexpr int32_t kChooseStateAt = kChooseWarpsAt + 4 * 32;
-inline constexpr int32_t kChooseStatsAt = kChooseStateAt + 16;  // largest, sum, smallest of a row
+inline constexpr int32_t kChooseSumsAt = kChooseStateAt + 16;
+inline constexpr int32_t kChooseStatsAt = kChooseSumsAt + 32;  // largest, sum, smallest of a row
 inline constexpr int32_t kChooseShiftsAt = kChooseStatsAt + 16 * kChooseRows;
-inline constexpr int32_t kChooseFoundAt = kChooseShiftsAt + 16 * kChooseRows;
-inline constexpr int32_t kChooseListedAt = kChooseFoundAt + 4 * kChooseBlocks;
-inline constexpr int32_t kChoosePartsAt = kChooseListedAt + 8 * kChooseBlocks;
+inline constexpr int32_t kChooseToldAt = kChooseShiftsAt + 16 * kChooseRows;
+inline constexpr int32_t kChoosePartsAt = kChooseToldAt + 8 * kChooseBlocks;
 inline constexpr int32_t kChooseCandidatesAt =
     kChoosePartsAt + 16 * kChooseRows * (kChooseThreads / 32);
-inline constexpr int32_t kChooseScoresAt =
-    kChooseCandidatesAt + 4 * kChooseBlocks * kChooseCandidates;
+inline constexpr int32_t kChooseCandidateUnitsAt = kChooseCandidatesAt + 4 * kChooseCandidates;
+inline constexpr int32_t kChooseScoresAt = kChooseCandidateUnitsAt + 4 * kChooseCandidates;
 static_assert(kChooseScoresAt % 16 == 0 && kChooseStatsAt % 16 == 0, "16 bytes at a time");
+
+// How many clusters of 1, 2, ... blocks run at once.
+using ChooseFit = std::array<int32_t, kChooseBlocks>;
 
 struct ChooseParams {
   EstimateParams estimate;  // blocks: of a cluster; span: units of a block; out may be null
@@ -42,12 +51,8 @@ struct ChooseParams {
   int32_t turns;  // of a thread over the block's units
 };
 
-constexpr int32_t choose_rows(int64_t rows) {  // that a kernel is made for
-  return rows <= 1 ? 1 : kChooseRows;
-}
-
 ChooseParams choose_params(const KvEstimateArgs& estimate, const KvSelectArgs& select,
-                           const CudaDevice& device);
+                           const CudaDevice& device, const ChooseFit& fit);
 
 int32_t choose_shared(const ChooseParams& p);
 

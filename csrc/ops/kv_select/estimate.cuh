@@ -66,15 +66,14 @@ struct EstimateShared {
 };
 
 // q of labels: bytes [rows, r], a step (scale included) and step * sum of bytes a row. A warp a
-// row.
-template <int kThreads>
+// row, a lane kHeld channels.
+template <int kThreads, int kHeld = kLabelMaxChannels / 32>
 TAMIS_DEVICE void round_queries(const EstimateParams& p, const EstimatePlace& at) {
   static_assert(kEstimateRows <= kThreads / 32, "a warp a row");
   const KvEstimateArgs& a = p.args;
   const EstimateShared in(p);
   const auto row = static_cast<int32_t>(at.warp), lane = static_cast<int32_t>(at.lane);
   if (row >= a.rows) return;
-  constexpr int kHeld = kLabelMaxChannels / 32;
   const int32_t r = a.units.labels.channels;
   const int32_t* ids = a.units.channels + at.kv_head * r;
   const int64_t from = (int64_t{at.head} * a.rows + row) * a.head_dim;

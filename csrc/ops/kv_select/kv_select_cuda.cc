@@ -284,21 +284,22 @@ bool kv_choose_fits(const KvChooseArgs& args, const CudaDevice& device) {
   if (args.by_row) return true;
   const KvEstimateArgs& e = args.estimate;
   const int64_t units = e.units.units;
-  return device.capability == 90 && e.units.kind == KvSummary::labels &&
+  const auto at = reinterpret_cast<uintptr_t>(e.units.data);
+  const auto strides = static_cast<uintptr_t>(e.units.batch_stride | e.units.head_stride);
+  return device.capability == 90 && e.units.kind == KvSummary::labels && (at | strides) % 16 == 0 &&
          e.units.labels.channels <= kChooseChannels && e.rows >= 1 && e.rows <= kChooseRows &&
          units >= 1 && units <= kChooseMost;
 }
 
 ChooseParams choose_params(const KvEstimateArgs& e, const KvSelectArgs& select,
-                           const CudaDevice& device) {
+                           const CudaDevice& device, const ChooseFit& fit) {
   const int64_t heads = e.batch * e.kv_heads, units = e.units.units;
-  // As few blocks of a cluster as hold all scores, and more while SMs and units for their threads
-  // are left.
-  int64_t blocks = 1;
-  while (blocks * kChooseUnits < units) blocks *= 2;
+  // As few blocks of a cluster as hold all scores, and more while every thread has a unit and no
+  // cluster waits for another one.
+  int64_t blocks = ceil_div(units, kChooseUnits);
   while (blocks < kChooseBlocks && blocks * kChooseThreads < units &&
-         2 * heads * blocks <= device.sms) {
-    blocks *= 2;
+         heads <= fit[static_cast<size_t>(blocks)]) {
+    ++blocks;
   }
   ChooseParams p{.estimate = estimate_params(e, nullptr, device), .select = select, .turns = 0};
   const int64_t span = 32 * ceil_div(units, 32 * blocks);
@@ -306,7 +307,7 @@ ChooseParams choose_params(const KvEstimateArgs& e, const KvSelectArgs& select,
   p.estimate.blocks = static_cast<int32_t>(blocks);
   p.estimate.span = static_cast<int32_t>(span);
   p.estimate.stats = nullptr;
-  p.estimate.shared_at = kChooseScoresAt + 4 * (choose_rows(e.rows) + 1) * kChooseThreads * p.turns;
+  p.estimate.shared_at = kChooseScoresAt + 8 * kChooseThreads * p.turns;
   return p;
 }
 

@@ -72,6 +72,9 @@ uint32_t load_shared_half_if(uint32_t wanted, uint32_t address) {
 inline uint32_t load_shared_word(uint32_t address) {
   return load_shared<uint32_t>(address);
 }
+inline void store_shared_word(uint32_t address, uint32_t word) {
+  store_shared<uint32_t>(address, word);
+}
 
 inline void sync_cluster() {
   sim::sync_cluster();
@@ -224,6 +227,9 @@ T load_volatile(const T* from) {
   return *from;
 }
 inline uint32_t in_register(uint32_t value) {
+  return value;
+}
+inline const uint8_t* in_register(const uint8_t* value) {
   return value;
 }
 template <class T>

@@ -26,6 +26,12 @@ inline uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
   return pack_f16(std::fma(half_of(a, 0), half_of(b, 0), half_of(c, 0)),
                   std::fma(half_of(a, 1), half_of(b, 1), half_of(c, 1)));
 }
+inline uint32_t max_f16x2(uint32_t a, uint32_t b) {
+  return pack_f16(std::fmax(half_of(a, 0), half_of(b, 0)), std::fmax(half_of(a, 1), half_of(b, 1)));
+}
+inline uint32_t min_f16x2(uint32_t a, uint32_t b) {
+  return pack_f16(std::fmin(half_of(a, 0), half_of(b, 0)), std::fmin(half_of(a, 1), half_of(b, 1)));
+}
 
 inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   const auto half = [](uint32_t pair, int i) {

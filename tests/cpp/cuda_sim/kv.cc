@@ -197,7 +197,7 @@ void expect_chosen(const KvEstimateArgs& e, std::span<const double> scores, uint
                     .index = got.data(),
                     .index_stride = width,
                     .count = counts.data()};
-  const CudaDevice device{.capability = 90, .sms = static_cast<int32_t>(1 + seed % 24)};
+  const CudaDevice device{.capability = 90, .sms = static_cast<int32_t>(1 + seed % 40)};
   ASSERT_TRUE(kv_choose_fits({.estimate = e}, device));
   for (const bool keeps : {true, false}) {
     KvEstimateArgs estimate = e;
@@ -206,16 +206,16 @@ void expect_chosen(const KvEstimateArgs& e, std::span<const double> scores, uint
     std::fill(wanted.span().begin(), wanted.span().end(), -1);
     std::fill(counts.begin(), counts.end(), -1);
     ASSERT_TRUE(check_choose_cuda({.estimate = estimate, .select = args}).ok());
-    const ChooseParams p = choose_params(estimate, args, device);
+    ChooseFit fit;
+    for (int32_t i = 0; i < kChooseBlocks; ++i) fit[static_cast<size_t>(i)] = device.sms / (i + 1);
+    const ChooseParams p = choose_params(estimate, args, device, fit);
     const sim::Launch launch{
         .grid = {static_cast<uint32_t>(p.estimate.blocks), static_cast<uint32_t>(heads)},
         .block = {kChooseThreads},
         .shared_bytes = static_cast<size_t>(choose_shared(p)),
         .seed = seed,
         .cluster = static_cast<uint32_t>(p.estimate.blocks)};
-    ASSERT_EQ(sim::launch(launch,
-                          [&] { e.rows == 1 ? choose_units<1>(p) : choose_units<kChooseRows>(p); }),
-              "");
+    ASSERT_EQ(sim::launch(launch, [&] { choose_units(p); }), "");
     if (keeps) expect_near(out.span(), scores);
     KvSelectArgs reference = args;
     reference.scores = out.data();
@@ -454,6 +454,8 @@ TEST(KvEstimate, ScoresEverySummary) {
           {KvSummary::labels, DType::bf16, DType::bf16, reduce, 2, 1300, 64, true, levels}, ++seed);
     }
     expect_estimate({KvSummary::labels, DType::bf16, DType::bf16, reduce, 4, 4500}, ++seed);
+    expect_estimate(  // more equal ones than a block keeps
+        {KvSummary::labels, DType::bf16, DType::bf16, reduce, 2, 4500, 64, false, 2}, ++seed);
   }
 }
 
