@@ -107,6 +107,9 @@ def main() -> int:
     at = torch.tensor([a.context - 1], device="cuda")
     angle = at / 500000 ** (torch.arange(0, DIM, 2, device="cuda") / DIM)
     turned = tuple(torch.cat((x, x)).bfloat16() for x in (angle.cos(), angle.sin()))
+    torch.ones(8, 8, device="cuda") @ torch.ones(
+        8, 8, device="cuda"
+    )  # cuBLAS takes memory of its own
     models: dict[str, Llama] = {}
     memory: dict[str, float] = {}
     sides = {}
