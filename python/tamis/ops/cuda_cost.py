@@ -70,9 +70,6 @@ LAUNCH = 1000.0  # ns: what a kernel that does nothing takes
 # mask, or from records.
 MASK_WRITTEN, WRITTEN = (2000.0, 0.92), (LAUNCH, 0.8)
 RECORDS_WRITTEN = {"p24": (4000.0, 0.75), "gap": (12000.0, 0.27)}
-# Of weights that lie on a device packed alone p24, which is written out sooner, serves few tokens too
-# where it has no more than that many times gap's bytes.
-_NO_GAP_UP_TO = 1.5
 # ns a record by tokens, both devices' SMs being alike.
 DECODE = {
     "gap": (0.155, 0.165, 0.24),
@@ -142,10 +139,6 @@ def form_for(layout: Layout, nnz: int, tokens: int, device: int, *, stored: bool
     if layout.cols > _FEW_COLS or (tokens > STORED_ABOVE and not fewer):
         few = []
     as_stored = stored and tokens > STORED_ABOVE and taken_as_stored(layout, device)
-    if not stored and "p24" in few and "gap" in few:
-        sizes = [packed_nbytes(layout, nnz, f) for f in ("p24", "gap")]
-        if sizes[0] <= _NO_GAP_UP_TO * sizes[1]:
-            few.remove("gap")
     rates = _rates(device)
     if as_stored and (rates is None or tokens > TOKENS[-1]):
         return STORED
