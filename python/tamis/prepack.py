@@ -11,7 +11,7 @@ from torch import nn
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.formats import linear_layers
 from tamis.nn import SparseLinear
-from tamis.ops import cuda, cuda_cost, cuda_spmm
+from tamis.ops import cuda, cuda_spmm
 from tamis.report import LayerReport, Report, host_facts
 from tamis.report_rows import describe, no_choice
 
@@ -36,8 +36,8 @@ def prepack_(
     different numbers of tokens may pack a second form, as ever.
 
     With ``keep_dense`` a layer lies there densely as well, if it loses to dense from some number of
-    tokens on: 1.6 of dense memory with half of the weights kept, and prompts that take no longer than
-    dense ones, until a weight is written (``load_state_dict``).
+    tokens on: 1.6 of dense memory with half of the weights kept, and prompts that take what
+    dense ones do, until a weight is written (``load_state_dict``).
 
     Layers that no packed form takes (csr, blocks, 32-bit values) stay as they are, and their row says
     so. Packing half of the weights kept takes some 20 s a billion weights on 16 cores.
@@ -64,7 +64,8 @@ def prepack_(
         if progress:
             progress(name)
         home = homes[name]
-        if home.type == "cuda" and _takes(layer):
+        takes = cuda_spmm.takes(layer.float_dtype, layer.layout, layer.weight_values.dtype)
+        if home.type == "cuda" and takes:
             _pack(layer, home, tokens, keep_dense)
         row = describe(name, layer, reason=no_choice(layer), tokens=tokens)
         if layer.packed_on is None:
@@ -112,11 +113,6 @@ def _layers_and_homes(
             "load first, then pass device='cuda'."
         )
     return layers, homes
-
-
-def _takes(layer: SparseLinear) -> bool:
-    sixteen = layer.float_dtype in (torch.float16, torch.bfloat16)
-    return sixteen and bool(cuda_cost.packed_form(layer.layout))
 
 
 def _pack(layer: SparseLinear, home: torch.device, tokens: int, keep_dense: bool) -> None:

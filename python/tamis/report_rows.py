@@ -132,7 +132,7 @@ def no_choice(layer: nn.Module) -> str:
     """Reason of a layer that was not chosen among others."""
     if isinstance(layer, SparseLinear):
         device = None if isinstance(layer, SparseConv2d) else device_of(layer)
-        whole = layer.packed_on is None
+        whole = layer.packed_on is None or device is None
         pays = "" if device is None else tokens_of(layer.layout, layer.nnz, device, stored=whole)
         held = "stored" if whole else f"packed on {layer.packed_on}, in host memory"
         return f"{held} as {layer.layout.label}{pays}"

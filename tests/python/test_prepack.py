@@ -39,6 +39,18 @@ def test_arrays_stay_in_host_memory_wherever_the_layer_goes() -> None:
     assert copy.deepcopy(made).packed_on == made.packed_on
 
 
+def test_what_is_packed_goes_when_the_layer_leaves_its_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = layer(24, 64, 0.5, torch.bfloat16, format="bitmap")
+    made.keep_packed(torch.device("cpu"))
+    monkeypatch.setattr(cuda_spmm, "_packed", {id(made.weight_values): []})
+    made.to("cpu")
+    assert cuda_spmm._packed
+    made.to("meta")
+    assert not cuda_spmm._packed
+
+
 @pytest.mark.skipif(not cuda.why_off(), reason="CUDA is on")
 def test_says_what_is_missing() -> None:
     model = nn.Sequential(layer(24, 64, 0.5, torch.bfloat16, format="bitmap"))

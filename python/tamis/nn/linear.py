@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
+from tamis.ops import cuda_spmm
 from tamis.ops.spmm import linear, unpack
 from tamis.ops.tensors import DTYPE_NAME, INDEX_DTYPE, REST, TORCH_DTYPE, Rest
 from tamis.tensor.compress import compress
@@ -353,7 +354,7 @@ class SparseLinear(nn.Module):
         probe = fn(torch.empty(0, dtype=self._float_dtype, device=self.packed_on))
         float_dtype = probe.dtype
         name = _float_name(float_dtype)
-        scales = self._buffers["weight_scales"]
+        scales, device = self._buffers["weight_scales"], self.weight.device
         if self.packed_on is not None:
             self.packed_on = probe.device
             fn = self._but_for_arrays(fn, float_dtype)
@@ -361,6 +362,8 @@ class SparseLinear(nn.Module):
         moved = self._buffers["weight_scales"]
         if scales is not None and moved is not None and moved.dtype != scales.dtype:
             self._buffers["weight_scales"] = scales.to(moved.device)
+        if self.weight.device != device:
+            cuda_spmm.forget(self.weight_values)
         layout = self._layout
         self._set_layout(layout if layout.quantized else replace(layout, dtype=name), float_dtype)
         return self

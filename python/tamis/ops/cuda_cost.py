@@ -24,7 +24,7 @@ MANY_TOKENS = (128, 256, 512, 1024, 2048)  # of which reports speak
 # Above so many tokens sm_90 takes bitmap and nm as they are stored; up to 128 where rates are unknown.
 STORED = "bitmap"
 STORED_ABOVE, _STORED_UNKNOWN = 16, 128
-BY_MASK = ("gap", "p24", STORED)  # written out from the mask, whatever their records
+BY_MASK = ("gap", "p24", STORED)  # written out from the mask where it is on the device
 # Forms for few tokens beside one for any, and the steps of their kernels; all say 65536 columns.
 FEW: dict[str, dict[str, tuple[int, ...]]] = {
     "t16": {"gap": TOKENS[:3], "p24": TOKENS[3:]},

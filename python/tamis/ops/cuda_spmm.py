@@ -67,15 +67,15 @@ class Packed:
         self.offsets: Tensor | None = None
         self.scales: Tensor | None = None
         self.dense: Tensor | None = None  # the same weight, for more tokens
-        if form == cuda_cost.STORED:
-            self.matrix = _as_stored(layout, values, rest, dtype)
-        else:
-            self._pack(layout, values, rest, dtype, form, on)
-        # Elements of x that it takes: more than `least`, up to `most`.
-        self.least, self.most = -1, self.matrix.most_tokens * layout.cols
         self.token, self.layout, self.form = layout.token, layout, form
         self.rows, self.cols, self.dtype = layout.rows, layout.cols, dtype
         self.rest = rest
+        if form == cuda_cost.STORED:
+            self.matrix = _as_stored(layout, values, rest, dtype)
+        else:
+            self._pack(values, on)
+        # Elements of x that it takes: more than `least`, up to `most`.
+        self.least, self.most = -1, self.matrix.most_tokens * layout.cols
         # Checked now, so that a prompt in a graph need not wait: gap and p24 are written out from
         # the mask, which is a part of weights as they are stored, where it is on the device.
         self.mask: cuda_spmm_grad.Mask | None = None
@@ -89,23 +89,16 @@ class Packed:
         self.workspaces: dict[int, int] = {}
         self.bias: Tensor | None = None
 
-    def _pack(  # noqa: PLR0913
-        self,
-        layout: Layout,
-        values: Tensor,
-        rest: Rest,
-        dtype: torch.dtype,
-        form: str,
-        on: torch.device,
-    ) -> None:
-        tensors = {"values": values, **dict(zip(REST, rest, strict=True))}
+    def _pack(self, values: Tensor, on: torch.device) -> None:
+        layout, scales = self.layout, self.rest[3]
+        tensors = {"values": values, **dict(zip(REST, self.rest, strict=True))}
         arrays = {n: as_numpy(t.cpu()) for n, t in tensors.items() if t is not None}
-        tiles = _C.pack_for_cuda(make_matrix(layout, arrays), form)
+        tiles = _C.pack_for_cuda(make_matrix(layout, arrays), self.form)
         self.records = torch.from_numpy(tiles["records"]).to(on)
         if "offsets" in tiles:
             self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).to(on)
-        if rest[3] is not None and layout.dtype == "i8":
-            self.scales = rest[3].to(on)
+        if scales is not None and layout.dtype == "i8":
+            self.scales = scales.to(on)
         self.matrix = _C.CudaMatrix(
             self.records.data_ptr(),
             self.records.numel(),
@@ -113,9 +106,9 @@ class Packed:
             0 if self.offsets is None else self.offsets.data_ptr(),
             layout.rows,
             layout.cols,
-            DTYPE_NAME[dtype],
+            DTYPE_NAME[self.dtype],
             self.device,
-            form,
+            self.form,
             0 if self.scales is None else self.scales.data_ptr(),
             layout.group_size if layout.dtype == "i8" else 0,
         )
@@ -282,7 +275,7 @@ def spmm(
     beside the first. A short one is some calls of the form for few where that is expected to be
     faster than writing the weight out.
     """
-    if not takes(x, layout, values.dtype):
+    if not takes(x.dtype, layout, values.dtype):
         return None
     packed = _held(x, values, rest, layout)
     if packed is None:
@@ -343,9 +336,9 @@ def prepack(  # noqa: PLR0913
     ``keep_dense``: and writes it out, once, for as many tokens as a dense product is expected to take
     less time for, if there are any. Nothing is packed, and 0 returned, where no kernel takes it.
     """
-    x = torch.empty(tokens, layout.cols, dtype=dtype, device=device)
-    if not takes(x, layout, values.dtype):
+    if not takes(dtype, layout, values.dtype):
         return 0
+    x = torch.empty(1, layout.cols, dtype=dtype, device=device).expand(tokens, -1)
     try:
         packed = _held(x, values, rest, layout) or _pack(x, values, rest, layout)
     except NotImplementedError:  # zero points that are no codes
@@ -361,6 +354,11 @@ def prepack(  # noqa: PLR0913
             if most is not None:
                 packed.most = min(packed.most, most * layout.cols)
     return packed_nbytes(values, packed.device)
+
+
+def forget(values: Tensor) -> None:
+    """Frees what a weight was packed as, as it leaves the device."""
+    _packed.pop(id(values), None)
 
 
 def packed_nbytes(values: Tensor, device: int) -> int:
@@ -450,10 +448,10 @@ def _written_since(values: Tensor) -> bool:
     return True
 
 
-def takes(x: Tensor, layout: Layout, values_dtype: torch.dtype) -> bool:
+def takes(x_dtype: torch.dtype, layout: Layout, values_dtype: torch.dtype) -> bool:
     """Whether a kernel takes such operands, were they on a device; not yet whether it is fast."""
-    fits = bool(packed_form(layout)) and x.dtype in (torch.float16, torch.bfloat16)
-    fits = fits and (layout.quantized or x.dtype == values_dtype)
+    fits = bool(packed_form(layout)) and x_dtype in (torch.float16, torch.bfloat16)
+    fits = fits and (layout.quantized or x_dtype == values_dtype)
     return fits and layout.cols > 0 and not cuda.why_off()
 
 

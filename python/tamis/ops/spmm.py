@@ -197,7 +197,7 @@ def _check_x(x: Tensor, values: Tensor, layout: Layout) -> None:
 
 def _packed_from_host(x: Tensor, values: Tensor, layout: Layout) -> bool:
     """Whether x's device reads a packed copy of arrays that lie in host memory."""
-    return x.is_cuda and values.is_cpu and cuda_spmm.takes(x, layout, values.dtype)
+    return x.is_cuda and values.is_cpu and cuda_spmm.takes(x.dtype, layout, values.dtype)
 
 
 # The operators. CPU and CUDA run the core; every other device runs plain torch.
