@@ -48,5 +48,17 @@ struct Bf16Pair {
   }
 };
 
+// The same beside products (beside-inl.h).
+struct BesidePair : Bf16Pair {
+  static constexpr int kVectorColumns = 32;
+
+  static TAMIS_INLINE __m512i spread(uint64_t bits, __m512i packed) {
+    return _mm512_mask_expand_epi16(simd::opaque_zero(), static_cast<__mmask32>(bits), packed);
+  }
+  static TAMIS_INLINE simd::F32 dot(simd::F32 sum, __m512i w, __m512i x) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w);
+  }
+};
+
 }  // namespace
 }  // namespace tamis

@@ -18,7 +18,7 @@
 // past nnz.
 //
 // Cost, cycles for 64 columns of a row. Zen 4 with pairs of bf16: 43 to 44, strips 48, and 36.6
-// with words expanded beside products, which it has instead (beside_avx512bf16.h). Emerald Rapids,
+// with words expanded beside products, which it has instead (beside-inl.h). Emerald Rapids,
 // products in f32: 64 that read memory, 38 cycles, 2 for x and 6 (bf16) or 12 (f32) to expand;
 // measured 44 and 48, strips 49 and 55. Blocks of 16 and 20 KB, groups of 768: no gain. Tried: 12
 // rows of 6 words, 14 of 6, 24 of 4: within 2 %; stored weights fetched into L1 before a tile's
