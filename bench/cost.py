@@ -131,7 +131,7 @@ def fit_kernel(row: "_C.KernelRow", seconds: float) -> tuple[np.ndarray, np.ndar
     densities = {"csr": (0.3, 0.1, 0.05), "nm": (0.5, 0.25)}.get(row["format"], (0.5, 0.2, 0.1))
     features, times = [], []
     tokens = [m for m in FIT_TOKENS if m >= row["from_m"]]
-    wide = row["from_m"] > 8 or row["format"] == "csr8"
+    wide = row["from_m"] > 8 or row["format"] == "csr8" or "lists" in row["name"]
     shapes = (*FIT_SHAPES, WIDE_SHAPE) if wide else FIT_SHAPES
     cases = [(n, k, d, m) for n, k in shapes for d in densities for m in tokens]
     least = np.full(len(cases), np.inf)

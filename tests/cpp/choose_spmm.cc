@@ -243,18 +243,36 @@ TEST(ChooseSpmm, EmeraldRapidsTakesColumnsInF32) {
   EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name, "spmm_bitmap_f32_f32_avx512vbmi2_skip");
 }
 
-// Zen 4 expands the next weights beside products; not timed on other hosts.
-TEST(ChooseSpmm, Zen4ExpandsF32BesideProducts) {
-  SpmmDesc desc = desc_of(Format::bitmap, DType::f32, DType::f32);
-  desc.n = desc.k = 4096;
-  desc.nnz = desc.n * desc.k / 2;
-  desc.m = 8;
-  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_bitmap_f32_f32_avx512bf16_octets");
-  desc.m = 16;
-  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_bitmap_f32_f32_avx512bf16_columns");
-  // Strips take a tenth longer than tokens as given.
-  desc.m = 5;
-  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_bitmap_f32_f32_avx512");
+// Zen 4 lists the columns that a row stores where that leaves out enough, else it expands the next
+// weights beside products. Neither was timed on other hosts.
+TEST(ChooseSpmm, Zen4ListsColumnsForSeveralTokens) {
+  struct Chosen {
+    DType dtype;
+    int64_t tokens, kept;  // of a hundred
+    const char* kernel;
+  };
+  constexpr DType f32 = DType::f32, bf16 = DType::bf16;
+  for (const Chosen& c : {Chosen{f32, 8, 50, "f32_f32_avx512bf16_octets"},
+                          {f32, 8, 20, "f32_f32_avx512vbmi2_octetlists"},
+                          {f32, 16, 100, "f32_f32_avx512bf16_columns"},
+                          {f32, 16, 50, "f32_f32_avx512vbmi2_lists"},
+                          {f32, 16, 10, "f32_f32_avx512vbmi2_lists"},
+                          {f32, 32, 20, "f32_f32_avx512vbmi2_widelists"},
+                          {f32, 256, 20, "f32_f32_avx512vbmi2_skip"},
+                          {bf16, 8, 10, "bf16_bf16_avx512bf16_octets"},
+                          {bf16, 16, 50, "bf16_bf16_avx512bf16_columns"},
+                          {bf16, 16, 10, "bf16_bf16_avx512vbmi2_lists"}}) {
+    SpmmDesc desc = desc_of(Format::bitmap, c.dtype, c.dtype);
+    desc.m = c.tokens;
+    desc.n = desc.k = 4096;
+    desc.nnz = desc.n * desc.k / 100 * c.kept;
+    EXPECT_EQ(choose_spmm(desc, isa::avx512bf16)->name, std::string("spmm_bitmap_") + c.kernel)
+        << c.tokens << " tokens, " << c.kept << " % kept";
+    for (const IsaBits others : {isa::avx512, isa::avx512vbmi2, isa::avx512fp16, isa::amx}) {
+      const std::string name = choose_spmm(desc, others)->name;
+      EXPECT_FALSE(name.ends_with("lists") || name.ends_with("avx512bf16_octets")) << name;
+    }
+  }
 }
 
 // Tiles cost as much for one token as for sixteen, and little more for many.

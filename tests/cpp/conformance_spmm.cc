@@ -162,6 +162,8 @@ TEST_P(Kernel, ManyTokens) {
   if (row.tile_m == 512 && row.format == Format::bitmap && row.w_dtype == DType::f32) {
     run({row, 530, 204, 4100, 0.5, false, false, 5});
   }
+  // Three groups of rows that take turns over blocks of x.
+  if (std::string(row.name).ends_with("lists")) run({row, 19, 401, 1300, 0.9, true, true, 5});
   if (row.tile_m == 16) run({row, 16 * 17 + 3, 70, groups ? 4096 + 64 : 1300, 0.5, true, true, 5});
 }
 

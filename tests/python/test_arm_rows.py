@@ -63,6 +63,7 @@ ELSEWHERE = {
     "strips": "skip",
     "octets": "skip",
     "columns": "skip",
+    "lists": "skip",
     "groupqhalves": "groupq",
 }
 
