@@ -6,6 +6,7 @@
     python bench/peers.py --json out/peers.json --resume    # what an interrupted run left out
     python bench/peers.py --read out/peers.json --plots out
     python bench/peers.py --shapes llama3-qo 2048x1024 --densities 0.5 --batch 1 16 --threads 1
+    python bench/peers.py --only "torch f32" "tamis f32"
 
 Every candidate multiplies copies of its weight that together exceed the caches (--cold-mb), so a
 call reads its weight from memory. onnxruntime and DeepSparse, which hold weights inside a model, get
@@ -45,6 +46,7 @@ from peerlib.process import Absent, Worker, default_folder, set_up
 from peerlib.table import loss_lines, notes, tables
 
 Candidates = Sequence[Candidate]
+NAMES = tuple(c.name for c in CANDIDATES)
 QUICK: dict[str, Any] = {
     "shapes": ["smollm2-up", "llama3-kv"],
     "densities": [0.5, 0.2],
@@ -74,7 +76,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, str], list[Row]]:
     """Facts about the host, and every row."""
     host = host_facts()
     host["command"] = "bench/peers.py " + " ".join(sys.argv[1:])
-    chosen = [c for c in CANDIDATES if c.peer in args.peers]
+    chosen = [c for c in CANDIDATES if c.peer in args.peers and c.name in (args.only or NAMES)]
     workers = _start(dict.fromkeys(["main", *(c.worker for c in chosen)]), args, host)
     present = [c for c in chosen if c.worker in workers]
     rows = read([args.json])[1] if args.resume and args.json and args.json.exists() else []
@@ -200,6 +202,7 @@ def _arguments() -> argparse.Namespace:
     add("--batch", nargs="+", type=int, help="rows of x; default 1 to 256, pixels for MobileNet")
     add("--threads", nargs="+", type=int, default=[1, 2])
     add("--peers", nargs="+", default=PEERS, choices=PEERS)
+    add("--only", nargs="+", choices=NAMES, metavar="NAME", help='like "torch f32", of --peers')
     add("--json", type=Path, help="write the results")
     add("--resume", action="store_true", help="keep what --json holds, measure what it lacks")
     add("--read", nargs="+", type=Path, help="show what --json wrote instead of measuring")

@@ -137,6 +137,9 @@ def _tamis(w: Array, rest: list[str], cold_bytes: int) -> Product:
         SparseMatrix(first.layout, {name: a.clone() for name, a in first.arrays.items()})
         for _ in range(copies_for(first.nbytes, cold_bytes))
     ]
+    x = torch.zeros(1, w.shape[1], dtype=DTYPE.get(dtype, torch.float32))
+    for weight in weights:  # a model's first token, not its products, pays for checking a weight
+        spmm(x, weight)
     product = InTorch(weights, first.nbytes, dtype, transposed=False)
     product.multiply = spmm
     return product
