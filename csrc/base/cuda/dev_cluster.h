@@ -19,6 +19,22 @@ TAMIS_DEVICE void barrier_arrive(uint32_t at) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(at)) : "memory");
 #endif
 }
+// The phase also waits for `bytes` of copies; before an arrival of this thread.
+TAMIS_DEVICE void barrier_expect_more(uint32_t at, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)),
+               "r"(bytes)
+               : "memory");
+#endif
+}
+// One arrival once all of this thread's cp.async so far are there. Whoever waits and then
+// multiplies what they brought comes through fence_shared_products in between.
+TAMIS_DEVICE void barrier_arrive_copied(uint32_t at) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(at))
+               : "memory");
+#endif
+}
 // sync_block of kThreads threads, whole warps, at that barrier of the block's: 1 to 15, as
 // sync_block is barrier 0. For warps that part from the others, which may not meet them at
 // sync_block.
@@ -26,6 +42,15 @@ template <int kBarrier, int kThreads>
 TAMIS_DEVICE void sync_warps() {
   static_assert(kBarrier > 0 && kBarrier < 16 && kThreads % 32 == 0, "a barrier of whole warps");
   asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+}
+// The same at a barrier that is known only then, and its arrival alone.
+template <int kThreads>
+TAMIS_DEVICE void sync_warps(uint32_t barrier) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+}
+template <int kThreads>
+TAMIS_DEVICE void arrive_warps(uint32_t barrier) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
 }
 // sync_cluster for meetings that nobody's writes are read after, or behind sync_block, by when what
 // a block wrote to its own shared memory lies there for all. sync_cluster waits until all writes of
@@ -78,6 +103,17 @@ TAMIS_DEVICE void copy_box(uint32_t to, const TensorMap& map, int32_t col, int32
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to)),
       "l"(&map), "r"(col), "r"(row), "r"(shared_address(barrier))
+      : "memory");
+#endif
+}
+// The same of a head of a batch (HeadBoxes).
+TAMIS_DEVICE void copy_head_box(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
+                                int32_t head, int32_t batch, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(col), "r"(row), "r"(head), "r"(batch), "r"(shared_address(barrier))
       : "memory");
 #endif
 }

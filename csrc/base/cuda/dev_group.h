@@ -19,22 +19,34 @@ namespace tamis::dev {
 #define TAMIS_N128                                                                           \
   TAMIS_N64 ",%64,%65,%66,%67,%68,%69," TAMIS_N10(7) TAMIS_N10(8) TAMIS_N10(9) TAMIS_N10(10) \
       TAMIS_N10(11) "%120,%121,%122,%123,%124,%125,%126,%127"
-#define TAMIS_GROUP(kind, tokens, d, rest, ...)                                            \
+#define TAMIS_GROUP(kind, transposed, tokens, d, rest, ...)                                \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" #tokens "k16.f32." kind "." kind " {" d \
-               "}, " rest ", 1, 1, 1, 0;"                                                  \
+               "}, " rest ", 1, 1, 1, " #transposed ";"                                    \
                : __VA_ARGS__                                                               \
                : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b))
-#define TAMIS_GROUPS(kind)                                                          \
-  if constexpr (kTiles == 4) {                                                      \
-    TAMIS_GROUP(kind, 32, TAMIS_N16, "{%16,%17,%18,%19}, %20", TAMIS_S16(0));       \
-  } else if constexpr (kTiles == 8) {                                               \
-    TAMIS_GROUP(kind, 64, TAMIS_N32, "{%32,%33,%34,%35}, %36", TAMIS_S32(0));       \
-  } else if constexpr (kTiles == 16) {                                              \
-    TAMIS_GROUP(kind, 128, TAMIS_N64, "{%64,%65,%66,%67}, %68", TAMIS_S64(0));      \
-  } else {                                                                          \
-    static_assert(kTiles == 32, "32, 64, 128 or 256 tokens");                       \
-    TAMIS_GROUP(kind, 256, TAMIS_N128, "{%128,%129,%130,%131}, %132", TAMIS_S64(0), \
-                TAMIS_S64(16));                                                     \
+#define TAMIS_GROUPS(kind, transposed)                                                          \
+  if constexpr (kTiles == 4) {                                                                  \
+    TAMIS_GROUP(kind, transposed, 32, TAMIS_N16, "{%16,%17,%18,%19}, %20", TAMIS_S16(0));       \
+  } else if constexpr (kTiles == 8) {                                                           \
+    TAMIS_GROUP(kind, transposed, 64, TAMIS_N32, "{%32,%33,%34,%35}, %36", TAMIS_S32(0));       \
+  } else if constexpr (kTiles == 16) {                                                          \
+    TAMIS_GROUP(kind, transposed, 128, TAMIS_N64, "{%64,%65,%66,%67}, %68", TAMIS_S64(0));      \
+  } else {                                                                                      \
+    static_assert(kTiles == 32, "32, 64, 128 or 256 tokens");                                   \
+    TAMIS_GROUP(kind, transposed, 256, TAMIS_N128, "{%128,%129,%130,%131}, %132", TAMIS_S64(0), \
+                TAMIS_S64(16));                                                                 \
+  }
+#define TAMIS_SHARED(kind, tokens, d, rest, ...)                                           \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" #tokens "k16.f32." kind "." kind " {" d \
+               "}, " rest ", 1, 1, 0, 0;"                                                  \
+               : __VA_ARGS__                                                               \
+               : "l"(a), "l"(b), "n"(static_cast<int>(kAdds)))
+#define TAMIS_SHAREDS(kind)                                            \
+  if constexpr (kTiles == 8) {                                         \
+    TAMIS_SHARED(kind, 64, TAMIS_N32, "%32, %33, %34", TAMIS_S32(0));  \
+  } else {                                                             \
+    static_assert(kTiles == 16, "64 or 128 tokens");                   \
+    TAMIS_SHARED(kind, 128, TAMIS_N64, "%64, %65, %66", TAMIS_S64(0)); \
   }
 
 // c += a * b for 64 rows, 8 kTiles tokens (the rows of b) and 16 columns: of its 16 rows of `a` a
@@ -42,15 +54,46 @@ namespace tamis::dev {
 template <int kTiles>
 TAMIS_DEVICE void group_bf16(float (&c)[kTiles][4], const Word4& a, uint64_t b) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  TAMIS_GROUPS("bf16")
+  TAMIS_GROUPS("bf16", 0)
 #endif
 }
 template <int kTiles>
 TAMIS_DEVICE void group_f16(float (&c)[kTiles][4], const Word4& a, uint64_t b) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  TAMIS_GROUPS("f16")
+  TAMIS_GROUPS("f16", 0)
 #endif
 }
+
+// The same where b lies with its 8 kTiles columns in rows, of which these are 16: matrix_of_rows.
+template <int kTiles>
+TAMIS_DEVICE void group_rows_bf16(float (&c)[kTiles][4], const Word4& a, uint64_t b) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  TAMIS_GROUPS("bf16", 1)
+#endif
+}
+template <int kTiles>
+TAMIS_DEVICE void group_rows_f16(float (&c)[kTiles][4], const Word4& a, uint64_t b) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  TAMIS_GROUPS("f16", 1)
+#endif
+}
+
+// The same where both lie in shared memory, each matrix_at its columns: 64 rows of a. kAdds: to c,
+// which else need not be set.
+template <bool kAdds, int kTiles>
+TAMIS_DEVICE void group_shared_bf16(float (&c)[kTiles][4], uint64_t a, uint64_t b) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  TAMIS_SHAREDS("bf16")
+#endif
+}
+template <bool kAdds, int kTiles>
+TAMIS_DEVICE void group_shared_f16(float (&c)[kTiles][4], uint64_t a, uint64_t b) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  TAMIS_SHAREDS("f16")
+#endif
+}
+#undef TAMIS_SHAREDS
+#undef TAMIS_SHARED
 #undef TAMIS_GROUPS
 #undef TAMIS_GROUP
 #undef TAMIS_S4

@@ -105,6 +105,17 @@ TAMIS_DEVICE void wait_products(float (&c)[kTiles][4]) {
     }
   }
 }
+// The same for sums c of groups that are not among the newest kGroupsLeft, which go on running.
+template <int kGroupsLeft, int kTiles>
+TAMIS_DEVICE void wait_older_products(float (&c)[kTiles][4]) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroupsLeft) : "memory");
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    asm volatile("" : "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])::"memory");
+  }
+#endif
+}
 // Between what this thread wrote to shared memory and a barrier after which products read it.
 TAMIS_DEVICE void fence_shared_products() {
 #if __CUDA_ARCH__ >= 900
@@ -117,6 +128,18 @@ TAMIS_DEVICE void fence_shared_products() {
 TAMIS_DEVICE uint64_t matrix_at(uint32_t at) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kGroupOf8 = uint64_t{1024 / 16} << 32;
   return kSwizzle128 | kGroupOf8 | uint64_t{1} << 16 | (shared_address(at) & 0x3ffffu) >> 4;
+}
+
+// Matrix b whose rows are those that products add over: parts of 64 columns lie `part_bytes` apart,
+// each as rows of 128 bytes from `at` on as above. 16 rows on it begins 2048 bytes further.
+TAMIS_DEVICE uint64_t matrix_of_rows(uint32_t at, uint32_t part_bytes) {
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kGroupOf8 = uint64_t{1024 / 16} << 32;
+  return kSwizzle128 | kGroupOf8 | uint64_t{part_bytes / 16} << 16 |
+         (shared_address(at) & 0x3ffffu) >> 4;
+}
+// Some bytes, a multiple of 16, further.
+TAMIS_DEVICE uint64_t further(uint64_t matrix, uint32_t bytes) {
+  return matrix + bytes / 16;
 }
 
 #define TAMIS_SUMS(t) "+f"(c[t][0]), "+f"(c[t][1]), "+f"(c[t][2]), "+f"(c[t][3])

@@ -22,6 +22,15 @@ struct MatrixBoxes {
 
 inline constexpr int32_t kBoxCols = 64;
 
+// Rows of `cols` 16-bit values of heads of batches, [batch, head, row], in boxes as MatrixBoxes' of
+// one head: strides in elements, multiples of 8.
+struct HeadBoxes {
+  const void* data = nullptr;  // at a multiple of 16 bytes
+  int64_t batches = 0, heads = 0, rows = 0, cols = 0;
+  int64_t batch_stride = 0, head_stride = 0, stride = 0;
+  int32_t box_rows = 0;
+};
+
 // Records [rows, cols] of as many bytes, a multiple of 16 up to 2048, in boxes of one column. In
 // shared memory, aligned to 128 bytes, they lie one after another; beyond the last row are zeros.
 struct RecordBoxes {

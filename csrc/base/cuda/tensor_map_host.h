@@ -53,6 +53,16 @@ inline Status make_tensor_map(const char* function, const MatrixBoxes& b, Tensor
       CU_TENSOR_MAP_SWIZZLE_128B, map);
 }
 
+inline Status make_tensor_map(const char* function, const HeadBoxes& b, TensorMap* map) {
+  const auto wide = [](int64_t x) { return static_cast<cuuint64_t>(x); };
+  return make_tensor_map<4>(
+      function, b.data, CU_TENSOR_MAP_DATA_TYPE_UINT16,
+      {wide(b.cols), wide(b.rows), wide(b.heads), wide(b.batches)},
+      {wide(2 * b.stride), wide(2 * b.head_stride), wide(2 * b.batch_stride)},
+      {static_cast<cuuint32_t>(kBoxCols), static_cast<cuuint32_t>(b.box_rows), 1, 1},
+      CU_TENSOR_MAP_SWIZZLE_128B, map);
+}
+
 inline Status make_tensor_map(const char* function, const RecordBoxes& b, TensorMap* map) {
   const auto words = static_cast<cuuint32_t>(b.record_bytes / 8);
   const auto bytes = static_cast<cuuint64_t>(b.record_bytes),

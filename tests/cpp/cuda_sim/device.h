@@ -148,10 +148,24 @@ inline void barrier_init(uint32_t at, uint32_t arrivals) {
 inline void barrier_arrive(uint32_t at) {
   sim::barrier_arrive(at);
 }
+inline void barrier_expect_more(uint32_t at, uint32_t bytes) {
+  sim::barrier_expect_more(at, bytes);
+}
+inline void barrier_arrive_copied(uint32_t at) {
+  sim::barrier_arrive_copied(at);
+}
 template <int kBarrier, int kThreads>
 void sync_warps() {
   static_assert(kBarrier > 0 && kBarrier < 16 && kThreads % 32 == 0, "a barrier of whole warps");
   sim::sync_warps(kBarrier, kThreads);
+}
+template <int kThreads>
+void sync_warps(uint32_t barrier) {
+  sim::sync_warps(barrier, kThreads);
+}
+template <int kThreads>
+void arrive_warps(uint32_t barrier) {
+  sim::arrive_warps(barrier, kThreads);
 }
 inline void sync_cluster_unordered() {
   sim::sync_cluster();
@@ -176,10 +190,8 @@ TensorMap tensor_map(const Boxes& boxes) {
   std::memcpy(map.words, &boxes, sizeof boxes);
   return map;
 }
-inline void copy_box(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
-                     uint32_t barrier) {
-  MatrixBoxes boxes;
-  std::memcpy(&boxes, map.words, sizeof boxes);
+inline void copy_boxes(uint32_t to, const MatrixBoxes& boxes, int32_t col, int32_t row,
+                       uint32_t barrier) {
   if (to % 1024 != 0) sim::fail("box: misaligned shared memory");
   for (uint32_t i = 0; i < 8 * static_cast<uint32_t>(boxes.box_rows); ++i) {
     const int64_t of_row = row + i / 8, first = col + 8 * (i % 8);
@@ -189,6 +201,21 @@ inline void copy_box(uint32_t to, const TensorMap& map, int32_t col, int32_t row
     sim::bulk_copy(to + i / 8 * 128 + 16 * (i % 8 ^ i / 8 % 8), valid > 0 ? from : nullptr, 16,
                    2 * valid, barrier);
   }
+}
+inline void copy_box(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
+                     uint32_t barrier) {
+  MatrixBoxes boxes;
+  std::memcpy(&boxes, map.words, sizeof boxes);
+  copy_boxes(to, boxes, col, row, barrier);
+}
+inline void copy_head_box(uint32_t to, const TensorMap& map, int32_t col, int32_t row, int32_t head,
+                          int32_t batch, uint32_t barrier) {
+  HeadBoxes b;
+  std::memcpy(&b, map.words, sizeof b);
+  if (head >= b.heads || batch >= b.batches) sim::fail("box: no such head");
+  const auto* data =
+      static_cast<const uint16_t*>(b.data) + batch * b.batch_stride + head * b.head_stride;
+  copy_boxes(to, {data, b.rows, b.cols, b.stride, b.box_rows}, col, row, barrier);
 }
 inline void copy_records(uint32_t to, const TensorMap& map, int32_t col, int32_t row,
                          uint32_t barrier) {

@@ -158,8 +158,24 @@ void wait_products(float (&)[kTiles][4]) {
   sim::wait_products(kGroupsLeft);
 }
 
+template <int kGroupsLeft, int kTiles>
+void wait_older_products(float (&)[kTiles][4]) {
+  sim::wait_products(kGroupsLeft);
+}
+
 inline uint64_t matrix_at(uint32_t at) {
   return at;
+}
+inline uint64_t matrix_of_rows(uint32_t at, uint32_t part_bytes) {
+  return at | uint64_t{part_bytes} << 32;
+}
+inline uint64_t further(uint64_t matrix, uint32_t bytes) {
+  return matrix + bytes;
+}
+// The element at byte `at` of a matrix that begins at a multiple of 1024.
+template <float (*kToF32)(uint16_t)>
+float swizzled(uint32_t at) {
+  return kToF32(load_shared<uint16_t>(at ^ (at >> 7 & 7) << 4));
 }
 
 // Queues what adds to c.
@@ -253,6 +269,70 @@ void group_bf16(float (&c)[kTiles][4], const Word4& a, uint64_t b) {
 template <int kTiles>
 void group_f16(float (&c)[kTiles][4], const Word4& a, uint64_t b) {
   multiply_dense_group<f32_from_f16>(c, a, static_cast<uint32_t>(b));
+}
+
+template <float (*kToF32)(uint16_t), int kTiles>
+void multiply_rows_group(float (&c)[kTiles][4], const Word4& a, uint64_t b) {
+  queue_group(c, [&a, b](float (&sums)[kTiles][4]) {
+    const Fragment mine{{a.x, a.y, a.z, a.w}, {}};
+    Fragment rows[32];
+    const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+    for (uint32_t i = 0; i < 32; ++i) rows[i] = from_lane<Fragment>(slots, i);
+    const uint32_t lane = sim::thread_index().x % 32, group = lane / 4, t = lane % 4;
+    const auto at = static_cast<uint32_t>(b), part_bytes = static_cast<uint32_t>(b >> 32);
+    for (uint32_t k = 0; k < 16; ++k) {
+      const Fragment& of = rows[group * 4 + k / 2 % 4];
+      float w[2];
+      for (uint32_t high = 0; high < 2; ++high) {
+        w[high] = kToF32(static_cast<uint16_t>(of.a[k / 8 * 2 + high] >> (16 * (k % 2))));
+      }
+      for (uint32_t tile = 0; tile < kTiles; ++tile) {
+        for (uint32_t n = 0; n < 2; ++n) {
+          const uint32_t col = 8 * tile + 2 * t + n;
+          const float x = swizzled<kToF32>(at + col / 64 * part_bytes + 128 * k + 2 * (col % 64));
+          sums[tile][n] += w[0] * x;
+          sums[tile][2 + n] += w[1] * x;
+        }
+      }
+    }
+  });
+}
+template <int kTiles>
+void group_rows_bf16(float (&c)[kTiles][4], const Word4& a, uint64_t b) {
+  multiply_rows_group<f32_from_bf16>(c, a, b);
+}
+template <int kTiles>
+void group_rows_f16(float (&c)[kTiles][4], const Word4& a, uint64_t b) {
+  multiply_rows_group<f32_from_f16>(c, a, b);
+}
+
+template <float (*kToF32)(uint16_t), bool kAdds, int kTiles>
+void multiply_shared_group(float (&c)[kTiles][4], uint32_t a, uint32_t b) {
+  queue_group(c, [a, b](float (&sums)[kTiles][4]) {
+    if (!kAdds) std::memset(sums, 0, sizeof sums);
+    const uint32_t thread = sim::thread_index().x, group = thread % 32 / 4, t = thread % 4;
+    const uint32_t row = thread / 32 % 4 * 16 + group;
+    for (uint32_t k = 0; k < 16; ++k) {
+      const float low = swizzled<kToF32>(a + 128 * row + 2 * k);
+      const float high = swizzled<kToF32>(a + 128 * (row + 8) + 2 * k);
+      for (uint32_t tile = 0; tile < kTiles; ++tile) {
+        for (uint32_t n = 0; n < 2; ++n) {
+          const float x = swizzled<kToF32>(b + 1024 * tile + 128 * (2 * t + n) + 2 * k);
+          sums[tile][n] += low * x;
+          sums[tile][2 + n] += high * x;
+        }
+      }
+    }
+  });
+}
+template <bool kAdds, int kTiles>
+void group_shared_bf16(float (&c)[kTiles][4], uint64_t a, uint64_t b) {
+  multiply_shared_group<f32_from_bf16, kAdds>(c, static_cast<uint32_t>(a),
+                                              static_cast<uint32_t>(b));
+}
+template <bool kAdds, int kTiles>
+void group_shared_f16(float (&c)[kTiles][4], uint64_t a, uint64_t b) {
+  multiply_shared_group<f32_from_f16, kAdds>(c, static_cast<uint32_t>(a), static_cast<uint32_t>(b));
 }
 
 }  // namespace tamis::dev

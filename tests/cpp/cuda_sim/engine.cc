@@ -200,6 +200,97 @@ TEST(Engine, WarpsMeetApart) {
             "sync_warps: a barrier of other threads");
 }
 
+// One warp leaves a number and goes on; the other one waits for it.
+TEST(Engine, WarpsArriveAndGoOn) {
+  uint32_t seen = 0;
+  const auto kernel = [&](bool arrives) {
+    const uint32_t thread = dev::thread_index();
+    if (thread < 32) {
+      if (thread == 0) dev::store_shared<uint32_t>(0, 7);
+      if (arrives) dev::arrive_warps<64>(2);
+    } else {
+      dev::sync_warps<64>(2);
+      if (thread == 32) seen = dev::load_shared<uint32_t>(0);
+    }
+  };
+  for (uint64_t seed = 1; seed < 20; ++seed) {
+    EXPECT_EQ(sim::launch({.block = {64}, .shared_bytes = 4, .seed = seed}, [&] { kernel(true); }),
+              "");
+    ASSERT_EQ(seen, 7u);
+  }
+  EXPECT_EQ(complaint([&] { kernel(false); }), "deadlock: 32 threads wait");
+}
+
+// A product of 64 x 64 over 16 from what a copy brought, by a barrier that counts it: rows of a and
+// b, and then of the transposed b.
+std::string multiply_copied(bool fence, std::vector<float>* product) {
+  constexpr uint32_t kB = 8192, kBarrier = 16384;
+  struct alignas(16) Row {
+    uint16_t x[8];
+  };
+  static std::vector<Row> source(2 * 64 * 2 + 16 * 8);  // of a, of b and of b transposed
+  const auto number = [](uint32_t row, uint32_t col) {
+    return bf16_from_f32(static_cast<float>((row * 5 + col * 3) % 7) - 3);
+  };
+  for (uint32_t i = 0; i < 128 * 16; ++i) source[i / 8].x[i % 8] = number(i / 16, i % 16);
+  for (uint32_t i = 0; i < 16 * 64; ++i) {
+    source[256 + i / 8].x[i % 8] = number(64 + i % 64, i / 64);
+  }
+  product->assign(2 * 64 * 64, 0);
+  return sim::launch({.block = {128}, .shared_bytes = kBarrier + 8}, [&] {
+    const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
+    if (thread == 0) dev::barrier_init(kBarrier, 128);
+    dev::sync_block();
+    for (uint32_t i = thread; i < 256; i += 128) {
+      const uint32_t row = i / 2 % 64;
+      dev::copy_async16(i / 128 * kB + 128 * row + 16 * (i % 2 ^ row % 8), &source[i], 16);
+    }
+    dev::barrier_arrive_copied(kBarrier);
+    dev::barrier_wait(kBarrier, 0);
+    if (fence) dev::fence_shared_products();
+    float c[8][4], d[8][4] = {};
+    dev::fence_products();
+    dev::group_shared_bf16<false>(c, dev::matrix_at(0), dev::matrix_at(kB));
+    dev::commit_products();
+    dev::wait_older_products<0>(c);
+    dev::sync_block();
+    dev::copy_async16(kB + 128 * (thread / 8) + 16 * (thread % 8 ^ thread / 8 % 8),
+                      &source[256 + thread], 16);
+    dev::barrier_arrive_copied(kBarrier);
+    dev::barrier_wait(kBarrier, 1);
+    if (fence) dev::fence_shared_products();
+    const uint32_t row = 16 * warp + lane % 16;
+    const dev::Word4 a = dev::load_matrices(128 * row + 16 * (lane / 16 ^ row % 8));
+    dev::fence_products();
+    dev::group_rows_bf16(d, a, dev::matrix_of_rows(kB, 0));
+    dev::commit_products();
+    dev::wait_older_products<0>(d);
+    for (uint32_t n = 0; n < 8; ++n) {
+      for (uint32_t i = 0; i < 4; ++i) {
+        const uint32_t at =
+            64 * (16 * warp + lane / 4 + i / 2 * 8) + 8 * n + 2 * (lane % 4) + i % 2;
+        (*product)[at] = c[n][i];
+        (*product)[64 * 64 + at] = d[n][i];
+      }
+    }
+  });
+}
+
+TEST(Engine, GroupsMultiplyWhatCopiesBring) {
+  std::vector<float> product;
+  ASSERT_EQ(multiply_copied(true, &product), "");
+  const auto number = [](int row, int col) { return (row * 5 + col * 3) % 7 - 3; };
+  for (int row = 0; row < 64; ++row) {
+    for (int col = 0; col < 64; ++col) {
+      int wanted = 0;
+      for (int k = 0; k < 16; ++k) wanted += number(row, k) * number(64 + col, k);
+      ASSERT_EQ(product[static_cast<size_t>(64 * row + col)], static_cast<float>(wanted));
+      ASSERT_EQ(product[static_cast<size_t>(4096 + 64 * row + col)], static_cast<float>(wanted));
+    }
+  }
+  EXPECT_EQ(multiply_copied(false, &product), "product: no fence behind the wait for copies");
+}
+
 // Every thread sends a number to the other block of its cluster, which reads it behind its barrier.
 TEST(Engine, BlocksSendToBarriers) {
   std::vector<uint32_t> seen(64);

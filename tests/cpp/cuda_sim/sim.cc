@@ -62,6 +62,7 @@ struct Thread {
   uint64_t met = 0, seen = 0;           // meetings before it, and when it ended
   bool fenced = false;                  // products may take registers
   bool hidden = false;                  // products do not see what it wrote to shared memory
+  bool unseen = false;                  // nor what it waited for at a barrier
 };
 
 // Deposits alternate between two sets, so one meeting of the warp per exchange is enough.
@@ -76,7 +77,9 @@ struct Barrier {
   uint32_t arrivals = 0, missing = 0;
   int64_t expected = 0;
   uint32_t phase = 0;
-  uint64_t made = 0;  // after so many meetings of the cluster
+  uint64_t made = 0;    // after so many meetings of the cluster
+  bool copied = false;  // its phase has copies whose threads have not fenced,
+  bool hidden = false;  // the one before had, so products do not see what they brought
   std::vector<Copy> copies;
 };
 
@@ -168,7 +171,7 @@ void start_cluster() {
     thread.sums.clear();
     thread.product_waits = 0;
     thread.seen = 0;
-    thread.arrived = thread.fenced = thread.hidden = false;
+    thread.arrived = thread.fenced = thread.hidden = thread.unseen = false;
     thread.fiber.reset(&entry);
     ++g.warps[thread.warp].lanes;
   }
@@ -337,12 +340,30 @@ void sync_block() {
   });
 }
 
-void sync_warps(uint32_t barrier, uint32_t threads) {
-  if (me().barriers++ == g.launch.faults.barrier) return;
+namespace {
+
+WarpBarrier& warp_barrier(uint32_t barrier, uint32_t threads) {
+  if (barrier == 0) fail("sync_warps: the barrier of sync_block");
   WarpBarrier& b = g.blocks[me().block].barriers.at(barrier);
   if (b.arrived > 0 && b.threads != threads) fail("sync_warps: a barrier of other threads");
   b.threads = threads;
+  return b;
+}
+
+}  // namespace
+
+void sync_warps(uint32_t barrier, uint32_t threads) {
+  if (me().barriers++ == g.launch.faults.barrier) return;
+  WarpBarrier& b = warp_barrier(barrier, threads);
   meet(b.arrived, b.meetings, threads, [] {});
+}
+
+void arrive_warps(uint32_t barrier, uint32_t threads) {
+  WarpBarrier& b = warp_barrier(barrier, threads);
+  if (++b.arrived < threads) return;
+  b.arrived = 0;
+  ++b.meetings;
+  ++g.progress;
 }
 
 void store_later(void* to, const void* from, size_t bytes) {
@@ -430,6 +451,7 @@ void queue_product(std::function<void()> product) {
   for (const Thread& thread : g.threads) {
     if (thread.block == me().block && thread.hidden) fail("product: a copy without a fence");
   }
+  if (me().unseen) fail("product: no fence behind the wait for copies");
   me().products.push_back(std::move(product));
 }
 
@@ -454,7 +476,7 @@ void wait_products(int groups_left) {
 }
 
 void fence_shared_products() {
-  me().hidden = false;
+  me().hidden = me().unseen = false;
 }
 
 void barrier_init(uint32_t at, uint32_t arrivals) {
@@ -482,6 +504,7 @@ bool end_phase(Barrier& b) {
   b.missing = b.arrivals;
   b.expected = 0;
   ++b.phase;
+  b.hidden = std::exchange(b.copied, false);
   ++g.progress;
   return true;
 }
@@ -494,11 +517,29 @@ void barrier_expect(uint32_t at, uint32_t bytes) {
   b.expected += bytes;
 }
 
+void barrier_expect_more(uint32_t at, uint32_t bytes) {
+  barrier(at).expected += bytes;
+}
+
 void barrier_arrive(uint32_t at) {
   Barrier& b = barrier(at);
   if (me().arrivals++ == g.launch.faults.arrival) return;
   arrive(b);
   if (b.copies.empty()) end_phase(b);
+}
+
+void barrier_arrive_copied(uint32_t at) {
+  Barrier& b = barrier(at);
+  const auto take = [&](std::vector<Copy>& copies) {
+    for (const Copy& copy : copies) b.expected += copy.bytes;
+    b.copied = b.copied || !copies.empty();
+    b.copies.insert(b.copies.end(), copies.begin(), copies.end());
+    copies.clear();
+  };
+  for (std::vector<Copy>& group : me().groups) take(group);
+  me().groups.clear();
+  take(me().open);
+  arrive(b);
 }
 
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t valid, uint32_t at) {
@@ -526,6 +567,7 @@ void barrier_wait(uint32_t at, uint32_t parity) {
   while (b.phase % 2 == parity) {
     if (!end_phase(b)) yield();
   }
+  me().unseen = me().unseen || b.hidden;
 }
 
 }  // namespace tamis::sim

@@ -57,6 +57,8 @@ void sync_warp();
 // sync_block of that many threads at barrier 1 to 15 of the block. What they wrote to global memory
 // is not passed on there.
 void sync_warps(uint32_t barrier, uint32_t threads);
+// Counts among those threads and goes on.
+void arrive_warps(uint32_t barrier, uint32_t threads);
 
 // A write to global memory that others may see only behind a fence of this thread, or of one that
 // a barrier has let pass since, and then an atomic operation, of the fence's thread or again behind
@@ -86,7 +88,11 @@ void wait_async(int groups_left);
 // mbarrier, and the bulk copies that report to one: `valid` bytes, zeros up to `bytes`.
 void barrier_init(uint32_t at, uint32_t arrivals);
 void barrier_expect(uint32_t at, uint32_t bytes);
+void barrier_expect_more(uint32_t at, uint32_t bytes);  // without an arrival
 void barrier_arrive(uint32_t at);
+// Of this thread's cp.async, which are the barrier's from here on: products see what they bring
+// only behind a fence of whoever waited.
+void barrier_arrive_copied(uint32_t at);
 void barrier_wait(uint32_t at, uint32_t parity);
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t valid, uint32_t barrier);
 // A write to shared memory of that block of the cluster that reports to its barrier, as a copy
