@@ -66,6 +66,7 @@ struct CudaLibrary {
                        const CudaDevice&, void* stream);
   std::span<const PrefillCudaRow> (*prefill_kernels)();
   Status (*prefill)(const PrefillArgs&, const CudaDevice&, void* stream);
+  int64_t (*prefill_workspace)(const PrefillArgs&, const CudaDevice&);
   std::span<const SpmmGradCudaRow> (*spmm_grad_kernels)();
   Status (*unpack_mask)(const MatrixView& w, void* dense, void* stream);
   Status (*gather_mask)(const MatrixView& w, const void* dense, void* values, void* stream);

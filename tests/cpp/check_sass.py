@@ -53,6 +53,8 @@ MAX_DOTS, MAX_ROW_SUMS = 102, 200  # sm_90, 1024 weights of sparse_mlp's rows, o
 # Prompts: registers of two blocks of 128 threads on an SM, and instructions of a tile on sm_90 with all
 # its rarely taken branches (softcap, masks, lists), for one and two row tiles a warp.
 MAX_PREFILL_REGISTERS, MAX_PREFILL = 255, {1: 2150, 2: 3600}
+# The same by warpgroups on sm_90a, 64 queries and 128 tokens of each, without softcap.
+MAX_PREFILL_GROUP = 1400
 # kv_mass on sm_90, 16 channels of 64 streamed rows, for one and two row tiles a warp: the pass over
 # rows of q and the one over tokens.
 MAX_MASS_ROWS, MAX_MASS_COLUMNS = {1: 30, 2: 42}, {1: 50, 2: 64}
@@ -151,7 +153,7 @@ def product_of(name: str) -> str:
     """What a kernel's main loop multiplies with."""
     if "M24GroupConfig" in name or "M24ManyConfig" in name:
         return "HGMMA.SP"
-    if "BitmapGroupConfig" in name:
+    if "BitmapGroupConfig" in name or "PrefillGroupConfig" in name:
         return "HGMMA"
     return "IDP" if gap_tokens(name) else "HFMA2" if sell4_tokens(name) else "HMMA"
 
@@ -196,6 +198,9 @@ def label(arch: str, name: str) -> str:
     if match := re.search(r"PrefillConfigI\w*DTypeE(\d)ELi(\d+)ELi(\d)E", name):
         dtype = "f16" if match[1] == "1" else "bf16"
         return f"prefill_attention {dtype} d {match[2]} q {64 * int(match[3])} {arch}"
+    if match := re.search(r"PrefillGroupConfigI\w*DTypeE(\d)ELi(\d+)E", name):
+        dtype = "f16" if match[1] == "1" else "bf16"
+        return f"prefill_attention {dtype} d {match[2]} groups {arch}"
     if match := re.search(r"RowConfigILNS_\dDTypeE(\d)ELi(\d+)E", name):
         return f"sparse_attention {'f16' if match[1] == '1' else 'bf16'} d {match[2]} {arch}"
     if rows := rows_label(name):
@@ -206,7 +211,7 @@ def label(arch: str, name: str) -> str:
         parts = f" x{match[3]}" if match[3] else ""
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'}{parts} {arch}"
     known = ("quantize_x", "expand_t16i8", "expand_m24i8", "expand_m24i4", "expand_t16", "expand_sell4", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select_rows", "kv_select", "kv_mass_merge",
-             "kv_merge_scales", "kv_merge_join", "kv_rebuild",
+             "kv_merge_scales", "kv_merge_join", "kv_rebuild", "prefill_attention_pack",
              "kv_choose", "kv_append_labels", "kv_fetch_maps", "kv_fetch_units", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
              "spgemm_warps", "spgemm_blocks", "spgemm_dense")  # fmt: skip
     return f"{next((k for k in known if k in name), name)} {arch}"
@@ -292,6 +297,10 @@ def group_problems(name: str, loop: Counter[str]) -> list[str]:
     product = product_of(name)
     if not loop[product]:
         return [f"no {product} in a loop"]
+    if "PrefillGroupConfig" in name:
+        size = sum(loop.values())
+        most = MAX_PREFILL_GROUP
+        return [f"{size} instructions in the loop, wanted at most {most}"] if size > most else []
     if product == "HGMMA.SP":
         of_record, most = 2, MAX_MANY24 if "M24ManyConfig" in name else MAX_GROUP24
     else:
@@ -314,9 +323,10 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     three_blocks = (attention and not two_blocks) or "kv_rebuild" in name
     most = MAX_ATTENTION_REGISTERS if three_blocks else MAX_REGISTERS
     most = MAX_ALONE_REGISTERS if alone else most
-    prefill = "prefill_attention" in name
+    prefill = "prefill_attention" in name and "prefill_attention_pack" not in name
     most = MAX_PREFILL_REGISTERS if prefill else most
-    most = MAX_MANY_REGISTERS if "M24ManyConfig" in name else most
+    trade = "M24ManyConfig" in name or "PrefillGroupConfig" in name
+    most = MAX_MANY_REGISTERS if trade else most
     # Of 128 tokens and more a block an SM.
     most = MAX_GROUP_REGISTERS if re.search(r"BitmapGroup.*ELi(128|256)E", name) else most
     sparse = any("IMMA.SP" in text for _, text in code)
@@ -363,6 +373,7 @@ def main() -> int:
     wanted += 2 * (
         5 + 5 + 4
     )  # by warpgroups on sm_90a, in two dtypes: m24 for few, for many, bitmap
+    wanted += 4 + 1  # prompts by warpgroups, in two dtypes and sizes, and what packs for them
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

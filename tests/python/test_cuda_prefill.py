@@ -73,6 +73,8 @@ def test_every_limit(dtype: torch.dtype, d: int) -> None:
         Pattern(blocks=blocks(16, g, s, 0.3)),
     ):
         check(q, k, v, pattern)
+    few, short = q[:, :, :200], Pattern(columns=some_of(b, 300))  # too short to be packed
+    check(few, k[:, :, :300], v[:, :, :300], short)
     check(q, k, v, CAUSAL, softcap=5.0)
     check(q[:, :, :1], k, v, CAUSAL)
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "ops/prefill_attention/prefill_limits.cuh"
 #include "ops/prefill_attention/prefill_params.h"
 
 namespace tamis {
@@ -51,10 +52,6 @@ struct PrefillConfig {
     }
   }
 };
-
-TAMIS_DEVICE int32_t clamped(int32_t x, int32_t least, int32_t most) {
-  return x < least ? least : x > most ? most : x;
-}
 
 // A block's head and what its queries may see, in shared memory: registers are short.
 struct PrefillPlace {

@@ -60,6 +60,7 @@ struct PrefillArgs {
   const int32_t* window = nullptr;
   PrefillBlocks blocks = {};
   PrefillList rows = {}, columns = {};
+  void* workspace = nullptr;  // on CUDA, of prefill_workspace_cuda() bytes, or null
 };
 
 inline constexpr int kPrefillKeys = 64;   // tokens of a tile

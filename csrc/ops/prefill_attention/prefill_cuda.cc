@@ -12,8 +12,11 @@ constexpr PrefillCudaRow kRows[] = {
 #define TAMIS_PREFILL_CUDA(dtype, d, row_tiles)                         \
   {row_tiles == 1 ? "prefill_attention_" #dtype "_d" #d "_q64_sm80up"   \
                   : "prefill_attention_" #dtype "_d" #d "_q128_sm80up", \
-   DType::dtype, d, 64 * row_tiles},
+   DType::dtype, d, 64 * row_tiles, 80},
+#define TAMIS_PREFILL_GROUP(dtype, d) \
+  {"prefill_attention_" #dtype "_d" #d "_q128_sm90", DType::dtype, d, kPrefillGroupQueries, 90},
 #include "ops/prefill_attention/kernels_cuda.def"
+#undef TAMIS_PREFILL_GROUP
 #undef TAMIS_PREFILL_CUDA
 };
 
@@ -34,17 +37,30 @@ Status check_rows(const char* what, const PrefillArray& x, DType type) {
   return {};
 }
 
+int64_t packed_bytes(const PrefillArgs& a) {
+  return 2 * a.batch * a.kv_heads * a.columns.stride * a.head_dim;
+}
+
+// Neighbouring heads that share keys, values and pattern: 1 or 2.
+int32_t heads_alike(const PrefillArgs& a) {
+  return a.heads / a.kv_heads % 2 == 0 && a.heads / a.pattern_heads % 2 == 0 ? 2 : 1;
+}
+
 }  // namespace
 
 std::span<const PrefillCudaRow> prefill_cuda_kernels() {
   return kRows;
 }
 
-const PrefillCudaRow* choose_prefill_cuda(const PrefillArgs& a) {
-  const int32_t queries = a.blocks.size > 0 && a.blocks.size <= 64 ? 64 : 128;
+const PrefillCudaRow* choose_prefill_cuda(const PrefillArgs& a, const CudaDevice& device) {
+  const bool narrow = a.blocks.size > 0 && a.blocks.size <= 64;
+  const bool groups =
+      device.capability == 90 && !(a.softcap > 0) && (heads_alike(a) == 2 || !narrow) &&
+      prefill_tiles(a, kPrefillGroupQueries / 2) * a.batch * a.heads < kPrefillMostWorks;
+  const int32_t queries = narrow && !groups ? 64 : 128;
   for (const PrefillCudaRow& row : kRows) {
     if (row.dtype == a.q_dtype && row.dtype == a.kv_dtype && row.head_dim == a.head_dim &&
-        row.queries == queries) {
+        row.queries == queries && (row.capability == 90) == groups) {
       return &row;
     }
   }
@@ -54,7 +70,7 @@ const PrefillCudaRow* choose_prefill_cuda(const PrefillArgs& a) {
 Status check_prefill_cuda(const PrefillArgs& a) {
   TAMIS_RETURN_IF_ERROR(check_prefill_call(a));
   if (a.batch * a.heads > 65535) return bad("heads", a.batch * a.heads, "at most 65535 on CUDA");
-  if (choose_prefill_cuda(a) == nullptr) {
+  if (choose_prefill_cuda(a, {.capability = 80}) == nullptr) {
     return error(Code::no_kernel,
                  "prefill_attention: got q of %s, keys of %s and head_dim %lld, wanted f16 or bf16 "
                  "for both and 64 or 128 on CUDA",
@@ -70,7 +86,9 @@ Status check_prefill_cuda(const PrefillArgs& a) {
   }
   TAMIS_RETURN_IF_ERROR(check_rows("q", a.q, a.q_dtype));
   TAMIS_RETURN_IF_ERROR(check_rows("keys", a.keys, a.kv_dtype));
-  return check_rows("values", a.values, a.kv_dtype);
+  TAMIS_RETURN_IF_ERROR(check_rows("values", a.values, a.kv_dtype));
+  return check_rows("out", {a.out, a.out_batch_stride, a.out_head_stride, a.out_token_stride},
+                    a.q_dtype);
 }
 
 int32_t prefill_tiles(const PrefillArgs& a, int32_t queries) {
@@ -125,6 +143,61 @@ PrefillParams prefill_params(const PrefillArgs& a, int32_t queries) {
           .column_count = a.columns.count,
           .row_stride = narrow(a.rows.stride),
           .column_stride = narrow(a.columns.stride)};
+}
+
+int64_t prefill_workspace_cuda(const PrefillArgs& a, const CudaDevice& device) {
+  constexpr int64_t kManyListed = 256;  // below, packing takes what it saves
+  const PrefillCudaRow* row = choose_prefill_cuda(a, device);
+  if (row == nullptr || row->capability != 90 || a.columns.data == nullptr) return 0;
+  return a.columns.stride < kManyListed ? 0 : 2 * packed_bytes(a);
+}
+
+PrefillPackParams prefill_pack_params(const PrefillArgs& a) {
+  auto* keys = static_cast<uint8_t*>(a.workspace);
+  return {.p = prefill_params(a, kPrefillGroupQueries),
+          .keys = keys,
+          .values = keys + packed_bytes(a),
+          .kv_heads = static_cast<int32_t>(a.kv_heads),
+          .row_bytes = static_cast<int32_t>(2 * a.head_dim)};
+}
+
+PrefillArray prefill_packed(const PrefillArgs& a, const uint8_t* data) {
+  const int64_t of_head = a.columns.stride * a.head_dim;
+  return {data, a.kv_heads * of_head, of_head, a.head_dim};
+}
+
+PrefillGroupParams prefill_group_params(const PrefillArgs& a, const CudaDevice& device) {
+  // Keys and values of heads whose works run at a time stay in the L2 cache, of 50 MB.
+  constexpr int64_t kHeldBytes = int64_t{32} << 20;
+  const int32_t alike = heads_alike(a), queries = kPrefillGroupQueries / alike;
+  const int64_t listed = a.columns.data ? a.columns.stride : a.tokens;
+  const int64_t kv_bytes = std::max<int64_t>(listed * a.head_dim * 4, 1);
+  const int64_t all = a.batch * a.heads / alike, of_kv_head = a.heads / a.kv_heads / alike;
+  int64_t together = std::clamp(kHeldBytes / kv_bytes * of_kv_head, of_kv_head, all);
+  while (all % together != 0) --together;
+  const int32_t tiles = prefill_tiles(a, queries);
+  const int64_t works = tiles * all;
+  const bool packed = a.workspace != nullptr && prefill_workspace_cuda(a, device) > 0;
+  return {.p = prefill_params(a, queries),
+          .heads_of_block = alike,
+          .tiles = tiles,
+          .together = static_cast<int32_t>(together),
+          .works = static_cast<int32_t>(works),
+          .blocks = static_cast<int32_t>(std::min<int64_t>(works, device.sms)),
+          .boxes = packed || (a.columns.data == nullptr && a.blocks.size % kPrefillBoxTokens == 0),
+          .packed = packed};
+}
+
+HeadBoxes prefill_boxes(const PrefillArgs& a, const PrefillArray& x, int64_t rows) {
+  return {.data = x.data,
+          .batches = a.batch,
+          .heads = a.kv_heads,
+          .rows = rows,
+          .cols = a.head_dim,
+          .batch_stride = x.batch_stride,
+          .head_stride = x.head_stride,
+          .stride = x.token_stride,
+          .box_rows = kPrefillBoxTokens};
 }
 
 }  // namespace tamis

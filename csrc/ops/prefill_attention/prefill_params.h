@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/cuda/device.h"
+#include "base/cuda/tensor_map.h"
 #include "format/matrix.h"
 #include "ops/prefill_attention/prefill_cuda.h"
 
@@ -44,6 +45,57 @@ constexpr int32_t prefill_shared(int32_t queries, int32_t head_dim) {
   return prefill_queries_at(queries) + 2 * head_dim * (queries + 2 * kPrefillStages * kPrefillKeys);
 }
 
+// By warpgroups (prefill_wgmma.cuh): a block's queries, of all its heads, and its threads, of which
+// the last 128 copy and keep few registers.
+inline constexpr int32_t kPrefillGroupQueries = 128;
+inline constexpr int32_t kPrefillGroupKeys = 128;
+inline constexpr int32_t kPrefillGroupStages = 3;
+inline constexpr int32_t kPrefillGroupThreads = 384;
+inline constexpr int32_t kPrefillGroupTaken = 216, kPrefillGroupKept = 72;
+static_assert(256 * kPrefillGroupTaken + 128 * kPrefillGroupKept <= 384 * (65536 / 384 / 8 * 8));
+
+inline constexpr int64_t kPrefillMostWorks = int64_t{1} << 28;  // in front of flags of a tile
+
+struct PrefillGroupParams {
+  PrefillParams p;
+  int32_t heads_of_block;  // 1, or 2 that share keys, values and pattern
+  int32_t tiles;           // of queries
+  int32_t together;        // batches times heads_of_blocks that take turns, of `all`
+  int32_t works, blocks;   // all tiles of all heads, and blocks that take them
+  bool boxes;              // keys and values come as boxes of neighbouring tokens,
+  bool packed;             // or of entries of columns, which a kernel before has packed
+  TensorMap key_boxes = {}, value_boxes = {};
+};
+
+inline constexpr int32_t kPrefillBoxTokens = 64;
+
+// Shared memory of a block: queries, keys and values of its stages, lists of tokens with what their
+// tile is, tokens of the queries, barriers.
+constexpr int32_t prefill_group_shared(int32_t head_dim) {
+  return 2 * head_dim * kPrefillGroupKeys * (1 + 2 * kPrefillGroupStages) +
+         (kPrefillGroupStages + 1) * (4 * kPrefillGroupKeys + 16) + 4 * kPrefillGroupQueries +
+         8 * (4 * kPrefillGroupStages + 1);
+}
+
+// The boxes are the caller's to fill in.
+PrefillGroupParams prefill_group_params(const PrefillArgs& args, const CudaDevice& device);
+HeadBoxes prefill_boxes(const PrefillArgs& args, const PrefillArray& keys, int64_t rows);
+
+// What packs listed tokens (prefill_pack.cuh) gets: keys and values, [b, kv_heads, columns.stride,
+// d] each.
+struct PrefillPackParams {
+  PrefillParams p;
+  uint8_t *keys, *values;
+  int32_t kv_heads, row_bytes;
+};
+inline constexpr int32_t kPrefillPackRows = 32;  // of a block
+inline constexpr int32_t kPrefillPackThreads = 256;
+
+PrefillPackParams prefill_pack_params(const PrefillArgs& args);
+// Those keys or values.
+PrefillArray prefill_packed(const PrefillArgs& args, const uint8_t* data);
+
+// `queries` of a head are a tile.
 PrefillParams prefill_params(const PrefillArgs& args, int32_t queries);
 
 // Tiles of queries of a head.

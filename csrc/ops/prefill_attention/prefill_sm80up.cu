@@ -33,7 +33,9 @@ Status run(const PrefillArgs& a, const CudaDevice& device, void* stream) {
 // In the order of prefill_cuda_kernels(), from the same list.
 constexpr Status (*kLaunchers[])(const PrefillArgs&, const CudaDevice&, void*) = {
 #define TAMIS_PREFILL_CUDA(dtype, d, row_tiles) &run<PrefillConfig<DType::dtype, d, row_tiles>>,
+#define TAMIS_PREFILL_GROUP(dtype, d) &prefill_attention_sm90,
 #include "ops/prefill_attention/kernels_cuda.def"
+#undef TAMIS_PREFILL_GROUP
 #undef TAMIS_PREFILL_CUDA
 };
 
@@ -42,7 +44,7 @@ constexpr Status (*kLaunchers[])(const PrefillArgs&, const CudaDevice&, void*) =
 Status prefill_attention_cuda(const PrefillArgs& a, const CudaDevice& device, void* stream) {
   TAMIS_RETURN_IF_ERROR(check_prefill_cuda(a));
   if (a.batch * a.heads * a.queries == 0) return {};
-  const PrefillCudaRow* row = choose_prefill_cuda(a);
+  const PrefillCudaRow* row = choose_prefill_cuda(a, device);
   return kLaunchers[row - prefill_cuda_kernels().data()](a, device, stream);
 }
 

@@ -92,10 +92,18 @@ def sparse_attention(
 
 
 def prefill_attention(q: Tensor, *rest: Any) -> None:
-    """Attention of a prompt; rest: everything of the core's ``prefill_attention``."""
+    """Attention of a prompt; rest: everything of the core's ``prefill_attention``.
+
+    Listed keys and values are packed in memory of this call, as much as they take, which grows with
+    the prompt: too much to be held like other workspaces.
+    """
     device = _place(q)
     with torch.cuda.device(device), core_errors():
-        _C.cuda_prefill_attention(device, raw_stream(device), *rest)
+        size = _C.cuda_prefill_workspace(device, *rest)
+        memory = torch.empty(size, dtype=torch.uint8, device=q.device) if size else None
+        pointer = 0 if memory is None else memory.data_ptr()
+        arguments = (*rest, pointer)
+        _C.cuda_prefill_attention(device, raw_stream(device), *arguments)
 
 
 def kv_estimate(

@@ -1,0 +1,71 @@
+// prefill_attention for sm_90a: tensor cores by warpgroups.
+#include "base/cuda/launch.h"
+#include "base/cuda/tensor_map_host.h"
+#include "ops/prefill_attention/prefill_pack.cuh"
+#include "ops/prefill_attention/prefill_wgmma.cuh"
+
+namespace tamis {
+namespace {
+
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kPrefillPackThreads, 4)
+    prefill_attention_pack(const PrefillPackParams g) {
+  prefill_pack(g);
+}
+
+template <class Config>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kPrefillGroupThreads, 1)
+    prefill_attention_group(const TAMIS_GRID_CONSTANT PrefillGroupParams g) {
+  prefill_group<Config>(g);
+}
+
+template <class Config>
+Status run(const PrefillArgs& a, const CudaDevice& device, void* stream) {
+  PrefillGroupParams params = prefill_group_params(a, device);
+  if (params.works == 0) return {};
+  if (params.packed) {
+    const PrefillPackParams pack = prefill_pack_params(a);
+    TAMIS_RETURN_IF_ERROR(
+        launch("prefill_attention",
+               {.grid = dim3(static_cast<uint32_t>(ceil_div(a.columns.stride, kPrefillPackRows)),
+                             static_cast<uint32_t>(a.batch * a.kv_heads)),
+                .threads = kPrefillPackThreads,
+                .shared_bytes = 0,
+                .early = true,
+                .stream = stream},
+               &prefill_attention_pack, pack));
+    const auto make = [&](const uint8_t* data, TensorMap* map) {
+      return make_tensor_map("prefill_attention",
+                             prefill_boxes(a, prefill_packed(a, data), a.columns.stride), map);
+    };
+    TAMIS_RETURN_IF_ERROR(make(pack.keys, &params.key_boxes));
+    TAMIS_RETURN_IF_ERROR(make(pack.values, &params.value_boxes));
+  } else if (params.boxes) {  // strides of 0 have none
+    const auto make = [&](const PrefillArray& x, TensorMap* map) {
+      return make_tensor_map("prefill_attention", prefill_boxes(a, x, a.tokens), map).ok();
+    };
+    params.boxes = make(a.keys, &params.key_boxes) && make(a.values, &params.value_boxes);
+  }
+  return launch_wide<&prefill_attention_group<Config>>(
+      "prefill_attention", device, Config::kSharedBytes,
+      {.grid = dim3(static_cast<uint32_t>(params.blocks)),
+       .threads = kPrefillGroupThreads,
+       .shared_bytes = static_cast<size_t>(Config::kSharedBytes),
+       .early = true,
+       .stream = stream},
+      params);
+}
+
+template <DType kType>
+Status run_dim(const PrefillArgs& a, const CudaDevice& device, void* stream) {
+  return a.head_dim == 64 ? run<PrefillGroupConfig<kType, 64>>(a, device, stream)
+                          : run<PrefillGroupConfig<kType, 128>>(a, device, stream);
+}
+
+}  // namespace
+
+Status prefill_attention_sm90(const PrefillArgs& a, const CudaDevice& device, void* stream) {
+  return a.q_dtype == DType::bf16 ? run_dim<DType::bf16>(a, device, stream)
+                                  : run_dim<DType::f16>(a, device, stream);
+}
+
+}  // namespace tamis

@@ -1,0 +1,69 @@
+// Shared memory of prefill_wgmma.cuh: queries, a ring of tiles of keys and values, what a tile is.
+#pragma once
+
+#include "base/cuda/dev.h"
+#include "ops/prefill_attention/prefill_params.h"
+
+namespace tamis {
+
+template <DType kTypeOf, int kDimOf>
+struct PrefillGroupConfig {
+  static constexpr DType kType = kTypeOf;
+  static constexpr int kDim = kDimOf;
+  static constexpr int kQueries = kPrefillGroupQueries, kKeys = kPrefillGroupKeys;
+  static constexpr uint32_t kStages = kPrefillGroupStages;
+  static constexpr int kKeyTiles = kKeys / 8, kDimTiles = kDim / 8;
+  static constexpr uint32_t kChunks = kDim / 8;  // of 16 bytes, of a row
+  // Shared memory: parts of 64 channels one after another, each as rows of 128 bytes.
+  static constexpr uint32_t kPartBytes = 128 * kKeys;
+  static constexpr uint32_t kTileBytes = kPartBytes * (kDim / 64);
+  static constexpr uint32_t kQueriesAt = 0;
+  static constexpr uint32_t kStagesAt = kTileBytes;  // keys, then values
+  static constexpr uint32_t kListsAt = kStagesAt + 2 * kStages * kTileBytes;
+  static constexpr uint32_t kLists = kStages + 1;  // a list is read after its keys are free
+  static constexpr uint32_t kListBytes = 4 * kKeys + 16;
+  static constexpr uint32_t kTokensAt = kListsAt + kLists * kListBytes;  // of the queries
+  static constexpr uint32_t kBarriersAt = kTokensAt + 4 * kQueries;
+  static constexpr int32_t kSharedBytes = kBarriersAt + 8 * (4 * kStages + 1);
+  static_assert(kSharedBytes == prefill_group_shared(kDim), "as the host lays it out");
+  static_assert(kQueries == kKeys, "queries lie as keys do");
+  static_assert(kType == DType::bf16 || kType == DType::f16, "tensor cores take 16-bit floats");
+  static_assert(kDim == 64 || kDim == 128, "a warp copies whole rows, parts of 64 channels");
+
+  static TAMIS_DEVICE uint32_t pack(float low, float high) {
+    return kType == DType::bf16 ? dev::pack_bf16(low, high) : dev::pack_f16(low, high);
+  }
+};
+
+// What a tile of listed tokens is, behind its list: in front of the number of its work.
+enum PrefillTileFlag : uint32_t {
+  kPrefillCut = 1,   // some limit cuts it
+  kPrefillLast = 2,  // of its work
+  kPrefillNone = 4,  // the work has no tile
+  kPrefillEnd = 8,   // there is no more work
+  kPrefillWorkUnit = 16,
+};
+
+// A stage of the ring, and how often it was used.
+template <class Config>
+struct PrefillStage {
+  uint32_t stage = 0, parity = 0, list = 0;
+
+  TAMIS_DEVICE uint32_t keys() const { return Config::kStagesAt + 2 * stage * Config::kTileBytes; }
+  TAMIS_DEVICE uint32_t values() const { return keys() + Config::kTileBytes; }
+  TAMIS_DEVICE uint32_t list_at() const { return Config::kListsAt + list * Config::kListBytes; }
+  TAMIS_DEVICE uint32_t info_at() const { return list_at() + 4 * Config::kKeys; }
+  TAMIS_DEVICE uint32_t keys_there() const { return Config::kBarriersAt + 32 * stage; }
+  TAMIS_DEVICE uint32_t keys_free() const { return keys_there() + 8; }
+  TAMIS_DEVICE uint32_t values_there() const { return keys_there() + 16; }
+  TAMIS_DEVICE uint32_t values_free() const { return keys_there() + 24; }
+  static TAMIS_DEVICE uint32_t queries_free() { return Config::kBarriersAt + 32 * Config::kStages; }
+  TAMIS_DEVICE void advance() {
+    if (++list == Config::kLists) list = 0;
+    if (++stage < Config::kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+}  // namespace tamis
