@@ -53,8 +53,8 @@ def check_conv(  # noqa: PLR0913
     if recipe.needs:
         raise TamisUnsupported(
             f"sparsify_: {name}: got a method that needs {sorted(recipe.needs)} of a "
-            f"convolution, wanted one without calibration such as 'magnitude'; ignore=[{name!r}] "
-            "leaves it alone."
+            f"convolution, wanted one without calibration such as 'magnitude'; "
+            f"ignore=[{name!r}] leaves it alone, targets=['Linear'] all of them."
         )
 
 

@@ -28,6 +28,7 @@ from tamis.nn import SparseConv2d, SparseLinear
 from tamis.nn.conv import window_of
 from tamis.nn.decoder import unfused
 from tamis.ops import cost, cuda_cost
+from tamis.ops.tensors import DTYPE_NAME
 from tamis.optimize import explain, optimize_
 from tamis.policy import quantize, select
 from tamis.recipe import KEEP, Goal, LinearContext, Pattern, PruneRecipe, Stats, apply
@@ -260,10 +261,15 @@ def _check_layer(name: str, linear: nn.Linear, pattern: Pattern, grouped: bool) 
             f"sparsify_: pattern: got '{pattern}' for {name} with {n} outputs, wanted a multiple "
             f"of {pattern.rows}; use another pattern or ignore=[{name!r}]."
         )
-    if linear.weight.is_meta or not linear.weight.is_floating_point():
+    if linear.weight.is_meta or linear.weight.dtype not in (*DTYPE_NAME, torch.float64):
+        fix = (
+            "load the model's weights first"
+            if linear.weight.is_meta
+            else "model.to(torch.bfloat16)"
+        )
         raise TamisTypeError(
             f"sparsify_: {name}: got a weight on {linear.weight.device.type} of "
-            f"{linear.weight.dtype}, wanted floating-point values; load the model's weights first."
+            f"{linear.weight.dtype}, wanted floating-point values of 16, 32 or 64 bits; {fix}."
         )
     if not bool(linear.weight.isfinite().all()):
         raise TamisValueError(

@@ -149,6 +149,17 @@ def test_weights_that_torch_prunes_are_what_is_stored():
     torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_weights_of_other_dtypes_are_refused():
+    linear = nn.Linear(64, 64).requires_grad_(False)
+    linear.weight = nn.Parameter(linear.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    model = nn.Sequential(linear)
+    refuses(
+        lambda: tamis.sparsify_(model, "magnitude"),
+        TamisTypeError,
+        "sparsify_: 0: got a weight on cpu of torch.float8_e4m3fn",
+    )
+
+
 def test_optimize_explain_permute_and_guard():
     model = mlp()
     refuses(lambda: tamis.optimize_(model, tokens=True), TamisValueError, "optimize_: tokens")
