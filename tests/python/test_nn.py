@@ -253,6 +253,31 @@ def test_weight_answers_what_models_ask() -> None:
     assert "2:4 bf16" in repr(w)
 
 
+def test_torch_functions_of_a_weight_compute_with_the_dense_one() -> None:
+    layer = sparse()
+    x = torch.randn(3, COLS)
+    expected = functional.linear(x, layer.weight.to_dense(), layer.bias)
+    assert torch.equal(functional.linear(x, layer.weight, layer.bias), expected)  # type: ignore[arg-type]
+    functional.linear(input=x, weight=layer.weight).sum().backward()  # type: ignore[arg-type]
+    assert layer.weight_values.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_torch_encoder_calls_its_sparse_layers(padded: bool) -> None:
+    # In evaluation without gradients torch hands all weights to one function of its own.
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).eval()
+    x, padding = torch.randn(2, 5, 64), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    tamis.sparsify_(model, "magnitude", format="bitmap")
+    dense = tamis.dense_(copy.deepcopy(model))
+    with torch.no_grad():
+        y, expected = (
+            m(x, src_key_padding_mask=padding if padded else None) for m in (model, dense)
+        )
+    assert torch.allclose(y[~padding], expected[~padding], atol=1e-5)
+
+
 def test_repr_says_what_and_how_much() -> None:
     text = repr(sparse("nm"))
     assert "in_features=76, out_features=20, bias=True, 2:4 f32, sparsity=50.0%" in text

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
@@ -22,6 +23,9 @@ __all__ = ["SparseLinear", "SparseWeight"]
 
 class SparseWeight:
     """What ``SparseLinear.weight`` returns: enough of a tensor for code that only asks about it.
+
+    A torch function that is given it gets ``to_dense()`` in its place, as a hand-written
+    ``F.linear(x, layer.weight)`` does; ``nn.TransformerEncoder`` sees by that to call its layers.
 
     Attributes:
         dtype: dtype of the dense weight; for int8 values the layer's float dtype.
@@ -89,6 +93,14 @@ class SparseWeight:
         layer = self._layer
         dense = unpack(layer.layout.token, layer.weight_values, layer.rest())
         return dense.to(self.device, self.dtype)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """The function of the dense weight."""
+        args, kwargs = tree_map_only(cls, cls.to_dense, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
     def __repr__(self) -> str:
         return (
