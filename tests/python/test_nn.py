@@ -278,6 +278,26 @@ def test_a_torch_encoder_calls_its_sparse_layers(padded: bool) -> None:
     assert torch.allclose(y[~padding], expected[~padding], atol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_obeyed(dtype: torch.dtype, train: bool, compiled: bool) -> None:
+    layer = sparse()
+    linear, x, other = layer.to_linear(), torch.randn(3, COLS), torch.randn(3, ROWS)
+    layer(x)  # known to the direct path
+    call = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
+    with torch.autocast("cpu", dtype), torch.set_grad_enabled(train):
+        y, expected = call(x), linear(x)
+        gated = call(x, "silu", other)
+    assert y.dtype == expected.dtype == gated.dtype == dtype
+    assert torch.allclose(y, expected, atol=2e-2)
+    if train:
+        y.sum().backward()
+        assert layer.weight_values.grad is not None
+        assert layer.weight_values.grad.dtype == torch.float32
+    assert layer(x).dtype == torch.float32
+
+
 def test_repr_says_what_and_how_much() -> None:
     text = repr(sparse("nm"))
     assert "in_features=76, out_features=20, bias=True, 2:4 f32, sparsity=50.0%" in text

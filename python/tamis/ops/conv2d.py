@@ -26,6 +26,7 @@ from tamis.ops.dense import unpack_dense
 from tamis.ops.entry import entries, entry_of, fit_bias
 from tamis.ops.handle import core_errors
 from tamis.ops.spmm import unpack
+from tamis.ops.tensors import autocast
 
 __all__ = ["NO_BOUNDS", "Window", "conv2d", "depthwise_conv2d", "plane_mean"]
 
@@ -82,6 +83,7 @@ def conv2d(  # noqa: PLR0913
         TamisTypeError: ``x`` has no floating dtype.
         TamisValueError: ``x`` or ``bias`` has the wrong shape.
     """
+    x = autocast(x)
     if _records(x, values, bias):
         y: Tensor = torch.ops.tamis.conv2d(
             x, values, row_offsets, col_indices, bias, layout, window.flat, *bounds
@@ -107,6 +109,7 @@ def depthwise_conv2d(
         raise TamisValueError(
             f"depthwise_conv2d: x: got shape {list(x.shape)}, wanted [n, {channels}, h, w]."
         )
+    x = autocast(x)
     plain = x.dtype is torch.float32 and weight.dtype is torch.float32 and x.is_cpu
     if not plain or _records(x, weight, bias) or not weight.is_contiguous():
         y = functional.conv2d(

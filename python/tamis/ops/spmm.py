@@ -5,7 +5,8 @@ fake versions and gradients, which are operators again (``tamis.ops.spmm_grad``)
 and training see nothing else. ``linear`` is the door for layers: it calls the kernel directly when nobody
 records the call, which saves most of the dispatcher's time.
 
-Dtypes: x is float32, float16 or bfloat16, y has x's dtype, products accumulate in float32. Where
+Dtypes: x is float32, float16 or bfloat16 (under autocast what that says, as for torch's own
+products), y has x's dtype, products accumulate in float32. Where
 only float32 has a vector kernel for the weight, x is converted to it and y back. A weight without a
 kernel, or more tokens than ``Matrix.dense_above`` says, is expanded and multiplied densely.
 CUDA has kernels of its own (``tamis.ops.cuda_spmm``); other devices, and pairs without a kernel,
@@ -28,7 +29,7 @@ from tamis.layout import Layout
 from tamis.ops import cuda_spmm, cuda_spmm_grad, spmm_grad
 from tamis.ops.dense import gather_dense, unpack_dense
 from tamis.ops.entry import entries, entry_of, fit_bias
-from tamis.ops.tensors import DTYPE_NAME, TORCH_DTYPE, Rest
+from tamis.ops.tensors import DTYPE_NAME, TORCH_DTYPE, Rest, autocast
 
 __all__ = ["ACTIVATIONS", "TORCH_DTYPE", "Compressed", "linear", "spmm", "unpack"]
 
@@ -42,6 +43,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _CODES = {None: 0} | {name: code for code, name in enumerate(ACTIVATIONS, start=1)}
 
 # Export traces with a mode on the stack, so Dynamo alone is asked after.
+_is_autocast = torch.is_autocast_enabled
 _is_dynamo = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _count_modes = torch._C._len_torch_dispatch_stack
@@ -112,11 +114,11 @@ def linear(
     ):
         if x.is_cpu:
             entry = entries.get(id(values))
-            if entry is not None and entry.fits(layout, values, rest):
+            if entry is not None and entry.fits(layout, values, rest) and not _is_autocast("cpu"):
                 out = entry.run_direct(x, bias, end)
                 if out is not None:
                     return out
-        elif x.is_cuda and end is None:
+        elif x.is_cuda and end is None and not _is_autocast("cuda"):
             out = cuda_spmm.direct(x, layout, values, rest, bias)
             if out is not None:
                 return out
@@ -131,7 +133,7 @@ def _through_torch(
         raise TamisTypeError(
             f"spmm: x: got {type(x).__name__}, wanted a torch.Tensor; convert it with torch.as_tensor."
         )
-    y: Tensor = torch.ops.tamis.spmm(x, values, *rest, bias, layout)
+    y: Tensor = torch.ops.tamis.spmm(autocast(x), values, *rest, bias, layout)
     return y
 
 
@@ -153,6 +155,7 @@ def _finish(y: Tensor, activation: str | None, multiplier: Tensor | None) -> Ten
         y = ACTIVATIONS[activation](y)
     if multiplier is None:
         return y
+    multiplier = autocast(multiplier)
     if multiplier.shape != y.shape:
         raise TamisValueError(
             f"spmm: multiplier: got shape {list(multiplier.shape)}, wanted {list(y.shape)}, that of "

@@ -41,6 +41,14 @@ def from_numpy(array: Any, dtype: str) -> Tensor:
     return tensor.view(torch.bfloat16) if dtype == "bf16" else tensor
 
 
+def autocast(x: Tensor) -> Tensor:
+    """X in the dtype that torch's autocast, where it is on, gives the inputs of products."""
+    kind = x.device.type
+    if x.dtype not in DTYPE_NAME or not torch.amp.is_autocast_available(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 def by_16_bytes(x: Tensor) -> Tensor:
     """X itself, or a copy, whose rows start at multiples of 16 bytes."""
     size = x.element_size()
