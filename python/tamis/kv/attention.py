@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tamis.errors import TamisUnsupported
 from tamis.kv.ahead import read_ahead
+from tamis.kv.dense import dense_attention, with_sinks
 from tamis.kv.identity import check_attention, check_mark, layer_mark
 from tamis.kv.kv_store import KvStore
 from tamis.ops.attention import merge_lse
@@ -73,7 +73,7 @@ class Handle:
         self.remove()
 
 
-def attention_forward(
+def attention_forward(  # noqa: PLR0913
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -81,45 +81,67 @@ def attention_forward(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls: [b, h, n, d] queries to [b, n, h, d].
 
-    A prompt goes through SDPA, so it is bit for bit what it would be without us; then its keys and
-    values are compressed. Later tokens read the store.
+    A prompt goes through SDPA, so it is bit for bit what it would be without us (where a model caps
+    scores or has sinks, ``s_aux``, what its own steps make of it); then its keys and values are
+    compressed. Later tokens read the store.
     """
     store: KvStore | None = getattr(key, STORE, None)
     if store is not None:
+        store.awaits = False
         _belongs(store, module)
+        if kwargs.get("position_bias") is not None:
+            raise TamisUnsupported(
+                f"kv.Cache: model: got a bias of positions in {type(module).__name__}, wanted scores of "
+                "queries and keys alone; use transformers' own cache."
+            )
     if store is None or store.length == 0:
         pad = None if store is None else padding(attention_mask)
         sparse = None
-        if store is not None and not softcap:
+        if store is not None and not softcap and s_aux is None:
             sparse = store.prefill(query, key, value, scale=scaling, pad=pad)
         if sparse is not None:
             out = sparse.transpose(1, 2).contiguous()
         else:
-            if softcap is not None:
-                kwargs["softcap"] = softcap
-            out, _ = sdpa_attention_forward(
-                module, query, key, value, attention_mask, scaling=scaling, **kwargs
-            )
+            kwargs |= {"scaling": scaling, "softcap": softcap, "sinks": s_aux}
+            out = dense_attention(module, query, key, value, attention_mask, **kwargs)
         if store is not None:
             store.append(key, value)
             store.settle(query, scale=scaling, pad=pad)
         return out, None
     pad = padding(attention_mask)
-    cap = softcap or 0.0
-    if query.shape[2] == 1:
-        store.append(key, value)
-        out = store.attend(query, scale=scaling, softcap=cap, pad=pad)
-    else:
-        past = store.attend_lse(query, scale=scaling, softcap=cap, pad=pad)
-        new = prefill_attention(query, key, value, scale=scaling, softcap=cap)
-        out = merge_lse([past, new])[0]
-        store.append(key, value)
+    out = _later(
+        store, query, key, value, {"scale": scaling, "softcap": softcap or 0.0}, pad, s_aux
+    )
     store.settle(query, scale=scaling, pad=pad)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _later(
+    store: KvStore,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    how: dict[str, Any],
+    pad: Tensor | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention [b, h, n, d] of tokens after the first, which join the store."""
+    if query.shape[2] == 1:
+        store.append(key, value)
+        if sinks is None:
+            return store.attend(query, **how, pad=pad)
+        out, lse = store.attend_lse(query, **how, pad=pad)
+    else:
+        past = store.attend_lse(query, **how, pad=pad)
+        new = prefill_attention(query, key, value, **how)
+        out, lse = merge_lse([past, new])
+        store.append(key, value)
+    return out if sinks is None else with_sinks(out, lse, sinks)
 
 
 def _belongs(store: KvStore, module: Any) -> None:

@@ -231,7 +231,8 @@ class StoreLayer(CacheLayerMixin):
         """The new keys and values alone; the keys carry the store to the attention call.
 
         Raises:
-            TamisUnsupported: The model is not attached, or computes on another device.
+            TamisUnsupported: The model is not attached, computes on another device, or did not attend
+                to what it handed in before.
             TamisValueError: The store belongs to sequences of another shape or model.
         """
         if self.config._attn_implementation != NAME:
@@ -248,6 +249,13 @@ class StoreLayer(CacheLayerMixin):
             self.store.move(key_states.device)  # it may have been loaded
             self.lazy_initialization(key_states, value_states)
         self._check(key_states)
+        if self.store.awaits:
+            raise TamisUnsupported(
+                f"kv.Cache: layer {self.store.layer}: got a model that changes keys between cache and "
+                "attention, as the latent attention of DeepSeek-V3 does, wanted one whose attention "
+                "reads keys as it hands them in; use transformers' own cache."
+            )
+        self.store.awaits = True
         keys = key_states.view_as(key_states)  # an object of its own, to carry the store
         setattr(keys, STORE, self.store)
         return keys, value_states

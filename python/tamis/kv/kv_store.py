@@ -77,6 +77,7 @@ class KvStore(KvMemory):
         )
         self.limits = limits
         self.way: reading.Way | None = None  # of the latest step
+        self.awaits = False  # whether keys that a model handed in still have to reach attention
 
     def fresh(self) -> KvStore:
         """An empty one of the same kind."""

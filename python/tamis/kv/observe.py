@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tamis.errors import TamisTypeError, TamisValueError
+from tamis.kv.dense import dense_attention
 from tamis.kv.identity import check_attention
 
 NAME = "tamis_observe"
@@ -22,13 +22,19 @@ Visit = Callable[[Any, Tensor, Tensor, Tensor, Tensor], None]
 
 @contextmanager
 def observing(model: Any, visit: Visit) -> Iterator[None]:
-    """While open, attention is SDPA as before and ``visit`` sees every layer of every forward pass."""
+    """While open, attention is dense as before and ``visit`` sees every layer of every forward pass."""
     check_attention("kv.calibrate", model)
 
     def forward(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        s_aux: Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        out, _ = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+        out = dense_attention(module, query, key, value, mask, sinks=s_aux, **kwargs)
         visit(module, query, key, value, out)
         return out, None
 
