@@ -66,7 +66,8 @@ class _Sums:
         """
         if self.tokens == 0:
             raise TamisValueError(
-                f"calibrate: {name}: got no tokens, wanted some; pass more data or ignore the layer."
+                f"calibrate: {name}: got no tokens, wanted some: the model did not call it; pass more "
+                f"data or ignore=[{name!r}]."
             )
         hessian = None if self.hessian is None else self.hessian / self.tokens
         x_sq = None if self.x_sq is None else self.x_sq / self.tokens

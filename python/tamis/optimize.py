@@ -26,7 +26,7 @@ from tamis.ops import cuda_cost
 from tamis.policy.allocate import matches
 from tamis.report import LayerReport, Report, host_facts
 from tamis.report_rows import describe, leaving_out, no_choice, row_of, timed
-from tamis.scope import check_model
+from tamis.scope import check_model, left_dense
 from tamis.timing import Bench
 
 __all__ = ["explain", "optimize_"]
@@ -145,6 +145,7 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
         "linear_bytes": total,
         "dense_linear_bytes": sum(row.dense_nbytes for row in rows),
     }
+    facts |= left_dense(model)
     if fused := fusion(model):
         facts["fused for decoding"] = fused
     return Report("linear layers", rows, facts, host_facts(seed=seed))

@@ -36,7 +36,13 @@ from tamis.reconstruct import reconstruct
 from tamis.report import LayerReport, Report, host_facts
 from tamis.report_rows import describe, tokens_of
 from tamis.samples import Sample, read_samples
-from tamis.scope import DEFAULT_IGNORE, check_model, find_linears, parse_pattern
+from tamis.scope import (
+    DEFAULT_IGNORE,
+    check_model,
+    find_linears,
+    left_dense,
+    parse_pattern,
+)
 from tamis.scope import allocate as allocate_shares
 
 if TYPE_CHECKING:
@@ -142,6 +148,7 @@ def sparsify_(  # noqa: PLR0913
         "dense_linear_bytes": sum(row.dense_nbytes for row in rows),
         "calibration_tokens": job.tokens,
         **job.errors(),
+        **left_dense(model),
         "prune_s": time.perf_counter() - begin,
     }
     return Report(f"{label} {1 - kept / size:.0%} {shape}", rows, facts, host_facts(seed=seed))

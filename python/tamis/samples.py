@@ -130,7 +130,7 @@ def call_model(model: nn.Module, sample: Sample) -> Any:
         inputs["use_cache"] = False
     try:
         return model(*positional, **inputs)
-    except (RuntimeError, TypeError, IndexError) as error:
+    except (RuntimeError, TypeError, LookupError, ValueError, AttributeError) as error:
         if isinstance(error, TamisError):
             raise
         raise TamisValueError(

@@ -15,7 +15,14 @@ from tamis.nn import SparseLinear
 from tamis.policy import allocate as allocation
 from tamis.recipe import Pattern, PruneRecipe
 
-__all__ = ["DEFAULT_IGNORE", "allocate", "check_model", "find_linears", "parse_pattern"]
+__all__ = [
+    "DEFAULT_IGNORE",
+    "allocate",
+    "check_model",
+    "find_linears",
+    "left_dense",
+    "parse_pattern",
+]
 
 DEFAULT_IGNORE = ("lm_head",)
 
@@ -83,22 +90,51 @@ def find_linears(
         and (filter_fn is None or filter_fn(linear, name))
     }
     if not found:
+        why = _why_none(model, bool(linears), bool(linears.keys() - kept_dense))
         raise TamisValueError(
             f"sparsify_: targets: got no layer to prune among {len(linears)} nn.Linear and nn.Conv2d, "
-            f"wanted at least one; {_why_none(model, linears)}."
+            f"wanted at least one; {why}."
         )
     return found
 
 
-def _why_none(model: nn.Module, linears: Mapping[str, nn.Module]) -> str:
+def left_dense(model: nn.Module) -> dict[str, int | str]:
+    """Classes that hold matrices which nothing here reads, most first, and their bytes; {} if none.
+
+    Experts that are one parameter are such, GPT-2's Conv1D, and subclasses of nn.Linear. What is
+    less than 1 % of all matrices is not worth a word.
+    """
+    known = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d}
+    total, found = 0, dict[str, int]()
+    for module in model.modules():
+        kind = type(module)
+        matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
+        size = sum(p.numel() * p.element_size() for p in matrices)
+        total += module.layout.dense_nbytes if isinstance(module, SparseLinear) else size
+        if (
+            kind in known
+            or isinstance(module, nn.Embedding)
+            or kind.__module__.startswith("tamis.")
+        ):
+            continue
+        if matrices:
+            found[kind.__name__] = found.get(kind.__name__, 0) + size
+    most = sorted(found.items(), key=lambda item: -item[1])
+    worth = {name: size for name, size in most if size * 100 >= total}
+    if not worth:
+        return {}
+    return {"left_dense": ", ".join(worth), "left_dense_bytes": sum(worth.values())}
+
+
+def _why_none(model: nn.Module, any_linears: bool, any_by_default: bool) -> str:
     """What to do where nothing can be pruned."""
     kinds = {type(module) for module in model.modules()}
     if any(issubclass(kind, SparseLinear) for kind in kinds):
         return "call dense_ first: its linears are sparse already"
-    others = sorted(k.__name__ for k in kinds if issubclass(k, nn.Linear | nn.Conv2d))
-    if not linears and others:
-        return f"{', '.join(others)} would lose what they add, so replace them first"
-    return "widen targets" if linears else "pass a model that has some"
+    others = left_dense(model).get("left_dense")
+    if others and not any_by_default:
+        return f"its weights are in {others}, which may do more than nn.Linear; replace them by it first"
+    return "widen targets" if any_linears else "pass a model that has some"
 
 
 def _kept_dense(model: nn.Module, linears: Mapping[str, nn.Module], by_family: bool) -> set[str]:

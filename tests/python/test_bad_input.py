@@ -105,7 +105,7 @@ def test_layers_that_cannot_be_pruned_are_named():
     refuses(
         lambda: tamis.sparsify_(nn.Sequential(Adapted(4, 4)), "magnitude"),
         TamisValueError,
-        "Adapted would lose",
+        "its weights are in Adapted, which may do more than nn.Linear",
     )
     refuses(lambda: tamis.sparsify_(nn.ReLU(), "magnitude"), TamisValueError, "pass a model")
     refuses(
@@ -124,6 +124,19 @@ def test_samples_that_the_model_fails_on():
             "calibrate: data: got a sample on which Sequential fails",
         )
         assert type(model[0]) is nn.Linear
+
+
+def test_layers_that_a_model_does_not_call_are_named():
+    class Half(nn.Sequential):
+        def forward(self, x):
+            return self[0](x)
+
+    refuses(
+        lambda: tamis.sparsify_(Half(*mlp()), "wanda", data=[torch.ones(3, 64)]),
+        TamisValueError,
+        "calibrate: 2: got no tokens, wanted some: the model did not call it; pass more data or "
+        "ignore=['2'].",
+    )
 
 
 def test_hooks_stay_with_the_layer():

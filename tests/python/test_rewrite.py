@@ -5,7 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, inputs, logits, tiny
+import transformers
+from tiny import FAMILIES, GROUPED, inputs, logits, tiny
 from torch import nn
 
 import tamis
@@ -294,6 +295,16 @@ def test_global_group_is_one_list(needs):
 # reports
 
 
+def test_reports_name_the_weights_that_stay_out_of_reach():
+    config = transformers.MixtralConfig(**GROUPED, num_local_experts=4)
+    model = transformers.MixtralForCausalLM(config)
+    experts = 3 * 4 * 3 * 32 * 64 * 4  # layers, experts, gate, up and down, f32
+    for report in (sparsify_(model, "magnitude", format="bitmap"), tamis.explain(model)):
+        assert report.metrics["left_dense"] == "MixtralExperts"
+        assert report.metrics["left_dense_bytes"] == experts
+    assert "left_dense" not in sparsify_(tiny("gemma2"), "magnitude").metrics
+
+
 def test_report_says_what_was_done():
     model = tiny("llama").to(torch.bfloat16)
     report = sparsify_(model, "wanda", data=inputs("llama"), seed=5)
@@ -400,6 +411,18 @@ def test_models_that_are_none():
     for function in (lambda m: sparsify_(m, "magnitude"), dense_):
         with pytest.raises(TamisTypeError, match="model: got str, wanted a torch.nn.Module"):
             function("model")
+
+
+def test_layers_that_are_no_linears_are_named():
+    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64, **ids)
+    with pytest.raises(TamisValueError, match="its weights are in Conv1D, which may do more"):
+        sparsify_(transformers.GPT2LMHeadModel(config), "magnitude")
+
+
+def test_text_for_a_model_of_images_gets_a_sentence():
+    with pytest.raises(TamisValueError, match="got a sample on which ViTForImageClassification"):
+        sparsify_(tiny("vit"), "wanda", data=[[1, 2, 3]])
 
 
 def test_unknown_statistics_are_refused():
