@@ -24,6 +24,7 @@ from tamis.formats import (
 from tamis.nn import SparseConv2d, SparseLinear
 from tamis.ops import cuda_cost
 from tamis.policy.allocate import matches
+from tamis.prepack import keep_packed
 from tamis.report import LayerReport, Report, host_facts
 from tamis.report_rows import describe, leaving_out, no_choice, row_of, timed
 from tamis.scope import check_model, left_dense
@@ -79,6 +80,8 @@ def optimize_(  # noqa: PLR0913
             continue
         costs = bench.times(layer, candidates) if objective == "latency" else _sizes(candidates)
         best = _best(costs, min_gain)
+        if format_of(layer) != best:
+            keep_packed(layer, candidates[best], tokens)
         rows.append(row_of(name, candidates[best], costs, best, objective, tokens))
         if format_of(layer) != best:
             winners[name] = (layer, candidates[best])

@@ -15,7 +15,7 @@ from tamis.ops import cuda, cuda_spmm
 from tamis.report import LayerReport, Report, host_facts
 from tamis.report_rows import describe, no_choice
 
-__all__ = ["prepack_"]
+__all__ = ["keep_packed", "prepack_"]
 
 
 def prepack_(
@@ -82,6 +82,13 @@ def prepack_(
         "host_bytes": sum(x.nbytes for x in layers.values() if x.packed_on is not None),
     }
     return Report("packed for CUDA", rows, facts, host_facts())
+
+
+def keep_packed(old: nn.Module, new: nn.Module, tokens: int) -> None:
+    """Leaves `new`, which takes the place of `old`, as ``prepack_`` left that; else does nothing."""
+    if isinstance(old, SparseLinear) and isinstance(new, SparseLinear) and old.packed_on:
+        also_dense = cuda_spmm.keeps_dense(old.weight_values, old.packed_on)
+        _pack(new, old.packed_on, tokens, also_dense)
 
 
 def _layers_and_homes(

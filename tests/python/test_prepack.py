@@ -51,6 +51,28 @@ def test_what_is_packed_goes_when_the_layer_leaves_its_device(
     assert not cuda_spmm._packed
 
 
+@pytest.mark.parametrize("also_dense", [False, True])
+def test_another_format_is_left_packed_alone_too(
+    monkeypatch: pytest.MonkeyPatch, also_dense: bool
+) -> None:
+    calls: list[Any] = []
+
+    def pack(*args: Any, keep_dense: bool) -> int:
+        calls.append((args[0].format, args[-2:], keep_dense))
+        return 1
+
+    home = torch.device("cpu")
+    made, other = (layer(24, 64, 0.05, torch.bfloat16, format="bitmap") for _ in range(2))
+    made.keep_packed(home)
+    monkeypatch.setattr(cuda_spmm, "prepack", pack)
+    monkeypatch.setattr(cuda_spmm, "keeps_dense", lambda values, device: also_dense)
+    model = nn.Sequential(made, other)
+    tamis.optimize_(model, "bytes", tokens=3)
+    assert calls == [("csr8", (home, 3), also_dense)]
+    assert [x.layout.format for x in model] == ["csr8", "csr8"]
+    assert [x.packed_on for x in model] == [home, None]
+
+
 @pytest.mark.skipif(not cuda.why_off(), reason="CUDA is on")
 def test_says_what_is_missing() -> None:
     model = nn.Sequential(layer(24, 64, 0.5, torch.bfloat16, format="bitmap"))
@@ -143,6 +165,26 @@ def test_prompts_by_a_dense_copy() -> None:
     alone = copy.deepcopy(model)
     tamis.prepack_(alone)
     assert torch.equal(model(x), alone(x))
+
+
+@needs_device
+@torch.no_grad()
+def test_optimizing_keeps_weights_packed_alone() -> None:
+    linear = nn.Linear(4096, 2048, dtype=torch.bfloat16)
+    keep = torch.rand(2048, 1024, 4).argsort(-1).lt(2).view(2048, 4096)
+    made = tamis.nn.SparseLinear.from_linear(linear, keep=keep, format="bitmap")
+    for also_dense in (False, True):
+        model = nn.Sequential(copy.deepcopy(made))
+        tamis.prepack_(model, device="cuda", keep_dense=also_dense)
+        report = tamis.optimize_(model, "bytes", tokens=1)
+        now = model[0]
+        assert now.layout.format == "nm"
+        assert now.packed_on == torch.device("cuda", 0)
+        assert now.weight_values.is_cpu
+        assert report.layers[0].nbytes == cuda_spmm.packed_nbytes(now.weight_values, 0)
+        x = torch.randn(1, 4096, device="cuda", dtype=torch.bfloat16)
+        wanted = nn.functional.linear(x.float(), now.weight.to_dense().float(), now.bias.float())
+        assert torch.allclose(model(x).float(), wanted, atol=2e-2)
 
 
 @needs_device

@@ -368,6 +368,12 @@ def packed_nbytes(values: Tensor, device: int) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
+def keeps_dense(values: Tensor, device: torch.device) -> bool:
+    """Whether what a weight was packed as lies there densely too."""
+    found = (p for p in _packed.get(id(values), ()) if p.device == (device.index or 0))
+    return any(p.dense is not None for p in found)
+
+
 def _halved(form: str, values: Tensor) -> str:
     """The form, of m24i8 the one of half its bytes where every code has 4 bits."""
     narrow = form == "m24i8" and not bool(((values > 7) | (values < -8)).any())
