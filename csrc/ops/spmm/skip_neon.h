@@ -45,7 +45,7 @@ int64_t strips_bytes(const SpmmArgs& a) {
   return strip_tokens(a.m) * a.w.cols * 4;
 }
 
-// Columns [first, last) of a block that begins at `begin`: four tokens to neighbouring lanes.
+// Columns [first, last): four tokens, one of them there at least, to neighbouring lanes.
 template <class X>
 TAMIS_INLINE void prepare_strip(const SpmmArgs& a, int64_t token, int64_t first, int64_t last,
                                 float* out, int64_t width) {
@@ -54,7 +54,7 @@ TAMIS_INLINE void prepare_strip(const SpmmArgs& a, int64_t token, int64_t first,
   for (int i = 0; i < 4; ++i) {
     x[i] = static_cast<const X*>(a.x) + (token + (i < there ? i : 0)) * a.x_stride;
   }
-  int64_t c = there > 0 ? first : last;
+  int64_t c = first;
   for (; c + 4 <= last; c += 4, out += 4 * width) {
     Quad q[4];
 #pragma GCC unroll 4
@@ -66,8 +66,6 @@ TAMIS_INLINE void prepare_strip(const SpmmArgs& a, int64_t token, int64_t first,
   for (; c < last; ++c, out += width) {
     for (int i = 0; i < 4; ++i) out[i] = i < there ? simd::to_f32(x[i][c]) : 0.0f;
   }
-  if (there > 0) return;
-  for (c = first; c < last; ++c, out += width) store_quad(vdupq_n_f32(0.0f), out);
 }
 
 template <class X>
