@@ -93,16 +93,17 @@ def open_model(name: str, *, dtype: str = "bf16") -> Opened:
 
         return Opened(tamis.load(path), _tokenizer(path), path)
     try:
-        return _open_dense(path, dtype)
+        model = _open_dense(path, dtype)
     except (OSError, ValueError, ImportError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
         raise TamisFileError(
             f"open_model: name: got {path}, which transformers cannot open ({first}); "
             "name a complete causal language model."
         ) from error
+    return Opened(model, _tokenizer(path), path)
 
 
-def _open_dense(path: Path, dtype: str) -> Opened:
+def _open_dense(path: Path, dtype: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -118,19 +119,23 @@ def _open_dense(path: Path, dtype: str) -> Opened:
             quantization_config=GgufConfig(dequantize=True),
             dtype=kind,
         )
-    return Opened(model.eval(), _tokenizer(path), path)
+    return model.eval()
 
 
 def _tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
+    cause, first = None, "it has no tokens"
     try:
         if path.is_dir():
-            return AutoTokenizer.from_pretrained(path)
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            found = AutoTokenizer.from_pretrained(path)
+        else:
+            found = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        if len(found) > len(found.all_special_ids):  # else made of nothing but the model's name
+            return found
     except (OSError, ValueError, ImportError, KeyError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise TamisFileError(
-            f"open_model: name: got {path}, whose tokenizer cannot be read ({first}); "
-            "copy the tokenizer's files into the folder."
-        ) from error
+        cause, first = error, str(error).strip().split("\n")[0]
+    raise TamisFileError(
+        f"open_model: name: got {path}, whose tokenizer cannot be read ({first}); "
+        "copy the tokenizer's files into the folder."
+    ) from cause

@@ -214,6 +214,18 @@ def test_failures_are_status_1_and_one_sentence(arguments, words, tiny, tmp_path
     assert not (tmp_path / "y").exists()
 
 
+@pytest.mark.parametrize("family", ["Llama", "GPTNeoX"])
+def test_a_folder_without_tokenizer_says_so_once(family, tmp_path, capsys):
+    # transformers makes a GPT-NeoX tokenizer of no tokens of the model's name alone.
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
+    config = getattr(transformers, f"{family}Config")(**small, intermediate_size=32)
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path / "bare")
+    status, _, err = run(capsys, "prune", str(tmp_path / "bare"), "--out", str(tmp_path / "out"))
+    assert status == 1
+    assert "whose tokenizer cannot be read (" in err
+    assert err.count("open_model") == 1
+
+
 def test_log_level_debug_shows_the_traceback():
     run_ = subprocess.run(
         [sys.executable, "-m", "tamis", "eval", "nowhere"],
