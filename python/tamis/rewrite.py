@@ -20,17 +20,17 @@ import torch
 from torch import nn
 
 from tamis import calibrate, method
-from tamis.convolution import as_matrix, check_conv, choose_conv
-from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
+from tamis.convolution import as_matrix, choose_conv
+from tamis.errors import TamisTypeError, TamisValueError
 from tamis.formats import as_dense, compressed, counted_layouts, device_of, swap
-from tamis.layout import FORMATS, Layout
+from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
 from tamis.nn.conv import window_of
 from tamis.nn.decoder import unfused
 from tamis.ops import cost, cuda_cost
-from tamis.ops.tensors import DTYPE_NAME
 from tamis.optimize import explain, optimize_
 from tamis.policy import quantize, select
+from tamis.prunable import check_prunable, group_size, in_groups
 from tamis.recipe import KEEP, Goal, LinearContext, Pattern, PruneRecipe, Stats, apply
 from tamis.reconstruct import reconstruct
 from tamis.report import LayerReport, Report, host_facts
@@ -116,7 +116,7 @@ def sparsify_(  # noqa: PLR0913
     label = method if isinstance(method, str) else "recipe"
     shape = recipe.pattern or Pattern() if pattern is None else parse_pattern(pattern)
     if format is None:
-        format = recipe.format if shape == recipe.pattern or _in_groups(shape) else "auto"
+        format = recipe.format if shape == recipe.pattern or in_groups(shape) else "auto"
     if format == "groupq" and dtype is None:
         dtype = "u4"
     layers = find_linears(model, targets, ignore, filter_fn)
@@ -124,7 +124,7 @@ def sparsify_(  # noqa: PLR0913
     shares = allocate_shares(linears, shape, sparsity, allocate, recipe)
     convs = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
     job = _Job(recipe, shape, shares, format, dtype, seed, convs)
-    _check(linears, job)
+    check_prunable(linears, convs, recipe, shape, format, dtype)
     samples = _samples(label, recipe, data, model, tokenizer, max_length)
     with _bar(len(linears), label, progress) as tick:
         job.tick = tick
@@ -200,91 +200,6 @@ def _samples(
     return read_samples(data, model, tokenizer, max_length)
 
 
-def _check(linears: Mapping[str, nn.Linear], job: _Job) -> None:
-    """Refuses what would fail later: formats, statistics, shapes and weights."""
-    recipe, pattern = job.recipe, job.pattern
-    if job.format not in ("auto", "dense", *FORMATS):
-        raise TamisValueError(
-            f"sparsify_: format: got {job.format!r}, wanted 'auto', 'dense' or one of "
-            f"{', '.join(FORMATS)}; correct it."
-        )
-    grouped = job.format == "groupq"
-    _check_dtype(job.format, job.dtype)
-    if job.format in ("nm", "block") and pattern.kind != job.format:
-        raise TamisValueError(
-            f"sparsify_: format: got {job.format!r} with pattern '{pattern}', wanted a format that "
-            "holds it; use 'auto'."
-        )
-    unknown = recipe.needs - calibrate.STATISTICS
-    if unknown:
-        raise TamisUnsupported(
-            f"sparsify_: method: got needs {sorted(unknown)}, wanted some of "
-            f"{sorted(calibrate.STATISTICS)}; only these are collected."
-        )
-    if recipe.group == "global" and (recipe.repair or "hessian" in recipe.needs):
-        raise TamisUnsupported(
-            "sparsify_: method: got a global group with a repair or Hessian, wanted scores that "
-            "are known before anything is pruned; use a row or layer group."
-        )
-    for name, linear in linears.items():
-        _check_layer(name, linear, pattern, grouped)
-    for name, conv in job.convs.items():
-        check_conv(name, conv, pattern, recipe, job.format, job.dtype)
-
-
-def _check_dtype(format: str, dtype: object) -> None:
-    grouped = format == "groupq"
-    known = ("u4", "u8") if grouped else (None,) if format == "dense" else (None, "i8")
-    if dtype in known:
-        return
-    fix = "leave it out" if grouped else "a model's own dtype is changed by model.to(dtype)"
-    if dtype in ("u4", "u8"):
-        fix = "these codes are of format='groupq'"
-    raise TamisValueError(
-        f"sparsify_: dtype: got {dtype!r} with format {format!r}, wanted "
-        f"{' or '.join(map(repr, known))}; {fix}."
-    )
-
-
-def _check_layer(name: str, linear: nn.Linear, pattern: Pattern, grouped: bool) -> None:
-    n, k = linear.weight.shape
-    if 0 in (n, k):
-        raise TamisValueError(
-            f"sparsify_: {name}: got a weight of shape [{n}, {k}], wanted at least one input and "
-            f"output; use ignore=[{name!r}]."
-        )
-    if grouped and k % _group_size(pattern):
-        raise TamisValueError(
-            f"sparsify_: format: got 'groupq' for {name} with {k} inputs, wanted a multiple of "
-            f"{_group_size(pattern)}; use ignore=[{name!r}]."
-        )
-    if k % pattern.unit if pattern.unit else False:
-        raise TamisValueError(
-            f"sparsify_: pattern: got '{pattern}' for {name} with {k} inputs, wanted a multiple of "
-            f"{pattern.unit}; use another pattern or ignore=[{name!r}]."
-        )
-    if n % pattern.rows:
-        raise TamisValueError(
-            f"sparsify_: pattern: got '{pattern}' for {name} with {n} outputs, wanted a multiple "
-            f"of {pattern.rows}; use another pattern or ignore=[{name!r}]."
-        )
-    if linear.weight.is_meta or linear.weight.dtype not in (*DTYPE_NAME, torch.float64):
-        fix = (
-            "load the model's weights first"
-            if linear.weight.is_meta
-            else "model.to(torch.bfloat16)"
-        )
-        raise TamisTypeError(
-            f"sparsify_: {name}: got a weight on {linear.weight.device.type} of "
-            f"{linear.weight.dtype}, wanted floating-point values of 16, 32 or 64 bits; {fix}."
-        )
-    if not bool(linear.weight.isfinite().all()):
-        raise TamisValueError(
-            f"sparsify_: {name}: got weights that are NaN or infinite, wanted finite ones; repair "
-            f"the checkpoint or ignore=[{name!r}]."
-        )
-
-
 # Pruning
 
 
@@ -346,7 +261,7 @@ class _Job:
         if how is None:
             return None
         bits = {"u4": 4, "u8": 8}.get(self.dtype or "")
-        size = _group_size(self.pattern)
+        size = group_size(self.pattern)
         stored = partial(quantize.min_max, bits=bits, size=size) if bits else None
 
         def settle(run: calibrate.BlockRun | None, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -473,17 +388,7 @@ def _cheapest(
 
 def _grouped(linear: nn.Linear, job: _Job) -> Layout:
     n, k = linear.weight.shape
-    return Layout("groupq", n, k, job.dtype or "u4", group_size=_group_size(job.pattern))
-
-
-def _in_groups(pattern: Pattern) -> bool:
-    """Whether whole groups of groupq are kept or dropped."""
-    return pattern.kind == "block" and pattern.rows == 1 and pattern.cols % 16 == 0
-
-
-def _group_size(pattern: Pattern) -> int:
-    """Columns of a groupq group that suit the pattern."""
-    return 32 if pattern.kind == "block" and pattern.cols % 32 == 0 else 16
+    return Layout("groupq", n, k, job.dtype or "u4", group_size=group_size(job.pattern))
 
 
 def _commit(model: nn.Module, layers: Mapping[str, nn.Linear | nn.Conv2d], job: _Job) -> None:
