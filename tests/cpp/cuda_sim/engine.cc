@@ -162,6 +162,19 @@ TEST(Engine, WritesReachOtherBlocksInOrder) {
     dev::sync_block();
     if (dev::thread_index() == 0) dev::fence_device();
   };
+  std::vector<int> first_warp = none;
+  std::copy(all.begin(), all.begin() + 32, first_warp.begin());
+  const auto warp = [] {
+    dev::fence_device();
+    dev::sync_warp();
+  };
+  const auto exchange = [] {
+    dev::fence_device();
+    dev::shuffle(0, 0);
+  };
+  EXPECT_EQ(read_by_the_next(warp), first_warp);
+  EXPECT_EQ(read_by_the_next(warp, {.warp = 0}), own);
+  EXPECT_EQ(read_by_the_next(exchange), own) << "which orders nothing in memory";
   EXPECT_EQ(read_by_the_next(each), all);
   EXPECT_EQ(read_by_the_next(one), all);
   EXPECT_EQ(read_by_the_next(each, {.fence = 0}), none);

@@ -51,6 +51,7 @@ struct Thread {
   Dim3 index;
   uint32_t lane = 0, warp = 0, block = 0;  // warp: of the cluster's; block: of the cluster
   int barriers = 0, clusters = 0, waits = 0, fences = 0, arrivals = 0;  // met so far
+  int warps = 0;
   Stores stores;
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
@@ -71,6 +72,7 @@ struct Warp {
   uint64_t meetings = 0;
   std::array<uint64_t, kLanes> exchanges = {};
   alignas(16) uint8_t slots[2][kLanes][kSlotBytes];
+  Stores stores;  // of lanes that sync_warp has let pass since
 };
 
 struct Barrier {
@@ -163,6 +165,7 @@ void start_cluster() {
     thread.lane = i % kLanes;
     thread.warp = thread.block * warps + i / kLanes;
     thread.barriers = thread.clusters = thread.waits = thread.fences = thread.arrivals = 0;
+    thread.warps = 0;
     thread.stores = {};
     thread.open.clear();
     thread.groups.clear();
@@ -220,6 +223,7 @@ void run_cluster() {
     move_to(g.unpublished, stores.fenced);
   };
   for (Block& block : g.blocks) keep(block.stores);
+  for (Warp& warp : g.warps) keep(warp.stores);
   for (const auto& [place, b] : g.barriers) {
     if (!b.copies.empty()) g.error = "a block ends before what was sent to it is there";
   }
@@ -333,9 +337,11 @@ void sync_block() {
   const auto count = static_cast<uint32_t>(g.threads.size() / g.blocks.size());
   meet(block.arrived, block.meetings, count, [&] {
     for (uint32_t i = 0; i < count; ++i) {
-      Stores& theirs = g.threads[me().block * count + i].stores;
-      move_to(block.stores.plain, theirs.plain);
-      move_to(block.stores.fenced, theirs.fenced);
+      Thread& thread = g.threads[me().block * count + i];
+      for (Stores* theirs : {&thread.stores, &g.warps[thread.warp].stores}) {
+        move_to(block.stores.plain, theirs->plain);
+        move_to(block.stores.fenced, theirs->fenced);
+      }
     }
   });
 }
@@ -374,12 +380,14 @@ void store_later(void* to, const void* from, size_t bytes) {
 
 void fence_device() {
   if (me().fences++ == g.launch.faults.fence) return;
+  move_to(me().stores.fenced, g.warps[me().warp].stores.plain);
   move_to(me().stores.fenced, g.blocks[me().block].stores.plain);
   move_to(me().stores.fenced, me().stores.plain);
 }
 
 void publish() {
   land(g.blocks[me().block].stores.fenced);
+  land(g.warps[me().warp].stores.fenced);
   land(me().stores.fenced);
 }
 
@@ -409,15 +417,22 @@ void sync_cluster() {
 }
 
 void sync_warp() {
+  if (me().warps++ == g.launch.faults.warp) return;
   Warp& warp = g.warps[me().warp];
-  meet(warp.arrived, warp.meetings, warp.lanes, [] {});
+  meet(warp.arrived, warp.meetings, warp.lanes, [&] {
+    for (uint32_t i = 0; i < warp.lanes; ++i) {
+      Stores& theirs = g.threads[g.current - me().lane + i].stores;
+      move_to(warp.stores.plain, theirs.plain);
+      move_to(warp.stores.fenced, theirs.fenced);
+    }
+  });
 }
 
 const uint8_t* exchange(const void* mine, size_t bytes) {
   Warp& warp = g.warps[me().warp];
   auto& slots = warp.slots[warp.exchanges[me().lane]++ % 2];
   std::memcpy(slots[me().lane], mine, bytes);
-  sync_warp();
+  meet(warp.arrived, warp.meetings, warp.lanes, [] {});  // which orders nothing in memory
   return slots[0];
 }
 
@@ -472,7 +487,9 @@ void wait_products(int groups_left) {
     groups.pop_front();
     for (const auto& product : group) product();
   }
-  sync_warp();  // a product is done in all lanes or in none
+  Warp& warp = g.warps[me().warp];
+  meet(warp.arrived, warp.meetings, warp.lanes,
+       [] {});  // a product is done in all lanes or in none
 }
 
 void fence_shared_products() {

@@ -23,6 +23,7 @@ struct Dim3 {
 // What a launch leaves out on purpose, to show that a test would notice; -1 is nothing.
 struct Faults {
   int barrier = -1;  // this sync_block or sync_warps of every thread does nothing
+  int warp = -1;     // this sync_warp likewise
   int cluster = -1;  // this sync_cluster likewise, or its two halves
   int send = -1;     // this write to another block's barrier never happens
   int wait = -1;     // this wait for copies of every thread does nothing
