@@ -67,9 +67,10 @@ def products(a: tamis.SparseMatrix, form: str, tokens: tuple[int, ...]) -> Packe
 
 
 def few() -> None:
-    """gap, p24, bitmap and sell4: slices and parts that are full, half full and empty.
+    """gap, p24, d24, bitmap and sell4: slices and parts that are full, half full and empty.
 
-    Of p24 one panel, one whose last columns follow, two panels as a cluster, and halves of one.
+    Of p24 one panel, one whose last columns follow, two panels as a cluster, and halves of one; of d24 one
+    panel and several, warps that share a row pair and that do not.
     """
     for n, k, kept in (
         (72, 904, 0.5),
@@ -83,8 +84,10 @@ def few() -> None:
         )
         products(bitmap, "gap", (1, 2, 3, 4))
         products(bitmap, "p24", (1, 8, 9, 16, 17, 30, 40, 48, 50))
-        if torch.cuda.get_device_capability()[0] == 9 and n % 8 == k % 8 == 0:
-            products(bitmap, "bitmap", (1, 20, 33, 100, 300))
+        if torch.cuda.get_device_capability()[0] == 9:
+            products(bitmap, "d24", (1, 40, 48, 50, 64))
+            if n % 8 == k % 8 == 0:
+                products(bitmap, "bitmap", (1, 20, 33, 100, 300))
     for n, k in ((70, 1600), (33, 96)):
         w = torch.randn(n, k)
         w.view(n, -1, 16)[torch.rand(n, k // 16) < 0.5] = 0

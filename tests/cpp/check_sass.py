@@ -33,7 +33,7 @@ MAX_RECORD = {
     "m24i4": ("sm_90", 34),
 }
 MAX_GROUPED = {"m24i8": 38, "t16i8": 155, "m24i4": 46}  # with scales for groups of columns
-FORMATS = ("t16", "m24", "g4", "gap", "p24", "sell4", "m24i8", "t16i8", "m24i4")
+FORMATS = ("t16", "m24", "g4", "gap", "p24", "d24", "sell4", "m24i8", "t16i8", "m24i4")
 ANY_DTYPE = ("any", "f16", "bf16")  # of kernels that also take others than 16 bits
 MAX_POPC = 0
 MAX_SELL4 = {1: 47, 2: 62, 4: 92, 8: 152}  # sm_90, one step of sell4 (32 groups), by tokens
@@ -44,6 +44,7 @@ MAX_P24 = {
     False: {1: 28, 2: 32, 3: 36, 4: 41, 5: 47, 6: 55, 8: 69},
     True: {1: 60, 2: 66, 3: 78, 4: 90, 5: 104, 6: 118, 8: 156},
 }
+MAX_D24 = {5: 80, 6: 84, 8: 108}  # sm_90a, a record of d24 (32 rows), likewise
 # The same of 16 x 64 of a bitmap, with all that is rarely taken; registers of its blocks alone on an SM.
 MAX_GROUP, MAX_GROUP_REGISTERS = 600, 255
 MAX_GROUP24 = 150  # sm_90a, a record of m24 by warpgroups with any tokens, copying its part of x
@@ -143,8 +144,14 @@ def p24_kind(name: str) -> tuple[int, bool] | None:
     return (int(match[1]), match[2] == "1") if match else None
 
 
+def d24_tiles(name: str) -> int:
+    """Products of 8 tokens of a d24 kernel; 0 of others."""
+    match = re.search(r"D24ConfigI\w*DTypeE\dELi(\d)E", name)
+    return int(match[1]) if match else 0
+
+
 def sell4_tokens(name: str) -> int:
-    """The same of a sell4 kernel."""
+    """Tokens of a sell4 kernel; 0 of others."""
     match = re.search(r"spmm_sell4.*DTypeE\dELi(\d)E", name)
     return int(match[1]) if match else 0
 
@@ -173,6 +180,8 @@ def product_label(name: str) -> str:
         return f"spmm_bitmap {dtype} {match[1]} tokens {64 * int(match[2])} rows"
     if kind := p24_kind(name):
         return f"spmm_p24 {dtype} {8 * kind[0]} tokens {'triples' if kind[1] else 'pairs'}"
+    if tiles := d24_tiles(name):
+        return f"spmm_d24 {dtype} {8 * tiles} tokens"
     if tokens := gap_tokens(name) or sell4_tokens(name):
         return f"spmm_{'gap' if gap_tokens(name) else 'sell4'} {dtype} {tokens} tokens"
     return ""
@@ -257,6 +266,8 @@ def product_budget(arch: str, name: str) -> int | None:
         return MAX_SELL4[tokens] if arch == "sm_90" else None
     if kind := p24_kind(name):
         return MAX_P24[kind[1]][kind[0]] if arch == "sm_90" else None
+    if tiles := d24_tiles(name):
+        return MAX_D24[tiles]
     level, most = MAX_RECORD.get(format_of(name), ("", 0))
     if grouped(name):
         most = MAX_GROUPED[format_of(name)]
@@ -264,9 +275,11 @@ def product_budget(arch: str, name: str) -> int | None:
 
 
 def record_products(name: str) -> int:
-    """Products that a record takes, where loops take several; at 8 tokens but for p24."""
+    """Products that a record takes, where loops take several; at 8 tokens but for p24 and d24."""
     if kind := p24_kind(name):
         return kind[0] * (4 if kind[1] else 2)
+    if tiles := d24_tiles(name):
+        return 4 * tiles
     products = {"m24": 2, "g4": 4, "m24i8": 1, "m24i4": 1, "t16i8": 2}
     return products.get(format_of(name), 0)
 
@@ -325,7 +338,7 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     most = MAX_ALONE_REGISTERS if alone else most
     prefill = "prefill_attention" in name and "prefill_attention_pack" not in name
     most = MAX_PREFILL_REGISTERS if prefill else most
-    trade = "M24ManyConfig" in name or "PrefillGroupConfig" in name
+    trade = "M24ManyConfig" in name or "PrefillGroupConfig" in name or d24_tiles(name)
     most = MAX_MANY_REGISTERS if trade else most
     # Of 128 tokens and more a block an SM.
     most = MAX_GROUP_REGISTERS if re.search(r"BitmapGroup.*ELi(128|256)E", name) else most
@@ -337,7 +350,9 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     rows = any(
         k in name for k in ("kv_mass_rows", "kv_mass_columns", "kv_merge_nearest", "kv_rebuild")
     )
-    product = bool(format_of(name) or p24_kind(name)) or product_of(name) != "HMMA"
+    product = (
+        bool(format_of(name) or p24_kind(name) or d24_tiles(name)) or product_of(name) != "HMMA"
+    )
     groups = product_of(name).startswith("HGMMA")
     if groups:
         wrong += group_problems(name, loop)
@@ -374,6 +389,7 @@ def main() -> int:
         5 + 5 + 4
     )  # by warpgroups on sm_90a, in two dtypes: m24 for few, for many, bitmap
     wanted += 4 + 1  # prompts by warpgroups, in two dtypes and sizes, and what packs for them
+    wanted += 2 * 3 + 1  # d24 there, with three numbers of tokens in two dtypes, and its expansion
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

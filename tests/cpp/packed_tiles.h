@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "format/d24.h"
 #include "format/g4.h"
 #include "format/gap.h"
 #include "format/m24.h"
@@ -34,7 +35,7 @@ struct PackedTiles {
   std::unique_ptr<Guarded<uint32_t>> offsets;
   T16View view;
 
-  // parts: of gap; of p24 panels.
+  // parts: of gap; of p24 and d24 panels.
   PackedTiles(PackedFormat format, const MatrixView& a, int32_t parts = 0) {
     must(find_sizes(format, a, parts));
     records = std::make_unique<Guarded<Unit>>(static_cast<size_t>(sizes.record_bytes / t16::kUnit));
@@ -76,7 +77,9 @@ struct PackedTiles {
       case PackedFormat::gap:
         return gap::pack_sizes(a, parts, &sizes);
       case PackedFormat::p24:
-        TAMIS_RETURN_IF_ERROR(p24::pack(a, parts, &groups));
+      case PackedFormat::d24:
+        TAMIS_RETURN_IF_ERROR(
+            (format == PackedFormat::p24 ? &p24::pack : &d24::pack)(a, parts, &groups));
         sizes = {.offsets = static_cast<int64_t>(groups.offsets.size()),
                  .record_bytes = static_cast<int64_t>(groups.records.size()),
                  .max_record_bytes = groups.record_bytes};
@@ -107,6 +110,7 @@ struct PackedTiles {
       case PackedFormat::gap:
         return gap::pack(a, parts, offsets->data(), records->data());
       case PackedFormat::p24:
+      case PackedFormat::d24:
         std::copy(groups.offsets.begin(), groups.offsets.end(), offsets->data());
         std::copy(groups.records.begin(), groups.records.end(),
                   reinterpret_cast<uint8_t*>(records->data()));

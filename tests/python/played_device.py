@@ -125,6 +125,32 @@ def decode_p24(
     return w[:rows, :cols].copy()
 
 
+def decode_d24(records: np.ndarray, offsets: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    """Bits [rows, cols] by the layout comment of d24.h; one panel, as of few columns."""
+    w = np.zeros((-(-rows // 32) * 32, -(-cols // 8) * 8), np.uint16)
+    assert 2432 * int(offsets[-1]) == len(records)
+    for pair, (begin, end) in enumerate(itertools.pairwise(offsets)):
+        for i in range(begin, end):
+            record = records[2432 * i : 2432 * (i + 1)]
+            heads = record[:256].view(np.uint16).reshape(32, 4)
+            all_places = (
+                heads[:, :2].copy().view(np.uint32)[:, 0],
+                record[256:384].view(np.uint32),
+            )
+            values = record[384:].view(np.uint16).reshape(2, 2, 32, 2, 2, 2)
+            for tile, step, lane, part, down, j in zip(*np.nonzero(values), strict=True):
+                group, at = 4 * part + lane % 4, lane // 4 * 4 + part + 2 * step
+                place = int(all_places[tile][at]) >> int(16 * down + 4 * (lane % 4) + 2 * j) & 3
+                byte = int(heads[4 * group + place, 2 + step])
+                row, column = (
+                    32 * pair + 16 * tile + lane // 4 + 8 * down,
+                    byte // 16 ^ byte // 128 & 7,
+                )
+                assert w[row, column] == 0, "a column twice"
+                w[row, column] = values[tile, step, lane, part, down, j]
+    return w[:rows, :cols].copy()
+
+
 def decode_sell4(records: np.ndarray, offsets: np.ndarray, dense: np.ndarray) -> None:
     """All weights by the layout comment of sell4.h, rounded to bf16."""
     slices = -(-dense.shape[0] // 32)
@@ -191,6 +217,10 @@ class Played:
             starts = at_address(offsets, (down + 1,), np.uint32)
             kept = at_address(records, (nbytes,), np.uint8)
             self.bits = decode_p24(kept, longest, starts, rows, cols)
+            return
+        if form == "d24":
+            starts = at_address(offsets, (-(-rows // 32) + 1,), np.uint32)
+            self.bits = decode_d24(at_address(records, (nbytes,), np.uint8), starts, rows, cols)
             return
         starts = 1152 * np.arange(down * across + 1)
         if offsets:

@@ -18,6 +18,7 @@ struct P24Whole {
   dev::Word2 columns;  // of two of four in x alone
   dev::Word4 values[2];
 
+  P24Whole() = default;
   TAMIS_DEVICE P24Whole(const uint8_t* record, uint32_t lane) {
     constexpr int64_t kBytes = kTriples ? p24::kTripleBytes : p24::kPairBytes;
     if constexpr (kTriples) {
@@ -78,11 +79,11 @@ TAMIS_DEVICE void scatter_p24(const P24Whole<kTriples>& r, uint32_t lane, uint32
   }
 }
 
-// Grid [2 * units] of 32 * kP24ExpandWarps threads, the halves of a unit's rows neighbours.
-template <bool kTriples>
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kP24ExpandWarps, 2) expand_p24(const ExpandP24Params p) {
+// Writes 8 rows of a unit, from `row` on, of the records that `load` loads, halves as scatter_p24.
+template <bool kTriples, class Load>
+TAMIS_DEVICE void expand_p24_rows(const ExpandP24Params& p, uint32_t unit, uint32_t half,
+                                  int32_t row, const Load& load) {
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
-  const uint32_t unit = dev::block_index_x() / 2, half = dev::block_index_x() % 2;
   const dev::Word4 zeros{0, 0, 0, 0};
   for (uint32_t at = 16 * thread; at < 8 * p.row_bytes; at += 16 * 32 * kP24ExpandWarps) {
     dev::store_shared<dev::Word4>(at, zeros);
@@ -90,14 +91,12 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kP24ExpandWarps, 2) expand_p24(const 
   const uint32_t* offsets = p.offsets + unit * static_cast<uint32_t>(p.halves);
   const uint32_t end = dev::load_global(offsets + p.halves);
   dev::sync_block();
-  constexpr int64_t kBytes = kTriples ? p24::kTripleBytes : p24::kPairBytes;
 #pragma unroll 2
   for (uint32_t i = dev::load_global(offsets) + warp; i < end; i += kP24ExpandWarps) {
-    const P24Whole<kTriples> record(p.records + i * kBytes, lane);
+    const P24Whole<kTriples> record = load(i, lane);
     scatter_p24<kTriples>(record, lane, half, p.row_bytes);
   }
   dev::sync_block();
-  const auto row = static_cast<int32_t>(unit / static_cast<uint32_t>(p.panels) * 16 + 8 * half);
   const int32_t col = static_cast<int32_t>(unit % static_cast<uint32_t>(p.panels)) * p.panel_cols;
   const auto chunks = static_cast<uint32_t>(p.panel_cols / 8);
 #pragma unroll 4
@@ -116,6 +115,16 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kP24ExpandWarps, 2) expand_p24(const 
       out[j] = dev::load_shared<uint16_t>(at + 2 * static_cast<uint32_t>(j));
     }
   }
+}
+
+// Grid [2 * units] of 32 * kP24ExpandWarps threads, the halves of a unit's rows neighbours.
+template <bool kTriples>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kP24ExpandWarps, 2) expand_p24(const ExpandP24Params p) {
+  const uint32_t unit = dev::block_index_x() / 2, half = dev::block_index_x() % 2;
+  constexpr int64_t kBytes = kTriples ? p24::kTripleBytes : p24::kPairBytes;
+  expand_p24_rows<kTriples>(
+      p, unit, half, static_cast<int32_t>(unit / static_cast<uint32_t>(p.panels) * 16 + 8 * half),
+      [&p](uint32_t i, uint32_t lane) { return P24Whole<kTriples>(p.records + i * kBytes, lane); });
 }
 
 }  // namespace tamis

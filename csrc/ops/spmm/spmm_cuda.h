@@ -41,7 +41,7 @@ inline constexpr int64_t kMaxTokens = 64;
 int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device);
 
 // How one call is laid out over the device; see plan_spmm_cuda. gap, sell4: slices are the row
-// tiles, and splits of sell4 the blocks of one, a cluster; p24: panels are the splits.
+// tiles, and splits of sell4 the blocks of one, a cluster; p24, d24: panels are the splits.
 struct SpmmT16Plan {
   int32_t layout = -1;       // of m24_layouts.def or bitmap_layouts.def; -1: other kernels
   int32_t many_layout = -1;  // of m24_many_layouts.def; splits are then a cluster
@@ -70,6 +70,7 @@ Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, Spm
 Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
+Status plan_spmm_d24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_gap(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 
 // Launches one row's kernel on a stream (cudaStream_t).
@@ -102,6 +103,8 @@ Status expand_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDe
                    void* stream);
 Status expand_gap_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_p24_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
+                       void* stream);
+Status expand_d24_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
                        void* stream);
 Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_g4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
