@@ -1,7 +1,7 @@
 """What products are expected to take on a CUDA device; nothing here knows torch.
 
 A weight is read in records of 16 x 64, in gap's steps of 32 x 8 entries, sell4's of 32 groups or
-p24's of groups of columns; a call takes a start, then for each record the larger of its bytes at the device's rate and what
+p24's and d24's of groups of columns; a call takes a start, then for each record the larger of its bytes at the device's rate and what
 decoding and multiplying it takes, which grows in steps with the tokens. A dense call takes a start
 and its bytes. Fitted to every layout of the four shapes of Llama-3-8B on an H200, and to an H100's
 times of what ran there (bench/results/gpu.md; the rest is estimated); other devices are not
@@ -10,6 +10,7 @@ predicted.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,13 +25,18 @@ MANY_TOKENS = (128, 256, 512, 1024, 2048)  # of which reports speak
 # Above so many tokens sm_90 takes bitmap and nm as they are stored; up to 128 where rates are unknown.
 STORED = "bitmap"
 STORED_ABOVE, _STORED_UNKNOWN = 16, 128
-BY_MASK = ("gap", "p24", STORED)  # written out from the mask where it is on the device
+BY_MASK = ("gap", "p24", "d24", STORED)  # written out from the mask where it is on the device
 # Forms for few tokens beside one for any, and the steps of their kernels; all say 65536 columns.
 FEW: dict[str, dict[str, tuple[int, ...]]] = {
-    "t16": {"gap": TOKENS[:3], "p24": TOKENS[3:]},
+    "t16": {"gap": TOKENS[:3], "p24": TOKENS[3:], "d24": TOKENS[7:]},
     "g4": {"sell4": TOKENS[:4]},
 }
 _FEW_COLS = 65536
+# Those of which equal calls take more tokens, up to so many, where that is expected to be fastest.
+# Together they are larger than the weight would be densely, so d24 is not made beside p24, nor p24
+# beside d24 for more tokens than one call of it takes.
+IN_CALLS, CALLED_TOKENS, _ONE_CALL = ("p24", "d24"), 128, 48
+_CALLED = (80, 96, CALLED_TOKENS)
 P24_BEFORE_SM90 = 16  # tokens of p24 there
 NEVER = float("inf")
 
@@ -54,7 +60,7 @@ RATES = {
         4460.0,
         4000.0,
         5900.0,
-        ("gap", "p24", "t16", "bitmap", "m24", "g4", "sell4", "m24i8", "t16i8"),
+        ("gap", "p24", "d24", "t16", "bitmap", "m24", "g4", "sell4", "m24i8", "t16i8"),
         choose_bytes=90_000_000,
     ),
     "H100": Rates(3130.0, 6000.0, 7100.0, ("t16", "g4")),  # m24 as it was before warpgroups
@@ -62,6 +68,7 @@ RATES = {
 START = {
     "gap": 0.7,
     "p24": 0.75,
+    "d24": 0.75,
     "m24": 0.75,
     "sell4": 0.7,
 }  # of the start: no ring to fill, and x alone is waited for
@@ -69,11 +76,12 @@ LAUNCH = 1000.0  # ns: what a kernel that does nothing takes
 # Where a weight is read and written out: ns more than a dense call, and its rate of that one; from a
 # mask, or from records.
 MASK_WRITTEN, WRITTEN = (2000.0, 0.92), (LAUNCH, 0.8)
-RECORDS_WRITTEN = {"p24": (4000.0, 0.75), "gap": (12000.0, 0.27)}
+RECORDS_WRITTEN = {"p24": (4000.0, 0.75), "d24": (4000.0, 0.75), "gap": (12000.0, 0.27)}
 # ns a record by tokens, both devices' SMs being alike.
 DECODE = {
     "gap": (0.155, 0.165, 0.24),
     "p24": (0.29, 0.31, 0.31, 0.352, 0.371, 0.4, 0.52),
+    "d24": (0.714, 0.758, 0.812),
     "t16": (0.46, 0.57, 0.90, 1.38),
     "m24": (0.275, 0.268, 0.305, 0.285),
     "g4": (0.28, 0.49, 0.52, 1.35),
@@ -81,7 +89,14 @@ DECODE = {
     "m24i8": (0.25, 0.25, 0.31, 0.62),
     "t16i8": (0.38, 0.42, 0.52, 0.9),
 }
-RECORD_BYTES = {"gap": 640.0, "p24": 1280.0, "sell4": 384.0, "m24": 1152.0, "m24i8": 640.0}
+RECORD_BYTES = {
+    "gap": 640.0,
+    "p24": 1280.0,
+    "d24": 2432.0,
+    "sell4": 384.0,
+    "m24": 1152.0,
+    "m24i8": 640.0,
+}
 # Bytes of a stored value and of the rest of a record, padding on average.
 VALUE_BYTES = {"t16": (2.0, 152.0), "g4": (0.75, 24.0), "t16i8": (1.0, 280.0)}
 # Ns of it at least, by tokens: each block of sell4 loads x, however small the weight.
@@ -91,6 +106,7 @@ LEAST = {"sell4": (0.0, 500.0, 2200.0, 6200.0)}
 MORE = {
     "m24": (0.0, 500.0, 900.0, 3500.0),
     "p24": (0.0, 1500.0, 2900.0, 2500.0, 3700.0, 4200.0, 6000.0),
+    "d24": (3500.0, 3700.0, 6000.0),
 }
 # Where rows are so few that several blocks share a slice or a row tile (of two SMs of a device one
 # would have none): gap's sums meet in memory, while parts of sell4 and panels of p24, where columns
@@ -127,32 +143,52 @@ def packed_form(layout: Layout) -> str:
     return "m24" if sparse24 else "t16"
 
 
-def form_for(layout: Layout, nnz: int, tokens: int, device: int, *, stored: bool = True) -> str:
+def form_for(  # noqa: PLR0913
+    layout: Layout,
+    nnz: int,
+    tokens: int,
+    device: int,
+    *,
+    stored: bool = True,
+    beside: Collection[str] = (),
+) -> str:
     """The packed form for that many tokens: that for few where it is expected to be faster.
 
-    ``stored``: or the canonical arrays, if they lie on the device.
+    ``stored``: or the canonical arrays, if they lie on the device. ``beside``: forms that the weight
+    is packed as already.
     """
-    form = packed_form(layout)
-    few: list[str] = [f for f in FEW.get(form, {}) if tokens <= _most_of(f, layout, device)]
-    fewer = form == "g4" or nnz <= _FEW_DENSITY * layout.rows * layout.cols
+    form, rates = packed_form(layout), _rates(device)
     # More than 16 tokens were timed with half of the weights and fewer.
-    if layout.cols > _FEW_COLS or (tokens > STORED_ABOVE and not fewer):
-        few = []
+    fewer = form == "g4" or nnz <= _FEW_DENSITY * layout.rows * layout.cols
+    forms: list[str] = []
+    if layout.cols <= _FEW_COLS and (fewer or tokens <= STORED_ABOVE):
+        forms += (f for f in FEW.get(form, {}) if tokens <= _most_in_calls(f, layout, device))
+    if "p24" in beside or ("d24" in beside and tokens > _ONE_CALL):
+        forms = [f for f in forms if f not in IN_CALLS or f in beside]
     as_stored = stored and tokens > STORED_ABOVE and taken_as_stored(layout, device)
-    rates = _rates(device)
-    if as_stored and (rates is None or tokens > TOKENS[-1]):
-        return STORED
     if rates is None:
-        return next((f for f in few if fewer and tokens <= _UNKNOWN[f]), form)
-    forms: list[str] = [*([STORED] if as_stored else []), *few, form]
-    if len(forms) == 1:
+        few = (f for f in forms if fewer and tokens <= _UNKNOWN.get(f, 0))
+        return STORED if as_stored else next(few, form)
+    if as_stored:
+        forms.insert(0, STORED)
+    if not forms:
         return form  # of any number of tokens
-    return min(forms, key=lambda f: _product(rates, layout, nnz, tokens, f))
+    if not as_stored or tokens <= TOKENS[-1]:
+        forms.append(form)
+    return min(forms, key=lambda f: _expected(rates, layout, nnz, tokens, f, device))
+
+
+def _most_in_calls(form: str, layout: Layout, device: int) -> int:
+    """Tokens up to which a form for few may be chosen."""
+    most = _most_of(form, layout, device)
+    return CALLED_TOKENS if form in IN_CALLS and most and _rates(device) else most
 
 
 def _most_of(form: str, layout: Layout, device: int) -> int:
     """Tokens that a form for few takes there: of p24 as many as its panels leave room for (p24_params.h)."""
     most = next(few[form][-1] for few in FEW.values() if form in few)
+    if form == "d24":
+        return most if _sm(device) == 90 else 0
     if form != "p24":
         return most
     if _sm(device) < 90:
@@ -182,18 +218,25 @@ def stored_tokens(layout: Layout, nnz: int, device: int) -> int:
     return max((m for m, does in zip(STORED_TOKENS, pays, strict=True) if does), default=0)
 
 
-def form_and_tokens(
-    layout: Layout, nnz: int, tokens: int, device: int, *, stored: bool = True
+def form_and_tokens(  # noqa: PLR0913
+    layout: Layout,
+    nnz: int,
+    tokens: int,
+    device: int,
+    *,
+    stored: bool = True,
+    beside: Collection[str] = (),
 ) -> tuple[str, int, int | None]:
     """The same, and for which tokens around these: more than, up to; None: all that it takes."""
-    forms = [form_for(layout, nnz, m, device, stored=stored) for m in TOKENS]
-    first = last = next((i for i, m in enumerate(TOKENS) if tokens <= m), len(TOKENS) - 1)
+    steps = TOKENS if tokens <= TOKENS[-1] else (*TOKENS, *_CALLED)
+    forms = [form_for(layout, nnz, m, device, stored=stored, beside=beside) for m in steps]
+    first = last = next((i for i, m in enumerate(steps) if tokens <= m), len(steps) - 1)
     while first > 0 and forms[first - 1] == forms[last]:
         first -= 1
-    while last + 1 < len(TOKENS) and forms[last + 1] == forms[last]:
+    while last + 1 < len(steps) and forms[last + 1] == forms[last]:
         last += 1
-    above = TOKENS[first - 1] if first else 0
-    return forms[last], above, TOKENS[last] if last + 1 < len(TOKENS) else None
+    above = steps[first - 1] if first else 0
+    return forms[last], above, steps[last] if last + 1 < len(steps) else None
 
 
 def few_tokens(layout: Layout, nnz: int, device: int) -> int:
@@ -229,6 +272,9 @@ def _records(layout: Layout, nnz: int, form: str) -> float:
     density = nnz / max(1, layout.rows * layout.cols)
     if form == "p24":
         return _groups(density)[0] * -(-layout.rows // 16) * layout.cols / 64
+    if form == "d24":
+        quarters = max(1.0, 1.0 + 2.2 * (density - 0.4))  # of groups, of random places
+        return quarters * (1 - (1 - density) ** 32) * -(-layout.rows // 32) * layout.cols / 64
     if form != "gap":
         return -(-layout.rows // 16) * -(-layout.cols // 64)
     entries = nnz / (1 - (1 - density) ** 15) if density else 0.0
@@ -279,13 +325,32 @@ def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> 
     return start + max(decode, packed_nbytes(layout, nnz, form) / rates.read)
 
 
+def _expected(  # noqa: PLR0913
+    rates: Rates,
+    layout: Layout,
+    nnz: int,
+    tokens: int,
+    form: str,
+    device: int,
+    *,
+    stored: bool = True,
+) -> float:
+    """Ns of a product in that form: in one call, in equal ones, or written out."""
+    if form in IN_CALLS:
+        calls = -(-tokens // _most_of(form, layout, device))
+        return calls * _product(rates, layout, nnz, -(-tokens // calls), form)
+    if tokens > TOKENS[-1] and form != STORED:
+        return _written(rates, layout, nnz, tokens, form, stored=stored)
+    return _product(rates, layout, nnz, tokens, form)
+
+
 def sparse_ns(
     layout: Layout, nnz: int, tokens: int, device: int, *, stored: bool = True
 ) -> float | None:
     """Expected ns of a product on the device, ``NEVER`` where no kernel takes it; None: unknown.
 
-    Above 64 tokens the weight is written out, then multiplied densely, but for most of 2:4 and what
-    is taken as it is stored.
+    Above 64 tokens the weight is written out, then multiplied densely, but for most of 2:4, what is
+    taken as it is stored and what two calls take.
     """
     rates = _rates(device)
     if rates is None:
@@ -299,15 +364,14 @@ def sparse_ns(
         products = MANY24_TOKEN * max(records, MANY24_FILL) * tile * -(-tokens // tile)
         read = packed_nbytes(layout, nnz, form) / rates.read
         return rates.start + MANY24_START + max(products, read)
-    if tokens > TOKENS[-1] and form != STORED:
-        return _written(rates, layout, nnz, tokens, form, stored=stored)
-    return _product(rates, layout, nnz, tokens, form)
+    return _expected(rates, layout, nnz, tokens, form, device, stored=stored)
 
 
 def tokens_of_call(layout: Layout, nnz: int, form: str, device: int) -> int:
     """Tokens that calls of a form for few take each: as many as it is chosen for."""
-    chosen = (m for m in TOKENS if form_for(layout, nnz, m, device) == form)
-    return max(chosen, default=_most_of(form, layout, device))
+    chosen = (m for m in TOKENS if form_for(layout, nnz, m, device, beside=(form,)) == form)
+    most = _most_of(form, layout, device)
+    return min(most, max(chosen, default=most))
 
 
 def calls_pay(  # noqa: PLR0913
@@ -334,9 +398,9 @@ def calls_pay(  # noqa: PLR0913
     other = _written(rates, layout, nnz, tokens, form, stored=stored)
     if stored and tokens > STORED_ABOVE and taken_as_stored(layout, device):
         other = min(other, _stored(rates, layout, nnz, tokens))
-    if packs and tokens <= TOKENS[-1]:
-        best = form_for(layout, nnz, tokens, device, stored=stored)
-        other = min(other, _product(rates, layout, nnz, tokens, best))
+    if packs and tokens <= CALLED_TOKENS:
+        best = form_for(layout, nnz, tokens, device, stored=stored, beside=(form,))
+        other = min(other, _expected(rates, layout, nnz, tokens, best, device))
     return calls * call <= other
 
 

@@ -7,6 +7,7 @@ device holds what is packed and nothing else.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -202,16 +203,20 @@ def _here(array: Tensor, device: torch.device) -> bool:
     return array.device == device
 
 
-def _stays(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> bool:
+def _stays(
+    x: Tensor, values: Tensor, rest: Rest, layout: Layout, beside: Collection[str] = ()
+) -> bool:
     """Whether the arrays are multiplied as they are: where that is expected to be faster.
 
-    Than in a packed form, or for a prompt, which makes none, than written out.
+    Than in a packed form, or for a prompt, which makes none, than written out. ``beside``: forms that
+    there are.
     """
     tokens, nnz, device = x.numel() // layout.cols, values.numel(), x.device.index or 0
-    if _wide(x, layout):
+    if _wide(x, layout, nnz, beside):
         pays = cuda_cost.STORED_ABOVE < tokens <= cuda_cost.stored_tokens(layout, nnz, device)
     else:
-        pays = cuda_cost.form_for(layout, nnz, tokens, device) == cuda_cost.STORED
+        form = cuda_cost.form_for(layout, nnz, tokens, device, beside=beside)
+        pays = form == cuda_cost.STORED
     return (
         pays
         and nnz > 0
@@ -268,8 +273,8 @@ def spmm(
     its values were written; values that may be trained are packed once a second call meets them as they
     were, so not at every step.
 
-    A weight of any zeros is packed as ``gap`` for up to 4 tokens, ``p24`` for up to 48 or 64, ``t16`` for up to 64,
-    one of 4-bit groups as ``sell4`` and ``g4``: as what is expected to be fastest for the calls
+    A weight of any zeros is packed as ``gap`` for up to 4 tokens, ``p24`` for up to 48 or 64, ``d24`` for 33 to 64
+    and in two calls for up to 128, ``t16`` for up to 64, one of 4-bit groups as ``sell4`` and ``g4``: as what is expected to be fastest for the calls
     that come, so as several only where calls want several. A prompt, x [..., s, cols] with s > 1,
     is one call among many of single tokens, so it reads what there is, and makes no second form
     beside the first. A short one is some calls of the form for few where that is expected to be
@@ -299,14 +304,23 @@ def spmm(
 
 def _in_calls(packed: Packed, x: Tensor, values: Tensor, layout: Layout) -> bool:
     """Whether several calls of what is held are expected to take least time."""
-    tokens, nnz, packs = x.numel() // packed.cols, _nnz(values, layout), not _wide(x, layout)
-    stored = _here(values, x.device)
+    tokens, nnz = x.numel() // packed.cols, _nnz(values, layout)
+    packs, stored = not _wide(x, layout, nnz, (packed.form,)), _here(values, x.device)
     return calls_pay(layout, nnz, packed.form, tokens, packed.device, packs=packs, stored=stored)
 
 
-def _wide(x: Tensor, layout: Layout) -> bool:
-    """Whether x is a prompt, or more than packed forms take: nothing is packed for it."""
-    return x.numel() > MAX_TOKENS * layout.cols or (x.dim() > 2 and x.shape[-2] > 1)
+def _wide(x: Tensor, layout: Layout, nnz: int, beside: Collection[str] = ()) -> bool:
+    """Whether x is a prompt, or more than packed forms take: nothing is packed for it.
+
+    In one call, or in as many as are expected to be fastest.
+    """
+    tokens = x.numel() // layout.cols
+    if tokens > cuda_cost.CALLED_TOKENS or (x.dim() > 2 and x.shape[-2] > 1):
+        return True
+    if tokens <= MAX_TOKENS:
+        return False
+    form = cuda_cost.form_for(layout, nnz, tokens, x.device.index or 0, beside=beside)
+    return form not in cuda_cost.IN_CALLS
 
 
 def _nnz(values: Tensor, layout: Layout) -> int:
@@ -396,9 +410,10 @@ def _held(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed | Non
     calls = next((packed for packed in found if _in_calls(packed, x, values, layout)), None)
     if calls is not None:
         return calls
-    wide = _wide(x, layout)
+    forms = [packed.form for packed in found]
+    wide = _wide(x, layout, _nnz(values, layout), forms)
     stored = next((packed for packed in found if packed.form == cuda_cost.STORED), None)
-    stays = stored is None and _stays(x, values, rest, layout)
+    stays = stored is None and _stays(x, values, rest, layout, forms)
     return (stored or found[0]) if wide and not stays else None
 
 
@@ -411,17 +426,8 @@ def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
     ]
     if held:
         _packed[id(values)] = held
-    tokens = x.numel() // layout.cols
-    wide = _wide(x, layout)
-    nnz, device = _nnz(values, layout), x.device.index or 0
-    form, above, up_to = form_and_tokens(
-        layout, nnz, 1 if wide else tokens, device, stored=_here(values, x.device)
-    )
-    if _stays(x, values, rest, layout):
-        form, above = cuda_cost.STORED, cuda_cost.STORED_ABOVE
-        up_to = cuda_cost.stored_tokens(layout, nnz, device)
-    elif form == cuda_cost.STORED:
-        form = packed_form(layout)
+    forms = [packed.form for packed in held]
+    form, above, up_to = _form_for(x, values, rest, layout, forms)
     packed = next((p for p in held if p.form == form), None)
     if packed is None:
         packed = Packed(layout, values, rest, x.dtype, form, x.device)
@@ -430,14 +436,31 @@ def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
             packed.most = min(packed.most, up_to * layout.cols)
         if packed.most > 0:
             held.append(packed)
-    base, most = packed_form(layout), packed.matrix.most_tokens
-    if form != base and not (most if wide else tokens <= most):
+    base, most, nnz = packed_form(layout), packed.matrix.most_tokens, _nnz(values, layout)
+    wide, tokens = _wide(x, layout, nnz, forms), x.numel() // layout.cols
+    if form != base and not (most if wide or form in cuda_cost.IN_CALLS else tokens <= most):
+        device = x.device.index or 0
         above = max(most, few_tokens(layout, nnz, device) if wide else above)
         packed = Packed(layout, values, rest, x.dtype, base, x.device)
         packed.least = above * layout.cols if above else -1
         held.append(packed)
     _packed[id(values)] = sorted(held, key=lambda p: p.most)
     return packed
+
+
+def _form_for(
+    x: Tensor, values: Tensor, rest: Rest, layout: Layout, beside: Collection[str]
+) -> tuple[str, int, int | None]:
+    """The form to pack for x beside those, and for which tokens: more than, up to."""
+    nnz, device, stored = _nnz(values, layout), x.device.index or 0, _here(values, x.device)
+    tokens = 1 if _wide(x, layout, nnz, beside) else x.numel() // layout.cols
+    if _stays(x, values, rest, layout, beside):
+        most = cuda_cost.stored_tokens(layout, nnz, device)
+        return cuda_cost.STORED, cuda_cost.STORED_ABOVE, most
+    form, above, up_to = form_and_tokens(layout, nnz, tokens, device, stored=stored, beside=beside)
+    if form in cuda_cost.IN_CALLS:  # for what it is chosen once it is there
+        return form_and_tokens(layout, nnz, tokens, device, stored=stored, beside=(*beside, form))
+    return packed_form(layout) if form == cuda_cost.STORED else form, above, up_to
 
 
 _met: dict[int, tuple[weakref.ref[Tensor], int]] = {}
