@@ -22,7 +22,15 @@ from torch import Tensor
 import tamis
 from tamis.ops import cuda
 from tamis.ops import kv_select as op
-from tamis.ops.attention import Lists, LowRankSegment, PageSegment, key_turns, sparse_attention
+from tamis.ops.attention import (
+    DenseSegment,
+    Lists,
+    LowRankSegment,
+    PageSegment,
+    key_turns,
+    sparse_attention,
+)
+from tamis.ops.chosen import Choice
 from tamis.ops.cuda_cost import STORED
 from tamis.ops.cuda_spmm import Packed, _expand
 from tamis.ops.cuda_spmm_grad import gather, mask_of, unpack
@@ -129,7 +137,7 @@ def codes() -> None:
 
 
 def kv() -> None:
-    """kv_mass in each number type, kv_choose by clusters, kv_estimate, kv_select, kv_edit, kv_fetch."""
+    """kv_mass in each number type, kv_choose by clusters, with attention and without, the rest of kv_*."""
     k, v = randn(1, 2, 600, 64), randn(1, 2, 600, 64)
     q = randn(1, 8, 1, 64)
     op.kv_mass(q, k)
@@ -143,6 +151,11 @@ def kv() -> None:
     labels = op.Labels(records, channels, 600)
     op.kv_choose(q, labels, 40)
     op.kv_choose(q, labels, 40, recent=16)
+    wide = [randn(1, 2, 600, 128) for _ in range(2)]
+    op.append_labels(records, wide[0], channels, 0)
+    for k_of, recent in ((200, 0), (40, 16), (600, 0)):
+        chosen = Lists(choice=Choice(labels, k_of, recent=recent))
+        sparse_attention(randn(1, 8, 1, 128), [DenseSegment(*wide, chosen)])
     scores = op.kv_estimate(q, labels)
     op.kv_select(scores, 40)
     op.kv_select(torch.rand(1, 2, 3000).cuda(), top_p=0.9)

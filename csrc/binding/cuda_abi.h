@@ -20,7 +20,7 @@
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 18;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 19;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;
@@ -56,6 +56,8 @@ struct CudaLibrary {
   std::span<const AttentionCudaRow> (*attention_kernels)();
   Status (*attention_workspace)(const SparseAttentionArgs&, const CudaDevice&, int64_t* bytes);
   Status (*attention)(const SparseAttentionCudaArgs&, const CudaDevice&, void* stream);
+  bool (*chosen_fits)(const ChosenAttentionArgs&, const CudaDevice&);
+  Status (*chosen_attention)(const ChosenAttentionArgs&, const CudaDevice&, void* stream);
   std::span<const SparseInputCudaRow> (*sparse_input_kernels)();
   Status (*sparse_input_workspace)(const SparseInputArgs&, const CudaDevice&, int64_t* bytes);
   Status (*sparse_input)(const SparseInputArgs&, void* workspace, int64_t workspace_bytes,

@@ -156,6 +156,37 @@ int64_t choose(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr
   return 0;
 }
 
+// False, and nothing done, where no kernel does both. scales: of attention, and c of softcap.
+bool attend_chosen(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q,
+                   uintptr_t out, uintptr_t lse, std::pair<float, float> scales,
+                   const KvSegment& segment, const KvUnits& units, int64_t k, uintptr_t budget,
+                   int64_t sink, int64_t recent, uintptr_t begin) {
+  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(std::get<3>(shape))));
+  ChosenAttentionArgs args{
+      .choose = {.estimate = estimate_args(dtype, shape, q, scale, units, true, begin, 0),
+                 .select = {.units = units.units,
+                            .budget = address<const int32_t>(budget),
+                            .k = k,
+                            .sink = sink,
+                            .recent = recent,
+                            .begin = address<const int32_t>(begin),
+                            .index_stride = units.units}},
+      .attention = {.q_dtype = float_dtype("cuda", dtype),
+                    .q = address<const void>(q),
+                    .out = address<void>(out),
+                    .lse = address<float>(lse),
+                    .scale = scales.first,
+                    .softcap = scales.second,
+                    .segments = {&segment, 1}}};
+  SparseAttentionArgs& a = args.attention;
+  std::tie(a.batch, a.kv_heads, a.rows, a.head_dim) = shape;
+  args.choose.select.heads = a.batch * a.kv_heads;
+  const CudaDevice& facts = cuda_device(device);
+  if (!cuda_library().chosen_fits(args, facts)) return false;
+  raise_if_error(cuda_library().chosen_attention(args, facts, address<void>(stream)));
+  return true;
+}
+
 void append_labels(int32_t device, uintptr_t stream, int32_t channels, int dtype,
                    std::tuple<int64_t, int64_t, int64_t> shape, uintptr_t keys,
                    Strides3 key_strides, uintptr_t channel_ids, int64_t first, int64_t count,
@@ -234,6 +265,9 @@ void bind_cuda_kv(py::module_& m) {
   m.def("cuda_kv_choose", &choose, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "q_ptr"_a,
         "units"_a, "by_row"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a,
         "index_ptr"_a, "index_stride"_a, "count_ptr"_a, "workspace_ptr"_a, "workspace_bytes"_a);
+  m.def("cuda_chosen_attention", &attend_chosen, "device"_a, "stream"_a, "dtype"_a, "shape"_a,
+        "q_ptr"_a, "out_ptr"_a, "lse_ptr"_a, "scales"_a, "segment"_a, "units"_a, "k"_a, "budget"_a,
+        "sink"_a, "recent"_a, "begin"_a);
   m.def("cuda_kv_rebuild", &rebuild, "device"_a, "stream"_a, "shape"_a, "segment"_a, "keys_ptr"_a,
         "values_ptr"_a);
   m.def("cuda_kv_gather", &gather, "device"_a, "stream"_a, "shape"_a, "x"_a, "index"_a, "out"_a);

@@ -709,6 +709,28 @@ def cuda_kv_choose(
     Then nothing is done, as no kernel both estimates and selects.
     """
 
+def cuda_chosen_attention(
+    device: int,
+    stream: int,
+    dtype: int,
+    shape: tuple[int, int, int, int],
+    q_ptr: int,
+    out_ptr: int,
+    lse_ptr: int,
+    scales: tuple[float, float],
+    segment: KvSegment,
+    units: KvUnits,
+    k: int,
+    budget_ptr: int,
+    sink: int,
+    recent: int,
+    begin_ptr: int,
+) -> bool:
+    """``kv_choose`` and attention to what it lists in one launch; scales: of scores, and softcap.
+
+    False, and nothing is done, where no kernel does both.
+    """
+
 def cuda_kv_rebuild(
     device: int,
     stream: int,

@@ -221,7 +221,7 @@ def label(arch: str, name: str) -> str:
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'}{parts} {arch}"
     known = ("quantize_x", "expand_t16i8", "expand_m24i8", "expand_m24i4", "expand_t16", "expand_sell4", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select_rows", "kv_select", "kv_mass_merge",
              "kv_merge_scales", "kv_merge_join", "kv_rebuild", "prefill_attention_pack",
-             "kv_choose", "kv_append_labels", "kv_fetch_maps", "kv_fetch_units", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
+             "kv_choose", "chosen_attention", "kv_append_labels", "kv_fetch_maps", "kv_fetch_units", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
              "spgemm_warps", "spgemm_blocks", "spgemm_dense")  # fmt: skip
     return f"{next((k for k in known if k in name), name)} {arch}"
 
@@ -383,8 +383,8 @@ def main() -> int:
     # tokens in two and its expansion, p24 with seven in two and its expansion, of two kinds of groups, sell4 with four, sixteen attentions, seventeen for the rest of a KV cache, two passes of five
     # for kv_mass and what joins them, seven of kv_merge, rows moved in five pieces in two ways, keys rebuilt in two dtypes and sizes, eight of activations in two dtypes, eight of prompts,
     # the ways to and from dense of gradients, eight of spgemm; the expansions on two, the choice of
-    # tokens on one.
-    wanted = 3 * (48 + 24 + 5 + 7 + 30 + 9 + 16 + 17 + 11 + 17 + 4 + 16 + 8 + 2 + 8) + 3 * 2 + 1
+    # tokens on one, alone and with attention in two dtypes.
+    wanted = 3 * (48 + 24 + 5 + 7 + 30 + 9 + 16 + 17 + 11 + 17 + 4 + 16 + 8 + 2 + 8) + 3 * 2 + 3
     wanted += 2 * (
         5 + 5 + 4
     )  # by warpgroups on sm_90a, in two dtypes: m24 for few, for many, bitmap

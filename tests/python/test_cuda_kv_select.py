@@ -5,7 +5,8 @@ import torch
 from cuda_kv_helpers import B, G, needs_device
 from torch import Tensor
 
-from tamis.ops import kv_select
+from tamis.ops import chosen, kv_select
+from tamis.ops.attention import DenseSegment, Lists, sparse_attention
 
 
 @needs_device
@@ -144,3 +145,38 @@ def test_chosen_are_the_best(tokens: int, heads: int) -> None:
             # Rows are added up in another order: only tokens of almost equal scores differ.
             mine, other = (scores.view(B * G, -1)[i][x].sort()[0] for x in (got, theirs))
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("heads", [G, 3 * G, 8 * G])  # of 8 rows a KV head none chooses and reads
+@pytest.mark.parametrize("tokens", [20, 600, 5000, 32768])
+def test_choosing_and_attention_in_one_launch(
+    tokens: int, heads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, values = torch.randn(2, B, G, tokens, 128, device="cuda").to(dtype)
+    q = torch.randn(B, heads, 1, 128, device="cuda").to(dtype)
+    channels = torch.randint(0, 128, (G, 32), dtype=torch.int32, device="cuda")
+    size = kv_select.label_bytes(32)
+    records = torch.empty(B, G, -(-tokens // 16), size, dtype=torch.uint8, device="cuda")
+    kv_select.append_labels(records, keys, channels, 0)
+    labels = kv_select.Labels(records, channels, tokens)
+    begin = torch.randint(0, tokens, (B, G), dtype=torch.int32, device="cuda")
+    done, attend = [], chosen.attend
+    monkeypatch.setattr(chosen, "attend", lambda *a: done.append(attend(*a)) or done[-1])
+    for k, sink, recent, first in (
+        (max(tokens // 16, 4), 0, 0, None),
+        (max(tokens // 5, 4), 3, tokens // 20, begin),
+        (1, 3, 5, begin),  # forced ones alone
+        (tokens, 0, 0, None),
+    ):
+        choice = chosen.Choice(labels, k, sink, recent, first)
+        one = [DenseSegment(keys, values, Lists(begin=first, choice=choice))]
+        got, again = (sparse_attention(q, one) for _ in range(2))
+        assert done[-2:] == [heads < 8 * G] * 2
+        index, count = choice.lists(q)
+        two = [DenseSegment(keys, values, Lists(index=index, count=count, begin=first))]
+        want = sparse_attention(q, two)
+        for mine, same, theirs in zip(got, again, want, strict=True):
+            assert torch.equal(mine, same)
+            torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-3)

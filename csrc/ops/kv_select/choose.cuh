@@ -427,10 +427,29 @@ TAMIS_DEVICE void take_unit(int32_t place) {
   dev::add_shared(kChooseTakenAt + 4 * (of / 32), 1u << of % 32);
 }
 
+// What reads chosen units as soon as they are known (ChosenReader of sparse_attention); this one
+// reads nothing.
+struct NoReader {
+  static constexpr bool kLists = true;  // chosen units go to memory
+  TAMIS_DEVICE void ask_query() {}
+  TAMIS_DEVICE void query_there() {}
+  // The lane's units that are certain, bits of the word that it holds, and how many the lanes below
+  // have; what warps have lies at kChooseWarpsAt. Scores are not needed any more.
+  TAMIS_DEVICE void list_sure(uint32_t, uint32_t) {}
+  TAMIS_DEVICE void start(const EstimatePlace&) {}  // behind a barrier after that
+  TAMIS_DEVICE void forget() {}  // nothing was certain, and scores are needed once more
+  TAMIS_DEVICE void list_unit(int32_t) {}
+  // All is chosen; bits of chosen units lie there, or everything is.
+  TAMIS_DEVICE void read(const EstimatePlace&, const SelectTask&, uint32_t) {}
+};
+// Where bits lie that list_unit sets.
+inline constexpr uint32_t kChooseListedAt = kChooseCandidatesAt, kChooseNowhere = 0xffffffffu;
+
 // Finds out which of the block's units are among the k best of the head, a bit each, and how many
 // the blocks before have; everything is counted. False, in every block, where 16 bits do not tell.
+template <class Reader>
 TAMIS_DEVICE bool take_best(const ChooseParams& p, const EstimatePlace& at, const ChooseHeld& s,
-                            const ChooseBounds& b, int32_t k, int32_t* before) {
+                            const ChooseBounds& b, int32_t k, int32_t* before, Reader& reader) {
   const ChooseSteps steps(b);
   const uint32_t thread = at.thread, block = dev::block_index_x();
   const auto blocks = static_cast<uint32_t>(p.estimate.blocks);
@@ -457,7 +476,10 @@ TAMIS_DEVICE bool take_best(const ChooseParams& p, const EstimatePlace& at, cons
   }
   auto sure = static_cast<uint32_t>(dev::popcount(mine));
   for (int distance = 1; distance < 32; distance *= 2) sure = dev::prefix_step(sure, distance);
-  if (at.lane == 31) dev::add_shared(kSureAt, sure);
+  if (at.lane == 31) {
+    dev::add_shared(kSureAt, sure);
+    dev::store_shared<uint32_t>(kChooseWarpsAt + 4 * at.warp, sure);
+  }
   dev::sync_block();
   const uint32_t kept = dev::load_shared<uint32_t>(kKeptAt), region = 4 * room * block;
   if (kept <= room && thread < kept) {
@@ -477,7 +499,9 @@ TAMIS_DEVICE bool take_best(const ChooseParams& p, const EstimatePlace& at, cons
       }
     }
   }
+  reader.list_sure(mine, sure - static_cast<uint32_t>(dev::popcount(mine)));
   dev::sync_block();
+  reader.start(at);
   if (thread < blocks) {
     dev::store_cluster(thread, kChooseToldAt + 8 * block, dev::load_shared<uint32_t>(kSureAt));
     dev::store_cluster(thread, kChooseToldAt + 8 * block + 4,
@@ -626,12 +650,14 @@ TAMIS_DEVICE void list_block(const ChooseParams& p, ChooseHeld s, float threshol
 }
 
 // Grid [blocks, heads] of kChooseThreads, the blocks of a head a cluster.
-TAMIS_DEVICE void choose_units(const ChooseParams& p) {
+template <class Reader>
+TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
   const EstimatePlace at(p.estimate);
   const KvUnits& labels = p.estimate.args.units;
   if (at.thread == 0) dev::prefetch(labels.channels + at.kv_head * labels.labels.channels);
   dev::wait_for_previous();
   dev::allow_next();
+  reader.ask_query();
   const int64_t head = at.head;
   const KvSelectArgs& a = p.select;
   const auto page = static_cast<int32_t>(a.page);
@@ -641,10 +667,12 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p) {
   const int32_t first = task.begin + task.sink;  // to choose from
   int32_t* index = a.index + head * a.index_stride;
   float* out = p.estimate.args.out;
+  uint32_t bits_at = kChooseNowhere;
   if (chooses || out != nullptr) {
     clear_choose_counts();
     if (at.thread < 8) dev::store_shared<uint32_t>(kChooseSumsAt + 4 * at.thread, 0);
     score_block(p, at, estimate_begin(p.estimate, at.head));
+    reader.query_there();
     const ChooseBounds bounds = find_bounds(p, at);
     const ChooseHeld held{{nullptr, at.first, kChooseThreads * p.turns}, p.turns};
     if (out != nullptr) {
@@ -659,6 +687,7 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p) {
       return at.first + place >= first && at.first + place < end;
     };
     const auto put = [&](int32_t place, int32_t unit) {
+      if constexpr (!Reader::kLists) return;
       int32_t* to = index + (task.sink + place) * page;
       for (int32_t i = 0; i < page; ++i) to[i] = unit * page + i;
     };
@@ -675,11 +704,13 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p) {
           dev::store_shared<float>(ChooseHeld::at(place), x);
           dev::count_shared(kChooseCountsAt + 4 * steps.of(x));
         });
-        found = take_best(p, at, held, bounds, task.k, &before);
+        found = take_best(p, at, held, bounds, task.k, &before, reader);
       }
+      bits_at = found ? kChooseTakenAt : kChooseListedAt;
       if (found) {
-        list_taken(at, held, before, put);
+        if constexpr (Reader::kLists) list_taken(at, held, before, put);
       } else {
+        reader.forget();
 #pragma unroll 1
         for (int turn = 0; turn < p.turns; ++turn) {
           const int32_t place = held.place(turn);
@@ -690,12 +721,17 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p) {
         float threshold = 0;
         int32_t ties = 0;
         radix_cluster_threshold(p, held, task.k, &threshold, &ties);
-        list_block(p, held, threshold, ties, put);
+        list_block(p, held, threshold, ties, [&](int32_t place, int32_t unit) {
+          put(place, unit);
+          reader.list_unit(unit - at.first);
+        });
       }
     } else {
       dev::sync_cluster();  // nobody reads what rows come to any more
     }
   }
+  reader.read(at, task, bits_at);
+  if constexpr (!Reader::kLists) return;
   // Forced ones, and all where none is left out; a block its share.
   const int32_t step = kChooseThreads * p.estimate.blocks;
   const auto put = [&](int32_t place, int32_t unit, int32_t count) {

@@ -1,60 +1,23 @@
 // kv_choose for sm_90: a cluster of blocks a head.
-#include <array>
-#include <atomic>
-
-#include "base/cuda/launch.h"
 #include "ops/kv_select/choose.cuh"
+#include "ops/kv_select/choose_launch.h"
 
 namespace tamis {
 namespace {
 
 template <int kThreads>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kThreads, 1) kv_choose(const ChooseParams p) {
-  choose_units(p);
-}
-
-CudaGrid grid_of(const ChooseParams& p, void* stream) {
-  return {
-      .grid = dim3(static_cast<uint32_t>(p.estimate.blocks), static_cast<uint32_t>(p.select.heads)),
-      .threads = kChooseThreads,
-      .shared_bytes = static_cast<size_t>(choose_shared(p)),
-      .early = true,
-      .stream = stream,
-      .cluster = static_cast<uint32_t>(p.estimate.blocks)};
-}
-
-// Registers leave an SM room for one block, whatever its shared memory.
-template <int kThreads>
-Status find_fit(const CudaDevice& device, ChooseFit* fit) {
-  static std::array<std::atomic<int32_t>, 64 * kChooseBlocks> known{};
-  for (size_t i = 0; i < fit->size(); ++i) {
-    std::atomic<int32_t>& at_once =
-        known[static_cast<size_t>(device.index % 64) * kChooseBlocks + i];
-    if (at_once.load(std::memory_order_relaxed) == 0) {
-      cudaLaunchAttribute cluster{};
-      cluster.id = cudaLaunchAttributeClusterDimension;
-      cluster.val.clusterDim = {static_cast<uint32_t>(i + 1), 1, 1};
-      const cudaLaunchConfig_t config{.gridDim = dim3(static_cast<uint32_t>(i + 1)),
-                                      .blockDim = dim3(kThreads),
-                                      .attrs = &cluster,
-                                      .numAttrs = 1};
-      int found = 0;
-      TAMIS_RETURN_IF_ERROR(cuda_status(
-          "kv_choose", cudaOccupancyMaxActiveClusters(&found, &kv_choose<kThreads>, &config)));
-      at_once.store(found, std::memory_order_relaxed);
-    }
-    (*fit)[i] = at_once.load(std::memory_order_relaxed);
-  }
-  return {};
+  NoReader none;
+  choose_units(p, none);
 }
 
 template <int kThreads>
 Status run(const KvChooseArgs& args, const CudaDevice& device, void* stream) {
   ChooseFit fit;
-  TAMIS_RETURN_IF_ERROR(find_fit<kThreads>(device, &fit));
+  TAMIS_RETURN_IF_ERROR(find_choose_fit<&kv_choose<kThreads>>("kv_choose", device, &fit));
   const ChooseParams p = choose_params(args.estimate, args.select, device, fit);
   return launch_wide<&kv_choose<kThreads>>("kv_choose", device, device.shared_per_block,
-                                           grid_of(p, stream), p);
+                                           choose_grid(p, choose_shared(p), stream), p);
 }
 
 }  // namespace

@@ -71,21 +71,31 @@ struct AttentionPlace {
   int32_t first = 0;
   uint32_t warp, lane, group, t;  // lane = 4 * group + t
 
+  // Of the only row tile of a head that reads what is no list in memory.
+  TAMIS_DEVICE AttentionPlace(int32_t head_of, int32_t batch_of, int32_t kv_head_of)
+      : head(head_of), batch(batch_of), kv_head(kv_head_of), row_tile(0), units(0) {
+    number(dev::thread_index());
+  }
   TAMIS_DEVICE explicit AttentionPlace(const AttentionCudaParams& p) {
     const auto y = static_cast<int32_t>(dev::block_index_y());
     head = y / p.row_tiles;
     row_tile = y % p.row_tiles;
     batch = head / p.kv_heads;
     kv_head = head % p.kv_heads;
-    warp = dev::thread_index() / 32;
-    lane = dev::thread_index() % 32;
-    group = lane / 4;
-    t = lane % 4;
+    number(dev::thread_index());
     units = p.listed;
     if (p.count != nullptr) {
       const int32_t count = dev::load_global(p.count + head);
       units = count < 0 ? 0 : count < units ? count : units;
     }
+  }
+
+ private:
+  TAMIS_DEVICE void number(uint32_t thread) {
+    warp = thread / 32;
+    lane = thread % 32;
+    group = lane / 4;
+    t = lane % 4;
   }
 };
 

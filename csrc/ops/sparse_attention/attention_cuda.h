@@ -7,6 +7,7 @@
 
 #include "base/cuda/device.h"
 #include "base/status.h"
+#include "ops/kv_select/kv_select_cuda.h"
 #include "ops/sparse_attention/sparse_attention.h"
 
 namespace tamis {
@@ -51,6 +52,20 @@ Status attention_workspace(const SparseAttentionArgs& args, const CudaDevice& de
 
 // Checks the arguments and launches. Does not wait and allocates nothing.
 Status sparse_attention_cuda(const SparseAttentionCudaArgs& args, const CudaDevice& device,
+                             void* stream);
+
+// kv_choose and attention to what it lists, in one launch: as soon as tokens are known to be among
+// the chosen ones, the blocks that chose them read them. The segment says nothing of which tokens
+// count; lists are not written.
+struct ChosenAttentionArgs {
+  KvChooseArgs choose;
+  SparseAttentionArgs attention;  // of as many heads and rows
+};
+
+// Of labels that kv_choose takes by head in one launch, and one dense segment of d = 128 in q's
+// 16-bit type whose rows start at multiples of 16 bytes. Pure.
+bool chosen_attention_fits(const ChosenAttentionArgs& args, const CudaDevice& device);
+Status chosen_attention_cuda(const ChosenAttentionArgs& args, const CudaDevice& device,
                              void* stream);
 
 }  // namespace tamis

@@ -236,7 +236,28 @@ AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, const 
           .all_splits = all_splits,
           .last = plan.first_split + plan.splits == all_splits,
           .tickets = reinterpret_cast<uint32_t*>(workspace),
-          .partial = reinterpret_cast<float*>(workspace + kWorkspaceTicketBytes)};
+          .partial = workspace == nullptr
+                         ? nullptr
+                         : reinterpret_cast<float*>(workspace + kWorkspaceTicketBytes)};
+}
+
+bool chosen_attention_fits(const ChosenAttentionArgs& args, const CudaDevice& device) {
+  const SparseAttentionArgs& a = args.attention;
+  const KvEstimateArgs& e = args.choose.estimate;
+  if (args.choose.by_row || args.choose.select.page != 1 || a.segments.size() != 1 ||
+      !kv_choose_fits(args.choose, device)) {
+    return false;
+  }
+  const KvSegment& s = a.segments[0];
+  const bool type = (s.storage == KvStorage::bf16 && a.q_dtype == DType::bf16) ||
+                    (s.storage == KvStorage::f16 && a.q_dtype == DType::f16);
+  const bool same = e.batch == a.batch && e.kv_heads == a.kv_heads && e.rows == a.rows &&
+                    e.units.units == s.tokens;
+  const KvSelectArgs& select = args.choose.select;
+  if (std::min({select.k, select.sink, select.recent}) < 0) return false;
+  const bool lists = s.index || s.count || s.begin || s.end || s.bias;
+  return type && same && !lists && a.head_dim == 128 && aligned(s) && s.keys && s.values && a.q &&
+         a.out && reinterpret_cast<uintptr_t>(a.q) % 16 == 0;
 }
 
 }  // namespace tamis

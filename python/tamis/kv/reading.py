@@ -160,7 +160,7 @@ def _chosen(store: KvStore, q: Tensor, first: Tensor | None) -> list[Segment] | 
         store.way = Way.TOO_FEW
         return None
     keys, values = store.rows["keys"].view, store.rows["values"].view
-    segments = store.selection.segments(q, keys, values, first)
+    segments = store.selection.segments(q, keys, values, first, late=store.tier is None)
     store.way = Way.ALL if segments is None else Way.CHOSEN
     return segments
 

@@ -13,6 +13,7 @@ from tamis.kv.rows import Rows, indices
 from tamis.kv.window import Window
 from tamis.ops import kv_select as op
 from tamis.ops.attention import ALL, DenseSegment, Lists, Segment
+from tamis.ops.chosen import Choice
 from tamis.ops.kv_summary import page_bounds
 from tamis.policy.kv_estimate import heavy_channels
 from tamis.policy.kv_recipe import Labels, Pages, Select, WindowSum
@@ -88,9 +89,18 @@ class Selection:
         self.channels = indices(planned[:, :count].sort(-1).values).contiguous()
 
     def segments(
-        self, q: Tensor, keys: Tensor, values: Tensor, first: Tensor | None
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        first: Tensor | None,
+        *,
+        late: bool = False,
     ) -> list[Segment] | None:
-        """What to read of keys, values [b, g, s, d] for q [b, h, 1, d]; None for everything."""
+        """What to read of keys, values [b, g, s, d] for q [b, h, 1, d]; None for everything.
+
+        late: on a CUDA device tokens may be left to choose for the call that reads them.
+        """
         budget = self._budget(keys.shape[2])
         self.pass_over()
         if budget >= keys.shape[2]:
@@ -101,9 +111,10 @@ class Selection:
         if self.window is not None:
             return self._by_window(self.window, budget, (keys, values), begin)
         labels, how = self._labels(keys, q.device), self.how
-        index, count = op.kv_choose(
-            q, labels, budget, sink=how.sink, recent=how.recent, begin=begin
-        )
+        choice = Choice(labels, budget, how.sink, how.recent, begin)
+        if late and keys.is_cuda:
+            return [DenseSegment(keys, values, Lists(begin=begin, choice=choice))]
+        index, count = choice.lists(q)
         return [DenseSegment(keys, values, Lists(index=index, count=count, begin=begin))]
 
     def move(self, device: torch.device) -> None:

@@ -8,7 +8,7 @@ of one memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from tamis import _C
 from tamis.errors import TamisValueError
-from tamis.ops import cuda_kv
+from tamis.ops import chosen, cuda_kv
 from tamis.ops.kv_quantize import float_code, rows_of
 from tamis.ops.tensors import by_16_bytes
 
@@ -46,6 +46,7 @@ class Lists:
         begin: First token that counts, [b, g] int32.
         end: One past the last token that counts, [b, g] int32.
         bias: Added to the scaled scores, [b, g, tokens] float32.
+        choice: Tokens that the call chooses before it reads them, in place of ``index`` and ``count``.
     """
 
     index: Tensor | None = None
@@ -53,6 +54,7 @@ class Lists:
     begin: Tensor | None = None
     end: Tensor | None = None
     bias: Tensor | None = None
+    choice: chosen.Choice | None = None
 
 
 ALL = Lists()
@@ -184,8 +186,6 @@ def _attend(
         )
     held: list[Tensor] = []  # alive until the call is over
     shape = b, g, d
-    dense = [_dense(s, shape, held, q) if q.is_cuda else s for s in segments]
-    parts = [_segment(s, shape, held, q.device) for s in dense]
     rows = q.contiguous()  # [b, g, h / g * n, d] of the same bytes
     what = code, (b, g, h // g * n, d)
     scale = d**-0.5 if scale is None else scale
@@ -193,6 +193,16 @@ def _attend(
         rows = by_16_bytes(rows)
         out = torch.empty_like(rows)
         lse = torch.empty(b, h, n, device=q.device) if lse is None else lse
+        choice = segments[0].lists.choice
+        if choice is not None and len(segments) == 1:
+            alone = _segment(replace(segments[0], lists=ALL), shape, held, q.device)
+            by_head = rows.view(what[1])
+            if chosen.attend(what, by_head, out, lse, (scale, softcap), alone, choice):
+                return out
+    listed = [_listed(s, q) for s in segments]
+    dense = [_dense(s, shape, held, q) if q.is_cuda else s for s in listed]
+    parts = [_segment(s, shape, held, q.device) for s in dense]
+    if q.is_cuda and lse is not None:
         cuda_kv.sparse_attention(what, rows, out, lse, scale, softcap, parts)
         return out
     out = torch.empty_like(rows)
@@ -337,6 +347,15 @@ def _low_rank(
         (v[0], v[1], v[2]),
         lists,
     )
+
+
+def _listed(s: Segment, q: Tensor) -> Segment:
+    """The segment itself, or with a list where tokens are to be chosen."""
+    choice = s.lists.choice
+    if choice is None:
+        return s
+    index, count = choice.lists(q)
+    return replace(s, lists=replace(s.lists, index=index, count=count, choice=None))
 
 
 def _dense(s: Segment, shape: tuple[int, int, int], held: list[Tensor], q: Tensor) -> Segment:

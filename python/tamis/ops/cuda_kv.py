@@ -219,6 +219,18 @@ def kv_choose(
     return with_workspace(device, run) == 0
 
 
+def chosen_attention(what: tuple[int, tuple[int, int, int, int]], rows: Tensor, *rest: Any) -> bool:
+    """``kv_choose`` and attention in one launch; False, and nothing done, where no kernel takes all.
+
+    rest: as the core's ``cuda_chosen_attention`` has it after q.
+    """
+    device = _place(rows)
+    with torch.cuda.device(device), core_errors():
+        return bool(
+            _C.cuda_chosen_attention(device, raw_stream(device), *what, rows.data_ptr(), *rest)
+        )
+
+
 def kv_fetch(index: Tensor, *rest: Any) -> None:
     """What a pool lacks comes into it; rest: everything of the core's ``kv_fetch``."""
     device = _place(index)

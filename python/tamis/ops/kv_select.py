@@ -98,12 +98,12 @@ def kv_estimate(
         TamisValueError: Shapes disagree.
     """
     code = float_code("kv_estimate", q, cuda=True)
-    memory, (b, g, count) = _units("kv_estimate", units, q)
+    memory, (b, g, count) = units_of("kv_estimate", units, q)
     h, n, d = q.shape[1:]
     rows = q.reshape(b, g, h // g * n, d).contiguous()
     out = torch.empty(b, g, count, device=q.device)
     scale = d**-0.5 if scale is None else scale
-    first = _int32("kv_estimate", "begin", begin, b * g, q.device)
+    first = address_of("kv_estimate", "begin", begin, b * g, q.device)
     if q.is_cuda:
         what = (code, (b, g, rows.shape[2], d))
         cuda_kv.kv_estimate(what, rows, scale, memory[0], log_weight, first, out)
@@ -149,7 +149,7 @@ def kv_mass(
         TamisValueError: Shapes disagree.
     """
     code = float_code("kv_mass", q, cuda=True)
-    memory, (b, g, s) = _units("kv_mass", KeyRows(keys), q)
+    memory, (b, g, s) = units_of("kv_mass", KeyRows(keys), q)
     h, n, d = q.shape[1:]
     if out is None:
         out = torch.zeros(b, g, s, device=q.device)
@@ -164,8 +164,8 @@ def kv_mass(
     shape = (b, g, h // g, n, d)
     scale = d**-0.5 if scale is None else scale
     lists = (
-        _int32("kv_mass", "positions", positions, n, q.device),
-        _int32("kv_mass", "begin", begin, b * g, q.device),
+        address_of("kv_mass", "positions", positions, n, q.device),
+        address_of("kv_mass", "begin", begin, b * g, q.device),
     )
     if q.is_cuda:
         cuda_kv.kv_mass((code, shape), rows, scale, memory[0], *lists, out.data_ptr())
@@ -223,7 +223,7 @@ def kv_select(
         sink,
         recent,
         page,
-        _int32("kv_select", "begin", begin, b * g, scores.device),
+        address_of("kv_select", "begin", begin, b * g, scores.device),
         index.data_ptr(),
         index.shape[2],
         count.data_ptr(),
@@ -273,7 +273,7 @@ def kv_choose(
     if not q.is_cpu:
         return _choose_cuda(q, units, k, (sink, recent), begin, by_row=by_row)
     code = float_code("kv_choose", q)
-    memory, (b, g, count) = _units("kv_choose", units, q)
+    memory, (b, g, count) = units_of("kv_choose", units, q)
     h, n, d = q.shape[1:]
     rows = q.contiguous()  # [b, g, h / g * n, d] of the same bytes
     page = units.page if isinstance(units, PageBounds) else 1
@@ -291,7 +291,7 @@ def kv_choose(
             by_row,
             *budget,
             *forced,
-            _int32("kv_choose", "begin", begin, b * g, q.device),
+            address_of("kv_choose", "begin", begin, b * g, q.device),
             index.data_ptr(),
             index.shape[2],
             counts.data_ptr(),
@@ -312,13 +312,13 @@ def _choose_cuda(
     page = units.page if isinstance(units, PageBounds) else 1
     if by_row or isinstance(units, Labels):
         code = float_code("kv_choose", q, cuda=True)
-        memory, (b, g, tokens) = _units("kv_choose", units, q)
+        memory, (b, g, tokens) = units_of("kv_choose", units, q)
         h, n, d = q.shape[1:]
         rows = q.reshape(b, g, h // g * n, d).contiguous()
         each = rows.shape[2] if by_row else 1
         index, count, budget = _lists("kv_choose", (b, g, tokens), k, (*forced, page), q, each)
         what = code, (b, g, rows.shape[2], d)
-        begins = _int32("kv_choose", "begin", begin, b * g, q.device)
+        begins = address_of("kv_choose", "begin", begin, b * g, q.device)
         lists = begins, index.data_ptr(), index.shape[2], count.data_ptr()
         if cuda_kv.kv_choose(what, rows, memory[0], by_row, *budget, *forced, page, *lists):
             return index, count
@@ -349,7 +349,7 @@ def _lists(
     width = units if k is None else min(units, lists * max(most, sink + recent))
     index = torch.empty(b, g, max(width, 0) * page, dtype=torch.int32, device=like.device)
     count = torch.empty(b, g, dtype=torch.int32, device=like.device)
-    return index, count, (most, _int32(function, "k", budget, b * g, like.device))
+    return index, count, (most, address_of(function, "k", budget, b * g, like.device))
 
 
 def label_channels(wanted: int) -> int:
@@ -392,7 +392,7 @@ def append_labels(records: Tensor, keys: Tensor, channels: Tensor, first: int) -
         (b, g, d),
         keys.data_ptr(),
         (steps[0], steps[1], steps[2]),
-        _int32("append_labels", "channels", channels, g * r, keys.device),
+        address_of("append_labels", "channels", channels, g * r, keys.device),
         first,
         n,
         records.data_ptr(),
@@ -405,7 +405,7 @@ def append_labels(records: Tensor, keys: Tensor, channels: Tensor, first: int) -
             _C.kv_append_labels(r, code, *rest)
 
 
-def _units(
+def units_of(
     function: str, u: Units, q: Tensor
 ) -> tuple[tuple[_C.KvUnits, Tensor], tuple[int, int, int]]:
     """The core's view of units with the tensor that it borrows, and [b, g, units]."""
@@ -439,7 +439,7 @@ def _units(
                 f"{function}: tokens: got {units}, wanted 0 to {LABEL_TOKENS * x.shape[2]} for "
                 f"{x.shape[2]} records."
             )
-        ids = _int32(function, "channels", u.channels, g * r, q.device)
+        ids = address_of(function, "channels", u.channels, g * r, q.device)
         return (_C.kv_label_units(r, units, x.data_ptr(), (steps[0], steps[1]), ids), x), (
             b,
             g,
@@ -455,7 +455,7 @@ def _units(
     return (made, x), (b, g, units)
 
 
-def _int32(function: str, name: str, x: Tensor | None, size: int, device: torch.device) -> int:
+def address_of(function: str, name: str, x: Tensor | None, size: int, device: torch.device) -> int:
     """Address of a list that its owner keeps alive, or 0."""
     if x is None:
         return 0

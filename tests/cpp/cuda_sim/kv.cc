@@ -215,7 +215,12 @@ void expect_chosen(const KvEstimateArgs& e, std::span<const double> scores, uint
         .shared_bytes = static_cast<size_t>(choose_shared(p)),
         .seed = seed,
         .cluster = static_cast<uint32_t>(p.estimate.blocks)};
-    ASSERT_EQ(sim::launch(launch, [&] { choose_units(p); }), "");
+    ASSERT_EQ(sim::launch(launch,
+                          [&] {
+                            NoReader none;
+                            choose_units(p, none);
+                          }),
+              "");
     if (keeps) expect_near(out.span(), scores);
     KvSelectArgs reference = args;
     reference.scores = out.data();

@@ -1,0 +1,231 @@
+// Attention over chosen tokens in the launch that chooses them, on the simulator: the lists of
+// kv_choose, and the double reference's attention to them.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/numeric.h"
+#include "format/matrix.h"
+#include "guarded.h"
+#include "ops/sparse_attention/attend_chosen.cuh"
+
+namespace tamis::test {
+namespace {
+
+constexpr int64_t kD = 128;
+
+struct Case {
+  int64_t units, k, rows = 4, sink = 0, recent = 0;
+  DType dtype = DType::bf16;
+  int32_t sms = 132;  // fewer: fewer blocks a cluster
+  bool begin = false, budget = false;
+  int levels = 0;  // that many different keys; 0: all differ
+  float softcap = 0, amplitude = 1;
+};
+
+uint16_t narrowed(float x, DType dtype) {
+  return dtype == DType::bf16 ? bf16_from_f32(x) : f16_from_f32(x);
+}
+float widened(uint16_t x, DType dtype) {
+  return dtype == DType::bf16 ? f32_from_bf16(x) : f32_from_f16(x);
+}
+
+struct alignas(16) Chunk {
+  uint8_t bytes[16];
+};
+
+std::string run(const sim::Launch& launch, DType dtype, const ChosenParams& p) {
+  return sim::launch(launch, [&] {
+    if (dtype == DType::bf16) {
+      attend_chosen<ChosenConfig<DType::bf16, kD>>(p);
+    } else {
+      attend_chosen<ChosenConfig<DType::f16, kD>>(p);
+    }
+  });
+}
+
+void expect_attended(const Case& c, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  const int64_t batch = 2, kv_heads = 2, heads = batch * kv_heads, stride = kD + 8;
+  const int64_t length = heads * c.units * stride;
+  Guarded<Chunk> keys(static_cast<size_t>(length / 8)), values(static_cast<size_t>(length / 8));
+  auto* k = reinterpret_cast<uint16_t*>(keys.data());
+  auto* v = reinterpret_cast<uint16_t*>(values.data());
+  std::fill_n(k, length, uint16_t{0x7fff});
+  std::fill_n(v, length, uint16_t{0x7fff});
+  float largest = 0;
+  for (int64_t t = 0; t < heads * c.units; ++t) {
+    for (int64_t i = 0; i < kD; ++i) {
+      const float x = c.amplitude * normal(random), y = normal(random);
+      k[t * stride + i] =
+          c.levels > 0 && t >= c.levels ? k[t % c.levels * stride + i] : narrowed(x, c.dtype);
+      v[t * stride + i] = narrowed(y, c.dtype);
+      largest = std::max(largest, std::fabs(y));
+    }
+  }
+  Guarded<Chunk> q(static_cast<size_t>(heads * c.rows * kD / 8));
+  for (int64_t i = 0; i < heads * c.rows * kD; ++i) {
+    reinterpret_cast<uint16_t*>(q.data())[i] = narrowed(normal(random), c.dtype);
+  }
+  const KvLabelLayout labels{.channels = 32};
+  std::vector<int32_t> channels;
+  for (int64_t i = 0; i < kv_heads * labels.channels; ++i) {
+    channels.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(kD)));
+  }
+  const int64_t bytes = ceil_div(c.units, kLabelTokens) * labels.bytes();
+  Guarded<Chunk> records(static_cast<size_t>(heads * bytes / 16));
+  for (int64_t h = 0; h < heads; ++h) {
+    pack_kv_labels(labels, c.dtype, k + h * c.units * stride, stride,
+                   channels.data() + h % kv_heads * labels.channels, 0, c.units,
+                   reinterpret_cast<uint8_t*>(records.data()) + h * bytes);
+  }
+  std::vector<int32_t> begin, budget;
+  for (int64_t h = 0; h < heads; ++h) {
+    begin.push_back(static_cast<int32_t>(h == 3 ? c.units : 7 * h));
+    budget.push_back(static_cast<int32_t>(h == 0 ? c.k : h == 1 ? 0 : c.k / h));
+  }
+  const int64_t width = std::min(c.units, std::max(c.k, c.sink + c.recent));
+  Guarded<int32_t> wanted(static_cast<size_t>(heads * width));
+  std::vector<int32_t> expected(static_cast<size_t>(heads), -1);
+  Guarded<uint16_t> out(static_cast<size_t>(heads * c.rows * kD));
+  Guarded<float> lse(static_cast<size_t>(heads * c.rows));
+  std::fill(out.span().begin(), out.span().end(), uint16_t{0x7fff});
+  std::fill(lse.span().begin(), lse.span().end(), std::nanf(""));
+  const float scale = 1.0f / std::sqrt(static_cast<float>(kD));
+  KvSegment segment{.storage = c.dtype == DType::bf16 ? KvStorage::bf16 : KvStorage::f16,
+                    .tokens = c.units,
+                    .keys = k,
+                    .values = v,
+                    .key_batch_stride = kv_heads * c.units * stride,
+                    .key_head_stride = c.units * stride,
+                    .key_token_stride = stride,
+                    .value_batch_stride = kv_heads * c.units * stride,
+                    .value_head_stride = c.units * stride,
+                    .value_token_stride = stride};
+  KvUnits units{.kind = KvSummary::labels};
+  units.data = records.data();
+  units.units = c.units;
+  units.batch_stride = kv_heads * bytes;
+  units.head_stride = bytes;
+  units.labels = labels;
+  units.channels = channels.data();
+  ChosenAttentionArgs args{.choose = {.estimate = {.q_dtype = c.dtype,
+                                                   .batch = batch,
+                                                   .kv_heads = kv_heads,
+                                                   .rows = c.rows,
+                                                   .head_dim = kD,
+                                                   .q = q.data(),
+                                                   .scale = scale,
+                                                   .units = units,
+                                                   .reduce = KvReduce::log_weight,
+                                                   .begin = c.begin ? begin.data() : nullptr},
+                                      .select = {.heads = heads,
+                                                 .units = c.units,
+                                                 .budget = c.budget ? budget.data() : nullptr,
+                                                 .k = c.k,
+                                                 .sink = c.sink,
+                                                 .recent = c.recent,
+                                                 .begin = c.begin ? begin.data() : nullptr,
+                                                 .index_stride = width}},
+                           .attention = {.q_dtype = c.dtype,
+                                         .batch = batch,
+                                         .kv_heads = kv_heads,
+                                         .rows = c.rows,
+                                         .head_dim = kD,
+                                         .q = q.data(),
+                                         .out = out.data(),
+                                         .lse = lse.data(),
+                                         .scale = scale,
+                                         .softcap = c.softcap,
+                                         .segments = {&segment, 1}}};
+  const CudaDevice device{.capability = 90, .sms = c.sms};
+  ASSERT_TRUE(chosen_attention_fits(args, device));
+  ChooseFit fit;
+  for (int32_t i = 0; i < kChooseBlocks; ++i) fit[static_cast<size_t>(i)] = c.sms / (i + 1);
+  ChooseParams choose = choose_params(args.choose.estimate, args.choose.select, device, fit);
+  const ChosenParams p =
+      chosen_params(choose, attention_params({.attention = args.attention}, {.splits = 1}, 1), kD);
+  sim::Launch launch{
+      .grid = {static_cast<uint32_t>(choose.estimate.blocks), static_cast<uint32_t>(heads)},
+      .block = {kChooseThreads},
+      .shared_bytes = static_cast<size_t>(chosen_shared(p)),
+      .seed = seed,
+      .cluster = static_cast<uint32_t>(choose.estimate.blocks)};
+  ASSERT_LE(launch.shared_bytes, 232448u);
+  ASSERT_EQ(run(launch, c.dtype, p), "");
+  choose.select.index = wanted.data();
+  choose.select.count = expected.data();
+  launch.shared_bytes = static_cast<size_t>(choose_shared(choose));
+  ASSERT_EQ(sim::launch(launch,
+                        [&] {
+                          NoReader none;
+                          choose_units(choose, none);
+                        }),
+            "");
+  segment.index = wanted.data();
+  segment.index_stride = width;
+  segment.count = expected.data();
+  std::vector<double> answer(out.size()), sums(lse.size());
+  ASSERT_TRUE(sparse_attention_reference(args.attention, answer.data(), sums.data()).ok());
+  // As attention.cc has it.
+  const double eps = c.dtype == DType::bf16 ? 0x1p-7 : 0x1p-8;
+  const double rounding = c.dtype == DType::bf16 ? 0x1p-8 : 0x1p-11;
+  for (size_t i = 0; i < out.size(); ++i) {
+    ASSERT_NEAR(widened(out.data()[i], c.dtype), answer[i],
+                eps * std::max(1.0f, c.amplitude) * largest + rounding * std::fabs(answer[i]))
+        << "seed " << seed << ", " << i;
+  }
+  for (size_t i = 0; i < lse.size(); ++i) {
+    if (std::isinf(sums[i])) {
+      ASSERT_EQ(lse.data()[i], static_cast<float>(sums[i])) << "seed " << seed << ", " << i;
+    } else {
+      ASSERT_NEAR(lse.data()[i], sums[i], 1e-3 * (1 + std::fabs(sums[i])))
+          << "seed " << seed << ", " << i;
+    }
+  }
+  std::vector<uint16_t> first(out.data(), out.data() + out.size());
+  launch.shared_bytes = static_cast<size_t>(chosen_shared(p));
+  launch.seed = seed + 1000;
+  ASSERT_EQ(run(launch, c.dtype, p), "");
+  ASSERT_EQ(first, std::vector<uint16_t>(out.data(), out.data() + out.size())) << "seed " << seed;
+}
+
+TEST(ChosenAttention, AttendsToWhatItChooses) {
+  uint64_t seed = 900;
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    expect_attended({.units = 1500, .k = 700, .dtype = dtype}, ++seed);
+    expect_attended({.units = 2100,
+                     .k = 300,
+                     .rows = 3,
+                     .sink = 4,
+                     .recent = 70,
+                     .dtype = dtype,
+                     .sms = 8,
+                     .begin = true,
+                     .budget = true},
+                    ++seed);
+  }
+  expect_attended({.units = 17, .k = 5, .rows = 1}, ++seed);
+  expect_attended({.units = 1000, .k = 90, .sink = 100, .recent = 33},
+                  ++seed);                                             // forced ones alone
+  expect_attended({.units = 1300, .k = 1300, .begin = true}, ++seed);  // all of them
+  expect_attended({.units = 5000, .k = 2500, .sms = 4, .softcap = 5, .amplitude = 3}, ++seed);
+}
+
+TEST(ChosenAttention, BeginsAnewWhereScoresAreEqual) {
+  uint64_t seed = 950;
+  for (const int levels : {1, 2, 9}) {
+    expect_attended({.units = 1300, .k = 400, .recent = 5, .begin = true, .levels = levels},
+                    ++seed);
+  }
+  expect_attended({.units = 4500, .k = 3000, .sms = 4, .levels = 2}, ++seed);
+}
+
+}  // namespace
+}  // namespace tamis::test
