@@ -70,11 +70,11 @@ class ChosenTiles {
       add(sums);
       merge(sums);
       dev::sync_warp();
-      dev::sync_cluster();
+      meet();
       write();
     } else {
       dev::keep_registers<kIdleRegisters>();
-      dev::sync_cluster();
+      meet();
     }
     dev::sync_cluster_unordered();  // nobody reads from a block that has ended
   }
@@ -248,6 +248,14 @@ class ChosenTiles {
   TAMIS_DEVICE static void sync() {
     dev::sync_warp();
     dev::sync_warps<1, 32 * kChosenWarps>();
+  }
+  // All blocks; of one alone its warps, which come from two places.
+  TAMIS_DEVICE void meet() const {
+    if (all_.choose.estimate.blocks == 1) {
+      dev::sync_warps<2, kChooseThreads>();
+    } else {
+      dev::sync_cluster();
+    }
   }
 
   // Four numbers of warp w.
