@@ -121,7 +121,7 @@ TEST(ChooseSpmm, NeverPicksWhatTheHostLacks) {
 }
 
 #if defined(__x86_64__)
-TEST(ChooseSpmm, Int8TakesQuadsForSeveralTokens) {
+TEST(ChooseSpmm, Int8TakesQuadsForSeveralTokensAndDozensForMany) {
   SpmmDesc desc = desc_of(Format::nm, DType::i8, DType::f16);
   desc.n = desc.k = 4096;
   desc.nnz = desc.n * desc.k / 2;
@@ -134,8 +134,9 @@ TEST(ChooseSpmm, Int8TakesQuadsForSeveralTokens) {
                           {6, "octets", "codes"},
                           {8, "octets", "quads"},
                           {16, "quads", "quads"},
-                          {64, "quads", "quads"},
-                          {512, "quads", "quads"}}) {
+                          {17, "dozens", "quads"},
+                          {64, "dozens", "quads"},
+                          {512, "dozens", "quads"}}) {
     desc.m = c.tokens;
     const std::string kernel = "spmm_nm_i8_f16_avx512vbmi2_";
     EXPECT_EQ(choose_spmm(desc, isa::avx512bf16)->name, kernel + c.zen4) << c.tokens << " tokens";

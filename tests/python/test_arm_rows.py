@@ -57,6 +57,7 @@ def test_every_x86_vector_row_has_one_on_aarch64(op: str) -> None:
 # Products of many tokens in integers: both ways of x86 are smmla's on AArch64. What x86 does with
 # a few tokens laid side by side, skip does there; codes laid out as x's columns, groupq.
 ELSEWHERE = {
+    "int8dozens": "pairs",
     "int8quads": "pairs",
     "int8octets": "pairs",
     "int8turns": "pairs",

@@ -51,31 +51,52 @@ TAMIS_INLINE __m512i narrow(const __m512i (&v)[4]) {
 
 inline constexpr int kStepWords = kStepColumns / 64;
 
+// Codes of kStepColumns columns, from the vectors that a call gives; returns their step.
+template <class At>
+TAMIS_INLINE float quantize_vectors(const At& at, __m512i (&codes)[kStepWords]) {
+  constexpr int kVectors = kStepColumns / 16;
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  // Read once, as they fit into registers.
+  simd::F32 v[kVectors];
+  // Bit patterns of magnitudes order as the magnitudes do, with NaN above Inf.
+  __m512i most[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+#pragma GCC unroll 16
+  for (int i = 0; i < kVectors; ++i) {
+    v[i] = at(i);
+    most[i % 2] =
+        _mm512_max_epu32(most[i % 2], _mm512_and_si512(_mm512_castps_si512(v[i]), magnitude));
+  }
+  const uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(most[0], most[1]));
+  const float largest = __builtin_bit_cast(float, bits);
+  const bool finite = bits < 0x7f800000u;
+  float factor = finite && bits != 0 ? 127.0f / largest : 0.0f;
+  if (largest < kTiny) {
+    constexpr float kGrow = 0x1p100f;
+#pragma GCC unroll 16
+    for (int i = 0; i < kVectors; ++i) v[i] = simd::mul(v[i], simd::splat(kGrow));
+    factor = bits != 0 ? 127.0f / (largest * kGrow) : 0.0f;
+  }
+#pragma GCC unroll 4
+  for (int w = 0; w < kStepWords; ++w) {
+    __m512i four[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      four[i] = _mm512_cvtps_epi32(simd::mul(v[w * 4 + i], simd::splat(factor)));
+    }
+    codes[w] = narrow(four);
+  }
+  return finite ? largest / 127.0f : __builtin_nanf("");
+}
+
 // Codes of the n <= kStepColumns columns at x, zeros after them; returns their step.
 template <class X>
 TAMIS_INLINE float quantize(const X* x, int64_t n, __m512i (&codes)[kStepWords]) {
-  // Bit patterns of magnitudes order as the magnitudes do, with NaN above Inf.
-  __m512i most = _mm512_setzero_si512();
-  for (int64_t i = 0; i < n; i += 16) {
-    const __m512i v = _mm512_castps_si512(columns(x, i, n));
-    most = _mm512_max_epu32(most, _mm512_and_si512(v, _mm512_set1_epi32(0x7fffffff)));
+  if (n == kStepColumns) {
+    return quantize_vectors(
+        [=](int i) __attribute__((always_inline)) { return simd::load(x + i * 16); }, codes);
   }
-  const uint32_t bits = _mm512_reduce_max_epu32(most);
-  const float largest = __builtin_bit_cast(float, bits);
-  const bool finite = bits < 0x7f800000u;
-  const float grow = largest < kTiny ? 0x1p100f : 1.0f;
-  const float factor = finite && bits != 0 ? 127.0f / (largest * grow) : 0.0f;
-#pragma GCC unroll 8
-  for (int w = 0; w < kStepWords; ++w) {
-    __m512i v[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const simd::F32 scaled = simd::mul(columns(x, w * 64 + i * 16, n), simd::splat(grow));
-      v[i] = _mm512_cvtps_epi32(simd::mul(scaled, simd::splat(factor)));
-    }
-    codes[w] = narrow(v);
-  }
-  return finite ? largest / 127.0f : __builtin_nanf("");
+  return quantize_vectors(
+      [=](int i) __attribute__((always_inline)) { return columns(x, i * 16, n); }, codes);
 }
 
 }  // namespace

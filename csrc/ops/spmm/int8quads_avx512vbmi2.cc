@@ -18,7 +18,7 @@
 // expanded at a time 14.5, 14.1, 14.1 and at 4096x14336 55, 50.8, 49.7, because L1 gets a quarter
 // of a line a cycle and totals of more rows leave it. Products alone would take 11.0 and 38.5.
 //
-// 9 to 16 tokens on Zen 4: the loop of quads_beside_avx512vbmi2.h.
+// 9 to 16 tokens on Zen 4: the loop of quads_beside_avx512vbmi2.h; more take int8dozens there.
 //
 // Needs: codes of x past k and of missing tokens zero.
 //
