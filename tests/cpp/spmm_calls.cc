@@ -65,6 +65,31 @@ TEST(Spmm, SameBitsAtEveryThreadCount) {
   }
 }
 
+// 192 rows of which the last has a value more: two threads share them evenly wherever 96 is a
+// multiple of the kernel's tile, as one more tile would be up to a third more work.
+TEST(Spmm, TwoThreadsTakeHalfOfTheRowsEach) {
+  const int64_t rows = 192, each = 32;
+  std::vector<int64_t> offsets(rows + 1);
+  for (int64_t r = 0; r <= rows; ++r) offsets[static_cast<size_t>(r)] = r * each;
+  ++offsets.back();
+  int seen = 0;
+  for (const SpmmRow& row : spmm_kernels()) {
+    if (row.format != Format::bitmap || rows / 2 % row.tile_n != 0) continue;
+    const MatrixView w{.rows = rows,
+                       .cols = 64,
+                       .dtype = row.w_dtype,
+                       .nnz = offsets.back(),
+                       .row_offsets = offsets.data()};
+    const SpmmRows first = spmm_rows(row, w, 0, 2), second = spmm_rows(row, w, 1, 2);
+    EXPECT_EQ(first.begin, 0) << row.name;
+    EXPECT_EQ(first.end, rows / 2) << row.name;
+    EXPECT_EQ(second.begin, rows / 2) << row.name;
+    EXPECT_EQ(second.end, rows) << row.name;
+    ++seen;
+  }
+  EXPECT_GT(seen, 3);
+}
+
 TEST(Spmm, ReferenceMatchesDefinition) {
   for (const SpmmRow& row : spmm_kernels()) {
     if (row.isa != isa::scalar) continue;

@@ -82,21 +82,22 @@ int64_t bytes_before(const MatrixView& w, int64_t row) {
   return row * row_bytes(w) + values;
 }
 
-// First row, at a multiple of `step`, with at least part/parts of all bytes before it.
+// Row, at a multiple of `step`, with as nearly part/parts of all bytes before it as can be: "at
+// least" gave one of two threads 128 of 192 rows, where half of the bytes ended within the 96th.
 int64_t split(const MatrixView& w, int64_t step, int part, int parts) {
   if (part == 0) return 0;
   if (part == parts) return w.rows;
   const double goal = static_cast<double>(bytes_before(w, w.rows)) * part / parts;
-  int64_t low = 0, high = ceil_div(w.rows, step);
-  while (low < high) {
+  const auto before = [&](int64_t steps) {
+    return static_cast<double>(bytes_before(w, std::min(steps * step, w.rows)));
+  };
+  int64_t low = 0, high = ceil_div(w.rows, step);  // before(high) >= goal
+  while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
-    if (static_cast<double>(bytes_before(w, std::min(middle * step, w.rows))) < goal) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
+    (before(middle) < goal ? low : high) = middle;
   }
-  return std::min(low * step, w.rows);
+  const bool down = goal - before(low) < before(high) - goal;
+  return std::min((down ? low : high) * step, w.rows);
 }
 
 // What is left of a product without columns, which no kernel is asked for.
