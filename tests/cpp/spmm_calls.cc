@@ -65,6 +65,41 @@ TEST(Spmm, SameBitsAtEveryThreadCount) {
   }
 }
 
+// Kernels whose threads may share tokens: what a token gives does not depend on who computes it.
+TEST(Spmm, SameBitsWhereThreadsShareTokens) {
+  for (const SpmmRow& row : spmm_kernels()) {
+    if (!std::string(row.name).ends_with("_dozens") || (row.isa & host_isa()) != row.isa) continue;
+    const int64_t m = 500, n = 50, k = 321;
+    const Case c{row, m, n, k, 0.5, false, false, 7};
+    Problem p(c);
+    Rows x(row.x_dtype, m, k, 3, false), bias(row.x_dtype, 1, n, 0, false);
+    Rows factors(row.x_dtype, m, n, 2, false);
+    fill(x, p.random, false, true);
+    fill(bias, p.random, false);
+    fill(factors, p.random, false);
+    std::vector<std::vector<uint8_t>> results;
+    for (const int threads : {1, 2}) {
+      set_num_threads(threads);
+      Rows y(row.x_dtype, m, n, 1, false);
+      const Status s = spmm_with(row, {.w = p.packed.view,
+                                       .x_dtype = row.x_dtype,
+                                       .m = m,
+                                       .x = x.bytes.data(),
+                                       .x_stride = x.stride,
+                                       .bias = bias.bytes.data(),
+                                       .y = y.bytes.data(),
+                                       .y_stride = y.stride,
+                                       .activation = Activation::relu,
+                                       .multiplier = factors.bytes.data(),
+                                       .multiplier_stride = factors.stride});
+      ASSERT_TRUE(s.ok()) << s.text;
+      results.emplace_back(y.bytes.data(), y.bytes.data() + y.bytes.size());
+    }
+    set_num_threads(0);
+    EXPECT_EQ(results[0], results[1]) << row.name;
+  }
+}
+
 // 192 rows of which the last has a value more: two threads share them evenly wherever 96 is a
 // multiple of the kernel's tile, as one more tile would be up to a third more work.
 TEST(Spmm, TwoThreadsTakeHalfOfTheRowsEach) {

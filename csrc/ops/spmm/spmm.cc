@@ -2,6 +2,7 @@
 #include "ops/spmm/spmm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 
@@ -98,6 +99,54 @@ int64_t split(const MatrixView& w, int64_t step, int part, int parts) {
   }
   const bool down = goal - before(low) < before(high) - goal;
   return std::min((down ? low : high) * step, w.rows);
+}
+
+// Fewest tokens of each thread with which threads share tokens, not rows; 0: never. Each prepares
+// its own then, and what it reads and writes lies in one piece: with rows, codes of x and lines of
+// y pass between cores. Only where a token's sums do not depend on which others there are;
+// expanding all weights in each thread costs 4 % of the products of so many.
+int64_t tokens_to_share(const SpmmRow& row) {
+#if defined(__x86_64__)
+  for (const SpmmXForm* form : {&spmm_dozens_f32_avx512vbmi2, &spmm_dozens_f16_avx512vbmi2,
+                                &spmm_dozens_bf16_avx512vbmi2}) {
+    if (row.x_form == form) return 192;
+  }
+#endif
+  return 0;
+}
+
+// Tokens [first, end) of a product.
+SpmmArgs tokens_of(const SpmmArgs& a, int64_t first, int64_t end) {
+  const int64_t size = size_of(a.x_dtype);
+  SpmmArgs part = a;
+  part.m = end - first;
+  part.x = static_cast<const char*>(a.x) + first * a.x_stride * size;
+  part.y = static_cast<char*>(a.y) + first * a.y_stride * size;
+  if (a.multiplier) {
+    part.multiplier = static_cast<const char*>(a.multiplier) + first * a.multiplier_stride * size;
+  }
+  return part;
+}
+
+Status out_of_memory() {
+  return error(Code::out_of_memory, "spmm: no memory for a copy of x");
+}
+
+// All rows by every thread, each for tokens of its own.
+Status share_tokens(const SpmmRow& row, const SpmmArgs& a, int threads) {
+  std::atomic<bool> failed = false;
+  parallel(threads, [&](int thread, int count) {
+    SpmmArgs part = tokens_of(a, a.m * thread / count, a.m * (thread + 1) / count);
+    void* prepared = scratch(row.x_form->bytes(part));
+    if (!prepared) {
+      failed = true;
+      return;
+    }
+    row.x_form->prepare(part, prepared, 0, 1);
+    part.prepared = prepared;
+    spmm_part(row, part, {0, part.w.rows});
+  });
+  return failed ? out_of_memory() : Status{};
 }
 
 // What is left of a product without columns, which no kernel is asked for.
@@ -205,10 +254,14 @@ Status spmm_with(const SpmmRow& row, const SpmmArgs& args) {
   TAMIS_RETURN_IF_ERROR(check_spmm(args));
   if (args.m == 0 || args.w.rows == 0) return {};
   SpmmArgs a = args;
+  if (const int64_t least = tokens_to_share(row); least > 0 && a.w.cols > 0) {
+    const int64_t shares = std::min<int64_t>(num_threads(), a.m / least);
+    if (shares > 1) return share_tokens(row, a, static_cast<int>(shares));
+  }
   void* prepared = nullptr;
   if (row.x_form && a.w.cols > 0) {
     a.prepared = prepared = scratch(row.x_form->bytes(a));
-    if (!prepared) return error(Code::out_of_memory, "spmm: no memory for a copy of x");
+    if (!prepared) return out_of_memory();
   }
   const int64_t step = row_step(row, a.w);
   const int64_t work = bytes_before(a.w, a.w.rows) * a.m;
