@@ -365,6 +365,13 @@ TEST(Cost, DenseAboveGrowsWithTheKernelAndWithSparsity) {
     SpmmDesc sparser = sparse;
     sparser.nnz /= 4;
     EXPECT_GE(above(sparser, isa::avx512), above(sparse, isa::avx512));
+    // Where nothing is left out, nothing needs unpacking.
+    SpmmDesc full = masked;
+    full.w_dtype = full.x_dtype = DType::bf16;
+    full.nnz = full.n * full.k;
+    SpmmDesc nearly = full;
+    --nearly.nnz;
+    EXPECT_LT(above(full, isa::avx512bf16), above(nearly, isa::avx512bf16));
   }
 }
 

@@ -110,6 +110,26 @@ def test_more_tokens_than_dense_above_are_multiplied_densely(
     assert len(calls) == 2
 
 
+def test_weights_all_kept_are_multiplied_as_they_are_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Above the limit nothing is expanded, and a written value is seen by the next call."""
+    monkeypatch.setattr(entry_module, "dense_limit", lambda matrix, x_dtype: 4)
+    monkeypatch.setattr(Entry, "unpack", lambda self: pytest.fail("expanded"))
+    for format in ("bitmap", "csr", "csr8"):
+        w, bias = torch.randn(40, 76), torch.randn(40)
+        a = tamis.compress(w, format, keep=torch.ones(40, 76, dtype=torch.bool))
+        for m in (4, 5, 64):
+            x = torch.randn(m, 76)
+            torch.testing.assert_close(spmm(x, a), functional.linear(x, w))
+            torch.testing.assert_close(spmm(x, a, bias), functional.linear(x, w, bias))
+        a.arrays["values"].mul_(2)
+        torch.testing.assert_close(spmm(x, a), functional.linear(x, 2 * w))
+        a.arrays["values"].requires_grad_()
+        spmm(x, a).sum().backward()
+        assert a.arrays["values"].grad is not None
+
+
 def test_without_a_kernel_the_product_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entry_module, "compute_dtype", lambda matrix, x_dtype: None)
     a, w = make("bitmap")

@@ -67,6 +67,12 @@ double real(int64_t v) {
   return static_cast<double>(v);
 }
 
+// Whether the values as they are stored are the dense weight that a dense product wants.
+bool stores_dense(const SpmmDesc& d) {
+  return is_float(d.w_dtype) && d.w_dtype == d.x_dtype && d.format != Format::block &&
+         d.nnz == d.n * d.k;
+}
+
 }  // namespace
 
 const SpmmCost* spmm_cost(const SpmmRow& row, IsaBits isa) {
@@ -140,8 +146,9 @@ int64_t spmm_dense_above(const SpmmDesc& desc, IsaBits isa, const Machine& machi
   at.m = 1;
   if (!choose_spmm(at, isa)) return 0;
   if (desc.n <= 0 || desc.k <= 0) return kNever;
-  const double expand =
-      unpack_ns(machine, desc.w_dtype, desc.n, desc.k, stored_bytes(desc), threads);
+  const double expand = stores_dense(desc) ? 0
+                                           : unpack_ns(machine, desc.w_dtype, desc.n, desc.k,
+                                                       stored_bytes(desc), threads);
   const auto dense_wins = [&](int64_t m) {
     at.m = m;
     const SpmmRow& row = *choose_spmm(at, isa);

@@ -16,6 +16,7 @@ from tamis.ops.handle import CODE, compute_dtype, dense_limit, make_matrix
 from tamis.ops.tensors import REST, TORCH_DTYPE, Rest, as_numpy, from_numpy
 
 _NO_KERNEL = (0, -1)
+_ROW_MAJOR = {"bitmap", "csr", "csr8", "nm"}
 _NOTHING = torch.empty(0)
 
 
@@ -32,6 +33,7 @@ class Entry:
         "direct",
         "first",
         "first_version",
+        "full",
         "layout",
         "mask",
         "matrix",
@@ -52,6 +54,13 @@ class Entry:
         self.matrix: _C.Matrix = make_matrix(layout, {"values": as_numpy(values), **arrays})
         self.token, self.layout = layout.token, layout  # one string object for all who hold it
         self.rows, self.cols = layout.rows, layout.cols
+        # Every element is kept, so that the values as they lie are the dense weight.
+        self.full = (
+            layout.format in _ROW_MAJOR
+            and not layout.quantized
+            and values.numel() == layout.rows * layout.cols
+            and values.is_contiguous()
+        )
         self.pointer = values.data_ptr()
         self.mask, self.row_offsets, self.col_indices, self.scales = rest
         self.scale_pointer = 0 if self.scales is None else self.scales.data_ptr()
@@ -107,6 +116,8 @@ class Entry:
             m = x.numel() // cols if shape and shape[-1] == cols else -1
         code, limit = self.direct.get(dtype, _NO_KERNEL)
         if not 0 <= m <= limit:
+            if m > limit >= 0 and self.full and bias is None and end is None:
+                return functional.linear(x, self._dense(dtype))
             return None
         if not x.is_contiguous():
             x = x.contiguous()
@@ -158,8 +169,15 @@ class Entry:
             return y
         computed = self.computed[x.dtype]
         if computed is None or computed is x.dtype:  # no kernel, or too many tokens for one
-            return functional.linear(x, self.unpack().to(x.dtype), bias)
+            return functional.linear(x, self._dense(x.dtype), bias)
         return self.run(x.to(computed), bias).to(x.dtype)
+
+    def _dense(self, dtype: torch.dtype) -> Tensor:
+        """Dense w [rows, cols]: the values themselves where every element is kept."""
+        values = self.owner() if self.full else None
+        dense = self.unpack() if values is None else values.view(self.rows, self.cols)
+        # Asking for the dtype it has takes 20 us.
+        return dense if dense.dtype is dtype else dense.to(dtype)
 
     def unpack(self) -> Tensor:
         """Dense w [rows, cols] in the values' dtype; float32 if that is int8."""
