@@ -35,7 +35,8 @@ struct P24Config {
   static constexpr int kDepth = (kTriples ? 3 : 4) - (kTokenTiles == 4 || kTokenTiles > 5 ? 1 : 0);
   // Whether lanes copy two tiles of tokens at a time, for which there are registers.
   static constexpr bool kCopiesTwo = kWarps < kMaxP24Warps;
-  static constexpr int kAhead = 2;                 // further ones asked into the L2 cache at first
+  // Further ones asked into the L2 cache at first: of 9 to 16 tokens none, as x waits behind them.
+  static constexpr int kAhead = kTokenTiles == 2 ? 0 : 2;
   static constexpr int kSteps = kTriples ? 4 : 2;  // of a record
   static constexpr int kRecordBytes =
       static_cast<int>(kTriples ? p24::kTripleBytes : p24::kPairBytes);
@@ -62,11 +63,13 @@ struct P24Records {
       : next(from), left(count), apart(apart_of), lane(lane_of) {
 #pragma unroll
     for (int slot = 0; slot < Config::kDepth; ++slot) request(slot);
-    if (left <= Config::kAhead) return;
-    if (apart == Config::kRecordBytes) {
-      if (lane == 0) dev::prefetch_range(next, Config::kAhead * Config::kRecordBytes);
-    } else if (lane < Config::kAhead) {
-      dev::prefetch_range(next + int64_t{lane} * apart, Config::kRecordBytes);
+    if constexpr (Config::kAhead > 0) {
+      if (left <= Config::kAhead) return;
+      if (apart == Config::kRecordBytes) {
+        if (lane == 0) dev::prefetch_range(next, Config::kAhead * Config::kRecordBytes);
+      } else if (lane < Config::kAhead) {
+        dev::prefetch_range(next + int64_t{lane} * apart, Config::kRecordBytes);
+      }
     }
   }
 
@@ -99,13 +102,21 @@ TAMIS_DEVICE uint32_t p24_column_at(uint32_t column) {
   return (column ^ (column >> 3 & 7u)) * static_cast<uint32_t>(p24::kColumnBytes);
 }
 
-// Column j of four of eight tokens' rows.
-TAMIS_DEVICE dev::Word4 p24_column(const dev::Word2 (&rows)[8], uint32_t j) {
+// Columns 2i and 2i + 1 of a row.
+TAMIS_DEVICE uint32_t p24_pair(const dev::Word2& row, uint32_t i) {
+  return i == 0 ? row.x : row.y;
+}
+TAMIS_DEVICE uint32_t p24_pair(const dev::Word4& row, uint32_t i) {
+  return i == 0 ? row.x : i == 1 ? row.y : i == 2 ? row.z : row.w;
+}
+
+// Column j of eight tokens' rows.
+template <class Word>
+TAMIS_DEVICE dev::Word4 p24_column(const Word (&rows)[8], uint32_t j) {
   uint32_t pairs[4];  // of tokens
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
-    pairs[t] = dev::byte_permute(j < 2 ? rows[2 * t].x : rows[2 * t].y,
-                                 j < 2 ? rows[2 * t + 1].x : rows[2 * t + 1].y,
+    pairs[t] = dev::byte_permute(p24_pair(rows[2 * t], j / 2), p24_pair(rows[2 * t + 1], j / 2),
                                  j % 2 == 0 ? 0x5410 : 0x7632);
   }
   return {pairs[0], pairs[1], pairs[2], pairs[3]};
@@ -118,11 +129,16 @@ struct P24X {
   uint32_t tile_bytes;       // of 8 tokens
 };
 
-// Copies kP24ChunkCols columns of a panel, the 8 tokens of a column side by side; zeros beyond k
-// and m.
+// Columns that a lane copies at a time.
+using P24Chunk = dev::Word2;
+static_assert(sizeof(P24Chunk) == 2 * kP24ChunkCols);
+
+// Copies as many columns of a panel as a Word holds, the 8 tokens of a column side by side; zeros
+// beyond k and m.
+template <class Word>
 TAMIS_DEVICE void copy_p24_columns(const SpmmP24Params& p, const P24X& x, uint32_t tile,
                                    uint32_t column) {
-  constexpr uint32_t kCols = kP24ChunkCols;
+  constexpr uint32_t kCols = sizeof(Word) / 2;
   const int32_t col = x.first_col + static_cast<int32_t>(column);
   const int32_t tokens = p.m - 8 * static_cast<int32_t>(tile);  // those of the tile, or more
   const uint16_t* from = p.x + 8 * tile * p.x_stride + col;
@@ -139,12 +155,12 @@ TAMIS_DEVICE void copy_p24_columns(const SpmmP24Params& p, const P24X& x, uint32
     }
     return;
   }
-  dev::Word2 rows[8];
+  Word rows[8];
 #pragma unroll
   for (int32_t t = 0; t < 8; ++t) {
-    rows[t] = t < tokens
-                  ? dev::load_volatile(reinterpret_cast<const dev::Word2*>(from + t * p.x_stride))
-                  : dev::Word2{0, 0};
+    rows[t] = t < tokens ? dev::load_volatile(reinterpret_cast<const Word*>(from)) : Word{};
+    from = reinterpret_cast<const uint16_t*>(
+        dev::in_register(reinterpret_cast<const uint8_t*>(from + p.x_stride)));
   }
 #pragma unroll
   for (uint32_t j = 0; j < kCols; ++j) {
@@ -159,8 +175,8 @@ TAMIS_DEVICE void copy_p24_two(const SpmmP24Params& p, const P24X& x, uint32_t t
   const int32_t col = x.first_col + static_cast<int32_t>(column);
   const bool both = tile + 1 < Config::kTokenTiles;
   if (!both || !p.x_aligned || col + kP24ChunkCols > p.cols) {
-    copy_p24_columns(p, x, tile, column);
-    if (both) copy_p24_columns(p, x, tile + 1, column);
+    copy_p24_columns<P24Chunk>(p, x, tile, column);
+    if (both) copy_p24_columns<P24Chunk>(p, x, tile + 1, column);
     return;
   }
   const int32_t tokens = p.m - 8 * static_cast<int32_t>(tile);  // from the first tile on
@@ -197,14 +213,17 @@ TAMIS_DEVICE void load_p24_x(const SpmmP24Params& p, const P24X& x, uint32_t thr
   } else {
 #pragma unroll 1
     for (uint32_t i = thread; i < chunks * Config::kTokenTiles; i += threads) {
-      copy_p24_columns(p, x, i / chunks,
-                       static_cast<uint32_t>(x.begin) + i % chunks * kP24ChunkCols);
+      copy_p24_columns<P24Chunk>(p, x, i / chunks,
+                                 static_cast<uint32_t>(x.begin) + i % chunks * kP24ChunkCols);
     }
   }
 }
 
-// Columns that a warp copies at a time of two tiles of tokens, 16 lanes each.
-inline constexpr int32_t kP24Piece = 16 * kP24ChunkCols;
+// Columns that follow: those that a lane copies at a time, and a warp of two tiles of tokens, 16
+// lanes each.
+using P24Following = dev::Word4;
+inline constexpr int32_t kP24FollowingCols = sizeof(P24Following) / 2;
+inline constexpr int32_t kP24Piece = 16 * kP24FollowingCols;
 static_assert(kP24StageCols % kP24Piece == 0, "whole pieces");
 
 // Makes the barriers of the stages that follow the first columns.
@@ -224,9 +243,10 @@ TAMIS_DEVICE void follow_p24_x(const SpmmP24Params& p, const P24X& x, int32_t wa
   constexpr int32_t kPiece = kP24Piece;
 #pragma unroll 1
   for (int32_t from = kPiece * warp; from < p.part_cols - p.first_cols; from += kPiece * warps) {
-    const uint32_t column = static_cast<uint32_t>(p.first_cols + from) + lane % 16 * kP24ChunkCols;
+    const uint32_t column =
+        static_cast<uint32_t>(p.first_cols + from) + lane % 16 * kP24FollowingCols;
     if (column < static_cast<uint32_t>(p.part_cols)) {
-      copy_p24_columns(p, x, lane / 16, column);
+      copy_p24_columns<P24Following>(p, x, lane / 16, column);
     }
     dev::barrier_arrive(kP24StagesAt + 8 * static_cast<uint32_t>(from / kP24StageCols));
   }
@@ -434,18 +454,18 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kWarps, 1) spmm_p24(const Spm
   dev::allow_next();
 
   float c[Config::kTokenTiles][4] = {};
-  if (tile < p.block_tiles && !follows) {
+  const uint32_t multiplying = static_cast<uint32_t>(p.block_tiles * p.warps);
+  if (warp < multiplying && !follows) {
     multiply_records<Config>(stream, count, x, [](uint32_t) {}, c);
   }
   if constexpr (Config::kFollows) {
-    if (tile < p.block_tiles && follows) {
+    if (warp < multiplying && follows) {
       P24Arrived arrived{p.first_cols / static_cast<int32_t>(p24::kChunkCols)};
       const auto wait = [&arrived](uint32_t columns) { arrived.wait_for(columns); };
       multiply_records<Config>(stream, count, x, wait, c);
     } else if (follows) {
-      const int32_t multiplying = p.block_tiles * p.warps;
-      follow_p24_x<Config>(p, x, static_cast<int32_t>(warp) - multiplying,
-                           p.block_warps - multiplying, lane);
+      follow_p24_x<Config>(p, x, static_cast<int32_t>(warp - multiplying),
+                           p.block_warps - static_cast<int32_t>(multiplying), lane);
     }
   }
 
@@ -455,11 +475,12 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kWarps, 1) spmm_p24(const Spm
     meet_p24_cluster<Config>(p, warp, lane, c);
     return;
   }
-  const bool owner = part == 0 && row_tile < p.row_tiles;
-  if (p.parts > 1 && !add_blocks<Config>(p, p.parts, kP24FlagAt, row_tile, owner, thread, c)) {
-    return;
-  }
-  if (owner) write_y<Config>(p, row_tile, lane, c);
+  // Counted again: held, they would take a register too many.
+  const uint32_t warps = static_cast<uint32_t>(p.warps);
+  const int32_t mine = block * p.block_tiles + static_cast<int32_t>(warp / warps);
+  const bool owner = warp < multiplying && warp % warps == 0 && mine < p.row_tiles;
+  if (p.parts > 1 && !add_blocks<Config>(p, p.parts, kP24FlagAt, mine, owner, thread, c)) return;
+  if (owner) write_y<Config>(p, mine, lane, c);
 }
 
 }  // namespace tamis

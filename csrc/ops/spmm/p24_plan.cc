@@ -112,15 +112,17 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
     if (blocks * (plan->shared_bytes + 1024) <= device.shared_per_sm) return {};
   }
   // One block an SM, as each copies its panel of x; the halves of the only one are a cluster. Where
-  // it has long work, half of the columns follow while it multiplies, copied by three warps at
-  // least.
+  // it has long work, what all warps copy in one round goes before, half of the columns at most,
+  // and the others follow while it multiplies, copied by three warps at least.
   *plan = lay_out(device.sms, most_warps, w.parts == 1 && shares > 1);
   if (device.capability >= 90 && may_follow(m) && plan->warps_n >= kLongTiles &&
       cols >= kLongCols) {
     const int32_t tiles = std::min(plan->warps_n, kMaxP24Warps - kCopyingWarps);
-    *plan = lay_out_spmm_p24(
-        w, m, tiles, (kMaxP24Warps - kCopyingWarps) / tiles, false, kMaxP24Warps,
-        static_cast<int32_t>(ceil_div(cols, 2 * p24::kChunkCols) * p24::kChunkCols));
+    constexpr int64_t kRoundCols = 32 * kMaxP24Warps * kP24ChunkCols / p24_token_tiles(16);
+    static_assert(kRoundCols % p24::kChunkCols == 0, "whole chunks");
+    const int64_t half = ceil_div(cols, 2 * p24::kChunkCols) * p24::kChunkCols;
+    *plan = lay_out_spmm_p24(w, m, tiles, (kMaxP24Warps - kCopyingWarps) / tiles, false,
+                             kMaxP24Warps, static_cast<int32_t>(std::min(half, kRoundCols)));
   }
   return plan->shared_bytes > device.shared_per_block ? no_room(w, plan->tokens, device) : Status{};
 }

@@ -332,9 +332,10 @@ TEST(PlanP24, WarpsThatOnlyCopy) {
   EXPECT_EQ(warps(4096, 4096, 16, early), (std::array{2, 8, 22, 0}));
   EXPECT_EQ(warps(4096, 4096, 8, early), (std::array{2, 10, 20, 0}));
   EXPECT_EQ(warps(4096, 14336, 16, early), (std::array{8, 3, 24, 0}));
-  // Where columns follow, as many as the others leave.
-  EXPECT_EQ(warps(14336, 4096, 16, kH100), (std::array{7, 3, 24, 2048}));
-  EXPECT_EQ(warps(4096, 14336, 16, kH100), (std::array{8, 2, 24, 1792}));
+  // Where columns follow, as many as the others leave, after a round of all warps.
+  EXPECT_EQ(warps(14336, 4096, 16, kH100), (std::array{7, 3, 24, 1536}));
+  EXPECT_EQ(warps(4096, 14336, 16, kH100), (std::array{8, 2, 24, 1536}));
+  EXPECT_EQ(warps(14336, 2048, 16, kH100), (std::array{7, 3, 24, 1024})) << "half of all";
   EXPECT_EQ(warps(4096, 4096, 16, kH100), (std::array{2, 8, 22, 0})) << "too short";
   EXPECT_EQ(warps(14336, 4096, 8, kH100), (std::array{7, 3, 21, 0})) << "too few tokens";
 }
