@@ -184,6 +184,10 @@ def rest() -> None:
     prompt = [randn(1, 4, 150, 64) for _ in range(3)]
     prefill_attention(*prompt)
     prefill_attention(*prompt, Pattern(rows=Subset(half), columns=Subset(half)))
+    # So many are packed before they are multiplied.
+    long = torch.arange(0, 600, 2, device="cuda").int().view(1, -1)
+    prompt = [randn(1, 4, 600, 128) for _ in range(3)]
+    prefill_attention(*prompt, Pattern(rows=Subset(long), columns=Subset(long)))
     x, gate = randn(3, 72), randn(200, 72)
     down = by_column(randn(136, 200))
     for m in (1, 3):
