@@ -162,6 +162,8 @@ def test_choosing_and_attention_in_one_launch(
     kv_select.append_labels(records, keys, channels, 0)
     labels = kv_select.Labels(records, channels, tokens)
     begin = torch.randint(0, tokens, (B, G), dtype=torch.int32, device="cuda")
+    # Either rounds its weights, and what they come to, to 16 bits.
+    atol = 5e-3 if dtype == torch.bfloat16 else 2e-3
     done, attend = [], chosen.attend
     monkeypatch.setattr(chosen, "attend", lambda *a: done.append(attend(*a)) or done[-1])
     for k, sink, recent, first in (
@@ -179,4 +181,4 @@ def test_choosing_and_attention_in_one_launch(
         want = sparse_attention(q, two)
         for mine, same, theirs in zip(got, again, want, strict=True):
             assert torch.equal(mine, same)
-            torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-3)
+            torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=atol)

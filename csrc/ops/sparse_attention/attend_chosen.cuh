@@ -76,7 +76,8 @@ class ChosenTiles {
       dev::keep_registers<kIdleRegisters>();
       meet();
     }
-    dev::sync_cluster_unordered();  // nobody reads from a block that has ended
+    // Nobody reads from a block that has ended.
+    if (all_.choose.estimate.blocks > 1) dev::sync_cluster_unordered();
   }
 
  private:
