@@ -85,6 +85,20 @@ def test_every_pair_of_dtypes(dtype: str, x_dtype: str) -> None:
         assert (np.abs(difference) <= error).all()
 
 
+@pytest.mark.parametrize("format", ["bitmap", "csr", "csr8"])
+@pytest.mark.parametrize("m", [1, 3, 8, 16, 32, 70])
+def test_infinite_activations_of_kept_weights(format: str, m: int) -> None:
+    """No zero that fills up a step or a list meets them; csr8's meet the first column of a word."""
+    column = 9 if format == "csr8" else 0
+    keep = torch.rand(40, 300) < 0.1
+    keep[:, column] = True
+    x = torch.randn(m, 300)
+    x[0, column] = float("inf")
+    y = spmm(x, tamis.compress(torch.randn(40, 300), format, keep=keep))
+    assert y[0].isinf().all()
+    assert y[1:].isfinite().all()
+
+
 def test_strided_inputs() -> None:
     a, w = make("bitmap")
     wide = torch.randn(5, 4, 200)
