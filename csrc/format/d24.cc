@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "base/numeric.h"
-#include "format/column_groups.h"
+#include "format/grouped_rows.h"
 #include "format/rows.h"
 
 namespace tamis::d24 {
@@ -31,45 +31,14 @@ struct Record {
 };
 static_assert(sizeof(Record) == kRecordBytes);
 
-// 32 rows of a matrix, densely: bits and values of a panel's columns.
-struct Pair {
-  std::vector<uint32_t> rows;    // [columns] a bit for each row
-  std::vector<uint16_t> values;  // [columns, 32]
-  std::vector<uint8_t> banks;    // [columns] of shared memory, of 16 bytes
-
-  Pair(const MatrixView& a, int64_t pair, int64_t begin, int64_t end)
-      : rows(static_cast<size_t>(end - begin)),
-        values(static_cast<size_t>((end - begin) * kPairRows)),
-        banks(static_cast<size_t>(end - begin)) {
-    for (size_t c = 0; c < banks.size(); ++c) {
-      banks[c] = static_cast<uint8_t>(p24::byte_of_column(static_cast<uint32_t>(c)) /
-                                      p24::kColumnBytes % 8);
-    }
-    const int64_t words = mask_words(a.cols);
-    const auto* all = static_cast<const uint16_t*>(a.values);
-    for (int64_t r = 0; r < std::min(kPairRows, a.rows - pair * kPairRows); ++r) {
-      const int64_t row = pair * kPairRows + r;
-      const uint64_t* mask = a.mask + row * words;
-      const uint16_t* value =
-          all + (a.format == Format::nm ? row * (a.cols / a.of) * a.keep : a.row_offsets[row]);
-      for (int64_t w = 0; 64 * w < end; ++w) {
-        for (uint64_t bits = mask[w]; bits != 0; bits &= bits - 1, ++value) {
-          const int64_t column = 64 * w + __builtin_ctzll(bits) - begin;
-          if (column < 0 || column >= end - begin) continue;
-          rows[static_cast<size_t>(column)] |= 1u << r;
-          values[static_cast<size_t>(column * kPairRows + r)] = *value;
-        }
-      }
-    }
-  }
-};
+using Pair = GroupedRows<uint32_t>;
+static_assert(Pair::kRows == kPairRows);
 
 void put_columns(const ColumnGroup& columns, int64_t at, Record* to) {
   for (int slot = 0; slot < 4; ++slot) {
-    int own = slot;  // or one that another slot has
-    while (columns[own] < 0) --own;
+    const auto column = static_cast<uint32_t>(column_of_slot(columns, slot));
     to->heads[4 * (at % 8) + slot].columns[at / 8] =
-        static_cast<uint16_t>(p24::byte_of_column(static_cast<uint32_t>(columns[own])));
+        static_cast<uint16_t>(p24::byte_of_column(column));
   }
 }
 
@@ -77,26 +46,12 @@ void put(const Pair& pair, const ColumnGroup& columns, int64_t at, Record* to) {
   const int64_t step = at / 8, group = at % 8;
   put_columns(columns, at, to);
   for (int64_t row = 0; row < kPairRows; ++row) {
-    uint32_t place[2] = {0, 3};
-    uint16_t value[2] = {0, 0};
-    int kept = 0;
-    for (int slot = 0; slot < 4; ++slot) {
-      if (columns[slot] < 0 || (pair.rows[columns[slot]] >> row & 1) == 0) continue;
-      const uint16_t v = pair.values[columns[slot] * kPairRows + row];
-      if (kept == 0 && slot == 3) {  // beside another place, in order
-        value[1] = v;
-      } else {
-        place[kept] = static_cast<uint32_t>(slot);
-        value[kept] = v;
-      }
-      ++kept;
-    }
+    const TwoOfFour two = two_of_four(pair, columns, row);
     const int64_t tile = row / kTileRows, r = row % kTileRows;
     for (int64_t i = 0; i < 2; ++i) {
-      to->values[tile][step][r % 8 * 4 + group % 4][group / 4 * 4 + r / 8 * 2 + i] = value[i];
+      to->values[tile][step][r % 8 * 4 + group % 4][group / 4 * 4 + r / 8 * 2 + i] = two.value[i];
     }
-    // From 0 and 3, which groups that fill up a record have.
-    to->places_of(tile, r % 8 * 4 + 2 * step + group / 4) ^= (place[0] | (place[1] ^ 3u) << 2)
+    to->places_of(tile, r % 8 * 4 + 2 * step + group / 4) ^= two.flips()
                                                              << (16 * (r / 8) + 4 * (group % 4));
   }
 }

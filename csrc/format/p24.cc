@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "base/numeric.h"
-#include "format/column_groups.h"
+#include "format/grouped_rows.h"
 #include "format/rows.h"
 
 namespace tamis::p24 {
@@ -18,46 +18,11 @@ constexpr int64_t kPairGroups = 16, kTripleGroups = 32;  // of a record
 constexpr uint16_t kChunkBit = 1;                        // of a column of the first step
 static_assert(kMaxPanelCols <= kChunkCols << kChunkBits);
 
-// Sixteen rows of a matrix, densely: bits and values of a panel's columns.
-struct Tile {
-  std::vector<uint16_t> rows;    // [columns] a bit for each row
-  std::vector<uint16_t> values;  // [columns, 16]
-  std::vector<uint8_t> banks;    // [columns] of shared memory, of 16 bytes
-
-  Tile(const MatrixView& a, int64_t tile, int64_t begin, int64_t end)
-      : rows(static_cast<size_t>(end - begin)),
-        values(static_cast<size_t>(end - begin) * kTileRows),
-        banks(static_cast<size_t>(end - begin)) {
-    for (size_t c = 0; c < banks.size(); ++c) {
-      banks[c] = static_cast<uint8_t>(byte_of_column(static_cast<uint32_t>(c)) / kColumnBytes % 8);
-    }
-    const int64_t words = mask_words(a.cols);
-    const auto* all = static_cast<const uint16_t*>(a.values);
-    for (int64_t r = 0; r < std::min(kTileRows, a.rows - tile * kTileRows); ++r) {
-      const int64_t row = tile * kTileRows + r;
-      const uint64_t* mask = a.mask + row * words;
-      const uint16_t* value =
-          all + (a.format == Format::nm ? row * (a.cols / a.of) * a.keep : a.row_offsets[row]);
-      for (int64_t w = 0; 64 * w < end; ++w) {
-        for (uint64_t bits = mask[w]; bits != 0; bits &= bits - 1, ++value) {
-          const int64_t column = 64 * w + __builtin_ctzll(bits) - begin;
-          if (column < 0 || column >= end - begin) continue;
-          rows[column] |= static_cast<uint16_t>(1u << r);
-          values[column * kTileRows + r] = *value;
-        }
-      }
-    }
-  }
-};
+using Tile = GroupedRows<uint16_t>;
+static_assert(Tile::kRows == kTileRows);
 
 uint16_t byte16(int64_t column) {
   return static_cast<uint16_t>(byte_of_column(static_cast<uint32_t>(column)));
-}
-
-// The column of a slot of a group: its own, or one that another slot has.
-int64_t column_of_slot(const ColumnGroup& group, int slot) {
-  while (group[slot] < 0) --slot;
-  return group[slot];
 }
 
 struct PairRecord {
@@ -91,26 +56,12 @@ void put(const Tile& tile, const ColumnGroup& columns, int64_t at, PairRecord* t
   const int64_t step = at / 8, group = at % 8;
   put_columns(columns, at, to);
   for (int64_t r = 0; r < kTileRows; ++r) {
-    uint32_t place[2] = {0, 3};
-    uint16_t value[2] = {0, 0};
-    int kept = 0;
-    for (int slot = 0; slot < 4; ++slot) {
-      if (columns[slot] < 0 || (tile.rows[columns[slot]] >> r & 1) == 0) continue;
-      const uint16_t v = tile.values[columns[slot] * kTileRows + r];
-      if (kept == 0 && slot == 3) {  // beside another place, in order
-        value[1] = v;
-      } else {
-        place[kept] = static_cast<uint32_t>(slot);
-        value[kept] = v;
-      }
-      ++kept;
-    }
+    const TwoOfFour two = two_of_four(tile, columns, r);
     const int64_t lane = r % 8 * 4 + group % 4;
     for (int64_t i = 0; i < 2; ++i) {
-      to->values[step][lane][group / 4 * 4 + r / 8 * 2 + i] = value[i];
+      to->values[step][lane][group / 4 * 4 + r / 8 * 2 + i] = two.value[i];
     }
-    // From 0 and 3, which groups that fill up a record have.
-    to->heads[r % 8 * 4 + 2 * step + group / 4].places ^= (place[0] | (place[1] ^ 3u) << 2)
+    to->heads[r % 8 * 4 + 2 * step + group / 4].places ^= two.flips()
                                                           << (16 * (r / 8) + 4 * (group % 4));
   }
 }
