@@ -74,33 +74,39 @@ def products(a: tamis.SparseMatrix, form: str, tokens: tuple[int, ...]) -> Packe
     return packed
 
 
-def few() -> None:
-    """gap, p24, d24, bitmap and sell4: slices and parts that are full, half full and empty.
+SLICES = ((72, 904, 0.5), (33, 201, 0.02), (40, 2000, 0.5), (40, 2600, 0.3), (40, 4096, 0.5))
 
-    Of p24 one panel, one whose last columns follow, two panels as a cluster, and halves of one; of d24 one
-    panel and several, warps that share a row pair and that do not.
-    """
-    for n, k, kept in (
-        (72, 904, 0.5),
-        (33, 201, 0.02),
-        (40, 2000, 0.5),
-        (40, 2600, 0.3),
-        (40, 4096, 0.5),
-    ):
-        bitmap = tamis.compress(
-            torch.randn(n, k).to(BF16), keep=torch.rand(n, k) < kept, format="bitmap"
-        )
+
+def halves(n: int, k: int, kept: float) -> tamis.SparseMatrix:
+    keep = torch.rand(n, k) < kept
+    return tamis.compress(torch.randn(n, k).to(BF16), keep=keep, format="bitmap")
+
+
+def few() -> None:
+    """gap, bitmap as stored and sell4: slices and parts that are full, half full and empty."""
+    for n, k, kept in SLICES:
+        bitmap = halves(n, k, kept)
         products(bitmap, "gap", (1, 2, 3, 4))
-        products(bitmap, "p24", (1, 8, 9, 16, 17, 30, 40, 48, 50))
-        if torch.cuda.get_device_capability()[0] == 9:
-            products(bitmap, "d24", (1, 40, 48, 50, 64))
-            if n % 8 == k % 8 == 0:
-                products(bitmap, "bitmap", (1, 20, 33, 100, 300))
+        if torch.cuda.get_device_capability()[0] == 9 and n % 8 == k % 8 == 0:
+            products(bitmap, "bitmap", (1, 20, 33, 100, 300))
     for n, k in ((70, 1600), (33, 96)):
         w = torch.randn(n, k)
         w.view(n, -1, 16)[torch.rand(n, k // 16) < 0.5] = 0
         a = tamis.compress(w, format="groupq", dtype="u4", group_size=16)
         products(a, "sell4", (1, 2, 4, 7))
+
+
+def p24() -> None:
+    """One panel, one whose last columns follow, two panels as a cluster, and halves of one."""
+    for n, k, kept in SLICES:
+        products(halves(n, k, kept), "p24", (1, 8, 9, 16, 17, 30, 40, 48, 50))
+
+
+def d24() -> None:
+    """One panel and several, warps that share a row pair and that do not."""
+    if torch.cuda.get_device_capability()[0] == 9:
+        for n, k, kept in SLICES:
+            products(halves(n, k, kept), "d24", (1, 40, 48, 50, 64))
 
 
 def tiles() -> None:
@@ -235,7 +241,7 @@ def control() -> None:
     matrix.spmm(2, x.data_ptr(), 192, 0, y.data_ptr(), far, room.data_ptr(), room.numel(), stream)
 
 
-PARTS = {f.__name__: f for f in (few, tiles, m24, codes, kv, rest, spgemm, control)}
+PARTS = {f.__name__: f for f in (few, p24, d24, tiles, m24, codes, kv, rest, spgemm, control)}
 
 
 def main() -> int:

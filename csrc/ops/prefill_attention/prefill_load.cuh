@@ -44,11 +44,6 @@ struct PrefillLoader {
                          static_cast<int32_t>(64 * part), token, kv_head, batch, barrier);
     }
   }
-  // What this warp stored is there.
-  TAMIS_DEVICE void publish(uint32_t barrier) const {
-    dev::sync_warp();
-    if (lane == 0) dev::barrier_arrive(barrier);
-  }
 
   // All tiles of a work. The first waits for the queries of the work before to be multiplied.
   TAMIS_DEVICE void load(int32_t number) {
@@ -87,7 +82,7 @@ struct PrefillLoader {
                                                        static_cast<uint32_t>(entries.sink),
                                                        static_cast<uint32_t>(entries.window)});
       }
-      publish(ring.keys_there());
+      dev::barrier_arrive(ring.keys_there());  // what is stored
       dev::barrier_wait(ring.values_free(), ring.parity ^ 1);
       if (!none && g.boxes) {
         copy_boxes(ring.values(), g.value_boxes, box, kv_head, work.batch, ring.values_there());
@@ -114,7 +109,7 @@ struct PrefillLoader {
       dev::store_shared<dev::Word4>(ring.info_at(), {kPrefillEnd, 0, 0, 0});
     }
     dev::barrier_arrive_copied(ring.keys_there());
-    publish(ring.keys_there());
+    dev::barrier_arrive(ring.keys_there());
   }
 };
 

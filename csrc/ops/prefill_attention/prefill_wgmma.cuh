@@ -282,7 +282,7 @@ TAMIS_DEVICE void prefill_group(const PrefillGroupParams& g) {
   const uint32_t thread = dev::thread_index();
   if (thread == 0) {
     for (uint32_t i = 0; i < Config::kStages; ++i) {
-      dev::barrier_init(Config::kBarriersAt + 32 * i, 128 + 4);  // copies, and what is stored
+      dev::barrier_init(Config::kBarriersAt + 32 * i, 2 * 128);  // copies, and what is stored
       dev::barrier_init(Config::kBarriersAt + 32 * i + 8, 8);
       dev::barrier_init(Config::kBarriersAt + 32 * i + 16, 128);
       dev::barrier_init(Config::kBarriersAt + 32 * i + 24, 8);

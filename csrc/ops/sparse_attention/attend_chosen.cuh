@@ -63,6 +63,7 @@ class ChosenTiles {
   // Warps that read take the registers of those that do not.
   TAMIS_DEVICE void read(bool started) {
     dev::sync_warp();  // what follows counts whole warps
+    const bool alone = all_.choose.estimate.blocks == 1;
     if (at_.warp < kChosenWarps) {
       dev::take_registers<kChosenRegisters>();
       WarpSums<Config::kTiles> sums;
@@ -70,14 +71,18 @@ class ChosenTiles {
       add(sums);
       merge(sums);
       dev::sync_warp();
-      meet();
+      if (alone) {
+        sync();
+      } else {
+        dev::sync_cluster();
+      }
       write();
     } else {
       dev::keep_registers<kIdleRegisters>();
-      meet();
+      if (!alone) dev::sync_cluster();
     }
     // Nobody reads from a block that has ended.
-    if (all_.choose.estimate.blocks > 1) dev::sync_cluster_unordered();
+    if (!alone) dev::sync_cluster_unordered();
   }
 
  private:
@@ -250,15 +255,6 @@ class ChosenTiles {
     dev::sync_warp();
     dev::sync_warps<1, 32 * kChosenWarps>();
   }
-  // All blocks; of one alone its warps, which come from two places.
-  TAMIS_DEVICE void meet() const {
-    if (all_.choose.estimate.blocks == 1) {
-      dev::sync_warps<2, kChooseThreads>();
-    } else {
-      dev::sync_cluster();
-    }
-  }
-
   // Four numbers of warp w.
   TAMIS_DEVICE static void words(uint32_t w, uint32_t from, float (&x)[kChooseRows]) {
     const auto v = dev::load_shared<dev::Word4>(from + 16 * w);
