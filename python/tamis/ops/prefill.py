@@ -131,9 +131,12 @@ def prefill_attention(
         )
     start = s - n if pattern.first is None else pattern.first
     q, k, v = rows_of(q), rows_of(k), rows_of(v)
-    make = torch.empty if pattern.rows is None else torch.zeros
-    out = make(b, n, h, d, dtype=q.dtype, device=q.device).transpose(1, 2)
-    lse = torch.full((b, h, n), float("-inf"), device=q.device)
+    if pattern.rows is None:
+        out = torch.empty(b, n, h, d, dtype=q.dtype, device=q.device).transpose(1, 2)
+        lse = torch.empty(b, h, n, device=q.device)
+    else:
+        out = torch.zeros(b, n, h, d, dtype=q.dtype, device=q.device).transpose(1, 2)
+        lse = torch.full((b, h, n), float("-inf"), device=q.device)
     lists = _Lists(q.device)
     arguments = (
         codes,
