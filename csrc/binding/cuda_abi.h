@@ -20,7 +20,7 @@
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 19;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 20;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;

@@ -86,10 +86,11 @@ void attend_cuda(int32_t device, uintptr_t stream, std::tuple<int, int> dtypes, 
                  const Array& q, const Array& keys, const Array& values, const Array& out,
                  uintptr_t lse, float scale, float softcap, bool causal, int64_t first,
                  uintptr_t begin, const Pattern& pattern, const List& rows, const List& columns,
-                 uintptr_t workspace) {
+                 uintptr_t workspace, uintptr_t tickets) {
   PrefillArgs args = arguments(dtypes, shape, q, keys, values, out, lse, scale, softcap, causal,
                                first, begin, pattern, rows, columns);
   args.workspace = address<void>(workspace);
+  args.tickets = address<void>(tickets);
   raise_if_error(cuda_library().prefill(args, cuda_device(device), address<void>(stream)));
 }
 
@@ -102,7 +103,8 @@ void bind_prefill(py::module_& m) {
         "rows"_a, "columns"_a);
   m.def("cuda_prefill_attention", &attend_cuda, "device"_a, "stream"_a, "dtypes"_a, "shape"_a,
         "q"_a, "keys"_a, "values"_a, "out"_a, "lse_ptr"_a, "scale"_a, "softcap"_a, "causal"_a,
-        "first"_a, "begin_ptr"_a, "pattern"_a, "rows"_a, "columns"_a, "workspace_ptr"_a);
+        "first"_a, "begin_ptr"_a, "pattern"_a, "rows"_a, "columns"_a, "workspace_ptr"_a,
+        "tickets_ptr"_a);
   m.def("cuda_prefill_workspace", &workspace_cuda, "device"_a, "dtypes"_a, "shape"_a, "q"_a,
         "keys"_a, "values"_a, "out"_a, "lse_ptr"_a, "scale"_a, "softcap"_a, "causal"_a, "first"_a,
         "begin_ptr"_a, "pattern"_a, "rows"_a, "columns"_a);

@@ -849,6 +849,7 @@ def cuda_prefill_attention(
     rows: tuple[int, int, int],
     columns: tuple[int, int, int],
     workspace_ptr: int,
+    tickets_ptr: int,
 ) -> None:
     """``prefill_attention`` on a device and stream, whose lists it does not check."""
 

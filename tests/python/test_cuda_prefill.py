@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tamis.errors import TamisUnsupported, TamisValueError
 from tamis.ops import cuda
+from tamis.ops.cuda_memory import workspaces
 from tamis.ops.prefill import CAUSAL, Blocks, Pattern, Spans, Subset, prefill_attention
 
 needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
@@ -88,6 +89,32 @@ def test_strided_operands_and_long_prompts() -> None:
 
 
 @needs_device
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_more_works_than_blocks_by_three_warpgroups(dtype: torch.dtype) -> None:
+    n = 3700  # 20 tiles of 192 queries
+    q = torch.randn(1, 14, n, 64).to(dtype)
+    k, v = torch.randn(2, 1, 2, n, 64).to(dtype)
+    pads = torch.tensor([130], dtype=torch.int32)
+    spans = Spans(torch.tensor([70], dtype=torch.int32), torch.tensor([300], dtype=torch.int32))
+    for pattern in (
+        CAUSAL,
+        Pattern(begin=pads, spans=spans),
+        Pattern(rows=Subset(torch.arange(50, n).int().view(1, -1)), columns=some_of(1, n)),
+        Pattern(columns=Subset(torch.arange(0, n, 20).int().view(1, -1))),  # too few to be packed
+    ):
+        check(q, k, v, pattern)
+    # One head of keys for all: strides of 0 have no boxes.
+    q, k, v = q.cuda(), k[:, :1].cuda(), v[:, :1].cuda()
+    one, two = (x.expand(-1, 2, -1, -1) for x in (k, v))
+    got = prefill_attention(q, one, two)
+    want = prefill_attention(q, one.contiguous(), two.contiguous())
+    torch.testing.assert_close(got[0], want[0], rtol=1e-2, atol=1.5e-2)
+    torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-3)
+    for held in workspaces.values():  # tickets, which every call leaves at zero
+        assert not held.tensor[: 1 << 16].any()
+
+
+@needs_device
 def test_refuses_what_has_no_kernel() -> None:
     q = torch.randn(1, 2, 64, 80, device="cuda").bfloat16()
     with pytest.raises(TamisUnsupported, match="head_dim 80, wanted f16 or bf16 for both and 64"):
@@ -101,12 +128,18 @@ def test_refuses_what_has_no_kernel() -> None:
 
 
 @needs_device
-def test_replays_in_a_graph() -> None:
-    q = torch.randn(1, 4, 500, 64, device="cuda").bfloat16()
-    k, v = torch.randn(2, 1, 2, 500, 64, device="cuda").bfloat16()
+@pytest.mark.parametrize("n", [500, 6000])  # of one work a block, and of more
+@pytest.mark.parametrize("before", [False, True])  # whether the stream has tickets
+def test_replays_in_a_graph(n: int, before: bool) -> None:
+    q = torch.randn(1, 4, n, 64, device="cuda").bfloat16()
+    k, v = torch.randn(2, 1, 2, n, 64, device="cuda").bfloat16()
     prefill_attention(q, k, v)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    if before:
+        with torch.cuda.stream(stream):
+            prefill_attention(q, k, v)
+        torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
         out, lse = prefill_attention(q, k, v)
     for _ in range(2):
         q.normal_()

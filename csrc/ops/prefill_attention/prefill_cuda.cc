@@ -13,8 +13,10 @@ constexpr PrefillCudaRow kRows[] = {
   {row_tiles == 1 ? "prefill_attention_" #dtype "_d" #d "_q64_sm80up"   \
                   : "prefill_attention_" #dtype "_d" #d "_q128_sm80up", \
    DType::dtype, d, 64 * row_tiles, 80},
-#define TAMIS_PREFILL_GROUP(dtype, d) \
-  {"prefill_attention_" #dtype "_d" #d "_q128_sm90", DType::dtype, d, kPrefillGroupQueries, 90},
+#define TAMIS_PREFILL_GROUP(dtype, d, groups)                      \
+  {groups == 2 ? "prefill_attention_" #dtype "_d" #d "_q128_sm90"  \
+               : "prefill_attention_" #dtype "_d" #d "_q192_sm90", \
+   DType::dtype, d, 64 * groups, 90},
 #include "ops/prefill_attention/kernels_cuda.def"
 #undef TAMIS_PREFILL_GROUP
 #undef TAMIS_PREFILL_CUDA
@@ -41,9 +43,26 @@ int64_t packed_bytes(const PrefillArgs& a) {
   return 2 * a.batch * a.kv_heads * a.columns.stride * a.head_dim;
 }
 
+// Whether keys and values of listed tokens are packed first.
+bool packs(const PrefillArgs& a) {
+  constexpr int64_t kManyListed = 256;  // below, packing takes what it saves
+  return a.columns.data != nullptr && a.columns.stride >= kManyListed;
+}
+
 // Neighbouring heads that share keys, values and pattern: 1 or 2.
 int32_t heads_alike(const PrefillArgs& a) {
   return a.heads / a.kv_heads % 2 == 0 && a.heads / a.pattern_heads % 2 == 0 ? 2 : 1;
+}
+
+// Warpgroups that multiply. Three hide more of the weights' making, which at 64 channels takes as
+// long as the products, but need boxes, and enough long tiles of 192 queries that all of the device
+// ends together: at 32 heads faster from 4096 queries on, slower at 2048 (bench/results/gpu.md).
+int32_t groups_for(const PrefillArgs& a, const CudaDevice& device) {
+  constexpr int64_t kTilesOfHead = 20, kTilesOfSm = 2;
+  const bool boxes = a.blocks.size == 0 && (a.columns.data == nullptr || packs(a));
+  const int64_t tiles = prefill_tiles(a, 192);
+  const bool many = tiles >= kTilesOfHead && tiles * a.batch * a.heads >= kTilesOfSm * device.sms;
+  return a.head_dim == 64 && boxes && many ? 3 : 2;
 }
 
 }  // namespace
@@ -54,10 +73,10 @@ std::span<const PrefillCudaRow> prefill_cuda_kernels() {
 
 const PrefillCudaRow* choose_prefill_cuda(const PrefillArgs& a, const CudaDevice& device) {
   const bool narrow = a.blocks.size > 0 && a.blocks.size <= 64;
-  const bool groups =
-      device.capability == 90 && !(a.softcap > 0) && (heads_alike(a) == 2 || !narrow) &&
-      prefill_tiles(a, kPrefillGroupQueries / 2) * a.batch * a.heads < kPrefillMostWorks;
-  const int32_t queries = narrow && !groups ? 64 : 128;
+  const bool groups = device.capability == 90 && !(a.softcap > 0) &&
+                      (heads_alike(a) == 2 || !narrow) &&
+                      prefill_tiles(a, 64) * a.batch * a.heads < kPrefillMostWorks;
+  const int32_t queries = groups ? 64 * groups_for(a, device) : narrow ? 64 : 128;
   for (const PrefillCudaRow& row : kRows) {
     if (row.dtype == a.q_dtype && row.dtype == a.kv_dtype && row.head_dim == a.head_dim &&
         row.queries == queries && (row.capability == 90) == groups) {
@@ -146,15 +165,14 @@ PrefillParams prefill_params(const PrefillArgs& a, int32_t queries) {
 }
 
 int64_t prefill_workspace_cuda(const PrefillArgs& a, const CudaDevice& device) {
-  constexpr int64_t kManyListed = 256;  // below, packing takes what it saves
   const PrefillCudaRow* row = choose_prefill_cuda(a, device);
-  if (row == nullptr || row->capability != 90 || a.columns.data == nullptr) return 0;
-  return a.columns.stride < kManyListed ? 0 : 2 * packed_bytes(a);
+  if (row == nullptr || row->capability != 90 || !packs(a)) return 0;
+  return 2 * packed_bytes(a);
 }
 
 PrefillPackParams prefill_pack_params(const PrefillArgs& a) {
   auto* keys = static_cast<uint8_t*>(a.workspace);
-  return {.p = prefill_params(a, kPrefillGroupQueries),
+  return {.p = prefill_params(a, 128),
           .keys = keys,
           .values = keys + packed_bytes(a),
           .kv_heads = static_cast<int32_t>(a.kv_heads),
@@ -166,10 +184,11 @@ PrefillArray prefill_packed(const PrefillArgs& a, const uint8_t* data) {
   return {data, a.kv_heads * of_head, of_head, a.head_dim};
 }
 
-PrefillGroupParams prefill_group_params(const PrefillArgs& a, const CudaDevice& device) {
+PrefillGroupParams prefill_group_params(const PrefillArgs& a, const CudaDevice& device,
+                                        int32_t groups) {
   // Keys and values of heads whose works run at a time stay in the L2 cache, of 50 MB.
   constexpr int64_t kHeldBytes = int64_t{32} << 20;
-  const int32_t alike = heads_alike(a), queries = kPrefillGroupQueries / alike;
+  const int32_t alike = groups == 2 ? heads_alike(a) : 1, queries = 64 * groups / alike;
   const int64_t listed = a.columns.data ? a.columns.stride : a.tokens;
   const int64_t kv_bytes = std::max<int64_t>(listed * a.head_dim * 4, 1);
   const int64_t all = a.batch * a.heads / alike, of_kv_head = a.heads / a.kv_heads / alike;
@@ -179,19 +198,29 @@ PrefillGroupParams prefill_group_params(const PrefillArgs& a, const CudaDevice& 
   const int64_t works = tiles * all;
   const bool packed = a.workspace != nullptr && prefill_workspace_cuda(a, device) > 0;
   return {.p = prefill_params(a, queries),
+          .factor = a.scale * 1.4426950408889634f,
           .heads_of_block = alike,
+          .queries = queries,
           .tiles = tiles,
           .together = static_cast<int32_t>(together),
           .works = static_cast<int32_t>(works),
           .blocks = static_cast<int32_t>(std::min<int64_t>(works, device.sms)),
+          .ticket = works > device.sms ? static_cast<uint32_t*>(a.tickets) : nullptr,
+          .by_section = divisor_of(std::max<int64_t>(together * tiles, 1)),
+          .by_together = divisor_of(together),
+          .by_blocks = divisor_of(a.heads / alike),
+          .by_heads = divisor_of(a.heads),
+          .by_group = divisor_of(a.heads / a.kv_heads),
+          .by_pattern = divisor_of(a.heads / a.pattern_heads),
           .boxes = packed || (a.columns.data == nullptr && a.blocks.size % kPrefillBoxTokens == 0),
-          .packed = packed};
+          .packed = packed,
+          .query_boxed = a.rows.data == nullptr && a.blocks.size == 0};
 }
 
-HeadBoxes prefill_boxes(const PrefillArgs& a, const PrefillArray& x, int64_t rows) {
+HeadBoxes prefill_boxes(const PrefillArgs& a, const PrefillArray& x, int64_t heads, int64_t rows) {
   return {.data = x.data,
           .batches = a.batch,
-          .heads = a.kv_heads,
+          .heads = heads,
           .rows = rows,
           .cols = a.head_dim,
           .batch_stride = x.batch_stride,

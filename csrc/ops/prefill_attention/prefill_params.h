@@ -45,41 +45,58 @@ constexpr int32_t prefill_shared(int32_t queries, int32_t head_dim) {
   return prefill_queries_at(queries) + 2 * head_dim * (queries + 2 * kPrefillStages * kPrefillKeys);
 }
 
-// By warpgroups (prefill_wgmma.cuh): a block's queries, of all its heads, and its threads, of which
-// the last 128 copy and keep few registers.
-inline constexpr int32_t kPrefillGroupQueries = 128;
+// By warpgroups (prefill_wgmma.cuh), of which `groups` multiply, 64 queries each, and the last
+// copies and keeps few registers.
 inline constexpr int32_t kPrefillGroupKeys = 128;
 inline constexpr int32_t kPrefillGroupStages = 3;
-inline constexpr int32_t kPrefillGroupThreads = 384;
-inline constexpr int32_t kPrefillGroupTaken = 216, kPrefillGroupKept = 72;
-static_assert(256 * kPrefillGroupTaken + 128 * kPrefillGroupKept <= 384 * (65536 / 384 / 8 * 8));
+inline constexpr int64_t kPrefillMostWorks = int64_t{1} << 28;  // and what follows fits 32 bits
 
-inline constexpr int64_t kPrefillMostWorks = int64_t{1} << 28;  // in front of flags of a tile
+// n / d of 0 <= n < 2^31 as a product, quotient() of prefill_work.cuh; d from 1 to 2^31.
+struct Divisor {
+  uint32_t factor;  // 2^shift / d, rounded up
+  uint32_t shift;   // 31 + log2 of d, rounded up: so what the factor is too large by does not count
+};
+constexpr Divisor divisor_of(int64_t d) {
+  uint32_t shift = 31;
+  while ((uint64_t{1} << shift) < static_cast<uint64_t>(d) << 31) ++shift;
+  const auto wide = static_cast<uint64_t>(d);
+  return {static_cast<uint32_t>(((uint64_t{1} << shift) + wide - 1) / wide), shift};
+}
 
 struct PrefillGroupParams {
   PrefillParams p;
+  float factor;            // of scores, whose weights are powers of 2
   int32_t heads_of_block;  // 1, or 2 that share keys, values and pattern
+  int32_t queries;         // of a tile of a head
   int32_t tiles;           // of queries
   int32_t together;        // batches times heads_of_blocks that take turns, of `all`
   int32_t works, blocks;   // all tiles of all heads, and blocks that take them
-  bool boxes;              // keys and values come as boxes of neighbouring tokens,
-  bool packed;             // or of entries of columns, which a kernel before has packed
-  TensorMap key_boxes = {}, value_boxes = {};
+  // A block takes the work of its number, then whichever a ticket says, zero before and after;
+  // null: every `blocks`th.
+  uint32_t* ticket;
+  Divisor by_section, by_together, by_blocks, by_heads, by_group, by_pattern;
+  bool boxes;   // keys and values come as boxes of neighbouring tokens,
+  bool packed;  // or of entries of columns, which a kernel before has packed
+  // Queries come as boxes: where none are listed, and no blocks begin before them.
+  bool query_boxed;
+  TensorMap key_boxes = {}, value_boxes = {}, query_boxes = {};
 };
 
 inline constexpr int32_t kPrefillBoxTokens = 64;
 
 // Shared memory of a block: queries, keys and values of its stages, lists of tokens with what their
 // tile is, tokens of the queries, barriers.
-constexpr int32_t prefill_group_shared(int32_t head_dim) {
-  return 2 * head_dim * kPrefillGroupKeys * (1 + 2 * kPrefillGroupStages) +
-         (kPrefillGroupStages + 1) * (4 * kPrefillGroupKeys + 16) + 4 * kPrefillGroupQueries +
-         8 * (4 * kPrefillGroupStages + 1);
+constexpr int32_t prefill_group_shared(int32_t head_dim, int32_t groups) {
+  return 2 * head_dim * (64 * groups + 2 * kPrefillGroupKeys * kPrefillGroupStages) +
+         (kPrefillGroupStages + 1) * (4 * kPrefillGroupKeys + 16) + 4 * 64 * groups + 16 +
+         8 * (4 * kPrefillGroupStages + 1) + 8;
 }
 
 // The boxes are the caller's to fill in.
-PrefillGroupParams prefill_group_params(const PrefillArgs& args, const CudaDevice& device);
-HeadBoxes prefill_boxes(const PrefillArgs& args, const PrefillArray& keys, int64_t rows);
+PrefillGroupParams prefill_group_params(const PrefillArgs& args, const CudaDevice& device,
+                                        int32_t groups);
+HeadBoxes prefill_boxes(const PrefillArgs& args, const PrefillArray& x, int64_t heads,
+                        int64_t rows);
 
 // What packs listed tokens (prefill_pack.cuh) gets: keys and values, [b, kv_heads, columns.stride,
 // d] each.

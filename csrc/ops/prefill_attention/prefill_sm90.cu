@@ -13,15 +13,18 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kPrefillPackThreads, 4)
 }
 
 template <class Config>
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kPrefillGroupThreads, 1)
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, 1)
     prefill_attention_group(const TAMIS_GRID_CONSTANT PrefillGroupParams g) {
   prefill_group<Config>(g);
 }
 
 template <class Config>
 Status run(const PrefillArgs& a, const CudaDevice& device, void* stream) {
-  PrefillGroupParams params = prefill_group_params(a, device);
+  PrefillGroupParams params = prefill_group_params(a, device, Config::kGroups);
   if (params.works == 0) return {};
+  const auto make = [&](const PrefillArray& x, int64_t heads, int64_t rows, TensorMap* map) {
+    return make_tensor_map("prefill_attention", prefill_boxes(a, x, heads, rows), map);
+  };
   if (params.packed) {
     const PrefillPackParams pack = prefill_pack_params(a);
     TAMIS_RETURN_IF_ERROR(
@@ -33,22 +36,24 @@ Status run(const PrefillArgs& a, const CudaDevice& device, void* stream) {
                 .early = true,
                 .stream = stream},
                &prefill_attention_pack, pack));
-    const auto make = [&](const uint8_t* data, TensorMap* map) {
-      return make_tensor_map("prefill_attention",
-                             prefill_boxes(a, prefill_packed(a, data), a.columns.stride), map);
-    };
-    TAMIS_RETURN_IF_ERROR(make(pack.keys, &params.key_boxes));
-    TAMIS_RETURN_IF_ERROR(make(pack.values, &params.value_boxes));
+    TAMIS_RETURN_IF_ERROR(
+        make(prefill_packed(a, pack.keys), a.kv_heads, a.columns.stride, &params.key_boxes));
+    TAMIS_RETURN_IF_ERROR(
+        make(prefill_packed(a, pack.values), a.kv_heads, a.columns.stride, &params.value_boxes));
   } else if (params.boxes) {  // strides of 0 have none
-    const auto make = [&](const PrefillArray& x, TensorMap* map) {
-      return make_tensor_map("prefill_attention", prefill_boxes(a, x, a.tokens), map).ok();
-    };
-    params.boxes = make(a.keys, &params.key_boxes) && make(a.values, &params.value_boxes);
+    params.boxes = make(a.keys, a.kv_heads, a.tokens, &params.key_boxes).ok() &&
+                   make(a.values, a.kv_heads, a.tokens, &params.value_boxes).ok();
+  }
+  params.query_boxed =
+      params.query_boxed && make(a.q, a.heads, a.queries, &params.query_boxes).ok();
+  if constexpr (Config::kBoxes) {
+    using Fewer = PrefillGroupConfig<Config::kType, Config::kDim, 2>;
+    if (!params.boxes) return run<Fewer>(a, device, stream);
   }
   return launch_wide<&prefill_attention_group<Config>>(
       "prefill_attention", device, Config::kSharedBytes,
       {.grid = dim3(static_cast<uint32_t>(params.blocks)),
-       .threads = kPrefillGroupThreads,
+       .threads = Config::kThreads,
        .shared_bytes = static_cast<size_t>(Config::kSharedBytes),
        .early = true,
        .stream = stream},
@@ -57,8 +62,10 @@ Status run(const PrefillArgs& a, const CudaDevice& device, void* stream) {
 
 template <DType kType>
 Status run_dim(const PrefillArgs& a, const CudaDevice& device, void* stream) {
-  return a.head_dim == 64 ? run<PrefillGroupConfig<kType, 64>>(a, device, stream)
-                          : run<PrefillGroupConfig<kType, 128>>(a, device, stream);
+  if (a.head_dim == 128) return run<PrefillGroupConfig<kType, 128, 2>>(a, device, stream);
+  return choose_prefill_cuda(a, device)->queries == 192
+             ? run<PrefillGroupConfig<kType, 64, 3>>(a, device, stream)
+             : run<PrefillGroupConfig<kType, 64, 2>>(a, device, stream);
 }
 
 }  // namespace

@@ -6,27 +6,36 @@
 
 namespace tamis {
 
-template <DType kTypeOf, int kDimOf>
+template <DType kTypeOf, int kDimOf, int kGroupsOf>
 struct PrefillGroupConfig {
   static constexpr DType kType = kTypeOf;
   static constexpr int kDim = kDimOf;
-  static constexpr int kQueries = kPrefillGroupQueries, kKeys = kPrefillGroupKeys;
+  // Three know no blocks of a pattern, and keys and values come as boxes: registers.
+  static constexpr bool kBoxes = kGroupsOf == 3;
+  static constexpr int kGroups = kGroupsOf;  // that multiply
+  static constexpr int kThreads = 128 * (kGroups + 1);
+  static constexpr int kTaken = kGroups == 3 ? 160 : 208, kKept = kGroups == 3 ? 32 : 88;
+  static constexpr int kQueries = 64 * kGroups, kKeys = kPrefillGroupKeys;
   static constexpr uint32_t kStages = kPrefillGroupStages;
   static constexpr int kKeyTiles = kKeys / 8, kDimTiles = kDim / 8;
   static constexpr uint32_t kChunks = kDim / 8;  // of 16 bytes, of a row
   // Shared memory: parts of 64 channels one after another, each as rows of 128 bytes.
   static constexpr uint32_t kPartBytes = 128 * kKeys;
   static constexpr uint32_t kTileBytes = kPartBytes * (kDim / 64);
+  static constexpr uint32_t kQueryPartBytes = 128 * kQueries;
   static constexpr uint32_t kQueriesAt = 0;
-  static constexpr uint32_t kStagesAt = kTileBytes;  // keys, then values
+  static constexpr uint32_t kStagesAt = kQueryPartBytes * (kDim / 64);  // keys, then values
   static constexpr uint32_t kListsAt = kStagesAt + 2 * kStages * kTileBytes;
   static constexpr uint32_t kLists = kStages + 1;  // a list is read after its keys are free
   static constexpr uint32_t kListBytes = 4 * kKeys + 16;
   static constexpr uint32_t kTokensAt = kListsAt + kLists * kListBytes;  // of the queries
-  static constexpr uint32_t kBarriersAt = kTokensAt + 4 * kQueries;
-  static constexpr int32_t kSharedBytes = kBarriersAt + 8 * (4 * kStages + 1);
-  static_assert(kSharedBytes == prefill_group_shared(kDim), "as the host lays it out");
-  static_assert(kQueries == kKeys, "queries lie as keys do");
+  static constexpr uint32_t kHeadAt = kTokensAt + 4 * kQueries;  // the first, of all batches'
+  static constexpr uint32_t kBarriersAt = kHeadAt + 16;
+  static constexpr uint32_t kNextAt = kBarriersAt + 8 * (4 * kStages + 1);  // works, in turns
+  static constexpr int32_t kSharedBytes = kNextAt + 8;
+  static_assert((kThreads - 128) * kTaken + 128 * kKept <= kThreads * (65536 / kThreads / 8 * 8),
+                "no more registers than the launch has");
+  static_assert(kSharedBytes == prefill_group_shared(kDim, kGroups), "as the host lays it out");
   static_assert(kType == DType::bf16 || kType == DType::f16, "tensor cores take 16-bit floats");
   static_assert(kDim == 64 || kDim == 128, "a warp copies whole rows, parts of 64 channels");
 
@@ -35,13 +44,12 @@ struct PrefillGroupConfig {
   }
 };
 
-// What a tile of listed tokens is, behind its list: in front of the number of its work.
+// What a tile of listed tokens is, behind its list.
 enum PrefillTileFlag : uint32_t {
   kPrefillCut = 1,   // some limit cuts it
   kPrefillLast = 2,  // of its work
   kPrefillNone = 4,  // the work has no tile
   kPrefillEnd = 8,   // there is no more work
-  kPrefillWorkUnit = 16,
 };
 
 // A stage of the ring, and how often it was used.

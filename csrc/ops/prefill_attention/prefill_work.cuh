@@ -7,18 +7,22 @@
 
 namespace tamis {
 
+TAMIS_DEVICE int32_t quotient(int32_t n, Divisor d) {
+  return static_cast<int32_t>((uint64_t{static_cast<uint32_t>(n)} * d.factor) >> d.shift);
+}
+
 // Which heads and which tile of queries a work is.
 struct PrefillTile {
   int32_t batch, head, tile;  // head: the first
 
   TAMIS_DEVICE PrefillTile(const PrefillGroupParams& g, int32_t work) {
-    const int32_t section = work / (g.together * g.tiles);
+    const int32_t section = quotient(work, g.by_section);
     const int32_t within = work - section * g.together * g.tiles;
-    tile = g.tiles - 1 - within / g.together;  // later ones see more
-    const int32_t y = section * g.together + within % g.together;
-    const int32_t blocks = g.p.heads / g.heads_of_block;
-    batch = y / blocks;
-    head = y % blocks * g.heads_of_block;
+    const int32_t from_last = quotient(within, g.by_together);
+    tile = g.tiles - 1 - from_last;  // later ones see more
+    const int32_t y = (section - from_last) * g.together + within;
+    batch = quotient(y, g.by_blocks);
+    head = y * g.heads_of_block - batch * g.p.heads;
   }
   // Of row i of the tile.
   TAMIS_DEVICE int32_t head_of_row(const PrefillGroupParams& g, int32_t i) const {
@@ -33,7 +37,7 @@ struct PrefillWork : PrefillTile {
 
   TAMIS_DEVICE PrefillWork(const PrefillGroupParams& g, int32_t work) : PrefillTile(g, work) {
     const PrefillParams& p = g.p;
-    const int32_t queries = kPrefillGroupQueries / g.heads_of_block;
+    const int32_t queries = g.queries;
     first = queries * tile;
     int32_t slots = p.queries;
     if (p.block > 0) {
@@ -60,7 +64,9 @@ struct PrefillWork : PrefillTile {
   }
 };
 
-// The tokens that a work's queries may see, as entries of a list, tile by tile.
+// The tokens that a work's queries may see, as entries of a list, tile by tile. kBlocks: of blocks
+// too.
+template <bool kBlocks>
 struct PrefillEntries {
   const PrefillParams& p;
   int32_t batch, low, high;  // tokens of the first and the last query
@@ -70,15 +76,15 @@ struct PrefillEntries {
   int32_t first = 0, end = 0;
   int32_t oldest = 0, newest = 0, own = 0;  // own: this lane's token
 
-  TAMIS_DEVICE PrefillEntries(const PrefillParams& params, const PrefillWork& work)
-      : p(params), batch(work.batch), count(params.tokens), list(nullptr) {
-    const int32_t pattern = work.head / p.pattern_group;
+  TAMIS_DEVICE PrefillEntries(const PrefillGroupParams& g, const PrefillWork& work)
+      : p(g.p), batch(work.batch), count(g.p.tokens), list(nullptr) {
+    const int32_t pattern = quotient(work.head, g.by_pattern);
     low = p.first + work.query(p, work.first > 0 ? work.first : 0);
     high = p.first + work.query(p, work.last - 1);
     base = p.begin ? dev::load_global(p.begin + batch) : 0;
     sink = p.sink ? dev::load_global(p.sink + pattern) : 0;
     window = p.window ? dev::load_global(p.window + pattern) : 0;
-    if (p.block > 0) {
+    if (kBlocks && p.block > 0) {
       const int32_t* offsets = p.offsets + int64_t{pattern} * (p.blocks + 1) + work.row;
       const int32_t from = clamped(dev::load_global(offsets), 0, p.block_stride);
       const int32_t to = clamped(dev::load_global(offsets + 1), from, p.block_stride);
@@ -95,7 +101,7 @@ struct PrefillEntries {
     }
   }
   TAMIS_DEVICE int32_t token(int32_t entry) const {
-    if (p.block > 0) {
+    if (kBlocks && p.block > 0) {
       const int32_t of = entry / p.block;
       const int32_t column = clamped(dev::load_global(list + of), 0, p.blocks - 1);
       entry += (column - of) * p.block;

@@ -15,7 +15,7 @@ from torch import Tensor
 from tamis import _C
 from tamis.errors import TamisUnsupported
 from tamis.ops import cuda
-from tamis.ops.cuda_memory import raw_stream, with_workspace
+from tamis.ops.cuda_memory import raw_stream, tickets, with_workspace
 from tamis.ops.handle import core_errors
 
 
@@ -98,12 +98,14 @@ def prefill_attention(q: Tensor, *rest: Any) -> None:
     the prompt: too much to be held like other workspaces.
     """
     device = _place(q)
+    listed = rest[-1][0] != 0
     with torch.cuda.device(device), core_errors():
-        size = _C.cuda_prefill_workspace(device, *rest)
+        size = _C.cuda_prefill_workspace(device, *rest) if listed else 0
         memory = torch.empty(size, dtype=torch.uint8, device=q.device) if size else None
         pointer = 0 if memory is None else memory.data_ptr()
-        arguments = (*rest, pointer)
-        _C.cuda_prefill_attention(device, raw_stream(device), *arguments)
+        stream = raw_stream(device)
+        arguments = (*rest, pointer, tickets(device, stream))
+        _C.cuda_prefill_attention(device, stream, *arguments)
 
 
 def kv_estimate(

@@ -47,6 +47,19 @@ def workspace(device: int, stream: int, nbytes: int) -> Workspace:
     return found
 
 
+def tickets(device: int, stream: int) -> int:
+    """Address of the tickets of a stream; 0 where a graph that is captured there would make them.
+
+    For calls that can do without: memory that a graph zeroes is not zero before its first replay.
+    """
+    found = workspaces.get((device, stream))
+    if found is None:
+        if torch.cuda.is_current_stream_capturing():
+            return 0
+        found = workspace(device, stream, 0)
+    return found.pointer
+
+
 def with_workspace(device: int, run: Callable[[int, int, int], int]) -> int:
     """Calls run(stream, pointer, nbytes) until it wants no larger workspace, and says what it did."""
     with torch.cuda.device(device), core_errors():

@@ -65,7 +65,7 @@ void expect_all(uint64_t seed) {
   TEST(Prefill, dtype##_d##d##_t##row_tiles) {                            \
     expect_all<PrefillConfig<DType::dtype, d, row_tiles>>(d + row_tiles); \
   }
-#define TAMIS_PREFILL_GROUP(dtype, d)  // prefill_wgmma.cc
+#define TAMIS_PREFILL_GROUP(dtype, d, groups)  // prefill_wgmma.cc
 #include "ops/prefill_attention/kernels_cuda.def"
 #undef TAMIS_PREFILL_GROUP
 #undef TAMIS_PREFILL_CUDA
