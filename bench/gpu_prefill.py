@@ -10,6 +10,12 @@ from gpu_timing import timed_in_turns
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 TOKENS = (8192, 32768)
+# Whole ones: tokens, KV heads, channels.
+WHOLE = (
+    *((tokens, 8, dim) for dim in (128, 64) for tokens in (128, 256, 512, 1024, 2048, 4096)),
+    (8192, 8, 64),
+    *((tokens, 32, dim) for dim in (128, 64) for tokens in (512, 2048, 8192)),
+)
 
 
 def block_lists(size: int, tokens: int, share: float) -> tuple[Any, float]:
@@ -56,12 +62,14 @@ def torch_sides(q: Any, k: Any, v: Any) -> dict[str, Callable[[], object]]:
     return sides
 
 
-def our_sides(q: Any, k: Any, v: Any) -> dict[str, Callable[[], object]]:
-    """Whole, half of the tokens at random, and blocks."""
+def our_sides(q: Any, k: Any, v: Any, whole: bool) -> dict[str, Callable[[], object]]:
+    """Whole; unless only that, half of the tokens at random, and blocks."""
     import torch
 
     from tamis.ops.prefill import CAUSAL, Pattern, Subset, prefill_attention
 
+    if whole:
+        return {"whole": partial(prefill_attention, q, k, v, CAUSAL)}
     tokens = q.shape[2]
     half = torch.randperm(tokens)[: tokens // 2].sort()[0].int().view(1, -1).cuda()
     patterns = {
@@ -75,21 +83,27 @@ def our_sides(q: Any, k: Any, v: Any) -> dict[str, Callable[[], object]]:
 
 
 def prefill() -> list[dict[str, Any]]:
+    cases = [(tokens, KV_HEADS, DIM, False) for tokens in TOKENS]
+    cases += [(*shape, True) for shape in WHOLE]
+    return [row for case in cases for row in measured(*case)]
+
+
+def measured(tokens: int, kv_heads: int, dim: int, whole: bool) -> list[dict[str, Any]]:
     import torch
 
+    torch.cuda.empty_cache()
+    q = torch.randn(1, HEADS, tokens, dim, dtype=torch.bfloat16, device="cuda")
+    k, v = torch.randn(2, 1, kv_heads, tokens, dim, dtype=torch.bfloat16, device="cuda")
+    times = timed_in_turns(our_sides(q, k, v, whole) | torch_sides(q, k, v), 1)
+    flops = 4 * HEADS * dim * tokens * tokens / 2
     found = []
-    for tokens in TOKENS:
-        torch.cuda.empty_cache()
-        q = torch.randn(1, HEADS, tokens, DIM, dtype=torch.bfloat16, device="cuda")
-        k, v = torch.randn(2, 1, KV_HEADS, tokens, DIM, dtype=torch.bfloat16, device="cuda")
-        times = timed_in_turns(our_sides(q, k, v) | torch_sides(q, k, v), 1)
-        flops = 4 * HEADS * DIM * tokens * tokens / 2
-        for name, t in times.items():
-            row = {"tokens": tokens, "what": name, "us": 1e6 * t, "tflops": flops / t / 1e12}
-            for other in ("sdpa flash", "sdpa cudnn"):
-                if other in times:
-                    row[other] = times[other] / t
-            found.append(row)
+    for name, t in times.items():
+        row = {"tokens": tokens, "what": name, "us": 1e6 * t, "tflops": flops / t / 1e12}
+        row |= {"kv_heads": kv_heads, "dim": dim}
+        for other in ("sdpa flash", "sdpa cudnn"):
+            if other in times:
+                row[other] = times[other] / t
+        found.append(row)
     return found
 
 
@@ -97,6 +111,6 @@ def print_prefill(rows: list[dict[str, Any]]) -> None:
     for r in rows:
         ratios = ", ".join(f"{r[n]:.2f} of {n}" for n in ("sdpa flash", "sdpa cudnn") if n in r)
         print(
-            f"prefill {r['tokens']:6} {r['what']:24} {r['us']:10.1f} us {r['tflops']:7.1f} dense "
-            f"TFLOP/s  {ratios}"
+            f"prefill {r['tokens']:6} g {r['kv_heads']:2} d {r['dim']:3} {r['what']:24} "
+            f"{r['us']:10.1f} us {r['tflops']:7.1f} dense TFLOP/s  {ratios}"
         )
