@@ -75,7 +75,8 @@ TAMIS_DEVICE void sync_cluster_unordered() {
 }
 // Writes to shared memory of that block of the cluster and reports the bytes to its barrier, whose
 // waiting threads then see them: no meeting, no release. The block has made the barrier before a
-// meeting (fence_barrier_init), and does not end before the bytes are there.
+// meeting (fence_barrier_init), and does not end before the bytes are there. An illegal
+// instruction in a launch without clusters.
 TAMIS_DEVICE void send_cluster(uint32_t block, uint32_t at, uint32_t value, uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(

@@ -570,6 +570,7 @@ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t valid, ui
 
 void send(uint32_t block, uint32_t to, const void* from, uint32_t bytes, uint32_t at) {
   shared_of(block, to, bytes, bytes, "send");
+  if (g.launch.cluster < 2) fail("send: no cluster");  // an illegal instruction of an H200
   Barrier& b = barrier_of(block, at);
   if (block != me().block && me().seen <= b.made) fail("send: no meeting since barrier_init");
   if (g.sends++ == g.launch.faults.send) return;
