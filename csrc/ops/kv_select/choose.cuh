@@ -2,16 +2,17 @@
 // of one cluster of blocks a head holds in eight bytes a unit. Every block scores its share of the
 // units once, by tensor cores, and keeps the scores of four rows in 16 bits; what rows come to, by
 // which 16 bits are enough to say which units are among the k best but for few candidates; and
-// those are scored again, exactly. Three meetings of the cluster: what rows come to; counts of the
-// steps of equal width between bounds of the scores, which find the step of the k-th; the
-// candidates and how many units each block takes beside them. Lists are those of kv_select from
-// exact scores. Where 16 bits do not tell units apart (many equal scores, scores beyond f16), every
-// unit is scored again and a radix finds the k-th. NaN stands for units that are not to choose
-// from.
+// those are scored again, exactly (settle.cuh). Three meetings of the cluster: what rows come to;
+// counts of the steps of equal width between bounds of the scores, which find the step of the k-th;
+// the candidates and how many units each block takes beside them. Lists are those of kv_select
+// from exact scores. Where 16 bits do not tell units apart (many equal scores, scores beyond f16),
+// every unit is scored again and a radix finds the k-th. NaN stands for units that are not to
+// choose from.
 #pragma once
 
 #include "base/cuda/dev.h"
 #include "ops/kv_select/choose_scores.cuh"
+#include "ops/kv_select/settle.cuh"
 
 namespace tamis {
 
@@ -59,10 +60,13 @@ TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
 
 // Steps of equal width, in place of digits: 1 to 1017 between the bounds.
 struct ChooseSteps {
-  float low, scale;
+  static constexpr float kSteps = static_cast<float>(kChooseSteps) - 8;
+  float low, scale, width;
 
   TAMIS_DEVICE explicit ChooseSteps(const ChooseBounds& b)
-      : low(b.low), scale(dev::divide(static_cast<float>(kChooseSteps) - 8, b.high - b.low)) {}
+      : low(b.low),
+        scale(dev::divide(kSteps, b.high - b.low)),
+        width(dev::mul(b.high - b.low, 1 / kSteps)) {}
 
   TAMIS_DEVICE uint32_t of(float x) const {  // 0: not to choose from, or below everything
     const float steps = dev::max(dev::mul(dev::add(x, -low), scale), -1.0f);
@@ -70,166 +74,95 @@ struct ChooseSteps {
   }
   // What lies half a step below the middle of a step, or above it.
   TAMIS_DEVICE float edge(uint32_t step, float half) const {
-    return low + dev::divide(static_cast<float>(step) - 1 + half, scale);
+    return dev::fma(static_cast<float>(step) - 1 + half, width, low);
   }
 };
 
-TAMIS_DEVICE void take_unit(int32_t place) {
-  const auto of = static_cast<uint32_t>(place);
-  dev::add_shared(kChooseTakenAt + 4 * (of / 32), 1u << of % 32);
-}
+// Where the units lie that a head chooses: those that are certain, and then what is settled; all
+// bits that list_unit set; everything.
+enum class Chosen { certain, listed, all };
 
 // What reads chosen units as soon as they are known (ChosenReader of sparse_attention); this one
 // reads nothing.
 struct NoReader {
   static constexpr bool kLists = true;  // chosen units go to memory
+  using Settlers = ChooseGroup<0, kChooseThreads / 32, 0>;
+  TAMIS_DEVICE void begin() {}  // before a barrier
   TAMIS_DEVICE void ask_query() {}
   TAMIS_DEVICE void query_there() {}
-  // The lane's units that are certain, bits of the word that it holds, and how many the lanes below
-  // have; what warps have lies at kChooseWarpsAt. Scores are not needed any more.
-  TAMIS_DEVICE void list_sure(uint32_t, uint32_t) {}
-  TAMIS_DEVICE void start(const EstimatePlace&) {}  // behind a barrier after that
-  TAMIS_DEVICE void forget() {}  // nothing was certain, and scores are needed once more
+  // Bits of a word of units are certain; how many of them are listed before a barrier.
+  TAMIS_DEVICE uint32_t note(const EstimatePlace&, const SelectTask&, uint32_t, uint32_t) {
+    return 0;
+  }
+  TAMIS_DEVICE void count(uint32_t) {}  // the warp's, by one lane
+  TAMIS_DEVICE void forget() {}         // scores are needed once more
   TAMIS_DEVICE void list_unit(int32_t) {}
-  // All is chosen; bits of chosen units lie there, or everything is.
-  TAMIS_DEVICE void read(const EstimatePlace&, const SelectTask&, uint32_t) {}
+  // False if settle() does not tell what is chosen.
+  template <class Settle>
+  TAMIS_DEVICE bool read(const EstimatePlace&, const SelectTask&, Chosen from,
+                         const Settle& settle) {
+    return from != Chosen::certain || settle();
+  }
 };
 // Where bits lie that list_unit sets.
-inline constexpr uint32_t kChooseListedAt = kChooseCandidatesAt, kChooseNowhere = 0xffffffffu;
+inline constexpr uint32_t kChooseListedAt = kChooseCandidatesAt;
 
-// Finds out which of the block's units are among the k best of the head, a bit each, and how many
-// the blocks before have; everything is counted. False, in every block, where 16 bits do not tell.
+// Leaves a bit a unit that is certain, the candidates of the block and what their scores are held
+// to; everything is counted. False, in every block, where no step is found.
 template <class Reader>
-TAMIS_DEVICE bool take_best(const ChooseParams& p, const EstimatePlace& at, const ChooseHeld& s,
-                            const ChooseBounds& b, int32_t k, int32_t* before, Reader& reader) {
-  const ChooseSteps steps(b);
-  const uint32_t thread = at.thread, block = dev::block_index_x();
-  const auto blocks = static_cast<uint32_t>(p.estimate.blocks);
-  const uint32_t room = kChooseCandidates / blocks;
-  const Digit found = find_cluster_digit(p, k);
+TAMIS_DEVICE bool find_certain(const ChooseParams& p, const EstimatePlace& at,
+                               const SelectTask& task, const ChooseHeld& s, const ChooseBounds& b,
+                               const ChooseSteps& steps, Reader& reader) {
+  const uint32_t room = kChooseCandidates / static_cast<uint32_t>(p.estimate.blocks);
+  const Digit found = find_cluster_digit(p, task.k);
   if (found.digit == 0) return false;
   // The k-th exact score is within slack of the step, and so is every score that 16 bits put within
   // twice as much of it.
   const float low = steps.edge(found.digit, -0.52f) - 2 * b.slack;
   const float high = steps.edge(found.digit, 0.52f) + 2 * b.slack;
-  uint32_t mine = 0;
+  if (at.thread == 0) {
+    const float edges[3] = {dev::add(low, b.slack), dev::add(high, -b.slack), b.shift};
+    dev::store_shared<dev::Word4>(kChooseEdgesAt, {dev::bits_of(edges[0]), dev::bits_of(edges[1]),
+                                                   dev::bits_of(edges[2]), 0});
+  }
+  uint32_t mine = 0, open = 0;  // of the word that this lane holds
   s.for_turns([&](int turn) {
     const float x = s.score(turn);
-    const uint32_t sure = dev::ballot(x > high);
-    if (at.lane == static_cast<uint32_t>(turn)) mine = sure;
-    if (x >= low && x <= high) {
-      const uint32_t i = dev::add_shared(kKeptAt, 1);
-      if (i < room) dev::store_shared<int32_t>(kChooseKeptAt + 4 * i, s.place(turn));
+    const uint32_t sure = dev::ballot(x > high), above = dev::ballot(x >= low);
+    if (at.lane == static_cast<uint32_t>(turn)) {
+      mine = sure;
+      open = above & ~sure;
     }
   });
   const uint32_t word = static_cast<uint32_t>(s.turns) * at.warp + at.lane;
+  // At most 512 of each in a warp.
+  uint32_t both = static_cast<uint32_t>(dev::popcount(mine));
+  auto through = static_cast<uint32_t>(dev::popcount(open));
+  const uint32_t own = through;
   if (static_cast<int32_t>(at.lane) < s.turns) {
     dev::store_shared<uint32_t>(kChooseTakenAt + 4 * word, mine);
+    both |= reader.note(at, task, word, mine) << 16;
   }
-  auto sure = static_cast<uint32_t>(dev::popcount(mine));
-  for (int distance = 1; distance < 32; distance *= 2) sure = dev::prefix_step(sure, distance);
+  for (int distance = 1; distance < 32; distance *= 2) {
+    both = dev::prefix_step(both, distance);
+    through = dev::prefix_step(through, distance);
+  }
+  uint32_t first = 0;
   if (at.lane == 31) {
-    dev::add_shared(kSureAt, sure);
-    dev::store_shared<uint32_t>(kChooseWarpsAt + 4 * at.warp, sure);
+    dev::add_shared(kSureAt, both & 0xffff);
+    reader.count(both >> 16);
+    first = dev::add_shared(kKeptAt, through);
+  }
+  first = static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(first), 31)) + through - own;
+  for (; open != 0 && first < room; open &= open - 1, ++first) {
+    const int32_t lowest = dev::popcount((open & (0u - open)) - 1);
+    dev::store_shared<int32_t>(kChooseKeptAt + 4 * first, static_cast<int32_t>(32 * word) + lowest);
   }
   dev::sync_block();
-  const uint32_t kept = dev::load_shared<uint32_t>(kKeptAt), region = 4 * room * block;
-  if (kept <= room && thread < kept) {
-    const auto place = dev::load_shared<int32_t>(kChooseKeptAt + 4 * thread);
-    const float x = clean_score(exact_score(p, at, at.first + place));
-    const float in_pairs = x + b.shift;
-    if (in_pairs > high - b.slack) {
-      take_unit(place);
-      dev::add_shared(kSureAt, 1);
-    } else if (in_pairs >= low + b.slack) {
-      const uint32_t to = region + 4 * dev::add_shared(kSentAt, 1);
-#pragma unroll 1
-      for (uint32_t i = 0; i < blocks; ++i) {
-        dev::store_cluster(i, kChooseCandidatesAt + to, dev::bits_of(x));
-        dev::store_cluster(i, kChooseCandidateUnitsAt + to,
-                           static_cast<uint32_t>(at.first + place));
-      }
-    }
-  }
-  reader.list_sure(mine, sure - static_cast<uint32_t>(dev::popcount(mine)));
-  dev::sync_block();
-  reader.start(at);
-  if (thread < blocks) {
-    dev::store_cluster(thread, kChooseToldAt + 8 * block, dev::load_shared<uint32_t>(kSureAt));
-    dev::store_cluster(thread, kChooseToldAt + 8 * block + 4,
-                       kept <= room ? dev::load_shared<uint32_t>(kSentAt) : kChooseMost);
-  }
-  dev::sync_cluster();  // the last one: nobody reaches for another block after it
-  // Where each block's candidates go among all, and what blocks before have taken: a lane a block.
-  dev::Word2 told{0, 0};
-  if (at.lane < blocks) told = dev::load_shared<dev::Word2>(kChooseToldAt + 8 * at.lane);
-  uint32_t taken = told.x, all = told.y;
-  for (int distance = 1; distance < kChooseBlocks; distance *= 2) {
-    taken = dev::prefix_step(taken, distance);
-    all = dev::prefix_step(all, distance);
-  }
-  const auto of = [](uint32_t x, uint32_t lane) {
-    return static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(x), static_cast<int>(lane)));
-  };
-  *before = static_cast<int32_t>(of(taken - told.x, block));
-  const uint32_t from = of(all - told.y, thread % blocks), count = of(told.y, thread % blocks);
-  taken = of(taken, blocks - 1);
-  all = of(all, blocks - 1);
-  const auto wanted = static_cast<uint32_t>(k) - taken;  // of the candidates
-  if (all > kChooseCandidates || wanted == 0 || wanted > all) return false;
-  for (uint32_t i = thread / blocks; i < count; i += kChooseThreads / blocks) {
-    const uint32_t region_of = 4 * (room * (thread % blocks) + i), to = 4 * (from + i);
-    dev::store_shared<uint32_t>(kChoosePairsAt + to,
-                                dev::load_shared<uint32_t>(kChooseCandidatesAt + region_of));
-    dev::store_shared<uint32_t>(kChooseKeptAt + to,
-                                dev::load_shared<uint32_t>(kChooseCandidateUnitsAt + region_of));
-  }
-  dev::sync_block();
-  const auto score = [](uint32_t i) { return dev::load_shared<float>(kChoosePairsAt + 4 * i); };
-  const auto unit_of = [](uint32_t i) { return dev::load_shared<int32_t>(kChooseKeptAt + 4 * i); };
-  const auto take = [&](int32_t unit) {
-    if (unit < at.first) {
-      dev::add_shared(kEarlierAt, 1);
-    } else if (unit < at.last) {
-      take_unit(unit - at.first);
-    }
-  };
-  // Eight lanes a candidate.
-#pragma unroll 1
-  for (uint32_t first = 4 * at.warp; first < all; first += kChooseThreads / 8) {
-    const uint32_t i = first + at.lane / 8;
-    const float x = i < all ? score(i) : 0.0f;
-    int32_t through = 0;  // those that are no smaller
-#pragma unroll 4
-    for (uint32_t other = at.lane % 8; other < all; other += 8)
-      through += score(other) >= x ? 1 : 0;
-#pragma unroll
-    for (uint32_t mask = 1; mask < 8; mask *= 2) {
-      through += dev::shuffle(through, static_cast<int>(at.lane ^ mask));
-    }
-    if (at.lane % 8 != 0 || i >= all) continue;
-    if (through <= static_cast<int32_t>(wanted)) take(unit_of(i));
-    if (through == static_cast<int32_t>(wanted)) dev::store_shared<uint32_t>(kMetAt, 1);
-  }
-  dev::sync_block();
-  if (dev::load_shared<uint32_t>(kMetAt) == 0) {  // some of equal ones: the lowest units
-    if (thread < all) {
-      const float x = score(thread);
-      uint32_t above = 0, through = 0, lower = 0;
-      for (uint32_t i = 0; i < all; ++i) {
-        above += score(i) > x ? 1 : 0;
-        through += score(i) >= x ? 1 : 0;
-        lower += score(i) == x && unit_of(i) < unit_of(thread) ? 1 : 0;
-      }
-      if (through > wanted && above + lower < wanted) take(unit_of(thread));
-    }
-    dev::sync_block();
-  }
-  *before += dev::load_shared<int32_t>(kEarlierAt);
   return true;
 }
 
-// Calls put(place, unit) for the units that take_best took.
+// Calls put(place, unit) for the units that are certain or settled.
 template <class Put>
 TAMIS_DEVICE void list_taken(const EstimatePlace& at, const ChooseHeld& s, int32_t before,
                              const Put& put) {
@@ -319,14 +252,32 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
   const int32_t first = task.begin + task.sink;  // to choose from
   int32_t* index = a.index + head * a.index_stride;
   float* out = p.estimate.args.out;
-  uint32_t bits_at = kChooseNowhere;
+  const auto put = [&](int32_t place, int32_t unit) {
+    if constexpr (!Reader::kLists) return;
+    int32_t* to = index + (task.sink + place) * page;
+    for (int32_t i = 0; i < page; ++i) to[i] = unit * page + i;
+  };
+  const ChooseHeld held{{nullptr, at.first, kChooseThreads * p.turns}, p.turns};
+  bool certain = false;
+  const int32_t end = first + task.n < at.last ? first + task.n : at.last;
+  const auto choose_from = [&](int32_t place) {
+    return at.first + place >= first && at.first + place < end;
+  };
+  if (at.thread == 0) {
+    dev::barrier_init(kChooseTellingAt);
+    dev::barrier_init(kChooseSendingAt);
+    reader.begin();
+    dev::fence_barrier_init();  // the meeting comes where bounds are found
+  }
+  if constexpr (!Reader::kLists) {
+    if (!chooses && out == nullptr) dev::sync_cluster_unordered();  // or here
+  }
   if (chooses || out != nullptr) {
     clear_choose_counts();
     if (at.thread < 8) dev::store_shared<uint32_t>(kChooseSumsAt + 4 * at.thread, 0);
     score_block(p, at, estimate_begin(p.estimate, at.head));
     reader.query_there();
     const ChooseBounds bounds = find_bounds(p, at);
-    const ChooseHeld held{{nullptr, at.first, kChooseThreads * p.turns}, p.turns};
     if (out != nullptr) {
 #pragma unroll 1
       for (int32_t unit = at.first + static_cast<int32_t>(at.thread); unit < at.last;
@@ -334,67 +285,62 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
         out[head * a.units + unit] = unit < task.begin ? kSelectNever : exact_score(p, at, unit);
       }
     }
-    const int32_t end = first + task.n < at.last ? first + task.n : at.last;
-    const auto choose_from = [&](int32_t place) {
-      return at.first + place >= first && at.first + place < end;
-    };
-    const auto put = [&](int32_t place, int32_t unit) {
-      if constexpr (!Reader::kLists) return;
-      int32_t* to = index + (task.sink + place) * page;
-      for (int32_t i = 0; i < page; ++i) to[i] = unit * page + i;
-    };
-    if (chooses) {
-      bool found = bounds.spread();
-      int32_t before = 0;
-      if (found) {
-        const ChooseSteps steps(bounds);
-        held.for_turns([&](int turn) {
-          const int32_t place = held.place(turn);
-          const auto pairs = dev::load_shared<dev::Word2>(ChooseHeld::at(place));
-          const float best = bounds.score(pairs.x, pairs.y);
-          const float x = choose_from(place) ? best : __builtin_nanf("");
-          dev::store_shared<float>(ChooseHeld::at(place), x);
-          dev::count_shared(kChooseCountsAt + 4 * steps.of(x));
-        });
-        found = take_best(p, at, held, bounds, task.k, &before, reader);
-      }
-      bits_at = found ? kChooseTakenAt : kChooseListedAt;
-      if (found) {
-        if constexpr (Reader::kLists) list_taken(at, held, before, put);
-      } else {
-        reader.forget();
-#pragma unroll 1
-        for (int turn = 0; turn < p.turns; ++turn) {
-          const int32_t place = held.place(turn);
-          float x = __builtin_nanf("");
-          if (choose_from(place)) x = clean_score(exact_score(p, at, at.first + place));
-          dev::store_shared<float>(ChooseHeld::at(place), x);
-        }
-        float threshold = 0;
-        int32_t ties = 0;
-        radix_cluster_threshold(p, held, task.k, &threshold, &ties);
-        list_block(p, held, threshold, ties, [&](int32_t place, int32_t unit) {
-          put(place, unit);
-          reader.list_unit(unit - at.first);
-        });
-      }
-    } else {
-      dev::sync_cluster();  // nobody reads what rows come to any more
+    if (!chooses) dev::sync_cluster();  // nobody reads what rows come to any more
+    if (chooses && bounds.spread()) {
+      const ChooseSteps steps(bounds);
+      held.for_turns([&](int turn) {
+        const int32_t place = held.place(turn);
+        const auto pairs = dev::load_shared<dev::Word2>(ChooseHeld::at(place));
+        const float best = bounds.score(pairs.x, pairs.y);
+        const float x = choose_from(place) ? best : __builtin_nanf("");
+        dev::store_shared<float>(ChooseHeld::at(place), x);
+        dev::count_shared(kChooseCountsAt + 4 * steps.of(x));
+      });
+      certain = find_certain(p, at, task, held, bounds, steps, reader);
     }
   }
-  reader.read(at, task, bits_at);
+  const auto settle = [&] {
+    int32_t before = 0;
+    if (!settle_candidates<typename Reader::Settlers>(p, at, task.k, &before)) return false;
+    if constexpr (Reader::kLists) list_taken(at, held, before, put);
+    return true;
+  };
+  Chosen from = !chooses ? Chosen::all : certain ? Chosen::certain : Chosen::listed;
+#pragma unroll 1
+  while (true) {  // twice at most
+    if (from == Chosen::listed) {
+      reader.forget();
+#pragma unroll 1
+      for (int turn = 0; turn < p.turns; ++turn) {
+        const int32_t place = held.place(turn);
+        float x = __builtin_nanf("");
+        if (choose_from(place)) x = clean_score(exact_score(p, at, at.first + place));
+        dev::store_shared<float>(ChooseHeld::at(place), x);
+      }
+      float threshold = 0;
+      int32_t ties = 0;
+      radix_cluster_threshold(p, held, task.k, &threshold, &ties);
+      list_block(p, held, threshold, ties, [&](int32_t place, int32_t unit) {
+        put(place, unit);
+        reader.list_unit(unit - at.first);
+      });
+    }
+    if (reader.read(at, task, from, settle)) break;
+    from = Chosen::listed;
+  }
+  if constexpr (!Reader::kLists) dev::sync_cluster_unordered();  // nobody sends to what has ended
   if constexpr (!Reader::kLists) return;
   // Forced ones, and all where none is left out; a block its share.
   const int32_t step = kChooseThreads * p.estimate.blocks;
-  const auto put = [&](int32_t place, int32_t unit, int32_t count) {
+  const auto put_run = [&](int32_t place, int32_t unit, int32_t count) {
     for (int32_t i = block * kChooseThreads + static_cast<int32_t>(at.thread); i < count * page;
          i += step) {
       index[place * page + i] = unit * page + i;
     }
   };
-  put(0, task.begin, task.sink);
-  if (task.k > 0 && !chooses) put(task.sink, first, task.k);
-  put(task.sink + task.k, static_cast<int32_t>(a.units) - task.recent, task.recent);
+  put_run(0, task.begin, task.sink);
+  if (task.k > 0 && !chooses) put_run(task.sink, first, task.k);
+  put_run(task.sink + task.k, static_cast<int32_t>(a.units) - task.recent, task.recent);
   if (block == 0 && at.thread == 0) {
     a.count[head] = (task.sink + task.k + task.recent) * page;
   }

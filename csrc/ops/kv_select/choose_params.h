@@ -18,9 +18,9 @@ inline constexpr int32_t kChooseRows = 4;
 inline constexpr int32_t kChooseCandidates = 1024;  // of a cluster
 
 // Shared memory of a block: counts of steps, then of what the block keeps (a bit a unit, then
-// places, then units of all candidates); the counts, two in a word, for the cluster, then scores of
-// all candidates; what a warp counts; numbers of the block; what each row comes to; what each block
-// of the cluster says; what a row comes to in each warp; candidates by block: scores, then units;
+// places, then units of all candidates); the counts, two in a word, for the cluster; what a warp
+// counts; numbers of the block; what each row comes to; what each block of the cluster says; what a
+// row comes to in each warp; candidates by block: scores, then units; scores of all candidates;
 // eight bytes a unit; then what estimates need.
 inline constexpr uint32_t kChooseSteps = 2 * kChooseThreads;
 inline constexpr int32_t kChooseCountsAt = 0;
@@ -29,18 +29,26 @@ inline constexpr int32_t kChooseKeptAt = kChooseTakenAt + kChooseUnits / 8;
 inline constexpr int32_t kChoosePairsAt = 4 * kChooseSteps;
 static_assert(kChooseKeptAt + 4 * kChooseCandidates <= kChoosePairsAt, "where the counts were");
 inline constexpr int32_t kChooseWarpsAt = kChoosePairsAt + 2 * kChooseSteps;
-static_assert(4 * kChooseCandidates <= 2 * kChooseSteps, "where the pairs were");
 inline constexpr int32_t kChooseStateAt = kChooseWarpsAt + 4 * 32;
 inline constexpr int32_t kChooseSumsAt = kChooseStateAt + 16;
 inline constexpr int32_t kChooseStatsAt = kChooseSumsAt + 32;  // largest, sum, smallest of a row
 inline constexpr int32_t kChooseShiftsAt = kChooseStatsAt + 16 * kChooseRows;
 inline constexpr int32_t kChooseToldAt = kChooseShiftsAt + 16 * kChooseRows;
-inline constexpr int32_t kChoosePartsAt = kChooseToldAt + 8 * kChooseBlocks;
+// Between which exact scores candidates lie, and what makes scores of 16 bits of those. Barriers:
+// all blocks have told; all candidates are there; all is settled, by whoever settles it.
+inline constexpr int32_t kChooseEdgesAt = kChooseToldAt + 8 * kChooseBlocks;
+inline constexpr int32_t kChooseTellingAt = kChooseEdgesAt + 16;
+inline constexpr int32_t kChooseSendingAt = kChooseTellingAt + 8;
+inline constexpr int32_t kChooseSettledAt = kChooseSendingAt + 8;
+inline constexpr int32_t kChoosePartsAt = kChooseSettledAt + 16;
 inline constexpr int32_t kChooseCandidatesAt =
     kChoosePartsAt + 16 * kChooseRows * (kChooseThreads / 32);
 inline constexpr int32_t kChooseCandidateUnitsAt = kChooseCandidatesAt + 4 * kChooseCandidates;
-inline constexpr int32_t kChooseScoresAt = kChooseCandidateUnitsAt + 4 * kChooseCandidates;
-static_assert(kChooseScoresAt % 16 == 0 && kChooseStatsAt % 16 == 0, "16 bytes at a time");
+inline constexpr int32_t kChooseRankedAt = kChooseCandidateUnitsAt + 4 * kChooseCandidates;
+inline constexpr int32_t kChooseScoresAt = kChooseRankedAt + 4 * kChooseCandidates;
+static_assert(kChooseScoresAt % 16 == 0 && kChooseStatsAt % 16 == 0 && kChoosePartsAt % 16 == 0 &&
+                  kChooseEdgesAt % 16 == 0,
+              "16 bytes at a time");
 
 // How many clusters of 1, 2, ... blocks run at once.
 using ChooseFit = std::array<int32_t, kChooseBlocks>;

@@ -129,6 +129,46 @@ TAMIS_DEVICE const uint8_t* units_of(const EstimateParams& p, const EstimatePlac
          at.kv_head * units.head_stride;
 }
 
+// A query row's channels, one a lane. Of a row of 128 in 16 bits whole and channels are on their
+// way at once: an element behind its channel is a second journey.
+TAMIS_DEVICE void load_channels(const EstimateParams& e, const EstimatePlace& at, float (&x)[1]) {
+  const KvEstimateArgs& a = e.args;
+  const bool whole = a.head_dim == 128 && a.q_dtype != DType::f32 &&
+                     reinterpret_cast<uintptr_t>(a.q) % sizeof(dev::Word2) == 0;
+  if (!whole) {
+    load_query(e, at, x);
+    return;
+  }
+  const int32_t r = a.units.labels.channels, lane = static_cast<int32_t>(at.lane);
+  const int32_t* ids = a.units.channels + at.kv_head * r;
+  const int32_t c = lane < r ? dev::load_global(ids + lane) : 0;
+  const auto* rows = static_cast<const dev::Word2*>(a.q);
+  const dev::Word2 four =
+      dev::load_global(rows + 32 * (int64_t{at.head} * a.rows + at.warp) + lane);
+  const int32_t low = dev::shuffle(static_cast<int32_t>(four.x), c / 4);
+  const int32_t high = dev::shuffle(static_cast<int32_t>(four.y), c / 4);
+  const auto bits =
+      static_cast<uint16_t>(static_cast<uint32_t>(c % 4 < 2 ? low : high) >> (16 * (c % 2)));
+  const float value = a.q_dtype == DType::bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
+  x[0] = lane < r ? value : 0.0f;
+}
+
+// Of a lane's two units, the first and its neighbour, those in [begin, end).
+TAMIS_DEVICE void add_some(LaneStats& stats, int32_t first, int32_t begin, int32_t end,
+                           const float (&x)[4], const uint32_t (&pair)[2]) {
+  float some[4];
+  uint32_t high[2], low[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const bool counts = first + half >= begin && first + half < end;
+    high[half] = counts ? pair[half] : LaneStats::kNever;
+    low[half] = counts ? pair[half] : LaneStats::kAbove;
+    some[2 * half] = counts ? x[2 * half] : kEstimateNever;
+    some[2 * half + 1] = counts ? x[2 * half + 1] : kEstimateNever;
+  }
+  stats.add(some, high, low);
+}
+
 // Scores of the block's units in 16 bits to shared memory, a warp two records at a time: codes
 // times q in bytes on tensor cores, one record by the first four columns, the other one by the last
 // four, rows that do not exist as the first one. What the block's rows come to, in warp r.
@@ -144,32 +184,36 @@ TAMIS_DEVICE void score_block(const ChooseParams& p, const EstimatePlace& at, in
   const int32_t records = (at.last - at.first + kLabelTokens - 1) / kLabelTokens;
   const auto pairs =
       static_cast<int32_t>(dev::in_register(static_cast<uint32_t>((records + 1) / 2)));
-  const auto last = static_cast<int32_t>(dev::in_register(static_cast<uint32_t>(records - 1)));
   const uint32_t bytes = dev::in_register(static_cast<uint32_t>(e.label_bytes));
-  const uint8_t* first = units_of(e, at) + at.first / kLabelTokens * e.label_bytes;
-  const uint8_t* words_at =  // no word: q 0
-      dev::in_register(first + 8 * (8 * (t < words ? t : 0) + group));
-  const uint8_t* scales_at = dev::in_register(first + e.label_scale + 4 * group);
-  const auto record = [&](const uint8_t* start, int32_t of) {  // the last one again after the last
-    return start + uint64_t{static_cast<uint32_t>(of < last ? of : last)} * bytes;
-  };
-  const auto ask = [&](LabelPart& part, int32_t pair) {
-    for (int i = 0; i < 2; ++i) {
-      part.words[i] =
-          dev::load_global(reinterpret_cast<const dev::Word2*>(record(words_at, 2 * pair + i)));
-    }
-    const auto* scales = reinterpret_cast<const uint32_t*>(
-        record(scales_at, 2 * pair + static_cast<int32_t>(second)));
+  const uint32_t stride = dev::in_register(2 * ChooseHeld::kWarps * bytes);
+  auto pair = static_cast<int32_t>(at.warp), asked = pair;
+  const uint8_t* next = units_of(e, at) + (at.first / kLabelTokens + 2 * int64_t{pair}) * bytes;
+  const uint8_t* words_at = next + 8 * (8 * (t < words ? t : 0) + group);  // no word: q 0
+  const uint8_t* scales_at = next + e.label_scale + 4 * group;
+  // The last pair again after the last, and its first record where it has no other.
+  const auto ask = [&](LabelPart& part) {
+    const uint32_t other = 2 * asked + 1 < records ? bytes : 0;
+    part.words[0] = dev::load_global(reinterpret_cast<const dev::Word2*>(words_at));
+    part.words[1] = dev::load_global(reinterpret_cast<const dev::Word2*>(words_at + other));
+    const auto* scales =
+        reinterpret_cast<const uint32_t*>(scales_at + (second != 0 ? other : uint32_t{0}));
     part.scales = dev::load_global(scales);
     part.mins = dev::load_global(scales + kLabelTokens / 2);
+    const bool more = asked + kWarps < pairs;
+    asked += more ? kWarps : 0;
+    words_at += more ? stride : 0;
+    scales_at += more ? stride : 0;
   };
   LabelPart part[kAhead];
-  auto pair = static_cast<int32_t>(at.warp);
   if (pair < pairs) {  // while q is looked at
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) ask(part[i], pair + kWarps * i);
+    for (int i = 0; i < kAhead; ++i) ask(part[i]);
   }
-  round_queries<kChooseThreads, 1>(e, at);
+  if (static_cast<int32_t>(at.warp) < e.args.rows) {
+    float x[1];
+    load_channels(e, at, x);
+    round_query(e, at, x);
+  }
   dev::sync_block();
   float step[2], whole[2];
 #pragma unroll
@@ -200,7 +244,7 @@ TAMIS_DEVICE void score_block(const ChooseParams& p, const EstimatePlace& at, in
       const uint32_t more[4] = {b.x & kCodes, b.y & kCodes, b.x >> 4 & kCodes, b.y >> 4 & kCodes};
       const float scale[2] = {half_of_pair(part[i].scales, 0), half_of_pair(part[i].scales, 1)};
       const float min[2] = {half_of_pair(part[i].mins, 0), half_of_pair(part[i].mins, 1)};
-      ask(part[i], now + kAhead * kWarps);
+      ask(part[i]);
       int32_t sum[4] = {};
       dev::mma_bytes(sum, codes, q_first.x, q_first.y);
       dev::mma_bytes(sum, more, q_second.x, q_second.y);
@@ -211,23 +255,16 @@ TAMIS_DEVICE void score_block(const ChooseParams& p, const EstimatePlace& at, in
             dev::mul(dev::mul(scale[j / 2], step[j % 2]), static_cast<float>(sum[j]));
         x[j] = dev::fma(min[j / 2], whole[j % 2], product);
       }
-      uint32_t both[2] = {dev::pack_f16(x[0], x[1]), dev::pack_f16(x[2], x[3])};
+      const uint32_t both[2] = {dev::pack_f16(x[0], x[1]), dev::pack_f16(x[2], x[3])};
       const uint32_t to = scores + 256 * static_cast<uint32_t>(now);
       dev::store_shared_word(to, both[0]);
       dev::store_shared_word(to + 8, both[1]);
-      uint32_t low[2] = {both[0], both[1]};
       const int32_t start = at.first + 32 * now;
-      if (start < begin || start + 32 > at.last) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int32_t unit = start + static_cast<int32_t>(mine) + half;
-          if (unit >= begin && unit < at.last) continue;
-          x[2 * half] = x[2 * half + 1] = kEstimateNever;
-          both[half] = LaneStats::kNever;
-          low[half] = LaneStats::kAbove;
-        }
+      if (start >= begin && start + 32 <= at.last) {
+        stats.add(x, both, both);
+      } else {
+        add_some(stats, start + static_cast<int32_t>(mine), begin, at.last, x, both);
       }
-      stats.add(x, both, low);
     }
   }
   stats.join_lanes(at.lane);
@@ -315,27 +352,31 @@ TAMIS_DEVICE ChooseBounds find_bounds(const ChooseParams& p, const EstimatePlace
   return b;
 }
 
-// The exact score of a unit, as label_scores: all loads are on their way at once.
-TAMIS_DEVICE float exact_score(const ChooseParams& p, const EstimatePlace& at, int32_t unit) {
-  constexpr int kWords = kChooseChannels / 8;
-  const EstimateParams& e = p.estimate;
-  const EstimateShared in(e);
-  const auto words = static_cast<int>(e.args.units.labels.channels / 8);
-  const auto rows = static_cast<int32_t>(e.args.rows);
-  const int32_t lane = unit % kLabelTokens;
-  const uint8_t* record = units_of(e, at) + unit / kLabelTokens * e.label_bytes;
+// A unit's label: all loads are on their way at once.
+struct ExactLabel {
+  static constexpr int kWords = kChooseChannels / 8;
   uint32_t word[kWords];
+  float scale, min;
+
+  TAMIS_DEVICE ExactLabel(const ChooseParams& p, const EstimatePlace& at, int32_t unit) {
+    const EstimateParams& e = p.estimate;
+    const auto words = static_cast<int>(e.args.units.labels.channels / 8);
+    const int32_t lane = unit % kLabelTokens;
+    const uint8_t* record = units_of(e, at) + unit / kLabelTokens * e.label_bytes;
 #pragma unroll
-  for (int w = 0; w < kWords; ++w) {
-    const auto* from = reinterpret_cast<const uint32_t*>(record) + lane;
-    word[w] = dev::load_global(from + (w < words ? w : 0) * kLabelTokens);
+    for (int w = 0; w < kWords; ++w) {
+      const auto* from = reinterpret_cast<const uint32_t*>(record) + lane;
+      word[w] = dev::load_global(from + (w < words ? w : 0) * kLabelTokens);
+    }
+    const auto* scales = reinterpret_cast<const uint16_t*>(record + e.label_scale) + lane;
+    scale = dev::f16_to_f32(dev::load_global(scales));
+    min = dev::f16_to_f32(dev::load_global(scales + kLabelTokens));
   }
-  const auto* scales = reinterpret_cast<const uint16_t*>(record + e.label_scale) + lane;
-  const float scale = dev::f16_to_f32(dev::load_global(scales));
-  const float min = dev::f16_to_f32(dev::load_global(scales + kLabelTokens));
-  float best = kSelectNever;
-#pragma unroll 1
-  for (int32_t r = 0; r < rows; ++r) {
+  // The exact score by row r, as label_scores.
+  TAMIS_DEVICE float score(const ChooseParams& p, int32_t r) const {
+    const EstimateParams& e = p.estimate;
+    const EstimateShared in(e);
+    const auto words = static_cast<int>(e.args.units.labels.channels / 8);
     int32_t sum = 0;
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
@@ -348,9 +389,18 @@ TAMIS_DEVICE float exact_score(const ChooseParams& p, const EstimatePlace& at, i
     const auto steps = dev::load_shared<dev::Word2>(in.steps + 8 * static_cast<uint32_t>(r));
     const float product =
         dev::mul(dev::mul(scale, dev::float_of(steps.x)), static_cast<float>(sum));
-    best = dev::max(
-        best, dev::fma(min, dev::float_of(steps.y), product) -
-                  dev::load_shared<float>(kChooseShiftsAt + 16 * static_cast<uint32_t>(r) + 4));
+    return dev::fma(min, dev::float_of(steps.y), product) -
+           dev::load_shared<float>(kChooseShiftsAt + 16 * static_cast<uint32_t>(r) + 4);
+  }
+};
+
+// The exact score of a unit, the best of its rows'.
+TAMIS_DEVICE float exact_score(const ChooseParams& p, const EstimatePlace& at, int32_t unit) {
+  const ExactLabel label(p, at, unit);
+  float best = kSelectNever;
+#pragma unroll 1
+  for (int32_t r = 0; r < static_cast<int32_t>(p.estimate.args.rows); ++r) {
+    best = dev::max(best, label.score(p, r));
   }
   return best;
 }

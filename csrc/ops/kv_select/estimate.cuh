@@ -67,23 +67,33 @@ struct EstimateShared {
 
 // q of labels: bytes [rows, r], a step (scale included) and step * sum of bytes a row. A warp a
 // row, a lane kHeld channels.
-template <int kThreads, int kHeld = kLabelMaxChannels / 32>
-TAMIS_DEVICE void round_queries(const EstimateParams& p, const EstimatePlace& at) {
-  static_assert(kEstimateRows <= kThreads / 32, "a warp a row");
+template <int kHeld>
+TAMIS_DEVICE void load_query(const EstimateParams& p, const EstimatePlace& at, float (&x)[kHeld]) {
+  const KvEstimateArgs& a = p.args;
+  const auto row = static_cast<int32_t>(at.warp), lane = static_cast<int32_t>(at.lane);
+  const int32_t r = a.units.labels.channels;
+  const int32_t* ids = a.units.channels + at.kv_head * r;
+  const int64_t from = (int64_t{at.head} * a.rows + row) * a.head_dim;
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int32_t c = lane + 32 * i;
+    x[i] = 0;
+    if (row < a.rows && c < r) {
+      x[i] = estimate_element(a.q_dtype, a.q, from + dev::load_global(ids + c));
+    }
+  }
+}
+template <int kHeld>
+TAMIS_DEVICE void round_query(const EstimateParams& p, const EstimatePlace& at,
+                              const float (&x)[kHeld]) {
   const KvEstimateArgs& a = p.args;
   const EstimateShared in(p);
   const auto row = static_cast<int32_t>(at.warp), lane = static_cast<int32_t>(at.lane);
   if (row >= a.rows) return;
   const int32_t r = a.units.labels.channels;
-  const int32_t* ids = a.units.channels + at.kv_head * r;
-  const int64_t from = (int64_t{at.head} * a.rows + row) * a.head_dim;
-  float x[kHeld], most = 0;
+  float most = 0;
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const int32_t c = lane + 32 * i;
-    x[i] = c < r ? estimate_element(a.q_dtype, a.q, from + dev::load_global(ids + c)) : 0.0f;
-    most = dev::max(most, x[i] < 0 ? -x[i] : x[i]);
-  }
+  for (int i = 0; i < kHeld; ++i) most = dev::max(most, x[i] < 0 ? -x[i] : x[i]);
   for (int mask = 16; mask > 0; mask /= 2) most = dev::max(most, dev::shuffle_xor(most, mask));
   const float inverse = most > 0 ? dev::divide(127.0f, most) : 0.0f;
   float sum = 0;  // of whole numbers below 2^24
@@ -103,6 +113,13 @@ TAMIS_DEVICE void round_queries(const EstimateParams& p, const EstimatePlace& at
     dev::store_shared<float>(to, step);
     dev::store_shared<float>(to + 4, dev::mul(step, sum));
   }
+}
+template <int kThreads, int kHeld = kLabelMaxChannels / 32>
+TAMIS_DEVICE void round_queries(const EstimateParams& p, const EstimatePlace& at) {
+  static_assert(kEstimateRows <= kThreads / 32, "a warp a row");
+  float x[kHeld];
+  load_query(p, at, x);
+  round_query(p, at, x);
 }
 
 // Bytes of a row of q for products: quarter warps read two rows, in other banks.

@@ -26,6 +26,7 @@ struct Case {
   bool begin = false, budget = false;
   int levels = 0;  // that many different keys; 0: all differ
   float softcap = 0, amplitude = 1;
+  std::vector<sim::Faults> bugs = {};  // that must be noticed
 };
 
 uint16_t narrowed(float x, DType dtype) {
@@ -194,6 +195,17 @@ void expect_attended(const Case& c, uint64_t seed) {
   launch.seed = seed + 1000;
   ASSERT_EQ(run(launch, c.dtype, p), "");
   ASSERT_EQ(first, std::vector<uint16_t>(out.data(), out.data() + out.size())) << "seed " << seed;
+  for (size_t bug = 0; bug < c.bugs.size(); ++bug) {
+    int noticed = 0;
+    for (int i = 0; i < 4; ++i) {
+      launch.seed = seed + 2000 + static_cast<uint64_t>(i);
+      launch.faults = c.bugs[bug];
+      const bool fails = !run(launch, c.dtype, p).empty();
+      noticed +=
+          fails || first != std::vector<uint16_t>(out.data(), out.data() + out.size()) ? 1 : 0;
+    }
+    EXPECT_GT(noticed, 0) << "bug " << bug;
+  }
 }
 
 TEST(ChosenAttention, AttendsToWhatItChooses) {
@@ -225,6 +237,20 @@ TEST(ChosenAttention, BeginsAnewWhereScoresAreEqual) {
                     ++seed);
   }
   expect_attended({.units = 4500, .k = 3000, .sms = 4, .levels = 2}, ++seed);
+}
+
+TEST(ChosenAttention, SeededBugsAreNoticed) {
+  expect_attended({.units = 3000,
+                   .k = 900,
+                   .sms = 8,
+                   .bugs = {{.cluster = 0},  // before bounds
+                            {.cluster = 1},  // before counts of other blocks are added up
+                            {.send = 0},     // what a block tells, a candidate or a part
+                            {.wait = 0},     // for what blocks tell, or for what is settled
+                            {.wait = 1},     // for candidates, or for parts
+                            {.arrival = 0},  // of those that settle
+                            {.copy = 0}}},   // of a row
+                  970);
 }
 
 }  // namespace
