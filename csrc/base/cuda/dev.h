@@ -365,6 +365,16 @@ TAMIS_DEVICE void prefetch_range(const void* from, uint32_t bytes) {
 TAMIS_DEVICE uint32_t atomic_add(uint32_t* to, uint32_t value) {
   return atomicAdd(to, value);
 }
+// fence_device before it and what others wrote before theirs behind it, which takes one fence of
+// less order where two of fence_device wait some 0.3 us each.
+TAMIS_DEVICE uint32_t atomic_add_ordered(uint32_t* to, uint32_t value) {
+  uint32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(to), "r"(value)
+               : "memory");
+  return before;
+}
 
 // ---- bits and lanes
 

@@ -52,6 +52,11 @@ TAMIS_DEVICE float log2(float x) {
 TAMIS_DEVICE float divide(float a, float b) {  // rounded to nearest
   return __fdiv_rn(a, b);
 }
+TAMIS_DEVICE float reciprocal(float x) {  // within a unit in the last place
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
 TAMIS_DEVICE float sqrt(float x) {  // rounded to nearest
   return __fsqrt_rn(x);
 }

@@ -28,14 +28,16 @@ struct PageConfig {
   static constexpr int kTokens = kTokensOf;  // of a page
   static constexpr int kGroup = kGroupOf;    // channels that share a value scale
   static constexpr int kParts = kTokens / kPartTokens;
-  static constexpr int kPer = 32 / kBits;        // codes of a word
-  static constexpr int kTiles = kDim / 16;       // of the output
-  static constexpr int kGroups = kDim / kGroup;  // of value scales
+  static constexpr int kTogether = kBits == 4 ? kParts : 1;  // parts that are scored at once
+  static constexpr int kPer = 32 / kBits;                    // codes of a word
+  static constexpr int kTiles = kDim / 16;                   // of the output
+  static constexpr int kGroups = kDim / kGroup;              // of value scales
   static constexpr int kHeldTiles = kTiles + 1;  // with what minima add: row i to group i
   static constexpr int kSteps = kDim / 16;       // products of 16 channels
   static constexpr int kStages = page_stages(kBits, kTokens);
-  static constexpr int kWarps = page_warps(kBits, kTokens);
-  static constexpr int kBlocks = page_blocks(kBits, kTokens);
+  static constexpr int kWarps = page_warps(kBits);
+  static constexpr int kBlocks = page_blocks(kBits);
+  static constexpr int kBound = page_bound(kBits, dev::kBulkCopies);
   static constexpr bool kRaw = kBits > 2;
   static constexpr float kUp = kBits == 4 ? 4 : 1;
   static constexpr float kStep = kRaw ? 0x1p24f / kUp : 1;  // what a sum of codes counts
@@ -132,6 +134,7 @@ struct PageConfig {
       if constexpr (!kBulk) dev::commit_async();
     }
     TAMIS_DEVICE void start() {
+#pragma unroll 1
       for (uint32_t s = 0; s < kStages; ++s) request(s);
     }
     TAMIS_DEVICE uint32_t wait() {
@@ -242,14 +245,14 @@ struct PageConfig {
     }
   }
 
-  // The same for 4 bits: of each eight channels, pairs 0 and 2 make one product, pairs 1 and 3,
-  // whose codes count 16 times as much, another.
-  static TAMIS_DEVICE void score_pairs(uint32_t record, uint32_t part, const AttentionPlace& at,
-                                       const Query& query, float (&c)[2][4]) {
-    float even[2][4] = {}, odd[2][4] = {}, min_even[4] = {}, min_odd[4] = {};
-    constexpr uint32_t kRow = 4 * kKvLanes;
-    const uint32_t words = record + (2 * part + at.group / 4) * (kDim / kPer) * kRow +
-                           16 * (at.group % 4) + at.t * kRow;
+  // The same for 4 bits and all parts of a page: of each eight channels, pairs 0 and 2 make one
+  // product, pairs 1 and 3, whose codes count 16 times as much, another.
+  static TAMIS_DEVICE void score_pairs(uint32_t record, const AttentionPlace& at,
+                                       const Query& query, float (&c)[2 * kTogether][4]) {
+    float even[2 * kTogether][4] = {}, odd[2 * kTogether][4] = {};
+    float min_even[4] = {}, min_odd[4] = {};
+    constexpr uint32_t kRow = 4 * kKvLanes, kSixteen = kDim / kPer * kRow;  // bytes of 16 tokens
+    const uint32_t words = record + at.group / 4 * kSixteen + 16 * (at.group % 4) + at.t * kRow;
 #pragma unroll
     for (int j = 0; j < kDim / 32; ++j) {
       const uint32_t channels = 16 * (4 * static_cast<uint32_t>(j) + at.t);  // in bytes
@@ -263,22 +266,27 @@ struct PageConfig {
       dev::mma_f16(min_odd, all, q1[0], q1[1]);
       const uint32_t folded[4] = {dev::mul_f16x2(q0[0], scale.x), dev::mul_f16x2(q1[0], scale.y),
                                   dev::mul_f16x2(q0[1], scale.z), dev::mul_f16x2(q1[1], scale.w)};
-      const auto word = dev::load_shared<dev::Word4>(words + 4 * static_cast<uint32_t>(j) * kRow);
-      const uint32_t token[4] = {word.x, word.y, word.z, word.w};
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        uint32_t low[4], high[4];
-        raw_pairs<4>(token[2 * i], low);
-        raw_pairs<4>(token[2 * i + 1], high);
-        const uint32_t first[4] = {low[0], high[0], low[2], high[2]};
-        dev::mma_f16(even[i], first, folded[0], folded[2]);
-        const uint32_t second[4] = {low[1], high[1], low[3], high[3]};
-        dev::mma_f16(odd[i], second, folded[1], folded[3]);
+      for (int part = 0; part < kTogether; ++part) {
+        const auto word =
+            dev::load_shared<dev::Word4>(words + static_cast<uint32_t>(part) * 2 * kSixteen +
+                                         4 * static_cast<uint32_t>(j) * kRow);
+        const uint32_t token[4] = {word.x, word.y, word.z, word.w};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          uint32_t low[4], high[4];
+          raw_pairs<4>(token[2 * i], low);
+          raw_pairs<4>(token[2 * i + 1], high);
+          const uint32_t first[4] = {low[0], high[0], low[2], high[2]};
+          dev::mma_f16(even[2 * part + i], first, folded[0], folded[2]);
+          const uint32_t second[4] = {low[1], high[1], low[3], high[3]};
+          dev::mma_f16(odd[2 * part + i], second, folded[1], folded[3]);
+        }
       }
     }
     const float constant[2] = {min_even[0] + min_odd[2], min_even[1] + min_odd[3]};
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < 2 * kTogether; ++i) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         c[i][j] = dev::fma(even[i][j], kStep * kUp,
@@ -323,9 +331,9 @@ struct PageConfig {
     }
   }
 
-  // sums += weights c[i][j] of token 4g + 2i + j / 2, row 2t + j % 2, times values.
+  // sums += weights c[i][j] of token 4g + 2i + j / 2 of the part, row 2t + j % 2, times values.
   static TAMIS_DEVICE void weigh(uint32_t record, uint32_t part, const AttentionPlace& at,
-                                 const float (&c)[2][4], WarpSums<kHeldTiles>& s) {
+                                 const float (*c)[4], WarpSums<kHeldTiles>& s) {
     // Transposed, a lane has of row g tokens 8t + 2i + e and 8t + 4 + 2i + e in turned[i][e].
     uint32_t turned[2][2];
 #pragma unroll
@@ -383,19 +391,21 @@ struct PageConfig {
       page = dev::load_global(p.index + int64_t{at.head} * p.index_stride + unit);
     }
 #pragma unroll 1
-    for (uint32_t part = 0; part < kParts; ++part) {
-      float c[2][4] = {};
+    for (uint32_t part = 0; part < kParts; part += kTogether) {
+      float c[2 * kTogether][4] = {};
       if constexpr (kBits == 4) {
-        score_pairs(record, part, at, query, c);
+        score_pairs(record, at, query, c);
       } else {
         score(record, part, at, query, c);
       }
       const int32_t first = page * kTokens + static_cast<int32_t>(kPartTokens * part);
       const auto id = [&](int i, int half) {
-        return first + 4 * static_cast<int32_t>(at.group) + 2 * i + half;
+        return first + kPartTokens * (i / 2) + 4 * static_cast<int32_t>(at.group) + 2 * (i % 2) +
+               half;
       };
       soften(p, at, query.factor, masked, id, c, s);
-      weigh(record, part, at, c, s);
+#pragma unroll
+      for (uint32_t i = 0; i < kTogether; ++i) weigh(record, part + i, at, c + 2 * i, s);
     }
   }
 

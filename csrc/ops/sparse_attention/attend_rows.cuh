@@ -21,6 +21,7 @@ struct RowConfig {
   static constexpr int kStages = kRowStages;
   static constexpr int kBlocks = kRowBlocks;
   static constexpr int kWarps = kRowWarps;
+  static constexpr int kBound = 32 * kWarps;
   static constexpr uint32_t kRow = 2 * kDim;  // bytes
   static constexpr uint32_t kChunks = kRow / 16;
   static constexpr uint32_t kBytes = 2 * kTokens * kRow;  // keys, then values

@@ -8,7 +8,7 @@ namespace tamis {
 namespace {
 
 template <class Config>
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kWarps, Config::kBlocks)
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kBound, Config::kBlocks)
     sparse_attention(const AttentionCudaParams p) {
   attend<Config, dev::kBulkCopies>(p);
 }
@@ -22,7 +22,8 @@ Status run(const AttentionCudaParams& p, const AttentionPlan& plan, int32_t head
        .threads = 32 * Config::kWarps,
        .shared_bytes = static_cast<size_t>(plan.shared_bytes),
        .early = device.capability >= 90,
-       .stream = stream},
+       .stream = stream,
+       .cluster = plan.cluster ? static_cast<uint32_t>(plan.splits) : 1},
       p);
 }
 

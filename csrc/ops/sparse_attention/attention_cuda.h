@@ -28,6 +28,7 @@ struct AttentionPlan {
   int32_t splits = 0;
   int32_t first_split = 0;   // those of the launches before
   int32_t shared_bytes = 0;  // of a block; no more blocks than planned share an SM
+  bool cluster = false;      // the blocks of a head add up through shared memory (sm_90)
 };
 
 // One line of kernels_cuda.def.

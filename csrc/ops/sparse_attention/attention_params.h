@@ -12,27 +12,30 @@ inline constexpr int32_t kAttentionWarps = 8;  // of a block, at most
 inline constexpr int32_t kRowsPerTile = 8;     // query rows of a block: the n of the tensor core
 inline constexpr int32_t kMaxStages = 8;
 
-// Shared memory of a block: the flag of the last block, mbarriers, then the rings; what warps and
-// blocks add up lies over the rings.
+// Shared memory of a block: the flag of the last block, mbarriers, then the rings, over which lies
+// what warps add up, then room for the other block's part where two meet as a cluster.
 inline constexpr int32_t kAttentionFlagAt = 0;
+inline constexpr int32_t kAttentionMeetAt = 8;  // the mbarrier of that part
 inline constexpr int32_t kAttentionBarriersAt = 16;
 inline constexpr int32_t kAttentionRingAt = kAttentionBarriersAt + 8 * kAttentionWarps * kMaxStages;
 static_assert(kAttentionRingAt % 16 == 0, "rings are copied in 16 bytes");
 
-// Units that a warp has on their way, warps of a block, blocks that registers leave an SM room for,
-// and blocks that a call is planned for: of pages of 32 tokens in 4 bits eight warps an SM read
-// faster than sixteen, and leave half as many parts to add up (bench/results/gpu.md).
+// Units that a warp has on their way, warps of a block, and blocks an SM: of pages in 4 bits eight
+// warps an SM read faster than sixteen, and leave half as many parts to add up
+// (bench/results/gpu.md).
 constexpr int page_stages(int bits, int tokens) {
   return bits == 2 && tokens == 32 ? 4 : 2;
 }
-constexpr int page_warps(int bits, int tokens) {
-  return bits == 4 && tokens == 32 ? 8 : 4;
+constexpr int page_warps(int bits) {
+  return bits == 4 ? 8 : 4;
 }
-constexpr int page_blocks(int bits, int tokens) {
-  return bits != 4 ? 3 : tokens == 32 ? 2 : 4;
+constexpr int page_blocks(int bits) {
+  return bits == 4 ? 1 : 3;
 }
-constexpr int page_blocks_planned(int bits, int tokens) {
-  return page_warps(bits, tokens) == 8 ? 1 : page_blocks(bits, tokens);
+// Threads that share an SM's registers: beside a block of pages there is room for one of rows,
+// where launches overlap.
+constexpr int page_bound(int bits, bool overlap) {
+  return bits == 4 && overlap ? 384 : 32 * page_warps(bits);
 }
 inline constexpr int kRowStages = 2, kRowBlocks = 3, kRowWarps = 4;
 
@@ -40,6 +43,15 @@ inline constexpr int kRowStages = 2, kRowBlocks = 3, kRowWarps = 4;
 constexpr int64_t attention_partial(int64_t head_dim) {
   return (head_dim + 2) * kRowsPerTile;
 }
+
+// x / by is x * attention_divisor(by) >> kAttentionShift while x * by < 2^kAttentionShift: as many
+// tickets as there are allow no more (a division costs the start of every block 100 instructions).
+inline constexpr int kAttentionShift = 31;
+constexpr uint32_t attention_divisor(int64_t by) {
+  const int64_t one = int64_t{1} << kAttentionShift;
+  return by < 1 ? 0 : static_cast<uint32_t>((one + by - 1) / by);
+}
+static_assert(kWorkspaceTickets * kWorkspaceTickets <= int64_t{1} << kAttentionShift);
 
 struct AttentionCudaParams {
   // The segment; strides in bytes.
@@ -59,10 +71,12 @@ struct AttentionCudaParams {
   float* lse;
   DType q_dtype;
   int32_t kv_heads, rows, row_tiles;
-  float scale, softcap, per_softcap;  // 1 / softcap: a division here costs every block 2 us
+  uint32_t per_row_tiles, per_kv_heads;  // what divides by them; see attention_divisor
+  float scale, softcap, per_softcap;     // 1 / softcap: a division here costs every block 2 us
   // The layout.
   int32_t splits, first_split, all_splits;
-  bool last;  // of the launches: whoever arrives last adds up all parts
+  bool last;     // of the launches: whoever arrives last adds up all parts
+  bool cluster;  // the two blocks of a head are one: the second sends its part to the first
   uint32_t* tickets;
   float* partial;  // [heads * row_tiles, all_splits, attention_partial]
 };

@@ -14,8 +14,8 @@ namespace {
 constexpr int32_t page_shared(int32_t bits, int32_t d, int32_t tokens, int32_t group) {
   const KvPageLayout layout{
       .head_dim = d, .tokens = tokens, .key_bits = bits, .value_bits = bits, .group = group};
-  return kAttentionRingAt + static_cast<int32_t>(page_warps(bits, tokens) *
-                                                 page_stages(bits, tokens) * layout.bytes());
+  return kAttentionRingAt +
+         static_cast<int32_t>(page_warps(bits) * page_stages(bits, tokens) * layout.bytes());
 }
 constexpr int32_t row_shared(int32_t d) {
   return kAttentionRingAt + kRowWarps * kRowStages * 2 * 16 * 2 * d;
@@ -32,10 +32,18 @@ constexpr AttentionCudaRow kKernels[] = {
 #undef TAMIS_ATTENTION_ROWS
 };
 
-// In units of a warp's tile: what a block costs beside its tiles, what meeting costs where there
-// are several, and what adding up each part does. Guessed from 11 us that 16 tiles took an H200;
-// parts from 9.7 us for 16 splits of two tiles a warp and 11.1 for 32 of one.
-constexpr double kBlockTiles = 4, kMeetingTiles = 6, kPartTiles = 0.08;
+// What a warp's tile costs, a block beside its tiles, meeting where there are several, and adding
+// up each part.
+struct Costs {
+  double tile, block, meeting, part;
+};
+// Guessed from 11 us that 16 tiles of rows took an H200; parts from 9.7 us for 16 splits of two
+// tiles a warp and 11.1 for 32 of one.
+constexpr Costs kCosts{1, 4, 6, 0.08};
+// Pages of 4 bits there: 1.4 us for 32 tokens a warp, 3 for a block, 1 to 2 for meeting.
+constexpr Costs page_costs(int64_t tokens) {
+  return {static_cast<double>(tokens) / 32, 2, 1.5, 0.05};
+}
 
 constexpr int32_t kReservedShared = 1024;  // bytes of each block
 
@@ -60,8 +68,8 @@ Status check_segment(const SparseAttentionArgs& a, const KvSegment& s) {
     return error(
         Code::no_kernel,
         "sparse_attention: no CUDA kernel takes %s of d = %lld; it has bf16 and f16 rows "
-        "and pages of 32 tokens with value groups of 32, or of 64 with one group, in 2, 4 or "
-        "8 bits for d = 64 and 128",
+        "and pages of 32 tokens with value groups of 32 (4 bits: or one), or of 64 with one group, "
+        "in 2, 4 or 8 bits for d = 64 and 128",
         name_of(s.storage), static_cast<long long>(a.head_dim));
   }
   const bool same = (s.storage == KvStorage::bf16) == (a.q_dtype == DType::bf16) &&
@@ -109,15 +117,17 @@ Status check(const SparseAttentionArgs& a) {
 }
 
 // Blocks over a segment's tiles that keep the SMs evenly busy.
-int32_t splits_of(int64_t heads, int64_t tiles, int64_t blocks_at_once, int64_t warps) {
+int32_t splits_of(int64_t heads, int64_t tiles, int64_t blocks_at_once, int64_t warps,
+                  const Costs& costs) {
   int32_t best = 1;
   double least = 0;
-  const int64_t most = std::clamp<int64_t>(tiles / warps, 1, kMaxSplits);
+  const int64_t most = std::clamp<int64_t>(ceil_div(tiles, warps), 1, kMaxSplits);
   for (int64_t splits = 1; splits <= most; ++splits) {
     const double rounds = static_cast<double>(ceil_div(heads * splits, blocks_at_once));
     const double each = static_cast<double>(ceil_div(ceil_div(tiles, splits), warps));
-    const double time = rounds * (each + kBlockTiles) +
-                        (splits > 1 ? kMeetingTiles + kPartTiles * static_cast<double>(splits) : 0);
+    const double meeting =
+        splits > 1 ? costs.meeting + costs.part * static_cast<double>(splits) : 0;
+    const double time = rounds * (each * costs.tile + costs.block) + meeting;
     if (splits == 1 || time < least) {
       least = time;
       best = static_cast<int32_t>(splits);
@@ -168,19 +178,25 @@ Status plan_attention(const SparseAttentionArgs& a, const CudaDevice& device,
                    row.name, row.shared_bytes, device.shared_per_block);
     }
     const bool pages = row.storage == KvStorage::pages;
-    const int64_t warps = pages ? page_warps(row.bits, row.unit) : kRowWarps;
-    const int64_t most = pages ? page_blocks_planned(row.bits, row.unit) : kRowBlocks;
+    const int64_t warps = pages ? page_warps(row.bits) : kRowWarps;
+    const int64_t most = pages ? page_blocks(row.bits) : kRowBlocks;
     const int64_t fit =
         std::clamp<int64_t>(device.shared_per_sm / (row.shared_bytes + kReservedShared), 1, most);
-    plans[i] = {.segment = static_cast<int32_t>(segment),
-                .splits = splits_of(std::max<int64_t>(heads, 1), tiles_of(segment),
-                                    device.sms * fit, warps),
-                .first_split = *all_splits,
-                .shared_bytes = row.shared_bytes};
-    // Blocks that begin while others still run would share what SMs those leave, two by two.
-    if (pages && most < page_blocks(row.bits, row.unit)) {
-      plans[i].shared_bytes = std::clamp(device.shared_per_sm / (static_cast<int32_t>(most) + 1),
-                                         row.shared_bytes, device.shared_per_block);
+    plans[i] = {
+        .segment = static_cast<int32_t>(segment),
+        .splits = splits_of(std::max<int64_t>(heads, 1), tiles_of(segment), device.sms * fit, warps,
+                            pages && row.bits == 4 ? page_costs(row.unit) : kCosts),
+        .first_split = *all_splits,
+        .shared_bytes = row.shared_bytes};
+    if (pages && most == 1) {
+      // Blocks that begin while others still run would share what SMs those leave, two by two.
+      plans[i].shared_bytes =
+          std::clamp(device.shared_per_sm / 2, row.shared_bytes, device.shared_per_block);
+      const int32_t more =
+          row.shared_bytes + static_cast<int32_t>(4 * attention_partial(a.head_dim));
+      plans[i].cluster = device.capability >= 90 && a.segments.size() == 1 &&
+                         plans[i].splits == 2 && more <= device.shared_per_block;
+      if (plans[i].cluster) plans[i].shared_bytes = std::max(plans[i].shared_bytes, more);
     }
     *all_splits += plans[i].splits;
   }
@@ -228,6 +244,8 @@ AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, const 
           .kv_heads = static_cast<int32_t>(a.kv_heads),
           .rows = static_cast<int32_t>(a.rows),
           .row_tiles = static_cast<int32_t>(ceil_div(a.rows, kRowsPerTile)),
+          .per_row_tiles = attention_divisor(ceil_div(a.rows, kRowsPerTile)),
+          .per_kv_heads = attention_divisor(a.kv_heads),
           .scale = a.scale,
           .softcap = a.softcap,
           .per_softcap = a.softcap > 0 ? 1 / a.softcap : 0,
@@ -235,6 +253,7 @@ AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, const 
           .first_split = plan.first_split,
           .all_splits = all_splits,
           .last = plan.first_split + plan.splits == all_splits,
+          .cluster = plan.cluster,
           .tickets = reinterpret_cast<uint32_t*>(workspace),
           .partial = workspace == nullptr
                          ? nullptr

@@ -7,6 +7,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "base/numeric.h"
@@ -81,6 +82,7 @@ struct Problem {
   int segments = 1;
   bool mixed = false;  // the second segment is of dense bf16
   int32_t splits = 1;
+  bool cluster = false;  // the splits of a head
   uint64_t seed = 1;
 };
 
@@ -138,6 +140,7 @@ class Case {
       plans[i].splits = p_.splits;
       plans[i].first_split = all_splits;
       all_splits += p_.splits;
+      plans[i].cluster = p_.cluster;
       const AttentionCudaRow& row = *choose_attention_cuda(views_[i], row_.d);
       if (views_[i].storage == row_.storage && row.shared_bytes != row_.shared_bytes) {
         return "the list has other shared bytes";
@@ -160,9 +163,11 @@ class Case {
       const sim::Launch launch{
           .grid = {static_cast<uint32_t>(plans[i].splits), static_cast<uint32_t>(heads)},
           .block = {static_cast<uint32_t>(own ? row_.threads : 32 * kRowWarps)},
-          .shared_bytes = static_cast<size_t>(row.shared_bytes),
+          .shared_bytes = static_cast<size_t>(row.shared_bytes) +
+                          (p_.cluster ? 4 * attention_partial(row_.d) : 0),
           .seed = seed,
-          .faults = faults};
+          .faults = faults,
+          .cluster = p_.cluster ? static_cast<uint32_t>(plans[i].splits) : 1};
       const auto kernel = own            ? row_.run
                           : row_.d == 64 ? &simulate<RowConfig<DType::bf16, 64>, false>
                                          : &simulate<RowConfig<DType::bf16, 128>, false>;
@@ -360,6 +365,11 @@ class Attention : public testing::TestWithParam<Row> {
     if (GetParam().storage == KvStorage::bf16) p.q_dtype = DType::bf16;
     EXPECT_EQ(Case(GetParam(), p).run(p.seed), "") << label(p);
   }
+  // Whether a plan may make the blocks of a head a cluster.
+  static bool clusters() {
+    const Row& row = GetParam();
+    return row.storage == KvStorage::pages && row.bits == 4 && row.name.ends_with("_bulk");
+  }
 };
 
 TEST_P(Attention, Shapes) {
@@ -426,6 +436,33 @@ TEST_P(Attention, PaddingThatAListNamesChangesNoBit) {
   }
 }
 
+// Two blocks that meet through shared memory; more parts than a warp has lanes.
+TEST_P(Attention, ClustersAndManyParts) {
+  uint64_t seed = 500;
+  for (const int64_t rows : {1, 4, 7, 12}) {
+    if (rows == 4 || rows == 12) {  // the second 32 parts have tiles, too
+      const int64_t units = 40 * GetParam().threads / 32;
+      expect_right({.kv_heads = 1,
+                    .rows = rows,
+                    .units = units,
+                    .amplitude = 3,
+                    .splits = 40,
+                    .seed = ++seed});
+    }
+    if (!clusters()) continue;
+    expect_right(
+        {.batch = 2, .rows = rows, .units = 19, .splits = 2, .cluster = true, .seed = ++seed});
+    expect_right({.rows = rows, .units = 0, .splits = 2, .cluster = true, .seed = ++seed});
+  }
+  if (!clusters()) return;
+  Problem p{.kv_heads = 1, .units = 20, .splits = 2, .cluster = true, .seed = 62};
+  Case c(GetParam(), p);
+  EXPECT_EQ(c.run(1), "");
+  int meetings = 0;  // the first block has made its barrier before a part is sent
+  for (uint64_t s = 1; s <= 8; ++s) meetings += c.run(s, {.cluster = 0}).empty() ? 0 : 1;
+  EXPECT_GT(meetings, 0);
+}
+
 TEST_P(Attention, FaultsAreNoticed) {
   Problem p{.kv_heads = 1, .units = 40, .seed = 61};  // five for each of eight warps
   if (GetParam().storage == KvStorage::f16) p.q_dtype = DType::f16;
@@ -436,15 +473,17 @@ TEST_P(Attention, FaultsAreNoticed) {
   for (int copy = 0; copy < 320; copy += 32) copies += c.run(1, {.copy = copy}).empty() ? 0 : 1;
   EXPECT_GT(copies, 0);
   for (uint64_t seed = 1; seed <= 8; ++seed)
-    barriers += c.run(seed, {.barrier = 1}).empty() ? 0 : 1;
-  EXPECT_GT(barriers, 0);
+    barriers += c.run(seed, {.barrier = 0}).empty() ? 0 : 1;
+  EXPECT_GT(barriers, 0) << "before warps are added up";
   p.units = 4;
   p.splits = 2;
   Case shared(GetParam(), p);
   EXPECT_EQ(shared.run(1), "");
   EXPECT_NE(shared.run(1, {.fence = 0}), "") << "between the parts and the ticket";
-  EXPECT_NE(shared.run(1, {.barrier = 6}), "") << "before the ticket";
-  EXPECT_NE(shared.run(1, {.barrier = 7}), "") << "before it is known who was last";
+  EXPECT_NE(shared.run(1, {.barrier = 1}), "") << "before the ticket";
+  EXPECT_NE(shared.run(1, {.barrier = 2}), "") << "before it is known who was last";
+  if (GetParam().threads < 256) return;
+  EXPECT_NE(shared.run(1, {.barrier = 3}), "") << "between the halves of the parts";
 }
 
 // The tail's launch waits for what was before, so that pages begin beside it; pages of which one
@@ -481,6 +520,73 @@ TEST(AttentionPlan, MostTilesComeLastAndBlocksSpread) {
       EXPECT_LE(plans[1].shared_bytes, device.shared_per_block);
       EXPECT_GT(2 * (plans[1].shared_bytes + 1024), device.shared_per_sm);
     }
+  }
+}
+
+// Two blocks of a head meet through shared memory where they are all that a call launches.
+TEST(AttentionPlan, TwoBlocksOfAHeadAreACluster) {
+  alignas(16) static const uint8_t memory[16] = {};
+  alignas(16) static float out[16];
+  const KvSegment tail{.storage = KvStorage::bf16, .tokens = 128, .keys = memory, .values = memory};
+  const auto plan = [&](const CudaDevice& device, int64_t batch, int32_t bits, bool with_tail) {
+    const KvSegment pages{.storage = KvStorage::pages,
+                          .layout = {128, 32, bits, bits, 32},
+                          .tokens = 32000,
+                          .keys = memory};
+    const KvSegment segments[] = {pages, tail};
+    const SparseAttentionCudaArgs args{
+        .attention = {.q_dtype = DType::bf16,
+                      .batch = batch,
+                      .kv_heads = 8,
+                      .rows = 4,
+                      .head_dim = 128,
+                      .q = memory,
+                      .out = out,
+                      .segments = std::span(segments).first(with_tail ? 2 : 1)}};
+    AttentionPlan plans[kMaxSegments];
+    int32_t splits = 0;
+    const Status status = plan_attention(args.attention, device, plans, &splits);
+    EXPECT_TRUE(status.ok()) << status.text;
+    EXPECT_EQ(attention_params(args, plans[0], splits).cluster, plans[0].cluster);
+    EXPECT_FALSE(with_tail && plans[1].cluster);
+    EXPECT_TRUE(!plans[0].cluster || splits == 2);
+    const AttentionCudaRow& row = *choose_attention_cuda(pages, 128);
+    if (plans[0].cluster) {
+      EXPECT_GE(plans[0].shared_bytes, row.shared_bytes + 4 * attention_partial(128));
+    }
+    return plans[0].cluster;
+  };
+  EXPECT_TRUE(plan(kH100, 8, 4, false));
+  EXPECT_FALSE(plan(kH100, 1, 4, false)) << "more blocks than two";
+  EXPECT_FALSE(plan(kH100, 8, 8, false)) << "not measured";
+  EXPECT_FALSE(plan(kH100, 8, 4, true));
+  const CudaDevice older{
+      .capability = 80, .sms = 128, .shared_per_sm = 167936, .shared_per_block = 166912};
+  EXPECT_FALSE(plan(older, 8, 4, false));
+}
+
+// Few long tiles are spread, too, over as many blocks as leave each warp one.
+TEST(AttentionPlan, FewPagesOf64TokensSpread) {
+  alignas(16) static const uint8_t memory[16] = {};
+  alignas(16) static float out[16];
+  for (const auto& [tokens, batch, wanted] :
+       {std::tuple{63 * 64, 1, 8}, {64 * 64, 8, 2}, {512 * 64, 1, 16}, {512 * 64, 8, 2}}) {
+    const KvSegment pages{.storage = KvStorage::pages,
+                          .layout = {128, 64, 4, 4, 128},
+                          .tokens = tokens,
+                          .keys = memory};
+    const SparseAttentionArgs args{.q_dtype = DType::bf16,
+                                   .batch = batch,
+                                   .kv_heads = 8,
+                                   .rows = 4,
+                                   .head_dim = 128,
+                                   .q = memory,
+                                   .out = out,
+                                   .segments = std::span(&pages, 1)};
+    AttentionPlan plans[kMaxSegments];
+    int32_t splits = 0;
+    ASSERT_TRUE(plan_attention(args, kH100, plans, &splits).ok());
+    EXPECT_EQ(splits, wanted) << tokens << " tokens, batch of " << batch;
   }
 }
 

@@ -269,6 +269,12 @@ inline uint32_t atomic_add(uint32_t* to, uint32_t value) {
   *to += value;
   return before;
 }
+inline uint32_t atomic_add_ordered(uint32_t* to, uint32_t value) {
+  fence_device();
+  const uint32_t before = atomic_add(to, value);
+  fence_device();
+  return before;
+}
 
 inline uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t bytes = uint64_t{b} << 32 | a;

@@ -50,6 +50,9 @@ inline float max(float a, float b) {
 inline float log2(float x) {
   return std::log2(x);
 }
+inline float reciprocal(float x) {
+  return 1 / x;
+}
 inline float divide(float a, float b) {
   return a / b;
 }
