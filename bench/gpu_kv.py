@@ -70,7 +70,7 @@ def our_sides(q: Any, k: list[Any], v: list[Any]) -> dict[str, tuple[list[Any], 
 
     tokens = k[0].shape[2]
     sides: dict[str, tuple[list[Any], int]] = {}
-    for method in ("full", "kivi8", "kivi4", "kivi2", "quest", "double_sparsity"):
+    for method in ("full", "kivi8", "kivi4", "kivi4_wide", "kivi2", "quest", "double_sparsity"):
         budget = tokens // SHARE if method in ("quest", "double_sparsity") else None
         first = store(method, k[0], v[0], budget)
         first.attend(q)
@@ -159,15 +159,15 @@ def parts_of(batch: int, tokens: int, k: list[Any], v: list[Any], q: Any) -> lis
             [partial(op.kv_choose, q, x, tokens // SHARE // 16, by_row=True) for x in pages], 12
         ),
     }
-    for bits in (8, 4, 2):
-        layout = page_layout(DIM, bits, bits)
-        shape = (batch, KV_HEADS, tokens // 32, layout.nbytes)
+    for name, bits, page in (("8", 8, 32), ("4", 4, 32), ("4, wide", 4, 64), ("2", 2, 32)):
+        layout = page_layout(DIM, bits, bits, page, DIM if page == 64 else None)
+        shape = (batch, KV_HEADS, tokens // page, layout.nbytes)
         held = []
-        for i in range(min(copies_of(batch * KV_HEADS * tokens // 32 * layout.nbytes), 12)):
+        for i in range(min(copies_of(batch * KV_HEADS * tokens // page * layout.nbytes), 12)):
             held.append(torch.empty(shape, dtype=torch.uint8, device="cuda"))
             kv_quantize(k[i % len(k)], v[i % len(v)], layout, held[-1])
         segments = [[PageSegment(x, layout)] for x in held]
-        sides[f"pages of {bits} bits"] = calls(
+        sides[f"pages of {name} bits"] = calls(
             [partial(sparse_attention, q, s) for s in segments], 12
         )
     for side in sides.values():

@@ -57,6 +57,7 @@ def cases() -> list[Case]:
         Case("full", "full"),
         Case("kivi8", "kivi8"),
         Case("kivi4", "kivi4"),
+        Case("kivi4_wide", "kivi4_wide"),
         Case("kivi2", "kivi2"),
         Case("zipcache", "zipcache"),
         Case("zipvl", "zipvl"),
@@ -356,6 +357,7 @@ def broken(t: dict) -> list[str]:
     claims = {
         "kivi8 KL < 0.001": t["kivi8", None]["kl"] < 0.001,
         "kivi4 KL < 0.01": t["kivi4", None]["kl"] < 0.01,
+        "kivi4_wide KL < 0.01": t["kivi4_wide", None]["kl"] < 0.01,
         "kivi2 KL < 1/3 of 2 bits per token": t["kivi2", None]["kl"]
         < t["per token, 2 bits", None]["kl"] / 3,
         "zipvl KL < kivi2": t["zipvl", None]["kl"] < t["kivi2", None]["kl"],

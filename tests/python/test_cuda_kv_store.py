@@ -99,10 +99,10 @@ def test_tokens_far_from_the_device_answer_alike(method, file, ahead, tmp_path) 
 
 
 @needs_device
-@pytest.mark.parametrize("method", ["full", "kivi8", "kivi4", "kivi2", "streaming", "h2o", "snapkv",
-                                    "tova", "key_norm", "adakv_snapkv", "quest", "double_sparsity",
-                                    "alisa", "zipvl_evict", "s2", "ems", "zipvl", "zipcache",
-                                    "zipvl_sparse", "shadowkv"])  # fmt: skip
+@pytest.mark.parametrize("method", ["full", "kivi8", "kivi4", "kivi4_wide", "kivi2", "streaming",
+                                    "h2o", "snapkv", "tova", "key_norm", "adakv_snapkv", "quest",
+                                    "double_sparsity", "alisa", "zipvl_evict", "s2", "ems", "zipvl",
+                                    "zipcache", "zipvl_sparse", "shadowkv"])  # fmt: skip
 def test_every_method_that_has_kernels_here_generates(method) -> None:
     model = a_model()
     recipe = recipe_of(method)
@@ -129,9 +129,9 @@ def test_every_method_that_has_kernels_here_generates(method) -> None:
 
 
 @needs_device
-@pytest.mark.parametrize("method", ["full", "kivi8", "kivi4", "kivi2", "streaming", "h2o", "snapkv",
-                                    "tova", "key_norm", "adakv_snapkv", "quest", "double_sparsity",
-                                    "alisa"])  # fmt: skip
+@pytest.mark.parametrize("method", ["full", "kivi8", "kivi4", "kivi4_wide", "kivi2", "streaming",
+                                    "h2o", "snapkv", "tova", "key_norm", "adakv_snapkv", "quest",
+                                    "double_sparsity", "alisa"])  # fmt: skip
 def test_stores_choose_what_the_cpus_do(method: str) -> None:
     """From the same numbers, few tokens of a padded prompt; a model's own differ by rounding before."""
     recipe = recipe_of(method)
@@ -175,7 +175,8 @@ def a_model():
 
 
 @needs_device
-@pytest.mark.parametrize("method", ["full", "kivi4", "kivi2", "quest", "double_sparsity"])
+@pytest.mark.parametrize("method", ["full", "kivi4", "kivi4_wide", "kivi2", "quest",
+                                    "double_sparsity"])  # fmt: skip
 def test_stores_live_on_the_device_and_in_graphs(method: str) -> None:
     k, v = torch.randn(2, 1, 2, 1000, 64).bfloat16()
     q = torch.randn(1, 8, 1, 64).bfloat16()

@@ -147,7 +147,7 @@ def grown(method, k, v, *, budget=None, prompt=40):
     return store
 
 
-@pytest.mark.parametrize("method", ["full", "kivi8", "kivi4", "kivi2"])
+@pytest.mark.parametrize("method", ["full", "kivi8", "kivi4", "kivi4_wide", "kivi2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attends_to_what_it_holds(method, dtype):
     k, v = random_kv(150, b=2, dtype=dtype)
@@ -160,11 +160,11 @@ def test_attends_to_what_it_holds(method, dtype):
     tolerance = 1e-4 if dtype == torch.float32 and method == "full" else 3e-2
     torch.testing.assert_close(store.attend(q).double(), wanted, rtol=0, atol=tolerance)
     exact = attention(q, k, v)[0]
-    bound = {"full": 1e-2, "kivi8": 0.03, "kivi4": 0.3, "kivi2": 1.5}[method]
+    bound = {"full": 1e-2, "kivi8": 0.03, "kivi4": 0.3, "kivi4_wide": 0.3, "kivi2": 1.5}[method]
     assert float((store.attend(q).double() - exact).abs().max()) < bound
 
 
-@pytest.mark.parametrize("method", ["kivi8", "kivi4", "kivi2"])
+@pytest.mark.parametrize("method", ["kivi8", "kivi4", "kivi4_wide", "kivi2"])
 def test_growing_is_the_same_as_starting_with_all(method):
     k, v = random_kv(150)
     a, b = grown(method, k, v), kv.store(method, k, v)
@@ -181,9 +181,32 @@ def test_bytes_are_the_formula():
         pages, tail = (s - 32) // 32, 32
         wanted = b * g * (pages * 2 * 32 * d * share // 8 + 2 * tail * d * 2)
         assert kv.store(f"kivi{bits}", k, v).nbytes() == wanted
+    pages, tail = (s - 32) // 64, 64  # keys: 4 bits and 32 / 64, values: 4 and 32 / 128
+    wanted = b * g * (pages * 64 * d * (4.5 + 4.25) / 8 + 2 * tail * d * 2)
+    assert kv.store("kivi4_wide", k, v).nbytes() == wanted
     assert kv.store("kivi4", k, v).nbytes() <= 0.32 * full
     assert kv.store("kivi2", k, v).nbytes() <= 0.20 * full
     assert kv.store("h2o", k, v, budget=512).nbytes() < full * 1.02  # nothing observed yet
+
+
+@pytest.mark.parametrize(("page", "group"), [(32, None), (16, 16), (32, 64), (64, 0), (48, 32)])
+def test_sizes_of_pages_can_be_chosen(page, group):
+    recipe = KvRecipe(quantize=Quantize(4, 4, page=page, group=group))
+    k, v = random_kv(150)
+    store = kv.store(recipe, k, v)
+    record = store.rows["records"].view
+    shares = 64 // {None: 32, 0: 64}.get(group, group)
+    assert record.shape[-1] == 64 * page + 4 * 64 + 4 * shares * page
+    q = torch.randn(1, 4, 1, 64)
+    wanted = attention(q, *store.dense())[0]
+    torch.testing.assert_close(store.attend(q).double(), wanted, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("page", "group"), [(24, None), (80, None), (32, 24), (32, 48), (32, -16)])
+def test_sizes_that_no_page_has_are_refused(page, group):
+    k, v = random_kv(150)
+    with pytest.raises(TamisValueError, match="choose other sizes"):
+        kv.store(KvRecipe(quantize=Quantize(4, 4, page=page, group=group)), k, v)
 
 
 @pytest.mark.parametrize("method", EVEN)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tamis.checkpoint import file_error
+from tamis.kv import packed
 from tamis.kv.kv_store import KvStore
 from tamis.kv.saved_past import check_past
-from tamis.ops.kv_quantize import page_layout
 from tamis.ops.kv_select import LABEL_TOKENS, label_bytes
 from tamis.policy.kv_recipe import Labels, Pages, WindowSum
 
@@ -61,7 +61,7 @@ def _shapes(store: KvStore, held: dict[str, Tensor]) -> tuple[_Wanted, int]:
     if how is None or how.key_bits == 16 or "records" not in held:
         return wanted, n
     pages = held["records"].shape[2] if held["records"].dim() == 4 else 0
-    size = page_layout(d, how.key_bits, how.value_bits, how.page).nbytes
+    size = packed.layout_of(d, how).nbytes
     wanted["records"] = ((b, g, pages, size), (torch.uint8,))
     return wanted, n + pages * how.page
 

@@ -39,12 +39,22 @@ Score = Callable[[KvContext], "Tensor"]
 
 @dataclass(frozen=True)
 class Quantize:
-    """Pages of ``page`` tokens in few bits; at least ``residual`` newest tokens stay as they are."""
+    """Pages of few bits; the newest tokens stay as they are.
+
+    Attributes:
+        key_bits: 2, 4 or 8; 16 leaves keys and values as they came.
+        value_bits: The same of values.
+        page: Tokens that share a channel's scale of their keys, a multiple of 16, at most 64.
+        residual: At least so many of the newest tokens stay.
+        group: Channels that share a token's scale of its values, a multiple of 16 that divides the
+            head; None: 32 (16 in heads that have no multiple of that), 0: all of them.
+    """
 
     key_bits: int
     value_bits: int
     page: int = 32
     residual: int = 32
+    group: int | None = None
 
 
 @dataclass(frozen=True)
