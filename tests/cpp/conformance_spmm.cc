@@ -157,9 +157,15 @@ TEST_P(Kernel, ManyTokens) {
   const int64_t k = groups ? 1312 : 1300;
   if (row.tile_m > 64) run({row, row.tile_m + 18, 70, k, 0.5, true, false, 5});
   // Tiles of tokens of every size, where those are as even as can be.
-  for (int64_t m = 2; m < 12 && row.tile_m > 64 && quantizes(row) && !simulated(row); ++m) {
+  const bool dozens = std::string(row.name).ends_with("dozens");
+  const bool even = dozens || (row.tile_m > 64 && quantizes(row) && !simulated(row));
+  for (int64_t m = 2; m < 12 && even; ++m) {
     run({row, m, 35, 321, 0.5, m % 2 == 0, false, static_cast<uint64_t>(m)});
+    if (dozens) run({row, m, 19, 321, 0.5, m % 2 == 0, true, static_cast<uint64_t>(m)});
   }
+  // Columns whose sums are stored in between, those of several blocks of tokens too.
+  if (dozens) run({row, 290, 70, 2048 + 70, 0.5, true, false, 6});
+  if (dozens) run({row, 25, 35, 2 * 4096 + 70, 0.2, false, false, 7});
   // Two blocks of rows that take turns over x, then rows of a block of their own, an odd number.
   if (row.tile_m == 128 && row.tile_n == 4) run({row, 140, 603, 130, 0.6, true, false, 3});
   // So much of x that more rows take turns over it.

@@ -55,8 +55,10 @@ def test_every_x86_vector_row_has_one_on_aarch64(op: str) -> None:
 
 
 # Products of many tokens in integers: both ways of x86 are smmla's on AArch64. What x86 does with
-# a few tokens laid side by side, skip does there; codes laid out as x's columns, groupq.
+# a few tokens laid side by side, skip does there; codes laid out as x's columns, groupq; rows in
+# lanes, panels.
 ELSEWHERE = {
+    "dozens": "panels",
     "int8dozens": "pairs",
     "int8quads": "pairs",
     "int8octets": "pairs",

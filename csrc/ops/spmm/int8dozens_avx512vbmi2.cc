@@ -26,6 +26,7 @@
 #include "ops/spmm/codes-inl.h"
 #include "ops/spmm/codes_avx512vbmi2.h"
 #include "ops/spmm/kernels.h"
+#include "ops/spmm/later.h"
 #include "ops/spmm/pages.h"
 
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12, its own intrinsics
@@ -129,25 +130,6 @@ struct DozensTile {
   int64_t count;  // of pieces
   const int8_t* values[kGroup][kRows];
   int rows[kGroup];  // that exist
-};
-
-// Lines of later rows, values before masks, to fetch while this group is computed.
-struct Later {
-  const char *at, *end, *mask, *mask_end;
-  int64_t lines;  // with every word of a row tile and tile of tokens
-
-  // Where the next `words` words' lines begin.
-  TAMIS_INLINE const char* take(int64_t words) {
-    if (at >= end) {
-      at = mask;
-      end = mask_end;
-      mask = mask_end;
-    }
-    if (at >= end) lines = 0;
-    const char* from = at;
-    at += words * lines * 64;
-    return from;
-  }
 };
 
 // A row tile by a tile of tokens.
@@ -379,7 +361,8 @@ void spmm_dozens(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
 }  // namespace
 
 #define TAMIS_DOZENS_KERNEL(x, X)                                                               \
-  const SpmmXForm spmm_dozens_##x##_avx512vbmi2 = {dozens_bytes, prepare<X>, true};             \
+  const SpmmXForm spmm_dozens_##x##_avx512vbmi2 = {                                             \
+      .bytes = dozens_bytes, .prepare = prepare<X>, .quantizes = true, .tokens_each = 192};     \
   void spmm_bitmap_i8_##x##_avx512vbmi2_dozens(const SpmmArgs& a, int64_t begin, int64_t end) { \
     spmm_dozens<X>(a, begin, end);                                                              \
   }                                                                                             \

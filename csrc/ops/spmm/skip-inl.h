@@ -604,8 +604,11 @@ void spmm_skip(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
 }  // namespace
 }  // namespace tamis
 
-#define TAMIS_SKIP_FORM(x, level, Unit) \
-  const SpmmXForm spmm_skip_##x##_##level = {skip_bytes<Unit>, prepare_skip<Unit>};
+#define TAMIS_SKIP_FORM(x, level, Unit)                                            \
+  const SpmmXForm spmm_skip_##x##_##level = {.bytes = skip_bytes<Unit>,            \
+                                             .prepare = prepare_skip<Unit>,        \
+                                             .tokens_each = kTileVectors * kLanes, \
+                                             .even = true};
 #define TAMIS_SKIP_KERNEL(format, w, x, level, Unit)                                               \
   void spmm_##format##_##w##_##x##_##level##_skip(const SpmmArgs& a, int64_t begin, int64_t end) { \
     spmm_skip<Unit>(a, begin, end);                                                                \

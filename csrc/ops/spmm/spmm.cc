@@ -101,18 +101,20 @@ int64_t split(const MatrixView& w, int64_t step, int part, int parts) {
   return std::min((down ? low : high) * step, w.rows);
 }
 
-// Fewest tokens of each thread with which threads share tokens, not rows; 0: never. Each prepares
-// its own then, and what it reads and writes lies in one piece: with rows, codes of x and lines of
-// y pass between cores. Only where a token's sums do not depend on which others there are;
-// expanding all weights in each thread costs 4 % of the products of so many.
-int64_t tokens_to_share(const SpmmRow& row) {
-#if defined(__x86_64__)
-  for (const SpmmXForm* form : {&spmm_dozens_f32_avx512vbmi2, &spmm_dozens_f16_avx512vbmi2,
-                                &spmm_dozens_bf16_avx512vbmi2}) {
-    if (row.x_form == form) return 192;
-  }
-#endif
-  return 0;
+// Threads that share tokens, not rows; 1: none do. Each prepares its own then, and what it reads
+// and writes lies in one piece: with rows, the prepared x and lines of y pass between cores, which
+// takes 30 ns a line where they share a cache and up to 380 where a hypervisor has put them far
+// apart (Zen 4, 192x576, half kept, 256 tokens of f32: 0.19 and 0.40 to 0.9 ms by rows). All
+// threads expand or skip all weights, which costs what it did where each then has whole tiles of
+// tokens.
+int64_t token_shares(const SpmmRow& row, const SpmmArgs& a) {
+  if (!row.x_form || row.x_form->tokens_each == 0 || a.w.cols == 0) return 1;
+  const SpmmXForm& form = *row.x_form;
+  const int64_t most = num_threads(), shares = std::min(most, a.m / form.tokens_each);
+  if (!form.even) return shares;
+  // Not timed on Emerald Rapids.
+  if (a.w.rows > kRowsToShareTokens || has_intel_costs(active_isa())) return 1;
+  return shares == most && a.m % (most * form.tokens_each) == 0 ? shares : 1;
 }
 
 // Tokens [first, end) of a product.
@@ -145,6 +147,24 @@ Status share_tokens(const SpmmRow& row, const SpmmArgs& a, int threads) {
     row.x_form->prepare(part, prepared, 0, 1);
     part.prepared = prepared;
     spmm_part(row, part, {0, part.w.rows});
+  });
+  return failed ? out_of_memory() : Status{};
+}
+
+// Rows of their own by threads that each make all of the prepared x: a copy takes a third of what
+// it takes to fetch what another core wrote, and nobody waits for the others in between.
+Status share_rows_alone(const SpmmRow& row, const SpmmArgs& a, int threads) {
+  std::atomic<bool> failed = false;
+  parallel(threads, [&](int thread, int count) {
+    SpmmArgs part = a;
+    void* prepared = scratch(row.x_form->bytes(part));
+    if (!prepared) {
+      failed = true;
+      return;
+    }
+    row.x_form->prepare(part, prepared, 0, 1);
+    part.prepared = prepared;
+    spmm_part(row, part, spmm_rows(row, part.w, thread, count));
   });
   return failed ? out_of_memory() : Status{};
 }
@@ -254,19 +274,19 @@ Status spmm_with(const SpmmRow& row, const SpmmArgs& args) {
   TAMIS_RETURN_IF_ERROR(check_spmm(args));
   if (args.m == 0 || args.w.rows == 0) return {};
   SpmmArgs a = args;
-  if (const int64_t least = tokens_to_share(row); least > 0 && a.w.cols > 0) {
-    const int64_t shares = std::min<int64_t>(num_threads(), a.m / least);
-    if (shares > 1) return share_tokens(row, a, static_cast<int>(shares));
-  }
-  void* prepared = nullptr;
-  if (row.x_form && a.w.cols > 0) {
-    a.prepared = prepared = scratch(row.x_form->bytes(a));
-    if (!prepared) return out_of_memory();
+  if (const int64_t shares = token_shares(row, a); shares > 1) {
+    return share_tokens(row, a, static_cast<int>(shares));
   }
   const int64_t step = row_step(row, a.w);
   const int64_t work = bytes_before(a.w, a.w.rows) * a.m;
   const int64_t useful = std::min(work / kBytesPerThread, ceil_div(a.w.rows, step));
   const int threads = static_cast<int>(std::min<int64_t>(num_threads(), useful));
+  void* prepared = nullptr;
+  if (row.x_form && a.w.cols > 0) {
+    if (row.x_form->own && threads > 1) return share_rows_alone(row, a, threads);
+    a.prepared = prepared = scratch(row.x_form->bytes(a));
+    if (!prepared) return out_of_memory();
+  }
   const bool alone = threads <= 1 || a.m * a.w.cols < kElementsToShare;
   if (prepared && alone) row.x_form->prepare(a, prepared, 0, 1);
   if (threads <= 1) {

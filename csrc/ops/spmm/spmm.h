@@ -47,7 +47,18 @@ struct SpmmXForm {
   // Part `part` of `parts` of the work; parts touch disjoint bytes and none reads another's.
   void (*prepare)(const SpmmArgs&, void* prepared, int part, int parts);
   bool quantizes = false;  // x loses digits: to 8 bits, one step per kStepColumns columns
+  // How threads share a product (spmm.cc says why). With `own` each thread makes all of the result
+  // for itself. Where tokens_each is not 0, threads may share tokens, not rows, each with at least
+  // so many; with `even` all get as many, a multiple of tokens_each, where there are at
+  // most kRowsToShareTokens rows.
+  // Only where a token's sums do not depend on which others there are.
+  bool own = false;
+  int64_t tokens_each = 0;
+  bool even = false;
 };
+
+// Rows beyond which even shares of tokens gain nothing.
+inline constexpr int64_t kRowsToShareTokens = 2048;
 
 // One line of kernels.def. Kernels are asked only where there are columns.
 struct SpmmRow {

@@ -1,0 +1,28 @@
+// Lines of later rows, values before masks, to fetch evenly while rows before them are computed.
+#pragma once
+
+#include <cstdint>
+
+#include "base/simd/element.h"
+
+namespace tamis {
+
+struct Later {
+  const char *at, *end, *mask, *mask_end;
+  int64_t lines;  // with every word of a row tile and tile of tokens
+
+  // Where the next `words` words' lines begin.
+  TAMIS_INLINE const char* take(int64_t words) {
+    if (at >= end) {
+      at = mask;
+      end = mask_end;
+      mask = mask_end;
+    }
+    if (at >= end) lines = 0;
+    const char* from = at;
+    at += words * lines * 64;
+    return from;
+  }
+};
+
+}  // namespace tamis
