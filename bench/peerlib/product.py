@@ -9,7 +9,9 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 ROUND_S = 2e-3  # wanted length of one timing; short calls repeat until then
-# Calls of several threads before it, until the scheduler has given each a core again.
+# Calls before it, until the scheduler has given each thread a core again and what read 480 MB or
+# slept before is forgotten: after that, the first three products of half a millisecond took 1.1,
+# 0.9 and 0.7 on Zen 4, whatever their weights' pages, so two that were timed looked twice as slow.
 SETTLE_S = 8e-3
 
 
@@ -30,7 +32,7 @@ class Product(ABC):
 
     def __init__(self) -> None:
         self._next = 0
-        self._calls, self._settles = 1, False
+        self._calls = 1
         self._clock = time.perf_counter
 
     @abstractmethod
@@ -57,13 +59,13 @@ class Product(ABC):
         One thread is timed by what its process computes, so that others' turns on the core do not
         count.
         """
-        self._calls, self._settles = 1, threads > 1
+        self._calls = 1
         self._clock = time.process_time if threads == 1 else time.perf_counter
 
     def time(self) -> float:
         """Seconds per product."""
         calls, copies, i, call = self._calls, self.copies, self._next, self.call
-        settled = time.perf_counter() + (SETTLE_S if self._settles else 0)
+        settled = time.perf_counter() + (0 if self.flush else SETTLE_S)
         while time.perf_counter() < settled:
             call(i)
             i = (i + 1) % copies

@@ -224,7 +224,8 @@ TEST(ChooseSpmm, ManyTokensOfStoredWeightsTakeDozens) {
                           {64, 1.0, "avx512bf16_dozens", "avx512bf16_dozens"},
                           {196, 1.0, "avx512bf16_dozens", "avx512bf16_dozens"},
                           {512, 1.0, "avx512bf16_dozens", "avx512bf16_dozens"},
-                          {17, 0.5, "avx512vbmi2_skip", "avx512bf16_dozens"},
+                          {17, 0.5, "avx512bf16_dozens", "avx512bf16_dozens"},
+                          {256, 0.5, "avx512vbmi2_skip", "avx512bf16_skip"},
                           {256, 0.7, "avx512vbmi2_skip", "avx512bf16_dozens"},
                           {256, 0.3, "avx512vbmi2_skip", "avx512bf16_skip"}}) {
     SpmmDesc desc = desc_of(Format::bitmap, DType::f32, DType::f32);

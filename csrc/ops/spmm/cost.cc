@@ -122,7 +122,8 @@ double stored_bytes(const SpmmDesc& d) {
 }
 
 double compute_ns(const SpmmDesc& d, const SpmmRow& row, const SpmmCost& c) {
-  const double m = real(d.m), passes = real(ceil_div(d.m, row.tile_m));
+  const int64_t lanes = row.x_form ? row.x_form->lanes : 1;
+  const double m = real(ceil_div(d.m, lanes) * lanes), passes = real(ceil_div(d.m, row.tile_m));
   const double words = real(d.n * mask_words(d.k));
   return words * (c.word * passes + c.word_token * m) +
          real(d.nnz) * (c.value * passes + c.value_token * m) +

@@ -608,7 +608,8 @@ void spmm_skip(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   const SpmmXForm spmm_skip_##x##_##level = {.bytes = skip_bytes<Unit>,            \
                                              .prepare = prepare_skip<Unit>,        \
                                              .tokens_each = kTileVectors * kLanes, \
-                                             .even = true};
+                                             .even = true,                         \
+                                             .lanes = kLanes};
 #define TAMIS_SKIP_KERNEL(format, w, x, level, Unit)                                               \
   void spmm_##format##_##w##_##x##_##level##_skip(const SpmmArgs& a, int64_t begin, int64_t end) { \
     spmm_skip<Unit>(a, begin, end);                                                                \

@@ -55,6 +55,7 @@ struct SpmmXForm {
   bool own = false;
   int64_t tokens_each = 0;
   bool even = false;
+  int64_t lanes = 1;  // tokens come in so many: fewer take as long
 };
 
 // Rows beyond which even shares of tokens gain nothing.
