@@ -1,6 +1,7 @@
 """Caches under a transformers model: generate, padding, beams, several turns, errors."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -166,6 +167,38 @@ def test_crop_takes_back_what_was_generated(attached):
 def test_a_cache_without_attach_is_refused(model):
     with pytest.raises(TamisUnsupported, match=r"call tamis\.kv\.attach\(model\) first"):
         generate(model, prompt(9), kv.Cache(model.config, "kivi4"))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_handles_are_removed_in_any_order(model, order):
+    before = model.config._attn_implementation
+    handles = [kv.attach(model), kv.press(model, Newest()), kv.attach(model, ahead=True)]
+    for i, left in zip(order, (2, 1, 0), strict=True):
+        handles[i].remove()
+        handles[i].remove()  # changes nothing
+        assert model.config._attn_implementation == ("tamis" if left else before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_an_attention_chosen_between_two_handles_comes_back(model):
+    before = model.config._attn_implementation
+    first = kv.attach(model)
+    model.set_attn_implementation("eager")
+    second = kv.attach(model)
+    first.remove()
+    assert model.config._attn_implementation == "tamis"
+    second.remove()
+    assert model.config._attn_implementation == "eager"
+    model.set_attn_implementation(before)
+
+
+class Newest:
+    """A scorer that keeps the newest tokens."""
+
+    compression_ratio = 0.5
+
+    def score(self, module, hidden, keys, values, attentions, kwargs):
+        return torch.arange(keys.shape[2]).expand(keys.shape[:3])
 
 
 def test_a_cache_of_other_sequences_is_refused(attached):

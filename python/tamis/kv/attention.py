@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -23,8 +24,22 @@ NAME = "tamis"
 STORE = "tamis_store"  # attribute of the keys that a Cache's layer returns
 
 
+@dataclass(eq=False)
+class _Attached:
+    """One call of ``attach`` that holds, and the attention that its removal brings back."""
+
+    before: str | None
+
+
+_ATTACHED: weakref.WeakKeyDictionary[Any, list[_Attached]] = weakref.WeakKeyDictionary()
+"""What is attached to each model, oldest first."""
+
+
 def attach(model: Any, *, ahead: bool = False) -> Handle:
     """Makes the model's attention read tamis caches; any other cache works as before, by SDPA.
+
+    A model may be attached several times, and the handles be removed in any order: it reads tamis
+    caches until the last of them is.
 
     Args:
         model: A causal language model of transformers.
@@ -46,20 +61,30 @@ def attach(model: Any, *, ahead: bool = False) -> Handle:
             f"kv.attach: model: got {type(model).__name__}, which does not take attention "
             "functions, wanted one of transformers' newer models."
         )
-    return Handle(model, before, read_ahead(model) if ahead else [])
+    attached = _Attached(before)
+    _ATTACHED.setdefault(model, []).append(attached)
+    return Handle(model, attached, read_ahead(model) if ahead else [])
 
 
 class Handle:
     """Undoes ``attach``; also a context manager."""
 
-    def __init__(self, model: Any, before: str | None, hooks: list[Any]) -> None:
-        self.model, self.before, self.hooks = model, before, hooks
+    def __init__(self, model: Any, attached: _Attached, hooks: list[Any]) -> None:
+        self.model, self.attached, self.hooks = model, attached, hooks
 
     def remove(self) -> None:
-        """The model computes as it did before, bit for bit."""
+        """The model computes as without this handle, bit for bit; a second call changes nothing."""
         for hook in self.hooks:
             hook.remove()
-        self.model.set_attn_implementation(self.before)
+        others = _ATTACHED.get(self.model, [])
+        if self.attached not in others:
+            return
+        place = others.index(self.attached)
+        del others[place]
+        if place == len(others):
+            self.model.set_attn_implementation(self.attached.before)
+        elif others[place].before == NAME:  # else the user chose another in between
+            others[place].before = self.attached.before
 
     def __enter__(self) -> Handle:
         return self

@@ -61,14 +61,8 @@ class PressHandle(Handle):
     """Undoes ``press``; also a context manager."""
 
     def __init__(self, attached: Handle, scorer: Any, budget: int | None) -> None:
-        super().__init__(attached.model, attached.before, [])
-        self.attached, self.scorer, self.budget = attached, scorer, budget
-
-    def remove(self) -> None:
-        """The model computes as it did before; caches keep what they hold."""
-        for hook in self.hooks:
-            hook.remove()
-        self.attached.remove()
+        super().__init__(attached.model, attached.attached, attached.hooks)
+        self.scorer, self.budget = scorer, budget
 
     def evict(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """After an attention layer: scores its tokens and keeps the best."""
