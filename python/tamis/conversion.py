@@ -17,6 +17,7 @@ from tamis.errors import TamisValueError
 from tamis.layout import FORMATS, Layout
 from tamis.tensor.compress import compress
 from tamis.tensor.matrix import SparseMatrix
+from tamis.transposed import is_conv1d
 
 _CALLER = "convert"
 _CHOICES = ("auto", "dense", *FORMATS)
@@ -68,7 +69,7 @@ def convert(
         for file in source.checkpoint.files:
             tensors: dict[str, torch.Tensor] = {}
             for name, weight in source.weights(file):
-                tensors |= _encode(name, weight, format, source.linears, layouts)
+                tensors |= _encode(name, weight, format, source, layouts)
             size += sum(t.numel() * t.element_size() for t in tensors.values())
             weight_map |= dict.fromkeys(tensors, file.name)
             writing.write_shard(folder / file.name, tensors, marked=format != "dense")
@@ -86,6 +87,7 @@ class _Source:
     checkpoint: Checkpoint
     layouts: dict[str, Layout]  # compressed modules of a tamis checkpoint
     linears: frozenset[str]  # modules that may be stored compressed
+    transposed: frozenset[str]  # those whose dense weight is [in, out]
 
     @classmethod
     def open(cls, folder: Path) -> _Source:
@@ -99,7 +101,8 @@ class _Source:
             layouts = stored.layouts_from_json(stored_as.get("modules"), where, _CALLER)
         else:
             legacy.check_config(config, checkpoint)
-        return cls(folder, config, checkpoint, layouts, _linears(folder) | layouts.keys())
+        linears, transposed = _linears(folder)
+        return cls(folder, config, checkpoint, layouts, linears | layouts.keys(), transposed)
 
     def weights(self, file: Path) -> Iterator[tuple[str, Weight]]:
         """State-dict name and value of every weight whose values lie in ``file``."""
@@ -122,15 +125,17 @@ class _Source:
                 yield name, stored.tensor(self.checkpoint, name)
 
 
-def _linears(folder: Path) -> frozenset[str]:
-    """Names of the linear layers, the output layer left out, from an empty copy of the model."""
+def _linears(folder: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the linear layers, the output layer left out, from an empty copy of the model.
+
+    And of those among them that are Conv1D of transformers.
+    """
     model = empty_model(folder, _CALLER)
     output = model.get_output_embeddings()
-    return frozenset(
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not output
-    )
+    modules = [(name, module) for name, module in model.named_modules() if module is not output]
+    transposed = frozenset(name for name, module in modules if is_conv1d(module))
+    linears = frozenset(name for name, module in modules if isinstance(module, torch.nn.Linear))
+    return linears | transposed, transposed
 
 
 def model_class(config: Mapping[str, Any], folder: Path, caller: str) -> Any:
@@ -178,16 +183,19 @@ def _encode(
     name: str,
     weight: Weight,
     format: str,
-    linears: frozenset[str],
+    source: _Source,
     layouts: dict[str, Layout],
 ) -> dict[str, torch.Tensor]:
     """Tensors that store one weight in the wanted format; adds its layout to ``layouts``."""
     module = name.removesuffix(".weight")
-    compressible = module != name and module in linears
+    compressible = module != name and module in source.linears
+    turned = compressible and module in source.transposed
+    if turned and isinstance(weight, torch.Tensor):
+        weight = weight.t().contiguous()
     made = _compressed(name, weight, format) if compressible and format != "dense" else None
     if made is None:
         dense = weight.to_dense() if isinstance(weight, SparseMatrix) else weight
-        return {name: dense}
+        return {name: dense.t().contiguous() if turned else dense}
     layouts[module] = made.layout
     return {f"{module}.weight_{key}": array for key, array in made.arrays.items()}
 

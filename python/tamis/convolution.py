@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from tamis import transposed
 from tamis.errors import TamisUnsupported
 from tamis.nn.conv import window_of
 
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 CONV_DENSITY = {"csr": 0.35, "block": 0.75}
 
 
-def as_matrix(layer: nn.Linear | nn.Conv2d) -> nn.Linear:
-    """The layer; a convolution as the nn.Linear of its weight [out, c * kernel_h * kernel_w]."""
+def as_matrix(layer: nn.Module) -> nn.Linear:
+    """The layer as nn.Linear: a convolution by its weight [out, c * kernel_h * kernel_w]."""
     if isinstance(layer, nn.Linear):
         return layer
+    if not isinstance(layer, nn.Conv2d):
+        return transposed.as_linear(layer)
     flat = nn.Linear(layer.weight[0].numel(), layer.out_channels, bias=False, device="meta")
     flat.weight = nn.Parameter(layer.weight.detach().flatten(1), layer.weight.requires_grad)
     flat.bias = layer.bias  # type: ignore[assignment]

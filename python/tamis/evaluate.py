@@ -192,13 +192,15 @@ def linear_bytes(model: torch.nn.Module) -> int:
     import torch
 
     from tamis.nn import SparseLinear
+    from tamis.transposed import is_conv1d
 
     find_head = getattr(model, "get_output_embeddings", None)
     head = find_head() if callable(find_head) else None
     tensors = (
         tensor
         for module in model.modules()
-        if isinstance(module, (torch.nn.Linear, SparseLinear)) and module is not head
+        if isinstance(module, (torch.nn.Linear, SparseLinear)) or is_conv1d(module)
+        if module is not head
         for tensor in (*module.parameters(), *module.buffers())
     )
     return sum(tensor.nbytes for tensor in tensors)

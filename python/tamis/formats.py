@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tamis import stored
+from tamis import stored, transposed
 from tamis.errors import TamisTypeError
 from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
@@ -26,8 +26,12 @@ BLOCK_FILL = 0.9  # below this share of kept weights in kept blocks, blocks wast
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every nn.Linear and SparseLinear by name, in model order."""
-    return {n: m for n, m in model.named_modules() if type(m) in (nn.Linear, SparseLinear)}
+    """Every nn.Linear, Conv1D of transformers and SparseLinear by name, in model order."""
+    return {
+        n: m
+        for n, m in model.named_modules()
+        if type(m) in (nn.Linear, SparseLinear) or transposed.is_conv1d(m)
+    }
 
 
 def tied(model: nn.Module) -> set[nn.Module]:
@@ -56,12 +60,14 @@ def as_dense(layer: SparseLinear) -> nn.Module:
 
 
 def as_linear(layer: nn.Module) -> nn.Linear:
-    """The layer as nn.Linear; a SparseLinear's mask stays with it."""
+    """The layer as nn.Linear; its mask stays with it."""
     if isinstance(layer, SparseLinear):
         linear = layer.to_linear()
         keep = torch.as_tensor(layer.matrix.keep()).to(linear.weight.device)
         linear.register_buffer(KEEP, keep, persistent=False)
         return linear.train(layer.training)
+    if transposed.is_conv1d(layer):
+        return transposed.as_linear(layer)
     if not isinstance(layer, nn.Linear):
         raise TamisTypeError(
             f"as_linear: layer: got {type(layer).__name__}, wanted nn.Linear or SparseLinear."
@@ -186,8 +192,9 @@ def take_hooks(old: nn.Module, new: nn.Module) -> None:
 
 def swap(model: nn.Module, layers: Mapping[str, tuple[nn.Module, nn.Module]]) -> None:
     """Replaces (old, new) wherever the model holds old; all of them or, on an exception, none."""
-    new_of = {id(old): new for old, new in layers.values()}
-    for old, new in layers.values():
+    pairs = [(old, transposed.in_place_of(old, new)) for old, new in layers.values()]
+    new_of = {id(old): new for old, new in pairs}
+    for old, new in pairs:
         take_hooks(old, new)
     places = [
         (parent, key, child)

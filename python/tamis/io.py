@@ -294,5 +294,6 @@ def _dense_state(model: nn.Module) -> dict[str, torch.Tensor]:
             for array in module.layout.array_names:
                 del state[f"{name}.weight_{array}"]
             dense = module.to_conv() if isinstance(module, SparseConv2d) else module.to_linear()
-            state[f"{name}.weight"] = dense.weight.detach()
+            weight = dense.weight.detach()
+            state[f"{name}.weight"] = weight.t().contiguous() if module.transposed else weight
     return state

@@ -17,6 +17,7 @@ from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
 from tamis.nn.conv import window_of
 from tamis.ops.conv2d import Window
+from tamis.transposed import in_place_of, is_conv1d
 
 
 def load_module(
@@ -48,6 +49,7 @@ def load_module(
     tensors = _dense(model, checkpoint, set(layouts), aliases, dtype)
     for name, module in sparse.items():
         take_hooks(model.get_submodule(name), module)
+        in_place_of(model.get_submodule(name), module)
         model.set_submodule(name, module)
     _assign(model, tensors)
 
@@ -85,6 +87,8 @@ def _place(model: nn.Module, name: str, caller: str) -> tuple[nn.Module | None, 
     layer = dict(model.named_modules()).get(name)
     if isinstance(layer, nn.Conv2d):
         return as_matrix(layer), window_of(layer, caller)
+    if layer is not None and is_conv1d(layer):
+        return as_matrix(layer), None
     return layer, layer.window if isinstance(layer, SparseConv2d) else None
 
 

@@ -44,6 +44,7 @@ from tamis.scope import (
     parse_pattern,
 )
 from tamis.scope import allocate as allocate_shares
+from tamis.transposed import as_own, standing_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,9 +76,9 @@ def sparsify_(  # noqa: PLR0913
     """Prunes the model's linears and 1x1 convolutions in place and stores them compressed.
 
     Args:
-        model: Any torch model; of a known family (Llama, Qwen, Gemma, Mistral, OPT, BERT, ViT) the
-            linears in its blocks are pruned, of others all but the output layer, and the nn.Conv2d
-            of one group with 1x1 taps.
+        model: Any torch model; of a known family (Llama, Qwen, Gemma, Mistral, OPT, GPT-2, BERT,
+            ViT) the linears in its blocks are pruned, of others all but the output layer, and the
+            nn.Conv2d of one group with 1x1 taps.
         method: Name of a method (`tamis.method.names()`) or a PruneRecipe.
         sparsity: Fraction of zeros, 0 <= sparsity < 1. An N:M pattern fixes its own.
         pattern: "unstructured", "N:M" (N kept of every M consecutive inputs), "block:RxC", or
@@ -88,7 +89,8 @@ def sparsify_(  # noqa: PLR0913
             are refused.
         tokenizer: For strings.
         targets: Layers to prune: exact names, "re:" and a pattern matched from the start of the
-            name, or the class names "Linear" and "Conv2d". Only a target finds larger convolutions.
+            name, or the class names "Linear", "Conv2d" and "Conv1D" (of transformers). Only a target
+            finds larger convolutions.
         ignore: Layers to leave alone, spelled the same way.
         filter_fn: Called with (module, name); false leaves the layer alone.
         format: None is the method's own where the pattern suits it, else "auto", which takes the one expected to be fastest for one token, the smallest of those
@@ -126,7 +128,7 @@ def sparsify_(  # noqa: PLR0913
     job = _Job(recipe, shape, shares, format, dtype, seed, convs)
     check_prunable(linears, convs, recipe, shape, format, dtype)
     samples = _samples(label, recipe, data, model, tokenizer, max_length)
-    with _bar(len(linears), label, progress) as tick:
+    with _bar(len(linears), label, progress) as tick, standing_in(model, layers, linears):
         job.tick = tick
         if recipe.group == "global" and shape.kind != "nm":
             _prune_globally(model, linears, samples, job)
@@ -155,7 +157,7 @@ def sparsify_(  # noqa: PLR0913
 
 
 def dense_(model: nn.Module) -> nn.Module:
-    """Turns sparse layers back into nn.Linear and nn.Conv2d, in place; zeros and masks stay.
+    """Turns sparse layers back into nn.Linear, nn.Conv2d or Conv1D, in place; zeros and masks stay.
 
     What ``fuse_decode_`` did is taken back too.
 
@@ -391,17 +393,16 @@ def _grouped(linear: nn.Linear, job: _Job) -> Layout:
     return Layout("groupq", n, k, job.dtype or "u4", group_size=group_size(job.pattern))
 
 
-def _commit(model: nn.Module, layers: Mapping[str, nn.Linear | nn.Conv2d], job: _Job) -> None:
+def _commit(model: nn.Module, layers: Mapping[str, nn.Module], job: _Job) -> None:
     """Puts all pruned layers in place: the only step that changes the model."""
     sparse = {n: (layers[n], item.module) for n, item in job.pending.items() if item.module}
     swap(model, sparse)
     for name, item in job.pending.items():
         if item.module is None and item.weight is not None and item.keep is not None:
-            weight = layers[name].weight
-            weight.data = item.weight.reshape(weight.shape)
+            layer: Any = layers[name]
+            layer.weight.data = as_own(layer, item.weight)
             if item.nnz < item.weight.numel():
-                keep = item.keep.reshape(weight.shape)
-                layers[name].register_buffer(KEEP, keep, persistent=False)
+                layer.register_buffer(KEEP, as_own(layer, item.keep), persistent=False)
 
 
 @contextmanager

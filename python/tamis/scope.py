@@ -14,6 +14,7 @@ from tamis.model import family_of
 from tamis.nn import SparseLinear
 from tamis.policy import allocate as allocation
 from tamis.recipe import Pattern, PruneRecipe
+from tamis.transposed import is_conv1d
 
 __all__ = [
     "DEFAULT_IGNORE",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 DEFAULT_IGNORE = ("lm_head",)
+CLASSES = ("Linear", "Conv2d", "Conv1D")  # of what may be pruned
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -54,8 +56,8 @@ def find_linears(
     targets: Sequence[str] | None = None,
     ignore: Sequence[str] = DEFAULT_IGNORE,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
-) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The nn.Linear and nn.Conv2d modules that may be pruned, by name in model order.
+) -> dict[str, nn.Module]:
+    """The nn.Linear, nn.Conv2d and Conv1D modules that may be pruned, by name in model order.
 
     Output layers and weights shared with another module are left alone unless a target names them
     exactly, convolutions larger than 1x1 unless any target finds them.
@@ -75,12 +77,12 @@ def find_linears(
     linears = {
         n: m
         for n, m in model.named_modules()
-        if type(m) is nn.Linear or (type(m) is nn.Conv2d and m.groups == 1)
+        if type(m) is nn.Linear or (type(m) is nn.Conv2d and m.groups == 1) or is_conv1d(m)
     }
     _check_names("targets", targets, linears)
     _check_names("ignore", () if tuple(ignore) == DEFAULT_IGNORE else ignore, linears)
     kept_dense = _kept_dense(model, linears, by_family=targets is None)
-    wanted = targets if targets is not None else ("Linear", "Conv2d")
+    wanted = targets if targets is not None else CLASSES
     found = {
         name: linear
         for name, linear in linears.items()
@@ -101,8 +103,8 @@ def find_linears(
 def left_dense(model: nn.Module) -> dict[str, int | str]:
     """Classes that hold matrices which nothing here reads, most first, and their bytes; {} if none.
 
-    Experts that are one parameter are such, GPT-2's Conv1D, and subclasses of nn.Linear. What is
-    less than 1 % of all matrices is not worth a word.
+    Experts that are one parameter are such, and subclasses of nn.Linear. What is less than 1 % of all
+    matrices is not worth a word.
     """
     known = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d}
     total, found = 0, dict[str, int]()
@@ -113,6 +115,7 @@ def left_dense(model: nn.Module) -> dict[str, int | str]:
         total += module.layout.dense_nbytes if isinstance(module, SparseLinear) else size
         if (
             kind in known
+            or is_conv1d(module)
             or isinstance(module, nn.Embedding)
             or kind.__module__.startswith("tamis.")
         ):

@@ -14,6 +14,7 @@ from tamis.checkpoint import Checkpoint
 from tamis.errors import TamisFileError
 from tamis.layout import Layout
 from tamis.nn import SparseLinear
+from tamis.transposed import as_linear, in_place_of, is_conv1d
 
 CALLER = "from_pretrained"
 
@@ -48,7 +49,7 @@ def swap(
         nnz = stored.check_stored(checkpoint, stored_as.get(name, name), layout)
         linear = _linear(model, name, layout)
         sparse = SparseLinear(layout, nnz, linear.bias is not None, "meta", linear.weight.dtype)
-        model.set_submodule(name, sparse)
+        model.set_submodule(name, in_place_of(model.get_submodule(name), sparse))
     _check_shapes(model, checkpoint)
 
 
@@ -94,6 +95,8 @@ def _stored_names(
 
 def _linear(model: PreTrainedModel, name: str, layout: Layout) -> nn.Linear:
     module = model.get_submodule(name)
+    if is_conv1d(module):
+        module = as_linear(module)
     if not isinstance(module, nn.Linear):
         raise TamisFileError(
             f"{CALLER}: config.json: {name}: got a {type(module).__name__} in the model, wanted "

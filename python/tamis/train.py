@@ -9,6 +9,7 @@ from torch import nn
 
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.recipe import KEEP
+from tamis.transposed import is_conv1d
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,9 +32,9 @@ class MaskGuard:
     now, if it has any.
 
     Args:
-        model: With masked nn.Linear layers.
+        model: With masked nn.Linear layers, or Conv1D of transformers.
         optimizer: Its step is followed by the guard; None if `apply` is called by hand.
-        masks: keep [n, k] bool by layer name, instead of the layers' own.
+        masks: keep, bool in the weight's shape, by layer name, instead of the layers' own.
 
     Raises:
         TamisTypeError: model is not a module, or optimizer none of torch's.
@@ -57,7 +58,9 @@ class MaskGuard:
                 f"MaskGuard: optimizer: got {type(optimizer).__name__}, wanted a "
                 "torch.optim.Optimizer, or None to call apply() by hand."
             )
-        self._linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        self._linears: dict[str, Any] = {
+            n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) or is_conv1d(m)
+        }
         self.masks: dict[str, Tensor] = {}
         self._set(_masks_of(self._linears) if masks is None else masks)
         self._optimizer = optimizer
@@ -129,7 +132,7 @@ class MaskGuard:
             )
         self.masks = checked
 
-    def _layer(self, name: str) -> nn.Linear:
+    def _layer(self, name: str) -> Any:
         if name not in self._linears:
             raise TamisValueError(
                 f"MaskGuard: masks: got {name!r}, wanted the name of an nn.Linear of the model; "
@@ -138,7 +141,7 @@ class MaskGuard:
         return self._linears[name]
 
 
-def _masks_of(linears: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
+def _masks_of(linears: Mapping[str, Any]) -> dict[str, Tensor]:
     masks = {}
     for name, linear in linears.items():
         keep = getattr(linear, KEEP, None)

@@ -70,8 +70,9 @@ def test_statistics_are_those_of_whole_passes(family, sequential):
     stats = collect(model, data, sequential)
     assert len(stats) == 3 * LINEARS.get(family, 7)
     check(stats, whole_pass(model, data, list(stats)))
-    q, v = [n for n in stats if n.rpartition(".")[2] in ("q_proj", "v_proj", "query", "value")][:2]
-    assert stats[q] is stats[v]  # one Hessian for what reads the same input
+    q_and_v = [n for n in stats if n.rpartition(".")[2] in ("q_proj", "v_proj", "query", "value")]
+    if family != "gpt2":  # whose q, k and v are one layer
+        assert stats[q_and_v[0]] is stats[q_and_v[1]]  # one Hessian for what reads the same input
 
 
 def test_sequential_sees_pruned_blocks():

@@ -8,10 +8,12 @@ import torch
 import transformers
 from tiny import FAMILIES, GROUPED, inputs, logits, tiny
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import tamis
 from tamis import rewrite
 from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
+from tamis.formats import as_linear
 from tamis.nn import SparseLinear
 from tamis.policy import score, select
 from tamis.recipe import KEEP, PruneRecipe
@@ -22,7 +24,10 @@ METHODS = tamis.method.names()
 
 
 def layers(model):
-    return {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, SparseLinear))}
+    """Every linear and sparse layer; a Conv1D as nn.Linear on its memory."""
+    kinds = (nn.Linear, SparseLinear, Conv1D)
+    found = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+    return {n: as_linear(m) if isinstance(m, Conv1D) else m for n, m in found.items()}
 
 
 def weight_of(layer):
@@ -414,10 +419,11 @@ def test_models_that_are_none():
 
 
 def test_layers_that_are_no_linears_are_named():
-    ids = {"bos_token_id": 1, "eos_token_id": 2}
-    config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64, **ids)
-    with pytest.raises(TamisValueError, match="its weights are in Conv1D, which may do more"):
-        sparsify_(transformers.GPT2LMHeadModel(config), "magnitude")
+    class Scaled(nn.Linear):
+        pass
+
+    with pytest.raises(TamisValueError, match="its weights are in Scaled, which may do more"):
+        sparsify_(nn.Sequential(Scaled(32, 32)), "magnitude")
 
 
 def test_text_for_a_model_of_images_gets_a_sentence():

@@ -23,6 +23,15 @@ OPT = {
     "vocab_size": 97,
     "max_position_embeddings": 64,
 }
+GPT2 = {
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "vocab_size": 97,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 GEMMA3 = {
     **WITH_HEADS,
     "sliding_window": 4,
@@ -39,10 +48,11 @@ FAMILIES = {
     "gemma3": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**GEMMA3)),
     "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**WITH_HEADS, sliding_window=4)),
     "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**OPT)),
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)),
     "bert": lambda: hf.BertForMaskedLM(hf.BertConfig(**COMMON, max_position_embeddings=64)),
     "vit": lambda: hf.ViTForImageClassification(hf.ViTConfig(**VIT)),
 }
-LINEARS = {"opt": 6, "bert": 6, "vit": 6}  # per block; gated families have 7
+LINEARS = {"gpt2": 4, "opt": 6, "bert": 6, "vit": 6}  # per block; gated families have 7
 
 
 def tiny(family: str, seed: int = 0) -> torch.nn.Module:

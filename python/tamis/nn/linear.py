@@ -125,6 +125,8 @@ class SparseLinear(nn.Module):
     per row, or per group of a multiple of 128 inputs) and 4-bit groupq ones; everything else that is
     not on the CPU expands the weight and multiplies densely.
 
+    ``transposed`` says that the layer stands for transformers' Conv1D, whose dense weight is [in, out].
+
     ``packed_on`` is None, or the CUDA device that holds the weight packed and nothing else, while the
     arrays stay in host memory wherever the layer is moved (``tamis.prepack_``).
 
@@ -149,6 +151,7 @@ class SparseLinear(nn.Module):
     weight_values: Tensor
     bias: Tensor | None
     packed_on: torch.device | None = None
+    transposed: bool = False
 
     def __init__(
         self,

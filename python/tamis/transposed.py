@@ -1,0 +1,86 @@
+"""Conv1D of transformers (GPT-2 and its kind): a linear layer whose weight lies as [in, out].
+
+It is pruned, measured and compressed as the nn.Linear of its weight [out, in]; a SparseLinear in its
+place is marked, so that whatever makes it dense again makes a Conv1D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tamis.nn import SparseLinear
+from tamis.recipe import KEEP
+
+__all__ = ["as_linear", "as_own", "in_place_of", "is_conv1d", "standing_in"]
+
+
+def is_conv1d(layer: object) -> bool:
+    """Whether this is transformers' Conv1D; it is found by name, so that nothing is imported."""
+    kind = type(layer)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def as_linear(layer: Any) -> nn.Linear:
+    """The Conv1D as nn.Linear, whose weight [out, in] is a view of its own; its mask goes along."""
+    linear = nn.Linear(layer.nx, layer.nf, bias=False, device="meta")
+    linear.weight = nn.Parameter(layer.weight.detach().t(), layer.weight.requires_grad)
+    linear.bias = layer.bias
+    keep = getattr(layer, KEEP, None)
+    if isinstance(keep, torch.Tensor):
+        linear.register_buffer(KEEP, keep.t(), persistent=False)
+    return linear.train(layer.training)
+
+
+def as_own(layer: Any, matrix: Tensor) -> Tensor:
+    """A matrix [out, in] in the shape of the layer's own weight."""
+    return matrix.t().contiguous() if is_conv1d(layer) else matrix.reshape(layer.weight.shape)
+
+
+def in_place_of(old: nn.Module, new: nn.Module) -> nn.Module:
+    """The new layer, fit to stand where ``old`` does: in place of a Conv1D, marked or one itself."""
+    if not (is_conv1d(old) or (isinstance(old, SparseLinear) and old.transposed)):
+        return new
+    if isinstance(new, SparseLinear):
+        new.transposed = True
+    return _as_conv1d(new) if isinstance(new, nn.Linear) else new
+
+
+def _as_conv1d(linear: nn.Linear) -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.device("meta"):
+        made = Conv1D(linear.out_features, linear.in_features)
+    weight = linear.weight
+    made.weight = nn.Parameter(weight.detach().t().contiguous(), weight.requires_grad)
+    made.bias = linear.bias
+    keep = getattr(linear, KEEP, None)
+    if isinstance(keep, torch.Tensor):
+        made.register_buffer(KEEP, keep.t().contiguous(), persistent=False)
+    return made.train(linear.training)
+
+
+@contextmanager
+def standing_in(
+    model: nn.Module, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Linear]
+) -> Iterator[None]:
+    """The linears in the Conv1Ds' places, so that what calibration hooks and replaces is called."""
+    pairs = [(layer, linears[name]) for name, layer in layers.items() if is_conv1d(layer)]
+    instead = {id(layer): linear for layer, linear in pairs}
+    places = [
+        (parent, key, child)
+        for parent in model.modules()
+        for key, child in parent._modules.items()
+        if child is not None and id(child) in instead
+    ]
+    try:
+        for parent, key, child in places:
+            parent._modules[key] = instead[id(child)]
+        yield
+    finally:
+        for parent, key, child in places:
+            parent._modules[key] = child
