@@ -10,12 +10,13 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tamis.errors import TamisUnsupported, TamisValueError
+from tamis.experts import are_alike
 from tamis.model import family_of
 from tamis.recipe import Stats
 from tamis.samples import Sample, call_model
@@ -58,6 +59,12 @@ class _Sums:
             part = x.square().sum(0, dtype=torch.float64)
             self.x_sq = part if self.x_sq is None else self.x_sq.add_(part)
 
+    def join(self, other: _Sums) -> None:
+        """Adds the tokens that another has seen."""
+        self.tokens += other.tokens
+        self.hessian = _sum(self.hessian, other.hessian)
+        self.x_sq = _sum(self.x_sq, other.x_sq)
+
     def stats(self, name: str) -> Stats:
         """The means.
 
@@ -78,6 +85,10 @@ class _Sums:
                 "check the data and the model's dtype."
             )
         return Stats(self.tokens, x_sq, hessian)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 @dataclass
@@ -114,9 +125,17 @@ class Collector:
         """Statistics by linear; sharing linears get the same object."""
         made = {leader: sums.stats(leader) for leader, sums in self._sums.items()}
         return {
-            name: made[self._leader[name]] if name in self._leader else _Sums().stats(name)
+            name: made[self._leader[name]] if name in self._leader else self._of_others(name)
             for name in self.linears
         }
+
+    def _of_others(self, name: str) -> Stats:
+        """Of an expert that no token went to: the mean over the other experts' tokens, but no tokens."""
+        others = _Sums()
+        for other, sums in self._sums.items():
+            if are_alike(name, other):
+                others.join(sums)
+        return replace(others.stats(name), tokens=0)
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def collect(module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -13,7 +13,8 @@ import torch
 from tamis import legacy, stored, writing
 from tamis.atomic import check_path, replaced_folder
 from tamis.checkpoint import Checkpoint, file_error, read_json
-from tamis.errors import TamisValueError
+from tamis.errors import TamisUnsupported, TamisValueError
+from tamis.experts import is_expert
 from tamis.layout import FORMATS, Layout
 from tamis.tensor.compress import compress
 from tamis.tensor.matrix import SparseMatrix
@@ -62,6 +63,11 @@ def convert(
         )
     check_path(src, _CALLER)
     source = _Source.open(Path(src))
+    if format == "dense" and source.experts:
+        raise TamisUnsupported(
+            f"{_CALLER}: {src}: got experts stored one by one, wanted a model without, as transformers "
+            "stacks them; use tamis.export(tamis.load(src), dst)."
+        )
     with replaced_folder(dst, overwrite=overwrite, caller=_CALLER) as folder:
         layouts: dict[str, Layout] = {}
         weight_map: dict[str, str] = {}
@@ -85,9 +91,11 @@ class _Source:
     folder: Path
     config: dict[str, Any]
     checkpoint: Checkpoint
-    layouts: dict[str, Layout]  # compressed modules of a tamis checkpoint
+    layouts: dict[str, Layout]  # compressed modules of a tamis checkpoint, as the files name them
+    names: dict[str, str]  # what the model calls those that transformers renames in files
     linears: frozenset[str]  # modules that may be stored compressed
     transposed: frozenset[str]  # those whose dense weight is [in, out]
+    experts: frozenset[str]  # those that are one expert of a stack
 
     @classmethod
     def open(cls, folder: Path) -> _Source:
@@ -101,8 +109,14 @@ class _Source:
             layouts = stored.layouts_from_json(stored_as.get("modules"), where, _CALLER)
         else:
             legacy.check_config(config, checkpoint)
-        linears, transposed = _linears(folder)
-        return cls(folder, config, checkpoint, layouts, linears | layouts.keys(), transposed)
+        model = empty_model(folder, _CALLER)
+        linears, transposed = _linears(model)
+        experts = frozenset(filter(is_expert, layouts.keys() - linears))
+        names = _renamed(model, checkpoint, layouts)
+        filed = {name: file for file, name in names.items()}
+        layouts = {filed.get(name, name): layout for name, layout in layouts.items()}
+        linears |= layouts.keys()
+        return cls(folder, config, checkpoint, layouts, names, linears, transposed, experts)
 
     def weights(self, file: Path) -> Iterator[tuple[str, Weight]]:
         """State-dict name and value of every weight whose values lie in ``file``."""
@@ -125,12 +139,17 @@ class _Source:
                 yield name, stored.tensor(self.checkpoint, name)
 
 
-def _linears(folder: Path) -> tuple[frozenset[str], frozenset[str]]:
-    """Names of the linear layers, the output layer left out, from an empty copy of the model.
+def _renamed(model: Any, checkpoint: Checkpoint, layouts: Mapping[str, Layout]) -> dict[str, str]:
+    """Compressed modules that have another name in the files, by that."""
+    if not layouts:
+        return {}
+    from tamis.skeleton import stored_names
 
-    And of those among them that are Conv1D of transformers.
-    """
-    model = empty_model(folder, _CALLER)
+    return {file: name for name, file in stored_names(model, checkpoint, list(layouts)).items()}
+
+
+def _linears(model: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the linear layers, the output layer left out; of those that are Conv1D among them."""
     output = model.get_output_embeddings()
     modules = [(name, module) for name, module in model.named_modules() if module is not output]
     transposed = frozenset(name for name, module in modules if is_conv1d(module))
@@ -196,7 +215,7 @@ def _encode(
     if made is None:
         dense = weight.to_dense() if isinstance(weight, SparseMatrix) else weight
         return {name: dense.t().contiguous() if turned else dense}
-    layouts[module] = made.layout
+    layouts[source.names.get(module, module)] = made.layout
     return {f"{module}.weight_{key}": array for key, array in made.arrays.items()}
 
 

@@ -191,7 +191,7 @@ def linear_bytes(model: torch.nn.Module) -> int:
     """Bytes of all linear layers, dense or compressed, but for the output layer."""
     import torch
 
-    from tamis.nn import SparseLinear
+    from tamis.nn import SparseExperts, SparseLinear
     from tamis.transposed import is_conv1d
 
     find_head = getattr(model, "get_output_embeddings", None)
@@ -199,7 +199,9 @@ def linear_bytes(model: torch.nn.Module) -> int:
     tensors = (
         tensor
         for module in model.modules()
-        if isinstance(module, (torch.nn.Linear, SparseLinear)) or is_conv1d(module)
+        if isinstance(module, (torch.nn.Linear, SparseLinear))
+        or is_conv1d(module)
+        or SparseExperts.takes(module)
         if module is not head
         for tensor in (*module.parameters(), *module.buffers())
     )

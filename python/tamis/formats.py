@@ -181,13 +181,18 @@ _HOOKS = (
 )
 
 
-def take_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Gives `new` the hooks of `old`, whose handles go on removing them.
+def share_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Gives `new` the hooks of `old`, whose handles go on removing them."""
+    vars(new).update({name: getattr(old, name) for name in _HOOKS})
 
-    Not those that make its weight, as torch.nn.utils.prune's do: the new one holds what they made.
+
+def take_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Gives `new` the hooks of `old` but for those that make its weight, as torch.nn.utils.prune's do.
+
+    The new one holds what they made.
     """
     if isinstance(old, SparseLinear) or "weight" in old._parameters:
-        vars(new).update({name: getattr(old, name) for name in _HOOKS})
+        share_hooks(old, new)
 
 
 def swap(model: nn.Module, layers: Mapping[str, tuple[nn.Module, nn.Module]]) -> None:

@@ -23,7 +23,7 @@ from tamis.errors import (
     TamisUnsupported,
     TamisValueError,
 )
-from tamis.nn import SparseConv2d, SparseLinear
+from tamis.nn import SparseConv2d, SparseExperts, SparseLinear
 from tamis.ops.spmm import TORCH_DTYPE
 from tamis.restore import load_module
 
@@ -289,8 +289,14 @@ def _save_module(model: nn.Module, folder: Path, size: int) -> None:
 def _dense_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """state_dict with one dense weight in place of each module's companion tensors."""
     state = model.state_dict()
+    experts = {f"{n}.": m for n, m in model.named_modules() if isinstance(m, SparseExperts)}
+    for prefix, module in experts.items():
+        for key in [key for key in state if key.startswith(prefix)]:
+            del state[key]
+        stack = module.to_stack().state_dict()
+        state |= {f"{prefix}{key}": value for key, value in stack.items()}
     for name, module in model.named_modules():
-        if isinstance(module, SparseLinear):
+        if isinstance(module, SparseLinear) and not name.startswith(tuple(experts)):
             for array in module.layout.array_names:
                 del state[f"{name}.weight_{array}"]
             dense = module.to_conv() if isinstance(module, SparseConv2d) else module.to_linear()

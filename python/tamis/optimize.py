@@ -8,6 +8,7 @@ from torch import nn
 
 from tamis.decode import fusion
 from tamis.errors import TamisTypeError, TamisValueError
+from tamis.experts import unstacked
 from tamis.formats import (
     as_linear,
     compressed,
@@ -65,27 +66,28 @@ def optimize_(  # noqa: PLR0913
     """
     _check("optimize_", model, tokens)
     _check_aim(objective, min_gain)
-    layers = _not_ignored(linear_layers(model), ignore)
-    shared = tied(model)
-    bench = Bench(tokens, seed, sum(dense_bytes(layer) for layer in layers.values()))
-    rows: list[LayerReport] = []
-    winners: dict[str, tuple[nn.Module, nn.Module]] = {}
-    for name, layer in layers.items():
-        if progress:
-            progress(name)
-        candidates = {"dense": layer} if layer in shared else _candidates(layer)
-        if len(candidates) == 1:
-            reason = "its weight is shared with another module" if layer in shared else ""
-            rows.append(describe(name, layer, reason=reason or no_choice(layer), tokens=tokens))
-            continue
-        costs = bench.times(layer, candidates) if objective == "latency" else _sizes(candidates)
-        best = _best(costs, min_gain)
-        if format_of(layer) != best:
-            keep_packed(layer, candidates[best], tokens)
-        rows.append(row_of(name, candidates[best], costs, best, objective, tokens))
-        if format_of(layer) != best:
-            winners[name] = (layer, candidates[best])
-    swap(model, winners)
+    with unstacked(model):
+        layers = _not_ignored(linear_layers(model), ignore)
+        shared = tied(model)
+        bench = Bench(tokens, seed, sum(dense_bytes(layer) for layer in layers.values()))
+        rows: list[LayerReport] = []
+        winners: dict[str, tuple[nn.Module, nn.Module]] = {}
+        for name, layer in layers.items():
+            if progress:
+                progress(name)
+            candidates = {"dense": layer} if layer in shared else _candidates(layer)
+            if len(candidates) == 1:
+                reason = "its weight is shared with another module" if layer in shared else ""
+                rows.append(describe(name, layer, reason=reason or no_choice(layer), tokens=tokens))
+                continue
+            costs = bench.times(layer, candidates) if objective == "latency" else _sizes(candidates)
+            best = _best(costs, min_gain)
+            if format_of(layer) != best:
+                keep_packed(layer, candidates[best], tokens)
+            rows.append(row_of(name, candidates[best], costs, best, objective, tokens))
+            if format_of(layer) != best:
+                winners[name] = (layer, candidates[best])
+        swap(model, winners)
     before, after = sum(row.dense_nbytes for row in rows), sum(row.nbytes for row in rows)
     facts: dict[str, float | int | str] = {
         "objective": objective,
@@ -122,27 +124,28 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
             "explain: measure: got a model on the meta device, wanted weights in memory; load them, or "
             "pass measure=False."
         )
-    convs = {n: m for n, m in model.named_modules() if isinstance(m, SparseConv2d)}
-    layers = linear_layers(model)
-    bench = Bench(tokens, seed, sum(dense_bytes(layer) for layer in layers.values()))
-    leaving = leaving_out(model)
-    layers = {n: m for n, m in model.named_modules() if {n} & {*layers, *convs, *leaving}}
-    rows = []
-    for name, layer in layers.items():
-        if name in leaving:
-            rows.append(leaving[name])
-            continue
-        row = describe(name, layer, reason=no_choice(layer), tokens=tokens)
-        if measure and name not in convs:  # a convolution's time is a matter of its images
-            own = format_of(layer)
-            twins = (
-                {"dense": as_linear(layer)}
-                if own == "dense"
-                else {"dense": as_linear(layer), own: layer}
-            )
-            costs = bench.times(layer, twins)
-            row = timed(row, costs.get(own, costs["dense"]), costs["dense"])
-        rows.append(row)
+    with unstacked(model):
+        convs = {n: m for n, m in model.named_modules() if isinstance(m, SparseConv2d)}
+        layers = linear_layers(model)
+        bench = Bench(tokens, seed, sum(dense_bytes(layer) for layer in layers.values()))
+        leaving = leaving_out(model)
+        layers = {n: m for n, m in model.named_modules() if {n} & {*layers, *convs, *leaving}}
+        rows = []
+        for name, layer in layers.items():
+            if name in leaving:
+                rows.append(leaving[name])
+                continue
+            row = describe(name, layer, reason=no_choice(layer), tokens=tokens)
+            if measure and name not in convs:  # a convolution's time is a matter of its images
+                own = format_of(layer)
+                twins = (
+                    {"dense": as_linear(layer)}
+                    if own == "dense"
+                    else {"dense": as_linear(layer), own: layer}
+                )
+                costs = bench.times(layer, twins)
+                row = timed(row, costs.get(own, costs["dense"]), costs["dense"])
+            rows.append(row)
     total = sum(row.nbytes for row in rows)
     facts: dict[str, float | int | str] = {
         "linear_bytes": total,

@@ -69,7 +69,7 @@ def reconstruct(
                 current = {name: stored(name) for name in trained}
                 losses = [run.loss(i) for i in dict.fromkeys(picked)]
                 loss = torch.stack(losses).mean()
-                gradients = torch.autograd.grad(loss, list(trained.values()))
+                gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
             for parameter, gradient in zip(trained.values(), gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()

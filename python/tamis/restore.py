@@ -12,6 +12,7 @@ from tamis import stored
 from tamis.checkpoint import Checkpoint
 from tamis.convolution import as_matrix
 from tamis.errors import TamisValueError
+from tamis.experts import restack, unstack
 from tamis.formats import take_hooks
 from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
@@ -39,19 +40,26 @@ def load_module(
     if "modules" in source:
         stored.check_version(source, "modules", checkpoint.caller)
         layouts = stored.layouts_from_json(source["modules"], "modules", checkpoint.caller)
-    sparse = {name: _sparse(model, checkpoint, name, lay, dtype) for name, lay in layouts.items()}
-    aliases = source.get("aliases", {})
-    if not isinstance(aliases, dict):
-        raise checkpoint.error(
-            "aliases", type(aliases).__name__, "names by tied name",
-            "the file is damaged, copy or save it again.",
-        )  # fmt: skip
-    tensors = _dense(model, checkpoint, set(layouts), aliases, dtype)
-    for name, module in sparse.items():
-        take_hooks(model.get_submodule(name), module)
-        in_place_of(model.get_submodule(name), module)
-        model.set_submodule(name, module)
-    _assign(model, tensors)
+    origin = unstack(model, layouts)
+    try:
+        sparse = {
+            name: _sparse(model, checkpoint, name, lay, dtype) for name, lay in layouts.items()
+        }
+        aliases = source.get("aliases", {})
+        if not isinstance(aliases, dict):
+            raise checkpoint.error(
+                "aliases", type(aliases).__name__, "names by tied name",
+                "the file is damaged, copy or save it again.",
+            )  # fmt: skip
+        tensors = _dense(model, checkpoint, set(layouts), aliases, dtype)
+        for name, module in sparse.items():
+            take_hooks(model.get_submodule(name), module)
+            in_place_of(model.get_submodule(name), module)
+            model.set_submodule(name, module)
+        _assign(model, tensors)
+
+    finally:
+        restack(model, origin)
 
 
 def _sparse(

@@ -22,6 +22,7 @@ from torch import nn
 from tamis import calibrate, method
 from tamis.convolution import as_matrix, choose_conv
 from tamis.errors import TamisTypeError, TamisValueError
+from tamis.experts import restack, unstacked
 from tamis.formats import as_dense, compressed, counted_layouts, device_of, swap
 from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
@@ -78,7 +79,8 @@ def sparsify_(  # noqa: PLR0913
     Args:
         model: Any torch model; of a known family (Llama, Qwen, Gemma, Mistral, OPT, GPT-2, BERT,
             ViT) the linears in its blocks are pruned, of others all but the output layer, and the
-            nn.Conv2d of one group with 1x1 taps.
+            nn.Conv2d of one group with 1x1 taps. Experts that transformers stacks in one parameter
+            are two linears each, named ``....experts.each.3.gate_up`` and ``.down``.
         method: Name of a method (`tamis.method.names()`) or a PruneRecipe.
         sparsity: Fraction of zeros, 0 <= sparsity < 1. An N:M pattern fixes its own.
         pattern: "unstructured", "N:M" (N kept of every M consecutive inputs), "block:RxC", or
@@ -121,25 +123,29 @@ def sparsify_(  # noqa: PLR0913
         format = recipe.format if shape == recipe.pattern or in_groups(shape) else "auto"
     if format == "groupq" and dtype is None:
         dtype = "u4"
-    layers = find_linears(model, targets, ignore, filter_fn)
-    linears = {name: as_matrix(layer) for name, layer in layers.items()}
-    shares = allocate_shares(linears, shape, sparsity, allocate, recipe)
-    convs = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
-    job = _Job(recipe, shape, shares, format, dtype, seed, convs)
-    check_prunable(linears, convs, recipe, shape, format, dtype)
-    samples = _samples(label, recipe, data, model, tokenizer, max_length)
-    with _bar(len(linears), label, progress) as tick, standing_in(model, layers, linears):
-        job.tick = tick
-        if recipe.group == "global" and shape.kind != "nm":
-            _prune_globally(model, linears, samples, job)
-        elif recipe.needs:
-            visit, settle = job.visitor(linears), job.settler(linears)
-            calibrate.run_blocks(model, samples, linears, recipe.needs, visit, sequential, settle)
-        else:
-            for name, linear in linears.items():
-                job.prune(name, linear, Stats())
-    rows = [job.pending[name].row for name in linears]
-    _commit(model, layers, job)
+    check_model("sparsify_", model)
+    with unstacked(model):
+        layers = find_linears(model, targets, ignore, filter_fn)
+        linears = {name: as_matrix(layer) for name, layer in layers.items()}
+        shares = allocate_shares(linears, shape, sparsity, allocate, recipe)
+        convs = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
+        job = _Job(recipe, shape, shares, format, dtype, seed, convs)
+        check_prunable(linears, convs, recipe, shape, format, dtype)
+        samples = _samples(label, recipe, data, model, tokenizer, max_length)
+        with _bar(len(linears), label, progress) as tick, standing_in(model, layers, linears):
+            job.tick = tick
+            if recipe.group == "global" and shape.kind != "nm":
+                _prune_globally(model, linears, samples, job)
+            elif recipe.needs:
+                visit, settle = job.visitor(linears), job.settler(linears)
+                calibrate.run_blocks(
+                    model, samples, linears, recipe.needs, visit, sequential, settle
+                )
+            else:
+                for name, linear in linears.items():
+                    job.prune(name, linear, Stats())
+        rows = [job.pending[name].row for name in linears]
+        _commit(model, layers, job)
     kept = sum(item.nnz for item in job.pending.values())
     size = sum(linear.weight.numel() for linear in linears.values())
     job.pending.clear()
@@ -150,6 +156,7 @@ def sparsify_(  # noqa: PLR0913
         "dense_linear_bytes": sum(row.dense_nbytes for row in rows),
         "calibration_tokens": job.tokens,
         **job.errors(),
+        **({"experts_without_tokens": job.unseen} if job.unseen else {}),
         **left_dense(model),
         "prune_s": time.perf_counter() - begin,
     }
@@ -167,6 +174,7 @@ def dense_(model: nn.Module) -> nn.Module:
     check_model("dense_", model)
     sparse = {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear)}
     swap(model, {name: (module, as_dense(module)) for name, module in sparse.items()})
+    restack(model)
     for module in model.modules():
         unfused(module)
     return model
@@ -229,6 +237,7 @@ class _Job:
     convs: dict[str, nn.Conv2d] = field(default_factory=dict)
     tick: Callable[[], None] = lambda: None
     tokens: int = 0
+    unseen: int = 0  # experts' linears that no token of the data went to
     pending: dict[str, _Pending] = field(default_factory=dict)
     keeps: dict[str, Tensor] = field(default_factory=dict)  # of layers that wait for `recover`
     trained: list[tuple[float, float]] = field(
@@ -240,6 +249,7 @@ class _Job:
 
         def visit(stats: dict[str, Stats]) -> dict[str, Tensor]:
             self.tokens = max(self.tokens, *(item.tokens for item in stats.values()))
+            self.unseen += sum(item.tokens == 0 for item in stats.values())
             return {name: self.prune(name, linears[name], stats[name]) for name in stats}
 
         return visit
@@ -307,6 +317,7 @@ def _prune_globally(
 
         def visit(seen: dict[str, Stats]) -> dict[str, Tensor]:
             stats.update(seen)
+            job.unseen += sum(item.tokens == 0 for item in seen.values())
             return {}
 
         calibrate.run_blocks(model, samples, linears, job.recipe.needs, visit, sequential=False)

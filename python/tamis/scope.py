@@ -11,7 +11,7 @@ from torch import nn
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.formats import tied
 from tamis.model import family_of
-from tamis.nn import SparseLinear
+from tamis.nn import SparseExperts, SparseLinear
 from tamis.policy import allocate as allocation
 from tamis.recipe import Pattern, PruneRecipe
 from tamis.transposed import is_conv1d
@@ -103,8 +103,8 @@ def find_linears(
 def left_dense(model: nn.Module) -> dict[str, int | str]:
     """Classes that hold matrices which nothing here reads, most first, and their bytes; {} if none.
 
-    Experts that are one parameter are such, and subclasses of nn.Linear. What is less than 1 % of all
-    matrices is not worth a word.
+    Routers of mixtures are such, and subclasses of nn.Linear. What is less than 1 % of all matrices
+    is not worth a word.
     """
     known = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d}
     total, found = 0, dict[str, int]()
@@ -116,6 +116,7 @@ def left_dense(model: nn.Module) -> dict[str, int | str]:
         if (
             kind in known
             or is_conv1d(module)
+            or SparseExperts.takes(module)
             or isinstance(module, nn.Embedding)
             or kind.__module__.startswith("tamis.")
         ):

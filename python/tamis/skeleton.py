@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from tamis import stored
 from tamis.checkpoint import Checkpoint
 from tamis.errors import TamisFileError
+from tamis.experts import unstack
 from tamis.layout import Layout
 from tamis.nn import SparseLinear
 from tamis.transposed import as_linear, in_place_of, is_conv1d
@@ -43,8 +44,9 @@ def swap(
     Raises:
         TamisFileError: A layout, a name or a stored size does not fit the model.
     """
+    unstack(model, layouts)
     names = _resolve(model, layouts)
-    stored_as = _stored_names(model, checkpoint, list(names))
+    stored_as = stored_names(model, checkpoint, list(names))
     for name, layout in names.items():
         nnz = stored.check_stored(checkpoint, stored_as.get(name, name), layout)
         linear = _linear(model, name, layout)
@@ -71,7 +73,7 @@ def _resolve(model: PreTrainedModel, layouts: Mapping[str, Layout]) -> dict[str,
     return found
 
 
-def _stored_names(
+def stored_names(
     model: PreTrainedModel, checkpoint: Checkpoint, names: list[str]
 ) -> dict[str, str]:
     """Prefix in the files of each module; transformers renames tensors of some architectures."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from tamis.errors import TamisTypeError, TamisValueError
+from tamis.experts import stacks
 from tamis.recipe import KEEP
 from tamis.transposed import is_conv1d
 
@@ -61,6 +63,10 @@ class MaskGuard:
         self._linears: dict[str, Any] = {
             n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) or is_conv1d(m)
         }
+        for name, stack in stacks(model).items():
+            for part, parameter in stack.named_parameters(recurse=False):
+                if parameter.dim() == 3:
+                    self._linears[f"{name}.{part}"] = SimpleNamespace(weight=parameter)
         self.masks: dict[str, Tensor] = {}
         self._set(_masks_of(self._linears) if masks is None else masks)
         self._optimizer = optimizer

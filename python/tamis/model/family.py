@@ -42,6 +42,9 @@ class Family:
 
 GATED_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+EXPERT = ("gate_up", "up", "down")
+"""Linears of an expert (``nn.SparseExperts``)."""
+
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 """What the linears of GATED_MLP are for, in its order."""
 

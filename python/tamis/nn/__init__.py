@@ -2,6 +2,7 @@
 
 from tamis.nn.conv import DepthwiseConv2d, PlaneMean, SparseConv2d
 from tamis.nn.decoder import FusedDecoder, FusedStack
+from tamis.nn.experts import SparseExperts
 from tamis.nn.linear import SparseLinear, SparseWeight
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "FusedStack",
     "PlaneMean",
     "SparseConv2d",
+    "SparseExperts",
     "SparseLinear",
     "SparseWeight",
 ]
