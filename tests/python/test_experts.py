@@ -10,6 +10,7 @@ from tiny import COMMON, WITH_HEADS
 from torch import nn
 
 import tamis
+from tamis.calibrate import Collector
 from tamis.errors import TamisUnsupported
 from tamis.nn import SparseExperts, SparseLinear
 from tamis.train import MaskGuard
@@ -183,6 +184,20 @@ def test_an_expert_without_tokens_goes_by_the_others(method):
     kept = [m.get_submodule(names[0]).weight.to_dense() for m in models]
     assert float(kept[0].count_nonzero()) > 0
     assert torch.equal(kept[0] != 0, kept[1] != 0)
+
+
+def test_statistics_of_the_others_are_the_mean_over_all_their_tokens():
+    names = [f"m.each.{e}.up" for e in range(3)]
+    linears = {name: nn.Linear(4, 4) for name in (*names, "other")}
+    collector = Collector(linears, frozenset({"hessian"}))
+    x = torch.randn(7, 4)
+    with collector.watching():
+        linears[names[0]](x[:2])
+        linears[names[2]](x[2:])
+        linears["other"](100 * x)
+    stats = collector.stats()
+    assert [stats[name].tokens for name in names] == [2, 0, 5]
+    torch.testing.assert_close(stats[names[1]].hessian, (x.T @ x / 7).double())
 
 
 def test_what_fails_leaves_the_stacks(tmp_path, monkeypatch):
