@@ -9,7 +9,7 @@ TYPE_CHECKING = False  # what type checkers read as true; importing typing would
 if TYPE_CHECKING:
     from typing import Any
 
-    from tamis import activation, kv, nn
+    from tamis import activation, kv, lora, nn
     from tamis._info import info, kernels
     from tamis.decode import fuse_decode_
     from tamis.errors import (
@@ -57,7 +57,7 @@ _HOME = {
     "save": "io",
     "sparsify_": "rewrite",
 }
-_MODULES = ("activation", "hf", "kv", "method", "nn")
+_MODULES = ("activation", "hf", "kv", "lora", "method", "nn")
 
 __all__ = [
     "LayerReport",
@@ -81,6 +81,7 @@ __all__ = [
     "kernels",
     "kv",
     "load",
+    "lora",
     "nn",
     "optimize_",
     "permute_for_groups",

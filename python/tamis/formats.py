@@ -44,9 +44,13 @@ def tied(model: nn.Module) -> set[nn.Module]:
 
 
 def mask_of(linear: nn.Linear) -> Tensor:
-    """The mask [n, k] that pruning left on the layer, else where the weight is not zero."""
+    """The mask [n, k] that pruning left on the layer, and wherever the weight is not zero.
+
+    Both, as zeros that were kept stay in a format, and what was added since (an adapter) is no zero.
+    """
     keep = getattr(linear, KEEP, None)
-    return keep if isinstance(keep, torch.Tensor) else linear.weight.detach() != 0
+    nonzero = linear.weight.detach() != 0
+    return keep.to(nonzero.device) | nonzero if isinstance(keep, torch.Tensor) else nonzero
 
 
 def as_dense(layer: SparseLinear) -> nn.Module:

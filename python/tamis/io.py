@@ -66,6 +66,7 @@ def save(
         TamisUnsupported: The model holds what this format cannot.
     """
     _check_model(model, "save")
+    _check_no_adapters(model, "save")
     check_path(dir, "save")
     size = writing.parse_size(max_shard_size)
     _check_materialized(model, "save")
@@ -153,6 +154,7 @@ def export(
     if format != "dense":
         raise TamisUnsupported(f"export: format: got {format!r}, wanted 'dense', all there is.")
     _check_model(model, "export")
+    _check_no_adapters(model, "export")
     check_path(dir, "export")
     size = writing.parse_size(max_shard_size)
     _check_materialized(model, "export")
@@ -177,6 +179,16 @@ def _check_model(model: Any, caller: str) -> None:
     if not isinstance(model, nn.Module):
         raise TamisTypeError(
             f"{caller}: model: got {type(model).__name__}, wanted a torch.nn.Module."
+        )
+
+
+def _check_no_adapters(model: nn.Module, caller: str) -> None:
+    kinds = {cls for module in model.modules() for cls in type(module).__mro__}
+    if any(cls.__module__.startswith("peft.") for cls in kinds):
+        raise TamisUnsupported(
+            f"{caller}: model: got {type(model).__name__} with adapters of peft, wanted one without; save "
+            "them by its own save_pretrained, and the model that its unload() or merge_and_unload() "
+            "returns."
         )
 
 

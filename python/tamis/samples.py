@@ -126,7 +126,8 @@ def call_model(model: nn.Module, sample: Sample) -> Any:
     """
     inputs = dict(sample.inputs)
     positional = [inputs.pop("")] if "" in inputs else []
-    if not positional and "use_cache" in inspect.signature(model.forward).parameters:
+    inner: Any = getattr(model, "get_base_model", lambda: model)()  # of peft's, which take anything
+    if not positional and "use_cache" in inspect.signature(inner.forward).parameters:
         inputs["use_cache"] = False
     try:
         return model(*positional, **inputs)

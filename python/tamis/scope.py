@@ -153,15 +153,20 @@ def _kept_dense(model: nn.Module, linears: Mapping[str, nn.Module], by_family: b
         large = (n for n, m in linears.items() if isinstance(m, nn.Conv2d))
         dense |= {n for n in large if family or linears[n].kernel_size != (1, 1)}
     if family is not None:
-        dense |= {name for name in linears if name.rpartition(".")[2] in family.head}
+        dense |= {name for name in linears if _leaf(name) in family.head}
     if family is not None and by_family:
         blocks = tuple(f"{name}." for name in family.find_blocks(model))
         dense |= {
             name
             for name in linears
-            if not (name.startswith(blocks) and name.rpartition(".")[2] in family.linears)
+            if not (name.startswith(blocks) and _leaf(name) in family.linears)
         }
-    return dense
+    return dense | {name for name in linears if ".lora_" in name}
+
+
+def _leaf(name: str) -> str:
+    """Last part of a name; of a layer that peft gave adapters, what it was called before."""
+    return name.removesuffix(".base_layer").rpartition(".")[2]
 
 
 def _names(key: str, name: str, layer: nn.Module) -> bool:

@@ -34,20 +34,25 @@ def layouts_of(model: torch.nn.Module) -> dict[str, Layout]:
 
 def is_transformers(model: Any) -> bool:
     """Whether this is a PreTrainedModel; transformers is not imported for other models."""
-    return hasattr(model, "save_pretrained") and any(
-        cls.__module__.startswith("transformers.") for cls in type(model).__mro__
+    return any(
+        cls.__name__ == "PreTrainedModel" and cls.__module__.startswith("transformers.")
+        for cls in type(model).__mro__
     )
 
 
 def follow(model: Any) -> None:
     """Lets save_pretrained of a transformers model know which layers are sparse now.
 
-    Without it, save_pretrained would write tensors that from_pretrained replaces by random ones.
+    Without it, save_pretrained would write tensors that from_pretrained replaces by random ones. The
+    model may lie in others, as in those of peft.
     """
     if is_transformers(model):
         from tamis import hf
 
         hf.follow(model)
+        return
+    for child in model.children():
+        follow(child)
 
 
 def to_json(layouts: Mapping[str, Layout]) -> dict[str, Any]:
