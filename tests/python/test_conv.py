@@ -102,6 +102,25 @@ def test_operator_passes_torchs_own_checks() -> None:
     torch.library.opcheck(torch.ops.tamis.conv2d.default, operands, test_utils=tests)
 
 
+@pytest.mark.parametrize("group", [1, 2])
+def test_transforms_of_torch_func(group: int) -> None:
+    conv = nn.Conv2d(4, 6, 3, padding=1)
+    layer = SparseConv2d.from_conv(conv, keep=torch.rand(6, 4, 3, 3) < 0.5, group=group)
+    dense, x = layer.to_conv(), torch.randn(2, 4, 5, 5)
+    deep = DepthwiseConv2d(nn.Conv2d(6, 6, 3, groups=6))
+    sparse = nn.Sequential(layer, deep, PlaneMean())
+    wanted = nn.Sequential(dense, deep, nn.AdaptiveAvgPool2d(1))
+    func = torch.func
+    for transform in (
+        lambda f: func.vmap(lambda x: f(x[None])[0])(x),
+        lambda f: func.jacrev(f)(x),
+        lambda f: func.jacfwd(f)(x),
+        lambda f: func.jvp(f, (x,), (x.cos(),))[1],
+    ):
+        with torch.no_grad():
+            torch.testing.assert_close(transform(sparse), transform(wanted), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_depthwise_is_torchs(kernel: int, stride: int) -> None:

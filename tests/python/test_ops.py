@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from references import TORCH, bound, product, weight
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import opcheck
 from torch.nn import functional
 
@@ -318,16 +320,51 @@ def test_modes_and_traces_see_an_operator() -> None:
     assert torch.equal(graph(other), spmm(other, a))
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_functorch_tensors_are_not_read_as_memory() -> None:
-    a, w = make("bitmap")
-    x = torch.randn(5, 76)
-    spmm(x, a)
-    with torch.no_grad():
-        batched = torch.func.vmap(lambda row: spmm(row, a))(x)
-    torch.testing.assert_close(batched, functional.linear(x, w))
-    with pytest.raises(RuntimeError, match="functorch"):  # no formula there, and no garbage
-        torch.func.grad(lambda x: spmm(x, a).sum())(x)
+@pytest.mark.parametrize("dtype", ["f32", "i8"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_transforms_of_torch_func(format: str, dtype: str) -> None:
+    """Each is that of the dense product: in x and, sample by sample too, in the kept values."""
+    a, _ = make(format, dtype)
+    dense, x, bias = torch.as_tensor(a.to_dense()).float(), torch.randn(5, 76), torch.randn(20)
+    spmm(x, a, bias)  # next time the direct way would be taken
+
+    def sparse(x: Tensor) -> Tensor:
+        return spmm(x, a, bias).tanh()
+
+    def wanted(x: Tensor) -> Tensor:
+        return functional.linear(x, dense, bias).tanh()
+
+    func, part = torch.func, x[:2]
+    transforms: tuple[Callable[[Callable[[Tensor], Tensor]], Tensor], ...] = (
+        lambda f: func.vmap(f)(x),
+        lambda f: func.jacrev(f)(part),
+        lambda f: func.jacfwd(f)(part),
+        lambda f: func.hessian(lambda x: f(x).sum())(x[0]),
+        lambda f: func.vmap(func.grad(lambda x: f(x).sum()))(x),
+        lambda f: func.jvp(f, (x,), (x.cos(),))[1],
+        lambda f: tangent_of(f, x, x.cos()),
+    )
+    for transform in transforms:
+        torch.testing.assert_close(transform(sparse), transform(wanted), rtol=1e-4, atol=1e-4)
+    if dtype == "i8":
+        return
+    values, rest = split(a)
+
+    def loss(values: Tensor, x: Tensor) -> Tensor:
+        return linear(x, a.layout.token, values, rest, None).square().sum()
+
+    each = func.vmap(func.grad(loss), (None, 0))(values, x)
+    leaf = values.clone().requires_grad_()
+    for row, got in zip(x, each, strict=True):
+        (single,) = torch.autograd.grad(loss(leaf, row), leaf)
+        torch.testing.assert_close(got, single, rtol=1e-4, atol=1e-4)
+
+
+def tangent_of(function: Callable[[Tensor], Tensor], x: Tensor, tangent: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(function(forward_ad.make_dual(x, tangent))).tangent
+    assert found is not None
+    return found
 
 
 def test_subclasses_go_through_the_dispatcher() -> None:

@@ -26,7 +26,7 @@ from tamis.ops.dense import unpack_dense
 from tamis.ops.entry import entries, entry_of, fit_bias
 from tamis.ops.handle import core_errors
 from tamis.ops.spmm import unpack
-from tamis.ops.tensors import autocast
+from tamis.ops.tensors import autocast, transformed
 
 __all__ = ["NO_BOUNDS", "Window", "conv2d", "depthwise_conv2d", "plane_mean"]
 
@@ -84,6 +84,11 @@ def conv2d(  # noqa: PLR0913
         TamisValueError: ``x`` or ``bias`` has the wrong shape.
     """
     x = autocast(x)
+    if not torch.compiler.is_dynamo_compiling() and transformed():
+        how = Layout.from_token(layout)
+        _check_x(x, how, window)
+        dense = unpack(layout, values, (None, row_offsets, col_indices, None)).to(x.dtype)
+        return _dense(x, dense, fit_bias(bias, x, how), window, bounds)
     if _records(x, values, bias):
         y: Tensor = torch.ops.tamis.conv2d(
             x, values, row_offsets, col_indices, bias, layout, window.flat, *bounds
@@ -147,6 +152,7 @@ def _records(*tensors: Tensor | None) -> bool:
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_tracing()
+        or transformed()
         or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors if t is not None)
         or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     )

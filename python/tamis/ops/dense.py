@@ -84,6 +84,22 @@ def unpack_dense(
     return dense
 
 
+def unpack_traced(
+    values: Tensor,
+    layout: Layout,
+    mask: Tensor | None,
+    row_offsets: Tensor | None,
+    col_indices: Tensor | None,
+    scales: Tensor | None,
+) -> Tensor:
+    """The same written so that every transform of torch.func goes through, batched values included."""
+    if scales is not None:
+        return unpack_dense(values, layout, mask, row_offsets, col_indices, scales)
+    places = torch.arange(1, values.shape[0] + 1, device=values.device)
+    places = unpack_dense(places, layout, mask, row_offsets, col_indices, None)
+    return torch.cat([values.new_zeros(1), values])[places]
+
+
 def _unpack_groups(
     values: Tensor, layout: Layout, mask: Tensor | None, row_offsets: Tensor | None, scales: Tensor
 ) -> Tensor:

@@ -10,7 +10,7 @@ products), y has x's dtype, products accumulate in float32. Where
 only float32 has a vector kernel for the weight, x is converted to it and y back. A weight without a
 kernel, or more tokens than ``Matrix.dense_above`` says, is expanded and multiplied densely.
 CUDA has kernels of its own (``tamis.ops.cuda_spmm``); other devices, and pairs without a kernel,
-expand.
+expand. So does what torch.func transforms, and forward-mode differentiation.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
 from tamis.ops import cuda_spmm, cuda_spmm_grad, spmm_grad
-from tamis.ops.dense import gather_dense, unpack_dense
+from tamis.ops.dense import gather_dense, unpack_dense, unpack_traced
 from tamis.ops.entry import entries, entry_of, fit_bias
-from tamis.ops.tensors import DTYPE_NAME, TORCH_DTYPE, Rest, autocast
+from tamis.ops.tensors import DTYPE_NAME, TORCH_DTYPE, Rest, autocast, transformed
 
 __all__ = ["ACTIVATIONS", "TORCH_DTYPE", "Compressed", "linear", "spmm", "unpack"]
 
@@ -108,6 +109,7 @@ def linear(
     if (
         not _is_dynamo()
         and type(x) is Tensor
+        and forward_ad._current_level < 0
         and not (_is_grad_enabled() and _needs_grad(x, values, bias, multiplier))
         and not _count_modes()
         and not _is_tracing()
@@ -133,7 +135,13 @@ def _through_torch(
         raise TamisTypeError(
             f"spmm: x: got {type(x).__name__}, wanted a torch.Tensor; convert it with torch.as_tensor."
         )
-    y: Tensor = torch.ops.tamis.spmm(autocast(x), values, *rest, bias, layout)
+    x = autocast(x)
+    if not _is_dynamo() and transformed():
+        how = Layout.from_token(layout)
+        _check_x(x, values, how)
+        dense = unpack_traced(values, how, *rest)
+        return functional.linear(x, dense.to(x.device, x.dtype), fit_bias(bias, x, how))
+    y: Tensor = torch.ops.tamis.spmm(x, values, *rest, bias, layout)
     return y
 
 
@@ -170,6 +178,8 @@ def _finish(y: Tensor, activation: str | None, multiplier: Tensor | None) -> Ten
 
 def unpack(layout: str, values: Tensor, rest: Rest) -> Tensor:
     """Dense w [rows, cols] in the dtype of ``values``; float32 where they are int8 codes."""
+    if not _is_dynamo() and transformed():
+        return unpack_traced(values, Layout.from_token(layout), *rest)
     dense: Tensor = torch.ops.tamis.unpack(values, *rest, layout)
     return dense
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 TORCH_DTYPE = {
     "f32": torch.float32,
@@ -47,6 +48,15 @@ def autocast(x: Tensor) -> Tensor:
     if kind not in ("cpu", "cuda") or x.dtype not in DTYPE_NAME:
         return x
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def transformed() -> bool:
+    """Whether torch.func's transforms or derivatives in forward mode are taken of what runs now.
+
+    Operators of torch.library have no formulas for these (torch 2.13): some raise, and derivatives in
+    forward mode are zero without a word. Plain torch has them all.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def by_16_bytes(x: Tensor) -> Tensor:
