@@ -293,3 +293,57 @@ def test_the_program_is_exact():
     assert got == pytest.approx(best, rel=0.006)
     other = kv_spans._by_multiplier(loss, cost, 0.5)
     assert float(heads.gather(1, other.view(4, 1)).sum()) >= got - 1e-9
+
+
+def test_one_layer_takes_its_part_of_a_plan(plans):
+    k, v = torch.randn(2, 1, 2, 200, 16)
+    store = kv.store("moa", k, v, plan=plans["spans"].of_layer(1))
+    assert store.tokens < 200
+    q = torch.randn(1, 4, 1, 16)
+    assert store.attend(q).shape == q.shape
+    plain = kv.store("double_sparsity", k, v, budget=64, plan=plans["channels"].of_layer(0))
+    assert plain.attend(q).shape == q.shape
+    for wrong, message in [
+        (lambda: kv.store("moa", k, v), "plan: got none, wanted one of kind 'spans'"),
+        (lambda: kv.store("moa", k, v, plan=plans["spans"]), r"pass plan\.of_layer\(i\)"),
+        (
+            lambda: kv.store("moa", *k.new_ones(2, 1, 3, 200, 16), plan=plans["spans"].of_layer(0)),
+            "got one of 2 KV heads, wanted the 3 of the keys",
+        ),
+        (
+            lambda: kv.store("moa", k, v, budget=64, plan=plans["spans"].of_layer(0)),
+            "wanted none: this method goes by its pattern or plan",
+        ),
+    ]:
+        one_sentence(wrong, TamisValueError, message)
+
+
+def test_lengths_that_texts_do_not_reach_say_where_they_were_cut(model):
+    long = torch.randint(1, 250, (1, 700))
+    message = "got none of 640 tokens once cut to max_length=512"
+    one_sentence(
+        lambda: kv.calibrate(model, [long], "spans", lengths=(320, 640)), TamisValueError, message
+    )
+    message = "density: got 0.2, .*longer lengths= allow less"
+    one_sentence(
+        lambda: kv.calibrate(model, [long], "spans", density=0.2), TamisValueError, message
+    )
+
+
+def test_sliding_layers_take_no_share_of_the_density(ids):
+    config = transformers.Gemma3TextConfig(
+        vocab_size=257,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    gemma = transformers.AutoModelForCausalLM.from_config(config).eval()
+    plan = kv.calibrate(gemma, [ids[:1]], "spans", **SPANS)
+    assert sorted(plan.layers) == [1]
+    with kv.attach(gemma), torch.no_grad():
+        gemma(ids[:1], cache=kv.Cache(config, "moa", plan=plan))

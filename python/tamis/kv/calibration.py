@@ -119,8 +119,8 @@ def _spans(model: Any, ids: list[Tensor], max_length: int, options: dict[str, An
         used = [x[:, :n] for x in ids if x.shape[1] >= n]
         if not used:
             raise TamisValueError(
-                f"kv.calibrate: texts: got none of {n} tokens, wanted at least one; pass longer texts "
-                "or lengths=."
+                f"kv.calibrate: texts: got none of {n} tokens once cut to max_length={max_length}, "
+                "wanted at least one; pass longer texts, a larger max_length= or shorter lengths=."
             )
         found[n] = profile_influence(model, used, block, marks)
     bound = float(options.get("density", 0.5))
@@ -139,6 +139,8 @@ def profile_influence(
     total: dict[int, Tensor] = {}
 
     def visit(module: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        if getattr(module, "is_sliding", False):  # stays transformers' own
+            return
         layer, scale = module.layer_idx, float(getattr(module, "scaling", q.shape[-1] ** -0.5))
         if marks is not None:
             marks[layer] = layer_mark(module)

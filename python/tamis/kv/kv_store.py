@@ -19,14 +19,33 @@ from tamis.kv.tiers import Tier
 from tamis.policy.kv_recipe import KvRecipe
 
 
-def store(method: str | KvRecipe, k: Tensor, v: Tensor, *, budget: int | None = None) -> KvStore:
+def store(
+    method: str | KvRecipe,
+    k: Tensor,
+    v: Tensor,
+    *,
+    budget: int | None = None,
+    plan: LayerPlan | None = None,
+) -> KvStore:
     """A store that holds keys and values k, v [b, g, s, d] of one layer.
 
+    Args:
+        method: Of ``tamis.method.names("kv")``, or a recipe.
+        k: Keys.
+        v: Values.
+        budget: Tokens that stay or are read, where the method has one.
+        plan: What calibration found for the layer, ``plan.of_layer(i)``.
+
     Raises:
-        TamisValueError: Unknown method, or a budget that does not fit it or exceeds s.
+        TamisValueError: Unknown method, or a budget or plan that does not fit it or exceeds s.
     """
-    made = KvStore(method, budget=budget)
+    made = KvStore(method, budget=budget, plan=plan)
     _check_pair("kv.store", k, v)
+    if plan is not None and isinstance(plan.data, list) and len(plan.data) != k.shape[1]:
+        raise TamisValueError(
+            f"kv.store: plan: got one of {len(plan.data)} KV heads, wanted the {k.shape[1]} of the "
+            "keys; pass the plan of this layer."
+        )
     if budget is not None and budget > k.shape[2]:
         raise TamisValueError(
             f"kv.store: budget: got {budget}, wanted at most the {k.shape[2]} tokens given; a store "

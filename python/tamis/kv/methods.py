@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tamis import method as methods
 from tamis.errors import TamisUnsupported, TamisValueError
-from tamis.kv.plan import LayerPlan
+from tamis.kv.plan import LayerPlan, Plan
 from tamis.policy.kv_layout import LocalStride
 from tamis.policy.kv_recipe import KvRecipe, Pages
 
@@ -48,6 +48,10 @@ def check_plan(recipe: KvRecipe, plan: LayerPlan | None) -> None:
         TamisValueError: One of these.
     """
     taken = recipe.plans
+    if isinstance(plan, Plan):
+        raise TamisValueError(
+            f"kv: plan: got one of {len(plan.layers)} layers, wanted a layer's; pass plan.of_layer(i)."
+        )
     if plan is None:
         if recipe.needs_plan:
             raise TamisValueError(
@@ -87,9 +91,12 @@ def check_budget(recipe: KvRecipe, budget: int | None) -> None:
     if chooser is None:
         if recipe.lowrank is not None:
             return
-        raise TamisValueError(
-            f"kv: budget: got {budget}, wanted none: this method keeps and reads every token."
+        why = (
+            "keeps and reads every token"
+            if recipe.pattern is None
+            else "goes by its pattern or plan"
         )
+        raise TamisValueError(f"kv: budget: got {budget}, wanted none: this method {why}.")
     least = max(1, chooser.sink + chooser.recent)
     if budget < least:
         raise TamisValueError(

@@ -129,7 +129,7 @@ def search_spans(
     if not least <= density <= 1:
         raise TamisValueError(
             f"kv.calibrate: density: got {density}, wanted {least:.3g} (one block and the sink at the "
-            "shortest length) to 1."
+            "shortest length) to 1; longer lengths= allow less."
         )
     chosen = _by_milp(loss, cost, density)
     if chosen is None:
