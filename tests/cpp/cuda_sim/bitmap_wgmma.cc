@@ -1,5 +1,4 @@
-// The bitmap kernel for warpgroups on the simulator: every layout in both dtypes against a double
-// reference, as spmm.cc does for the rest, and bugs put in on purpose.
+// The bitmap kernel for warpgroups on the simulator.
 #include "ops/spmm/bitmap_wgmma.cuh"
 
 #include <gtest/gtest.h>
@@ -7,15 +6,22 @@
 #include <string>
 #include <vector>
 
-#include "cuda_sim/problem.h"
+#include "cuda_sim/warpgroups.h"
 
 namespace tamis::test {
 namespace {
 
-struct Row {
-  int32_t layout;
-  DType dtype;
-  std::string (*run)(const sim::Launch&, const BitmapGroupParams&);
+struct BitmapKind {
+  using Params = BitmapGroupParams;
+  static constexpr PackedFormat kFormat = PackedFormat::bitmap;
+  static constexpr const auto& kLayouts = kBitmapLayouts;
+  static SpmmT16Plan lay_out(const T16View& w, int64_t m, int32_t layout, int64_t blocks,
+                             bool cluster) {
+    return lay_out_bitmap(w, m, layout, blocks, cluster);
+  }
+  static Params params(const SpmmCudaArgs& args, const SpmmT16Plan& plan) {
+    return bitmap_group_params(args, plan);
+  }
 };
 
 template <class Config>
@@ -23,8 +29,8 @@ std::string simulate_group(const sim::Launch& launch, const BitmapGroupParams& p
   return sim::launch(launch, [&] { spmm_bitmap_group<Config>(p); });
 }
 
-std::vector<Row> rows() {
-  std::vector<Row> all;
+std::vector<GroupRow<BitmapKind>> rows() {
+  std::vector<GroupRow<BitmapKind>> all;
 #define TAMIS_BITMAP_LAYOUT(...)                                                 \
   all.push_back({static_cast<int32_t>(all.size() / 2), DType::bf16,              \
                  &simulate_group<BitmapGroupConfig<DType::bf16, __VA_ARGS__>>}); \
@@ -35,121 +41,26 @@ std::vector<Row> rows() {
   return all;
 }
 
-std::string run(const Row& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
-                sim::Faults faults = {}) {
-  std::vector<uint64_t> workspace(static_cast<size_t>(ceil_div(plan.workspace_bytes, 8)), 0);
-  std::fill(workspace.begin() + (workspace.empty() ? 0 : kTicketBytes / 8), workspace.end(),
-            ~uint64_t{0});  // partial sums start as NaN
-  SpmmCudaArgs args = c.args();
-  args.workspace = workspace.data();
-  args.workspace_bytes = plan.workspace_bytes;
-  c.clear_y();
-  const sim::Launch launch{.grid = {static_cast<uint32_t>(plan.blocks_n * plan.splits)},
-                           .block = {static_cast<uint32_t>(kBitmapLayouts[plan.layout].threads())},
-                           .shared_bytes = static_cast<size_t>(plan.shared_bytes),
-                           .seed = seed,
-                           .faults = faults,
-                           .cluster = static_cast<uint32_t>(plan.splits)};
-  std::string wrong = row.run(launch, bitmap_group_params(args, plan));
-  if (!wrong.empty()) return wrong;
-  for (size_t i = 0; i < workspace.size() && i < kTicketBytes / 8; ++i) {
-    if (workspace[i] != 0) return "a ticket is not zero again";
-  }
-  return c.compare();
-}
+class BitmapGroup : public GroupTest<BitmapKind> {};
 
-class BitmapGroup : public testing::TestWithParam<Row> {
- protected:
-  const BitmapLayout& layout() const { return kBitmapLayouts[GetParam().layout]; }
-  void expect_right(Problem p, int64_t blocks) {
-    p.dtype = GetParam().dtype;
-    p.format = PackedFormat::bitmap;
-    Case c(p);
-    const SpmmT16Plan plan = lay_out_bitmap(c.t16(), p.m, GetParam().layout, blocks);
-    EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
-        << "n " << p.n << ", k " << p.k << ", m " << p.m << ", seed " << p.seed << ", "
-        << plan.blocks_n << " blocks";
-  }
-};
-
-// Shares that are whole output tiles, parts of one, and parts of several.
 TEST_P(BitmapGroup, ShapesAndShares) {
-  uint64_t seed = 100;
-  for (const auto& [n, k] : {std::pair{16, 64}, {17, 68}, {1, 8}, {150, 452}, {270, 300}}) {
-    for (const int64_t blocks : {1, 3, 1000}) {
-      const bool integers = seed % 2 != 0;
-      const double sparsity = seed % 3 == 0 ? 0.9 : 0.5;
-      expect_right({.n = n,
-                    .k = k,
-                    .m = 3,
-                    .sparsity = sparsity,
-                    .integers = integers,
-                    .bias = integers,
-                    .seed = ++seed},
-                   blocks);
-    }
-  }
-  expect_right({.n = 50, .k = 200, .m = 3, .sparsity = 1.0, .seed = ++seed}, 2);
+  shapes_and_shares();
 }
-
 TEST_P(BitmapGroup, Tokens) {
-  uint64_t seed = 200;
-  const int64_t t = layout().tokens;
-  for (const int64_t m : {int64_t{1}, t, t + 1}) {
-    expect_right({.n = 40, .k = 328, .m = m, .integers = true, .seed = ++seed}, 3);
-  }
-  expect_right({.n = 20, .k = 136, .m = t - 1, .x_padding = 8, .y_padding = 3, .seed = ++seed}, 1);
-  expect_right({.n = 20, .k = 136, .m = 2 * t + 3, .x_padding = 1, .seed = ++seed}, 2);
+  tokens();
 }
-
 TEST_P(BitmapGroup, TwoRunsAgreeInEveryBit) {
-  Case c({.n = 140, .k = 320, .m = 9, .dtype = GetParam().dtype, .format = PackedFormat::bitmap});
-  const SpmmT16Plan plan = lay_out_bitmap(c.t16(), 9, GetParam().layout, 3);
-  ASSERT_EQ(run(GetParam(), c, plan, 1), "");
-  const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
-  ASSERT_EQ(run(GetParam(), c, plan, 2), "");
-  EXPECT_EQ(first, std::vector<uint16_t>(c.y().data(), c.y().data() + c.y().size()));
+  two_runs_agree();
 }
 
 TEST_P(BitmapGroup, FaultsAreNoticed) {
-  Case c({.n = layout().rows(),
-          .k = 1000,
-          .m = 6,
-          .sparsity = 0.5,
-          .dtype = GetParam().dtype,
-          .format = PackedFormat::bitmap});
-  const SpmmT16Plan plan = lay_out_bitmap(c.t16(), 6, GetParam().layout, 2);
-  const auto noticed = [&](sim::Faults faults) {
-    int count = 0;
-    for (uint64_t seed = 1; seed <= 2; ++seed) {
-      count += run(GetParam(), c, plan, seed, faults).empty() ? 0 : 1;
-    }
-    return count;
-  };
-  EXPECT_EQ(noticed({}), 0);
-  for (const int i : {1, 2}) {  // the first waits for none
-    EXPECT_EQ(noticed({.product = i}), 2) << "no wait for product " << i;
-  }
-  for (const int i : {0, 1}) EXPECT_EQ(noticed({.wait = i}), 2) << "no wait for panel " << i;
-  // The simulator multiplies a panel a panel later, so a barrier after the first is not missed.
-  EXPECT_GT(noticed({.barrier = 0}), 0) << "no barrier";
-  for (const int i : {0, 40, 200}) EXPECT_EQ(noticed({.copy = i}), 2) << "no copy " << i;
-  SpmmT16Plan small = plan;
-  small.shared_bytes /= 2;
-  EXPECT_EQ(run(GetParam(), c, small, 1).empty(), false) << "shared memory too small";
-  // Both blocks have half of a tile's panels, with a barrier each, and leave their sums in memory.
-  const SpmmT16Plan apart = lay_out_bitmap(c.t16(), 6, GetParam().layout, 2, false);
-  const int32_t panels = bitmap_group_params(c.args(), apart).panels;
-  EXPECT_EQ(run(GetParam(), c, apart, 1), "");
-  EXPECT_NE(run(GetParam(), c, apart, 1, {.fence = 0}), "") << "between the sums and the ticket";
-  EXPECT_NE(run(GetParam(), c, apart, 1, {.barrier = panels / 2}), "") << "before the ticket";
+  Case c = case_of({.n = layout().rows(), .k = 1000, .m = 6, .sparsity = 0.5});
+  // The first product is not waited for, and the simulator multiplies a panel a panel later, so
+  // that a barrier after the first is not missed.
+  faults_are_noticed(c, {{.product = 1}, {.product = 2}}, {{.barrier = 0}});
 }
 
-INSTANTIATE_TEST_SUITE_P(Layouts, BitmapGroup, testing::ValuesIn(rows()), [](const auto& info) {
-  const BitmapLayout& l = kBitmapLayouts[info.param.layout];
-  return "tokens_" + std::to_string(l.tokens) + "_groups_" + std::to_string(l.groups) + "_" +
-         name_of(info.param.dtype);
-});
+INSTANTIATE_TEST_SUITE_P(Layouts, BitmapGroup, testing::ValuesIn(rows()), name_of<BitmapKind>);
 
 TEST(PlanBitmapGroup, FitsAndSharesEverything) {
   for (const auto& [n, k] : {std::pair{8, 8},
@@ -164,13 +75,7 @@ TEST(PlanBitmapGroup, FitsAndSharesEverything) {
       const T16View w{.format = PackedFormat::bitmap, .rows = n, .cols = k, .record_bytes = n * k};
       SpmmT16Plan p;
       ASSERT_TRUE(plan_spmm_cuda(w, m, kH100, &p).ok());
-      EXPECT_LE(p.shared_bytes, kH100.shared_per_block);
-      EXPECT_GE(p.tokens, m);
-      const BitmapGroupParams q = bitmap_group_params({.w = w, .m = m}, p);
-      EXPECT_GE(q.blocks, 1);
-      EXPECT_LE(q.blocks, q.panels);
-      EXPECT_GE(int64_t{q.token_tiles} * 8 * p.token_tiles, m);
-      EXPECT_TRUE(p.workspace_bytes == 0 || q.panels / q.col_panels <= kMaxTickets);
+      expect_plan_fits<BitmapKind>(w, m, p);
     }
   }
   const T16View w{.format = PackedFormat::bitmap, .rows = 16, .cols = 64};
