@@ -4,17 +4,15 @@
 #include <array>
 #include <string>
 
-#include "cuda_sim/problem.h"
+#include "cuda_sim/rows24.h"
 
 namespace tamis::test {
 namespace {
 
-class SpmmD24 : public testing::TestWithParam<SimRow> {
+class SpmmD24 : public Row24Test {
  protected:
   void expect_right(Problem p, int32_t block_pairs, int32_t warps) {
-    p.dtype = GetParam().dtype;
-    p.format = GetParam().format;
-    Case c(p);
+    Case c = case_of(p);
     const SpmmT16Plan plan = lay_out_spmm_d24(c.t16(), p.m, block_pairs, warps);
     EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
         << "n " << p.n << ", k " << p.k << ", m " << p.m << ", sparsity " << p.sparsity << ", "
@@ -60,60 +58,31 @@ TEST_P(SpmmD24, Layouts) {
 }
 
 TEST_P(SpmmD24, WrittenOutIsTheWeight) {
+  const Expansion how{.params = &expand_d24_params,
+                      .blocks = [](int64_t n) { return 4 * d24::row_pairs(n); },
+                      .run = [](const ExpandP24Params& p, bool) { expand_d24(p); }};
   uint64_t seed = 6000;
   for (const double sparsity : {0.0, 0.5, 0.95, 1.0}) {
-    for (const auto& [n, k, panels, padding] : {std::array<int64_t, 4>{32, 64, 1, 0},
-                                                {17, 65, 1, 3},
-                                                {3, 5, 1, 0},
-                                                {50, 904, 3, 8},
-                                                {40, 1808, 1, 4}}) {
-      Case c({.n = n,
-              .k = k,
-              .m = 1,
-              .sparsity = sparsity,
-              .dtype = GetParam().dtype,
-              .format = GetParam().format,
-              .parts = static_cast<int32_t>(panels),
-              .seed = ++seed});
-      const int64_t stride = k + padding;
-      Guarded<uint16_t> out(static_cast<size_t>((n - 1) * stride + k));
-      const ExpandP24Params p = expand_d24_params(c.t16(), out.data(), stride);
-      sim::Launch launch{.grid = {4 * static_cast<uint32_t>(d24::row_pairs(n) * panels)},
-                         .block = {32 * kP24ExpandWarps},
-                         .shared_bytes = static_cast<size_t>(p24_expand_bytes(p.panel_cols)),
-                         .seed = seed};
-      std::fill(out.span().begin(), out.span().end(), kNotWritten);
-      ASSERT_EQ(sim::launch(launch, [&] { expand_d24(p); }), "");
-      expect_dense(c, out.span(), stride);
+    for (const auto& shape : {std::array<int64_t, 4>{32, 64, 1, 0},
+                              {17, 65, 1, 3},
+                              {3, 5, 1, 0},
+                              {50, 904, 3, 8},
+                              {40, 1808, 1, 4}}) {
+      expect_written_out(how, shape, sparsity, ++seed);
     }
   }
 }
 
 TEST_P(SpmmD24, TwoRunsAgreeInEveryBit) {
-  Case c({.n = 100,
-          .k = 640,
-          .m = 41,
-          .sparsity = 0.5,
-          .dtype = GetParam().dtype,
-          .format = GetParam().format,
-          .parts = 2,
-          .seed = 53});
+  Case c = case_of({.n = 100, .k = 640, .m = 41, .sparsity = 0.5, .parts = 2, .seed = 53});
   EXPECT_EQ(run_twice(GetParam(), c, lay_out_spmm_d24(c.t16(), 41, 2, 2)), "");
   EXPECT_EQ(run_twice(GetParam(), c, lay_out_spmm_d24(c.t16(), 41, 4, 1)), "");
 }
 
 TEST_P(SpmmD24, SeededBugsAreNoticed) {
-  Case c({.n = 70,
-          .k = 900,
-          .m = 38,
-          .sparsity = 0.5,
-          .dtype = GetParam().dtype,
-          .format = GetParam().format,
-          .parts = 2});
+  Case c = case_of({.n = 70, .k = 900, .m = 38, .sparsity = 0.5, .parts = 2});
   SpmmT16Plan plan = lay_out_spmm_d24(c.t16(), 38, 2, 3);
-  const auto noticed = [&](const sim::Faults& faults) {
-    return test::noticed(GetParam(), c, plan, faults);
-  };
+  const auto noticed = [&](const sim::Faults& faults) { return faults_seen(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.barrier = 0}), 0) << "after x was written";
   EXPECT_GT(noticed({.barrier = 1}), 0) << "before sums overwrite x";

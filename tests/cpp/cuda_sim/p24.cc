@@ -4,17 +4,15 @@
 #include <array>
 #include <string>
 
-#include "cuda_sim/problem.h"
+#include "cuda_sim/rows24.h"
 
 namespace tamis::test {
 namespace {
 
-class SpmmP24 : public testing::TestWithParam<SimRow> {
+class SpmmP24 : public Row24Test {
  protected:
   void expect_right(Problem p, int32_t block_tiles, int32_t warps, bool cluster = false) {
-    p.dtype = GetParam().dtype;
-    p.format = GetParam().format;
-    Case c(p);
+    Case c = case_of(p);
     for (const int32_t most : {1, kMaxP24Warps}) {  // with and without warps that only copy x
       const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), p.m, block_tiles, warps, cluster, most);
       EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
@@ -83,14 +81,8 @@ TEST_P(SpmmP24, ColumnsThatFollow) {
     for (const double sparsity : {0.5, 0.7}) {
       for (const auto& [k, panels] : {std::pair{2000, 1}, {2808, 2}}) {
         for (const auto& [first, warps] : {std::pair{64, 1}, {512, 3}}) {
-          Case c({.n = 50,
-                  .k = k,
-                  .m = m,
-                  .sparsity = sparsity,
-                  .dtype = GetParam().dtype,
-                  .format = GetParam().format,
-                  .parts = panels,
-                  .seed = ++seed});
+          Case c = case_of(
+              {.n = 50, .k = k, .m = m, .sparsity = sparsity, .parts = panels, .seed = ++seed});
           const SpmmT16Plan plan =
               lay_out_spmm_p24(c.t16(), m, 2, warps, false, 2 * warps + 3, first);
           EXPECT_EQ(run(GetParam(), c, plan, seed), "")
@@ -109,15 +101,13 @@ TEST_P(SpmmP24, ManyTokens) {
     for (const double sparsity : {0.5, 0.7}) {
       for (const auto& [k, panels] : {std::pair{700, 3}, {2300, 1}, {4400, 2}}) {
         const int32_t shares = p24::halves_of(p24::panel_cols(k, panels));
-        Case c({.n = 36,
-                .k = k,
-                .m = m,
-                .sparsity = sparsity,
-                .dtype = GetParam().dtype,
-                .format = GetParam().format,
-                .parts = panels,
-                .x_padding = m == 48 ? 8 : 3,
-                .seed = ++seed});
+        Case c = case_of({.n = 36,
+                          .k = k,
+                          .m = m,
+                          .sparsity = sparsity,
+                          .parts = panels,
+                          .x_padding = m == 48 ? 8 : 3,
+                          .seed = ++seed});
         for (const auto& [tiles, warps, cluster] :
              {std::tuple{3, 2, shares == 1}, {2, 1, true}, {3, 1, true}}) {
           const SpmmT16Plan plan =
@@ -133,82 +123,43 @@ TEST_P(SpmmP24, ManyTokens) {
 
 // Whole panels and halves, rows and columns that end inside a tile, unaligned rows.
 TEST_P(SpmmP24, WrittenOutIsTheWeight) {
+  const Expansion how{
+      .params = &expand_p24_params,
+      .blocks = [](int64_t n) { return 2 * t16::row_tiles(n); },
+      .run = [](const ExpandP24Params& p,
+                bool triples) { triples ? expand_p24<true>(p) : expand_p24<false>(p); }};
   uint64_t seed = 6000;
   for (const double sparsity : {0.0, 0.5, 0.7, 0.95, 1.0}) {
-    for (const auto& [n, k, panels, padding] : {std::array<int64_t, 4>{16, 64, 1, 0},
-                                                {17, 65, 1, 3},
-                                                {3, 5, 1, 0},
-                                                {50, 904, 3, 8},
-                                                {20, 2300, 1, 4},
-                                                {9, 4096, 1, 0}}) {
-      Case c({.n = n,
-              .k = k,
-              .m = 1,
-              .sparsity = sparsity,
-              .dtype = GetParam().dtype,
-              .format = GetParam().format,
-              .parts = static_cast<int32_t>(panels),
-              .seed = ++seed});
-      const int64_t stride = k + padding;
-      Guarded<uint16_t> out(static_cast<size_t>((n - 1) * stride + k));
-      const ExpandP24Params p = expand_p24_params(c.t16(), out.data(), stride);
-      sim::Launch launch{.grid = {2 * static_cast<uint32_t>(t16::row_tiles(n) * panels)},
-                         .block = {32 * kP24ExpandWarps},
-                         .shared_bytes = static_cast<size_t>(p24_expand_bytes(p.panel_cols)),
-                         .seed = seed};
-      std::fill(out.span().begin(), out.span().end(), kNotWritten);
-      const bool triples = c.t16().max_record_bytes == p24::kTripleBytes;
-      ASSERT_EQ(sim::launch(launch, [&] { triples ? expand_p24<true>(p) : expand_p24<false>(p); }),
-                "");
-      expect_dense(c, out.span(), stride);
+    for (const auto& shape : {std::array<int64_t, 4>{16, 64, 1, 0},
+                              {17, 65, 1, 3},
+                              {3, 5, 1, 0},
+                              {50, 904, 3, 8},
+                              {20, 2300, 1, 4},
+                              {9, 4096, 1, 0}}) {
+      expect_written_out(how, shape, sparsity, ++seed);
     }
   }
 }
 
 TEST_P(SpmmP24, SeededBugsOfColumnsThatFollowAreNoticed) {
-  Case c({.n = 40,
-          .k = 300,
-          .m = 16,
-          .sparsity = 0.5,
-          .dtype = GetParam().dtype,
-          .format = GetParam().format,
-          .parts = 1,
-          .seed = 1200});
+  Case c = case_of({.n = 40, .k = 300, .m = 16, .sparsity = 0.5, .parts = 1, .seed = 1200});
   SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 16, 2, 2, false, 6, 64);
-  const auto noticed = [&](const sim::Faults& faults) {
-    return test::noticed(GetParam(), c, plan, faults);
-  };
+  const auto noticed = [&](const sim::Faults& faults) { return faults_seen(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.wait = 0}), 0) << "for the only stage";
   EXPECT_EQ(noticed({.arrival = 0}), 8) << "of the first piece";
 }
 
 TEST_P(SpmmP24, TwoRunsAgreeInEveryBit) {
-  Case c({.n = 100,
-          .k = 640,
-          .m = 9,
-          .sparsity = 0.5,
-          .dtype = GetParam().dtype,
-          .format = GetParam().format,
-          .parts = 2,
-          .seed = 53});
+  Case c = case_of({.n = 100, .k = 640, .m = 9, .sparsity = 0.5, .parts = 2, .seed = 53});
   EXPECT_EQ(run_twice(GetParam(), c, lay_out_spmm_p24(c.t16(), 9, 2, 2)), "");
   EXPECT_EQ(run_twice(GetParam(), c, lay_out_spmm_p24(c.t16(), 9, 2, 2, true)), "");
 }
 
 TEST_P(SpmmP24, SeededBugsOfClustersAreNoticed) {
-  Case c({.n = 100,
-          .k = 640,
-          .m = 9,
-          .sparsity = 0.5,
-          .dtype = GetParam().dtype,
-          .format = GetParam().format,
-          .parts = 2,
-          .seed = 54});
+  Case c = case_of({.n = 100, .k = 640, .m = 9, .sparsity = 0.5, .parts = 2, .seed = 54});
   SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 9, 2, 2, true);
-  const auto noticed = [&](const sim::Faults& faults) {
-    return test::noticed(GetParam(), c, plan, faults);
-  };
+  const auto noticed = [&](const sim::Faults& faults) { return faults_seen(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   for (const int i : {0, 1, 2}) EXPECT_GT(noticed({.barrier = i}), 0) << "no barrier " << i;
   EXPECT_EQ(noticed({.cluster = 0}), 8) << "no meeting";
@@ -219,18 +170,9 @@ TEST_P(SpmmP24, SeededBugsOfClustersAreNoticed) {
 }
 
 TEST_P(SpmmP24, SeededBugsOfSumsOverXAreNoticed) {
-  Case c({.n = 64,
-          .k = 2300,
-          .m = 30,
-          .sparsity = 0.5,
-          .dtype = GetParam().dtype,
-          .format = GetParam().format,
-          .parts = 1,
-          .seed = 55});
+  Case c = case_of({.n = 64, .k = 2300, .m = 30, .sparsity = 0.5, .parts = 1, .seed = 55});
   const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 30, 2, 1, true, 4, 0, 2);
-  const auto noticed = [&](const sim::Faults& faults) {
-    return test::noticed(GetParam(), c, plan, faults);
-  };
+  const auto noticed = [&](const sim::Faults& faults) { return faults_seen(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.cluster = 0}), 0) << "while another block reads x";
   EXPECT_EQ(noticed({.wait = 0}), 8) << "sums that others send";
@@ -341,17 +283,9 @@ TEST(PlanP24, WarpsThatOnlyCopy) {
 }
 
 TEST_P(SpmmP24, SeededBugsAreNoticed) {
-  Case c({.n = 40,
-          .k = 900,
-          .m = 6,
-          .sparsity = 0.5,
-          .dtype = GetParam().dtype,
-          .format = GetParam().format,
-          .parts = 2});
+  Case c = case_of({.n = 40, .k = 900, .m = 6, .sparsity = 0.5, .parts = 2});
   const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 6, 2, 3);
-  const auto noticed = [&](const sim::Faults& faults) {
-    return test::noticed(GetParam(), c, plan, faults);
-  };
+  const auto noticed = [&](const sim::Faults& faults) { return faults_seen(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.barrier = 0}), 0) << "after x was written";
   EXPECT_GT(noticed({.barrier = 1}), 0) << "before sums overwrite x";
