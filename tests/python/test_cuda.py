@@ -139,6 +139,24 @@ def test_graphs_keep_the_workspace_that_a_later_call_outgrew(played: type[Played
     assert cuda_memory.workspace(0, 7, small.nbytes) is large
 
 
+def test_a_graph_draws_from_no_ticket_of_its_stream(
+    played: type[Played], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capturing = False
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(cuda_memory, "_tickets", {})
+    ours = cuda_memory.tickets(0, 7, long=False)
+    assert ours is not None
+    assert ours.item() == 0
+    assert cuda_memory.tickets(0, 7, long=True) is ours
+    assert cuda_memory.tickets(0, 8, long=True) is not ours
+    capturing = True
+    assert cuda_memory.tickets(0, 7, long=False) is None
+    graphs = [cuda_memory.tickets(0, 7, long=True) for _ in range(2)]
+    assert all(ticket is not None and ticket is not ours for ticket in graphs)
+    assert graphs[0] is not graphs[1]
+
+
 def call(x: Tensor, a: tamis.SparseMatrix, bias: Tensor | None = None) -> Tensor | None:
     get = a.arrays.get
     rest = (get("mask"), get("row_offsets"), get("col_indices"), get("scales"))

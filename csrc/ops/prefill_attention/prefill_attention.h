@@ -61,7 +61,7 @@ struct PrefillArgs {
   PrefillBlocks blocks = {};
   PrefillList rows = {}, columns = {};
   void* workspace = nullptr;  // on CUDA, of prefill_workspace_cuda() bytes, or null
-  void* tickets = nullptr;    // on CUDA, a workspace's (base/cuda/device.h), or null
+  void* tickets = nullptr;    // on CUDA, four bytes of zero, and zero after it, or null
 };
 
 inline constexpr int kPrefillKeys = 64;   // tokens of a tile

@@ -18,6 +18,8 @@ from tamis.ops import cuda
 from tamis.ops.cuda_memory import raw_stream, tickets, with_workspace
 from tamis.ops.handle import core_errors
 
+LONG = 1 << 16  # queries of all heads from which a prompt in a graph is worth a ticket's zeroing
+
 
 def on_device(function: str, x: Tensor) -> bool:
     """Whether the CUDA library takes over.
@@ -104,8 +106,9 @@ def prefill_attention(q: Tensor, *rest: Any) -> None:
         memory = torch.empty(size, dtype=torch.uint8, device=q.device) if size else None
         pointer = 0 if memory is None else memory.data_ptr()
         stream = raw_stream(device)
-        arguments = (*rest, pointer, tickets(device, stream))
-        _C.cuda_prefill_attention(device, stream, *arguments)
+        ticket = tickets(device, stream, q.shape[0] * q.shape[1] * q.shape[2] >= LONG)
+        drawn = 0 if ticket is None else ticket.data_ptr()
+        _C.cuda_prefill_attention(device, stream, *rest, pointer, drawn)
 
 
 def kv_estimate(

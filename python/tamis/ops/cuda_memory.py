@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tamis.ops.handle import core_errors
 
@@ -47,17 +48,25 @@ def workspace(device: int, stream: int, nbytes: int) -> Workspace:
     return found
 
 
-def tickets(device: int, stream: int) -> int:
-    """Address of the tickets of a stream; 0 where a graph that is captured there would make them.
+_tickets: dict[tuple[int, int], Tensor] = {}
 
-    For calls that can do without: memory that a graph zeroes is not zero before its first replay.
+
+def tickets(device: int, stream: int, long: bool) -> Tensor | None:
+    """A zero that calls on a stream draw from and leave zero, for calls that can do without.
+
+    A graph gets its own with each ``long`` call, zeroed at every replay, and the others none: it may
+    run beside what its stream does, and two calls that draw from one ticket at once leave it wrong.
     """
-    found = workspaces.get((device, stream))
+    if torch.cuda.is_current_stream_capturing():
+        return _ticket(device) if long else None
+    found = _tickets.get((device, stream))
     if found is None:
-        if torch.cuda.is_current_stream_capturing():
-            return 0
-        found = workspace(device, stream, 0)
-    return found.pointer
+        found = _tickets[device, stream] = _ticket(device)
+    return found
+
+
+def _ticket(device: int) -> Tensor:
+    return torch.zeros(1, dtype=torch.int32, device=_device(device))
 
 
 def with_workspace(device: int, run: Callable[[int, int, int], int]) -> int:
