@@ -124,7 +124,9 @@ def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     monkeypatch.setattr(cuda_memory, "_device", lambda _: torch.device("cpu"))
     monkeypatch.setattr(cuda_spmm, "_packed", {})
     monkeypatch.setattr(cuda_cost, "_devices", lambda: [("Unmeasured", 80)])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     cuda_memory.workspaces.clear()
+    monkeypatch.setattr(cuda_memory, "_spare", {})
     monkeypatch.setattr(cuda_spmm_grad, "unpack", play_unpack)
     monkeypatch.setattr(Played, "made", [])
     monkeypatch.setattr(Played, "expanded", [])
@@ -137,6 +139,25 @@ def test_graphs_keep_the_workspace_that_a_later_call_outgrew(played: type[Played
     assert large.before is small
     assert large.nbytes == 2 * small.nbytes
     assert cuda_memory.workspace(0, 7, small.nbytes) is large
+
+
+def test_a_capture_takes_zeros_that_a_call_before_it_left(
+    played: type[Played], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda_memory.workspace(0, 7, 3 << 20)
+    spare = cuda_memory._spare[0]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    captured = cuda_memory.workspace(0, 8, 10)
+    assert captured is spare
+    assert captured.nbytes == 3 << 20
+    assert cuda_memory.workspace(0, 8, 3 << 20) is captured
+    assert cuda_memory.workspace(0, 9, 10) is not captured  # made and zeroed by the graph
+    assert 0 not in cuda_memory._spare
+    larger = cuda_memory.workspace(0, 8, 4 << 20)
+    assert larger.before is captured
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    cuda_memory.workspace(0, 10, 10)
+    assert cuda_memory._spare[0].nbytes == cuda_memory.LEAST
 
 
 def test_a_graph_draws_from_no_ticket_of_its_stream(

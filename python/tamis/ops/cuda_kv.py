@@ -107,8 +107,8 @@ def prefill_attention(q: Tensor, *rest: Any) -> None:
         pointer = 0 if memory is None else memory.data_ptr()
         stream = raw_stream(device)
         ticket = tickets(device, stream, q.shape[0] * q.shape[1] * q.shape[2] >= LONG)
-        drawn = 0 if ticket is None else ticket.data_ptr()
-        _C.cuda_prefill_attention(device, stream, *rest, pointer, drawn)
+        arguments = (*rest, pointer, 0 if ticket is None else ticket.data_ptr())
+        _C.cuda_prefill_attention(device, stream, *arguments)
 
 
 def kv_estimate(

@@ -37,15 +37,31 @@ def _device(index: int) -> torch.device:
 
 
 workspaces: dict[tuple[int, int], Workspace] = {}
+_spare: dict[int, Workspace] = {}  # of a device, for a stream whose first call is captured
 
 
 def workspace(device: int, stream: int, nbytes: int) -> Workspace:
-    """The workspace of a stream, made anew where it is smaller than that: then no call allocates."""
+    """The workspace of a stream, made anew where it is smaller than that: then no call allocates.
+
+    A graph zeroes what is made while it is captured, but at its own replays alone. So a capture takes
+    the device's spare one, where a call outside of graphs has left one that is large enough.
+    """
     found = workspaces.get((device, stream))
-    if found is None or found.nbytes < nbytes:
-        twice = 2 * found.nbytes if found else LEAST  # so that all before are less than this one
-        found = workspaces[device, stream] = Workspace(max(nbytes, twice), device, found)
-    return found
+    if found is not None and found.nbytes >= nbytes:
+        return found
+    twice = 2 * found.nbytes if found else LEAST  # so that all before are less than this one
+    nbytes = max(nbytes, twice)
+    capturing = torch.cuda.is_current_stream_capturing()
+    spare = _spare.get(device)
+    if capturing and spare and spare.nbytes >= nbytes:
+        made = _spare.pop(device)
+        made.before = found
+    else:
+        made = Workspace(nbytes, device, found)
+    if not capturing and (spare is None or spare.nbytes < nbytes):
+        _spare[device] = Workspace(nbytes, device)
+    workspaces[device, stream] = made
+    return made
 
 
 _tickets: dict[tuple[int, int], Tensor] = {}
