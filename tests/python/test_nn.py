@@ -285,6 +285,7 @@ def test_autocast_is_obeyed(dtype: torch.dtype, train: bool, compiled: bool) -> 
     layer = sparse()
     linear, x, other = layer.to_linear(), torch.randn(3, COLS), torch.randn(3, ROWS)
     layer(x)  # known to the direct path
+    torch._dynamo.reset()
     call = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
     with torch.autocast("cpu", dtype), torch.set_grad_enabled(train):
         y, expected = call(x), linear(x)
