@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tamis.formats import share_hooks
+from tamis.formats import places_of, share_hooks
 from tamis.nn import SparseExperts, SparseLinear
 
 __all__ = ["are_alike", "is_expert", "restack", "stacks", "unstack", "unstacked"]
@@ -103,8 +103,6 @@ def _take_weights(stack: Any, experts: SparseExperts) -> None:
 
 
 def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in model.modules():
-        for key, child in parent._modules.items():
-            if child is old:
-                parent._modules[key] = new
+    for parent, key, _ in places_of(model, [old]):
+        parent._modules[key] = new
     share_hooks(old, new)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -199,18 +200,43 @@ def take_hooks(old: nn.Module, new: nn.Module) -> None:
         share_hooks(old, new)
 
 
+def places_of(
+    model: nn.Module, modules: Iterable[nn.Module]
+) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Parent, key and module of each place where the model holds one of these."""
+    wanted = {id(module) for module in modules}
+    return [
+        (parent, key, child)
+        for parent in model.modules()
+        for key, child in parent._modules.items()
+        if child is not None and id(child) in wanted
+    ]
+
+
+@contextmanager
+def standing_in(
+    model: nn.Module, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Linear]
+) -> Iterator[None]:
+    """The linears in the Conv1Ds' places, so that what calibration hooks and replaces is called."""
+    pairs = [(layer, linears[n]) for n, layer in layers.items() if transposed.is_conv1d(layer)]
+    instead = {id(layer): linear for layer, linear in pairs}
+    places = places_of(model, [layer for layer, _ in pairs])
+    try:
+        for parent, key, child in places:
+            parent._modules[key] = instead[id(child)]
+        yield
+    finally:
+        for parent, key, child in places:
+            parent._modules[key] = child
+
+
 def swap(model: nn.Module, layers: Mapping[str, tuple[nn.Module, nn.Module]]) -> None:
     """Replaces (old, new) wherever the model holds old; all of them or, on an exception, none."""
     pairs = [(old, transposed.in_place_of(old, new)) for old, new in layers.values()]
     new_of = {id(old): new for old, new in pairs}
     for old, new in pairs:
         take_hooks(old, new)
-    places = [
-        (parent, key, child)
-        for parent in model.modules()
-        for key, child in parent._modules.items()
-        if child is not None and id(child) in new_of
-    ]
+    places = places_of(model, [old for old, _ in pairs])
     try:
         for parent, key, child in places:
             setattr(parent, key, new_of[id(child)])

@@ -23,7 +23,7 @@ from tamis import calibrate, method
 from tamis.convolution import as_matrix, choose_conv
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.experts import restack, unstacked
-from tamis.formats import as_dense, compressed, counted_layouts, device_of, swap
+from tamis.formats import as_dense, compressed, counted_layouts, device_of, standing_in, swap
 from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
 from tamis.nn.conv import window_of
@@ -45,7 +45,7 @@ from tamis.scope import (
     parse_pattern,
 )
 from tamis.scope import allocate as allocate_shares
-from tamis.transposed import as_own, standing_in
+from tamis.transposed import as_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

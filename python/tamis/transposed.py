@@ -6,8 +6,6 @@ place is marked, so that whatever makes it dense again makes a Conv1D.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from tamis.nn import SparseLinear
 from tamis.recipe import KEEP
 
-__all__ = ["as_linear", "as_own", "in_place_of", "is_conv1d", "standing_in"]
+__all__ = ["as_linear", "as_own", "in_place_of", "is_conv1d"]
 
 
 def is_conv1d(layer: object) -> bool:
@@ -62,25 +60,3 @@ def _as_conv1d(linear: nn.Linear) -> nn.Module:
     if isinstance(keep, torch.Tensor):
         made.register_buffer(KEEP, keep.t().contiguous(), persistent=False)
     return made.train(linear.training)
-
-
-@contextmanager
-def standing_in(
-    model: nn.Module, layers: Mapping[str, nn.Module], linears: Mapping[str, nn.Linear]
-) -> Iterator[None]:
-    """The linears in the Conv1Ds' places, so that what calibration hooks and replaces is called."""
-    pairs = [(layer, linears[name]) for name, layer in layers.items() if is_conv1d(layer)]
-    instead = {id(layer): linear for layer, linear in pairs}
-    places = [
-        (parent, key, child)
-        for parent in model.modules()
-        for key, child in parent._modules.items()
-        if child is not None and id(child) in instead
-    ]
-    try:
-        for parent, key, child in places:
-            parent._modules[key] = instead[id(child)]
-        yield
-    finally:
-        for parent, key, child in places:
-            parent._modules[key] = child

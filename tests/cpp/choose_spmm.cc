@@ -403,6 +403,7 @@ TEST(Cost, DenseAboveGrowsWithTheKernelAndWithSparsity) {
     --nearly.nnz;
     EXPECT_LE(above(full, isa::avx512bf16), above(nearly, isa::avx512bf16));
     EXPECT_LT(above(full, isa::avx2), above(nearly, isa::avx2));
+    EXPECT_GT(above(full, isa::avx512bf16), above(full, isa::avx2));
   }
 }
 

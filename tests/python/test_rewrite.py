@@ -303,10 +303,8 @@ def test_global_group_is_one_list(needs):
 def test_reports_name_the_weights_that_stay_out_of_reach():
     config = transformers.MixtralConfig(**GROUPED, num_local_experts=4)
     model = transformers.MixtralForCausalLM(config)
-    for layer in model.model.layers:
-        del (
-            layer.mlp.experts.is_transposed
-        )  # no longer what transformers' experts say of themselves
+    for layer in model.model.layers:  # no longer what transformers' experts say of themselves
+        del layer.mlp.experts.is_transposed
     experts = 3 * 4 * 3 * 32 * 64 * 4  # layers, experts, gate, up and down, f32
     for report in (sparsify_(model, "magnitude", format="bitmap"), tamis.explain(model)):
         assert report.metrics["left_dense"] == "MixtralExperts"

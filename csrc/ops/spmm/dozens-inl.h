@@ -318,13 +318,8 @@ void spmm_dozens(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
       walks.before(row + 2 * kDozenRows);
       const int64_t next = row + kDozenRows < row_end ? row + kDozenRows : row_end;
       const int64_t after = next + kDozenRows < row_end ? next + kDozenRows : row_end;
-      Later later{.at = value_at(next),
-                  .end = value_at(after),
-                  .mask = mask_at(next),
-                  .mask_end = mask_at(after),
-                  .lines = 0};
-      const int64_t lines = (later.end - later.at + later.mask_end - later.mask) / 64 + 2;
-      later.lines = ceil_div(lines, (end - begin) * x.words);
+      Later later(value_at(next), value_at(after), mask_at(next), mask_at(after),
+                  (end - begin) * x.words);
       block_of_dozens<Unit>(a, tile, row, row_end, begin, end, later);
     }
   }

@@ -346,13 +346,10 @@ void spmm_dozens(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
       walks.before(row + 2 * kGroupRows);
       const int64_t next = row + kGroupRows < row_end ? row + kGroupRows : row_end;
       const int64_t after = next + kGroupRows < row_end ? next + kGroupRows : row_end;
-      Later later{.at = values + code_row_start(a.w, next),
-                  .end = values + code_row_start(a.w, after),
-                  .mask = reinterpret_cast<const char*>(a.w.mask + next * words),
-                  .mask_end = reinterpret_cast<const char*>(a.w.mask + after * words),
-                  .lines = 0};
-      const int64_t lines = (later.end - later.at + later.mask_end - later.mask) / 64 + 2;
-      later.lines = ceil_div(lines, (end - begin) * kGroup * words);
+      Later later(values + code_row_start(a.w, next), values + code_row_start(a.w, after),
+                  reinterpret_cast<const char*>(a.w.mask + next * words),
+                  reinterpret_cast<const char*>(a.w.mask + after * words),
+                  (end - begin) * kGroup * words);
       block_of_tokens<X>(a, x, tile, row, row_end, begin, end, later);
     }
   }

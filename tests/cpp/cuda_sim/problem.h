@@ -345,15 +345,25 @@ inline void expect_dense(const Case& c, std::span<const uint16_t> out, int64_t s
   }
 }
 
-// Runs a row with that plan; the simulator's complaint, or what is wrong with y or the workspace.
-inline std::string run(const SimRow& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
-                       sim::Faults faults = {}) {
+// Of a plan: tickets are zero, partial sums start as NaN.
+inline std::vector<uint64_t> workspace_of(const SpmmT16Plan& plan) {
   std::vector<uint64_t> workspace(static_cast<size_t>(ceil_div(plan.workspace_bytes, 8)), 0);
   std::fill(workspace.begin() + (workspace.empty() ? 0 : kTicketBytes / 8), workspace.end(),
-            ~uint64_t{0});  // partial sums start as NaN
+            ~uint64_t{0});
+  return workspace;
+}
+inline SpmmCudaArgs args_with(Case& c, const SpmmT16Plan& plan, std::vector<uint64_t>& workspace) {
   SpmmCudaArgs args = c.args();
   args.workspace = workspace.data();
   args.workspace_bytes = plan.workspace_bytes;
+  return args;
+}
+
+// Runs a row with that plan; the simulator's complaint, or what is wrong with y or the workspace.
+inline std::string run(const SimRow& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
+                       sim::Faults faults = {}) {
+  std::vector<uint64_t> workspace = workspace_of(plan);
+  const SpmmCudaArgs args = args_with(c, plan, workspace);
   c.clear_y();
   const sim::Launch launch{
       .grid = {static_cast<uint32_t>(plan.blocks_n), static_cast<uint32_t>(plan.splits)},

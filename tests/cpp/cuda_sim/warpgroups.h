@@ -24,12 +24,8 @@ struct GroupRow {
 template <class Kind>
 std::string run(const GroupRow<Kind>& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
                 sim::Faults faults = {}) {
-  std::vector<uint64_t> workspace(static_cast<size_t>(ceil_div(plan.workspace_bytes, 8)), 0);
-  std::fill(workspace.begin() + (workspace.empty() ? 0 : kTicketBytes / 8), workspace.end(),
-            ~uint64_t{0});  // partial sums start as NaN
-  SpmmCudaArgs args = c.args();
-  args.workspace = workspace.data();
-  args.workspace_bytes = plan.workspace_bytes;
+  std::vector<uint64_t> workspace = workspace_of(plan);
+  const SpmmCudaArgs args = args_with(c, plan, workspace);
   c.clear_y();
   const sim::Launch launch{.grid = {static_cast<uint32_t>(plan.blocks_n * plan.splits)},
                            .block = {static_cast<uint32_t>(Kind::kLayouts[plan.layout].threads())},
