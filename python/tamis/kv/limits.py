@@ -43,7 +43,7 @@ class Limits:
 
 
 # Emerald Rapids, one thread, by `measure`: the largest seen (Zen 4, one and two threads, has 0, 0 and 1.5 to 3.0 MB;
-# bench/results/gpu.md). Elsewhere about the same until it is measured.
+# bench/results/kv.md). Elsewhere about the same until it is measured.
 BUILT_IN = Limits(sdpa_f32=193, sdpa_16=0, choose_bytes=3_014_656)
 
 
