@@ -1,39 +1,17 @@
-// The engine: scheduling of fibers, collectives, asynchronous copies.
-#include "cuda_sim/sim.h"
-
+// The engine: scheduling of fibers, collectives, memory.
 #include <algorithm>
-#include <array>
 #include <cstring>
-#include <deque>
-#include <map>
-#include <random>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
-#include "cuda_sim/fiber.h"
+#include "cuda_sim/sim_state.h"
 
 namespace tamis::sim {
+
+Cluster g;
+
 namespace {
-
-constexpr uint32_t kLanes = 32;
-constexpr uint8_t kPoison = 0xff;  // all ones: NaN in bf16, f16 and f32
-
-struct Copy {
-  uint32_t block, to, bytes, valid;
-  const void* from;
-};
-
-struct Store {
-  void* to;
-  size_t bytes;
-  uint8_t data[kStoreBytes];
-};
-
-// What has not landed yet, by what a thread, or any thread behind the block's last barrier, knows.
-struct Stores {
-  std::vector<Store> plain, fenced;
-};
 
 void move_to(std::vector<Store>& to, std::vector<Store>& from) {
   to.insert(to.end(), from.begin(), from.end());
@@ -43,89 +21,6 @@ void move_to(std::vector<Store>& to, std::vector<Store>& from) {
 void land(std::vector<Store>& stores) {
   for (const Store& s : stores) std::memcpy(s.to, s.data, s.bytes);
   stores.clear();
-}
-
-struct Thread {
-  Fiber fiber;
-  bool done = false;
-  Dim3 index;
-  uint32_t lane = 0, warp = 0, block = 0;  // warp: of the cluster's; block: of the cluster
-  int barriers = 0, clusters = 0, waits = 0, fences = 0, arrivals = 0;  // met so far
-  int warps = 0;
-  Stores stores;
-  std::vector<Copy> open;
-  std::deque<std::vector<Copy>> groups;
-  std::vector<std::function<void()>> products;  // not committed
-  std::deque<std::vector<std::function<void()>>> product_groups;
-  std::map<const void*, std::shared_ptr<void>> sums;
-  int product_waits = 0;
-  bool arrived = false, skips = false;  // at a meeting of the cluster
-  uint64_t met = 0, seen = 0;           // meetings before it, and when it ended
-  bool fenced = false;                  // products may take registers
-  bool hidden = false;                  // products do not see what it wrote to shared memory
-  bool unseen = false;                  // nor what it waited for at a barrier
-};
-
-// Deposits alternate between two sets, so one meeting of the warp per exchange is enough.
-struct Warp {
-  uint32_t arrived = 0, lanes = 0;
-  uint64_t meetings = 0;
-  std::array<uint64_t, kLanes> exchanges = {};
-  alignas(16) uint8_t slots[2][kLanes][kSlotBytes];
-  Stores stores;  // of lanes that sync_warp has let pass since
-};
-
-struct Barrier {
-  uint32_t arrivals = 0, missing = 0;
-  int64_t expected = 0;
-  uint32_t phase = 0;
-  uint64_t made = 0;    // after so many meetings of the cluster
-  bool copied = false;  // its phase has copies whose threads have not fenced,
-  bool hidden = false;  // the one before had, so products do not see what they brought
-  std::vector<Copy> copies;
-};
-
-// A barrier of some of a block's warps.
-struct WarpBarrier {
-  uint32_t threads = 0, arrived = 0;
-  uint64_t meetings = 0;
-};
-
-struct Block {
-  std::vector<uint8_t> shared;
-  std::array<WarpBarrier, 16> barriers = {};
-  uint32_t arrived = 0;
-  uint64_t meetings = 0;
-  int copies = 0;
-  Stores stores;  // of threads that have met since
-};
-
-struct Cluster {
-  Launch launch;
-  const std::function<void()>* kernel = nullptr;
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  std::vector<Block> blocks;
-  std::map<std::pair<uint32_t, uint32_t>, Barrier> barriers;  // by block and place
-  std::deque<std::array<uint8_t, kStoreBytes>> sent;          // what is on its way to them
-  int sends = 0;
-  Dim3 index;  // of its first block
-  size_t current = 0;
-  uint32_t arrived = 0;
-  uint64_t meetings = 0, progress = 0;
-  std::mt19937_64 random;
-  std::vector<Store> unpublished;  // of blocks that have ended
-  std::string error;
-};
-
-Cluster g;
-
-Thread& me() {
-  return g.threads[g.current];
-}
-
-void yield() {
-  me().fiber.leave();
 }
 
 void entry() {
@@ -235,49 +130,6 @@ void run_cluster() {
       g.error = "a thread ends with products it never waited for";
     }
   }
-}
-
-// One meeting of `count` threads; `together` is what happens there.
-template <class Together>
-void meet(uint32_t& arrived, uint64_t& meetings, uint32_t count, const Together& together) {
-  const uint64_t now = meetings;
-  if (++arrived == count) {
-    together();
-    arrived = 0;
-    ++meetings;
-    ++g.progress;
-  } else {
-    while (meetings == now) yield();
-  }
-}
-
-uint32_t alignment_of(uint32_t bytes) {
-  return bytes < 16 ? bytes : 16;
-}
-
-void poison(uint32_t to, uint32_t bytes, const char* what) {
-  std::memset(shared(to, bytes, alignment_of(bytes), what), kPoison, bytes);
-}
-
-void perform(const Copy& copy) {
-  uint8_t* to =
-      shared_of(copy.block, copy.to, copy.bytes, alignment_of(copy.bytes), "asynchronous copy");
-  if (copy.valid > 0) std::memcpy(to, copy.from, copy.valid);
-  std::memset(to + copy.valid, 0, copy.bytes - copy.valid);
-}
-
-void check_source(const void* from, uint32_t bytes, const char* what) {
-  if (reinterpret_cast<uintptr_t>(from) % alignment_of(bytes) != 0)
-    fail(std::string(what) + ": misaligned source");
-}
-
-Barrier& barrier_of(uint32_t block, uint32_t at) {
-  const auto found = g.barriers.find({block, at});
-  if (found == g.barriers.end()) fail("mbarrier: used before barrier_init");
-  return found->second;
-}
-Barrier& barrier(uint32_t at) {
-  return barrier_of(me().block, at);
 }
 
 }  // namespace
@@ -434,158 +286,6 @@ const uint8_t* exchange(const void* mine, size_t bytes) {
   std::memcpy(slots[me().lane], mine, bytes);
   meet(warp.arrived, warp.meetings, warp.lanes, [] {});  // which orders nothing in memory
   return slots[0];
-}
-
-void copy_async(uint32_t to, const void* from, uint32_t bytes, uint32_t valid) {
-  if (valid > 0) check_source(from, bytes, "cp.async");
-  if (g.blocks[me().block].copies++ == g.launch.faults.copy) return;
-  poison(to, bytes, "cp.async");
-  me().open.push_back({me().block, to, bytes, valid, from});
-}
-
-void commit_async() {
-  me().groups.push_back(std::exchange(me().open, {}));
-}
-
-void wait_async(int groups_left) {
-  if (me().waits++ == g.launch.faults.wait) return;
-  auto& groups = me().groups;
-  while (groups.size() > static_cast<size_t>(groups_left)) {
-    for (const Copy& copy : groups.front()) perform(copy);
-    groups.pop_front();
-    me().hidden = true;
-  }
-}
-
-void fence_products() {
-  me().fenced = true;
-}
-
-void queue_product(std::function<void()> product) {
-  if (!me().fenced) fail("product: no fence between its registers' writes and it");
-  for (const Thread& thread : g.threads) {
-    if (thread.block == me().block && thread.hidden) fail("product: a copy without a fence");
-  }
-  if (me().unseen) fail("product: no fence behind the wait for copies");
-  me().products.push_back(std::move(product));
-}
-
-std::shared_ptr<void>& sums_at(const void* sums) {
-  return me().sums[sums];
-}
-
-void commit_products() {
-  me().product_groups.push_back(std::exchange(me().products, {}));
-  me().fenced = false;
-}
-
-void wait_products(int groups_left) {
-  if (me().product_waits++ == g.launch.faults.product) return;
-  auto& groups = me().product_groups;
-  while (groups.size() > static_cast<size_t>(groups_left)) {
-    const auto group = std::move(groups.front());
-    groups.pop_front();
-    for (const auto& product : group) product();
-  }
-  Warp& warp = g.warps[me().warp];
-  meet(warp.arrived, warp.meetings, warp.lanes,
-       [] {});  // a product is done in all lanes or in none
-}
-
-void fence_shared_products() {
-  me().hidden = me().unseen = false;
-}
-
-void barrier_init(uint32_t at, uint32_t arrivals) {
-  shared(at, 8, 8, "mbarrier");
-  g.barriers[{me().block, at}] = {
-      .arrivals = arrivals, .missing = arrivals, .made = g.meetings, .copies = {}};
-}
-
-namespace {
-
-void arrive(Barrier& b) {
-  if (b.missing == 0) fail("mbarrier: more arrivals than it was made for");
-  --b.missing;
-  ++g.progress;
-}
-
-// Ends the phase if all have arrived and all bytes are there. Copies land when somebody first asks
-// for them: no kernel may count on their being early.
-bool end_phase(Barrier& b) {
-  int64_t bytes = 0;
-  for (const Copy& copy : b.copies) bytes += copy.bytes;
-  if (b.missing > 0 || bytes != b.expected) return false;
-  for (const Copy& copy : b.copies) perform(copy);
-  b.copies.clear();
-  b.missing = b.arrivals;
-  b.expected = 0;
-  ++b.phase;
-  b.hidden = std::exchange(b.copied, false);
-  ++g.progress;
-  return true;
-}
-
-}  // namespace
-
-void barrier_expect(uint32_t at, uint32_t bytes) {
-  Barrier& b = barrier(at);
-  arrive(b);
-  b.expected += bytes;
-}
-
-void barrier_expect_more(uint32_t at, uint32_t bytes) {
-  barrier(at).expected += bytes;
-}
-
-void barrier_arrive(uint32_t at) {
-  Barrier& b = barrier(at);
-  if (me().arrivals++ == g.launch.faults.arrival) return;
-  arrive(b);
-  if (b.copies.empty()) end_phase(b);
-}
-
-void barrier_arrive_copied(uint32_t at) {
-  Barrier& b = barrier(at);
-  const auto take = [&](std::vector<Copy>& copies) {
-    for (const Copy& copy : copies) b.expected += copy.bytes;
-    b.copied = b.copied || !copies.empty();
-    b.copies.insert(b.copies.end(), copies.begin(), copies.end());
-    copies.clear();
-  };
-  for (std::vector<Copy>& group : me().groups) take(group);
-  me().groups.clear();
-  take(me().open);
-  arrive(b);
-}
-
-void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t valid, uint32_t at) {
-  if (valid > 0) check_source(from, 16, "bulk copy");
-  if (bytes % 16 != 0) fail("bulk copy: a size that is not a multiple of 16");
-  Barrier& b = barrier(at);
-  if (g.blocks[me().block].copies++ == g.launch.faults.copy) return;
-  poison(to, bytes, "bulk copy");
-  b.copies.push_back({me().block, to, bytes, valid, from});
-}
-
-void send(uint32_t block, uint32_t to, const void* from, uint32_t bytes, uint32_t at) {
-  shared_of(block, to, bytes, bytes, "send");
-  if (g.launch.cluster < 2) fail("send: no cluster");  // an illegal instruction of an H200
-  Barrier& b = barrier_of(block, at);
-  if (block != me().block && me().seen <= b.made) fail("send: no meeting since barrier_init");
-  if (g.sends++ == g.launch.faults.send) return;
-  std::memcpy(g.sent.emplace_back().data(), from, bytes);
-  b.copies.push_back({block, to, bytes, bytes, g.sent.back().data()});
-  ++g.progress;
-}
-
-void barrier_wait(uint32_t at, uint32_t parity) {
-  Barrier& b = barrier(at);
-  if (me().waits++ == g.launch.faults.wait) return;
-  while (b.phase % 2 == parity) {
-    if (!end_phase(b)) yield();
-  }
-  me().unseen = me().unseen || b.hidden;
 }
 
 }  // namespace tamis::sim
