@@ -5,6 +5,7 @@
 // member take five times as long (bench/results/gpu.md).
 #pragma once
 
+#include "base/cuda/halves.h"
 #include "ops/kv_edit/merge.cuh"
 
 namespace tamis {
@@ -36,7 +37,7 @@ struct MergeRow {
         x[i] = dev::float_of(all[i]);
       } else {
         const auto bits = static_cast<uint16_t>(all[i / 2] >> (16 * (i % 2)));
-        x[i] = kType == DType::bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
+        x[i] = widen<kType>(bits);
       }
     }
   }
@@ -46,10 +47,8 @@ struct MergeRow {
       *reinterpret_cast<dev::Word4*>(static_cast<float*>(to) + at) = {
           dev::bits_of(x[0]), dev::bits_of(x[1]), dev::bits_of(x[2]), dev::bits_of(x[3])};
     } else {
-      constexpr bool kBf16 = kType == DType::bf16;
-      *reinterpret_cast<dev::Word2*>(static_cast<uint16_t*>(to) + at) = {
-          kBf16 ? dev::pack_bf16(x[0], x[1]) : dev::pack_f16(x[0], x[1]),
-          kBf16 ? dev::pack_bf16(x[2], x[3]) : dev::pack_f16(x[2], x[3])};
+      *reinterpret_cast<dev::Word2*>(static_cast<uint16_t*>(to) + at) = {pack<kType>(x[0], x[1]),
+                                                                         pack<kType>(x[2], x[3])};
     }
   }
 };

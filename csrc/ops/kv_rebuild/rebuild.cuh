@@ -5,6 +5,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "ops/kv_rebuild/rebuild_params.h"
 
 namespace tamis {
@@ -20,18 +21,6 @@ struct RebuildConfig {
   static constexpr uint32_t kPitch = 4 * (kDim + 4);  // of products
   static constexpr int32_t kSharedBytes = rebuild_shared(kDim);
   static_assert(kDim % 64 == 0, "eight chunks of a row are swizzled");
-
-  static TAMIS_DEVICE void multiply(float (&c)[4], const dev::Word4& a, uint32_t b0, uint32_t b1) {
-    const uint32_t words[4] = {a.x, a.y, a.z, a.w};
-    if constexpr (kType == DType::bf16) {
-      dev::mma_bf16(c, words, b0, b1);
-    } else {
-      dev::mma_f16(c, words, b0, b1);
-    }
-  }
-  static TAMIS_DEVICE uint32_t pack(float low, float high) {
-    return kType == DType::bf16 ? dev::pack_bf16(low, high) : dev::pack_f16(low, high);
-  }
 };
 
 template <class Config>
@@ -99,8 +88,8 @@ struct Rebuild {
         const dev::Word4 b = dev::load_matrices_transposed(
             at + Config::kBasisAt +
             place(16 * step + lane % 16, 2 * pair + lane / 16, Config::kBasisRow));
-        Config::multiply(c[2 * pair], a, b.x, b.y);
-        Config::multiply(c[2 * pair + 1], a, b.z, b.w);
+        tamis::multiply<Config::kType>(c[2 * pair], a, b.x, b.y);
+        tamis::multiply<Config::kType>(c[2 * pair + 1], a, b.z, b.w);
       }
     }
   }
@@ -117,7 +106,7 @@ struct Rebuild {
   TAMIS_DEVICE void store(uint32_t row, int32_t channel, const float (&x)[4]) const {
     const int64_t at = int64_t{head} * p.listed + first + static_cast<int32_t>(row);
     *reinterpret_cast<dev::Word2*>(p.out_keys + 2 * (at * Config::kDim + channel)) = {
-        Config::pack(x[0], x[1]), Config::pack(x[2], x[3])};
+        pack<Config::kType>(x[0], x[1]), pack<Config::kType>(x[2], x[3])};
   }
   TAMIS_DEVICE void table(int32_t row, int32_t pair, float (&x)[4]) const {
     const dev::Word4 v = dev::load_global(

@@ -9,29 +9,13 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "base/dtype.h"
 #include "ops/sparse_input/row_sum_params.h"
 
 namespace tamis {
 
 inline constexpr int kRowSumParts = kRowSumColumns / 64;
-
-template <DType kType>
-TAMIS_DEVICE void multiply_pairs(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  if constexpr (kType == DType::bf16) {
-    dev::mma_bf16(c, a, b0, b1);
-  } else {
-    dev::mma_f16(c, a, b0, b1);
-  }
-}
-template <DType kType>
-TAMIS_DEVICE float widen_half(uint16_t x) {
-  return kType == DType::bf16 ? dev::bf16_to_f32(x) : dev::f16_to_f32(x);
-}
-template <DType kType>
-TAMIS_DEVICE uint16_t narrow_half(float x) {
-  return kType == DType::bf16 ? dev::f32_to_bf16(x) : dev::f32_to_f16(x);
-}
 
 // Sums of columns 64 part + 8 g + 2 n + i in lane 4 g + t: c[part][n][2 i + j] of token 2 t + j.
 struct RowSums {
@@ -87,7 +71,7 @@ TAMIS_DEVICE void add_rows(const RowStep<kWords>& s, RowSums& sums) {
                              dev::byte_permute(word[2][n], word[3][n], 0x7632)};
 #pragma unroll
       for (int i = 0; i < kWords; ++i) {
-        multiply_pairs<kType>(sums.c[part][n], a, s.factor[i][0], s.factor[i][1]);
+        multiply<kType>(sums.c[part][n], a, s.factor[i][0], s.factor[i][1]);
       }
     }
   }
@@ -151,8 +135,8 @@ TAMIS_DEVICE void finish_row_sums(const RowSumParams& p, const RowSums& sums) {
   const auto write = [&](uint32_t i, float sum) {
     const uint32_t column = tile * kRowSumColumns + i % kRowSumColumns;
     if (column >= static_cast<uint32_t>(p.columns)) return;
-    if (p.bias != nullptr) sum += widen_half<kType>(dev::load_volatile(p.bias + column));
-    p.y[int64_t{i / kRowSumColumns} * p.y_stride + column] = narrow_half<kType>(sum);
+    if (p.bias != nullptr) sum += widen<kType>(dev::load_volatile(p.bias + column));
+    p.y[int64_t{i / kRowSumColumns} * p.y_stride + column] = narrow<kType>(sum);
   };
   for (uint32_t i = thread; i < m * kRowSumColumns; i += kRowSumThreads) {
     float sum = 0;

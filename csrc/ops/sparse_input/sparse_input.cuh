@@ -49,7 +49,7 @@ TAMIS_DEVICE InputColumn load_column(const SparseInputParams& p, int32_t input) 
   for (int32_t t = 0; t < kCudaTokens; ++t) {  // all on their way at once
     const bool there = exists && t < p.sum.m;
     c.x[t] = there ? dev::load_volatile(p.x + t * p.x_stride + input) : uint16_t{0};
-    const float x = widen_half<kType>(c.x[t]);
+    const float x = widen<kType>(c.x[t]);
     c.counting |= there && !((x < 0 ? -x : x) < bound) ? 1u << t : 0u;  // a NaN counts
   }
   return c;

@@ -151,9 +151,9 @@ TAMIS_DEVICE void dot_rows(const MlpParams& p, const uint16_t* w, uint32_t x_at,
             const auto b = dev::load_shared<dev::Word4>(from + 64 * j);
             const dev::Word4 &low = stage[i].low[j], &high = stage[i].high[j];
             const uint32_t first[4] = {low.x, high.x, low.y, high.y};
-            multiply_pairs<kType>(c, first, b.x, b.y);
+            multiply<kType>(c, first, b.x, b.y);
             const uint32_t second[4] = {low.z, high.z, low.w, high.w};
-            multiply_pairs<kType>(c, second, b.z, b.w);
+            multiply<kType>(c, second, b.z, b.w);
           }
         }
         cursor.request(stage[i]);
@@ -281,10 +281,10 @@ template <DType kType>
 TAMIS_DEVICE void store_factor(const MlpParams& p, int32_t rank, uint32_t token, float z) {
   constexpr uint32_t kInfinite = kType == DType::bf16 ? 0x7f80 : 0x7c00;
   uint16_t* to = p.factors + (int64_t{rank / 2} * kCudaTokens + token) * 4 + rank % 2;
-  const uint16_t high = narrow_half<kType>(z);
+  const uint16_t high = narrow<kType>(z);
   const bool finite = (high & kInfinite) != kInfinite;
   to[0] = high;
-  to[2] = finite ? narrow_half<kType>(z - widen_half<kType>(high)) : uint16_t{0};
+  to[2] = finite ? narrow<kType>(z - widen<kType>(high)) : uint16_t{0};
 }
 
 // Grid [blocks] of kDotThreads.

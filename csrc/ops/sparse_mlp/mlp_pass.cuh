@@ -59,8 +59,8 @@ TAMIS_DEVICE void add_down(const PassRows& rows, int32_t first, const PassStep<k
       for (int j = 0; j < 4; ++j) {
         float& low = sums[part][2 * j];
         float& high = sums[part][2 * j + 1];
-        low = dev::fma(z, widen_half<kType>(static_cast<uint16_t>(words[j])), low);
-        high = dev::fma(z, widen_half<kType>(static_cast<uint16_t>(words[j] >> 16)), high);
+        low = dev::fma(z, widen<kType>(static_cast<uint16_t>(words[j])), low);
+        high = dev::fma(z, widen<kType>(static_cast<uint16_t>(words[j] >> 16)), high);
       }
     }
   }
@@ -158,7 +158,7 @@ TAMIS_DEVICE void mlp_pass_sum(const MlpParams& p) {
   float y = 0;
 #pragma unroll
   for (uint32_t w = 0; w < kDotWarps; ++w) y += dev::load_shared<float>(128 * w + 4 * thread);
-  p.y[mine] = narrow_half<kType>(y);
+  p.y[mine] = narrow<kType>(y);
 }
 
 }  // namespace tamis

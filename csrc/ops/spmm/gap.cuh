@@ -15,8 +15,8 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "ops/spmm/gap_params.h"
-#include "ops/spmm/halves.cuh"
 
 namespace tamis {
 

@@ -13,7 +13,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
-#include "ops/spmm/halves.cuh"
+#include "base/cuda/halves.h"
 #include "ops/spmm/m24_many_params.h"
 
 namespace tamis {
@@ -169,9 +169,6 @@ TAMIS_DEVICE void write_tokens(const M24ManyParams& p, int32_t first_row, int32_
       bias[half] = widen<Config::kType>(dev::load_global(p.bias + row));
     }
   }
-  const auto pair = [](float low, float high) {
-    return Config::kType == DType::bf16 ? dev::pack_bf16(low, high) : dev::pack_f16(low, high);
-  };
   // A token's 16 rows are two pieces of 16 bytes, which change places every four tokens: eight
   // tokens of one matrix then meet in no bank.
   const auto piece_at = [at](uint32_t token, uint32_t half) {
@@ -183,9 +180,10 @@ TAMIS_DEVICE void write_tokens(const M24ManyParams& p, int32_t first_row, int32_
     const uint32_t token = 8 * (i + lane / 16) + lane % 8;
     dev::store_matrices_transposed(
         piece_at(token, lane / 8 % 2),
-        {pair(c[i][0] + bias[0], c[i][1] + bias[0]), pair(c[i][2] + bias[1], c[i][3] + bias[1]),
-         pair(c[i + 1][0] + bias[0], c[i + 1][1] + bias[0]),
-         pair(c[i + 1][2] + bias[1], c[i + 1][3] + bias[1])});
+        {pack<Config::kType>(c[i][0] + bias[0], c[i][1] + bias[0]),
+         pack<Config::kType>(c[i][2] + bias[1], c[i][3] + bias[1]),
+         pack<Config::kType>(c[i + 1][0] + bias[0], c[i + 1][1] + bias[0]),
+         pack<Config::kType>(c[i + 1][2] + bias[1], c[i + 1][3] + bias[1])});
   }
   dev::sync_warp();
 #pragma unroll
@@ -275,13 +273,8 @@ struct Multiplier {
     second[kSlot] = dev::load_shared<dev::Word4>(values + static_cast<uint32_t>(m24::kStepBytes));
     const uint64_t x = dev::matrix_at(stage.at()), right = dev::matrix_at(stage.at() + 64);
     dev::fence_products();
-    if constexpr (Config::kType == DType::bf16) {
-      dev::group_sparse_bf16<0>(c, first[kSlot], x, places[kSlot]);
-      dev::group_sparse_bf16<1>(c, second[kSlot], right, places[kSlot]);
-    } else {
-      dev::group_sparse_f16<0>(c, first[kSlot], x, places[kSlot]);
-      dev::group_sparse_f16<1>(c, second[kSlot], right, places[kSlot]);
-    }
+    multiply_group_sparse<Config::kType, 0>(c, first[kSlot], x, places[kSlot]);
+    multiply_group_sparse<Config::kType, 1>(c, second[kSlot], right, places[kSlot]);
     dev::commit_products();
     dev::wait_products<Config::kSlots - 1>(c);
     if constexpr (Config::kSlots == 1) {

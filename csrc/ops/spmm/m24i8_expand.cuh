@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "ops/spmm/spmm_i8.cuh"
 
 namespace tamis {
@@ -36,7 +37,7 @@ TAMIS_DEVICE void expand_two_of_four(const ExpandT16Params& p, float unit) {
       for (uint32_t e = 0; e < 2; ++e) {
         const auto code = static_cast<int8_t>(fours[i] >> (16 * j + 8 * e));
         const float w = dev::mul(scale, static_cast<float>(code));
-        value[e] = p.dtype == DType::bf16 ? dev::f32_to_bf16(w) : dev::f32_to_f16(w);
+        value[e] = narrow(p.dtype, w);
       }
 #pragma unroll
       for (uint32_t at = 0; at < 4; ++at) {

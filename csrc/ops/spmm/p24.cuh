@@ -17,7 +17,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
-#include "ops/spmm/halves.cuh"
+#include "base/cuda/halves.h"
 #include "ops/spmm/p24_params.h"
 #include "ops/spmm/tile_sums.cuh"
 

@@ -21,7 +21,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
-#include "ops/spmm/halves.cuh"
+#include "base/cuda/halves.h"
 #include "ops/spmm/sell4_params.h"
 
 namespace tamis {

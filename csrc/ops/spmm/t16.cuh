@@ -19,8 +19,8 @@
 #include <type_traits>
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "ops/spmm/g4_decode.cuh"
-#include "ops/spmm/halves.cuh"
 #include "ops/spmm/t16_decode.cuh"
 #include "ops/spmm/t16_params.h"
 #include "ops/spmm/tile_sums.cuh"
@@ -42,17 +42,7 @@ struct T16Config {
                                     : kFormat == PackedFormat::m24 ? 2
                                     : kTokenTiles == 8             ? 1
                                                                    : 2;
-  static_assert(kType == DType::bf16 || kType == DType::f16, "tensor cores take 16-bit floats");
 };
-
-template <DType kType>
-TAMIS_DEVICE void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  if constexpr (kType == DType::bf16) {
-    dev::mma_bf16(c, a, b0, b1);
-  } else {
-    dev::mma_f16(c, a, b0, b1);
-  }
-}
 
 // ---- one warp's records on their way through shared memory
 
@@ -225,13 +215,9 @@ TAMIS_DEVICE void multiply_m24(const SparseRecords<Config::kDepth>& records, int
   for (int t = 0; t < Config::kTokenTiles; ++t) {
     const dev::Word4 left = dev::load_matrices(x_at[t]);
     const dev::Word4 right = dev::load_matrices(x_at[t] + 64);
-    if constexpr (Config::kType == DType::bf16) {
-      dev::mma_sparse_bf16<0>(c[t], records.first[slot], left, records.places[slot]);
-      dev::mma_sparse_bf16<1>(c[t], records.second[slot], right, records.places[slot]);
-    } else {
-      dev::mma_sparse_f16<0>(c[t], records.first[slot], left, records.places[slot]);
-      dev::mma_sparse_f16<1>(c[t], records.second[slot], right, records.places[slot]);
-    }
+    const uint32_t places = records.places[slot];
+    multiply_sparse<Config::kType, 0>(c[t], records.first[slot], left, places);
+    multiply_sparse<Config::kType, 1>(c[t], records.second[slot], right, places);
   }
 }
 

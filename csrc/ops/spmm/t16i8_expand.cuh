@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "ops/spmm/t16_params.h"
 #include "ops/spmm/t16i8_decode.cuh"
 
@@ -37,7 +38,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kBlockThreads, 4) expand_t16i8(const Expan
         if (word >> (8 * run + 4 * half + i) & 1u) {
           const auto w = static_cast<float>(static_cast<int8_t>(dev::load_global(code++)));
           const float scaled = dev::mul(scale, w);
-          value[i] = p.dtype == DType::bf16 ? dev::f32_to_bf16(scaled) : dev::f32_to_f16(scaled);
+          value[i] = narrow(p.dtype, scaled);
         }
       }
       if (row >= p.rows) continue;

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "base/cuda/dev.h"
-#include "ops/spmm/halves.cuh"
+#include "base/cuda/halves.h"
 
 namespace tamis {
 
