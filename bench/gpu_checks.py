@@ -13,7 +13,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 TESTED = (
-    *(f"cuda{what}" for what in ("", "_spmm", "_cost", "_activation", "_prefill", "_grad")),
+    *(
+        f"cuda{what}"
+        for what in ("", "_spmm", "_cost", "_activation", "_prefill", "_grad", "_graphs")
+    ),
     *(f"cuda_kv{what}" for what in ("", "_select", "_edit", "_store")),
     "prepack",
     "spgemm",

@@ -1,5 +1,6 @@
 // The CUDA library, opened by path on request, and products with weights that lie on a device. The
-// device pointers come from torch as integers; nothing here allocates, copies or waits.
+// device pointers come from torch as integers; nothing here copies or waits, nor allocates but for
+// graphs.
 #include "binding/cuda.h"
 
 #include <dlfcn.h>
@@ -9,6 +10,7 @@
 #include <iterator>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "binding/array.h"
@@ -75,6 +77,18 @@ py::list devices() {
     all.append(entry);
   }
   return all;
+}
+
+void* pointer(uintptr_t address) {
+  return reinterpret_cast<void*>(address);
+}
+
+// Address and bytes.
+std::pair<uintptr_t, int64_t> graph_memory(int32_t device, uintptr_t stream, int64_t bytes) {
+  void* data = nullptr;
+  int64_t got = 0;
+  raise_if_error(cuda_library().graph_workspace(device, pointer(stream), bytes, &data, &got));
+  return {reinterpret_cast<uintptr_t>(data), got};
 }
 
 py::list kernels(int32_t capability) {
@@ -249,10 +263,6 @@ py::dict pack_for_cuda(const Matrix& a, const std::string& format) {
   return {};
 }
 
-void* pointer(uintptr_t address) {
-  return reinterpret_cast<void*>(address);
-}
-
 // A packed weight on a device, without the arrays that its format has not, with a plan per number
 // of tokens, made on first use.
 class CudaMatrix {
@@ -404,6 +414,7 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_load", &load, "path"_a);
   m.def("cuda_devices", &devices);
   m.def("cuda_kernels", &kernels, "capability"_a);
+  m.def("cuda_graph_workspace", &graph_memory, "device"_a, "stream"_a, "nbytes"_a);
   m.def("pack_for_cuda", &pack_for_cuda, "matrix"_a, "format"_a);
   m.def("p24_most_tokens", &most_p24_tokens, "rows"_a, "cols"_a);
   py::class_<CudaMatrix>(m, "CudaMatrix", "A packed weight on a device, with its plans.")

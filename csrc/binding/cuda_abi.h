@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "base/cuda/graph_memory.h"
 #include "base/status.h"
 #include "ops/kv_edit/kv_edit_cuda.h"
 #include "ops/kv_fetch/kv_fetch_cuda.h"
@@ -20,7 +21,7 @@
 
 namespace tamis {
 
-inline constexpr int32_t kCudaAbi = 20;  // raise with any change to the table or a struct in it
+inline constexpr int32_t kCudaAbi = 21;  // raise with any change to the table or a struct in it
 
 struct CudaLibrary {
   int32_t abi;
@@ -28,6 +29,7 @@ struct CudaLibrary {
   Status (*count)(int32_t* devices);
   // Facts of a device, and its name into text[size].
   Status (*describe)(int32_t device, CudaDevice* facts, char* text, int64_t size);
+  Status (*graph_workspace)(int32_t device, void* stream, int64_t bytes, void** data, int64_t* got);
   std::span<const SpmmCudaRow> (*spmm_kernels)();
   const SpmmCudaRow* (*choose_spmm)(PackedFormat format, DType dtype, int32_t capability);
   Status (*spmm)(const SpmmCudaArgs&, const SpmmT16Plan&, const CudaDevice&, void* stream);

@@ -54,6 +54,7 @@ Status describe(int32_t device, CudaDevice* facts, char* text, int64_t size) {
 constexpr CudaLibrary kLibrary{.abi = kCudaAbi,
                                .count = &count,
                                .describe = &describe,
+                               .graph_workspace = &graph_workspace,
                                .spmm_kernels = &spmm_cuda_kernels,
                                .choose_spmm = &choose_spmm_cuda,
                                .spmm = &spmm_cuda,

@@ -601,6 +601,9 @@ def cuda_devices() -> list[dict[str, Any]]:
 def cuda_kernels(capability: int) -> list[KernelRow]:
     """Every CUDA kernel, best first; `runs_here` is the choice for that capability."""
 
+def cuda_graph_workspace(device: int, stream: int, nbytes: int) -> tuple[int, int]:
+    """Address and bytes of the workspace of what a stream captures: its own while graphs of it live."""
+
 def cuda_kv_quantize(
     device: int,
     stream: int,

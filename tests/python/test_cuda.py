@@ -124,58 +124,77 @@ def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     monkeypatch.setattr(cuda_memory, "_device", lambda _: torch.device("cpu"))
     monkeypatch.setattr(cuda_spmm, "_packed", {})
     monkeypatch.setattr(cuda_cost, "_devices", lambda: [("Unmeasured", 80)])
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    cuda_memory.workspaces.clear()
-    monkeypatch.setattr(cuda_memory, "_spare", {})
+    monkeypatch.setattr(cuda_memory, "capturing", lambda: False)
+    monkeypatch.setattr(cuda_memory, "workspaces", {})
     monkeypatch.setattr(cuda_spmm_grad, "unpack", play_unpack)
     monkeypatch.setattr(Played, "made", [])
     monkeypatch.setattr(Played, "expanded", [])
     return Played
 
 
-def test_graphs_keep_the_workspace_that_a_later_call_outgrew(played: type[Played]) -> None:
+class Graphs:
+    """Captures, one at a time, whose workspaces come from here."""
+
+    def __init__(self) -> None:
+        self.now = 0  # 0: none
+        self.given: dict[tuple[int, int], Tensor] = {}
+
+    def workspace(self, device: int, stream: int, nbytes: int) -> tuple[int, int]:
+        assert device == 0
+        assert self.now
+        found = self.given.setdefault((self.now, stream), torch.zeros(nbytes, dtype=torch.uint8))
+        return found.data_ptr(), found.numel()
+
+
+@pytest.fixture
+def graphs(played: type[Played], monkeypatch: pytest.MonkeyPatch) -> Graphs:
+    graphs = Graphs()
+    monkeypatch.setattr(cuda_memory, "capturing", lambda: graphs.now > 0)
+    monkeypatch.setattr(_C, "cuda_graph_workspace", graphs.workspace)
+    return graphs
+
+
+def test_calls_on_a_stream_take_turns_with_one_workspace(played: type[Played]) -> None:
     small = cuda_memory.workspace(0, 7, 10)
+    assert small.nbytes == cuda_memory.LEAST
+    assert cuda_memory.workspace(0, 7, small.nbytes) is small
+    assert cuda_memory.workspace(0, 8, 10).pointer != small.pointer
     large = cuda_memory.workspace(0, 7, small.nbytes + 1)
-    assert large.before is small
     assert large.nbytes == 2 * small.nbytes
     assert cuda_memory.workspace(0, 7, small.nbytes) is large
 
 
-def test_a_capture_takes_zeros_that_a_call_before_it_left(
-    played: type[Played], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cuda_memory.workspace(0, 7, 3 << 20)
-    spare = cuda_memory._spare[0]
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    captured = cuda_memory.workspace(0, 8, 10)
-    assert captured is spare
-    assert captured.nbytes == 3 << 20
-    assert cuda_memory.workspace(0, 8, 3 << 20) is captured
-    assert cuda_memory.workspace(0, 9, 10) is not captured  # made and zeroed by the graph
-    assert 0 not in cuda_memory._spare
-    larger = cuda_memory.workspace(0, 8, 4 << 20)
-    assert larger.before is captured
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    cuda_memory.workspace(0, 10, 10)
-    assert cuda_memory._spare[0].nbytes == cuda_memory.LEAST
+def test_a_capture_has_a_workspace_of_its_own_on_each_stream(graphs: Graphs) -> None:
+    eager = cuda_memory.workspace(0, 7, 10)
+    taken = [eager.pointer]
+    for graphs.now in (1, 2):
+        for stream in (7, 8):
+            captured = cuda_memory.workspace(0, stream, 10)
+            assert cuda_memory.workspace(0, stream, 20) == captured
+            assert captured.nbytes == cuda_memory.LEAST
+            taken.append(captured.pointer)
+    graphs.now = 0
+    assert cuda_memory.workspace(0, 7, 10) is eager
+    assert len(set(taken)) == 5
 
 
-def test_a_graph_draws_from_no_ticket_of_its_stream(
-    played: type[Played], monkeypatch: pytest.MonkeyPatch
+def test_products_of_two_graphs_of_a_stream_share_no_workspace(
+    graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    capturing = False
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(cuda_memory, "_tickets", {})
-    ours = cuda_memory.tickets(0, 7, long=False)
-    assert ours is not None
-    assert ours.item() == 0
-    assert cuda_memory.tickets(0, 7, long=True) is ours
-    assert cuda_memory.tickets(0, 8, long=True) is not ours
-    capturing = True
-    assert cuda_memory.tickets(0, 7, long=False) is None
-    graphs = [cuda_memory.tickets(0, 7, long=True) for _ in range(2)]
-    assert all(ticket is not None and ticket is not ours for ticket in graphs)
-    assert graphs[0] is not graphs[1]
+    pointers: list[int] = []
+    spmm = Played.spmm
+
+    def noted(self: Played, *arguments: int) -> None:
+        pointers.append(arguments[6])
+        spmm(self, *arguments)
+
+    monkeypatch.setattr(Played, "spmm", noted)
+    a, x = half_kept(32, 64), torch.randn(1, 64, dtype=torch.bfloat16)
+    for graphs.now in (0, 1, 1, 2, 0):
+        assert call(x, a) is not None
+    assert pointers[1] == pointers[2]
+    assert pointers[0] == pointers[4]
+    assert len(set(pointers)) == 3
 
 
 def call(x: Tensor, a: tamis.SparseMatrix, bias: Tensor | None = None) -> Tensor | None:

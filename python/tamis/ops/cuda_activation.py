@@ -1,7 +1,6 @@
 """Products that leave activations out, on CUDA devices: which calls have a kernel, and the calls.
 
-No call waits for the device or reads from it, so all of them can be captured in a graph once a first
-call has made the workspace.
+No call waits for the device or reads from it, so all of them can be captured in a graph.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The KV cache's operators on CUDA devices: the same calls over memory of the device.
 
-No call waits for the device or reads from it, so all of them can be captured in a graph once a first
-call has made the workspace.
+No call waits for the device or reads from it, so all of them can be captured in a graph.
 """
 
 from __future__ import annotations
@@ -15,10 +14,8 @@ from torch import Tensor
 from tamis import _C
 from tamis.errors import TamisUnsupported
 from tamis.ops import cuda
-from tamis.ops.cuda_memory import raw_stream, tickets, with_workspace
+from tamis.ops.cuda_memory import raw_stream, with_workspace, workspace
 from tamis.ops.handle import core_errors
-
-LONG = 1 << 16  # queries of all heads from which a prompt in a graph is worth a ticket's zeroing
 
 
 def on_device(function: str, x: Tensor) -> bool:
@@ -106,8 +103,8 @@ def prefill_attention(q: Tensor, *rest: Any) -> None:
         memory = torch.empty(size, dtype=torch.uint8, device=q.device) if size else None
         pointer = 0 if memory is None else memory.data_ptr()
         stream = raw_stream(device)
-        ticket = tickets(device, stream, q.shape[0] * q.shape[1] * q.shape[2] >= LONG)
-        arguments = (*rest, pointer, 0 if ticket is None else ticket.data_ptr())
+        ticket = workspace(device, stream, 0).pointer
+        arguments = (*rest, pointer, ticket)
         _C.cuda_prefill_attention(device, stream, *arguments)
 
 

@@ -18,8 +18,7 @@ from tamis import _C
 from tamis.layout import Layout
 from tamis.ops import cuda, cuda_cost, cuda_spmm_grad
 from tamis.ops.cuda_cost import calls_pay, few_tokens, form_and_tokens, packed_form
-from tamis.ops.cuda_memory import current_device, raw_stream, workspaces
-from tamis.ops.cuda_memory import workspace as new_workspace
+from tamis.ops.cuda_memory import current_device, raw_stream, workspace
 from tamis.ops.handle import make_matrix
 from tamis.ops.tensors import DTYPE_NAME, REST, Rest, as_numpy
 
@@ -153,9 +152,7 @@ class Packed:
         if nbytes is None:
             nbytes = self.workspaces[m] = self.matrix.workspace(m)
         stream = raw_stream(self.device)
-        workspace = workspaces.get((self.device, stream))
-        if workspace is None or workspace.nbytes < nbytes:
-            workspace = new_workspace(self.device, stream, nbytes)
+        memory = workspace(self.device, stream, nbytes)
         self.matrix.spmm(
             m,
             x.data_ptr(),
@@ -163,8 +160,8 @@ class Packed:
             0 if bias is None else bias.data_ptr(),
             y.data_ptr(),
             rows,
-            workspace.pointer,
-            workspace.nbytes,
+            memory.pointer,
+            memory.nbytes,
             stream,
         )
         return y
