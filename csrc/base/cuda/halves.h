@@ -61,10 +61,10 @@ TAMIS_DEVICE void multiply_sparse(float (&c)[4], const dev::Word4& a, const dev:
   }
 }
 // The same of a warpgroup's 64 rows and as many tokens as c has tiles; b: dev::matrix_at the
-// columns.
+// columns. Both of a and places are read until the product is waited for.
 template <DType kType, int kSelector, int kTiles>
 TAMIS_DEVICE void multiply_group_sparse(float (&c)[kTiles][4], const dev::Word4& a, uint64_t b,
-                                        uint32_t places) {
+                                        const uint32_t& places) {
   if constexpr (kType == DType::bf16) {
     dev::group_sparse_bf16<kSelector>(c, a, b, places);
   } else {
