@@ -5,9 +5,8 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <tuple>
 
-#include "binding/address.h"
+#include "binding/activation.h"
 #include "binding/cuda.h"
 #include "binding/cuda_abi.h"
 
@@ -15,19 +14,11 @@ namespace tamis::binding {
 namespace {
 
 // Both: 0 when launched; else the bytes of workspace that the call wants.
-int64_t input(int32_t device, uintptr_t stream, int dtype,
-              std::tuple<int64_t, int64_t, int64_t> shape, uintptr_t x, int64_t x_stride,
-              uintptr_t w, uintptr_t threshold, uintptr_t bias, uintptr_t y, int64_t y_stride,
-              uintptr_t workspace, int64_t workspace_bytes) {
-  SparseInputArgs args{.dtype = float_dtype("cuda", dtype),
-                       .x = address<const void>(x),
-                       .x_stride = x_stride,
-                       .w = address<const void>(w),
-                       .threshold = address<const float>(threshold),
-                       .bias = address<const void>(bias),
-                       .y = address<void>(y),
-                       .y_stride = y_stride};
-  std::tie(args.m, args.n, args.k) = shape;
+int64_t input(int32_t device, uintptr_t stream, int dtype, const InputShape& shape, uintptr_t x,
+              int64_t x_stride, uintptr_t w, uintptr_t threshold, uintptr_t bias, uintptr_t y,
+              int64_t y_stride, uintptr_t workspace, int64_t workspace_bytes) {
+  const SparseInputArgs args =
+      input_args(dtype, shape, x, x_stride, w, threshold, bias, y, y_stride);
   const CudaDevice& facts = cuda_device(device);
   int64_t wanted = 0;
   raise_if_error(cuda_library().sparse_input_workspace(args, facts, &wanted));
@@ -37,27 +28,11 @@ int64_t input(int32_t device, uintptr_t stream, int dtype,
   return 0;
 }
 
-int64_t mlp(int32_t device, uintptr_t stream, int dtype,
-            std::tuple<int64_t, int64_t, int64_t, int64_t> shape, uintptr_t x, int64_t x_stride,
-            std::tuple<uintptr_t, uintptr_t, uintptr_t> weights, uintptr_t threshold,
-            int activation, uintptr_t y, int64_t y_stride, uintptr_t workspace,
-            int64_t workspace_bytes) {
-  if (activation < 0 || activation > static_cast<int>(Activation::silu)) {
-    throw py::value_error("sparse_mlp: activation: got " + std::to_string(activation) +
-                          ", wanted 0 (none), 1 (relu), 2 (gelu), 3 (gelu_tanh) or 4 (silu)");
-  }
-  const auto [gate, up, down] = weights;
-  SparseMlpArgs args{.dtype = float_dtype("cuda", dtype),
-                     .x = address<const void>(x),
-                     .x_stride = x_stride,
-                     .gate = address<const void>(gate),
-                     .up = address<const void>(up),
-                     .down = address<const void>(down),
-                     .threshold = address<const float>(threshold),
-                     .activation = static_cast<Activation>(activation),
-                     .y = address<void>(y),
-                     .y_stride = y_stride};
-  std::tie(args.m, args.k, args.n, args.d) = shape;
+int64_t mlp(int32_t device, uintptr_t stream, int dtype, const MlpShape& shape, uintptr_t x,
+            int64_t x_stride, const MlpWeights& weights, uintptr_t threshold, int activation,
+            uintptr_t y, int64_t y_stride, uintptr_t workspace, int64_t workspace_bytes) {
+  const SparseMlpArgs args =
+      mlp_args(dtype, shape, x, x_stride, weights, threshold, activation, y, y_stride);
   const CudaDevice& facts = cuda_device(device);
   int64_t wanted = 0;
   raise_if_error(cuda_library().sparse_mlp_workspace(args, facts, &wanted));

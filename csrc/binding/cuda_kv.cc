@@ -12,72 +12,43 @@
 #include "binding/address.h"
 #include "binding/cuda.h"
 #include "binding/cuda_abi.h"
+#include "binding/kv.h"
 #include "binding/kv_edit.h"
 #include "binding/kv_fetch.h"
+#include "binding/kv_select.h"
 
 namespace tamis::binding {
 namespace {
 
-using Shape = std::tuple<int64_t, int64_t, int64_t, int64_t>;
-
 void quantize(int32_t device, uintptr_t stream, const KvPageLayout& layout, int dtype,
-              int64_t heads, int64_t pages, uintptr_t keys, Strides key_strides, uintptr_t values,
-              Strides value_strides, uintptr_t out, int64_t out_stride_bytes) {
-  const KvQuantizeArgs args{.layout = layout,
-                            .dtype = float_dtype("cuda", dtype),
-                            .heads = heads,
-                            .pages = pages,
-                            .keys = address<const void>(keys),
-                            .values = address<const void>(values),
-                            .key_head_stride = key_strides.first,
-                            .key_token_stride = key_strides.second,
-                            .value_head_stride = value_strides.first,
-                            .value_token_stride = value_strides.second,
-                            .out = address<void>(out),
-                            .out_stride_bytes = out_stride_bytes};
+              int64_t heads, int64_t pages, uintptr_t keys, const Strides& key_strides,
+              uintptr_t values, const Strides& value_strides, uintptr_t out,
+              int64_t out_stride_bytes) {
+  const KvQuantizeArgs args = quantize_args(layout, dtype, heads, pages, keys, key_strides, values,
+                                            value_strides, out, out_stride_bytes);
   raise_if_error(cuda_library().kv_quantize(args, cuda_device(device), address<void>(stream)));
 }
 
 // 0 when launched; else the bytes of workspace that the call wants.
-int64_t attend(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q, uintptr_t out,
-               uintptr_t lse, float scale, float softcap, const std::vector<KvSegment>& segments,
-               uintptr_t workspace, int64_t workspace_bytes) {
-  SparseAttentionCudaArgs args{.attention = {.q_dtype = float_dtype("cuda", dtype),
-                                             .q = address<const void>(q),
-                                             .out = address<void>(out),
-                                             .lse = address<float>(lse),
-                                             .scale = scale,
-                                             .softcap = softcap,
-                                             .segments = segments},
-                               .workspace = address<void>(workspace),
-                               .workspace_bytes = workspace_bytes};
-  SparseAttentionArgs& a = args.attention;
-  std::tie(a.batch, a.kv_heads, a.rows, a.head_dim) = shape;
+int64_t attend(int32_t device, uintptr_t stream, int dtype, const AttentionShape& shape,
+               uintptr_t q, uintptr_t out, uintptr_t lse, float scale, float softcap,
+               const std::vector<KvSegment>& segments, uintptr_t workspace,
+               int64_t workspace_bytes) {
+  const SparseAttentionCudaArgs args{
+      .attention = attention_args(dtype, shape, q, out, lse, scale, softcap, segments),
+      .workspace = address<void>(workspace),
+      .workspace_bytes = workspace_bytes};
   const CudaDevice& facts = cuda_device(device);
   int64_t wanted = 0;
-  raise_if_error(cuda_library().attention_workspace(a, facts, &wanted));
+  raise_if_error(cuda_library().attention_workspace(args.attention, facts, &wanted));
   if (wanted > workspace_bytes) return wanted;
   raise_if_error(cuda_library().attention(args, facts, address<void>(stream)));
   return 0;
 }
 
-KvEstimateArgs estimate_args(int dtype, const Shape& shape, uintptr_t q, float scale,
-                             const KvUnits& units, bool log_weight, uintptr_t begin,
-                             uintptr_t out) {
-  KvEstimateArgs args{.q_dtype = float_dtype("cuda", dtype),
-                      .q = address<const void>(q),
-                      .scale = scale,
-                      .units = units,
-                      .reduce = log_weight ? KvReduce::log_weight : KvReduce::score,
-                      .begin = address<const int32_t>(begin),
-                      .out = address<float>(out)};
-  std::tie(args.batch, args.kv_heads, args.rows, args.head_dim) = shape;
-  return args;
-}
-
 // The same.
-int64_t estimate(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q, float scale,
-                 const KvUnits& units, bool log_weight, uintptr_t begin, uintptr_t out,
+int64_t estimate(int32_t device, uintptr_t stream, int dtype, const SelectShape& shape, uintptr_t q,
+                 float scale, const KvUnits& units, bool log_weight, uintptr_t begin, uintptr_t out,
                  uintptr_t workspace, int64_t workspace_bytes) {
   const KvEstimateArgs args = estimate_args(dtype, shape, q, scale, units, log_weight, begin, out);
   const int64_t wanted = cuda_library().estimate_workspace(args);
@@ -87,19 +58,11 @@ int64_t estimate(int32_t device, uintptr_t stream, int dtype, Shape shape, uintp
   return 0;
 }
 
-// The same; shape: b, g, query heads of a KV head, n, d.
-int64_t mass(int32_t device, uintptr_t stream, int dtype,
-             std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> shape, uintptr_t q,
+// The same.
+int64_t mass(int32_t device, uintptr_t stream, int dtype, const MassShape& shape, uintptr_t q,
              float scale, const KvUnits& keys, uintptr_t positions, uintptr_t begin, uintptr_t out,
              uintptr_t workspace, int64_t workspace_bytes) {
-  KvMassArgs args{.q_dtype = float_dtype("cuda", dtype),
-                  .q = address<const void>(q),
-                  .scale = scale,
-                  .keys = keys,
-                  .positions = address<const int32_t>(positions),
-                  .begin = address<const int32_t>(begin),
-                  .out = address<float>(out)};
-  std::tie(args.batch, args.kv_heads, args.heads, args.queries, args.head_dim) = shape;
+  const KvMassArgs args = mass_args(dtype, shape, q, scale, keys, positions, begin, out);
   const CudaDevice& facts = cuda_device(device);
   raise_if_error(check_mass_cuda(args));
   const int64_t wanted = cuda_library().mass_workspace(args, facts);
@@ -112,41 +75,27 @@ int64_t mass(int32_t device, uintptr_t stream, int dtype,
 void select(int32_t device, uintptr_t stream, int64_t heads, int64_t units, uintptr_t scores,
             int64_t k, uintptr_t budget, double top_p, int64_t sink, int64_t recent, int64_t page,
             uintptr_t begin, uintptr_t index, int64_t index_stride, uintptr_t count) {
-  const KvSelectArgs args{.heads = heads,
-                          .units = units,
-                          .scores = address<const float>(scores),
-                          .budget = address<const int32_t>(budget),
-                          .k = k,
-                          .top_p = top_p,
-                          .sink = sink,
-                          .recent = recent,
-                          .page = page,
-                          .begin = address<const int32_t>(begin),
-                          .index = address<int32_t>(index),
-                          .index_stride = index_stride,
-                          .count = address<int32_t>(count)};
+  const KvSelectArgs args = select_args(heads, units, scores, k, budget, top_p, sink, recent, page,
+                                        begin, index, index_stride, count);
   raise_if_error(cuda_library().kv_select(args, cuda_device(device), address<void>(stream)));
 }
 
+// 1 / sqrt(d)
+float scale_of(const SelectShape& shape) {
+  return static_cast<float>(1 / std::sqrt(static_cast<double>(std::get<3>(shape))));
+}
+
 // As estimate, of units that the same call scores; -1, and nothing done, where no kernel does both.
-int64_t choose(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q,
+int64_t choose(int32_t device, uintptr_t stream, int dtype, const SelectShape& shape, uintptr_t q,
                const KvUnits& units, bool by_row, int64_t k, uintptr_t budget, int64_t sink,
                int64_t recent, int64_t page, uintptr_t begin, uintptr_t index, int64_t index_stride,
                uintptr_t count, uintptr_t workspace, int64_t workspace_bytes) {
-  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(std::get<3>(shape))));
-  KvChooseArgs args{.estimate = estimate_args(dtype, shape, q, scale, units, !by_row, begin, 0),
-                    .select = {.units = units.units,
-                               .budget = address<const int32_t>(budget),
-                               .k = k,
-                               .sink = sink,
-                               .recent = recent,
-                               .page = page,
-                               .begin = address<const int32_t>(begin),
-                               .index = address<int32_t>(index),
-                               .index_stride = index_stride,
-                               .count = address<int32_t>(count)},
-                    .by_row = by_row};
-  args.select.heads = args.estimate.batch * args.estimate.kv_heads;
+  const int64_t heads = std::get<0>(shape) * std::get<1>(shape);
+  const KvChooseArgs args{
+      .estimate = estimate_args(dtype, shape, q, scale_of(shape), units, !by_row, begin, 0),
+      .select = select_args(heads, units.units, 0, k, budget, 0.0, sink, recent, page, begin, index,
+                            index_stride, count),
+      .by_row = by_row};
   const CudaDevice& facts = cuda_device(device);
   if (!cuda_library().choose_fits(args, facts)) return -1;
   const int64_t wanted = cuda_library().choose_workspace(args);
@@ -157,30 +106,17 @@ int64_t choose(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr
 }
 
 // False, and nothing done, where no kernel does both. scales: of attention, and c of softcap.
-bool attend_chosen(int32_t device, uintptr_t stream, int dtype, Shape shape, uintptr_t q,
-                   uintptr_t out, uintptr_t lse, std::pair<float, float> scales,
+bool attend_chosen(int32_t device, uintptr_t stream, int dtype, const SelectShape& shape,
+                   uintptr_t q, uintptr_t out, uintptr_t lse, std::pair<float, float> scales,
                    const KvSegment& segment, const KvUnits& units, int64_t k, uintptr_t budget,
                    int64_t sink, int64_t recent, uintptr_t begin) {
-  const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(std::get<3>(shape))));
-  ChosenAttentionArgs args{
-      .choose = {.estimate = estimate_args(dtype, shape, q, scale, units, true, begin, 0),
-                 .select = {.units = units.units,
-                            .budget = address<const int32_t>(budget),
-                            .k = k,
-                            .sink = sink,
-                            .recent = recent,
-                            .begin = address<const int32_t>(begin),
-                            .index_stride = units.units}},
-      .attention = {.q_dtype = float_dtype("cuda", dtype),
-                    .q = address<const void>(q),
-                    .out = address<void>(out),
-                    .lse = address<float>(lse),
-                    .scale = scales.first,
-                    .softcap = scales.second,
-                    .segments = {&segment, 1}}};
-  SparseAttentionArgs& a = args.attention;
-  std::tie(a.batch, a.kv_heads, a.rows, a.head_dim) = shape;
-  args.choose.select.heads = a.batch * a.kv_heads;
+  const int64_t heads = std::get<0>(shape) * std::get<1>(shape);
+  const ChosenAttentionArgs args{
+      .choose = {.estimate = estimate_args(dtype, shape, q, scale_of(shape), units, true, begin, 0),
+                 .select = select_args(heads, units.units, 0, k, budget, 0.0, sink, recent, 1,
+                                       begin, 0, units.units, 0)},
+      .attention =
+          attention_args(dtype, shape, q, out, lse, scales.first, scales.second, {&segment, 1})};
   const CudaDevice& facts = cuda_device(device);
   if (!cuda_library().chosen_fits(args, facts)) return false;
   raise_if_error(cuda_library().chosen_attention(args, facts, address<void>(stream)));
@@ -188,20 +124,11 @@ bool attend_chosen(int32_t device, uintptr_t stream, int dtype, Shape shape, uin
 }
 
 void append_labels(int32_t device, uintptr_t stream, int32_t channels, int dtype,
-                   std::tuple<int64_t, int64_t, int64_t> shape, uintptr_t keys,
-                   Strides3 key_strides, uintptr_t channel_ids, int64_t first, int64_t count,
-                   uintptr_t records, Strides strides_bytes) {
-  KvAppendLabelsArgs args{.labels = {.channels = channels},
-                          .keys_dtype = float_dtype("cuda", dtype),
-                          .keys = address<const void>(keys),
-                          .channels = address<const int32_t>(channel_ids),
-                          .first = first,
-                          .count = count,
-                          .records = address<void>(records),
-                          .batch_stride_bytes = strides_bytes.first,
-                          .head_stride_bytes = strides_bytes.second};
-  std::tie(args.batch, args.kv_heads, args.head_dim) = shape;
-  std::tie(args.key_batch_stride, args.key_head_stride, args.key_token_stride) = key_strides;
+                   const KeysShape& shape, uintptr_t keys, const Strides3& key_strides,
+                   uintptr_t channel_ids, int64_t first, int64_t count, uintptr_t records,
+                   const Strides& strides_bytes) {
+  const KvAppendLabelsArgs args = append_labels_args(
+      channels, dtype, shape, keys, key_strides, channel_ids, first, count, records, strides_bytes);
   raise_if_error(cuda_library().kv_append_labels(args, cuda_device(device), address<void>(stream)));
 }
 

@@ -31,21 +31,10 @@ KvPageLayout make_layout(int32_t head_dim, int32_t tokens, int32_t key_bits, int
 }
 
 void quantize(const KvPageLayout& layout, int dtype, int64_t heads, int64_t pages, uintptr_t keys,
-              Strides key_strides, uintptr_t values, Strides value_strides, uintptr_t out,
-              int64_t out_stride_bytes) {
-  const KvQuantizeArgs args{.layout = layout,
-                            .dtype = float_dtype("kv_quantize", dtype),
-                            .heads = heads,
-                            .pages = pages,
-                            .keys = address<const void>(keys),
-                            .values = address<const void>(values),
-                            .key_head_stride = key_strides.first,
-                            .key_token_stride = key_strides.second,
-                            .value_head_stride = value_strides.first,
-                            .value_token_stride = value_strides.second,
-                            .out = address<void>(out),
-                            .out_stride_bytes = out_stride_bytes};
-  run(&kv_quantize, args);
+              const Strides& key_strides, uintptr_t values, const Strides& value_strides,
+              uintptr_t out, int64_t out_stride_bytes) {
+  run(&kv_quantize, quantize_args(layout, dtype, heads, pages, keys, key_strides, values,
+                                  value_strides, out, out_stride_bytes));
 }
 
 void unpack(const KvPageLayout& layout, uintptr_t records, int64_t count, uintptr_t keys,
@@ -114,18 +103,9 @@ KvSegment page_segment(const KvPageLayout& layout, int64_t pages, uintptr_t reco
   return s;
 }
 
-void attend(int dtype, std::tuple<int64_t, int64_t, int64_t, int64_t> shape, uintptr_t q,
-            uintptr_t out, uintptr_t lse, float scale, float softcap,
-            const std::vector<KvSegment>& segments) {
-  SparseAttentionArgs args{.q_dtype = float_dtype("sparse_attention", dtype),
-                           .q = address<const void>(q),
-                           .out = address<void>(out),
-                           .lse = address<float>(lse),
-                           .scale = scale,
-                           .softcap = softcap,
-                           .segments = segments};
-  std::tie(args.batch, args.kv_heads, args.rows, args.head_dim) = shape;
-  run(&sparse_attention, args);
+void attend(int dtype, const AttentionShape& shape, uintptr_t q, uintptr_t out, uintptr_t lse,
+            float scale, float softcap, const std::vector<KvSegment>& segments) {
+  run(&sparse_attention, attention_args(dtype, shape, q, out, lse, scale, softcap, segments));
 }
 
 py::list kernel_rows() {
@@ -166,6 +146,38 @@ py::list kernel_rows() {
 }
 
 }  // namespace
+
+KvQuantizeArgs quantize_args(const KvPageLayout& layout, int dtype, int64_t heads, int64_t pages,
+                             uintptr_t keys, const Strides& key_strides, uintptr_t values,
+                             const Strides& value_strides, uintptr_t out,
+                             int64_t out_stride_bytes) {
+  return {.layout = layout,
+          .dtype = float_dtype("kv_quantize", dtype),
+          .heads = heads,
+          .pages = pages,
+          .keys = address<const void>(keys),
+          .values = address<const void>(values),
+          .key_head_stride = key_strides.first,
+          .key_token_stride = key_strides.second,
+          .value_head_stride = value_strides.first,
+          .value_token_stride = value_strides.second,
+          .out = address<void>(out),
+          .out_stride_bytes = out_stride_bytes};
+}
+
+SparseAttentionArgs attention_args(int dtype, const AttentionShape& shape, uintptr_t q,
+                                   uintptr_t out, uintptr_t lse, float scale, float softcap,
+                                   std::span<const KvSegment> segments) {
+  SparseAttentionArgs args{.q_dtype = float_dtype("sparse_attention", dtype),
+                           .q = address<const void>(q),
+                           .out = address<void>(out),
+                           .lse = address<float>(lse),
+                           .scale = scale,
+                           .softcap = softcap,
+                           .segments = segments};
+  std::tie(args.batch, args.kv_heads, args.rows, args.head_dim) = shape;
+  return args;
+}
 
 void bind_kv(py::module_& m) {
   using namespace py::literals;

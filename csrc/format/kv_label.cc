@@ -4,23 +4,13 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/elements.h"
 #include "base/numeric.h"
 
 namespace tamis {
 namespace {
 
 constexpr float kF16Max = 65504.0f;
-
-float element(DType type, const void* x, int64_t i) {
-  switch (type) {
-    case DType::f16:
-      return f32_from_f16(static_cast<const uint16_t*>(x)[i]);
-    case DType::bf16:
-      return f32_from_bf16(static_cast<const uint16_t*>(x)[i]);
-    default:
-      return static_cast<const float*>(x)[i];
-  }
-}
 
 float clamp_to_f16(float x) {
   x = x > -kF16Max ? x : -kF16Max;  // also catches NaN
@@ -62,7 +52,7 @@ void pack_kv_labels(const KvLabelLayout& a, DType dtype, const void* keys, int64
     if (lane == 0) std::memset(record, 0, static_cast<size_t>(a.bytes()));
     float x[kLabelMaxChannels];
     for (int32_t c = 0; c < a.channels; ++c) {
-      x[c] = clamp_to_f16(element(dtype, keys, i * token_stride + channel_ids[c]));
+      x[c] = clamp_to_f16(load_element(dtype, keys, i * token_stride + channel_ids[c]));
     }
     const auto [low, high] = std::minmax_element(x, x + a.channels);
     const uint16_t min = round_down(*low);

@@ -11,8 +11,8 @@
 #include <random>
 #include <vector>
 
+#include "base/elements.h"
 #include "base/parallel.h"
-#include "ops/sparse_input/elements.h"
 #include "packing.h"
 
 namespace tamis::test {

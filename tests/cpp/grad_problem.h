@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/sparse_input/elements.h"
+#include "base/elements.h"
 #include "ops/spmm_grad/spmm_grad.h"
 #include "packing.h"
 

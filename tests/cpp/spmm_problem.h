@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "base/elements.h"
 #include "base/numeric.h"
 #include "format/format.h"
 #include "guarded.h"
@@ -47,27 +48,11 @@ inline double half_unit(DType type, double y) {
 }
 
 inline void put(void* data, DType type, int64_t i, float v) {
-  switch (type) {
-    case DType::f32:
-      static_cast<float*>(data)[i] = v;
-      break;
-    case DType::f16:
-      static_cast<uint16_t*>(data)[i] = f16_from_f32(v);
-      break;
-    default:
-      static_cast<uint16_t*>(data)[i] = bf16_from_f32(v);
-  }
+  store_element(type, v, data, i);
 }
 
 inline double get(const void* data, DType type, int64_t i) {
-  switch (type) {
-    case DType::f32:
-      return static_cast<const float*>(data)[i];
-    case DType::f16:
-      return f32_from_f16(static_cast<const uint16_t*>(data)[i]);
-    default:
-      return f32_from_bf16(static_cast<const uint16_t*>(data)[i]);
-  }
+  return load_element(type, data, i);
 }
 
 // Rows of `width` elements, `stride` apart, in memory that ends with the last element (or starts

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "base/numeric.h"
+#include "base/elements.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
 #include "ops/kv_edit/kv_edit.h"
@@ -12,30 +12,6 @@
 namespace tamis {
 namespace {
 
-float element(DType type, const void* x, int64_t i) {
-  switch (type) {
-    case DType::f16:
-      return f32_from_f16(static_cast<const uint16_t*>(x)[i]);
-    case DType::bf16:
-      return f32_from_bf16(static_cast<const uint16_t*>(x)[i]);
-    default:
-      return static_cast<const float*>(x)[i];
-  }
-}
-
-void store(DType type, float v, void* x, int64_t i) {
-  switch (type) {
-    case DType::f16:
-      static_cast<uint16_t*>(x)[i] = f16_from_f32(v);
-      break;
-    case DType::bf16:
-      static_cast<uint16_t*>(x)[i] = bf16_from_f32(v);
-      break;
-    default:
-      static_cast<float*>(x)[i] = v;
-  }
-}
-
 // Keys or values of one head.
 struct Rows {
   DType type;
@@ -43,7 +19,7 @@ struct Rows {
   int64_t start, token_stride, d;
 
   float at(int64_t token, int64_t c) const {
-    return element(type, data, start + token * token_stride + c);
+    return load_element(type, data, start + token * token_stride + c);
   }
   // Scaled to length 1; zeros stay.
   void unit(int64_t token, float* out) const {
@@ -169,10 +145,10 @@ void merge_head(const KvMergeArgs& a, const KvScoreRow& kernel, int64_t head, co
     for (int64_t c = 0; c < d; ++c) {
       const int64_t at = (head * width + i) * d + c;
       const float v = alone ? rows[1].at(kept_tokens[i], c) : m.values[i * d + c] * inverse;
-      store(a.dtype, v, a.out_values, at);
+      store_element(a.dtype, v, a.out_values, at);
       if (!a.out_keys) continue;
       const float k = alone ? rows[0].at(kept_tokens[i], c) : m.keys[i * d + c] * inverse;
-      store(a.dtype, k, a.out_keys, at);
+      store_element(a.dtype, k, a.out_keys, at);
     }
   }
 }

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <vector>
 
-#include "base/numeric.h"
+#include "base/elements.h"
 #include "ops/kv_edit/kv_edit.h"
 
 namespace tamis {
@@ -13,18 +13,7 @@ using Vector = std::vector<double>;
 
 Vector row(DType type, const void* x, int64_t from, int64_t d) {
   Vector out;
-  for (int64_t i = from; i < from + d; ++i) {
-    switch (type) {
-      case DType::f16:
-        out.push_back(f32_from_f16(static_cast<const uint16_t*>(x)[i]));
-        break;
-      case DType::bf16:
-        out.push_back(f32_from_bf16(static_cast<const uint16_t*>(x)[i]));
-        break;
-      default:
-        out.push_back(static_cast<const float*>(x)[i]);
-    }
-  }
+  for (int64_t i = from; i < from + d; ++i) out.push_back(load_element(type, x, i));
   return out;
 }
 

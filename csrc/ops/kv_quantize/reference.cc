@@ -5,22 +5,12 @@
 #include <cstring>
 #include <vector>
 
+#include "base/elements.h"
 #include "base/numeric.h"
 #include "ops/kv_quantize/kv_quantize.h"
 
 namespace tamis {
 namespace {
-
-float element(const void* x, DType dtype, int64_t i) {
-  switch (dtype) {
-    case DType::f16:
-      return f32_from_f16(static_cast<const uint16_t*>(x)[i]);
-    case DType::bf16:
-      return f32_from_bf16(static_cast<const uint16_t*>(x)[i]);
-    default:
-      return static_cast<const float*>(x)[i];
-  }
-}
 
 // Largest f16 that is not above x, or smallest not below.
 uint16_t f16_toward(float x, bool up) {
@@ -64,12 +54,12 @@ void quantize_record(const KvQuantizeArgs& a, int64_t head, int64_t page, uint8_
   const int64_t d = layout.head_dim, tokens = layout.tokens;
   const auto key = [&](int64_t t, int64_t c) {
     const int64_t token = page * tokens + t;
-    return element(a.keys, a.dtype, head * a.key_head_stride + token * a.key_token_stride + c);
+    return load_element(a.dtype, a.keys, head * a.key_head_stride + token * a.key_token_stride + c);
   };
   const auto value = [&](int64_t t, int64_t c) {
     const int64_t token = page * tokens + t;
-    return element(a.values, a.dtype,
-                   head * a.value_head_stride + token * a.value_token_stride + c);
+    return load_element(a.dtype, a.values,
+                        head * a.value_head_stride + token * a.value_token_stride + c);
   };
   std::memset(record, 0, static_cast<size_t>(layout.bytes()));
   std::vector<uint32_t> codes(static_cast<size_t>(std::max(d, tokens)));

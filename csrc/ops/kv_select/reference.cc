@@ -4,24 +4,13 @@
 #include <limits>
 #include <vector>
 
-#include "base/numeric.h"
+#include "base/elements.h"
 #include "ops/kv_select/kv_select.h"
 
 namespace tamis {
 namespace {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
-
-double element(DType type, const void* x, int64_t i) {
-  switch (type) {
-    case DType::f16:
-      return f32_from_f16(static_cast<const uint16_t*>(x)[i]);
-    case DType::bf16:
-      return f32_from_bf16(static_cast<const uint16_t*>(x)[i]);
-    default:
-      return static_cast<const float*>(x)[i];
-  }
-}
 
 // Scores of one row q [d] of head (batch, g) with all units.
 std::vector<double> scores(const KvUnits& u, int64_t batch, int64_t g, const std::vector<float>& q,
@@ -54,10 +43,10 @@ std::vector<double> scores(const KvUnits& u, int64_t batch, int64_t g, const std
     for (int64_t c = 0; c < d; ++c) {
       const double x = q[static_cast<size_t>(c)];
       if (u.kind == KvSummary::bounds) {
-        sum += std::max(x * element(u.dtype, u.data, at + c),
-                        x * element(u.dtype, u.data, at + d + c));
+        sum += std::max(x * load_element(u.dtype, u.data, at + c),
+                        x * load_element(u.dtype, u.data, at + d + c));
       } else {
-        sum += x * element(u.dtype, u.data, at + c);
+        sum += x * load_element(u.dtype, u.data, at + c);
       }
     }
     out[static_cast<size_t>(t)] = scale * sum;
@@ -68,7 +57,7 @@ std::vector<double> scores(const KvUnits& u, int64_t batch, int64_t g, const std
 std::vector<float> row(DType type, const void* q, int64_t i, int64_t d) {
   std::vector<float> out(static_cast<size_t>(d));
   for (int64_t c = 0; c < d; ++c) {
-    out[static_cast<size_t>(c)] = static_cast<float>(element(type, q, i * d + c));
+    out[static_cast<size_t>(c)] = load_element(type, q, i * d + c);
   }
   return out;
 }
@@ -170,8 +159,8 @@ Status kv_summarize_reference(const KvSummarizeArgs& a, double* out, double* ali
     const int64_t from = head / a.kv_heads * a.key_batch_stride +
                          head % a.kv_heads * a.key_head_stride +
                          i % a.pages * a.page * a.key_token_stride;
-    const auto key = [&](int64_t t, int64_t c) {
-      return element(a.dtype, a.keys, from + t * a.key_token_stride + c);
+    const auto key = [&](int64_t t, int64_t c) -> double {
+      return load_element(a.dtype, a.keys, from + t * a.key_token_stride + c);
     };
     std::vector<double> mean(static_cast<size_t>(d));
     double size = 0;

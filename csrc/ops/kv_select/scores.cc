@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "base/numeric.h"
+#include "base/elements.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
 #include "format/matrix.h"
@@ -24,17 +24,6 @@ struct Queries {
   float *step, *sum;
 };
 
-float element(DType type, const void* x, int64_t i) {
-  switch (type) {
-    case DType::f16:
-      return f32_from_f16(static_cast<const uint16_t*>(x)[i]);
-    case DType::bf16:
-      return f32_from_bf16(static_cast<const uint16_t*>(x)[i]);
-    default:
-      return static_cast<const float*>(x)[i];
-  }
-}
-
 void prepare(const ScoreProblem& p, const Queries& out) {
   const int64_t r = p.units.labels.channels;
   for (int64_t row = 0; row < p.heads * p.rows_of_head; ++row) {
@@ -42,7 +31,7 @@ void prepare(const ScoreProblem& p, const Queries& out) {
     if (p.units.kind == KvSummary::labels) {
       const int32_t* channel = p.units.channels + row / p.rows_of_head % p.kv_heads * r;
       float chosen[kLabelMaxChannels];
-      for (int64_t c = 0; c < r; ++c) chosen[c] = element(p.q_dtype, p.q, from + channel[c]);
+      for (int64_t c = 0; c < r; ++c) chosen[c] = load_element(p.q_dtype, p.q, from + channel[c]);
       const float step = round_to_bytes(chosen, r, out.q8 + row * r) * p.scale;
       int32_t sum = 0;
       for (int64_t c = 0; c < r; ++c) sum += out.q8[row * r + c];
@@ -52,7 +41,7 @@ void prepare(const ScoreProblem& p, const Queries& out) {
     }
     float* q = out.q + row * out.width;
     for (int64_t c = 0; c < p.width; ++c) {
-      const float x = element(p.q_dtype, p.q, from + c);
+      const float x = load_element(p.q_dtype, p.q, from + c);
       if (p.units.kind == KvSummary::bounds) {
         q[c] = std::min(x, 0.0f);
         q[p.width + c] = std::max(x, 0.0f);

@@ -4,7 +4,7 @@
 #include <limits>
 #include <vector>
 
-#include "base/numeric.h"
+#include "base/elements.h"
 #include "format/matrix.h"
 #include "ops/prefill_attention/prefill_attention.h"
 
@@ -14,14 +14,7 @@ namespace {
 double element(const PrefillArray& x, DType type, int64_t b, int64_t head, int64_t token,
                int64_t c) {
   const int64_t i = b * x.batch_stride + head * x.head_stride + token * x.token_stride + c;
-  switch (type) {
-    case DType::f16:
-      return f32_from_f16(static_cast<const uint16_t*>(x.data)[i]);
-    case DType::bf16:
-      return f32_from_bf16(static_cast<const uint16_t*>(x.data)[i]);
-    default:
-      return static_cast<const float*>(x.data)[i];
-  }
+  return load_element(type, x.data, i);
 }
 
 bool lists(const PrefillList& list, int64_t batch, int64_t number) {

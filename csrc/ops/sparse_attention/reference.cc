@@ -4,27 +4,17 @@
 #include <limits>
 #include <vector>
 
-#include "base/numeric.h"
+#include "base/elements.h"
 #include "ops/sparse_attention/check.h"
 
 namespace tamis {
 namespace {
 
 double element(const void* x, KvStorage storage, int64_t i) {
-  switch (storage) {
-    case KvStorage::f16:
-      return f32_from_f16(static_cast<const uint16_t*>(x)[i]);
-    case KvStorage::bf16:
-      return f32_from_bf16(static_cast<const uint16_t*>(x)[i]);
-    default:
-      return static_cast<const float*>(x)[i];
-  }
-}
-
-KvStorage storage_of(DType type) {
-  return type == DType::f16    ? KvStorage::f16
-         : type == DType::bf16 ? KvStorage::bf16
-                               : KvStorage::f32;
+  const DType type = storage == KvStorage::f16    ? DType::f16
+                     : storage == KvStorage::bf16 ? DType::bf16
+                                                  : DType::f32;
+  return load_element(type, x, i);
 }
 
 // One token as every row of its head sees it.
@@ -100,7 +90,7 @@ void attend(const SparseAttentionArgs& a, const std::vector<Token>& tokens, int6
   for (const Token& token : tokens) {
     double score = 0;
     for (int64_t c = 0; c < d; ++c) {
-      score += element(a.q, storage_of(a.q_dtype), row * d + c) * token.key[static_cast<size_t>(c)];
+      score += load_element(a.q_dtype, a.q, row * d + c) * token.key[static_cast<size_t>(c)];
     }
     score *= a.scale;
     if (a.softcap > 0) score = a.softcap * std::tanh(score / a.softcap);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/elements.h"
 #include "base/machine.h"
 #include "base/numeric.h"
 #include "base/parallel.h"
@@ -140,19 +141,6 @@ void run_task(const SparseAttentionArgs& a, const AttentionRow& row, const Task&
   }
 }
 
-void store(float v, DType type, void* out, int64_t i) {
-  switch (type) {
-    case DType::f16:
-      static_cast<uint16_t*>(out)[i] = f16_from_f32(v);
-      break;
-    case DType::bf16:
-      static_cast<uint16_t*>(out)[i] = bf16_from_f32(v);
-      break;
-    default:
-      static_cast<float*>(out)[i] = v;
-  }
-}
-
 // One row of one head from tasks [begin, end).
 void merge(const SparseAttentionArgs& a, const Partials& partials, Span tasks, int64_t head,
            int64_t r) {
@@ -172,7 +160,7 @@ void merge(const SparseAttentionArgs& a, const Partials& partials, Span tasks, i
   const int64_t row = head * a.rows + r;
   const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
   for (int64_t c = 0; c < a.head_dim; ++c) {
-    store(weighted[c] * inverse, a.q_dtype, a.out, row * a.head_dim + c);
+    store_element(a.q_dtype, weighted[c] * inverse, a.out, row * a.head_dim + c);
   }
   if (a.lse) a.lse[row] = sum > 0.0f ? largest + std::log(sum) : kNever;
 }

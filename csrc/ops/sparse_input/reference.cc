@@ -1,7 +1,7 @@
 // Reference of sparse_input: the definition in double.
 #include <cmath>
 
-#include "ops/sparse_input/elements.h"
+#include "base/elements.h"
 #include "ops/sparse_input/sparse_input.h"
 
 namespace tamis {

@@ -6,9 +6,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/elements.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
-#include "ops/sparse_input/elements.h"
 #include "ops/sparse_input/kernels.h"
 
 namespace tamis {

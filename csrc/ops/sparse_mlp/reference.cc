@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "ops/sparse_input/elements.h"
+#include "base/elements.h"
 #include "ops/sparse_mlp/sparse_mlp.h"
 
 namespace tamis {

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
+#include "base/elements.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
-#include "ops/sparse_input/elements.h"
 #include "ops/sparse_input/sparse_input.h"
 #include "ops/sparse_mlp/kernels.h"
 

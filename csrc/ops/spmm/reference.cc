@@ -1,4 +1,5 @@
 // Reference of spmm: one pass over the definition in double, straight from the stored arrays.
+#include "base/elements.h"
 #include "base/numeric.h"
 #include "ops/spmm/check.h"
 #include "ops/spmm/spmm.h"
@@ -8,20 +9,15 @@ namespace {
 
 double element(const void* data, DType type, int64_t i) {
   switch (type) {
-    case DType::f32:
-      return static_cast<const float*>(data)[i];
-    case DType::f16:
-      return f32_from_f16(static_cast<const uint16_t*>(data)[i]);
-    case DType::bf16:
-      return f32_from_bf16(static_cast<const uint16_t*>(data)[i]);
     case DType::i8:
       return static_cast<const int8_t*>(data)[i];
     case DType::u8:
       return static_cast<const uint8_t*>(data)[i];
     case DType::u4:  // halves of a group lie in one nibble each: add_groups finds them
       return 0;
+    default:
+      return load_element(type, data, i);
   }
-  return 0;
 }
 
 void add_product(const SpmmArgs& a, int64_t row, int64_t column, double w, double* y) {

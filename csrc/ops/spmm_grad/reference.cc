@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "ops/sparse_input/elements.h"
+#include "base/elements.h"
 #include "ops/spmm_grad/row_entries.h"
 #include "ops/spmm_grad/spmm_grad.h"
 

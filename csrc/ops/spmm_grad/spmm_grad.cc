@@ -6,11 +6,11 @@
 #include <atomic>
 #include <cstring>
 
+#include "base/elements.h"
 #include "base/numeric.h"
 #include "base/parallel.h"
 #include "base/scratch.h"
 #include "base/simd/element.h"
-#include "ops/sparse_input/elements.h"
 #include "ops/spmm_grad/kernels.h"
 #include "ops/spmm_grad/row_entries.h"
 
