@@ -9,7 +9,7 @@ ratio, and tokens a second of SmolLM2.
 import argparse
 import sys
 from collections.abc import Callable
-from statistics import median
+from statistics import fmean, median
 from time import perf_counter
 
 import torch
@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 import tamis
 from tamis import _C, corpus, evaluate, source
-from tamis.activation.collect import realised
 from tamis.activation.layers import by_column
 from tamis.ops.sparse_input import sparse_input
 from tamis.ops.sparse_mlp import sparse_mlp
@@ -59,7 +58,8 @@ def quality(a: argparse.Namespace) -> None:
             with tamis.activation.attach(made.model, plan, measure=False):
                 ppl = evaluate.perplexity(made.model, made.tokenizer, text, windows=6)
             found[method, sparsity] = ppl
-            print(f"{method:6} {sparsity:.2f}  left out {realised(plan):.3f}  perplexity {ppl:.2f}")
+            left_out = fmean(item.sparsity for item in plan.thresholds.values())
+            print(f"{method:6} {sparsity:.2f}  left out {left_out:.3f}  perplexity {ppl:.2f}")
     for sparsity in a.sparsities:
         if {"cats", "chess"} <= set(a.methods) and sparsity >= 0.7:
             if found["chess", sparsity] > found["cats", sparsity]:

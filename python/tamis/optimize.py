@@ -80,7 +80,7 @@ def optimize_(  # noqa: PLR0913
                 reason = "its weight is shared with another module" if layer in shared else ""
                 rows.append(describe(name, layer, reason=reason or no_choice(layer), tokens=tokens))
                 continue
-            costs = bench.times(layer, candidates) if objective == "latency" else _sizes(candidates)
+            costs = bench.times(candidates) if objective == "latency" else _sizes(candidates)
             best = _best(costs, min_gain)
             if format_of(layer) != best:
                 keep_packed(layer, candidates[best], tokens)
@@ -143,7 +143,7 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
                     if own == "dense"
                     else {"dense": as_linear(layer), own: layer}
                 )
-                costs = bench.times(layer, twins)
+                costs = bench.times(twins)
                 row = timed(row, costs.get(own, costs["dense"]), costs["dense"])
             rows.append(row)
     total = sum(row.nbytes for row in rows)

@@ -343,7 +343,7 @@ def _build(name: str, linear: nn.Linear, weight: Tensor, keep: Tensor, job: _Job
         layouts = counted_layouts(linear.weight, keep, job.pattern)
         layout, reason = choose_conv(layouts, nnz / keep.numel(), job.format)
     else:
-        layout, reason = _choose(linear, nnz, keep, job)
+        layout, reason = _choose(linear, keep, job)
     if layout is None:
         row = describe(name, linear, reason=reason, sparsity=1 - nnz / keep.numel())
         return _Pending(row, nnz, None, weight, keep)
@@ -353,7 +353,7 @@ def _build(name: str, linear: nn.Linear, weight: Tensor, keep: Tensor, job: _Job
     return _Pending(describe(name, module, reason=reason), nnz, module)
 
 
-def _choose(linear: nn.Linear, nnz: int, keep: Tensor, job: _Job) -> tuple[Layout | None, str]:
+def _choose(linear: nn.Linear, keep: Tensor, job: _Job) -> tuple[Layout | None, str]:
     """The layout to store the layer in (None: dense), and why."""
     if job.format == "dense":
         return None, "format='dense' was asked for"

@@ -41,7 +41,7 @@ class Bench:
     def __post_init__(self) -> None:
         self._known: dict[tuple[object, ...], dict[str, float]] = {}
 
-    def times(self, layer: nn.Module, candidates: Mapping[str, nn.Module]) -> dict[str, float]:
+    def times(self, candidates: Mapping[str, nn.Module]) -> dict[str, float]:
         """Least ms per call of each candidate that agrees with dense, dense first."""
         linear = as_linear(candidates["dense"])
         n, k = linear.weight.shape

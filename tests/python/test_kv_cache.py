@@ -8,12 +8,13 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from kv_recipes import budget_of, in_16_bits  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
 import tamis  # noqa: E402
 from tamis import kv  # noqa: E402
 from tamis.errors import TamisError, TamisUnsupported, TamisValueError  # noqa: E402
-from tamis.kv.methods import budget_of, in_16_bits, recipe_of  # noqa: E402
+from tamis.kv.methods import recipe_of  # noqa: E402
 
 METHODS = tamis.method.names("kv")
 UNEVEN = [m for m in METHODS if recipe_of(m).classes or recipe_of(m).pattern]

@@ -7,12 +7,13 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from kv_recipes import budget_of, in_16_bits  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
 import tamis  # noqa: E402
 from tamis import corpus, kv, source  # noqa: E402
 from tamis.errors import TamisError  # noqa: E402
-from tamis.kv.methods import budget_of, in_16_bits, recipe_of  # noqa: E402
+from tamis.kv.methods import recipe_of  # noqa: E402
 from tamis.kv.observe import observing  # noqa: E402
 from tamis.kv.rope import frequencies  # noqa: E402
 from tamis.policy import kv_budget, kv_estimate, kv_lowrank, kv_score  # noqa: E402

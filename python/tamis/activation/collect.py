@@ -5,7 +5,6 @@ In two where a recipe weighs them by what only the data tells.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -268,9 +267,3 @@ def _run(model: nn.Module, items: list[Sample], *begins: Callable[[Sample], None
                 call_model(model, sample)
     finally:
         model.train(training)
-
-
-def realised(plan: Plan) -> float:
-    """Mean share of activations below the thresholds, on the calibration data."""
-    shares = [item.sparsity for item in plan.thresholds.values()]
-    return math.fsum(shares) / len(shares) if shares else 0.0

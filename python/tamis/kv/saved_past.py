@@ -45,7 +45,7 @@ def _shapes(past: Past, held: dict[str, Tensor], keys: Tensor) -> _Wanted:
         return _ragged(held, keys)
     if isinstance(past, TwoClasses):
         return _classes(past, held, keys)
-    return _low_rank(past.how.chunk, held, keys) if isinstance(past, LowRankPast) else {}
+    return _low_rank(held, keys) if isinstance(past, LowRankPast) else {}
 
 
 def _ragged(held: dict[str, Tensor], keys: Tensor) -> _Wanted:
@@ -85,7 +85,7 @@ def _classes(past: TwoClasses, held: dict[str, Tensor], keys: Tensor) -> _Wanted
     return wanted
 
 
-def _low_rank(chunk: int, held: dict[str, Tensor], keys: Tensor) -> _Wanted:
+def _low_rank(held: dict[str, Tensor], keys: Tensor) -> _Wanted:
     b, g, _, d = keys.shape
     sizes = {n: held[n].shape[2] if n in held and held[n].dim() > 2 else 0 for n in _SIZED}
     tokens, rank, chunks, odd = (sizes[n] for n in _SIZED)

@@ -166,14 +166,3 @@ def density(layout: Layout, heads: int, tokens: int) -> float:
     kept = prompt_blocks(layout, heads, tokens)
     m = kept.shape[1]
     return 2 * float(kept.sum()) / (heads * m * (m + 1))
-
-
-def is_kv_cache_efficient(blocks: Tensor) -> bool:
-    """Whether a block that a row no longer sees is seen by no later row, so that it can be dropped.
-
-    Args:
-        blocks: [g, m, m] bool.
-    """
-    causal = torch.ones(blocks.shape[1:], dtype=torch.bool).tril()
-    again = blocks[:, 1:] & ~blocks[:, :-1] & causal[:-1]
-    return not bool(again.any())

@@ -192,7 +192,7 @@ class SparseMatrix:
         """This matrix with torch tensors inside, on ``device`` if given, else sharing memory."""
         if self._torch and device is None:
             return self
-        tensors = _torch_side().to_tensors(self.layout, self.arrays)
+        tensors = _torch_side().to_tensors(self.arrays)
         return SparseMatrix(self.layout, {name: t.to(device) for name, t in tensors.items()})
 
     def __repr__(self) -> str:

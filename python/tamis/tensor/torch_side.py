@@ -41,7 +41,7 @@ def rest_of(arrays: Mapping[str, Any]) -> Rest:
     return get("mask"), get("row_offsets"), get("col_indices"), get("scales")
 
 
-def to_tensors(layout: Layout, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+def to_tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
     """``arrays`` as tensors on the same memory; NumPy's bf16 bits get their torch dtype."""
     with warnings.catch_warnings():
         # Index arrays are read-only in NumPy; nothing in tamis writes them through the tensor.
@@ -71,7 +71,7 @@ def check_strided(x: Tensor) -> None:
 def product(a: SparseMatrix, b: SparseMatrix) -> dict[str, Tensor]:
     """Arrays of the csr product of two csr matrices."""
     names = ("values", "row_offsets", "col_indices")
-    first, second = (to_tensors(m.layout, m.arrays) for m in (a, b))
+    first, second = (to_tensors(m.arrays) for m in (a, b))
     found = spgemm(
         (first[names[0]].detach(), first[names[1]], first[names[2]]),
         (second[names[0]].detach(), second[names[1]], second[names[2]]),
