@@ -33,8 +33,11 @@ def plain_config(model: Any) -> Iterator[None]:
     Raises:
         TamisUnsupported: Another quantizer holds the weights.
     """
+    from tamis import hf
+
     _refuse_other_quantizers(model)
     with _kept(model):
+        hf.join_again(model)
         for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
             if name in vars(owner):
                 delattr(owner, name)
@@ -49,6 +52,7 @@ def _kept(model: Any) -> Iterator[None]:
     names = ("quantization_config", "tie_word_embeddings", "architectures", "dtype")
     config = {name: vars(model.config)[name] for name in names if name in vars(model.config)}
     quantizer = vars(model).get("hf_quantizer")
+    steps = vars(model).get("_weight_conversions")
     marked = vars(quantizer).get("marked") if quantizer is not None else None
     try:
         yield
@@ -57,6 +61,9 @@ def _kept(model: Any) -> Iterator[None]:
             vars(model.config).pop(name, None)
         vars(model.config).update(config)
         vars(model).pop("hf_quantizer", None)
+        vars(model).pop("_weight_conversions", None)
+        if steps is not None:
+            model._weight_conversions = steps
         if quantizer is not None:
             model.hf_quantizer = quantizer
             if marked is not None:

@@ -18,8 +18,10 @@ import torch
 from tamis.errors import TamisUnsupported, TamisValueError
 from tamis.experts import are_alike
 from tamis.model import family_of
+from tamis.nn import SparseExperts
 from tamis.recipe import Stats
 from tamis.samples import Sample, call_model
+from tamis.scope import ignoring
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,13 +71,8 @@ class _Sums:
         """The means.
 
         Raises:
-            TamisValueError: No token was seen, or some input was not finite.
+            TamisValueError: Some input was not finite.
         """
-        if self.tokens == 0:
-            raise TamisValueError(
-                f"calibrate: {name}: got no tokens, wanted some: the model did not call it; pass more "
-                f"data or ignore=[{name!r}]."
-            )
         hessian = None if self.hessian is None else self.hessian / self.tokens
         x_sq = None if self.x_sq is None else self.x_sq / self.tokens
         x_sq = hessian.diagonal().clone() if hessian is not None else x_sq
@@ -93,11 +90,17 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 @dataclass
 class Collector:
-    """Hooks on linears; those that read the very same tensor share one set of sums."""
+    """Hooks on linears; those that read the very same tensor share one set of sums.
 
+    Experts' linears, found below `root`, see the tokens that were routed to them.
+    """
+
+    root: nn.Module
     linears: Mapping[str, nn.Module]
     needs: frozenset[str]
-    real: Tensor | None = None  # of the sample that runs
+    real: Tensor | None = None  # of the sample that runs; in a decoder beside an encoder, its own
+    _encoded: tuple[Tensor | None, Tensor | None] = (None, None)  # what such a decoder reads, real
+    _routed: dict[nn.Module, Tensor] = field(default_factory=dict)  # which of its tokens are real
     _sums: dict[str, _Sums] = field(default_factory=dict)
     _leader: dict[str, str] = field(default_factory=dict)
     _inputs: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -109,20 +112,45 @@ class Collector:
             linear.register_forward_pre_hook(self._hook(name))
             for name, linear in self.linears.items()
         ]
+        handles += [
+            experts.register_forward_pre_hook(self._route, with_kwargs=True)
+            for experts in self.root.modules()
+            if isinstance(experts, SparseExperts)
+        ]
+        if getattr(getattr(self.root, "config", None), "is_encoder_decoder", False):
+            decoder: nn.Module = self.root.get_decoder()  # type: ignore[operator]
+            handles.append(decoder.register_forward_pre_hook(self._decode, with_kwargs=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            self._inputs.clear()
+            self.begin(None)
 
     def begin(self, real: Tensor | None) -> None:
         """Starts a sample whose real tokens are `real` [b, s] (None: all)."""
         self.real = real
         self._inputs.clear()
+        self._routed.clear()
+        self._encoded = (None, None)
 
     def stats(self) -> dict[str, Stats]:
-        """Statistics by linear; sharing linears get the same object."""
+        """Statistics by linear; sharing linears get the same object.
+
+        Raises:
+            TamisValueError: A linear saw no token, or inputs that are not finite.
+        """
+        seen = [name for name in self.linears if name in self._leader]
+        unseen = [
+            name
+            for name in self.linears
+            if name not in self._leader and not any(are_alike(name, other) for other in seen)
+        ]
+        if unseen:
+            raise TamisValueError(
+                f"calibrate: {unseen[0]}: got no tokens, wanted some: the model did not call it; pass "
+                f"more data or {ignoring(unseen, self.linears)}."
+            )
         made = {leader: sums.stats(leader) for leader, sums in self._sums.items()}
         return {
             name: made[self._leader[name]] if name in self._leader else self._of_others(name)
@@ -140,27 +168,60 @@ class Collector:
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def collect(module: nn.Module, args: tuple[Any, ...]) -> None:
             x: Tensor = args[0]
+            real = self._real(module, x)
+            if real is not None and not bool(real.any()):
+                return  # an expert that got padding alone
             if name not in self._leader:
                 same = (leader for seen, leader in self._inputs if seen is x)
                 self._leader[name] = next(same, name)
                 self._inputs.append((x, self._leader[name]))
             if self._leader[name] == name:
                 sums = self._sums.setdefault(name, _Sums())
-                sums.add(self._tokens(x, name), self.needs)
+                sums.add(_tokens(x, real, name), self.needs)
 
         return collect
 
-    def _tokens(self, x: Tensor, name: str) -> Tensor:
-        """Real tokens of x [..., k] as [t, k]."""
-        flat = x.detach().reshape(-1, x.shape[-1])
+    def _real(self, module: nn.Module, x: Tensor) -> Tensor | None:
+        """Which tokens of a linear's input are real.
+
+        None: all, as of images beside a text, or where there is one vector for each sequence.
+        """
+        if module in self._routed:
+            return self._routed[module]
+        real = self._encoded[1] if x is self._encoded[0] else self.real
+        if real is None or (x.dim() == 3 and x.shape[:2] != real.shape):
+            return None
+        return None if x.dim() == 2 and x.shape[0] == real.shape[0] else real
+
+    def _decode(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Notes the mask that a decoder was given for its own tokens."""
+        self._encoded = kwargs.get("encoder_hidden_states"), self.real
+        mask = kwargs.get("attention_mask")
+        self.real = mask.bool() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+
+    def _route(self, experts: SparseExperts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Notes which of the tokens that each expert is about to get are real."""
         if self.real is None:
-            return flat
-        if flat.shape[0] != self.real.numel():
-            raise TamisUnsupported(
-                f"calibrate: {name}: got {flat.shape[0]} tokens under an attention mask of "
-                f"{self.real.numel()}, wanted as many; calibrate without padding."
-            )
-        return flat[self.real.reshape(-1)]
+            return
+        index: Tensor = kwargs["top_k_index"] if "top_k_index" in kwargs else args[1]
+        flat = self.real.reshape(-1)
+        if flat.numel() == index.shape[0]:
+            for e, expert in enumerate(experts.each):
+                real = flat[torch.where(index == e)[0]]
+                self._routed |= {linear: real for linear in expert.children()}
+
+
+def _tokens(x: Tensor, real: Tensor | None, name: str) -> Tensor:
+    """Real tokens of x [..., k] as [t, k]."""
+    flat = x.detach().reshape(-1, x.shape[-1])
+    if real is None:
+        return flat
+    if flat.shape[0] != real.numel():
+        raise TamisUnsupported(
+            f"calibrate: {name}: got {flat.shape[0]} tokens under an attention mask of "
+            f"{real.numel()}, wanted as many; calibrate without padding."
+        )
+    return flat[real.reshape(-1)]
 
 
 # Running block by block
@@ -190,14 +251,18 @@ class BlockRun:
     calls: list[_Call]
     hidden: list[Tensor]
     targets: list[Tensor]
+    real: list[Tensor | None]  # tokens [b, s] that count; None: all
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def loss(self, i: int) -> Tensor:
-        """Mean squared error of the block's output on sample i, scalar f32."""
-        out = self.calls[i].run(self.block, self.hidden[i])
-        return torch.nn.functional.mse_loss(out.float(), self.targets[i].float())
+        """Mean squared error of the block's output on the real tokens of sample i, scalar f32."""
+        out = self.calls[i].run(self.block, self.hidden[i]).float()
+        wanted, real = self.targets[i].float(), self.real[i]
+        if real is not None and out.shape[:2] == real.shape:
+            out, wanted = out[real], wanted[real]
+        return torch.nn.functional.mse_loss(out, wanted)
 
     def error(self, samples: Iterable[int]) -> float:
         """The mean of `loss` over samples, without gradients."""
@@ -271,7 +336,8 @@ def _stream(
         if index > last:
             break
         again = sequential and bool(groups[name]) and index < last
-        run = BlockRun(block, [calls[i][index] for i in range(len(data))], hidden, [])
+        called = [calls[i][index] for i in range(len(data))]
+        run = BlockRun(block, called, hidden, [], [sample.real for sample in data])
         weights = _visit_block(run, data, groups[name], needs, then, again)
         if run.targets and not again:
             hidden = run.targets
@@ -297,7 +363,7 @@ def _visit_block(
     place of its inputs.
     """
     visit, settle = then
-    collector = Collector(linears, needs)
+    collector = Collector(run.block, linears, needs)
     with collector.watching():
         for i, sample in enumerate(data):
             collector.begin(sample.real)
@@ -321,7 +387,7 @@ def _whole(
     then: tuple[Visit, Settle | None],
 ) -> None:
     visit, settle = then
-    collector = Collector(linears, needs)
+    collector = Collector(model, linears, needs)
     with collector.watching():
         for sample in data:
             collector.begin(sample.real)
@@ -349,7 +415,9 @@ def _record(
             states = kwargs.pop(key) if key else args[0]
             if not calls[-1]:
                 hidden.append(states)
-            calls[-1].append(_Call(args if key else args[1:], kwargs, key))
+            args = tuple(map(_uncached, args if key else args[1:]))
+            kwargs = {name: _uncached(value) for name, value in kwargs.items()}
+            calls[-1].append(_Call(args, kwargs, key))
             if block is final:
                 raise _Recorded
             return states
@@ -362,6 +430,11 @@ def _record(
             with suppress(_Recorded):
                 call_model(model, sample)
     return hidden, calls
+
+
+def _uncached(value: Any) -> Any:
+    """An argument of a block, but no KV cache: the block runs more than once."""
+    return None if hasattr(value, "get_seq_length") else value
 
 
 @contextmanager

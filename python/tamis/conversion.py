@@ -18,7 +18,7 @@ from tamis.experts import is_expert
 from tamis.layout import FORMATS, Layout
 from tamis.tensor.compress import compress
 from tamis.tensor.matrix import SparseMatrix
-from tamis.transposed import is_conv1d
+from tamis.transposed import is_conv1d, is_linear
 
 _CALLER = "convert"
 _CHOICES = ("auto", "dense", *FORMATS)
@@ -153,7 +153,7 @@ def _linears(model: Any) -> tuple[frozenset[str], frozenset[str]]:
     output = model.get_output_embeddings()
     modules = [(name, module) for name, module in model.named_modules() if module is not output]
     transposed = frozenset(name for name, module in modules if is_conv1d(module))
-    linears = frozenset(name for name, module in modules if isinstance(module, torch.nn.Linear))
+    linears = frozenset(name for name, module in modules if is_linear(module))
     return linears | transposed, transposed
 
 

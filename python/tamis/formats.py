@@ -31,7 +31,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         n: m
         for n, m in model.named_modules()
-        if type(m) in (nn.Linear, SparseLinear) or transposed.is_conv1d(m)
+        if type(m) is SparseLinear or transposed.is_linear(m) or transposed.is_conv1d(m)
     }
 
 

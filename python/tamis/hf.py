@@ -157,6 +157,7 @@ class TamisQuantizer(HfQuantizer):
         model.config.quantization_config = self.quantization_config
         if isinstance(model.get_output_embeddings(), SparseLinear):
             model.config.tie_word_embeddings = False
+        _keep_apart(model)
         return None, {MARKER: MANIFEST} if self.marked else {}
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> Any:
@@ -203,8 +204,43 @@ def attach(model: PreTrainedModel) -> None:
     model.config.quantization_config = config
 
 
+class _Apart(list[Any]):
+    """What transformers does to names as it saves, without the steps that join or split tensors."""
+
+    before: list[Any] | None  # what the model itself said
+
+
+def _keep_apart(model: PreTrainedModel) -> None:
+    """Lets save_pretrained rename tensors only: arrays of compressed weights are not joined or split.
+
+    Else the q, k and v of BERTs stored as one matrix, or a gate and its up, would be lost.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import PrefixChange, WeightRenaming
+    except ImportError:
+        return
+    own = vars(model).get("_weight_conversions")
+    steps = own
+    if steps is None:  # as transformers then finds them
+        found = get_model_conversion_mapping(model, add_legacy=False)
+        steps = [step for step in found if not isinstance(step, PrefixChange)]
+    apart = _Apart(step for step in steps if isinstance(step, WeightRenaming))
+    if len(apart) < len(steps):
+        apart.before = own
+        vars(model)["_weight_conversions"] = apart
+
+
+def join_again(model: PreTrainedModel) -> None:
+    """Undoes what saving sparse layers did to the way in which transformers names tensors."""
+    steps = vars(model).get("_weight_conversions")
+    if isinstance(steps, _Apart):
+        vars(model)["_weight_conversions"] = steps.before
+
+
 def detach(model: PreTrainedModel) -> None:
     """Makes ``model.save_pretrained`` write a stock checkpoint again, once no layer is sparse."""
+    join_again(model)
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         vars(model).pop(name, None)
     for module in model.modules():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from tamis.errors import (
 )
 from tamis.nn import SparseConv2d, SparseExperts, SparseLinear
 from tamis.ops.spmm import TORCH_DTYPE
-from tamis.restore import load_module
+from tamis.restore import adopt, load_module
 
 if TYPE_CHECKING:
     from tamis.report import Report
@@ -119,7 +118,9 @@ def load(
                 f"load: model: got None, but {folder} holds no transformers model, wanted the "
                 "module to fill; pass model=."
             )
-        model = _from_pretrained(folder, config, kind)
+        model = _from_pretrained(model_class(config, folder, "load"), folder, kind)
+    elif config is not None and _is_renamed(model, checkpoint):
+        adopt(model, _from_pretrained(type(model), folder, kind), "load")
     else:
         source = config.get("quantization_config", {}) if config is not None else manifest or {}
         load_module(model, checkpoint, source, kind)
@@ -266,10 +267,18 @@ def _save_pretrained(model: Any, folder: Path, size: int) -> None:
         writing.write_manifest(folder, "save", **stored.to_json({}))
 
 
-def _from_pretrained(folder: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Any:
+def _is_renamed(model: Any, checkpoint: Checkpoint) -> bool:
+    """Whether transformers gives some of these tensors other names or places in the model."""
+    if not stored.is_transformers(model):
+        return False
+    from tamis.skeleton import renames
+
+    return renames(model, checkpoint)
+
+
+def _from_pretrained(cls: Any, folder: Path, dtype: torch.dtype | None) -> Any:
     import tamis.hf as _plugin_registered  # noqa: F401
 
-    cls = model_class(config, folder, "load")
     try:
         return cls.from_pretrained(folder, dtype=dtype or "auto", local_files_only=True)
     except TamisFileError as err:

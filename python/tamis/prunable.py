@@ -13,6 +13,7 @@ from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.layout import FORMATS
 from tamis.ops.tensors import DTYPE_NAME
 from tamis.recipe import Pattern, PruneRecipe
+from tamis.scope import ignoring
 
 __all__ = ["check_prunable", "group_size", "in_groups"]
 
@@ -55,8 +56,9 @@ def check_prunable(
             "sparsify_: method: got a global group with a repair or Hessian, wanted scores that "
             "are known before anything is pruned; use a row or layer group."
         )
+    _check_shapes(linears, pattern, grouped)
     for name, linear in linears.items():
-        _check_layer(name, linear, pattern, grouped)
+        _check_weight(name, linear)
     for name, conv in convs.items():
         check_conv(name, conv, pattern, recipe, format, dtype)
 
@@ -75,28 +77,38 @@ def _check_dtype(format: str, dtype: object) -> None:
     )
 
 
-def _check_layer(name: str, linear: nn.Linear, pattern: Pattern, grouped: bool) -> None:
-    n, k = linear.weight.shape
+def _check_shapes(linears: Mapping[str, nn.Linear], pattern: Pattern, grouped: bool) -> None:
+    unfit: dict[str, str] = {}
+    for name, linear in linears.items():
+        n, k = linear.weight.shape
+        if why := _misfit(n, k, pattern, grouped):
+            unfit[name] = why
+    if unfit:
+        name, why = next(iter(unfit.items()))
+        named = f"{name} and {len(unfit) - 1} more" if len(unfit) > 1 else name
+        raise TamisValueError(
+            f"sparsify_: {why.format(named)}; use another pattern or format, or "
+            f"{ignoring(list(unfit), linears)}."
+        )
+
+
+def _misfit(n: int, k: int, pattern: Pattern, grouped: bool) -> str:
+    """Why a weight [n, k] cannot be pruned so, with {} for its name; "" if it can."""
     if 0 in (n, k):
-        raise TamisValueError(
-            f"sparsify_: {name}: got a weight of shape [{n}, {k}], wanted at least one input and "
-            f"output; use ignore=[{name!r}]."
-        )
+        return f"weight: got shape [{n}, {k}] for {{}}, wanted at least one input and output"
     if grouped and k % group_size(pattern):
-        raise TamisValueError(
-            f"sparsify_: format: got 'groupq' for {name} with {k} inputs, wanted a multiple of "
-            f"{group_size(pattern)}; use ignore=[{name!r}]."
-        )
-    if k % pattern.unit if pattern.unit else False:
-        raise TamisValueError(
-            f"sparsify_: pattern: got '{pattern}' for {name} with {k} inputs, wanted a multiple of "
-            f"{pattern.unit}; use another pattern or ignore=[{name!r}]."
-        )
+        unit = group_size(pattern)
+        return f"format: got 'groupq' for {{}} with {k} inputs, wanted a multiple of {unit}"
+    if pattern.unit and k % pattern.unit:
+        unit = pattern.unit
+        return f"pattern: got '{pattern}' for {{}} with {k} inputs, wanted a multiple of {unit}"
     if n % pattern.rows:
-        raise TamisValueError(
-            f"sparsify_: pattern: got '{pattern}' for {name} with {n} outputs, wanted a multiple "
-            f"of {pattern.rows}; use another pattern or ignore=[{name!r}]."
-        )
+        unit = pattern.rows
+        return f"pattern: got '{pattern}' for {{}} with {n} outputs, wanted a multiple of {unit}"
+    return ""
+
+
+def _check_weight(name: str, linear: nn.Linear) -> None:
     if linear.weight.is_meta or linear.weight.dtype not in (*DTYPE_NAME, torch.float64):
         fix = (
             "load the model's weights first"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -51,27 +51,51 @@ def load_module(
                 "aliases", type(aliases).__name__, "names by tied name",
                 "the file is damaged, copy or save it again.",
             )  # fmt: skip
-        tensors = _dense(model, checkpoint, set(layouts), aliases, dtype)
-        for name, module in sparse.items():
-            take_hooks(model.get_submodule(name), module)
-            in_place_of(model.get_submodule(name), module)
-            model.set_submodule(name, module)
-        _assign(model, tensors)
-
+        _put(model, sparse, _dense(model, checkpoint, set(layouts), aliases, dtype))
     finally:
         restack(model, origin)
+
+
+def adopt(model: nn.Module, filled: nn.Module, caller: str) -> None:
+    """Puts the modules and tensors of ``filled`` into ``model``, in place, all of them or none.
+
+    Raises:
+        TamisValueError: They are not of one architecture and size.
+    """
+    sparse = {n: m for n, m in filled.named_modules() if isinstance(m, SparseLinear)}
+    origin = unstack(model, sparse)
+    try:
+        for name, module in sparse.items():
+            linear, _ = _place(model, name, module.layout, caller)
+            module.weight_values.requires_grad_(
+                linear.weight.requires_grad and not module.layout.quantized
+            )
+        tensors, own = _others(filled, sparse), _others(model, sparse)
+        if alone := min(tensors.keys() ^ own.keys(), default=None):
+            got, wanted = ("a tensor" if alone in state else "none" for state in (own, tensors))
+            raise _mismatch(alone, got, wanted)
+        for name, value in own.items():
+            _check_shape(name, value, tensors[name].shape)
+        _put(model, sparse, {name: value.detach() for name, value in tensors.items()})
+    finally:
+        restack(model, origin)
+
+
+def _put(
+    model: nn.Module, sparse: Mapping[str, SparseLinear], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    for name, module in sparse.items():
+        take_hooks(model.get_submodule(name), module)
+        in_place_of(model.get_submodule(name), module)
+        model.set_submodule(name, module)
+    _assign(model, tensors)
+    stored.follow(model)
 
 
 def _sparse(
     model: nn.Module, checkpoint: Checkpoint, name: str, layout: Layout, dtype: torch.dtype | None
 ) -> SparseLinear:
-    linear, window = _place(model, name, checkpoint.caller)
-    want = f"a linear layer [{layout.rows}, {layout.cols}]"
-    if not isinstance(linear, nn.Linear | SparseLinear):
-        got = "none" if linear is None else type(linear).__name__
-        raise _mismatch(name, got, want)
-    if (linear.out_features, linear.in_features) != (layout.rows, layout.cols):
-        raise _mismatch(name, f"[{linear.out_features}, {linear.in_features}]", want)
+    linear, window = _place(model, name, layout, checkpoint.caller)
     matrix = stored.read_matrix(checkpoint, name, layout)
     made = SparseLinear(
         layout, matrix.nnz, linear.bias is not None, "meta",
@@ -90,14 +114,25 @@ def _sparse(
     return made.train(linear.training)
 
 
-def _place(model: nn.Module, name: str, caller: str) -> tuple[nn.Module | None, Window | None]:
-    """The layer of that name; a convolution as the matrix of its weight, with its window."""
-    layer = dict(model.named_modules()).get(name)
+def _place(
+    model: nn.Module, name: str, layout: Layout, caller: str
+) -> tuple[nn.Linear | SparseLinear, Window | None]:
+    """The layer of that name and size; a convolution as the matrix of its weight, with its window."""
+    layer: nn.Module | None = dict(model.named_modules()).get(name)
+    window = None
     if isinstance(layer, nn.Conv2d):
-        return as_matrix(layer), window_of(layer, caller)
-    if layer is not None and is_conv1d(layer):
-        return as_matrix(layer), None
-    return layer, layer.window if isinstance(layer, SparseConv2d) else None
+        window = window_of(layer, caller)
+        layer = as_matrix(layer)
+    elif layer is not None and is_conv1d(layer):
+        layer = as_matrix(layer)
+    elif isinstance(layer, SparseConv2d):
+        window = layer.window
+    want = f"a linear layer [{layout.rows}, {layout.cols}]"
+    if not isinstance(layer, nn.Linear | SparseLinear):
+        raise _mismatch(name, "none" if layer is None else type(layer).__name__, want)
+    if (layer.out_features, layer.in_features) != (layout.rows, layout.cols):
+        raise _mismatch(name, f"[{layer.out_features}, {layer.in_features}]", want)
+    return layer, window
 
 
 def _dense(
@@ -108,11 +143,7 @@ def _dense(
     dtype: torch.dtype | None,
 ) -> dict[str, torch.Tensor]:
     """Every other tensor of the state_dict, by name, once its shape has been checked."""
-    state = {
-        name: value
-        for name, value in model.state_dict(keep_vars=True).items()
-        if name.rpartition(".")[0] not in sparse
-    }
+    state = _others(model, sparse)
     known = {id(value): name for name, value in state.items() if name in checkpoint}
     tensors = {}
     for name, value in state.items():
@@ -133,6 +164,12 @@ def _dense(
     return tensors
 
 
+def _others(model: nn.Module, sparse: Container[str]) -> dict[str, torch.Tensor]:
+    """The state_dict without what lies in these modules."""
+    state = model.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if name.rpartition(".")[0] not in sparse}
+
+
 def _stored(checkpoint: Checkpoint, name: str, like: torch.Tensor) -> torch.Tensor:
     entry = checkpoint.entries.get(name)
     if entry is None:
@@ -140,9 +177,13 @@ def _stored(checkpoint: Checkpoint, name: str, like: torch.Tensor) -> torch.Tens
             name, "no such tensor in the files", f"one of shape {list(like.shape)}",
             "the files are incomplete or of another model.",
         )  # fmt: skip
-    if entry.shape != tuple(like.shape):
-        raise _mismatch(name, f"shape {list(like.shape)}", f"{list(entry.shape)} as in the file")
+    _check_shape(name, like, entry.shape)
     return stored.tensor(checkpoint, name)
+
+
+def _check_shape(name: str, like: torch.Tensor, wanted: tuple[int, ...]) -> None:
+    if tuple(like.shape) != tuple(wanted):
+        raise _mismatch(name, f"shape {list(like.shape)}", f"{list(wanted)} as in the file")
 
 
 def _cast(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

@@ -50,7 +50,9 @@ def read_samples(
             "of a sequence."
         )
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    length = min(max_length, positions) if isinstance(positions, int) else max_length
+    length = max_length
+    if isinstance(positions, int) and positions > 0:  # XLNet's is -1
+        length = min(max_length, positions)
     if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise TamisTypeError(
             f"calibrate: data: got one {type(data).__name__}, wanted an iterable of strings, "

@@ -14,13 +14,14 @@ from tamis.model import family_of
 from tamis.nn import SparseExperts, SparseLinear
 from tamis.policy import allocate as allocation
 from tamis.recipe import Pattern, PruneRecipe
-from tamis.transposed import is_conv1d
+from tamis.transposed import is_conv1d, is_linear
 
 __all__ = [
     "DEFAULT_IGNORE",
     "allocate",
     "check_model",
     "find_linears",
+    "ignoring",
     "left_dense",
     "parse_pattern",
 ]
@@ -77,7 +78,7 @@ def find_linears(
     linears = {
         n: m
         for n, m in model.named_modules()
-        if type(m) is nn.Linear or (type(m) is nn.Conv2d and m.groups == 1) or is_conv1d(m)
+        if is_linear(m) or (type(m) is nn.Conv2d and m.groups == 1) or is_conv1d(m)
     }
     _check_names("targets", targets, linears)
     _check_names("ignore", () if tuple(ignore) == DEFAULT_IGNORE else ignore, linears)
@@ -100,13 +101,23 @@ def find_linears(
     return found
 
 
+def ignoring(names: Sequence[str], layers: Iterable[str]) -> str:
+    """The argument of sparsify_ that leaves these of its layers alone, by pattern if they are several."""
+    leaves = {name.rpartition(".")[2] for name in names}
+    others = {name.rpartition(".")[2] for name in set(layers) - set(names)}
+    keys = list(names)
+    if len(names) > 1 and not leaves & others:
+        keys = [f"re:.*{re.escape(leaf)}" for leaf in sorted(leaves)]
+    return f"ignore={keys}"
+
+
 def left_dense(model: nn.Module) -> dict[str, int | str]:
     """Classes that hold matrices which nothing here reads, most first, and their bytes; {} if none.
 
     Routers of mixtures are such, and subclasses of nn.Linear. What is less than 1 % of all matrices
     is not worth a word.
     """
-    known = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d}
+    known = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
     total, found = 0, dict[str, int]()
     for module in model.modules():
         kind = type(module)
@@ -115,6 +126,7 @@ def left_dense(model: nn.Module) -> dict[str, int | str]:
         total += module.layout.dense_nbytes if isinstance(module, SparseLinear) else size
         if (
             kind in known
+            or is_linear(module)
             or is_conv1d(module)
             or SparseExperts.takes(module)
             or isinstance(module, nn.Embedding)
@@ -170,7 +182,8 @@ def _leaf(name: str) -> str:
 
 
 def _names(key: str, name: str, layer: nn.Module) -> bool:
-    return key == type(layer).__name__ or allocation.matches(key, name)
+    kind = "Linear" if is_linear(layer) else type(layer).__name__
+    return key == kind or allocation.matches(key, name)
 
 
 def _check_keys(argument: str, keys: object, may_be_none: bool = True) -> None:

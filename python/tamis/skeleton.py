@@ -73,6 +73,16 @@ def _resolve(model: PreTrainedModel, layouts: Mapping[str, Layout]) -> dict[str,
     return found
 
 
+def renames(model: PreTrainedModel, checkpoint: Checkpoint) -> bool:
+    """Whether transformers calls, or stacks, some of the stored tensors otherwise in the model."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+    except ImportError:
+        return False
+    transforms = get_model_conversion_mapping(model)
+    return any(t.rename_source_key(key)[0] != key for t in transforms for key in checkpoint.entries)
+
+
 def stored_names(
     model: PreTrainedModel, checkpoint: Checkpoint, names: list[str]
 ) -> dict[str, str]:

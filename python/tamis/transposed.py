@@ -1,6 +1,6 @@
-"""Conv1D of transformers (GPT-2 and its kind): a linear layer whose weight lies as [in, out].
+"""Linear layers under other names: what is an nn.Linear, and Conv1D of transformers (GPT-2 and its kind).
 
-It is pruned, measured and compressed as the nn.Linear of its weight [out, in]; a SparseLinear in its
+The weight of a Conv1D lies as [in, out]. It is pruned, measured and compressed as the nn.Linear of its weight [out, in]; a SparseLinear in its
 place is marked, so that whatever makes it dense again makes a Conv1D.
 """
 
@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from tamis.nn import SparseLinear
 from tamis.recipe import KEEP
 
-__all__ = ["as_linear", "as_own", "in_place_of", "is_conv1d"]
+__all__ = ["as_linear", "as_own", "in_place_of", "is_conv1d", "is_linear"]
+
+
+def is_linear(layer: object) -> bool:
+    """Whether this is nn.Linear, or Falcon's, which computes the same; other subclasses may not."""
+    kind = type(layer)
+    falcon = kind.__name__ == "FalconLinear" and kind.__module__.startswith("transformers.")
+    return kind is nn.Linear or falcon
 
 
 def is_conv1d(layer: object) -> bool:

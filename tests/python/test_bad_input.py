@@ -111,7 +111,7 @@ def test_layers_that_cannot_be_pruned_are_named():
     refuses(
         lambda: tamis.sparsify_(nn.Sequential(nn.Linear(0, 4)), "magnitude"),
         TamisValueError,
-        "sparsify_: 0: got a weight of shape [4, 0]",
+        "sparsify_: weight: got shape [4, 0] for 0, wanted",
     )
 
 

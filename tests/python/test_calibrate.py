@@ -6,7 +6,8 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, LINEARS, inputs, tiny
+import transformers as hf
+from tiny import FAMILIES, GROUPED, LINEARS, VIT, inputs, tiny
 from torch import nn
 
 from tamis import calibrate
@@ -224,13 +225,15 @@ def test_mask_that_does_not_fit_the_tokens_gets_a_sentence():
             self.linear = nn.Linear(4, 4)
 
         def forward(self, input_ids, attention_mask):
-            return self.linear(torch.ones(1, 4))
+            return self.linear(torch.ones(rows, 4))
 
-    model = Pooled()
+    model, rows = Pooled(), 3
     data = [{"input_ids": [[1, 2]], "attention_mask": [[0, 1]]}]
     samples = read_samples(data, model)
     with pytest.raises(TamisUnsupported, match="without padding"):
         calibrate.run_blocks(model, samples, {"linear": model.linear}, NEEDS, lambda s: {})
+    rows = 1  # the first token of each sequence, as heads of classifiers take
+    assert collect(model, data)["linear"].tokens == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -245,3 +248,72 @@ def test_no_cache_is_kept(family):
     assert [len(per_block) for per_block in calls] == [3, 3, 3]
     for call in (call for per_block in calls for call in per_block):
         assert call.kwargs.get("cache", call.kwargs.get("past_key_values")) is None
+
+
+def test_blocks_of_a_language_model_in_another_see_no_cache():
+    """Llava takes no use_cache, and hands its language model one by default."""
+    from tamis.model import family_of
+
+    vision = hf.CLIPVisionConfig(**VIT)
+    text = hf.LlamaConfig(**{**GROUPED, "num_attention_heads": 4})
+    torch.manual_seed(0)
+    model = hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(text_config=text, vision_config=vision, image_token_index=96)
+    ).eval()
+    samples = read_samples(inputs("llama"), model)
+    known = family_of(model)
+    with torch.no_grad():
+        _, calls = calibrate._record(model, known, known.find_blocks(model), samples)
+    for call in calls[0]:
+        assert not any(hasattr(x, "get_seq_length") for x in (*call.args, *call.kwargs.values()))
+    check(collect(model, inputs("llama")), whole_pass(model, inputs("llama"), find_linears(model)))
+
+
+def test_a_decoder_s_tokens_go_by_its_own_mask():
+    """Though both sequences are as long; what it reads of the encoder goes by the encoder's."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    model = hf.T5ForConditionalGeneration(
+        hf.T5Config(**sizes, vocab_size=97, decoder_start_token_id=0)
+    ).eval()
+    ids, other = torch.randint(3, 97, (2, 2, 10), generator=torch.Generator().manual_seed(1))
+    masks = torch.ones(2, 2, 10, dtype=torch.long)
+    masks[0, 1, 6:] = 0
+    masks[1, 0, 7:] = 0
+    names = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
+    stats = collect(model, [dict(zip(names, (ids, masks[0], other, masks[1]), strict=True))])
+    alone = [
+        dict(zip(names[::2], (ids[i, None, :a], other[i, None, :b]), strict=True))
+        for i, (a, b) in enumerate([(10, 7), (6, 10)])
+    ]
+    check(stats, whole_pass(model, alone, stats))
+    tokens = {name: item.tokens for name, item in stats.items()}
+    assert tokens["encoder.block.0.layer.0.SelfAttention.q"] == 16
+    assert tokens["decoder.block.0.layer.0.SelfAttention.q"] == 17
+    assert tokens["decoder.block.0.layer.1.EncDecAttention.k"] == 16
+    free = collect(model, [dict(zip(names[:3], (ids, masks[0], other), strict=True))])
+    assert free["decoder.block.1.layer.2.DenseReluDense.wo"].tokens == 20
+
+
+def test_images_beside_a_padded_text_count_in_full():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    text = {**sizes, "num_attention_heads": 4, "vocab_size": 97, "max_position_embeddings": 64}
+    model = hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=VIT)).eval()
+    stats = collect(model, [{**inputs("llama")[0], **inputs("vit")[0]}])
+    assert stats["text_model.encoder.layers.0.self_attn.q_proj"].tokens == 20
+    assert stats["vision_model.encoder.layers.0.self_attn.q_proj"].tokens == 2 * 17
+
+
+def test_a_model_without_a_longest_sequence_takes_any():
+    config = hf.XLNetConfig(d_model=32, n_layer=1, n_head=4, d_inner=64, vocab_size=97)
+    model = hf.XLNetLMHeadModel(config)
+    assert model.config.max_position_embeddings == -1
+    assert read_samples([[5] * 20], model)[0].inputs["input_ids"].shape == (1, 20)
+
+
+def test_unseen_layers_of_one_name_are_one_sentence():
+    model = hf.MambaForCausalLM(
+        hf.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=97, state_size=4)
+    )
+    with pytest.raises(TamisValueError, match=r"dt_proj: got no tokens.*ignore=\['re:.*dt_proj'\]"):
+        collect(model, inputs("llama"))

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
 
-from checkpoints import logits, same_state, snapshot, sparse, tiny
+import transformers
+from checkpoints import SMALL, logits, same_state, snapshot, sparse, tiny
 from transformers import AutoModelForCausalLM
 
 import tamis
@@ -279,3 +280,21 @@ def test_sources_that_are_refused(tmp_path):
         tamis.convert(tmp_path / "a", tmp_path / "a")
     tamis.convert(tmp_path / "a", tmp_path / "a", overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["a"]
+
+
+def test_routers_that_are_more_than_linear_stay_dense(tmp_path):
+    """Llama 4's router returns two tensors; the experts' stack is no linear either."""
+    config = transformers.Llama4TextConfig(
+        **SMALL, head_dim=16, num_local_experts=4, intermediate_size_mlp=64, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    model = transformers.Llama4ForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.data[..., ::2] = 0
+    tamis.export(model, tmp_path / "dense")
+    tamis.convert(tmp_path / "dense", tmp_path / "sparse", format="bitmap")
+    loaded = tamis.load(tmp_path / "sparse")
+    assert sum(isinstance(m, SparseLinear) for m in loaded.modules()) == 2 * 7
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)

@@ -10,8 +10,9 @@ from tiny import COMMON, WITH_HEADS
 from torch import nn
 
 import tamis
+from tamis import rewrite
 from tamis.calibrate import Collector
-from tamis.errors import TamisUnsupported
+from tamis.errors import TamisFileError, TamisUnsupported, TamisValueError
 from tamis.nn import SparseExperts, SparseLinear
 from tamis.train import MaskGuard
 
@@ -158,6 +159,27 @@ def test_some_experts_alone(tmp_path):
     assert torch.equal(logits(into), wanted)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("targets", [["re:.*experts.*"], ["re:.*layers.1.*"], ["re:.*o_proj"]])
+def test_a_model_takes_files_whose_names_transformers_changes(kind, targets, tmp_path):
+    model = make(kind)
+    tamis.sparsify_(model, "magnitude", format="bitmap", targets=targets)
+    wanted = logits(model)
+    tamis.save(model, tmp_path / "saved")
+    into = KINDS[kind]()
+    assert tamis.load(tmp_path / "saved", model=into) is into
+    assert torch.equal(logits(into), wanted)
+    into.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(tamis.load(tmp_path / "again")), wanted)
+    other = hf.MixtralForCausalLM(
+        hf.MixtralConfig(**{**WITH_HEADS, "hidden_size": 16}, num_local_experts=4)
+    )
+    state = copy.deepcopy(other.state_dict())
+    with pytest.raises((TamisValueError, TamisFileError), match="load: "):
+        tamis.load(tmp_path / "saved", model=other)
+    assert all(torch.equal(a, state[n]) for n, a in other.state_dict().items())
+
+
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_an_expert_without_tokens_goes_by_the_others(method):
     """By their statistics together: as if all their tokens had gone to it."""
@@ -186,10 +208,33 @@ def test_an_expert_without_tokens_goes_by_the_others(method):
     assert torch.equal(kept[0] != 0, kept[1] != 0)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["wanda", "gqsa"])
+def test_padding_counts_for_no_expert(kind, method):
+    """Whatever the padding holds, and as if the shorter row were a sample of its own."""
+    mask = torch.ones_like(IDS)
+    mask[1, 25:] = 0
+    padded = [IDS.masked_fill(mask == 0, i) for i in (5, 50)]
+    samples = [[{"input_ids": ids, "attention_mask": mask}] for ids in padded]
+    samples.append([{"input_ids": IDS[:1]}, {"input_ids": IDS[1:, :25]}])
+    models = [make(kind) for _ in samples]
+    options = {} if method == "gqsa" else {"format": "bitmap", "sparsity": 0.75}
+    for model, data in zip(models, samples, strict=True):
+        report = tamis.sparsify_(model, method, data=data, **options)
+        assert report.metrics["calibration_tokens"] == 65
+    one, same, alone = (dict(model.named_modules()) for model in models)
+    for name, layer in one.items():
+        if isinstance(layer, SparseLinear):
+            kept = [x[name].weight.to_dense() for x in (one, same, alone)]
+            torch.testing.assert_close(kept[0], kept[1], msg=name)
+            if method == "wanda":
+                assert float(((kept[0] != 0) != (kept[2] != 0)).float().mean()) < 0.01, name
+
+
 def test_statistics_of_the_others_are_the_mean_over_all_their_tokens():
     names = [f"m.each.{e}.up" for e in range(3)]
     linears = {name: nn.Linear(4, 4) for name in (*names, "other")}
-    collector = Collector(linears, frozenset({"hessian"}))
+    collector = Collector(nn.Module(), linears, frozenset({"hessian"}))
     x = torch.randn(7, 4)
     with collector.watching():
         linears[names[0]](x[:2])
@@ -203,9 +248,10 @@ def test_statistics_of_the_others_are_the_mean_over_all_their_tokens():
 def test_what_fails_leaves_the_stacks(tmp_path, monkeypatch):
     model = make("mixtral")
     modules, state = list(model.modules()), copy.deepcopy(model.state_dict())
-    padded = [{"input_ids": IDS, "attention_mask": torch.ones_like(IDS).tril(20)}]
-    with pytest.raises(TamisUnsupported, match="calibrate without padding"):
-        tamis.sparsify_(model, "wanda", data=padded)
+    monkeypatch.setattr(rewrite, "_commit", lambda *_: {}["full disk"])
+    with pytest.raises(KeyError, match="full disk"):
+        tamis.sparsify_(model, "wanda", data=DATA)
+    monkeypatch.undo()
     assert list(model.modules()) == modules
     assert all(torch.equal(a, state[n]) for n, a in model.state_dict().items())
     tamis.sparsify_(model, "magnitude", format="bitmap")

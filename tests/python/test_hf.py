@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers")
@@ -258,6 +259,53 @@ def test_a_loaded_model_made_dense_saves_as_a_stock_checkpoint(tmp_path):
     model.save_pretrained(tmp_path / "b")
     assert "quantization_config" not in (tmp_path / "b" / "config.json").read_text()
     assert same_state(model.half(), AutoModelForCausalLM.from_pretrained(tmp_path / "b").half())
+
+
+JOINED = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = {**JOINED, "intermediate_size": 64, "vocab_size": 97, "max_position_embeddings": 64}
+IMAGE = {**JOINED, "image_size": 16, "patch_size": 8, "use_swiglu_ffn": True}
+# Kinds whose q, k and v, or gate and up, transformers stores as one matrix.
+STORED_JOINED = {
+    "NomicBertForMaskedLM": ("NomicBertConfig", TEXT),
+    "GteForMaskedLM": ("GteConfig", TEXT),
+    "Dinov2ForImageClassification": ("Dinov2Config", IMAGE),
+}
+
+
+@pytest.mark.parametrize("kind", STORED_JOINED)
+def test_layers_that_transformers_stores_joined_are_stored_apart(kind, tmp_path):
+    config, options = STORED_JOINED[kind]
+    if not hasattr(transformers, kind):
+        pytest.skip(f"this transformers has no {kind}")
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(getattr(transformers, config)(**options)).eval()
+    stock = set(vars(model))
+    model.save_pretrained(tmp_path / "stock")
+    names = load_file(tmp_path / "stock" / "model.safetensors").keys()
+    tamis.sparsify_(model, "magnitude", format="bitmap", targets=["re:.*(layer|layers)[.].*"])
+    model.save_pretrained(tmp_path / "a")
+    assert same_state(model, tamis.load(tmp_path / "a"))
+    copy.deepcopy(model).save_pretrained(tmp_path / "b")
+    assert same_state(model, type(model).from_pretrained(tmp_path / "b"))
+    tamis.save(model, tmp_path / "c")
+    assert same_state(model, tamis.load(tmp_path / "c", model=type(model)(model.config)))
+    tamis.export(model, tmp_path / "d")
+    assert load_file(tmp_path / "d" / "model.safetensors").keys() == names
+    tamis.dense_(model).save_pretrained(tmp_path / "e")
+    assert load_file(tmp_path / "e" / "model.safetensors").keys() == names
+    assert same_state(model, type(model).from_pretrained(tmp_path / "e"))
+    assert set(vars(model)) <= stock | {"_weight_conversions"}
+
+
+def test_no_weight_of_a_sparse_layer_is_drawn_at_random(tmp_path):
+    """ModernBERT draws weights by the name of their layer."""
+    config = transformers.ModernBertConfig(
+        **TEXT, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
+    )
+    model = transformers.ModernBertForMaskedLM(config).eval()
+    tamis.sparsify_(model, "magnitude", format="bitmap")
+    tamis.save(model, tmp_path / "a")
+    assert same_state(model, tamis.load(tmp_path / "a"))
 
 
 def test_export_is_a_stock_checkpoint(tmp_path):

@@ -8,10 +8,11 @@ from tiny import inputs, tiny
 from torch import nn
 
 import tamis
-from tamis.errors import TamisTypeError, TamisUnsupported
+from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.nn import SparseLinear
 
 peft = pytest.importorskip("peft")
+BaseTunerLayer = peft.tuners.tuners_utils.BaseTunerLayer
 
 NAMES = ["q_proj", "v_proj", "down_proj"]
 
@@ -130,6 +131,31 @@ def test_the_model_inside_knows_what_is_sparse():
     tamis.sparsify_(found, "magnitude", format="bitmap", targets=["re:.*mlp.*"])
     assert "hf_quantizer" not in vars(found)
     assert "hf_quantizer" in vars(found.get_base_model())
+
+
+@pytest.mark.parametrize(("family", "count"), [("llama", 3 * 7), ("gpt2", 3 * 4)])
+def test_all_linear_means_compressed_layers_too(family, count):
+    model = sparse(family, ignore=["re:.*mlp.*", "lm_head"])
+    with pytest.raises(TamisValueError, match=r"pass for_sparse\(config, model\)"):
+        tamis.lora.for_sparse(config("all-linear"))
+    wanted = peft.get_peft_model(tiny(family), config("all-linear"))
+    found = peft.get_peft_model(model, tamis.lora.for_sparse(config("all-linear"), model))
+    names = [
+        {n for n, m in x.named_modules() if isinstance(m, BaseTunerLayer)} for x in (found, wanted)
+    ]
+    assert names[0] == names[1]
+    assert len(names[0]) == count
+    train(found, family)
+    again = tamis.lora.for_sparse(config("all-linear"), found)  # a second adapter
+    assert len(again.target_modules) == count
+
+
+def test_all_linear_leaves_the_head_of_a_classifier():
+    model = tiny("bert").bert
+    model.classifier = nn.Linear(32, 2)
+    found = tamis.lora.for_sparse(config("all-linear", task_type="SEQ_CLS"), model)
+    assert "classifier" not in found.target_modules
+    assert "encoder.layer.0.output.dense" in found.target_modules
 
 
 def test_what_cannot_be_an_adapter_s_start_is_refused():

@@ -506,3 +506,21 @@ def test_deep_copies_share_nothing():
     with torch.no_grad():
         twin.model.layers[0].mlp.up_proj.weight_values.zero_()
     assert bool((model.model.layers[0].mlp.up_proj.weight_values != 0).any())
+
+
+def test_falcon_s_own_linears_are_linears(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.FalconConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=97
+    )
+    model, sample = transformers.FalconForCausalLM(config).eval(), inputs("llama")[0]
+    names = model.state_dict().keys()
+    report = tamis.sparsify_(model, "wanda", data=inputs("llama"), format="bitmap")
+    assert len(report.layers) == 2 * 4
+    wanted = logits(model, sample)
+    tamis.save(model, tmp_path / "a")
+    assert torch.equal(logits(tamis.load(tmp_path / "a"), sample), wanted)
+    assert len(tamis.explain(model).layers) == 2 * 4 + 1
+    tamis.dense_(model)
+    assert model.state_dict().keys() == names
+    torch.testing.assert_close(logits(model, sample), wanted, rtol=1e-4, atol=1e-5)

@@ -33,8 +33,16 @@ class SparseWeight:
         shape: [out_features, in_features].
     """
 
+    _is_hf_initialized = True  # so that transformers leaves random values to weights without any
+
     def __init__(self, layer: SparseLinear) -> None:
         self._layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"SparseLinear.weight: got a use of {name!r}, wanted what this handle of a compressed weight "
+            "has; take .to_dense(), or leave the layer dense by sparsify_'s ignore=."
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -407,7 +415,7 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
 def _float_name(dtype: torch.dtype) -> str:
     if dtype not in DTYPE_NAME:
         raise TamisTypeError(
-            f"SparseLinear: dtype: got {dtype}, wanted torch.float32, float16 or bfloat16; nothing "
-            "was changed."
+            f"SparseLinear: dtype: got {dtype}, wanted torch.float32, float16 or bfloat16; this layer was "
+            "not changed, but a model's layers before it: call its .to with one of these."
         )
     return DTYPE_NAME[dtype]
