@@ -36,7 +36,7 @@ def attention(method: str, budget: int | None) -> Call:
 
 
 def neurons() -> Call:
-    x, gate, up, down = normal(1, 512), normal(1536, 512), normal(1536, 512), normal(512, 1536)
+    x, gate, up, down = normal(1, 512), normal(1536, 512), normal(1536, 512), normal(1536, 512).t()
     threshold = torch.full((1536,), 0.5, device="cuda")
     return lambda: sparse_mlp(x, gate, up, down, threshold, "silu")
 

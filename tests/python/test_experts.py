@@ -14,6 +14,8 @@ from tamis import rewrite
 from tamis.calibrate import Collector
 from tamis.errors import TamisFileError, TamisUnsupported, TamisValueError
 from tamis.nn import SparseExperts, SparseLinear
+from tamis.nn import experts as experts_module
+from tamis.ops import cuda
 from tamis.train import MaskGuard
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
@@ -118,6 +120,45 @@ def test_the_linears_compute_what_the_stack_does(kind):
     ids = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     assert torch.equal(model.generate(**ids, **options), make(kind).generate(**ids, **options))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_captured_layer_asks_nothing_and_gives_the_same(kind, monkeypatch):
+    model = make(kind)
+    tamis.sparsify_(model, "magnitude", format="bitmap")
+    wanted = logits(model)
+    monkeypatch.setattr(experts_module, "_captured", lambda _: True)
+    monkeypatch.setattr(torch, "unique", None)
+    assert near(model, wanted)
+    layer = next(iter(experts_of(model).values()))
+    x = torch.randn(3, WITH_HEADS["hidden_size"])
+    x[1] = torch.inf  # of no token but its own
+    index, weights = torch.tensor([[0, 1], [2, 4], [1, 3]]), torch.rand(3, 2)  # 4: elsewhere
+    out = layer(x, index, weights)
+    monkeypatch.undo()
+    assert torch.isfinite(out[[0, 2]]).all()
+    torch.testing.assert_close(out[[0, 2]], layer(x[[0, 2]], index[[0, 2]], weights[[0, 2]]))
+
+
+@pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
+def test_layers_replay_in_cuda_graphs():
+    model = make("mixtral").bfloat16()
+    tamis.sparsify_(model, "magnitude", format="bitmap")
+    tamis.prepack_(model, device="cuda")
+    layer = next(iter(experts_of(model).values()))
+    x = torch.randn(2, WITH_HEADS["hidden_size"], device="cuda").bfloat16()
+    index = torch.tensor([[0, 1], [2, 3]], device="cuda")
+    weights = torch.rand(2, 2, device="cuda")
+    with torch.no_grad():
+        layer(x, index, weights)  # loads what torch has for it
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = layer(x, index, weights)
+        for _ in range(3):
+            index.copy_(torch.stack([torch.randperm(4)[:2] for _ in range(2)]))
+            graph.replay()
+            torch.testing.assert_close(out, layer(x, index, weights), rtol=2e-2, atol=2e-2)
 
 
 def test_masked_stacks_stay_stacks_and_keep_their_zeros():

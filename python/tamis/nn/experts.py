@@ -21,7 +21,8 @@ class SparseExperts(nn.Module):
     weights are parameters [experts, ., .]: ``each.3.gate_up`` (or ``up``) and ``each.3.down`` are the
     linears of expert 3, so each may be an nn.Linear or a SparseLinear. Gates and activations are those of
     the class that it stands for. Tokens go to their experts one expert after the other, as in
-    transformers' own loop; which are hit is asked of the device, so CUDA graphs do not hold it.
+    transformers' own loop. Which are hit is asked of the device, which a CUDA graph cannot: in one every
+    token goes through every expert, so that all weights are read, and what it was not routed to is left out.
 
     Attributes:
         kind: The class that it stands for.
@@ -59,18 +60,26 @@ class SparseExperts(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Outputs [t, k] of tokens [t, k] that go to experts [t, top k] by weights of that shape."""
         out = torch.zeros_like(hidden_states)
-        first, second = self.names
+        if _captured(hidden_states):
+            for e in range(self.count):
+                hit = top_k_index == e
+                y = self._expert(e, hidden_states) * (top_k_weights * hit).sum(1, keepdim=True)
+                out += torch.where(hit.any(1, keepdim=True), y.to(out.dtype), 0)
+            return out
         for e in torch.unique(top_k_index).tolist():
             if e >= self.count:
                 continue  # transformers' mark of an expert on another device
             token, place = torch.where(top_k_index == e)
-            expert: Any = self.each[e]
-            y = expert[second](self._gated(expert[first](hidden_states[token])))
-            if vars(self).get("has_post_expert_norm"):
-                y = self.get_submodule("post_expert_norm")(y)
-            y = y * top_k_weights[token, place, None]
+            y = self._expert(e, hidden_states[token]) * top_k_weights[token, place, None]
             out.index_add_(0, token, y.to(out.dtype))
         return out
+
+    def _expert(self, e: int, x: Tensor) -> Tensor:
+        first, second = self.names
+        expert: Any = self.each[e]
+        y: Tensor = expert[second](self._gated(expert[first](x)))
+        norm = vars(self).get("has_post_expert_norm")
+        return self.get_submodule("post_expert_norm")(y) if norm else y
 
     def to_stack(self) -> nn.Module:
         """The module that it stands for, with the linears' dense weights."""
@@ -132,6 +141,10 @@ class SparseExperts(nn.Module):
             bias = getattr(stack, f"{name}_proj_bias")
             linear.bias = nn.Parameter(bias.detach()[e], bias.requires_grad)
         return linear
+
+
+def _captured(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _dense(linear: Any, transposed: bool) -> Tensor:
