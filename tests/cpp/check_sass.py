@@ -37,6 +37,7 @@ MAX_RECORD = {
 }
 MAX_GROUPED = {"m24i8": 38, "t16i8": 155, "m24i4": 46}  # with scales for groups of columns
 FORMATS = ("t16", "m24", "g4", "gap", "p24", "d24", "sell4", "m24i8", "t16i8", "m24i4")
+PREFILL_GROUPS = ("PrefillGroupConfig", "PrefillShortConfig")
 ANY_DTYPE = ("any", "f16", "bf16")  # of kernels that also take others than 16 bits
 MAX_POPC = 0
 MAX_SELL4 = {1: 47, 2: 62, 4: 92, 8: 152}  # sm_90, one step of sell4 (32 groups), by tokens
@@ -59,6 +60,7 @@ MAX_DOTS, MAX_ROW_SUMS = 102, 200  # sm_90, 1024 weights of sparse_mlp's rows, o
 MAX_PREFILL_REGISTERS, MAX_PREFILL = 255, {1: 2150, 2: 3600}
 # The same by warpgroups on sm_90a, 64 queries and 128 tokens of each, without softcap.
 MAX_PREFILL_GROUP = 1400
+MAX_PREFILL_SHORT = 520  # of 64 tokens, of short prompts
 # kv_mass on sm_90, 16 channels of 64 streamed rows, for one and two row tiles a warp: the pass over
 # rows of q and the one over tokens.
 MAX_MASS_ROWS, MAX_MASS_COLUMNS = {1: 30, 2: 42}, {1: 50, 2: 64}
@@ -163,7 +165,7 @@ def product_of(name: str) -> str:
     """What a kernel's main loop multiplies with."""
     if "M24GroupConfig" in name or "M24ManyConfig" in name:
         return "HGMMA.SP"
-    if "BitmapGroupConfig" in name or "PrefillGroupConfig" in name:
+    if any(config in name for config in (*PREFILL_GROUPS, "BitmapGroupConfig")):
         return "HGMMA"
     return "IDP" if gap_tokens(name) else "HFMA2" if sell4_tokens(name) else "HMMA"
 
@@ -202,17 +204,23 @@ def rows_label(name: str) -> str:
     return ""
 
 
+def prompts_label(name: str) -> str:
+    """What a kernel of prompts is; empty for others."""
+    match = re.search(r"Prefill(Group|Short|)ConfigI\w*DTypeE(\d)ELi(\d+)ELi(\d)E", name)
+    if match is None:
+        return ""
+    dtype, count = ANY_DTYPE[int(match[2])], int(match[4])
+    kind = {"": f"q {64 * count}", "Group": f"{count} groups", "Short": f"short, {count} tiles"}
+    return f"prefill_attention {dtype} d {match[3]} {kind[match[1]]}"
+
+
 def label(arch: str, name: str) -> str:
     if product := product_label(name):
         return f"{product} {arch}"
     if match := re.search(r"PageConfigILi(\d)ELi(\d+)ELi(\d+)ELi(\d+)E", name):
         return f"sparse_attention {match[1]} bits d {match[2]} x{match[3]} by {match[4]} {arch}"
-    if match := re.search(r"PrefillConfigI\w*DTypeE(\d)ELi(\d+)ELi(\d)E", name):
-        dtype = "f16" if match[1] == "1" else "bf16"
-        return f"prefill_attention {dtype} d {match[2]} q {64 * int(match[3])} {arch}"
-    if match := re.search(r"PrefillGroupConfigI\w*DTypeE(\d)ELi(\d+)ELi(\d)E", name):
-        dtype = "f16" if match[1] == "1" else "bf16"
-        return f"prefill_attention {dtype} d {match[2]} {match[3]} groups {arch}"
+    if prompts := prompts_label(name):
+        return f"{prompts} {arch}"
     if match := re.search(r"RowConfigILNS_\dDTypeE(\d)ELi(\d+)E", name):
         return f"sparse_attention {'f16' if match[1] == '1' else 'bf16'} d {match[2]} {arch}"
     if rows := rows_label(name):
@@ -319,9 +327,9 @@ def group_problems(name: str, loop: Counter[str]) -> list[str]:
     product = product_of(name)
     if not loop[product]:
         return [f"no {product} in a loop"]
-    if "PrefillGroupConfig" in name:
+    if any(config in name for config in PREFILL_GROUPS):
         size = sum(loop.values())
-        most = MAX_PREFILL_GROUP
+        most = MAX_PREFILL_GROUP if "PrefillGroupConfig" in name else MAX_PREFILL_SHORT
         return [f"{size} instructions in the loop, wanted at most {most}"] if size > most else []
     if product == "HGMMA.SP":
         of_record, most = 2, MAX_MANY24 if "M24ManyConfig" in name else MAX_GROUP24
@@ -400,8 +408,9 @@ def main() -> int:
     wanted += 2 * (
         5 + 5 + 4
     )  # by warpgroups on sm_90a, in two dtypes: m24 for few, for many, bitmap
-    # Prompts by warpgroups, in two dtypes and sizes, one by two and three, and what packs for them.
-    wanted += 2 * 3 + 1
+    # Prompts by warpgroups, in two dtypes and sizes, one by two and three, and what packs for them; short
+    # ones, of one size by one and two tiles.
+    wanted += 2 * 3 + 1 + 2 * 3
     wanted += 2 * 3 + 1  # d24 there, with three numbers of tokens in two dtypes, and its expansion
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):

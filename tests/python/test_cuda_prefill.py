@@ -117,6 +117,29 @@ def test_more_works_than_blocks_by_three_warpgroups(dtype: torch.dtype) -> None:
 
 
 @needs_device
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_prompts(dtype: torch.dtype, d: int) -> None:
+    most = 32768 // d
+    for b, h, g, n, s in (
+        (1, 4, 2, 1, 1), (2, 4, 4, 64, 64), (1, 32, 8, 65, 65), (1, 32, 8, 256, 256), (2, 3, 1, 90, 200),
+        (1, 8, 2, 16, most), (1, 40, 8, most, most), (1, 32, 8, most, most), (1, 16, 16, most, most),
+        (4, 32, 8, 128, 128), (3, 32, 8, most - 70, most - 70), (1, 4, 2, 200, most + 1),
+    ):  # fmt: skip
+        q, k, v = torch.randn(b, h, n, d), torch.randn(b, g, s, d), torch.randn(b, g, s, d)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        check(q, k, v, CAUSAL)
+        check(q, k, v, Pattern(causal=False))
+        pads = torch.randint(0, s + 1, (b,), dtype=torch.int32)
+        check(q, k, v, Pattern(begin=pads))
+    q, k, v = torch.randn(3, 1, 100, 8, d).to(dtype).transpose(2, 3)  # tokens first
+    check(q, k, v, CAUSAL)
+    one = k[:, :1].cuda().expand(-1, 2, -1, -1)  # no boxes
+    got, want = (prefill_attention(q.cuda(), x, x) for x in (one, one.contiguous()))
+    torch.testing.assert_close(got[0], want[0], rtol=1e-2, atol=1.5e-2)
+
+
+@needs_device
 def test_refuses_what_has_no_kernel() -> None:
     q = torch.randn(1, 2, 64, 80, device="cuda").bfloat16()
     with pytest.raises(TamisUnsupported, match="head_dim 80, wanted f16 or bf16 for both and 64"):
@@ -130,7 +153,7 @@ def test_refuses_what_has_no_kernel() -> None:
 
 
 @needs_device
-@pytest.mark.parametrize("n", [500, 6000, 20000])  # of one work a block, of more, with a ticket
+@pytest.mark.parametrize("n", [200, 800, 6000, 20000])  # a short one; of one work a block, of more
 @pytest.mark.parametrize("before", [False, True])  # whether the stream has a ticket
 def test_replays_in_a_graph(n: int, before: bool) -> None:
     q = torch.randn(1, 4, n, 64, device="cuda").bfloat16()

@@ -8,6 +8,8 @@
 namespace tamis {
 namespace {
 
+constexpr float kLog2E = 1.4426950408889634f;
+
 constexpr PrefillCudaRow kRows[] = {
 #define TAMIS_PREFILL_CUDA(dtype, d, row_tiles)                         \
   {row_tiles == 1 ? "prefill_attention_" #dtype "_d" #d "_q64_sm80up"   \
@@ -17,7 +19,10 @@ constexpr PrefillCudaRow kRows[] = {
   {groups == 2 ? "prefill_attention_" #dtype "_d" #d "_q128_sm90"  \
                : "prefill_attention_" #dtype "_d" #d "_q192_sm90", \
    DType::dtype, d, 64 * groups, 90},
+#define TAMIS_PREFILL_SHORT(dtype, d) \
+  {"prefill_attention_" #dtype "_d" #d "_q64_sm90", DType::dtype, d, 64, 90},
 #include "ops/prefill_attention/kernels_cuda.def"
+#undef TAMIS_PREFILL_SHORT
 #undef TAMIS_PREFILL_GROUP
 #undef TAMIS_PREFILL_CUDA
 };
@@ -65,6 +70,18 @@ int32_t groups_for(const PrefillArgs& a, const CudaDevice& device) {
   return a.head_dim == 64 && boxes && many ? 3 : 2;
 }
 
+// Whether a prompt is whole and so short that all of it is multiplied at once, faster than by tiles
+// that follow each other (bench/results/gpu.md).
+bool is_short(const PrefillArgs& a, const CudaDevice& device) {
+  const bool whole = a.rows.data == nullptr && a.columns.data == nullptr && a.blocks.size == 0 &&
+                     a.sink == nullptr && a.window == nullptr;
+  const int64_t key_tiles = ceil_div(a.tokens, kPrefillShortKeys);
+  if (!whole || key_tiles > prefill_short_tiles(a.head_dim)) return false;
+  const int64_t halves = a.head_dim == 128 ? 3 : key_tiles <= 4 ? 12 : 2;  // of an SM's blocks
+  return 2 * prefill_short_blocks(a, prefill_short_tiles_of_block(a, device)) <=
+         halves * device.sms;
+}
+
 }  // namespace
 
 std::span<const PrefillCudaRow> prefill_cuda_kernels() {
@@ -76,7 +93,9 @@ const PrefillCudaRow* choose_prefill_cuda(const PrefillArgs& a, const CudaDevice
   const bool groups = device.capability == 90 && !(a.softcap > 0) &&
                       (heads_alike(a) == 2 || !narrow) &&
                       prefill_tiles(a, 64) * a.batch * a.heads < kPrefillMostWorks;
-  const int32_t queries = groups ? 64 * groups_for(a, device) : narrow ? 64 : 128;
+  const int32_t queries = !groups               ? (narrow ? 64 : 128)
+                          : is_short(a, device) ? 64
+                                                : 64 * groups_for(a, device);
   for (const PrefillCudaRow& row : kRows) {
     if (row.dtype == a.q_dtype && row.dtype == a.kv_dtype && row.head_dim == a.head_dim &&
         row.queries == queries && (row.capability == 90) == groups) {
@@ -198,7 +217,7 @@ PrefillGroupParams prefill_group_params(const PrefillArgs& a, const CudaDevice& 
   const int64_t works = tiles * all;
   const bool packed = a.workspace != nullptr && prefill_workspace_cuda(a, device) > 0;
   return {.p = prefill_params(a, queries),
-          .factor = a.scale * 1.4426950408889634f,
+          .factor = a.scale * kLog2E,
           .heads_of_block = alike,
           .queries = queries,
           .tiles = tiles,
@@ -215,6 +234,24 @@ PrefillGroupParams prefill_group_params(const PrefillArgs& a, const CudaDevice& 
           .boxes = packed || (a.columns.data == nullptr && a.blocks.size % kPrefillBoxTokens == 0),
           .packed = packed,
           .query_boxed = a.rows.data == nullptr && a.blocks.size == 0};
+}
+
+int32_t prefill_short_tiles_of_block(const PrefillArgs& a, const CudaDevice& device) {
+  const bool one_a_multiprocessor = a.head_dim == 64 && a.tokens > 4 * kPrefillShortKeys;
+  return one_a_multiprocessor && prefill_short_blocks(a, 1) > device.sms ? 2 : 1;
+}
+
+int64_t prefill_short_blocks(const PrefillArgs& a, int32_t tiles) {
+  return ceil_div(prefill_tiles(a, 64), tiles) * a.batch * a.heads;
+}
+
+PrefillShortParams prefill_short_params(const PrefillArgs& a) {
+  return {.p = prefill_params(a, 64),
+          .factor = a.scale * kLog2E,
+          .tiles = prefill_tiles(a, 64),
+          .key_tiles = static_cast<int32_t>(ceil_div(a.tokens, kPrefillShortKeys)),
+          .by_heads = divisor_of(a.heads),
+          .by_group = divisor_of(a.heads / a.kv_heads)};
 }
 
 HeadBoxes prefill_boxes(const PrefillArgs& a, const PrefillArray& x, int64_t heads, int64_t rows) {

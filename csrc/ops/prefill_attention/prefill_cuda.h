@@ -23,9 +23,9 @@ struct PrefillCudaRow {
 std::span<const PrefillCudaRow> prefill_cuda_kernels();
 
 // The row for a call. On sm_90 by warpgroups where there is no softcap, but not for blocks of up to
-// 64 tokens of which no two heads share keys, values and pattern: 192 queries a block for many
-// queries of 64 channels without blocks, else 128. On others 128, or 64 where blocks of the pattern
-// are no larger. Null if none fits.
+// 64 tokens of which no two heads share keys, values and pattern: 64 queries for short whole
+// prompts, 192 a block for many queries of 64 channels without blocks, else 128. On others 128, or
+// 64 where blocks of the pattern are no larger. Null if none fits.
 const PrefillCudaRow* choose_prefill_cuda(const PrefillArgs& args, const CudaDevice& device);
 
 // What a call must be, as far as the host can see: nothing on the device is read, so lists are not

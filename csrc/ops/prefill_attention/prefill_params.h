@@ -92,7 +92,36 @@ constexpr int32_t prefill_group_shared(int32_t head_dim, int32_t groups) {
          8 * (4 * kPrefillGroupStages + 1) + 8;
 }
 
+// Few tokens of whole prompts (prefill_short.cuh): all keys and values that a block reads lie in
+// its shared memory at once, as tiles of 64.
+inline constexpr int32_t kPrefillShortKeys = 64;
+constexpr int32_t prefill_short_tiles(int32_t head_dim) {  // at most
+  return 512 / head_dim;
+}
+struct PrefillShortParams {
+  PrefillParams p;
+  float factor;       // as above
+  int32_t tiles;      // of 64 queries of a head
+  int32_t key_tiles;  // of all tokens
+  Divisor by_heads, by_group;
+  TensorMap key_boxes = {}, value_boxes = {}, query_boxes = {};
+};
+
+// Shared memory of a block of `tiles` tiles of queries: barriers, what two warpgroups tell each
+// other of their sums, then queries, keys and values.
+inline constexpr int32_t kPrefillShortTold = 1024;  // bytes before it, for all barriers
+constexpr int32_t prefill_short_queries_at(int32_t head_dim, int32_t tiles) {
+  return kPrefillShortTold + 2 * tiles * 128 * (16 + head_dim);
+}
+constexpr int32_t prefill_short_shared(int32_t head_dim, int32_t tiles, int32_t key_tiles) {
+  return prefill_short_queries_at(head_dim, tiles) + 128 * head_dim * (tiles + 2 * key_tiles);
+}
+
+// One, or two where fewer blocks then have a multiprocessor each.
+int32_t prefill_short_tiles_of_block(const PrefillArgs& args, const CudaDevice& device);
+int64_t prefill_short_blocks(const PrefillArgs& args, int32_t tiles);
 // The boxes are the caller's to fill in.
+PrefillShortParams prefill_short_params(const PrefillArgs& args);
 PrefillGroupParams prefill_group_params(const PrefillArgs& args, const CudaDevice& device,
                                         int32_t groups);
 HeadBoxes prefill_boxes(const PrefillArgs& args, const PrefillArray& x, int64_t heads,

@@ -34,7 +34,9 @@ Status run(const PrefillArgs& a, const CudaDevice& device, void* stream) {
 constexpr Status (*kLaunchers[])(const PrefillArgs&, const CudaDevice&, void*) = {
 #define TAMIS_PREFILL_CUDA(dtype, d, row_tiles) &run<PrefillConfig<DType::dtype, d, row_tiles>>,
 #define TAMIS_PREFILL_GROUP(dtype, d, groups) &prefill_attention_sm90,
+#define TAMIS_PREFILL_SHORT(dtype, d) &prefill_attention_sm90,
 #include "ops/prefill_attention/kernels_cuda.def"
+#undef TAMIS_PREFILL_SHORT
 #undef TAMIS_PREFILL_GROUP
 #undef TAMIS_PREFILL_CUDA
 };

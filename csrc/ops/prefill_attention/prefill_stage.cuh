@@ -17,7 +17,6 @@ struct PrefillGroupConfig {
   static constexpr int kTaken = kGroups == 3 ? 160 : 208, kKept = kGroups == 3 ? 32 : 88;
   static constexpr int kQueries = 64 * kGroups, kKeys = kPrefillGroupKeys;
   static constexpr uint32_t kStages = kPrefillGroupStages;
-  static constexpr int kKeyTiles = kKeys / 8, kDimTiles = kDim / 8;
   static constexpr uint32_t kChunks = kDim / 8;  // of 16 bytes, of a row
   // Shared memory: parts of 64 channels one after another, each as rows of 128 bytes.
   static constexpr uint32_t kPartBytes = 128 * kKeys;
@@ -38,10 +37,6 @@ struct PrefillGroupConfig {
   static_assert(kSharedBytes == prefill_group_shared(kDim, kGroups), "as the host lays it out");
   static_assert(kType == DType::bf16 || kType == DType::f16, "tensor cores take 16-bit floats");
   static_assert(kDim == 64 || kDim == 128, "a warp copies whole rows, parts of 64 channels");
-
-  static TAMIS_DEVICE uint32_t pack(float low, float high) {
-    return kType == DType::bf16 ? dev::pack_bf16(low, high) : dev::pack_f16(low, high);
-  }
 };
 
 // What a tile of listed tokens is, behind its list.

@@ -23,6 +23,7 @@
 
 #include "base/cuda/dev.h"
 #include "ops/prefill_attention/prefill_load.cuh"
+#include "ops/prefill_attention/prefill_rows.cuh"
 #include "ops/prefill_attention/prefill_stage.cuh"
 #include "ops/prefill_attention/prefill_work.cuh"
 
@@ -30,61 +31,21 @@ namespace tamis {
 
 // A warpgroup that multiplies: 64 queries.
 template <class Config>
-struct PrefillConsumer {
-  static constexpr int kKeyTiles = Config::kKeyTiles, kDimTiles = Config::kDimTiles;
-  static constexpr float kNever = -__builtin_inff();
+struct PrefillConsumer : PrefillRows<Config> {
+  using Rows = PrefillRows<Config>;
+  using Rows::add_values, Rows::c, Rows::clear, Rows::head, Rows::kKeyTiles, Rows::kNever,
+      Rows::lane, Rows::out, Rows::own, Rows::pack, Rows::scale_sums;
   const PrefillGroupParams& g;
-  uint32_t group, warp, lane;
+  uint32_t group, warp;
   PrefillStage<Config> ring;  // the newest tile
-  int32_t own[2];             // tokens of the queries lane / 4 (+ 8) of the warp; -1: none
-  int32_t head;               // theirs, of all batches'
-  float most[2], sum[2];
-  float c[kKeyTiles][4], out[kDimTiles][4];
-  dev::Word4 weights[kKeyTiles / 2];
 
   TAMIS_DEVICE PrefillConsumer(const PrefillGroupParams& params, uint32_t thread)
-      : g(params), group(thread / 128), warp(thread / 32), lane(thread % 32) {}
+      : Rows(thread), g(params), group(thread / 128), warp(thread / 32) {}
 
+  // For what only products of all of the warp have read.
   TAMIS_DEVICE void release(uint32_t barrier) const {
     if (lane == 0) dev::barrier_arrive(barrier);
   }
-  // c: scores of the queries and a tile.
-  TAMIS_DEVICE void score(uint32_t keys) {
-    const uint64_t a = dev::matrix_at(Config::kQueriesAt + 64 * 128 * dev::in_register(group));
-    const uint64_t b = dev::matrix_at(keys);
-    dev::fence_products();
-    score_step<false>(a, b);
-#pragma unroll
-    for (uint32_t i = 1; i < Config::kDim / 16; ++i) {
-      const uint32_t part = i / 4, at = 32 * (i % 4);
-      score_step<true>(dev::further(a, part * Config::kQueryPartBytes + at),
-                       dev::further(b, part * Config::kPartBytes + at));
-    }
-    dev::commit_products();
-  }
-  template <bool kAdds>
-  TAMIS_DEVICE void score_step(uint64_t a, uint64_t b) {
-    if constexpr (Config::kType == DType::bf16) {
-      dev::group_shared_bf16<kAdds>(c, a, b);
-    } else {
-      dev::group_shared_f16<kAdds>(c, a, b);
-    }
-  }
-  // Adds weights times values.
-  TAMIS_DEVICE void add_values(uint32_t values) {
-    const uint64_t b = dev::matrix_of_rows(values, Config::kPartBytes);
-    dev::fence_products();
-#pragma unroll
-    for (uint32_t i = 0; i < Config::kKeys / 16; ++i) {
-      if constexpr (Config::kType == DType::bf16) {
-        dev::group_rows_bf16(out, weights[i], dev::further(b, 2048 * i));
-      } else {
-        dev::group_rows_f16(out, weights[i], dev::further(b, 2048 * i));
-      }
-    }
-    dev::commit_products();
-  }
-
   // Leaves out scores of tokens that a query does not see.
   TAMIS_DEVICE void mask(uint32_t list) {
     const auto info = dev::load_shared<dev::Word4>(list + 4 * Config::kKeys);
@@ -121,67 +82,10 @@ struct PrefillConsumer {
       }
     }
   }
-  // Scores to weights, still in c; what the sums before must be scaled by, if any of the warp's.
+  // Scores to weights, still in c; whether the sums before must be scaled by `shrink`.
   TAMIS_DEVICE bool soften(uint32_t list, uint32_t flags, float (&shrink)[2]) {
     if ((flags & kPrefillCut) != 0) mask(list);
-    // Weights are relative to `most`, which follows the largest score at some distance: what was
-    // added before is scaled anew only where a score is 2^8 times beyond it.
-    float largest[2];
-    bool beyond = false;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float x = kNever;
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-        x = dev::max(x, dev::max(c[n][2 * r], c[n][2 * r + 1]));
-      }
-      largest[r] = x * g.factor;
-      beyond = beyond || largest[r] > most[r] + 8;
-      shrink[r] = 1;
-    }
-    const bool anew = dev::ballot(beyond) != 0;
-    if (anew) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        float x = largest[r];
-        x = dev::max(x, dev::shuffle_xor(x, 1));
-        x = dev::max(x, dev::shuffle_xor(x, 2));
-        x = dev::max(x, most[r]);
-        shrink[r] = x == kNever ? 1.0f : dev::exp2(most[r] - x);
-        most[r] = x;
-        sum[r] *= shrink[r];
-      }
-    }
-    const float from[2] = {most[0] == kNever ? 0.0f : most[0], most[1] == kNever ? 0.0f : most[1]};
-    float parts[2] = {0, 0};
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int r = i / 2;
-        float& x = c[n][i];
-        x = dev::exp2(dev::fma(x, g.factor, -from[r]));
-        (i % 2 == 0 ? sum[r] : parts[r]) += x;
-      }
-    }
-    sum[0] += parts[0];
-    sum[1] += parts[1];
-    return anew;
-  }
-  TAMIS_DEVICE void pack() {
-#pragma unroll
-    for (int i = 0; i < kKeyTiles / 2; ++i) {
-      const float (&low)[4] = c[2 * i], (&high)[4] = c[2 * i + 1];
-      weights[i] = {Config::pack(low[0], low[1]), Config::pack(low[2], low[3]),
-                    Config::pack(high[0], high[1]), Config::pack(high[2], high[3])};
-    }
-  }
-  TAMIS_DEVICE void scale_sums(const float (&shrink)[2]) {
-#pragma unroll
-    for (int n = 0; n < kDimTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) out[n][i] *= shrink[i / 2];
-    }
+    return PrefillRows<Config>::soften(g.factor, shrink);
   }
 
   // The next work; false if there is none.
@@ -194,30 +98,30 @@ struct PrefillConsumer {
 #pragma unroll
     for (uint32_t r = 0; r < 2; ++r) {
       own[r] = dev::load_shared<int32_t>(Config::kTokensAt + 4 * (16 * warp + lane / 4 + 8 * r));
-      most[r] = kNever;
-      sum[r] = 0;
     }
-#pragma unroll
-    for (auto& tile : out) tile[0] = tile[1] = tile[2] = tile[3] = 0;
+    clear();
     if ((flags & kPrefillNone) != 0) {
       dev::sync_warp();
-      release(ring.keys_free());
-      release(ring.queries_free());
+      dev::barrier_arrive(ring.keys_free());
+      dev::barrier_arrive(ring.queries_free());
       release(ring.values_free());
       ring.advance();
     } else {
       multiply(flags);
     }
-    write();
+    this->write(g.p, g.by_heads, out, 0);
     return true;
+  }
+  TAMIS_DEVICE void score() {
+    Rows::score(Config::kQueriesAt + 64 * 128 * dev::in_register(group), ring.keys());
   }
   TAMIS_DEVICE void multiply(uint32_t flags) {
     float shrink[2];
     dev::fence_shared_products();
-    score(ring.keys());
+    score();
     dev::wait_older_products<0>(c);
-    release(ring.keys_free());
-    if ((flags & kPrefillLast) != 0) release(ring.queries_free());
+    dev::barrier_arrive(ring.keys_free());
+    if ((flags & kPrefillLast) != 0) dev::barrier_arrive(ring.queries_free());
     soften(ring.list_at(), flags, shrink);
     pack();
     PrefillStage<Config> before = ring;
@@ -229,12 +133,12 @@ struct PrefillConsumer {
       dev::barrier_wait(before.values_there(), before.parity);
       if (!Config::kBoxes && !g.boxes) dev::fence_shared_products();
       dev::sync_warps<256>(1 + group);
-      score(ring.keys());
+      score();
       add_values(before.values());
       dev::arrive_warps<256>(group + 1 == Config::kGroups ? 1 : 2 + group);
       dev::wait_older_products<1>(c);
-      release(ring.keys_free());
-      if ((flags & kPrefillLast) != 0) release(ring.queries_free());
+      dev::barrier_arrive(ring.keys_free());
+      if ((flags & kPrefillLast) != 0) dev::barrier_arrive(ring.queries_free());
       const bool anew = soften(ring.list_at(), flags, shrink);
       dev::wait_older_products<0>(out);
       release(before.values_free());
@@ -249,55 +153,6 @@ struct PrefillConsumer {
     dev::wait_older_products<0>(out);
     release(before.values_free());
   }
-
-  // Lane 4g + t has channels 8n + 2t and the next of row g: four lanes trade theirs of four n, so
-  // that each writes 16 bytes.
-  TAMIS_DEVICE void write() const {
-    const PrefillParams& p = g.p;
-    const uint32_t t = lane % 4;
-    const int32_t batch = quotient(head, g.by_heads);
-    uint8_t* const base =
-        p.out + batch * p.out_batch + (head - batch * p.heads) * p.out_head + 16 * t;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float all = sum[r];
-      all += dev::shuffle_xor(all, 1);
-      all += dev::shuffle_xor(all, 2);
-      const int32_t query = own[r] - p.first;
-      const float share = all > 0 ? dev::divide(1.0f, all) : 0.0f;
-      uint32_t x[kDimTiles];
-#pragma unroll
-      for (int n = 0; n < kDimTiles; ++n) {
-        x[n] = Config::pack(out[n][2 * r] * share, out[n][2 * r + 1] * share);
-      }
-#pragma unroll
-      for (int n = 0; n < kDimTiles; n += 4) {
-        trade<1>(x[n], x[n + 1], t);
-        trade<1>(x[n + 2], x[n + 3], t);
-        trade<2>(x[n], x[n + 2], t);
-        trade<2>(x[n + 1], x[n + 3], t);
-      }
-      if (own[r] >= 0) {
-        uint8_t* const to = base + query * p.out_token;
-#pragma unroll
-        for (int n = 0; n < kDimTiles; n += 4) {
-          *reinterpret_cast<dev::Word4*>(to + 16 * n) = {x[n], x[n + 1], x[n + 2], x[n + 3]};
-        }
-      }
-      if (p.lse != nullptr && t == 0 && own[r] >= 0) {
-        constexpr float kLn2 = 0.6931471805599453f;
-        p.lse[int64_t{head} * p.queries + query] =
-            all > 0 ? (most[r] + dev::log2(all)) * kLn2 : kNever;
-      }
-    }
-  }
-  // Lanes that differ in that bit of t: `high` of the one without for `low` of the one with it.
-  template <int kBit>
-  static TAMIS_DEVICE void trade(uint32_t& low, uint32_t& high, uint32_t t) {
-    const bool upper = (t & kBit) != 0;
-    const uint32_t got = dev::bits_of(dev::shuffle_xor(dev::float_of(upper ? low : high), kBit));
-    (upper ? low : high) = got;
-  }
 };
 
 // Grid [blocks] of Config::kThreads.
@@ -307,11 +162,11 @@ TAMIS_DEVICE void prefill_group(const PrefillGroupParams& g) {
   if (thread == 0) {
     for (uint32_t i = 0; i < Config::kStages; ++i) {
       dev::barrier_init(Config::kBarriersAt + 32 * i, 2 * 128);  // copies, and what is stored
-      dev::barrier_init(Config::kBarriersAt + 32 * i + 8, 4 * Config::kGroups);
+      dev::barrier_init(Config::kBarriersAt + 32 * i + 8, 128 * Config::kGroups);  // lists too
       dev::barrier_init(Config::kBarriersAt + 32 * i + 16, 128);
       dev::barrier_init(Config::kBarriersAt + 32 * i + 24, 4 * Config::kGroups);
     }
-    dev::barrier_init(PrefillStage<Config>::queries_free(), 4 * Config::kGroups);
+    dev::barrier_init(PrefillStage<Config>::queries_free(), 128 * Config::kGroups);
     dev::fence_barrier_init();
     if (g.boxes) {
       dev::prefetch_map(g.key_boxes);

@@ -4,12 +4,9 @@
 #include "base/cuda/dev.h"
 #include "ops/prefill_attention/prefill_limits.cuh"
 #include "ops/prefill_attention/prefill_params.h"
+#include "ops/prefill_attention/prefill_rows.cuh"
 
 namespace tamis {
-
-TAMIS_DEVICE int32_t quotient(int32_t n, Divisor d) {
-  return static_cast<int32_t>((uint64_t{static_cast<uint32_t>(n)} * d.factor) >> d.shift);
-}
 
 // Which heads and which tile of queries a work is.
 struct PrefillTile {

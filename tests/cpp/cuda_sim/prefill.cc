@@ -66,7 +66,9 @@ void expect_all(uint64_t seed) {
     expect_all<PrefillConfig<DType::dtype, d, row_tiles>>(d + row_tiles); \
   }
 #define TAMIS_PREFILL_GROUP(dtype, d, groups)  // prefill_wgmma.cc
+#define TAMIS_PREFILL_SHORT(dtype, d)          // prefill_short.cc
 #include "ops/prefill_attention/kernels_cuda.def"
+#undef TAMIS_PREFILL_SHORT
 #undef TAMIS_PREFILL_GROUP
 #undef TAMIS_PREFILL_CUDA
 

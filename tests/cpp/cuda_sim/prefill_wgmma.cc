@@ -117,7 +117,9 @@ void expect_all(uint64_t seed) {
   TEST(PrefillGroup, dtype##_d##d##_groups##groups) {           \
     expect_all<PrefillGroupConfig<DType::dtype, d, groups>>(d); \
   }
+#define TAMIS_PREFILL_SHORT(dtype, d)  // prefill_short.cc
 #include "ops/prefill_attention/kernels_cuda.def"
+#undef TAMIS_PREFILL_SHORT
 #undef TAMIS_PREFILL_GROUP
 #undef TAMIS_PREFILL_CUDA
 
