@@ -10,6 +10,8 @@ from gpu_timing import timed_in_turns
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 TOKENS = (8192, 32768)
+SHORT, ROW = 1024, 20  # up to so many tokens calls are timed in rows too, whose starts overlap
+LEAD_CYCLES = 100_000  # some 60 us, in which the host launches what is timed
 # Whole ones: tokens, KV heads, channels.
 WHOLE = (
     *((tokens, 8, dim) for dim in (128, 64) for tokens in (128, 256, 512, 1024, 2048, 4096)),
@@ -94,23 +96,32 @@ def measured(tokens: int, kv_heads: int, dim: int, whole: bool) -> list[dict[str
     torch.cuda.empty_cache()
     q = torch.randn(1, HEADS, tokens, dim, dtype=torch.bfloat16, device="cuda")
     k, v = torch.randn(2, 1, kv_heads, tokens, dim, dtype=torch.bfloat16, device="cuda")
-    times = timed_in_turns(our_sides(q, k, v, whole) | torch_sides(q, k, v), 1)
+    sides = our_sides(q, k, v, whole) | torch_sides(q, k, v)
     flops = 4 * HEADS * dim * tokens * tokens / 2
     found = []
-    for name, t in times.items():
-        row = {"tokens": tokens, "what": name, "us": 1e6 * t, "tflops": flops / t / 1e12}
-        row |= {"kv_heads": kv_heads, "dim": dim}
-        for other in ("sdpa flash", "sdpa cudnn"):
-            if other in times:
-                row[other] = times[other] / t
-        found.append(row)
+    for count in (1, ROW) if tokens <= SHORT else (1,):
+        calls = {name: partial(several, side, count) for name, side in sides.items()}
+        times = timed_in_turns(calls, count, lead_cycles=LEAD_CYCLES)
+        for name, t in times.items():
+            row = {"tokens": tokens, "what": name, "us": 1e6 * t, "tflops": flops / t / 1e12}
+            row |= {"kv_heads": kv_heads, "dim": dim, "in_a_row": count}
+            for other in ("sdpa flash", "sdpa cudnn"):
+                if other in times:
+                    row[other] = times[other] / t
+            found.append(row)
     return found
+
+
+def several(call: Callable[[], object], count: int) -> None:
+    for _ in range(count):
+        call()
 
 
 def print_prefill(rows: list[dict[str, Any]]) -> None:
     for r in rows:
         ratios = ", ".join(f"{r[n]:.2f} of {n}" for n in ("sdpa flash", "sdpa cudnn") if n in r)
+        what = r["what"] if r["in_a_row"] == 1 else f"{r['what']}, {r['in_a_row']} in a row"
         print(
-            f"prefill {r['tokens']:6} g {r['kv_heads']:2} d {r['dim']:3} {r['what']:24} "
+            f"prefill {r['tokens']:6} g {r['kv_heads']:2} d {r['dim']:3} {what:24} "
             f"{r['us']:10.1f} us {r['tflops']:7.1f} dense TFLOP/s  {ratios}"
         )

@@ -22,9 +22,15 @@ def timed(calls: Callable[[], object], count: int) -> float:
 
 
 def timed_in_turns(
-    sides: dict[str, Callable[[], object]], count: int, warm_up_s: float = WARM_UP_S
+    sides: dict[str, Callable[[], object]],
+    count: int,
+    warm_up_s: float = WARM_UP_S,
+    lead_cycles: int = 0,
 ) -> dict[str, float]:
-    """Median seconds of one call of each side."""
+    """Median seconds of one call of each side.
+
+    ``lead_cycles``: the device is busy so long before, so that no replay waits for the host.
+    """
     import torch
 
     graphs = {}
@@ -49,6 +55,8 @@ def timed_in_turns(
             break
         for name, graph in graphs.items():
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            if lead_cycles:
+                torch.cuda._sleep(lead_cycles)
             first.record()
             graph.replay()
             last.record()
