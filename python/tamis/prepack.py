@@ -36,7 +36,7 @@ def prepack_(
     different numbers of tokens may pack a second form, as ever.
 
     With ``keep_dense`` a layer lies there densely as well, if it loses to dense from some number of
-    tokens on: 1.6 of dense memory with half of the weights kept, and prompts that take what
+    tokens on: 1.65 of dense memory with half of the weights kept, and prompts that take what
     dense ones do, until a weight is written (``load_state_dict``).
 
     Layers that no packed form takes (csr, blocks, 32-bit values) stay as they are, and their row says
