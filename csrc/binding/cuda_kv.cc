@@ -193,8 +193,8 @@ void bind_cuda_kv(py::module_& m) {
         "units"_a, "by_row"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a,
         "index_ptr"_a, "index_stride"_a, "count_ptr"_a, "workspace_ptr"_a, "workspace_bytes"_a);
   m.def("cuda_chosen_attention", &attend_chosen, "device"_a, "stream"_a, "dtype"_a, "shape"_a,
-        "q_ptr"_a, "out_ptr"_a, "lse_ptr"_a, "scales"_a, "segment"_a, "units"_a, "k"_a, "budget"_a,
-        "sink"_a, "recent"_a, "begin"_a);
+        "q_ptr"_a, "out_ptr"_a, "lse_ptr"_a, "scales"_a, "segment"_a, "units"_a, "k"_a,
+        "budget_ptr"_a, "sink"_a, "recent"_a, "begin_ptr"_a);
   m.def("cuda_kv_rebuild", &rebuild, "device"_a, "stream"_a, "shape"_a, "segment"_a, "keys_ptr"_a,
         "values_ptr"_a);
   m.def("cuda_kv_gather", &gather, "device"_a, "stream"_a, "shape"_a, "x"_a, "index"_a, "out"_a);

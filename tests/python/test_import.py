@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import tamis
+from tamis import _C
 
 
 def run(code: str) -> str:
@@ -129,3 +132,23 @@ def test_a_wheel_stays_below_40_mb() -> None:
     assert any(p.name.startswith("_C.") for p in held)
     size = sum(len(zlib.compress(p.read_bytes(), 1)) for p in held)
     assert size < 40 << 20
+
+
+def test_the_stub_names_what_the_core_takes() -> None:
+    """Every function of the core with its arguments in order, and every other name."""
+    stub = ast.parse((Path(tamis.__file__).parent / "_C.pyi").read_text())
+    taken: dict[str, list[str]] = {}
+    named = {"__doc__"}
+    for node in stub.body:
+        if isinstance(node, ast.FunctionDef):
+            a = node.args
+            taken[node.name] = [x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
+        elif isinstance(node, ast.ClassDef):
+            named.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            named.add(node.target.id)
+    assert named | set(taken) >= {n for n in dir(_C) if not n.startswith("__")}
+    for name, arguments in taken.items():
+        signature = (getattr(_C, name).__doc__ or "").splitlines()[0]
+        inner = re.sub(r"\[[^][]*\]", "", re.sub(r"\[[^][]*\]", "", signature))
+        assert re.findall(r"(\w+): ", inner) == arguments, name
