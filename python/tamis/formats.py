@@ -194,10 +194,14 @@ def share_hooks(old: nn.Module, new: nn.Module) -> None:
 def take_hooks(old: nn.Module, new: nn.Module) -> None:
     """Gives `new` the hooks of `old` but for those that make its weight, as torch.nn.utils.prune's do.
 
-    The new one holds what they made.
+    The new one holds what they made. A hook of accelerate, which replaces a module's forward, goes along.
     """
     if isinstance(old, SparseLinear) or "weight" in old._parameters:
         share_hooks(old, new)
+    if "_hf_hook" in vars(old):
+        from accelerate.hooks import add_hook_to_module
+
+        add_hook_to_module(new, vars(old)["_hf_hook"])
 
 
 def places_of(

@@ -25,6 +25,7 @@ from tamis.errors import (
 from tamis.nn import SparseConv2d, SparseExperts, SparseLinear
 from tamis.ops.spmm import TORCH_DTYPE
 from tamis.restore import adopt, load_module
+from tamis.scope import check_in_memory
 
 if TYPE_CHECKING:
     from tamis.report import Report
@@ -68,7 +69,7 @@ def save(
     _check_no_adapters(model, "save")
     check_path(dir, "save")
     size = writing.parse_size(max_shard_size)
-    _check_materialized(model, "save")
+    check_in_memory("save", model)
     sources = _sources(model, dir)
     with replaced_folder(dir, overwrite=overwrite, caller="save") as folder:
         writing.write_extras(folder, tokenizer, report, sources)
@@ -158,7 +159,7 @@ def export(
     _check_no_adapters(model, "export")
     check_path(dir, "export")
     size = writing.parse_size(max_shard_size)
-    _check_materialized(model, "export")
+    check_in_memory("export", model)
     sources = _sources(model, dir)
     with replaced_folder(dir, overwrite=overwrite, caller="export") as folder:
         writing.write_extras(folder, tokenizer, None, sources)
@@ -191,15 +192,6 @@ def _check_no_adapters(model: nn.Module, caller: str) -> None:
             "them by its own save_pretrained, and the model that its unload() or merge_and_unload() "
             "returns."
         )
-
-
-def _check_materialized(model: nn.Module, caller: str) -> None:
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if value.is_meta:
-            raise TamisValueError(
-                f"{caller}: model: got {name} on the meta device, wanted weights in memory; load "
-                "the model without offloading."
-            )
 
 
 def _torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

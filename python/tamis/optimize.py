@@ -28,7 +28,7 @@ from tamis.policy.allocate import matches
 from tamis.prepack import keep_packed
 from tamis.report import LayerReport, Report, host_facts
 from tamis.report_rows import describe, leaving_out, no_choice, row_of, timed
-from tamis.scope import check_model, left_dense
+from tamis.scope import check_in_memory, check_model, left_dense
 from tamis.timing import Bench
 
 __all__ = ["explain", "optimize_"]
@@ -66,6 +66,7 @@ def optimize_(  # noqa: PLR0913
     """
     _check("optimize_", model, tokens)
     _check_aim(objective, min_gain)
+    check_in_memory("optimize_", model)
     with unstacked(model):
         layers = _not_ignored(linear_layers(model), ignore)
         shared = tied(model)
@@ -119,11 +120,8 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
         TamisValueError: tokens is not positive.
     """
     _check("explain", model, tokens)
-    if measure and any(p.is_meta for p in model.parameters()):
-        raise TamisValueError(
-            "explain: measure: got a model on the meta device, wanted weights in memory; load them, or "
-            "pass measure=False."
-        )
+    if measure:
+        check_in_memory("explain: measure", model)
     with unstacked(model):
         convs = {n: m for n, m in model.named_modules() if isinstance(m, SparseConv2d)}
         layers = linear_layers(model)

@@ -31,7 +31,7 @@ def check_prunable(
     Raises:
         TamisValueError: A format or dtype that is not one, or does not fit; weights that are not finite.
         TamisTypeError: Weights of another dtype, or without memory.
-        TamisUnsupported: A method or convolution for which nothing is there.
+        TamisUnsupported: A method, convolution or forward for which nothing is there.
     """
     if format not in ("auto", "dense", *FORMATS):
         raise TamisValueError(
@@ -59,6 +59,7 @@ def check_prunable(
     _check_shapes(linears, pattern, grouped)
     for name, linear in linears.items():
         _check_weight(name, linear)
+        _check_forward(name, convs.get(name, linear))
     for name, conv in convs.items():
         check_conv(name, conv, pattern, recipe, format, dtype)
 
@@ -123,6 +124,17 @@ def _check_weight(name: str, linear: nn.Linear) -> None:
         raise TamisValueError(
             f"sparsify_: {name}: got weights that are NaN or infinite, wanted finite ones; repair "
             f"the checkpoint or ignore=[{name!r}]."
+        )
+
+
+def _check_forward(name: str, layer: nn.Module) -> None:
+    """A forward of one's own on a layer would be lost with it; accelerate's hooks go along."""
+    own = vars(layer).get("forward")
+    replaced = own is not None and getattr(own, "__func__", None) is not type(layer).forward
+    if replaced and "_hf_hook" not in vars(layer):
+        raise TamisUnsupported(
+            f"sparsify_: {name}: got a layer whose forward was replaced, wanted nn.Linear's own, which "
+            f"compressed layers compute; put that back, or ignore=[{name!r}]."
         )
 
 

@@ -39,6 +39,7 @@ from tamis.report_rows import describe, tokens_of
 from tamis.samples import Sample, read_samples
 from tamis.scope import (
     DEFAULT_IGNORE,
+    check_in_memory,
     check_model,
     find_linears,
     left_dense,
@@ -170,8 +171,10 @@ def dense_(model: nn.Module) -> nn.Module:
 
     Raises:
         TamisTypeError: model is not a module.
+        TamisValueError: Weights are offloaded.
     """
     check_model("dense_", model)
+    check_in_memory("dense_", model)
     sparse = {n: m for n, m in model.named_modules() if isinstance(m, SparseLinear)}
     swap(model, {name: (module, as_dense(module)) for name, module in sparse.items()})
     restack(model)

@@ -19,6 +19,7 @@ from tamis.transposed import is_conv1d, is_linear
 __all__ = [
     "DEFAULT_IGNORE",
     "allocate",
+    "check_in_memory",
     "check_model",
     "find_linears",
     "ignoring",
@@ -184,6 +185,20 @@ def _leaf(name: str) -> str:
 def _names(key: str, name: str, layer: nn.Module) -> bool:
     kind = "Linear" if is_linear(layer) else type(layer).__name__
     return key == kind or allocation.matches(key, name)
+
+
+def check_in_memory(function: str, model: nn.Module) -> None:
+    """Refuses what has no weights here.
+
+    Raises:
+        TamisValueError: A parameter or buffer is on the meta device.
+    """
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_meta:
+            raise TamisValueError(
+                f"{function}: model: got {name} on the meta device, wanted weights in memory; load the "
+                "model without offloading."
+            )
 
 
 def _check_keys(argument: str, keys: object, may_be_none: bool = True) -> None:

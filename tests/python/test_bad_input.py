@@ -13,7 +13,12 @@ from sentences import refuses  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 
-from tamis.errors import TamisFileError, TamisTypeError, TamisValueError  # noqa: E402
+from tamis.errors import (  # noqa: E402
+    TamisFileError,
+    TamisTypeError,
+    TamisUnsupported,
+    TamisValueError,
+)
 from tamis.train import MaskGuard  # noqa: E402
 
 W = np.where(np.arange(32 * 64).reshape(32, 64) % 3, 1.5, 0).astype(np.float32)
@@ -237,3 +242,49 @@ def test_two_processes_that_save_leave_one_whole_model(tmp_path):
         assert process.exitcode == 0
     tamis.load(folder, model=mlp())  # compares checksums
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_forwards_of_one_s_own_are_not_lost():
+    model = mlp()
+    own = model[0].forward
+    model[0].forward = lambda x: own(x) * 2
+    refuses(
+        lambda: tamis.sparsify_(model, "magnitude"),
+        TamisUnsupported,
+        "sparsify_: 0: got a layer whose forward was replaced",
+        "ignore=['0']",
+    )
+    tamis.sparsify_(model, "magnitude", format="bitmap", ignore=["0"])
+    assert type(model[0]) is nn.Linear
+
+
+def test_hooks_of_accelerate_go_along():
+    hooks = pytest.importorskip("accelerate.hooks")
+
+    class Twice(hooks.ModelHook):
+        def pre_forward(self, module, x):
+            return (x * 2,), {}
+
+    model, x = mlp(), torch.ones(2, 64)
+    wanted = model[2](model[1](model[0](x * 2)))
+    hooks.add_hook_to_module(model[0], Twice())
+    tamis.sparsify_(model, "magnitude", sparsity=0, format="bitmap")
+    torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-4)
+    tamis.dense_(model)
+    torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-4)
+    hooks.remove_hook_from_module(model, recurse=True)
+    tamis.sparsify_(model, "magnitude", sparsity=0, format="bitmap")
+    torch.testing.assert_close(model(x * 2), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_offloaded_weights_are_refused():
+    pytest.importorskip("accelerate")
+    from accelerate import cpu_offload
+
+    model, x = mlp(), torch.ones(2, 64)
+    tamis.sparsify_(model, "magnitude", format="bitmap")
+    wanted = model(x)
+    cpu_offload(model, execution_device="cpu")
+    for function in (tamis.dense_, tamis.optimize_):
+        refuses(lambda f=function: f(model), TamisValueError, "on the meta device, wanted weights")
+    torch.testing.assert_close(model(x), wanted)

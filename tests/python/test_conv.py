@@ -152,6 +152,13 @@ def test_state_copies_and_moves() -> None:
         assert layer.to(torch.float16)(x.half()).dtype == torch.float16
 
 
+def test_models_that_pad_by_themselves_find_the_window() -> None:
+    conv = nn.Conv2d(4, 8, (3, 1), stride=(2, 1), padding=(1, 0), dilation=2)
+    made = SparseConv2d.from_conv(conv)
+    for name in ("kernel_size", "stride", "padding", "dilation", "groups", "in_channels"):
+        assert getattr(made, name) == getattr(conv, name), name
+
+
 @pytest.mark.parametrize("train", [False, True])
 def test_autocast_is_obeyed(train: bool) -> None:
     layer, deep = (

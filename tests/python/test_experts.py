@@ -209,9 +209,12 @@ def test_a_model_takes_files_whose_names_transformers_changes(kind, targets, tmp
     tamis.save(model, tmp_path / "saved")
     into = KINDS[kind]()
     assert tamis.load(tmp_path / "saved", model=into) is into
-    assert torch.equal(logits(into), wanted)
     into.save_pretrained(tmp_path / "again")
-    assert torch.equal(logits(tamis.load(tmp_path / "again")), wanted)
+    for found in (into, tamis.load(tmp_path / "again")):
+        state = found.state_dict()
+        assert all(torch.equal(v, state.pop(k)) for k, v in model.state_dict().items())
+        assert not state
+        assert near(found, wanted)  # stacks lie otherwise in mapped files
     other = hf.MixtralForCausalLM(
         hf.MixtralConfig(**{**WITH_HEADS, "hidden_size": 16}, num_local_experts=4)
     )

@@ -186,6 +186,27 @@ def test_a_failed_call_leaves_the_layer_as_it_was() -> None:
     same(layer, reference)
 
 
+def test_a_state_of_another_mask_leaves_the_layer_as_it_was() -> None:
+    torch.manual_seed(0)
+    layers = [
+        SparseLinear.from_linear(nn.Linear(64, 8), keep=torch.rand(8, 64) < p) for p in (0.5, 0.3)
+    ]
+    model, other = nn.Sequential(layers[0]), nn.Sequential(layers[1])
+    before = copy.deepcopy(model.state_dict())
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=r"0\.weight_values: got .* the state is of another"):
+            model.load_state_dict(other.state_dict(), strict=strict)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    model(torch.ones(64))
+
+
+def test_what_the_handle_of_a_weight_lacks_is_one_sentence() -> None:
+    weight = sparse().weight
+    assert not hasattr(weight, "div_")
+    with pytest.raises(AttributeError, match="got a use of 'div_'.*take .to_dense"):
+        weight.div_(2)
+
+
 # dtypes and devices.
 
 

@@ -129,6 +129,31 @@ class SparseConv2d(SparseLinear):
         return y if x.dim() != 3 else y.squeeze(0)
 
     @property
+    def kernel_size(self) -> tuple[int, int]:
+        """Taps of the window, as of nn.Conv2d; models that pad by themselves ask for these."""
+        return self.window.kernel
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Step of the window."""
+        return self.window.stride
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zeros on each side."""
+        return self.window.padding
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """Distance of taps."""
+        return self.window.dilation
+
+    @property
+    def groups(self) -> int:
+        """One."""
+        return 1
+
+    @property
     def group(self) -> int:
         """Neighbouring outputs that share one list of inputs."""
         return max(self.layout.block[0], 1)

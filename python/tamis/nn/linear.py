@@ -391,6 +391,21 @@ class SparseLinear(nn.Module):
         self._set_layout(layout if layout.quantized else replace(layout, dtype=name), float_dtype)
         return self
 
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *found: Any
+    ) -> None:
+        """All arrays or none: those of another mask would leave values and places that do not fit."""
+        given = state_dict.get(f"{prefix}weight_values")
+        if given is not None and given.shape != self.weight_values.shape:
+            error_msgs: list[str] = found[-1]
+            error_msgs.append(
+                f"{prefix}weight_values: got {given.numel()} stored values, wanted "
+                f"{self.weight_values.numel()}: the state is of another mask; load it into a model "
+                "that was pruned alike, or a saved folder by tamis.load."
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *found)
+
     def _but_for_arrays(
         self, fn: Callable[[Tensor], Tensor], dtype: torch.dtype
     ) -> Callable[[Tensor], Tensor]:
