@@ -113,7 +113,8 @@ def prune(a: Namespace) -> None:
         max_length=a.max_length,
         seed=a.seed,
     )
-    report.metrics["calibrated_on"] = source
+    if report.metrics["calibration_tokens"]:
+        report.metrics["calibrated_on"] = source
     parts = [report]
     if a.optimize:
         parts.append(tamis.optimize_(opened.model, a.optimize))

@@ -147,6 +147,7 @@ class TamisQuantizer(HfQuantizer):
 
             sparsify_(model, **self.quantization_config.recipe)
             self.quantization_config.layouts = stored.layouts_of(model)
+        vars(model).pop("is_quantized", None)  # by which transformers refuses .half() and .float()
         return model
 
     def get_state_dict_and_metadata(

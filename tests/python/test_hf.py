@@ -100,6 +100,17 @@ def test_dtype_override_converts_values_alone(dtype, tmp_path):
         assert logits(loaded).dtype == dtype
 
 
+@pytest.mark.parametrize("options", [{}, {"dtype": "i8"}])
+def test_loaded_models_take_half_and_float_as_others_do(options, tmp_path):
+    model = tiny()
+    tamis.sparsify_(model, "magnitude", **options)
+    tamis.save(model, tmp_path / "a")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    assert same_state(copy.deepcopy(model).half(), loaded.half())
+    assert loaded.float().lm_head.weight.dtype == torch.float32
+    logits(loaded)
+
+
 def test_int8_scales_stay_float32(tmp_path):
     model = tiny(dtype=torch.bfloat16)
     linear = model.get_submodule(UP)
