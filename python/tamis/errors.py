@@ -5,9 +5,14 @@ A message is one sentence: ``function: argument: got X, wanted Y; fix.``
 
 from __future__ import annotations
 
+import re
+
 
 class TamisError(RuntimeError):
-    """Anything tamis raises on purpose."""
+    """Anything tamis raises on purpose; what it quotes is put on one line."""
+
+    def __init__(self, message: object = "", *rest: object) -> None:
+        super().__init__(re.sub(r"\s*\n\s*", " ", str(message)), *rest)
 
 
 class TamisValueError(TamisError, ValueError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 
 from torch import nn
 
 from tamis.decode import fusion
-from tamis.errors import TamisTypeError, TamisValueError
+from tamis.errors import TamisValueError
 from tamis.experts import unstacked
 from tamis.formats import (
     as_linear,
@@ -28,7 +29,7 @@ from tamis.policy.allocate import matches
 from tamis.prepack import keep_packed
 from tamis.report import LayerReport, Report, host_facts
 from tamis.report_rows import describe, leaving_out, no_choice, row_of, timed
-from tamis.scope import check_in_memory, check_model, left_dense
+from tamis.scope import check_in_memory, check_keys, check_model, left_dense
 from tamis.timing import Bench
 
 __all__ = ["explain", "optimize_"]
@@ -156,10 +157,7 @@ def explain(model: nn.Module, *, measure: bool = False, tokens: int = 1, seed: i
 
 
 def _not_ignored(layers: Mapping[str, nn.Module], ignore: Sequence[str]) -> dict[str, nn.Module]:
-    if isinstance(ignore, str):
-        raise TamisTypeError(
-            f"optimize_: ignore: got the string {ignore!r}, wanted a list of names; pass [{ignore!r}]."
-        )
+    check_keys("optimize_: ignore", ignore)
     for key in ignore:
         if not any(matches(key, name) for name in layers):
             raise TamisValueError(
@@ -213,8 +211,8 @@ def _check_aim(objective: str, min_gain: float) -> None:
         raise TamisValueError(
             f"optimize_: objective: got {objective!r}, wanted 'latency' or 'bytes'; correct it."
         )
-    if not 0 <= min_gain < 1:
+    if not isinstance(min_gain, Real) or not 0 <= min_gain < 1:
         raise TamisValueError(
-            f"optimize_: min_gain: got {min_gain}, wanted 0 <= min_gain < 1; it is a fraction of "
+            f"optimize_: min_gain: got {min_gain!r}, wanted 0 <= min_gain < 1; it is a fraction of "
             "the dense cost."
         )

@@ -81,6 +81,11 @@ def _sample(item: Any, index: int, tokenizer: Any, length: int, device: Any) -> 
         inputs = {key: _tensor(item[key], where) for key in item if key != "labels"}
         return _from_inputs(inputs, where, length, device)
     ids = _tensor(item, where)
+    if ids.dim() == 0:
+        raise TamisTypeError(
+            f"{where}: got one {type(item).__name__}, wanted a sequence of token ids; data is a list of "
+            "sequences, so wrap a single one: data=[ids]."
+        )
     if ids.is_floating_point() and ids.numel():  # an empty list of ids becomes a float tensor
         return Sample({"": ids.to(device)})
     return _from_inputs({"input_ids": ids}, where, length, device)

@@ -20,6 +20,7 @@ __all__ = [
     "DEFAULT_IGNORE",
     "allocate",
     "check_in_memory",
+    "check_keys",
     "check_model",
     "find_linears",
     "ignoring",
@@ -74,8 +75,9 @@ def find_linears(
             f"sparsify_: filter_fn: got {type(filter_fn).__name__}, wanted a function of (module, "
             "name)."
         )
-    _check_keys("targets", targets)
-    _check_keys("ignore", ignore, may_be_none=False)
+    if targets is not None:
+        check_keys("sparsify_: targets", targets)
+    check_keys("sparsify_: ignore", ignore)
     linears = {
         n: m
         for n, m in model.named_modules()
@@ -201,18 +203,18 @@ def check_in_memory(function: str, model: nn.Module) -> None:
             )
 
 
-def _check_keys(argument: str, keys: object, may_be_none: bool = True) -> None:
+def check_keys(argument: str, keys: object) -> None:
+    """Refuses what is not a list of names.
+
+    Raises:
+        TamisTypeError: It is none.
+    """
     if isinstance(keys, str):
         raise TamisTypeError(
-            f"sparsify_: {argument}: got the string {keys!r}, wanted a list of names; "
-            f"pass [{keys!r}]."
+            f"{argument}: got the string {keys!r}, wanted a list of names; pass [{keys!r}]."
         )
-    if keys is None and may_be_none:
-        return
     if not isinstance(keys, Iterable) or not all(isinstance(key, str) for key in keys):
-        raise TamisTypeError(
-            f"sparsify_: {argument}: got {keys!r}, wanted a list of names; pass [] for none."
-        )
+        raise TamisTypeError(f"{argument}: got {keys!r}, wanted a list of names; pass [] for none.")
 
 
 def _check_names(

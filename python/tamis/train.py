@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,6 @@ from tamis.recipe import KEEP
 from tamis.transposed import is_conv1d
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
 
@@ -121,6 +120,11 @@ class MaskGuard:
         self.apply()
 
     def _set(self, masks: Mapping[str, Tensor]) -> None:
+        if not isinstance(masks, Mapping):
+            raise TamisTypeError(
+                f"MaskGuard: masks: got {type(masks).__name__}, wanted masks by layer name; leave it out "
+                "for those that pruning left."
+            )
         checked = {}
         for name, keep in masks.items():
             weight = self._layer(name).weight

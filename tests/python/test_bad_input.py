@@ -288,3 +288,32 @@ def test_offloaded_weights_are_refused():
     for function in (tamis.dense_, tamis.optimize_):
         refuses(lambda f=function: f(model), TamisValueError, "on the meta device, wanted weights")
     torch.testing.assert_close(model(x), wanted)
+
+
+def test_what_is_quoted_stays_on_one_line():
+    refuses(
+        lambda: tamis.sparsify_(mlp(), "magnitude", pattern=torch.ones(2, 2)),
+        TamisValueError,
+        "sparsify_: pattern: got tensor([[1., 1.], [1., 1.]]), wanted",
+    )
+
+
+def test_arguments_of_other_types_are_named():
+    from tamis import kv
+
+    model = mlp()
+    tamis.sparsify_(model, "magnitude", format="dense")
+    k = torch.ones(2, 1, 2, 64, 16)
+    for call, sentence in (
+        (lambda: tamis.optimize_(model, min_gain=None), "optimize_: min_gain: got None"),
+        (lambda: tamis.optimize_(model, ignore=None), "optimize_: ignore: got None"),
+        (lambda: tamis.optimize_(model, ignore=[None]), "optimize_: ignore: got [None]"),
+        (lambda: MaskGuard(model, masks=0), "MaskGuard: masks: got int"),
+        (lambda: kv.Tiers(folder=0, memory=1), "kv.Tiers: folder: got int"),
+        (lambda: kv.store("kivi4", *k, plan=0), "kv: plan: got int"),
+        (
+            lambda: tamis.sparsify_(mlp(), "wanda", data=[5, 7]),
+            "calibrate: data[0]: got one int, wanted a sequence of token ids",
+        ),
+    ):
+        refuses(call, (TamisTypeError, TamisValueError), sentence)

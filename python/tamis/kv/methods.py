@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tamis import method as methods
-from tamis.errors import TamisUnsupported, TamisValueError
+from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.kv.plan import LayerPlan, Plan
 from tamis.policy.kv_recipe import KvRecipe, Pages
 
@@ -22,8 +22,14 @@ def check_plan(recipe: KvRecipe, plan: LayerPlan | None) -> None:
 
     Raises:
         TamisValueError: One of these.
+        TamisTypeError: What was passed is no plan.
     """
     taken = recipe.plans
+    if not isinstance(plan, Plan | LayerPlan | None):
+        raise TamisTypeError(
+            f"kv: plan: got {type(plan).__name__}, wanted plan.of_layer(i) of a kv.Plan; make it by "
+            "kv.calibrate."
+        )
     if isinstance(plan, Plan):
         raise TamisValueError(
             f"kv: plan: got one of {len(plan.layers)} layers, wanted a layer's; pass plan.of_layer(i)."

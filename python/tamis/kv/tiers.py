@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tamis.errors import TamisFileError, TamisUnsupported, TamisValueError
+from tamis.errors import TamisFileError, TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.kv.host import HostRows
 from tamis.kv.rows import Rows, indices, page_rows, reserve
 from tamis.ops import cuda
@@ -52,6 +52,10 @@ class Tiers:
             raise TamisUnsupported(
                 f"kv.Tiers: device: got {self.device}, but CUDA is off: {reason}; wanted device='cpu' "
                 "with a folder on this machine."
+            )
+        if not isinstance(self.folder, str | os.PathLike | None):
+            raise TamisTypeError(
+                f"kv.Tiers: folder: got {type(self.folder).__name__}, wanted a path or None."
             )
         if self.folder is not None and not Path(self.folder).is_dir():
             raise TamisFileError(
