@@ -76,10 +76,9 @@ bool is_short(const PrefillArgs& a, const CudaDevice& device) {
   const bool whole = a.rows.data == nullptr && a.columns.data == nullptr && a.blocks.size == 0 &&
                      a.sink == nullptr && a.window == nullptr;
   const int64_t key_tiles = ceil_div(a.tokens, kPrefillShortKeys);
-  if (!whole || key_tiles > prefill_short_tiles(a.head_dim)) return false;
-  const int64_t halves = a.head_dim == 128 ? 3 : key_tiles <= 4 ? 12 : 2;  // of an SM's blocks
-  return 2 * prefill_short_blocks(a, prefill_short_tiles_of_block(a, device)) <=
-         halves * device.sms;
+  if (!whole || key_tiles > kPrefillShortTiles) return false;
+  const int64_t most = a.head_dim == 128 ? 17 : key_tiles <= 4 ? 60 : 10;  // blocks of ten SMs
+  return 10 * prefill_short_blocks(a, prefill_short_tiles_of_block(a, device)) <= most * device.sms;
 }
 
 }  // namespace
@@ -246,10 +245,13 @@ int64_t prefill_short_blocks(const PrefillArgs& a, int32_t tiles) {
 }
 
 PrefillShortParams prefill_short_params(const PrefillArgs& a) {
+  const int64_t key_tiles = ceil_div(a.tokens, kPrefillShortKeys);
+  const auto most = int64_t{prefill_short_held(static_cast<int32_t>(a.head_dim))};
   return {.p = prefill_params(a, 64),
           .factor = a.scale * kLog2E,
           .tiles = prefill_tiles(a, 64),
-          .key_tiles = static_cast<int32_t>(ceil_div(a.tokens, kPrefillShortKeys)),
+          .key_tiles = static_cast<int32_t>(key_tiles),
+          .held = static_cast<int32_t>(std::min(2 * ceil_div(key_tiles, 2), most)),
           .by_heads = divisor_of(a.heads),
           .by_group = divisor_of(a.heads / a.kv_heads)};
 }

@@ -92,17 +92,19 @@ constexpr int32_t prefill_group_shared(int32_t head_dim, int32_t groups) {
          8 * (4 * kPrefillGroupStages + 1) + 8;
 }
 
-// Few tokens of whole prompts (prefill_short.cuh): all keys and values that a block reads lie in
-// its shared memory at once, as tiles of 64.
+// Few tokens of whole prompts (prefill_short.cuh), tiles of 64. The pieces, a tile's keys or its
+// values, that a half of them has in shared memory at once: all, if there is room.
 inline constexpr int32_t kPrefillShortKeys = 64;
-constexpr int32_t prefill_short_tiles(int32_t head_dim) {  // at most
-  return 512 / head_dim;
+inline constexpr int32_t kPrefillShortTiles = 8;          // at most
+constexpr int32_t prefill_short_held(int32_t head_dim) {  // at most
+  return head_dim == 64 ? kPrefillShortTiles : 5;
 }
 struct PrefillShortParams {
   PrefillParams p;
   float factor;       // as above
   int32_t tiles;      // of 64 queries of a head
   int32_t key_tiles;  // of all tokens
+  int32_t held;       // pieces
   Divisor by_heads, by_group;
   TensorMap key_boxes = {}, value_boxes = {}, query_boxes = {};
 };
@@ -113,8 +115,8 @@ inline constexpr int32_t kPrefillShortTold = 1024;  // bytes before it, for all 
 constexpr int32_t prefill_short_queries_at(int32_t head_dim, int32_t tiles) {
   return kPrefillShortTold + 2 * tiles * 128 * (16 + head_dim);
 }
-constexpr int32_t prefill_short_shared(int32_t head_dim, int32_t tiles, int32_t key_tiles) {
-  return prefill_short_queries_at(head_dim, tiles) + 128 * head_dim * (tiles + 2 * key_tiles);
+constexpr int32_t prefill_short_shared(int32_t head_dim, int32_t tiles, int32_t held) {
+  return prefill_short_queries_at(head_dim, tiles) + 128 * head_dim * (tiles + 2 * held);
 }
 
 // One, or two where fewer blocks then have a multiprocessor each.

@@ -1,11 +1,11 @@
 // prefill_attention of short whole prompts by warpgroups of sm_90a, f32 sums. Tile: 64 queries of a
 // head, whose keys two warpgroups take in turns, 64 tokens at a time; then each adds up half of the
 // channels of both. Blocks of two tiles take one from each end of the prompt, so that all are as
-// long. Nothing is reused, so there is no ring and no list: all keys and values of a block are on
-// their way as soon as its barriers are made, which is what a short call waits for.
-// Latency bounds it: of boxes, of scores, of their weights, of products, one after the other.
-// Needs: no lists, blocks or spans, boxes, no softcap, 512 tokens of 64 channels or 256 of 128 at
-// most. Tail: tokens that do not exist are zeros whose scores do not count; such queries are not
+// long. There are no lists and no warps that load: all keys and values of a block, of more than 256
+// tokens of 128 channels the first of them, are on their way as soon as its barriers are made,
+// which is what a short call waits for. Latency bounds it: of boxes, of scores, of their weights,
+// of products, one after the other. Needs: no lists, blocks or spans, boxes, no softcap, 512 tokens
+// at most. Tail: tokens that do not exist are zeros whose scores do not count; such queries are not
 // written.
 // After: Shah et al. 2024 (FlashAttention-3).
 #pragma once
@@ -23,14 +23,15 @@ struct PrefillShortConfig {
   static constexpr int kTiles = kTilesOf;  // of queries
   static constexpr int kThreads = 256 * kTiles;
   static constexpr int kKeys = kPrefillShortKeys;
-  static constexpr int32_t kMostKeyTiles = prefill_short_tiles(kDim);
+  static constexpr int32_t kMostKeyTiles = kPrefillShortTiles;
+  static constexpr int32_t kMostHeld = prefill_short_held(kDim);
   // Shared memory: parts of 64 channels one after another, each as rows of 128 bytes.
   static constexpr uint32_t kPartBytes = 128 * kKeys, kQueryPartBytes = kPartBytes;
   static constexpr uint32_t kTileBytes = kPartBytes * (kDim / 64);
   static constexpr uint32_t kToldAt = kPrefillShortTold;
   static constexpr uint32_t kToldBytes = 128 * (16 + kDim);  // of a warpgroup
   static constexpr uint32_t kQueriesAt = prefill_short_queries_at(kDim, kTiles);
-  static constexpr uint32_t kKeysAt = kQueriesAt + kTiles * kTileBytes;  // then values
+  static constexpr uint32_t kKeysAt = kQueriesAt + kTiles * kTileBytes;  // and values, of each half
   static_assert(kQueriesAt % 1024 == 0, "where boxes may begin");
   static_assert(kToldAt >= 8 * (kTiles + 2 * kMostKeyTiles), "barriers lie before it");
   static_assert(kType == DType::bf16 || kType == DType::f16, "tensor cores take 16-bit floats");
@@ -86,7 +87,8 @@ struct PrefillShort : PrefillRows<Config> {
     base = g.p.begin ? dev::load_global(g.p.begin + batch) : 0;
     first = (base > 0 ? base / Config::kKeys : 0) + static_cast<int32_t>(half);
   }
-  // Asks for the queries, and for this half's keys and values, if the tile is the block's longest.
+  // Asks for the queries, and for as many of this half's keys and values as there is room for, if
+  // the tile is the block's longest.
   TAMIS_DEVICE void request() const {
     const int32_t of_batch = head - batch * g.p.heads;
     if (half == 0) {
@@ -94,14 +96,29 @@ struct PrefillShort : PrefillRows<Config> {
            Config::queries_there(slot));
     }
     if (slot != 0) return;
-    const int32_t kv_head = quotient(of_batch, g.by_group);
 #pragma unroll 1
-    for (int32_t j = first; j < key_tiles; j += 2) {
+    for (int32_t i = 0; i < g.held; i += 2) request(i);
+#pragma unroll 1
+    for (int32_t i = 1; i < g.held; i += 2) request(i);
+  }
+  // The i-th of this half's pieces, keys and values in turns, if there is one.
+  TAMIS_DEVICE void request(int32_t i) const {
+    const int32_t j = first + i / 2 * 2;
+    if (j >= key_tiles) return;
+    const int32_t kv_head = quotient(head - batch * g.p.heads, g.by_group);
+    if (i % 2 == 0) {
       copy(keys(j), g.key_boxes, Config::kKeys * j, kv_head, Config::keys_there(j));
-    }
-#pragma unroll 1
-    for (int32_t j = first; j < key_tiles; j += 2) {
+    } else {
       copy(values(j), g.value_boxes, Config::kKeys * j, kv_head, Config::values_there(j));
+    }
+  }
+  // Asks for `count` pieces from the i-th on, in the place of those that all of the half have read.
+  TAMIS_DEVICE void request_further(int32_t i, int32_t count) const {
+    if constexpr (2 * ((Config::kMostKeyTiles + 1) / 2) > Config::kMostHeld) {
+      if (first + i / 2 * 2 >= key_tiles) return;
+      dev::sync_warps<128>(3 + half);
+      if (thread != 0) return;
+      for (int32_t more = 0; more < count; ++more) request(i + more);
     }
   }
   TAMIS_DEVICE void copy(uint32_t to, const TensorMap& boxes, int32_t row, int32_t of_head,
@@ -113,10 +130,12 @@ struct PrefillShort : PrefillRows<Config> {
                          row, of_head, batch, barrier);
     }
   }
-  TAMIS_DEVICE uint32_t keys(int32_t j) const {
-    return Config::kKeysAt + static_cast<uint32_t>(j) * Config::kTileBytes;
+  TAMIS_DEVICE uint32_t keys(int32_t j) const { return piece(j - first); }
+  TAMIS_DEVICE uint32_t values(int32_t j) const { return piece(j - first + 1); }
+  TAMIS_DEVICE uint32_t piece(int32_t i) const {
+    const int32_t place = static_cast<int32_t>(half) * g.held + i % Config::kMostHeld;
+    return Config::kKeysAt + static_cast<uint32_t>(place) * Config::kTileBytes;
   }
-  TAMIS_DEVICE uint32_t values(int32_t j) const { return keys(j + g.key_tiles); }
 
   // Leaves out scores of tokens of a tile of keys that a query does not see.
   TAMIS_DEVICE void mask(int32_t j) {
@@ -157,6 +176,7 @@ struct PrefillShort : PrefillRows<Config> {
     mask(j);
     this->soften(g.factor, shrink);
     this->pack();
+    request_further(Config::kMostHeld, 1);
 #pragma unroll 1
     for (j += 2; j < key_tiles; j += 2) {
       dev::barrier_wait(Config::keys_there(j), 0);
@@ -169,6 +189,7 @@ struct PrefillShort : PrefillRows<Config> {
       dev::wait_older_products<0>(out);
       if (anew) this->scale_sums(shrink);
       this->pack();
+      request_further(j - first - 1 + Config::kMostHeld, 2);
     }
     dev::barrier_wait(Config::values_there(j - 2), 0);
     this->add_values(values(j - 2));

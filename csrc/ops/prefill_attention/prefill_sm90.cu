@@ -74,12 +74,12 @@ Status launch_short(const PrefillArgs& a, const PrefillShortParams& params,
                     const CudaDevice& device, void* stream) {
   return launch_wide<&prefill_attention_short<Config>>(
       "prefill_attention", device,
-      prefill_short_shared(Config::kDim, Config::kTiles, Config::kMostKeyTiles),
+      prefill_short_shared(Config::kDim, Config::kTiles, Config::kMostHeld),
       {.grid = dim3(static_cast<uint32_t>(a.batch * a.heads),
                     static_cast<uint32_t>(ceil_div(params.tiles, Config::kTiles))),
        .threads = Config::kThreads,
-       .shared_bytes = static_cast<size_t>(
-           prefill_short_shared(Config::kDim, Config::kTiles, params.key_tiles)),
+       .shared_bytes =
+           static_cast<size_t>(prefill_short_shared(Config::kDim, Config::kTiles, params.held)),
        .early = true,
        .stream = stream},
       params);
