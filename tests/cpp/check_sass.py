@@ -60,7 +60,7 @@ MAX_DOTS, MAX_ROW_SUMS = 102, 200  # sm_90, 1024 weights of sparse_mlp's rows, o
 MAX_PREFILL_REGISTERS, MAX_PREFILL = 255, {1: 2150, 2: 3600}
 # The same by warpgroups on sm_90a, 64 queries and 128 tokens of each, without softcap.
 MAX_PREFILL_GROUP = 1400
-MAX_PREFILL_SHORT = 520  # of 64 tokens, of short prompts
+MAX_PREFILL_SHORT = 560  # of 64 tokens, of short prompts
 # kv_mass on sm_90, 16 channels of 64 streamed rows, for one and two row tiles a warp: the pass over
 # rows of q and the one over tokens.
 MAX_MASS_ROWS, MAX_MASS_COLUMNS = {1: 30, 2: 42}, {1: 50, 2: 64}

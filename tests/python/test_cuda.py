@@ -178,6 +178,12 @@ def test_a_capture_has_a_workspace_of_its_own_on_each_stream(graphs: Graphs) -> 
     assert len(set(taken)) == 5
 
 
+def test_a_capture_takes_no_workspace_until_a_call_needs_one(graphs: Graphs) -> None:
+    graphs.now = 1
+    assert cuda_memory.workspace(0, 7, 0) == (0, 0, None)
+    assert not graphs.given
+
+
 def test_products_of_two_graphs_of_a_stream_share_no_workspace(
     graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,9 @@ from tamis.ops import cuda
 from tamis.ops.cuda_memory import raw_stream, with_workspace, workspace
 from tamis.ops.handle import core_errors
 
+FEW = 1 << 14  # queries of all heads of a prompt that takes no ticket in a graph: a block each tile
+TICKET = 4  # bytes
+
 
 def on_device(function: str, x: Tensor) -> bool:
     """Whether the CUDA library takes over.
@@ -103,7 +106,8 @@ def prefill_attention(q: Tensor, *rest: Any) -> None:
         memory = torch.empty(size, dtype=torch.uint8, device=q.device) if size else None
         pointer = 0 if memory is None else memory.data_ptr()
         stream = raw_stream(device)
-        ticket = workspace(device, stream, 0).pointer
+        few = q.shape[0] * q.shape[1] * q.shape[2] <= FEW
+        ticket = workspace(device, stream, 0 if few else TICKET).pointer
         arguments = (*rest, pointer, ticket)
         _C.cuda_prefill_attention(device, stream, *arguments)
 
