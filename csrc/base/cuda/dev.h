@@ -114,6 +114,11 @@ TAMIS_DEVICE void store_shared_word(uint32_t address, uint32_t word) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
 
+TAMIS_DEVICE void store_shared_word(uint32_t address, const Word2& words) {
+  asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(address), "r"(words.x), "r"(words.y)
+               : "memory");
+}
+
 // Two bytes, kFurther bytes on, where `wanted` is not zero; else anything.
 template <int kFurther>
 TAMIS_DEVICE uint32_t load_shared_half_if(uint32_t wanted, uint32_t address) {

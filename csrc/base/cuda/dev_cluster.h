@@ -86,6 +86,15 @@ TAMIS_DEVICE void send_cluster(uint32_t block, uint32_t at, uint32_t value, uint
       : "memory");
 #endif
 }
+TAMIS_DEVICE void send_cluster(uint32_t block, uint32_t at, const Word2& v, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.u32 [%0], {%1,%2}, [%3];" ::
+          "r"(cluster_address(block, at)),
+      "r"(v.x), "r"(v.y), "r"(cluster_address(block, barrier))
+      : "memory");
+#endif
+}
 TAMIS_DEVICE void send_cluster(uint32_t block, uint32_t at, const Word4& v, uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(

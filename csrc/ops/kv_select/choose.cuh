@@ -1,18 +1,21 @@
 // kv_choose: kv_estimate of labels and kv_select in one launch, for contexts that the shared memory
-// of one cluster of blocks a head holds in eight bytes a unit. Every block scores its share of the
-// units once, by tensor cores, and keeps the scores of four rows in 16 bits; what rows come to, by
-// which 16 bits are enough to say which units are among the k best but for few candidates; and
-// those are scored again, exactly (settle.cuh). Three meetings of the cluster: what rows come to;
-// counts of the steps of equal width between bounds of the scores, which find the step of the k-th;
-// the candidates and how many units each block takes beside them. Lists are those of kv_select
-// from exact scores. Where 16 bits do not tell units apart (many equal scores, scores beyond f16),
+// of one cluster of blocks a head holds in eight or sixteen bytes a unit. Every block scores its
+// share of the units once, by tensor cores, and keeps the scores of four rows. Three meetings of
+// the cluster: what rows come to; counts of the steps of equal width between bounds of the scores,
+// which find the step of the k-th; candidates and how many units each block takes beside them.
+// Where four scores in f32 find room, candidates are what lies in that step, and are ranked
+// (settle_whole.cuh). Else scores have 16 bits, which are enough to say which units are among the k
+// best but for few, and those are scored again, exactly (settle.cuh). Lists are those of kv_select
+// from exact scores. Where steps do not tell units apart (many equal scores, scores beyond f16),
 // every unit is scored again and a radix finds the k-th. NaN stands for units that are not to
 // choose from.
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "ops/kv_select/choose_block.cuh"
 #include "ops/kv_select/choose_scores.cuh"
 #include "ops/kv_select/settle.cuh"
+#include "ops/kv_select/settle_whole.cuh"
 
 namespace tamis {
 
@@ -20,22 +23,36 @@ TAMIS_DEVICE void clear_choose_counts() {
   dev::store_shared<dev::Word2>(kChooseCountsAt + 8 * dev::thread_index(), {0, 0});
 }
 
-// The digit of the k-th largest over the cluster's counts, from the largest down; a thread looks at
-// two neighbours in every block, together in a word, as a cluster has at most 32768 units.
+// The digit of the k-th largest over the cluster's counts of kSteps, from the largest down; a
+// thread looks at two neighbours in every block, together in a word, as a cluster has at most 32768
+// units: bytes from other blocks are what it waits for. In kChooseToldAt: what the blocks before
+// each have in that digit.
+template <uint32_t kSteps>
 TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
   static_assert(kChooseMost < 65536, "counts of 16 bits");
+  constexpr uint32_t kPairs = kSteps / 2;
+  static_assert(kPairs <= kChooseThreads && kPairs % 32 == 0, "a thread a pair");
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
-  const uint32_t pair = kChooseThreads - 1 - thread, pair_at = kChoosePairsAt + 4 * pair;
+  const bool counts = kPairs == kChooseThreads || thread < kPairs;  // the same in every lane
+  const uint32_t pair = kPairs - 1 - thread, pair_at = kChoosePairsAt + 4 * pair;
   dev::sync_block();  // everything is counted
-  const auto counted = dev::load_shared<dev::Word2>(kChooseCountsAt + 8 * pair);
-  dev::store_shared<uint32_t>(pair_at, counted.x | counted.y << 16);
+  if (counts) {
+    const auto counted = dev::load_shared<dev::Word2>(kChooseCountsAt + 8 * pair);
+    dev::store_shared<uint32_t>(pair_at, counted.x | counted.y << 16);
+  }
   dev::sync_block();
   dev::sync_cluster_unordered();
-  uint32_t both = 0;
+  uint32_t both = 0, theirs[kChooseBlocks] = {};
+  if (counts) {
 #pragma unroll
-  for (uint32_t block = 0; block < kChooseBlocks; ++block) {
-    if (static_cast<int32_t>(block) < p.estimate.blocks) both += dev::load_cluster(block, pair_at);
+    for (uint32_t block = 0; block < kChooseBlocks; ++block) {
+      if (static_cast<int32_t>(block) < p.estimate.blocks) {
+        theirs[block] = dev::load_cluster(block, pair_at);
+      }
+    }
   }
+#pragma unroll
+  for (uint32_t block = 0; block < kChooseBlocks; ++block) both += theirs[block];
   const uint32_t first = both >> 16, second = both & 0xffffu;  // the larger digit first
   uint32_t through = first + second;
   for (int distance = 1; distance < 32; distance *= 2) {
@@ -47,23 +64,31 @@ TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
   for (int distance = 1; distance < 32; distance *= 2) before = dev::prefix_step(before, distance);
   through += static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(before), 31));
   const uint32_t above = through - first - second, wanted = static_cast<uint32_t>(k);
-  if (above < wanted && wanted <= through) {
+  if (counts && above < wanted && wanted <= through) {
     const bool one = wanted <= above + first;
     dev::store_shared<uint32_t>(kChooseStateAt, 2 * pair + (one ? 1 : 0));
     dev::store_shared<uint32_t>(kChooseStateAt + 4, wanted - above - (one ? 0 : first));
     dev::store_shared<uint32_t>(kChooseStateAt + 8, one ? first : second);
+    uint32_t blocks_before = 0;
+#pragma unroll
+    for (uint32_t block = 0; block < kChooseBlocks; ++block) {
+      dev::store_shared<uint32_t>(kChooseToldAt + 4 * block, blocks_before);
+      blocks_before += one ? theirs[block] >> 16 : theirs[block] & 0xffffu;
+    }
   }
   dev::sync_block();
   const auto found = dev::load_shared<dev::Word4>(kChooseStateAt);
   return {found.x, found.y, found.z};
 }
 
-// Steps of equal width, in place of digits: 1 to 1017 between the bounds.
+// Steps of equal width, in place of digits: 1 to kDigits - 7 between the bounds.
+template <uint32_t kDigits>
 struct ChooseSteps {
-  static constexpr float kSteps = static_cast<float>(kChooseSteps) - 8;
+  static constexpr float kSteps = static_cast<float>(kDigits) - 8;
   float low, scale, width;
 
-  TAMIS_DEVICE explicit ChooseSteps(const ChooseBounds& b)
+  template <class Bounds>
+  TAMIS_DEVICE explicit ChooseSteps(const Bounds& b)
       : low(b.low),
         scale(dev::divide(kSteps, b.high - b.low)),
         width(dev::mul(b.high - b.low, 1 / kSteps)) {}
@@ -78,9 +103,9 @@ struct ChooseSteps {
   }
 };
 
-// Where the units lie that a head chooses: those that are certain, and then what is settled; all
-// bits that list_unit set; everything.
-enum class Chosen { certain, listed, all };
+// Where the units lie that a head chooses: those that are certain, and then what is settled; a list;
+// all bits that list_unit set; everything.
+enum class Chosen { certain, settled, listed, all };
 
 // What reads chosen units as soon as they are known (ChosenReader of sparse_attention); this one
 // reads nothing.
@@ -111,10 +136,10 @@ inline constexpr uint32_t kChooseListedAt = kChooseCandidatesAt;
 // to; everything is counted. False, in every block, where no step is found.
 template <class Reader>
 TAMIS_DEVICE bool find_certain(const ChooseParams& p, const EstimatePlace& at,
-                               const SelectTask& task, const ChooseHeld& s, const ChooseBounds& b,
-                               const ChooseSteps& steps, Reader& reader) {
+                               const SelectTask& task, const ChooseHeld& s, const Digit& found,
+                               const ChooseBounds<false>& b, const ChooseSteps<kChooseSteps>& steps,
+                               const float (&scores)[kChooseHeld], Reader& reader) {
   const uint32_t room = kChooseCandidates / static_cast<uint32_t>(p.estimate.blocks);
-  const Digit found = find_cluster_digit(p, task.k);
   if (found.digit == 0) return false;
   // The k-th exact score is within slack of the step, and so is every score that 16 bits put within
   // twice as much of it.
@@ -126,8 +151,8 @@ TAMIS_DEVICE bool find_certain(const ChooseParams& p, const EstimatePlace& at,
                                                    dev::bits_of(edges[2]), 0});
   }
   uint32_t mine = 0, open = 0;  // of the word that this lane holds
-  s.for_turns([&](int turn) {
-    const float x = s.score(turn);
+  s.for_each_turn<kChooseHeld>([&](int turn) {
+    const float x = scores[turn];
     const uint32_t sure = dev::ballot(x > high), above = dev::ballot(x >= low);
     if (at.lane == static_cast<uint32_t>(turn)) {
       mine = sure;
@@ -205,7 +230,7 @@ TAMIS_DEVICE void radix_cluster_threshold(const ChooseParams& p, const ChooseHel
         dev::count_shared(kChooseCountsAt + 4 * (bits >> shift & ((1u << size) - 1)));
       }
     });
-    const Digit found = find_cluster_digit(p, k);
+    const Digit found = find_cluster_digit<kChooseSteps>(p, k);
     prefix |= found.digit << shift;
     k = static_cast<int32_t>(found.wanted);
     if (shift == 0) break;
@@ -235,8 +260,9 @@ TAMIS_DEVICE void list_block(const ChooseParams& p, ChooseHeld s, float threshol
 }
 
 // Grid [blocks, heads] of kChooseThreads, the blocks of a head a cluster.
-template <class Reader>
+template <bool kWhole, class Reader>
 TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
+  using Bounds = ChooseBounds<kWhole>;
   const EstimatePlace at(p.estimate);
   const KvUnits& labels = p.estimate.args.units;
   if (at.thread == 0) dev::prefetch(labels.channels + at.kv_head * labels.labels.channels);
@@ -258,7 +284,7 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
     for (int32_t i = 0; i < page; ++i) to[i] = unit * page + i;
   };
   const ChooseHeld held{{nullptr, at.first, kChooseThreads * p.turns}, p.turns};
-  bool certain = false;
+  Chosen from = chooses ? Chosen::listed : Chosen::all;
   const int32_t end = first + task.n < at.last ? first + task.n : at.last;
   const auto choose_from = [&](int32_t place) {
     return at.first + place >= first && at.first + place < end;
@@ -275,9 +301,9 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
   if (chooses || out != nullptr) {
     clear_choose_counts();
     if (at.thread < 8) dev::store_shared<uint32_t>(kChooseSumsAt + 4 * at.thread, 0);
-    score_block(p, at, estimate_begin(p.estimate, at.head));
+    score_block<kWhole>(p, at, estimate_begin(p.estimate, at.head));
     reader.query_there();
-    const ChooseBounds bounds = find_bounds(p, at);
+    const Bounds bounds = find_bounds<kWhole>(p, at);
     if (out != nullptr) {
 #pragma unroll 1
       for (int32_t unit = at.first + static_cast<int32_t>(at.thread); unit < at.last;
@@ -286,26 +312,37 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
       }
     }
     if (!chooses) dev::sync_cluster();  // nobody reads what rows come to any more
-    if (chooses && bounds.spread()) {
-      const ChooseSteps steps(bounds);
-      held.for_turns([&](int turn) {
+    if (chooses && spread(bounds)) {
+      const ChooseSteps<Bounds::kSteps> steps(bounds);
+      float x[Bounds::kTurns];
+      held.for_each_turn<Bounds::kTurns>([&](int turn) {
         const int32_t place = held.place(turn);
-        const auto pairs = dev::load_shared<dev::Word2>(ChooseHeld::at(place));
-        const float best = bounds.score(pairs.x, pairs.y);
-        const float x = choose_from(place) ? best : __builtin_nanf("");
-        dev::store_shared<float>(ChooseHeld::at(place), x);
-        dev::count_shared(kChooseCountsAt + 4 * steps.of(x));
+        const float best = bounds.score(place);
+        x[turn] = choose_from(place) ? best : __builtin_nanf("");
+        dev::count_shared(kChooseCountsAt + 4 * steps.of(x[turn]));
       });
-      certain = find_certain(p, at, task, held, bounds, steps, reader);
+      const Digit found = find_cluster_digit<Bounds::kSteps>(p, task.k);
+      if constexpr (kWhole) {
+        int32_t before = 0;
+        if (settle_whole(p, at, task, held, found, bounds, steps, x, reader, &before)) {
+          if constexpr (Reader::kLists) list_taken(at, held, before, put);
+          from = Chosen::settled;
+        }
+      } else if (find_certain(p, at, task, held, found, bounds, steps, x, reader)) {
+        from = Chosen::certain;
+      }
     }
   }
   const auto settle = [&] {
-    int32_t before = 0;
-    if (!settle_candidates<typename Reader::Settlers>(p, at, task.k, &before)) return false;
-    if constexpr (Reader::kLists) list_taken(at, held, before, put);
-    return true;
+    if constexpr (kWhole) {
+      return true;
+    } else {
+      int32_t before = 0;
+      if (!settle_candidates<typename Reader::Settlers>(p, at, task.k, &before)) return false;
+      if constexpr (Reader::kLists) list_taken(at, held, before, put);
+      return true;
+    }
   };
-  Chosen from = !chooses ? Chosen::all : certain ? Chosen::certain : Chosen::listed;
 #pragma unroll 1
   while (true) {  // twice at most
     if (from == Chosen::listed) {

@@ -16,12 +16,15 @@ inline constexpr int32_t kChooseMost = 32768;                          // units 
 inline constexpr int32_t kChooseChannels = 32;  // of labels: the k of one product of bytes
 inline constexpr int32_t kChooseRows = 4;
 inline constexpr int32_t kChooseCandidates = 1024;  // of a cluster
+// Of units for which threads take so many turns or fewer, shared memory holds scores in f32.
+inline constexpr int32_t kChooseWholeTurns = 11;
 
 // Shared memory of a block: counts of steps, then of what the block keeps (a bit a unit, then
 // places, then units of all candidates); the counts, two in a word, for the cluster; what a warp
 // counts; numbers of the block; what each row comes to; what each block of the cluster says; what a
 // row comes to in each warp; candidates by block: scores, then units; scores of all candidates;
-// eight bytes a unit; then what estimates need.
+// eight bytes a unit or, where scores are whole, sixteen; then what estimates need. Candidates whose
+// scores are whole: pairs of a score and a unit, in place of those by block.
 inline constexpr uint32_t kChooseSteps = 2 * kChooseThreads;
 inline constexpr int32_t kChooseCountsAt = 0;
 inline constexpr int32_t kChooseTakenAt = kChooseCountsAt;
@@ -33,7 +36,10 @@ inline constexpr int32_t kChooseStateAt = kChooseWarpsAt + 4 * 32;
 inline constexpr int32_t kChooseSumsAt = kChooseStateAt + 16;
 inline constexpr int32_t kChooseStatsAt = kChooseSumsAt + 32;  // largest, sum, smallest of a row
 inline constexpr int32_t kChooseShiftsAt = kChooseStatsAt + 16 * kChooseRows;
+// What each block says, twice as many numbers as blocks: how many it takes beside candidates, and
+// candidates; where scores are whole, candidates of blocks before, then what each takes beside them.
 inline constexpr int32_t kChooseToldAt = kChooseShiftsAt + 16 * kChooseRows;
+inline constexpr int32_t kChooseBesideAt = kChooseToldAt + 4 * kChooseBlocks;
 // Between which exact scores candidates lie, and what makes scores of 16 bits of those. Barriers:
 // all blocks have told; all candidates are there; all is settled, by whoever settles it.
 inline constexpr int32_t kChooseEdgesAt = kChooseToldAt + 8 * kChooseBlocks;
@@ -57,10 +63,17 @@ struct ChooseParams {
   EstimateParams estimate;  // blocks: of a cluster; span: units of a block; out may be null
   KvSelectArgs select;
   int32_t turns;  // of a thread over the block's units
+  bool whole;     // scores are held in f32, not in 16 bits
 };
 
+// Scores are whole up to that many turns.
 ChooseParams choose_params(const KvEstimateArgs& estimate, const KvSelectArgs& select,
-                           const CudaDevice& device, const ChooseFit& fit);
+                           const CudaDevice& device, const ChooseFit& fit,
+                           int32_t whole_turns = kChooseWholeTurns);
+
+// Bytes of shared memory that a unit's scores take.
+template <bool kWhole>
+inline constexpr int32_t kChooseUnitBytes = kWhole ? 16 : 8;
 
 int32_t choose_shared(const ChooseParams& p);
 

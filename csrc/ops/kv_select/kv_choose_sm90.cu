@@ -5,19 +5,24 @@
 namespace tamis {
 namespace {
 
-template <int kThreads>
-TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kThreads, 1) kv_choose(const ChooseParams p) {
+template <bool kWhole>
+TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kChooseThreads, 1) kv_choose(const ChooseParams p) {
   NoReader none;
-  choose_units(p, none);
+  choose_units<kWhole>(p, none);
 }
 
-template <int kThreads>
+template <bool kWhole>
+Status launch_choose(const ChooseParams& p, const CudaDevice& device, void* stream) {
+  return launch_wide<&kv_choose<kWhole>>("kv_choose", device, device.shared_per_block,
+                                         choose_grid(p, choose_shared(p), stream), p);
+}
+
 Status run(const KvChooseArgs& args, const CudaDevice& device, void* stream) {
   ChooseFit fit;
-  TAMIS_RETURN_IF_ERROR(find_choose_fit<&kv_choose<kThreads>>("kv_choose", device, &fit));
+  TAMIS_RETURN_IF_ERROR(find_choose_fit<&kv_choose<true>>("kv_choose", device, &fit));
   const ChooseParams p = choose_params(args.estimate, args.select, device, fit);
-  return launch_wide<&kv_choose<kThreads>>("kv_choose", device, device.shared_per_block,
-                                           choose_grid(p, choose_shared(p), stream), p);
+  return p.whole ? launch_choose<true>(p, device, stream)
+                 : launch_choose<false>(p, device, stream);
 }
 
 }  // namespace
@@ -32,7 +37,7 @@ Status kv_choose_heads_cuda(const KvChooseArgs& args, const CudaDevice& device, 
         static_cast<long long>(e.units.units), static_cast<long long>(e.rows), device.capability,
         kChooseMost, kChooseRows);
   }
-  return run<kChooseThreads>(args, device, stream);
+  return run(args, device, stream);
 }
 
 }  // namespace tamis

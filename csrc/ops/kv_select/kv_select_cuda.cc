@@ -292,7 +292,7 @@ bool kv_choose_fits(const KvChooseArgs& args, const CudaDevice& device) {
 }
 
 ChooseParams choose_params(const KvEstimateArgs& e, const KvSelectArgs& select,
-                           const CudaDevice& device, const ChooseFit& fit) {
+                           const CudaDevice& device, const ChooseFit& fit, int32_t whole_turns) {
   const int64_t heads = e.batch * e.kv_heads, units = e.units.units;
   // As few blocks of a cluster as hold all scores, and more while every thread has a unit and no
   // cluster waits for another one.
@@ -301,13 +301,18 @@ ChooseParams choose_params(const KvEstimateArgs& e, const KvSelectArgs& select,
          heads <= fit[static_cast<size_t>(blocks)]) {
     ++blocks;
   }
-  ChooseParams p{.estimate = estimate_params(e, nullptr, device), .select = select, .turns = 0};
+  ChooseParams p{.estimate = estimate_params(e, nullptr, device),
+                 .select = select,
+                 .turns = 0,
+                 .whole = false};
   const int64_t span = 32 * ceil_div(units, 32 * blocks);
   p.turns = static_cast<int32_t>(ceil_div(span, kChooseThreads));
+  p.whole = p.turns <= whole_turns;
   p.estimate.blocks = static_cast<int32_t>(blocks);
   p.estimate.span = static_cast<int32_t>(span);
   p.estimate.stats = nullptr;
-  p.estimate.shared_at = kChooseScoresAt + 8 * kChooseThreads * p.turns;
+  const int32_t unit = p.whole ? kChooseUnitBytes<true> : kChooseUnitBytes<false>;
+  p.estimate.shared_at = kChooseScoresAt + unit * kChooseThreads * p.turns;
   return p;
 }
 

@@ -1,6 +1,8 @@
-// Attention over the tokens that a cluster of blocks chooses, in the same launch: half of a block's
-// warps read those of its own share of the tokens that are certain, while the others settle with
-// the rest of the cluster which candidates belong to the k best; those are read at the end.
+// Attention over the tokens that a cluster of blocks chooses, in the same launch: a block reads those
+// of its own share of the tokens. Where scores are whole, which those are is soon settled, and then
+// more than half of the warps read. Else half of them read those that are certain, while the others
+// settle with the rest of the cluster which candidates belong to the k best; those are read at the
+// end.
 #pragma once
 
 #include "ops/kv_select/choose.cuh"
@@ -17,9 +19,11 @@ TAMIS_DEVICE uint32_t bits_between(int32_t first, int32_t last) {
 
 template <class Config>
 class ChosenReader {
+  static constexpr int kWarps = Config::kWarps;
+
  public:
   static constexpr bool kLists = false;
-  using Settlers = ChooseGroup<kChosenWarps, kChooseThreads / 32 - kChosenWarps, 2>;
+  using Settlers = ChooseGroup<kWarps, kChooseThreads / 32 - kWarps, 2>;
 
   TAMIS_DEVICE explicit ChosenReader(const ChosenParams& params) : all_(params) {}
 
@@ -61,33 +65,59 @@ class ChosenReader {
     dev::add_shared(kChooseListedAt + 4 * (of / 32), 1u << of % 32);
   }
 
-  // Half of the warps, with the others' registers, read what is certain while those settle the
-  // rest.
+  // Of whole scores. Bits of the word with those that are taken whatever they score; all words are
+  // listed, one a lane, behind which others are put; the number of all.
+  TAMIS_DEVICE uint32_t with_forced(const EstimatePlace& block, const SelectTask& task,
+                                    uint32_t word, uint32_t bits) const {
+    return bits | forced(block, task, word, false);
+  }
+  TAMIS_DEVICE uint32_t list_bits(uint32_t word, uint32_t bits) {
+    return static_cast<uint32_t>(list<Everybody>(word, bits, 0, warps_at()));
+  }
+  TAMIS_DEVICE void put(uint32_t entry, int32_t place) {
+    dev::store_shared<uint16_t>(static_cast<uint32_t>(all_.list_at) + 2 * entry,
+                                static_cast<uint16_t>(place));
+  }
+  TAMIS_DEVICE void listed(int32_t count) { listed_ = count; }
+
+  // Some of the warps read, with the others' registers; meanwhile those settle what is not certain.
   template <class Settle>
   TAMIS_DEVICE bool read(const EstimatePlace& block, const SelectTask& task, Chosen from,
                          const Settle& settle) {
     if (from == Chosen::all) dev::wait_async<0>();   // for q
-    if (from != Chosen::certain) dev::sync_block();  // behind one anyway
+    if (from == Chosen::listed || from == Chosen::all) dev::sync_block();  // behind one anyway
     bool settled = true;
-    if (warp() < kChosenWarps) {
+    if (warp() < kWarps) {
       dev::take_registers<kChosenRegisters>();
       settled = read_listed(block, task, from);
-      if (!settled) dev::keep_registers<kChooseRegisters>();
+      if constexpr (!Config::kWhole) {
+        if (!settled) dev::keep_registers<kChooseRegisters>();
+      }
     } else {
-      dev::keep_registers<kSettleRegisters>();
-      if (from == Chosen::certain) settled = settle_rest(settle);
-      if (!settled) dev::take_registers<kChooseRegisters>();
+      dev::keep_registers<kOtherRegisters<Config::kWhole>>();
+      if constexpr (!Config::kWhole) {
+        if (from == Chosen::certain) settled = settle_rest(settle);
+        if (!settled) dev::take_registers<kChooseRegisters>();
+      }
     }
     return settled;
   }
 
  private:
-  using Readers = ChooseGroup<0, kChosenWarps, 1>;
+  using Readers = ChooseGroup<0, kWarps, 1>;
+  using Everybody = ChooseGroup<0, kChooseThreads / 32, 0>;
   static_assert(Readers::kThreads >= kChooseUnits / 32, "a thread a word of units");
-  static_assert(Settlers::kThreads >= kChooseUnits / 32, "a thread a word of units");
+  static_assert(Config::kWhole || Settlers::kThreads >= kChooseUnits / 32,
+                "a thread a word of units");
 
   TAMIS_DEVICE bool read_listed(const EstimatePlace& block, const SelectTask& task, Chosen from) {
     const uint32_t word = dev::in_register(Readers::thread());
+    if (from == Chosen::settled) {
+      ChosenTiles<Config> tiles(all_, block);
+      tiles.add(0, listed_);
+      tiles.finish();
+      return true;
+    }
     uint32_t bits = 0;
     if (has(word)) {
       if (from == Chosen::certain) {
@@ -97,7 +127,8 @@ class ChosenReader {
         if (from == Chosen::listed) bits |= dev::load_shared<uint32_t>(kChooseListedAt + 4 * word);
       }
     }
-    const int32_t known = list<Readers>(bits, 0, warps_at());
+    const int32_t known = list<Readers>(word, bits, 0, warps_at());
+    Readers::sync();
     ChosenTiles<Config> tiles(all_, block);
     // Whole tiles of what is certain; then what is settled, behind it.
     int32_t first = 0, listed = from == Chosen::certain ? known - known % kChosenTokens : known;
@@ -127,7 +158,8 @@ class ChosenReader {
                ~dev::load_shared<uint32_t>(sure_at() + 4 * word);
       }
       const auto known = dev::load_shared<int32_t>(known_at());
-      listed = known + list<Settlers>(bits, known, warps_at() + 4 * kChosenWarps);
+      listed = known + list<Settlers>(word, bits, known, warps_at() + 4 * kWarps);
+      Settlers::sync();
     }
     if (Settlers::thread() == 0) dev::store_shared<int32_t>(listed_at(), listed);
     dev::barrier_arrive(kChooseSettledAt);
@@ -158,10 +190,10 @@ class ChosenReader {
     return bits & bits_between(0, block.last - first);
   }
 
-  // Lists the units of each thread's word from entry `from` on, words ascending; how many there
-  // are.
+  // Lists the units of each thread's word from entry `from` on, words ascending with threads; how
+  // many there are. The list is whole behind another barrier.
   template <class Group>
-  TAMIS_DEVICE int32_t list(uint32_t bits, int32_t from, uint32_t sums_at) {
+  TAMIS_DEVICE int32_t list(uint32_t word, uint32_t bits, int32_t from, uint32_t sums_at) {
     constexpr uint32_t kWarps = Group::kThreads / 32;
     static_assert(kWarps <= 32, "a lane a warp");
     const uint32_t thread = Group::thread(), lane = thread % 32;
@@ -180,12 +212,11 @@ class ChosenReader {
     const int32_t count = dev::shuffle(static_cast<int32_t>(warps), 31);
     const int32_t first = from + earlier + static_cast<int32_t>(through - mine);
     auto to = static_cast<uint32_t>(all_.list_at + 2 * first);
-    const int32_t unit = 32 * static_cast<int32_t>(thread);
+    const int32_t unit = 32 * static_cast<int32_t>(word);
     for (; bits != 0; bits &= bits - 1, to += 2) {
       const int32_t lowest = dev::popcount((bits & (0u - bits)) - 1);
       dev::store_shared<uint16_t>(to, static_cast<uint16_t>(unit + lowest));
     }
-    Group::sync();
     return count;
   }
 
@@ -193,13 +224,14 @@ class ChosenReader {
   TAMIS_DEVICE static uint32_t warp() { return dev::in_register(dev::thread_index()) / 32; }
 
   const ChosenParams& all_;
+  int32_t listed_ = 0;  // of whole scores
 };
 
 // Grid [blocks, heads] of kChooseThreads, the blocks of a head a cluster.
 template <class Config>
 TAMIS_DEVICE void attend_chosen(const ChosenParams& p) {
   ChosenReader<Config> reader(p);
-  choose_units(p.choose, reader);
+  choose_units<Config::kWhole>(p.choose, reader);
 }
 
 }  // namespace tamis

@@ -13,17 +13,26 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kChooseThreads, 1)
   attend_chosen<Config>(p);
 }
 
+constexpr const char* kName = "chosen_attention";
+
 template <class Config>
-Status run(const ChosenAttentionArgs& args, const CudaDevice& device, void* stream) {
-  constexpr const char* kName = "chosen_attention";
-  ChooseFit fit;
-  TAMIS_RETURN_IF_ERROR(find_choose_fit<&chosen_attention<Config>>(kName, device, &fit));
-  const KvChooseArgs& c = args.choose;
-  const ChosenParams p = chosen_params(
-      choose_params(c.estimate, c.select, device, fit),
-      attention_params({.attention = args.attention}, {.splits = 1}, 1), Config::kDim);
+Status launch_chosen(const ChosenParams& p, const CudaDevice& device, void* stream) {
   return launch_wide<&chosen_attention<Config>>(kName, device, device.shared_per_block,
-                                                choose_grid(p.choose, chosen_shared(p), stream), p);
+                                                choose_grid(p.choose, p.shared_bytes, stream), p);
+}
+
+template <DType kType, int kDim>
+Status run(const ChosenAttentionArgs& args, const CudaDevice& device, void* stream) {
+  using Whole = ChosenConfig<kType, kDim, true>;
+  using Half = ChosenConfig<kType, kDim, false>;
+  ChooseFit fit;
+  TAMIS_RETURN_IF_ERROR(find_choose_fit<&chosen_attention<Whole>>(kName, device, &fit));
+  const KvChooseArgs& c = args.choose;
+  const ChosenParams p =
+      chosen_params(choose_params(c.estimate, c.select, device, fit),
+                    attention_params({.attention = args.attention}, {.splits = 1}, 1), kDim);
+  return p.choose.whole ? launch_chosen<Whole>(p, device, stream)
+                        : launch_chosen<Half>(p, device, stream);
 }
 
 }  // namespace
@@ -39,8 +48,8 @@ Status chosen_attention_cuda(const ChosenAttentionArgs& args, const CudaDevice& 
   TAMIS_RETURN_IF_ERROR(check_estimate_cuda(args.choose.estimate));
   if (args.attention.batch * args.attention.kv_heads == 0) return {};
   return args.attention.q_dtype == DType::bf16
-             ? run<ChosenConfig<DType::bf16, 128>>(args, device, stream)
-             : run<ChosenConfig<DType::f16, 128>>(args, device, stream);
+             ? run<DType::bf16, 128>(args, device, stream)
+             : run<DType::f16, 128>(args, device, stream);
 }
 
 }  // namespace tamis

@@ -1,4 +1,4 @@
-// Tiles of attention over chosen tokens: half of a block's warps bring 16 listed tokens at a time.
+// Tiles of attention over chosen tokens: half of a block's warps, or more, bring 16 listed tokens at a time.
 // Keys and values of a tile lie in the memory of scores, rows of 2 d bytes whose chunk c of 16
 // bytes lies at c ^ (row & 7), so that eight rows of a matrix meet in no bank. Sums: online softmax
 // a warp, then warps, then blocks, which send each other the parts that each writes, in order, so
@@ -11,10 +11,12 @@
 
 namespace tamis {
 
-template <DType kTypeOf, int kDimOf>
+template <DType kTypeOf, int kDimOf, bool kWholeOf>
 struct ChosenConfig {
   static constexpr DType kType = kTypeOf;
   static constexpr int kDim = kDimOf;
+  static constexpr bool kWhole = kWholeOf;  // scores
+  static constexpr int kWarps = chosen_warps(kWhole);
   static constexpr int kTiles = kDim / 16;  // of the output, and products of a score
   static constexpr uint32_t kRow = 2 * kDim;
   static constexpr uint32_t kChunks = kRow / 16, kRowsAtOnce = 32 / kChunks;
@@ -39,7 +41,8 @@ struct ChosenConfig {
 // The tiles of the block's list, from the first of each warp on.
 template <class Config>
 class ChosenTiles {
-  static_assert(kChooseRows * Config::kDim <= 32 * kChosenWarps, "a thread an output");
+  static constexpr int kWarps = Config::kWarps;
+  static_assert(kChooseRows * Config::kDim <= 32 * kWarps, "a thread an output");
 
  public:
   TAMIS_DEVICE ChosenTiles(const ChosenParams& params, const EstimatePlace& at)
@@ -49,7 +52,7 @@ class ChosenTiles {
 
   // Adds the warp's tiles from that one on; so many units are listed by now.
   TAMIS_DEVICE void add(int32_t first, int32_t listed) {
-    constexpr int32_t kStep = kChosenWarps;
+    constexpr int32_t kStep = kWarps;
     listed_ = listed;
     auto tile = static_cast<int32_t>(at_.warp);
     if (tile < first) tile += (first - tile + kStep - 1) / kStep * kStep;
@@ -124,12 +127,12 @@ class ChosenTiles {
 
   // Where candidates were ranked: largest scores and sums [warps][4], then those of the block. Over
   // the tiles: weighted values [warps][4][d].
-  static constexpr uint32_t kMostAt = kChooseRankedAt, kSumAt = kMostAt + 16 * kChosenWarps;
-  static constexpr uint32_t kStatsAt = kSumAt + 16 * kChosenWarps, kPartStats = 8 * kChooseRows;
+  static constexpr uint32_t kMostAt = kChooseRankedAt, kSumAt = kMostAt + 16 * kWarps;
+  static constexpr uint32_t kStatsAt = kSumAt + 16 * kWarps, kPartStats = 8 * kChooseRows;
   static_assert(kStatsAt + kPartStats <= kChooseScoresAt, "in place of the candidates");
   static constexpr uint32_t kRowBytes = 4 * Config::kDim, kBlockBytes = kChooseRows * kRowBytes;
   static constexpr uint32_t kWeightedAt = kChooseScoresAt;
-  static_assert(kChosenWarps * kBlockBytes <= static_cast<uint32_t>(chosen_ring(Config::kDim)),
+  static_assert(kWarps * kBlockBytes <= static_cast<uint32_t>(chosen_ring(Config::kWhole, Config::kDim)),
                 "over the tiles");
   static_assert(Config::kDim * kChooseRows + kChooseBlocks <= kChosenOutputs, "room for the parts");
 
@@ -216,25 +219,27 @@ class ChosenTiles {
       dev::store_shared<dev::Word2>(kSumAt + to, {dev::bits_of(s.sum[0]), dev::bits_of(s.sum[1])});
     }
     sync();  // and nobody reads its tile any more
-    // A lane a warp.
+    // A lane a warp, the last one again where there are more lanes.
+    const bool warp_of_lane = at_.lane < kWarps;
+    const uint32_t of_lane = warp_of_lane ? at_.lane : kWarps - 1;
     float theirs[kChooseRows], most[kChooseRows];
-    words(at_.lane % kChosenWarps, kMostAt, theirs);
+    words(of_lane, kMostAt, theirs);
 #pragma unroll
     for (int r = 0; r < kChooseRows; ++r) {
       most[r] = theirs[r];
 #pragma unroll
-      for (int mask = 1; mask < kChosenWarps; mask *= 2) {
+      for (int mask = 1; mask < 32; mask *= 2) {
         most[r] = dev::max(most[r], dev::shuffle_xor(most[r], mask));
       }
     }
     if (at_.warp == 0) {
       float sum[kChooseRows];
-      words(at_.lane % kChosenWarps, kSumAt, sum);
+      words(of_lane, kSumAt, sum);
 #pragma unroll
       for (int r = 0; r < kChooseRows; ++r) {
-        sum[r] *= share_of(theirs[r], most[r]);
+        sum[r] = warp_of_lane ? sum[r] * share_of(theirs[r], most[r]) : 0.0f;
 #pragma unroll
-        for (int mask = 1; mask < kChosenWarps; mask *= 2) {
+        for (int mask = 1; mask < 32; mask *= 2) {
           sum[r] += dev::shuffle_xor(sum[r], mask);
         }
         const uint32_t to = kStatsAt + 4 * static_cast<uint32_t>(r);
@@ -262,7 +267,7 @@ class ChosenTiles {
     float sum = 0;
     if (thread < kChooseRows * Config::kDim) {
 #pragma unroll
-      for (uint32_t w = 0; w < kChosenWarps; ++w) {
+      for (uint32_t w = 0; w < kWarps; ++w) {
         sum += dev::load_shared<float>(kWeightedAt + kBlockBytes * w + 4 * thread);
       }
     }
@@ -270,7 +275,7 @@ class ChosenTiles {
   }
   TAMIS_DEVICE static void sync() {
     dev::sync_warp();
-    dev::sync_warps<1, 32 * kChosenWarps>();
+    dev::sync_warps<1, 32 * kWarps>();
   }
   // Four numbers of warp w.
   TAMIS_DEVICE static void words(uint32_t w, uint32_t from, float (&x)[kChooseRows]) {

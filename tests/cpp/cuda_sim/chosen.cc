@@ -26,6 +26,7 @@ struct Case {
   bool begin = false, budget = false;
   int levels = 0;  // that many different keys; 0: all differ
   float softcap = 0, amplitude = 1;
+  bool whole = true;  // scores in f32
   std::vector<sim::Faults> bugs = {};  // that must be noticed
 };
 
@@ -40,13 +41,18 @@ struct alignas(16) Chunk {
   uint8_t bytes[16];
 };
 
+template <bool kWhole>
+void attend(DType dtype, const ChosenParams& p) {
+  if (dtype == DType::bf16) {
+    attend_chosen<ChosenConfig<DType::bf16, kD, kWhole>>(p);
+  } else {
+    attend_chosen<ChosenConfig<DType::f16, kD, kWhole>>(p);
+  }
+}
+
 std::string run(const sim::Launch& launch, DType dtype, const ChosenParams& p) {
   return sim::launch(launch, [&] {
-    if (dtype == DType::bf16) {
-      attend_chosen<ChosenConfig<DType::bf16, kD>>(p);
-    } else {
-      attend_chosen<ChosenConfig<DType::f16, kD>>(p);
-    }
+    p.choose.whole ? attend<true>(dtype, p) : attend<false>(dtype, p);
   });
 }
 
@@ -149,13 +155,15 @@ void expect_attended(const Case& c, uint64_t seed) {
   ASSERT_TRUE(chosen_attention_fits(args, device));
   ChooseFit fit;
   for (int32_t i = 0; i < kChooseBlocks; ++i) fit[static_cast<size_t>(i)] = c.sms / (i + 1);
-  ChooseParams choose = choose_params(args.choose.estimate, args.choose.select, device, fit);
+  ChooseParams choose = choose_params(args.choose.estimate, args.choose.select, device, fit,
+                                      c.whole ? kChooseWholeTurns : 0);
+  ASSERT_EQ(choose.whole, c.whole);
   const ChosenParams p =
       chosen_params(choose, attention_params({.attention = args.attention}, {.splits = 1}, 1), kD);
   sim::Launch launch{
       .grid = {static_cast<uint32_t>(choose.estimate.blocks), static_cast<uint32_t>(heads)},
       .block = {kChooseThreads},
-      .shared_bytes = static_cast<size_t>(chosen_shared(p)),
+      .shared_bytes = static_cast<size_t>(p.shared_bytes),
       .seed = seed,
       .cluster = static_cast<uint32_t>(choose.estimate.blocks)};
   ASSERT_LE(launch.shared_bytes, 232448u);
@@ -166,7 +174,8 @@ void expect_attended(const Case& c, uint64_t seed) {
   ASSERT_EQ(sim::launch(launch,
                         [&] {
                           NoReader none;
-                          choose_units(choose, none);
+                          c.whole ? choose_units<true>(choose, none)
+                                  : choose_units<false>(choose, none);
                         }),
             "");
   segment.index = wanted.data();
@@ -191,7 +200,7 @@ void expect_attended(const Case& c, uint64_t seed) {
     }
   }
   std::vector<uint16_t> first(out.data(), out.data() + out.size());
-  launch.shared_bytes = static_cast<size_t>(chosen_shared(p));
+  launch.shared_bytes = static_cast<size_t>(p.shared_bytes);
   launch.seed = seed + 1000;
   ASSERT_EQ(run(launch, c.dtype, p), "");
   ASSERT_EQ(first, std::vector<uint16_t>(out.data(), out.data() + out.size())) << "seed " << seed;
@@ -210,39 +219,68 @@ void expect_attended(const Case& c, uint64_t seed) {
 
 TEST(ChosenAttention, AttendsToWhatItChooses) {
   uint64_t seed = 900;
-  for (const DType dtype : {DType::bf16, DType::f16}) {
-    expect_attended({.units = 1500, .k = 700, .dtype = dtype}, ++seed);
-    expect_attended({.units = 2100,
-                     .k = 300,
-                     .rows = 3,
-                     .sink = 4,
-                     .recent = 70,
-                     .dtype = dtype,
-                     .sms = 8,
-                     .begin = true,
-                     .budget = true},
-                    ++seed);
+  for (const bool whole : {true, false}) {
+    for (const DType dtype : {DType::bf16, DType::f16}) {
+      expect_attended({.units = 1500, .k = 700, .dtype = dtype, .whole = whole}, ++seed);
+      expect_attended({.units = 2100,
+                       .k = 300,
+                       .rows = 3,
+                       .sink = 4,
+                       .recent = 70,
+                       .dtype = dtype,
+                       .sms = 8,
+                       .begin = true,
+                       .budget = true,
+                       .whole = whole},
+                      ++seed);
+    }
+    expect_attended({.units = 17, .k = 5, .rows = 1, .whole = whole}, ++seed);
+    // Forced ones alone; all of them.
+    expect_attended({.units = 1000, .k = 90, .sink = 100, .recent = 33, .whole = whole}, ++seed);
+    expect_attended({.units = 1300, .k = 1300, .begin = true, .whole = whole}, ++seed);
+    expect_attended(
+        {.units = 5000, .k = 2500, .sms = 4, .softcap = 5, .amplitude = 3, .whole = whole}, ++seed);
   }
-  expect_attended({.units = 17, .k = 5, .rows = 1}, ++seed);
-  expect_attended({.units = 1000, .k = 90, .sink = 100, .recent = 33},
-                  ++seed);                                             // forced ones alone
-  expect_attended({.units = 1300, .k = 1300, .begin = true}, ++seed);  // all of them
-  expect_attended({.units = 5000, .k = 2500, .sms = 4, .softcap = 5, .amplitude = 3}, ++seed);
+}
+
+// Exponentials of scores beyond 69 are added up once more, relative to the largest.
+TEST(ChosenAttention, AddsUpLargeScores) {
+  for (const bool whole : {true, false}) {
+    expect_attended({.units = 1400, .k = 200, .amplitude = 60, .whole = whole}, 940);
+    expect_attended({.units = 2200, .k = 90, .sms = 4, .amplitude = 90, .whole = whole}, 941);
+  }
 }
 
 TEST(ChosenAttention, BeginsAnewWhereScoresAreEqual) {
   uint64_t seed = 950;
-  for (const int levels : {1, 2, 9}) {
-    expect_attended({.units = 1300, .k = 400, .recent = 5, .begin = true, .levels = levels},
-                    ++seed);
+  for (const bool whole : {true, false}) {
+    for (const int levels : {1, 2, 9}) {
+      expect_attended({.units = 1300,
+                       .k = 400,
+                       .recent = 5,
+                       .begin = true,
+                       .levels = levels,
+                       .whole = whole},
+                      ++seed);
+    }
+    expect_attended({.units = 4500, .k = 3000, .sms = 4, .levels = 2, .whole = whole}, ++seed);
   }
-  expect_attended({.units = 4500, .k = 3000, .sms = 4, .levels = 2}, ++seed);
 }
 
 TEST(ChosenAttention, SeededBugsAreNoticed) {
   expect_attended({.units = 3000,
                    .k = 900,
                    .sms = 8,
+                   .bugs = {{.cluster = 0},  // before bounds
+                            {.cluster = 1},  // before counts of other blocks are added up
+                            {.send = 0},     // a candidate or a part
+                            {.wait = 0},     // for candidates, or for parts
+                            {.copy = 0}}},   // of a row
+                  960);
+  expect_attended({.units = 3000,
+                   .k = 900,
+                   .sms = 8,
+                   .whole = false,
                    .bugs = {{.cluster = 0},  // before bounds
                             {.cluster = 1},  // before counts of other blocks are added up
                             {.send = 0},     // what a block tells, a candidate or a part

@@ -75,6 +75,9 @@ inline uint32_t load_shared_word(uint32_t address) {
 inline void store_shared_word(uint32_t address, uint32_t word) {
   store_shared<uint32_t>(address, word);
 }
+inline void store_shared_word(uint32_t address, const Word2& words) {
+  store_shared<Word2>(address, words);
+}
 
 inline void sync_cluster() {
   sim::sync_cluster();
@@ -177,6 +180,9 @@ inline void wait_cluster() {
   sim::wait_cluster();
 }
 inline void send_cluster(uint32_t block, uint32_t at, uint32_t value, uint32_t barrier) {
+  sim::send(block, at, &value, sizeof value, barrier);
+}
+inline void send_cluster(uint32_t block, uint32_t at, const Word2& value, uint32_t barrier) {
   sim::send(block, at, &value, sizeof value, barrier);
 }
 inline void send_cluster(uint32_t block, uint32_t at, const Word4& value, uint32_t barrier) {

@@ -208,7 +208,9 @@ void expect_chosen(const KvEstimateArgs& e, std::span<const double> scores, uint
     ASSERT_TRUE(check_choose_cuda({.estimate = estimate, .select = args}).ok());
     ChooseFit fit;
     for (int32_t i = 0; i < kChooseBlocks; ++i) fit[static_cast<size_t>(i)] = device.sms / (i + 1);
-    const ChooseParams p = choose_params(estimate, args, device, fit);
+    const bool whole = seed % 5 != 0;
+    const ChooseParams p =
+        choose_params(estimate, args, device, fit, whole ? kChooseWholeTurns : 0);
     const sim::Launch launch{
         .grid = {static_cast<uint32_t>(p.estimate.blocks), static_cast<uint32_t>(heads)},
         .block = {kChooseThreads},
@@ -218,7 +220,7 @@ void expect_chosen(const KvEstimateArgs& e, std::span<const double> scores, uint
     ASSERT_EQ(sim::launch(launch,
                           [&] {
                             NoReader none;
-                            choose_units(p, none);
+                            p.whole ? choose_units<true>(p, none) : choose_units<false>(p, none);
                           }),
               "");
     if (keeps) expect_near(out.span(), scores);
