@@ -8,6 +8,9 @@ from torch import Tensor
 from tamis.ops import chosen, kv_select
 from tamis.ops.attention import DenseSegment, Lists, sparse_attention
 
+# So many that two blocks share 32768 tokens of a head, whose scores then have 16 bits.
+MANY = -(-60 // G)
+
 
 @needs_device
 def test_labels_are_the_cpus() -> None:
@@ -119,17 +122,18 @@ def test_attention_that_tokens_draw(dtype: torch.dtype, n: int, s: int, d: int) 
 
 
 @needs_device
-@pytest.mark.parametrize("tokens", [1, 600, 5000, 32768, 40000])
+@pytest.mark.parametrize(("tokens", "b"), [(1, B), (600, B), (5000, B), (32768, B), (40000, B),
+                                           (32768, MANY)])  # fmt: skip
 @pytest.mark.parametrize("heads", [G, 4 * G, 8 * G])
-def test_chosen_are_the_best(tokens: int, heads: int) -> None:
-    keys = torch.randn(B, G, tokens, 128, device="cuda").bfloat16()
-    q = torch.randn(B, heads, 1, 128, device="cuda").bfloat16()
+def test_chosen_are_the_best(tokens: int, b: int, heads: int) -> None:
+    keys = torch.randn(b, G, tokens, 128, device="cuda").bfloat16()
+    q = torch.randn(b, heads, 1, 128, device="cuda").bfloat16()
     channels = torch.randint(0, 128, (G, 32), dtype=torch.int32, device="cuda")
     size = kv_select.label_bytes(32)
-    records = torch.empty(B, G, -(-tokens // 16), size, dtype=torch.uint8, device="cuda")
+    records = torch.empty(b, G, -(-tokens // 16), size, dtype=torch.uint8, device="cuda")
     kv_select.append_labels(records, keys, channels, 0)
     labels = kv_select.Labels(records, channels, tokens)
-    begin = torch.randint(0, tokens, (B, G), dtype=torch.int32, device="cuda")
+    begin = torch.randint(0, tokens, (b, G), dtype=torch.int32, device="cuda")
     k = max(tokens // 16, 20)
     for options in ({}, {"recent": 16}, {"sink": 3, "begin": begin}):
         found = [kv_select.kv_choose(q, labels, k, **options) for _ in range(2)]
@@ -138,30 +142,30 @@ def test_chosen_are_the_best(tokens: int, heads: int) -> None:
         assert torch.equal(found[0][1], want[1])
         for i, count in enumerate(want[1].view(-1).tolist()):
             got, again, theirs = (
-                x.view(B * G, -1)[i, :count].long() for x in (found[0][0], found[1][0], want[0])
+                x.view(b * G, -1)[i, :count].long() for x in (found[0][0], found[1][0], want[0])
             )
             assert torch.equal(got, again)
             assert (got.diff() > 0).all()
             # Rows are added up in another order: only tokens of almost equal scores differ.
-            mine, other = (scores.view(B * G, -1)[i][x].sort()[0] for x in (got, theirs))
+            mine, other = (scores.view(b * G, -1)[i][x].sort()[0] for x in (got, theirs))
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
 @needs_device
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("heads", [G, 3 * G, 8 * G])  # of 8 rows a KV head none chooses and reads
-@pytest.mark.parametrize("tokens", [20, 600, 5000, 32768])
+@pytest.mark.parametrize(("tokens", "b"), [(20, B), (600, B), (5000, B), (32768, B), (32768, MANY)])
 def test_choosing_and_attention_in_one_launch(
-    tokens: int, heads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    tokens: int, b: int, heads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys, values = torch.randn(2, B, G, tokens, 128, device="cuda").to(dtype)
-    q = torch.randn(B, heads, 1, 128, device="cuda").to(dtype)
+    keys, values = torch.randn(2, b, G, tokens, 128, device="cuda").to(dtype)
+    q = torch.randn(b, heads, 1, 128, device="cuda").to(dtype)
     channels = torch.randint(0, 128, (G, 32), dtype=torch.int32, device="cuda")
     size = kv_select.label_bytes(32)
-    records = torch.empty(B, G, -(-tokens // 16), size, dtype=torch.uint8, device="cuda")
+    records = torch.empty(b, G, -(-tokens // 16), size, dtype=torch.uint8, device="cuda")
     kv_select.append_labels(records, keys, channels, 0)
     labels = kv_select.Labels(records, channels, tokens)
-    begin = torch.randint(0, tokens, (B, G), dtype=torch.int32, device="cuda")
+    begin = torch.randint(0, tokens, (b, G), dtype=torch.int32, device="cuda")
     # Either rounds its weights, and what they come to, to 16 bits.
     atol = 5e-3 if dtype == torch.bfloat16 else 2e-3
     done, attend = [], chosen.attend

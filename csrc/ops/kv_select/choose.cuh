@@ -85,26 +85,28 @@ TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
 template <uint32_t kDigits>
 struct ChooseSteps {
   static constexpr float kSteps = static_cast<float>(kDigits) - 8;
-  float low, scale, width;
+  static constexpr float kFirst = 8388608.0f;  // 2^23, above which floats are whole numbers
+  float scale, width, origin;                  // steps below the first bound, a whole number
 
   template <class Bounds>
   TAMIS_DEVICE explicit ChooseSteps(const Bounds& b)
-      : low(b.low),
-        scale(dev::divide(kSteps, b.high - b.low)),
-        width(dev::mul(b.high - b.low, 1 / kSteps)) {}
+      : scale(dev::divide(kSteps, b.high - b.low)),
+        width(dev::mul(b.high - b.low, 1 / kSteps)),
+        origin(static_cast<float>(dev::round_to_int(dev::mul(b.low, scale)) - 1)) {}
 
-  TAMIS_DEVICE uint32_t of(float x) const {  // 0: not to choose from, or below everything
-    const float steps = dev::max(dev::mul(dev::add(x, -low), scale), -1.0f);
-    return dev::bits_of(dev::add(steps, 8388609.0f)) - 0x4b000000u;
+  // Rounded once, so that larger scores have no smaller steps. 0: not to choose from, or below
+  // everything.
+  TAMIS_DEVICE uint32_t of(float x) const {
+    return dev::bits_of(dev::max(dev::fma(x, scale, kFirst - origin), kFirst)) - 0x4b000000u;
   }
   // What lies half a step below the middle of a step, or above it.
   TAMIS_DEVICE float edge(uint32_t step, float half) const {
-    return dev::fma(static_cast<float>(step) - 1 + half, width, low);
+    return dev::mul(origin + static_cast<float>(step) + half, width);
   }
 };
 
-// Where the units lie that a head chooses: those that are certain, and then what is settled; a list;
-// all bits that list_unit set; everything.
+// Where the units lie that a head chooses: those that are certain, and then what is settled; a
+// list; all bits that list_unit set; everything.
 enum class Chosen { certain, settled, listed, all };
 
 // What reads chosen units as soon as they are known (ChosenReader of sparse_attention); this one
@@ -143,8 +145,8 @@ TAMIS_DEVICE bool find_certain(const ChooseParams& p, const EstimatePlace& at,
   if (found.digit == 0) return false;
   // The k-th exact score is within slack of the step, and so is every score that 16 bits put within
   // twice as much of it.
-  const float low = steps.edge(found.digit, -0.52f) - 2 * b.slack;
-  const float high = steps.edge(found.digit, 0.52f) + 2 * b.slack;
+  const float low = steps.edge(found.digit, -0.55f) - 2 * b.slack;
+  const float high = steps.edge(found.digit, 0.55f) + 2 * b.slack;
   if (at.thread == 0) {
     const float edges[3] = {dev::add(low, b.slack), dev::add(high, -b.slack), b.shift};
     dev::store_shared<dev::Word4>(kChooseEdgesAt, {dev::bits_of(edges[0]), dev::bits_of(edges[1]),
@@ -160,25 +162,26 @@ TAMIS_DEVICE bool find_certain(const ChooseParams& p, const EstimatePlace& at,
     }
   });
   const uint32_t word = static_cast<uint32_t>(s.turns) * at.warp + at.lane;
-  // At most 512 of each in a warp.
-  uint32_t both = static_cast<uint32_t>(dev::popcount(mine));
-  auto through = static_cast<uint32_t>(dev::popcount(open));
-  const uint32_t own = through;
+  // At most 512 of each in a warp: ten bits.
+  static_assert(32 * kChooseHeld < 1024, "three in a word");
+  auto counts = static_cast<uint32_t>(dev::popcount(open));
+  const uint32_t own = counts;
+  counts |= static_cast<uint32_t>(dev::popcount(mine)) << 10;
   if (static_cast<int32_t>(at.lane) < s.turns) {
     dev::store_shared<uint32_t>(kChooseTakenAt + 4 * word, mine);
-    both |= reader.note(at, task, word, mine) << 16;
+    counts |= reader.note(at, task, word, mine) << 20;
   }
   for (int distance = 1; distance < 32; distance *= 2) {
-    both = dev::prefix_step(both, distance);
-    through = dev::prefix_step(through, distance);
+    counts = dev::prefix_step(counts, distance);
   }
   uint32_t first = 0;
   if (at.lane == 31) {
-    dev::add_shared(kSureAt, both & 0xffff);
-    reader.count(both >> 16);
-    first = dev::add_shared(kKeptAt, through);
+    first = dev::add_shared(kKeptAt, counts & 1023);
+    dev::add_shared(kSureAt, counts >> 10 & 1023);
+    reader.count(counts >> 20);
   }
-  first = static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(first), 31)) + through - own;
+  first =
+      static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(first), 31)) + (counts & 1023) - own;
   for (; open != 0 && first < room; open &= open - 1, ++first) {
     const int32_t lowest = dev::popcount((open & (0u - open)) - 1);
     dev::store_shared<int32_t>(kChooseKeptAt + 4 * first, static_cast<int32_t>(32 * word) + lowest);
@@ -289,7 +292,7 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
   const auto choose_from = [&](int32_t place) {
     return at.first + place >= first && at.first + place < end;
   };
-  if (at.thread == 0) {
+  if (at.thread == kChooseThreads - 1) {  // whose warp has nothing to do with q
     dev::barrier_init(kChooseTellingAt);
     dev::barrier_init(kChooseSendingAt);
     reader.begin();

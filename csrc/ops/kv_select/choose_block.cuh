@@ -133,7 +133,8 @@ TAMIS_DEVICE void score_labels(const ChooseParams& p, const EstimatePlace& at, i
   const uint32_t group = at.lane / 4, t = at.lane % 4, second = t / 2;
   const uint32_t words =
       static_cast<uint32_t>(kChannels > 0 ? kChannels : e.args.units.labels.channels) / 8;
-  const uint32_t scale_at = kChannels > 0 ? kLabelScale<kChannels> : static_cast<uint32_t>(e.label_scale);
+  const uint32_t scale_at =
+      kChannels > 0 ? kLabelScale<kChannels> : static_cast<uint32_t>(e.label_scale);
   const auto rows = static_cast<uint32_t>(e.args.rows), width = static_cast<uint32_t>(e.width);
   const uint32_t bytes = kChannels > 0 ? kLabelBytes<kChannels>
                                        : dev::in_register(static_cast<uint32_t>(e.label_bytes));
@@ -157,22 +158,24 @@ TAMIS_DEVICE void score_labels(const ChooseParams& p, const EstimatePlace& at, i
     } else if (pair < pairs) {  // a record, which stands for the one that is not there
       part.words[0] = dev::load_global(reinterpret_cast<const dev::Word2*>(words_at + further));
       part.words[1] = part.words[0];
-      const auto* scales =
-          reinterpret_cast<const uint32_t*>(scales_at + further - second * bytes);
+      const auto* scales = reinterpret_cast<const uint32_t*>(scales_at + further - second * bytes);
       part.scales = dev::load_global(scales);
       part.mins = dev::load_global(scales + kLabelTokens / 2);
     }
   };
+  // q is there before labels are on their way: behind them it comes 1 us later and more.
+  float x[1] = {0}, most = 0;
+  if (warp < e.args.rows) {
+    load_channels(e, at, x);
+    most = largest_of_query(x);
+  }
+  dev::sync_block();
   LabelPart part[kAhead] = {};
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) {  // while q is looked at
+  for (int i = 0; i < kAhead; ++i) {
     ask(part[i], warp + kWarps * i, stride * static_cast<uint32_t>(i));
   }
-  if (warp < e.args.rows) {
-    float x[1];
-    load_channels(e, at, x);
-    round_query(e, at, x);
-  }
+  if (warp < e.args.rows) round_query(e, at, x, most);
   dev::sync_block();
   float step[2], sum_of[2];
 #pragma unroll
@@ -247,9 +250,8 @@ TAMIS_DEVICE void score_labels(const ChooseParams& p, const EstimatePlace& at, i
       for (int i = 0; i < kAhead; ++i) {
         const int32_t now = pair + kWarps * i;
         if (now >= pairs) break;  // the same in every lane
-        take(part[i], now, to, kNext * static_cast<uint32_t>(i), [&] {
-          ask(part[i], now + kAhead * kWarps, stride * static_cast<uint32_t>(i));
-        });
+        take(part[i], now, to, kNext * static_cast<uint32_t>(i),
+             [&] { ask(part[i], now + kAhead * kWarps, stride * static_cast<uint32_t>(i)); });
       }
 #pragma unroll
       for (uint32_t& each : to) each += kAhead * kNext;

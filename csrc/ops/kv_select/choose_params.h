@@ -23,8 +23,8 @@ inline constexpr int32_t kChooseWholeTurns = 11;
 // places, then units of all candidates); the counts, two in a word, for the cluster; what a warp
 // counts; numbers of the block; what each row comes to; what each block of the cluster says; what a
 // row comes to in each warp; candidates by block: scores, then units; scores of all candidates;
-// eight bytes a unit or, where scores are whole, sixteen; then what estimates need. Candidates whose
-// scores are whole: pairs of a score and a unit, in place of those by block.
+// eight bytes a unit or, where scores are whole, sixteen; then what estimates need. Candidates
+// whose scores are whole: pairs of a score and a unit, in place of those by block.
 inline constexpr uint32_t kChooseSteps = 2 * kChooseThreads;
 inline constexpr int32_t kChooseCountsAt = 0;
 inline constexpr int32_t kChooseTakenAt = kChooseCountsAt;
@@ -37,7 +37,8 @@ inline constexpr int32_t kChooseSumsAt = kChooseStateAt + 16;
 inline constexpr int32_t kChooseStatsAt = kChooseSumsAt + 32;  // largest, sum, smallest of a row
 inline constexpr int32_t kChooseShiftsAt = kChooseStatsAt + 16 * kChooseRows;
 // What each block says, twice as many numbers as blocks: how many it takes beside candidates, and
-// candidates; where scores are whole, candidates of blocks before, then what each takes beside them.
+// candidates; where scores are whole, candidates of blocks before, then what each takes beside
+// them.
 inline constexpr int32_t kChooseToldAt = kChooseShiftsAt + 16 * kChooseRows;
 inline constexpr int32_t kChooseBesideAt = kChooseToldAt + 4 * kChooseBlocks;
 // Between which exact scores candidates lie, and what makes scores of 16 bits of those. Barriers:

@@ -84,17 +84,20 @@ TAMIS_DEVICE void load_query(const EstimateParams& p, const EstimatePlace& at, f
   }
 }
 template <int kHeld>
+TAMIS_DEVICE float largest_of_query(const float (&x)[kHeld]) {
+  float most = 0;
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) most = dev::max(most, x[i] < 0 ? -x[i] : x[i]);
+  return dev::float_of(dev::warp_max(dev::bits_of(most)));
+}
+template <int kHeld>
 TAMIS_DEVICE void round_query(const EstimateParams& p, const EstimatePlace& at,
-                              const float (&x)[kHeld]) {
+                              const float (&x)[kHeld], float most) {
   const KvEstimateArgs& a = p.args;
   const EstimateShared in(p);
   const auto row = static_cast<int32_t>(at.warp), lane = static_cast<int32_t>(at.lane);
   if (row >= a.rows) return;
   const int32_t r = a.units.labels.channels;
-  float most = 0;
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) most = dev::max(most, x[i] < 0 ? -x[i] : x[i]);
-  for (int mask = 16; mask > 0; mask /= 2) most = dev::max(most, dev::shuffle_xor(most, mask));
   const float inverse = most > 0 ? dev::divide(127.0f, most) : 0.0f;
   float sum = 0;  // of whole numbers below 2^24
 #pragma unroll
@@ -119,7 +122,7 @@ TAMIS_DEVICE void round_queries(const EstimateParams& p, const EstimatePlace& at
   static_assert(kEstimateRows <= kThreads / 32, "a warp a row");
   float x[kHeld];
   load_query(p, at, x);
-  round_query(p, at, x);
+  round_query(p, at, x, largest_of_query(x));
 }
 
 // Bytes of a row of q for products: quarter warps read two rows, in other banks.

@@ -21,8 +21,7 @@ Status run(const KvChooseArgs& args, const CudaDevice& device, void* stream) {
   ChooseFit fit;
   TAMIS_RETURN_IF_ERROR(find_choose_fit<&kv_choose<true>>("kv_choose", device, &fit));
   const ChooseParams p = choose_params(args.estimate, args.select, device, fit);
-  return p.whole ? launch_choose<true>(p, device, stream)
-                 : launch_choose<false>(p, device, stream);
+  return p.whole ? launch_choose<true>(p, device, stream) : launch_choose<false>(p, device, stream);
 }
 
 }  // namespace

@@ -15,8 +15,8 @@ static_assert(kChooseCandidateUnitsAt == kChooseCandidatesAt + 4 * kChooseCandid
 
 // The candidates of a head, in all of its blocks' memory.
 struct Candidates {
-  uint32_t all, wanted;    // so many, of which so many are among the k best
-  uint32_t first, own;     // of this block: their first place, their number
+  uint32_t all, wanted;  // so many, of which so many are among the k best
+  uint32_t first, own;   // of this block: their first place, their number
 
   TAMIS_DEVICE Candidates(const ChooseParams& p, uint32_t here, uint32_t wanted_of)
       : all(here), wanted(wanted_of) {
@@ -52,8 +52,8 @@ struct Candidates {
 template <class Bounds, class Steps, class Reader>
 TAMIS_DEVICE bool settle_whole(const ChooseParams& p, const EstimatePlace& at,
                                const SelectTask& task, const ChooseHeld& s, const Digit& found,
-                               const Bounds& bounds, const Steps& steps, const float (&x)[Bounds::kTurns], Reader& reader,
-                               int32_t* before) {
+                               const Bounds& bounds, const Steps& steps,
+                               const float (&x)[Bounds::kTurns], Reader& reader, int32_t* before) {
   if (found.digit == 0 || found.here > kChooseCandidates) return false;
   const auto blocks = static_cast<uint32_t>(p.estimate.blocks), block = dev::block_index_x();
   const Candidates candidates(p, found.here, found.wanted);
@@ -67,28 +67,37 @@ TAMIS_DEVICE bool settle_whole(const ChooseParams& p, const EstimatePlace& at,
     if (at.lane == static_cast<uint32_t>(turn)) bits = above;
     open |= step == found.digit ? 1u << turn : 0u;
   });
+  // One after the other, a lane a block of the cluster.
+  const auto send_candidates = [&] {
 #pragma unroll 1
-  for (; open != 0; open &= open - 1) {
-    const int32_t place = s.place(dev::popcount((open & (0u - open)) - 1));
-    const uint32_t to =
-        kCandidatePairsAt + 8 * (candidates.first + dev::add_shared(kSentAt, 1));
-    const dev::Word2 pair{dev::bits_of(bounds.score(place)),
-                          static_cast<uint32_t>(at.first + place)};
-#pragma unroll 1
-    for (uint32_t other = 0; other < blocks; ++other) {
+    for (uint32_t lanes = dev::ballot(open != 0); lanes != 0; lanes = dev::ballot(open != 0)) {
+      const int32_t lane = dev::popcount((lanes & (0u - lanes)) - 1);
+      const auto turns = static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(open), lane));
+      if (at.lane == static_cast<uint32_t>(lane)) open &= open - 1;
+      const int32_t turn = dev::popcount((turns & (0u - turns)) - 1);
+      const int32_t place = s.place(turn) - static_cast<int32_t>(at.lane) + lane;
+      uint32_t to = 0;
+      if (at.lane == 0) to = dev::add_shared(kSentAt, 1);
+      to =
+          kCandidatePairsAt +
+          8 * (candidates.first + static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(to), 0)));
+      const dev::Word2 pair{dev::bits_of(bounds.score(place)),
+                            static_cast<uint32_t>(at.first + place)};
+      if (at.lane >= blocks) continue;
       if (sends) {
-        dev::send_cluster(other, to, pair, kChooseSendingAt);
+        dev::send_cluster(at.lane, to, pair, kChooseSendingAt);
       } else if (blocks > 1) {
-        dev::store_cluster(other, to, pair.x);
-        dev::store_cluster(other, to + 4, pair.y);
+        dev::store_cluster(at.lane, to, pair.x);
+        dev::store_cluster(at.lane, to + 4, pair.y);
       } else {
         dev::store_shared<dev::Word2>(to, pair);
       }
     }
-  }
+  };
   const uint32_t word = static_cast<uint32_t>(s.turns) * at.warp + at.lane;
   const bool has = static_cast<int32_t>(at.lane) < s.turns;
   if constexpr (Reader::kLists) {
+    send_candidates();
     if (has) {
       dev::store_shared<uint32_t>(kChooseTakenAt + 4 * word, bits);
       dev::add_shared(kSureAt, static_cast<uint32_t>(dev::popcount(bits)));
@@ -119,7 +128,9 @@ TAMIS_DEVICE bool settle_whole(const ChooseParams& p, const EstimatePlace& at,
     }
   } else {
     bits = has ? reader.with_forced(at, task, word, bits) : 0;
-    const uint32_t listed = reader.list_bits(word, bits);  // one barrier
+    const uint32_t through = reader.count_bits(bits);
+    send_candidates();
+    const uint32_t listed = reader.list_bits(word, bits, through);  // behind a barrier
     if (sends) dev::barrier_wait(kChooseSendingAt, 0);
 #pragma unroll 1
     for (uint32_t i = at.warp; i < candidates.own; i += ChooseHeld::kWarps) {

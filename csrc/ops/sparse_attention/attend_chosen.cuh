@@ -1,8 +1,8 @@
-// Attention over the tokens that a cluster of blocks chooses, in the same launch: a block reads those
-// of its own share of the tokens. Where scores are whole, which those are is soon settled, and then
-// more than half of the warps read. Else half of them read those that are certain, while the others
-// settle with the rest of the cluster which candidates belong to the k best; those are read at the
-// end.
+// Attention over the tokens that a cluster of blocks chooses, in the same launch: a block reads
+// those of its own share of the tokens. Where scores are whole, which those are is soon settled,
+// and then more than half of the warps read. Else half of them read those that are certain, while
+// the others settle with the rest of the cluster which candidates belong to the k best; those are
+// read at the end.
 #pragma once
 
 #include "ops/kv_select/choose.cuh"
@@ -34,8 +34,9 @@ class ChosenReader {
   }
   TAMIS_DEVICE void ask_query() {
     const AttentionCudaParams& p = all_.attention;
-    const uint32_t row = dev::thread_index() / Config::kChunks;
-    const uint32_t chunk = dev::thread_index() % Config::kChunks;
+    // Not the first warps, which look at q for choosing.
+    const uint32_t thread = (dev::thread_index() + kChooseThreads / 2) % kChooseThreads;
+    const uint32_t row = thread / Config::kChunks, chunk = thread % Config::kChunks;
     if (row >= kRowsPerTile) return;
     const bool exists = static_cast<int32_t>(row) < p.rows;
     const int64_t from =
@@ -71,8 +72,9 @@ class ChosenReader {
                                     uint32_t word, uint32_t bits) const {
     return bits | forced(block, task, word, false);
   }
-  TAMIS_DEVICE uint32_t list_bits(uint32_t word, uint32_t bits) {
-    return static_cast<uint32_t>(list<Everybody>(word, bits, 0, warps_at()));
+  TAMIS_DEVICE uint32_t count_bits(uint32_t bits) { return count<Everybody>(bits, warps_at()); }
+  TAMIS_DEVICE uint32_t list_bits(uint32_t word, uint32_t bits, uint32_t through) {
+    return static_cast<uint32_t>(list<Everybody>(word, bits, through, 0, warps_at()));
   }
   TAMIS_DEVICE void put(uint32_t entry, int32_t place) {
     dev::store_shared<uint16_t>(static_cast<uint32_t>(all_.list_at) + 2 * entry,
@@ -84,7 +86,7 @@ class ChosenReader {
   template <class Settle>
   TAMIS_DEVICE bool read(const EstimatePlace& block, const SelectTask& task, Chosen from,
                          const Settle& settle) {
-    if (from == Chosen::all) dev::wait_async<0>();   // for q
+    if (from == Chosen::all) dev::wait_async<0>();                         // for q
     if (from == Chosen::listed || from == Chosen::all) dev::sync_block();  // behind one anyway
     bool settled = true;
     if (warp() < kWarps) {
@@ -112,23 +114,22 @@ class ChosenReader {
 
   TAMIS_DEVICE bool read_listed(const EstimatePlace& block, const SelectTask& task, Chosen from) {
     const uint32_t word = dev::in_register(Readers::thread());
-    if (from == Chosen::settled) {
-      ChosenTiles<Config> tiles(all_, block);
-      tiles.add(0, listed_);
-      tiles.finish();
-      return true;
-    }
-    uint32_t bits = 0;
-    if (has(word)) {
-      if (from == Chosen::certain) {
-        bits = dev::load_shared<uint32_t>(sure_at() + 4 * word);
-      } else {
-        bits = forced(block, task, word, from == Chosen::all);
-        if (from == Chosen::listed) bits |= dev::load_shared<uint32_t>(kChooseListedAt + 4 * word);
+    int32_t known = listed_;
+    if (from != Chosen::settled) {
+      uint32_t bits = 0;
+      if (has(word)) {
+        if (from == Chosen::certain) {
+          bits = dev::load_shared<uint32_t>(sure_at() + 4 * word);
+        } else {
+          bits = forced(block, task, word, from == Chosen::all);
+          if (from == Chosen::listed) {
+            bits |= dev::load_shared<uint32_t>(kChooseListedAt + 4 * word);
+          }
+        }
       }
+      known = list<Readers>(word, bits, count<Readers>(bits, warps_at()), 0, warps_at());
+      Readers::sync();
     }
-    const int32_t known = list<Readers>(word, bits, 0, warps_at());
-    Readers::sync();
     ChosenTiles<Config> tiles(all_, block);
     // Whole tiles of what is certain; then what is settled, behind it.
     int32_t first = 0, listed = from == Chosen::certain ? known - known % kChosenTokens : known;
@@ -158,7 +159,8 @@ class ChosenReader {
                ~dev::load_shared<uint32_t>(sure_at() + 4 * word);
       }
       const auto known = dev::load_shared<int32_t>(known_at());
-      listed = known + list<Settlers>(word, bits, known, warps_at() + 4 * kWarps);
+      const uint32_t sums_at = warps_at() + 4 * kWarps;
+      listed = known + list<Settlers>(word, bits, count<Settlers>(bits, sums_at), known, sums_at);
       Settlers::sync();
     }
     if (Settlers::thread() == 0) dev::store_shared<int32_t>(listed_at(), listed);
@@ -190,21 +192,28 @@ class ChosenReader {
     return bits & bits_between(0, block.last - first);
   }
 
-  // Lists the units of each thread's word from entry `from` on, words ascending with threads; how
-  // many there are. The list is whole behind another barrier.
+  // How many bits lanes up to this one have, behind a barrier all of the warp's.
   template <class Group>
-  TAMIS_DEVICE int32_t list(uint32_t word, uint32_t bits, int32_t from, uint32_t sums_at) {
-    constexpr uint32_t kWarps = Group::kThreads / 32;
-    static_assert(kWarps <= 32, "a lane a warp");
-    const uint32_t thread = Group::thread(), lane = thread % 32;
-    const auto mine = static_cast<uint32_t>(dev::popcount(bits));
-    uint32_t through = mine;
+  TAMIS_DEVICE static uint32_t count(uint32_t bits, uint32_t sums_at) {
+    const uint32_t thread = Group::thread();
+    auto through = static_cast<uint32_t>(dev::popcount(bits));
     for (int distance = 1; distance < 32; distance *= 2) {
       through = dev::prefix_step(through, distance);
     }
-    if (lane == 31) dev::store_shared<uint32_t>(sums_at + 4 * (thread / 32), through);
+    if (thread % 32 == 31) dev::store_shared<uint32_t>(sums_at + 4 * (thread / 32), through);
+    return through;
+  }
+  // Lists the units of each thread's word from entry `from` on, words ascending with threads; how
+  // many there are. The list is whole behind another barrier.
+  template <class Group>
+  TAMIS_DEVICE int32_t list(uint32_t word, uint32_t bits, uint32_t through, int32_t from,
+                            uint32_t sums_at) {
+    constexpr uint32_t kGroupWarps = Group::kThreads / 32;
+    static_assert(kGroupWarps <= 32, "a lane a warp");
+    const uint32_t thread = Group::thread(), lane = thread % 32;
+    const auto mine = static_cast<uint32_t>(dev::popcount(bits));
     Group::sync();
-    const uint32_t theirs = lane < kWarps ? dev::load_shared<uint32_t>(sums_at + 4 * lane) : 0;
+    const uint32_t theirs = lane < kGroupWarps ? dev::load_shared<uint32_t>(sums_at + 4 * lane) : 0;
     uint32_t warps = theirs;
     for (int distance = 1; distance < 32; distance *= 2) warps = dev::prefix_step(warps, distance);
     const int32_t earlier =

@@ -47,9 +47,8 @@ Status chosen_attention_cuda(const ChosenAttentionArgs& args, const CudaDevice& 
   }
   TAMIS_RETURN_IF_ERROR(check_estimate_cuda(args.choose.estimate));
   if (args.attention.batch * args.attention.kv_heads == 0) return {};
-  return args.attention.q_dtype == DType::bf16
-             ? run<DType::bf16, 128>(args, device, stream)
-             : run<DType::f16, 128>(args, device, stream);
+  return args.attention.q_dtype == DType::bf16 ? run<DType::bf16, 128>(args, device, stream)
+                                               : run<DType::f16, 128>(args, device, stream);
 }
 
 }  // namespace tamis

@@ -1,8 +1,8 @@
-// Tiles of attention over chosen tokens: half of a block's warps, or more, bring 16 listed tokens at a time.
-// Keys and values of a tile lie in the memory of scores, rows of 2 d bytes whose chunk c of 16
-// bytes lies at c ^ (row & 7), so that eight rows of a matrix meet in no bank. Sums: online softmax
-// a warp, then warps, then blocks, which send each other the parts that each writes, in order, so
-// that results repeat bit for bit.
+// Tiles of attention over chosen tokens: half of a block's warps, or more, bring 16 listed tokens
+// at a time. Keys and values of a tile lie in the memory of scores, rows of 2 d bytes whose chunk c
+// of 16 bytes lies at c ^ (row & 7), so that eight rows of a matrix meet in no bank. Sums: online
+// softmax a warp, then warps, then blocks, which send each other the parts that each writes, in
+// order, so that results repeat bit for bit.
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -95,7 +95,9 @@ class ChosenTiles {
     if (thread == 0 && !alone) {
       dev::barrier_expect(parts_at(), blocks * (4 * own + kPartStats));
     }
-    const float sum = merge(sums_);
+    leave(sums_);
+    sync();
+    const Merged all = merge();
     const auto send = [&](uint32_t other, uint32_t to, uint32_t value) {
       if (alone) {
         dev::store_shared<uint32_t>(to, value);
@@ -103,12 +105,14 @@ class ChosenTiles {
         dev::send_cluster(other, to, value, parts_at());
       }
     };
-    if (thread < outputs) {
-      send(thread / each, value_at(block * each + thread % each), dev::bits_of(sum));
+    if (all.row < static_cast<uint32_t>(p_.rows)) {
+      const uint32_t output = all.row * Config::kDim + all.channel;
+      send(output / each, value_at(block * each + output % each), dev::bits_of(all.value));
     }
-    if (thread < 8 * blocks) {
-      send(thread / 8, stats_at(block) + 4 * (thread % 8),
-           dev::load_shared<uint32_t>(kStatsAt + 4 * (thread % 8)));
+    if (all.row < kChooseRows && at_.warp % (Config::kDim / 32) == 0 && at_.lane < blocks) {
+      const uint32_t to = stats_at(block) + 4 * all.row;
+      send(at_.lane, to, dev::bits_of(all.most));
+      send(at_.lane, to + 4 * kChooseRows, dev::bits_of(all.sum));
     }
     if (alone) {
       sync();
@@ -125,15 +129,12 @@ class ChosenTiles {
     return static_cast<int32_t>(dev::in_register(static_cast<uint32_t>(x)));
   }
 
-  // Where candidates were ranked: largest scores and sums [warps][4], then those of the block. Over
-  // the tiles: weighted values [warps][4][d].
-  static constexpr uint32_t kMostAt = kChooseRankedAt, kSumAt = kMostAt + 16 * kWarps;
-  static constexpr uint32_t kStatsAt = kSumAt + 16 * kWarps, kPartStats = 8 * kChooseRows;
-  static_assert(kStatsAt + kPartStats <= kChooseScoresAt, "in place of the candidates");
-  static constexpr uint32_t kRowBytes = 4 * Config::kDim, kBlockBytes = kChooseRows * kRowBytes;
-  static constexpr uint32_t kWeightedAt = kChooseScoresAt;
-  static_assert(kWarps * kBlockBytes <= static_cast<uint32_t>(chosen_ring(Config::kWhole, Config::kDim)),
-                "over the tiles");
+  // Where candidates were ranked: largest scores and sums [4][32] by row and warp.
+  static TAMIS_DEVICE uint32_t stats_of(uint32_t row, uint32_t warp) {
+    return kChooseRankedAt + 8 * (32 * row + warp);
+  }
+  static constexpr uint32_t kPartStats = 8 * kChooseRows;
+  static_assert(8 * 32 * kChooseRows <= 4 * kChooseCandidates, "in place of the candidates");
   static_assert(Config::kDim * kChooseRows + kChooseBlocks <= kChosenOutputs, "room for the parts");
 
   // What the blocks send: a barrier, largest scores and sums [blocks][2][4], values [blocks] of the
@@ -204,98 +205,85 @@ class ChosenTiles {
     }
   }
 
-  // What warps have to the block's numbers, relative to its largest score; a thread an output.
-  TAMIS_DEVICE float merge(WarpSums<Config::kTiles>& s) {
-    const bool has = at_.t < kChooseRows / 2;
+  // What the warp has, over its own tile: of two rows sixteen lanes' values, four neighbours of a
+  // lane at a time, at a pitch that spreads eight lanes' over all banks; largest scores and sums.
+  TAMIS_DEVICE void leave(WarpSums<Config::kTiles>& s) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int mask = 4; mask < 32; mask *= 2) s.sum[r] += dev::shuffle_xor(s.sum[r], mask);
     }
-    if (has && at_.group == 0) {
-      const uint32_t to = 16 * at_.warp + 8 * at_.t;
-      dev::store_shared<dev::Word2>(kMostAt + to,
-                                    {dev::bits_of(s.most[0]), dev::bits_of(s.most[1])});
-      dev::store_shared<dev::Word2>(kSumAt + to, {dev::bits_of(s.sum[0]), dev::bits_of(s.sum[1])});
-    }
-    sync();  // and nobody reads its tile any more
-    // A lane a warp, the last one again where there are more lanes.
-    const bool warp_of_lane = at_.lane < kWarps;
-    const uint32_t of_lane = warp_of_lane ? at_.lane : kWarps - 1;
-    float theirs[kChooseRows], most[kChooseRows];
-    words(of_lane, kMostAt, theirs);
+    if (at_.t >= kChooseRows / 2) return;
+    const uint32_t stats = dev::in_register(stats_of(2 * at_.t, at_.warp));
+    const uint32_t to = dev::in_register(keys_at() + value_of(0, 8 * at_.t + at_.group, 0));
 #pragma unroll
-    for (int r = 0; r < kChooseRows; ++r) {
-      most[r] = theirs[r];
+    for (uint32_t r = 0; r < 2; ++r) {
+      if (at_.group == 0) {
+        dev::store_shared<dev::Word2>(stats + stats_of(r, 0) - stats_of(0, 0),
+                                      {dev::bits_of(s.most[r]), dev::bits_of(s.sum[r])});
+      }
 #pragma unroll
-      for (int mask = 1; mask < 32; mask *= 2) {
-        most[r] = dev::max(most[r], dev::shuffle_xor(most[r], mask));
+      for (uint32_t i = 0; i < Config::kTiles; i += 2) {
+        dev::store_shared<dev::Word4>(
+            to + value_of(r, 0, 2 * i),
+            {dev::bits_of(s.weighted[i][r]), dev::bits_of(s.weighted[i][2 + r]),
+             dev::bits_of(s.weighted[i + 1][r]), dev::bits_of(s.weighted[i + 1][2 + r])});
       }
     }
-    if (at_.warp == 0) {
-      float sum[kChooseRows];
-      words(of_lane, kSumAt, sum);
+  }
+  // A row and a channel of all warps together, relative to the row's largest score; a thread an
+  // output.
+  struct Merged {
+    uint32_t row, channel;
+    float most, sum, value;
+  };
+  TAMIS_DEVICE Merged merge() const {
+    constexpr uint32_t kOfRow = Config::kDim / 32;  // warps
+    Merged all{};
+    all.row = at_.warp / kOfRow;
+    if (all.row >= kChooseRows) return all;  // the same in every lane
+    const uint32_t place = 4 * (at_.warp % kOfRow) + at_.lane % 4, group = at_.lane / 4;
+    all.channel = 8 * place + group;
+    dev::Word2 theirs{dev::bits_of(kNever), 0};
+    if (at_.lane < kWarps) theirs = dev::load_shared<dev::Word2>(stats_of(all.row, at_.lane));
+    const float largest = dev::float_of(theirs.x);
+    all.most = from_ordered(dev::warp_max(ordered_bits(largest)));
+    const float share = share_of(largest, all.most);
+    all.sum = share * dev::float_of(theirs.y);
 #pragma unroll
-      for (int r = 0; r < kChooseRows; ++r) {
-        sum[r] = warp_of_lane ? sum[r] * share_of(theirs[r], most[r]) : 0.0f;
+    for (int mask = 1; mask < 32; mask *= 2) all.sum += dev::shuffle_xor(all.sum, mask);
+    const uint32_t from = kChooseScoresAt + value_of(all.row % 2, 8 * (all.row / 2) + group, place);
 #pragma unroll
-        for (int mask = 1; mask < 32; mask *= 2) {
-          sum[r] += dev::shuffle_xor(sum[r], mask);
-        }
-        const uint32_t to = kStatsAt + 4 * static_cast<uint32_t>(r);
-        if (at_.lane == 0) {
-          dev::store_shared<float>(to, most[r]);
-          dev::store_shared<float>(to + 16, sum[r]);
-        }
-      }
+    for (uint32_t w = 0; w < kWarps; ++w) {
+      const float of_warp = dev::float_of(static_cast<uint32_t>(
+          dev::shuffle(static_cast<int32_t>(dev::bits_of(share)), static_cast<int>(w))));
+      all.value += of_warp * dev::load_shared<float>(from + 2 * Config::kPart * w);
     }
-    if (has) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float mine = share_of(s.most[r], at_.t == 0 ? most[r] : most[2 + r]);
-        const uint32_t to = kWeightedAt + kBlockBytes * at_.warp +
-                            kRowBytes * (2 * at_.t + static_cast<uint32_t>(r)) + 4 * at_.group;
-#pragma unroll
-        for (uint32_t i = 0; i < Config::kTiles; ++i) {
-          dev::store_shared<float>(to + 64 * i, s.weighted[i][r] * mine);
-          dev::store_shared<float>(to + 64 * i + 32, s.weighted[i][2 + r] * mine);
-        }
-      }
-    }
-    sync();
-    const uint32_t thread = dev::thread_index();
-    float sum = 0;
-    if (thread < kChooseRows * Config::kDim) {
-#pragma unroll
-      for (uint32_t w = 0; w < kWarps; ++w) {
-        sum += dev::load_shared<float>(kWeightedAt + kBlockBytes * w + 4 * thread);
-      }
-    }
-    return sum;
+    return all;
+  }
+  // Of row r of a lane's two: its value `place`, of channels place / 2 tiles of 16 on, the upper
+  // eight of each behind the lower.
+  static TAMIS_DEVICE uint32_t value_of(uint32_t r, uint32_t slot, uint32_t place) {
+    constexpr uint32_t kPitchOf = 4 * (2 * Config::kTiles + 4);
+    static_assert(2 * 16 * kPitchOf <= 2 * Config::kPart, "over its own tile");
+    return kPitchOf * (16 * r + slot) + 4 * place;
   }
   TAMIS_DEVICE static void sync() {
     dev::sync_warp();
     dev::sync_warps<1, 32 * kWarps>();
   }
-  // Four numbers of warp w.
-  TAMIS_DEVICE static void words(uint32_t w, uint32_t from, float (&x)[kChooseRows]) {
-    const auto v = dev::load_shared<dev::Word4>(from + 16 * w);
-    x[0] = dev::float_of(v.x);
-    x[1] = dev::float_of(v.y);
-    x[2] = dev::float_of(v.z);
-    x[3] = dev::float_of(v.w);
-  }
-
   // The blocks' numbers to that output.
   TAMIS_DEVICE void write(uint32_t blocks, uint32_t each, uint32_t output) const {
     const uint32_t row = output / Config::kDim, place = output - dev::block_index_x() * each;
     float most = kNever, sum = 0, weighted = 0;
-#pragma unroll 2
-    for (uint32_t b = 0; b < blocks; ++b) {
+#pragma unroll
+    for (uint32_t b = 0; b < kChooseBlocks; ++b) {
+      if (b >= blocks) break;
       most = dev::max(most, dev::load_shared<float>(stats_at(b) + 4 * row));
     }
-#pragma unroll 2
-    for (uint32_t b = 0; b < blocks; ++b) {
+#pragma unroll
+    for (uint32_t b = 0; b < kChooseBlocks; ++b) {
+      if (b >= blocks) break;
       const float share = share_of(dev::load_shared<float>(stats_at(b) + 4 * row), most);
       sum += share * dev::load_shared<float>(stats_at(b) + 16 + 4 * row);
       weighted += share * dev::load_shared<float>(value_at(b * each + place));

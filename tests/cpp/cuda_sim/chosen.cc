@@ -26,7 +26,7 @@ struct Case {
   bool begin = false, budget = false;
   int levels = 0;  // that many different keys; 0: all differ
   float softcap = 0, amplitude = 1;
-  bool whole = true;  // scores in f32
+  bool whole = true;                   // scores in f32
   std::vector<sim::Faults> bugs = {};  // that must be noticed
 };
 
@@ -51,9 +51,8 @@ void attend(DType dtype, const ChosenParams& p) {
 }
 
 std::string run(const sim::Launch& launch, DType dtype, const ChosenParams& p) {
-  return sim::launch(launch, [&] {
-    p.choose.whole ? attend<true>(dtype, p) : attend<false>(dtype, p);
-  });
+  return sim::launch(launch,
+                     [&] { p.choose.whole ? attend<true>(dtype, p) : attend<false>(dtype, p); });
 }
 
 void expect_attended(const Case& c, uint64_t seed) {
@@ -255,13 +254,9 @@ TEST(ChosenAttention, BeginsAnewWhereScoresAreEqual) {
   uint64_t seed = 950;
   for (const bool whole : {true, false}) {
     for (const int levels : {1, 2, 9}) {
-      expect_attended({.units = 1300,
-                       .k = 400,
-                       .recent = 5,
-                       .begin = true,
-                       .levels = levels,
-                       .whole = whole},
-                      ++seed);
+      expect_attended(
+          {.units = 1300, .k = 400, .recent = 5, .begin = true, .levels = levels, .whole = whole},
+          ++seed);
     }
     expect_attended({.units = 4500, .k = 3000, .sms = 4, .levels = 2, .whole = whole}, ++seed);
   }
