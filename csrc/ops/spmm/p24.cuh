@@ -6,12 +6,12 @@
 // which it collects from x by column: x lies in shared memory with the 8 tokens of a column side by
 // side, so a row of a transposed 8 x 8 matrix may be any column. As records follow the columns, and
 // warps take those of a unit in turns, only the first columns of x are waited for; some warps copy
-// the others meanwhile. Reduction: warps of a row tile add up in shared memory; parts of k (panels,
-// or halves of each) are a cluster and send each other what they add up, halves once neither reads
-// x any more, or leave f32 partial sums in the workspace, which the last one to arrive adds; always
-// from the first part to the last, so results repeat bit for bit. Needs: tickets zero before the
-// first call; every call leaves them zero. Launched so that it may begin before the kernel before
-// it ends, it needs weights which that kernel did not write.
+// the others meanwhile. Reduction: every warp of a block adds up some of what its warps leave in
+// shared memory; parts of k (panels, or halves of each) are a cluster and send each other that,
+// halves once neither reads x any more, or leave f32 partial sums in the workspace, which the last
+// one to arrive adds (p24_sums.cuh); always from the first part to the last, so results repeat bit
+// for bit. Needs: tickets zero before the first call; every call leaves them zero. Launched so that
+// it may begin before the kernel before it ends, it needs weights which that kernel did not write.
 // Tail: slots without a column repeat one, with weights of zero; x beyond k and m is zero. A pruned
 // weight times Inf or NaN is NaN here.
 #pragma once
@@ -19,7 +19,7 @@
 #include "base/cuda/dev.h"
 #include "base/cuda/halves.h"
 #include "ops/spmm/p24_params.h"
-#include "ops/spmm/tile_sums.cuh"
+#include "ops/spmm/p24_sums.cuh"
 
 namespace tamis {
 
@@ -33,6 +33,11 @@ struct P24Config {
   static constexpr int kWarps = most_p24_warps(kTokenTiles);
   // Records of a warp in registers, beside sums.
   static constexpr int kDepth = (kTriples ? 3 : 4) - (kTokenTiles == 4 || kTokenTiles > 5 ? 1 : 0);
+  // Of these asked for before x, which waits behind them; the others once it is on its way. Two are
+  // enough to keep memory busy but where half is kept and 9 to 16 tokens follow (an H200).
+  static constexpr int kFirst = kTokenTiles == 2 && !kTriples  ? kDepth
+                                : kTokenTiles == 3 && kTriples ? 1
+                                                               : 2;
   // Whether lanes copy two tiles of tokens at a time, for which there are registers.
   static constexpr bool kCopiesTwo = kWarps < kMaxP24Warps;
   // Further ones asked into the L2 cache at first: of 9 to 16 tokens none, as x waits behind them.
@@ -62,7 +67,7 @@ struct P24Records {
   TAMIS_DEVICE P24Records(const uint8_t* from, int32_t count, uint32_t apart_of, uint32_t lane_of)
       : next(from), left(count), apart(apart_of), lane(lane_of) {
 #pragma unroll
-    for (int slot = 0; slot < Config::kDepth; ++slot) request(slot);
+    for (int slot = 0; slot < Config::kFirst; ++slot) request(slot);
     if constexpr (Config::kAhead > 0) {
       if (left <= Config::kAhead) return;
       if (apart == Config::kRecordBytes) {
@@ -71,6 +76,12 @@ struct P24Records {
         dev::prefetch_range(next + int64_t{lane} * apart, Config::kRecordBytes);
       }
     }
+  }
+
+  // Asks for the rest of what registers hold.
+  TAMIS_DEVICE void request_rest() {
+#pragma unroll
+    for (int slot = Config::kFirst; slot < Config::kDepth; ++slot) request(slot);
   }
 
   TAMIS_DEVICE void request(int slot) {
@@ -326,87 +337,6 @@ TAMIS_DEVICE void multiply_records(P24Records<Config>& stream, int32_t count, co
   }
 }
 
-// Adds up the warps of a row tile, first part first; the sum is the first warp's.
-template <class Config>
-TAMIS_DEVICE void reduce_p24_warps(const SpmmP24Params& p, uint32_t warp, uint32_t lane,
-                                   float (&c)[Config::kTokenTiles][4]) {
-  constexpr uint32_t kWarpBytes = Config::kAccumulators * 32 * 4;
-  dev::sync_block();  // nobody reads x any more
-  const uint32_t at = kP24XAt + warp * kWarpBytes + 4 * lane;
-  const bool first = warp % p.warps == 0;
-  const bool adds = warp < static_cast<uint32_t>(p.block_tiles * p.warps);
-  if (adds && !first) {
-#pragma unroll
-    for (int i = 0; i < Config::kAccumulators; ++i) {
-      dev::store_shared<float>(at + 128 * i, c[i / 4][i % 4]);
-    }
-  }
-  dev::sync_block();
-  if (!adds || !first) return;
-  for (int32_t other = 1; other < p.warps; ++other) {
-#pragma unroll
-    for (int i = 0; i < Config::kAccumulators; ++i) {
-      c[i / 4][i % 4] += dev::load_shared<float>(at + other * kWarpBytes + 128 * i);
-    }
-  }
-}
-
-// Adds up and writes the sums of row tiles whose panels are a cluster: each block has some of them,
-// 8 tokens of a row tile each, which all panels send to it.
-template <class Config>
-TAMIS_DEVICE void meet_p24_cluster(const SpmmP24Params& p, uint32_t warp, uint32_t lane,
-                                   const float (&c)[Config::kTokenTiles][4]) {
-  const auto warps = static_cast<uint32_t>(p.warps), panels = static_cast<uint32_t>(p.parts);
-  const auto tiles = static_cast<uint32_t>(p.block_tiles),
-             sums_at = static_cast<uint32_t>(p.sums_at);
-  const uint32_t block = dev::block_index_x(), panel = block % panels;
-  const auto sum_at = [&](uint32_t i, uint32_t of) {  // of a panel, in the block that adds them
-    return sums_at + 512 * (i / panels * panels + of) + 16 * lane;
-  };
-  dev::wait_cluster();
-  if (warp % warps == 0 && warp < tiles * warps) {
-#pragma unroll
-    for (uint32_t t = 0; t < Config::kTokenTiles; ++t) {
-      const uint32_t i = warp / warps * Config::kTokenTiles + t;
-      dev::send_cluster(i % panels, sum_at(i, panel),
-                        dev::Word4{dev::bits_of(c[t][0]), dev::bits_of(c[t][1]),
-                                   dev::bits_of(c[t][2]), dev::bits_of(c[t][3])},
-                        kP24BarrierAt);
-    }
-  }
-  // A warp of the block after another takes its sums.
-  for (uint32_t i = panel + warp * panels; i < tiles * Config::kTokenTiles;
-       i += panels * static_cast<uint32_t>(p.block_warps)) {
-    dev::barrier_wait(kP24BarrierAt, 0);
-    float sum[4] = {};
-#pragma unroll 4
-    for (uint32_t of = 0; of < panels; ++of) {
-      const auto v = dev::load_shared<dev::Word4>(sum_at(i, of));
-      sum[0] += dev::float_of(v.x);
-      sum[1] += dev::float_of(v.y);
-      sum[2] += dev::float_of(v.z);
-      sum[3] += dev::float_of(v.w);
-    }
-    const uint32_t tile = i / Config::kTokenTiles, t = i % Config::kTokenTiles;
-    write_sums<Config>(p, static_cast<int32_t>(16 * (block / panels * tiles + tile)),
-                       static_cast<int32_t>(8 * t), lane, sum);
-  }
-}
-
-// Makes the barrier of the sums that this block adds up. Nobody sends any before all have met,
-// which ends in meet_p24_cluster and begins here, or where sums lie over x, once nobody reads that.
-template <class Config>
-TAMIS_DEVICE void begin_p24_cluster(const SpmmP24Params& p, int32_t panel, uint32_t thread) {
-  if (thread == 0) {
-    const int32_t all = p.block_tiles * Config::kTokenTiles;
-    const int32_t mine = (all + p.parts - 1 - panel) / p.parts;
-    dev::barrier_init(kP24BarrierAt);
-    dev::fence_barrier_init();
-    dev::barrier_expect(kP24BarrierAt, static_cast<uint32_t>(512 * p.parts * mine));
-  }
-  if (!p.sums_over_x) dev::arrive_cluster_unordered();
-}
-
 // Grid [blocks of row tiles, parts of k] of 32 * block_warps threads, or [blocks * parts],
 // the parts of row tiles a cluster.
 template <class Config>
@@ -443,6 +373,9 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kWarps, 1) spmm_p24(const Spm
   // ends; x, the bias, the workspace and y wait for it.
   const uint32_t apart = Config::kRecordBytes * static_cast<uint32_t>(turns ? p.warps : 1);
   P24Records<Config> stream(p.records + int64_t{begin} * Config::kRecordBytes, count, apart, lane);
+  // Where two blocks find room on an SM, this one waits for longer, and nothing waits behind it.
+  const bool two = cluster && !p.sums_over_x;
+  if (two) stream.request_rest();
   dev::wait_for_previous();
   const bool halves = Config::kHalves && p.shares == 2;
   const int32_t columns = halves && k_part % 2 > 0 ? p.half_begin : 0;  // of the panel, not here
@@ -450,6 +383,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kWarps, 1) spmm_p24(const Spm
                static_cast<uint32_t>(kP24XAt - columns * static_cast<int32_t>(p24::kColumnBytes)),
                dev::in_register(static_cast<uint32_t>(p.part_cols * p24::kColumnBytes))};
   load_p24_x<Config>(p, x, thread, static_cast<uint32_t>(32 * p.block_warps));
+  if (!two) stream.request_rest();
   dev::sync_block();
   dev::allow_next();
 
@@ -470,17 +404,16 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kWarps, 1) spmm_p24(const Spm
   }
 
   if (cluster && p.sums_over_x) dev::arrive_cluster_unordered();
-  reduce_p24_warps<Config>(p, warp, lane, c);
+  leave_p24_sums<Config>(p, warp, lane, c);
   if (cluster) {
-    meet_p24_cluster<Config>(p, warp, lane, c);
-    return;
+    meet_p24_cluster<Config>(p, warp, lane);
+  } else if (p.parts > 1) {
+    meet_p24_blocks<Config>(p, block, warp, lane);
+  } else {
+    for_p24_sums<Config>(p, warp, lane, [&](uint32_t i, const float (&sum)[4]) {
+      write_p24_sums<Config>(p, block, i, lane, sum);
+    });
   }
-  // Counted again: held, they would take a register too many.
-  const uint32_t warps = static_cast<uint32_t>(p.warps);
-  const int32_t mine = block * p.block_tiles + static_cast<int32_t>(warp / warps);
-  const bool owner = warp < multiplying && warp % warps == 0 && mine < p.row_tiles;
-  if (p.parts > 1 && !add_blocks<Config>(p, p.parts, kP24FlagAt, mine, owner, thread, c)) return;
-  if (owner) write_y<Config>(p, mine, lane, c);
 }
 
 }  // namespace tamis

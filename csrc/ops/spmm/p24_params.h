@@ -29,15 +29,15 @@ inline constexpr int32_t kP24StageCols = 256;
 
 // Shared memory of a block: the flag of the last block, or the barrier of the sums that a block of
 // a cluster adds up; barriers of stages of x; then x of a panel [token tiles, columns, 8 tokens],
-// over which warps add up; then a cluster's sums [those of this block, parts, 32, 4], of halves
-// over x too, beyond where warps add up.
+// then a cluster's sums [those of this block, parts, 32, 4], then what warps add up [warps, token
+// tiles, 32, 4]; or these over x where there is no room, and of halves those of the cluster beyond.
 inline constexpr int32_t kP24FlagAt = 0;
 inline constexpr int32_t kP24BarrierAt = 0;
 inline constexpr int32_t kP24StagesAt = 16;
 inline constexpr int32_t kP24XAt =
     kP24StagesAt + 8 * static_cast<int32_t>(p24::kMaxPanelCols / kP24StageCols);
 
-// tickets [blocks of row tiles], partial [parts, row tiles, 4 * token tiles, 32].
+// tickets [blocks of row tiles], partial [parts, row tiles, token tiles, 32, 4].
 struct SpmmP24Params : ProductParams {
   int32_t row_tiles = 0, panel_cols = 0;
   int32_t parts = 0, shares = 1;       // of k, blocks over them: panels, or two halves of each
@@ -49,6 +49,7 @@ struct SpmmP24Params : ProductParams {
   bool turns = false;                  // warps take its records in turns, not a share each
   int32_t first_cols = 0;              // of a panel, copied before anything is multiplied
   bool cluster = false;                // the parts of a row tile are
+  int32_t warp_sums_at = 0;            // what warps of a row tile add up: over x, or behind it
   int32_t sums_at = 0;                 // what they send each other
   bool sums_over_x = false;            // which lies over x
 };
@@ -64,10 +65,11 @@ constexpr int64_t most_p24_tokens(int64_t rows, int64_t cols) {
 // The plan with that many row tiles a block, and warps a row tile; and with warps that only copy x
 // where that saves a round of copying, up to most_warps of a block. With first_cols, a multiple of
 // chunks, and 9 to 16 tokens most_warps of a block: those that do not multiply copy the columns
-// after them meanwhile. shares: blocks of a panel, one or its halves.
+// after them meanwhile. shares: blocks of a panel, one or its halves. room: shared memory of a
+// block, for sums that need not wait until nobody reads x.
 SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps,
                              bool cluster = false, int32_t most_warps = 1, int32_t first_cols = 0,
-                             int32_t shares = 1);
+                             int32_t shares = 1, int64_t room = 0);
 
 SpmmP24Params spmm_p24_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
 

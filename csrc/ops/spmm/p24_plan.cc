@@ -22,7 +22,8 @@ int64_t part_cols(const T16View& w, int32_t shares) {
 }  // namespace
 
 SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps,
-                             bool cluster, int32_t most_warps, int32_t first_cols, int32_t shares) {
+                             bool cluster, int32_t most_warps, int32_t first_cols, int32_t shares,
+                             int64_t room) {
   const int64_t row_tiles = t16::row_tiles(w.rows);
   SpmmT16Plan p{.token_tiles = p24_token_tiles(m),
                 .warps_n = block_tiles,
@@ -32,13 +33,20 @@ SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, i
   p.tokens = 8 * p.token_tiles;
   const int64_t sums = int64_t{512} * p.token_tiles;  // bytes of a warp's
   const int64_t x = part_cols(w, shares) * p24::kColumnBytes * p.token_tiles;
-  const int64_t sums_end = kP24XAt + sums * block_tiles * warps;
+  const int64_t warp_sums = sums * block_tiles * warps;
+  p.warp_sums_at = kP24XAt;
+  const int64_t sums_end = kP24XAt + warp_sums;
   p.shared_bytes = std::max(kP24XAt + x, sums_end);
   p.cluster = cluster;
   if (p.splits > 1 && !cluster) {
     p.workspace_bytes = kWorkspaceTicketBytes + sums * p.splits * row_tiles;
   }
   if (cluster) add_sums_of_cluster(shares > 1 ? sums_end : p.shared_bytes, &p);
+  if (const int64_t end = ceil_div(p.shared_bytes, 16) * 16;
+      end + warp_sums <= room && shares == 1) {
+    p.warp_sums_at = static_cast<int32_t>(end);
+    p.shared_bytes = end + warp_sums;
+  }
   p.first_cols = first_cols;
   if (first_cols > 0) {
     p.block_warps = most_warps;
@@ -56,6 +64,7 @@ namespace {
 
 constexpr int32_t kMostOfTile = 10;   // warps; more are no better
 constexpr int32_t kMostInTurns = 8;   // the same where they take records in turns
+constexpr int32_t kMostOfPairs = 10;  // and these are of two of four, without clusters
 constexpr int32_t kMostOfMany = 3;    // the same of halves, or of more than 32 tokens
 constexpr int32_t kClusterWarps = 9;  // of a block
 constexpr int32_t kCopyingWarps = 3;  // at least, of columns that follow
@@ -93,13 +102,15 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
   const bool halves = device.capability >= 90 && takes_p24_halves(token_tiles) && !fits;
   const int32_t shares = halves ? p24::halves_of(cols) : 1;
   const int64_t units = t16::row_tiles(w.rows) * w.parts * shares;
+  const bool pairs = w.max_record_bytes == p24::kPairBytes;
   const auto lay_out = [&](int64_t blocks, int32_t most, bool cluster) {
     const auto tiles = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(units, blocks), 1, most));
     const int32_t of_tile = shares > 1 || (m > 32 && !cluster) ? kMostOfMany
-                            : cluster || takes_turns(m)        ? kMostInTurns
-                                                               : kMostOfTile;
+                            : cluster                          ? kMostInTurns
+                            : takes_turns(m) ? (pairs ? kMostOfPairs : kMostInTurns)
+                                             : kMostOfTile;
     return lay_out_spmm_p24(w, m, tiles, std::clamp(most / tiles, 1, of_tile), cluster, most, 0,
-                            shares);
+                            shares, device.shared_per_block);
   };
   // Where panels only share out few row tiles, they are clusters of blocks of which two find room
   // on an SM, one of the next call's; a cluster's blocks need room side by side, so a seventh of
@@ -122,7 +133,8 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
     static_assert(kRoundCols % p24::kChunkCols == 0, "whole chunks");
     const int64_t half = ceil_div(cols, 2 * p24::kChunkCols) * p24::kChunkCols;
     *plan = lay_out_spmm_p24(w, m, tiles, (kMaxP24Warps - kCopyingWarps) / tiles, false,
-                             kMaxP24Warps, static_cast<int32_t>(std::min(half, kRoundCols)));
+                             kMaxP24Warps, static_cast<int32_t>(std::min(half, kRoundCols)), 1,
+                             device.shared_per_block);
   }
   return plan->shared_bytes > device.shared_per_block ? no_room(w, plan->tokens, device) : Status{};
 }
@@ -142,6 +154,7 @@ SpmmP24Params spmm_p24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   p.turns = plan.cluster || plan.first_cols > 0 || takes_turns(a.m);
   p.first_cols = plan.first_cols > 0 ? plan.first_cols : p.part_cols;
   p.cluster = plan.cluster;
+  p.warp_sums_at = plan.warp_sums_at;
   p.sums_at = plan.stage_bytes;
   p.sums_over_x = plan.cluster && p.shares > 1;
   return p;

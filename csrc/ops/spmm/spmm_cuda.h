@@ -55,6 +55,7 @@ struct SpmmT16Plan {
   bool cluster = false;              // p24: or these blocks are a cluster and leave nothing
   int32_t x_pitch_bytes = 0;         // between token rows of x in shared memory
   int32_t stage_bytes = 0;           // one record of the ring
+  int32_t warp_sums_at = 0;          // p24: what a block's warps add up
   int64_t shared_bytes = 0;          // of a block
   int64_t workspace_bytes = 0;
 };

@@ -13,8 +13,11 @@ class SpmmP24 : public Row24Test {
  protected:
   void expect_right(Problem p, int32_t block_tiles, int32_t warps, bool cluster = false) {
     Case c = case_of(p);
-    for (const int32_t most : {1, kMaxP24Warps}) {  // with and without warps that only copy x
-      const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), p.m, block_tiles, warps, cluster, most);
+    // Without and with warps that only copy x, and with sums over x and behind it.
+    for (const auto& [most, room] : {std::pair{1, 0}, {kMaxP24Warps, kH100.shared_per_block}}) {
+      const SpmmT16Plan plan =
+          lay_out_spmm_p24(c.t16(), p.m, block_tiles, warps, cluster, most, 0, 1, room);
+      EXPECT_EQ(plan.warp_sums_at > kP24XAt, room > 0);
       EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
           << "n " << p.n << ", k " << p.k << ", m " << p.m << ", sparsity " << p.sparsity << ", "
           << p.parts << " panels, " << block_tiles << " tiles, " << warps << " warps of "
@@ -83,8 +86,8 @@ TEST_P(SpmmP24, ColumnsThatFollow) {
         for (const auto& [first, warps] : {std::pair{64, 1}, {512, 3}}) {
           Case c = case_of(
               {.n = 50, .k = k, .m = m, .sparsity = sparsity, .parts = panels, .seed = ++seed});
-          const SpmmT16Plan plan =
-              lay_out_spmm_p24(c.t16(), m, 2, warps, false, 2 * warps + 3, first);
+          const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), m, 2, warps, false, 2 * warps + 3,
+                                                    first, 1, m > 9 ? kH100.shared_per_block : 0);
           EXPECT_EQ(run(GetParam(), c, plan, seed), "")
               << "k " << k << ", m " << m << ", sparsity " << sparsity << ", first " << first;
         }
