@@ -110,7 +110,7 @@ py::list kernels(int32_t capability) {
                                    : kMaxTokens,
                  .tile_n = gap     ? gap::kLanes
                            : d24   ? d24::kPairRows
-                           : sell4 ? sell4::kSliceRows
+                           : sell4 ? sell4::kLanes
                                    : t16::kTileRows,
                  .runs_here = library.choose_spmm(row.format, row.x_dtype, capability) == &row}));
   }

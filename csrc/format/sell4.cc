@@ -36,12 +36,12 @@ std::vector<int64_t> order_of(const MatrixView& a) {
 
 // Fills offsets up to that of the end of the last slice.
 void fill_offsets(const MatrixView& a, const std::vector<int64_t>& order, uint32_t* offsets) {
-  const int64_t units = a.group_size / kUnitColumns;
+  const int64_t units = a.group_size / kUnitColumns, lanes = lanes_of_row(a.rows);
   offsets[0] = 0;
   for (int64_t s = 0; s < slices(a.rows); ++s) {
-    const int64_t row = order[static_cast<size_t>(s * kSliceRows)];
-    const int64_t steps = units * (a.row_offsets[row + 1] - a.row_offsets[row]);
-    offsets[s + 1] = offsets[s] + static_cast<uint32_t>(ceil_div(steps, kSteps));
+    const int64_t row = order[static_cast<size_t>(s * (kLanes / lanes))];
+    const int64_t of_row = units * (a.row_offsets[row + 1] - a.row_offsets[row]);
+    offsets[s + 1] = offsets[s] + static_cast<uint32_t>(ceil_div(of_row, lanes * kSteps));
   }
 }
 
@@ -50,11 +50,11 @@ struct Unit {
   int64_t column = 0;  // / 16
 };
 
-// A lane's units that have no step yet, by bank.
-class Lane {
+// A row's units that have no step yet, by bank.
+class Row {
  public:
-  Lane() = default;
-  Lane(const MatrixView& a, int64_t row) {
+  Row() = default;
+  Row(const MatrixView& a, int64_t row) {
     const int64_t units = a.group_size / kUnitColumns, words = mask_words(a.cols / a.group_size);
     int64_t group = a.row_offsets[row];
     for (int64_t w = 0; w < words; ++w) {
@@ -94,20 +94,23 @@ class Lane {
   int64_t left_ = 0;
 };
 
-// One step of a quarter: each lane takes the bank with most of its units that no lane before it
-// took, and waits where there is none as long as it can. The first one is another in every step.
-std::array<Unit, kQuarter> next_step(std::array<Lane, kQuarter>& lanes, int64_t step,
-                                     int64_t steps_left) {
+// One step of a quarter: each lane takes the bank with most of its row's units that no lane before
+// it took, and waits where there is none as long as it can. The first one is another in every step.
+std::array<Unit, kQuarter> next_step(std::array<Row, kQuarter>& rows, int64_t lanes_of_row,
+                                     int64_t step, int64_t steps_left) {
   std::array<Unit, kQuarter> units;
   std::array<bool, kBanks> taken{};
+  std::array<int64_t, kQuarter> turns;  // that lanes of a row still have
+  turns.fill(lanes_of_row * steps_left);
   for (int64_t turn = 0; turn < kQuarter; ++turn) {
-    const auto i = static_cast<size_t>((turn + step) % kQuarter);
-    Lane& lane = lanes[i];
-    int64_t bank = lane.fullest(taken);
-    if (bank < 0 && lane.left() == steps_left) bank = lane.fullest({});
+    const int64_t lane = (turn + step) % kQuarter;
+    const auto r = static_cast<size_t>(lane / lanes_of_row);
+    int64_t bank = rows[r].fullest(taken);
+    if (bank < 0 && rows[r].left() == turns[r]) bank = rows[r].fullest({});
+    --turns[r];
     if (bank < 0) continue;
     taken[static_cast<size_t>(bank)] = true;
-    units[i] = lane.take(bank);
+    units[static_cast<size_t>(lane)] = rows[r].take(bank);
   }
   return units;
 }
@@ -121,9 +124,9 @@ void write_unit(const MatrixView& a, const Unit& unit, int64_t step, int64_t lan
     said = a.group_scales[2 * unit.group] | static_cast<uint32_t>(zero) << 16 |
            static_cast<uint32_t>(unit.column) << 20;
   }
-  const int64_t codes = (step / 2 * kSliceRows + lane) * 16 + step % 2 * 8;
+  const int64_t codes = (step / 2 * kLanes + lane) * 16 + step % 2 * 8;
   std::memcpy(record + codes, words, sizeof words);
-  std::memcpy(record + 2 * kSliceRows * 16 + lane * 16 + 4 * step, &said, sizeof said);
+  std::memcpy(record + 2 * kLanes * 16 + lane * 16 + 4 * step, &said, sizeof said);
 }
 
 }  // namespace
@@ -132,7 +135,7 @@ Status pack_sizes(const MatrixView& a, t16::Sizes* sizes) {
   TAMIS_RETURN_IF_ERROR(check_source(a));
   std::vector<uint32_t> offsets(static_cast<size_t>(slices(a.rows)) + 1);
   fill_offsets(a, order_of(a), offsets.data());
-  *sizes = {.offsets = (1 + kSliceRows) * slices(a.rows) + 1,
+  *sizes = {.offsets = (1 + kLanes) * slices(a.rows) + 1,
             .record_bytes = kRecordBytes * offsets.back(),
             .max_record_bytes = kRecordBytes};
   return {};
@@ -142,24 +145,26 @@ Status pack(const MatrixView& a, uint32_t* offsets, void* records) {
   TAMIS_RETURN_IF_ERROR(check_source(a));
   const std::vector<int64_t> order = order_of(a);
   fill_offsets(a, order, offsets);
-  const int64_t count = slices(a.rows);
+  const int64_t count = slices(a.rows), of_row = lanes_of_row(a.rows);
   uint32_t* rows = offsets + count + 1;
-  for (int64_t i = 0; i < kSliceRows * count; ++i) {
-    rows[i] = i < a.rows ? static_cast<uint32_t>(order[static_cast<size_t>(i)]) : kNoRow;
+  const auto has_row = [&](int64_t lane) { return lane / of_row < a.rows; };
+  const auto row_of = [&](int64_t lane) { return order[static_cast<size_t>(lane / of_row)]; };
+  for (int64_t i = 0; i < kLanes * count; ++i) {
+    rows[i] = has_row(i) ? static_cast<uint32_t>(row_of(i)) : kNoRow;
   }
-  for_rows(count, a.cols * kSliceRows, [&](int64_t begin, int64_t end) {
-    for (int64_t i = kSliceRows * begin; i < kSliceRows * end; i += kQuarter) {
-      const int64_t slice = i / kSliceRows;
+  for_rows(count, a.cols * kLanes / of_row, [&](int64_t begin, int64_t end) {
+    for (int64_t i = kLanes * begin; i < kLanes * end; i += kQuarter) {
+      const int64_t slice = i / kLanes;
       auto* first = static_cast<uint8_t*>(records) + kRecordBytes * offsets[slice];
       const int64_t steps = kSteps * (offsets[slice + 1] - offsets[slice]);
-      std::array<Lane, kQuarter> lanes;
-      for (int64_t j = 0; j < kQuarter && i + j < a.rows; ++j) {
-        lanes[static_cast<size_t>(j)] = Lane(a, order[static_cast<size_t>(i + j)]);
+      std::array<Row, kQuarter> of_lanes;
+      for (int64_t j = 0; j < kQuarter && has_row(i + j); j += of_row) {
+        of_lanes[static_cast<size_t>(j / of_row)] = Row(a, row_of(i + j));
       }
       for (int64_t step = 0; step < steps; ++step) {
-        const auto units = next_step(lanes, step, steps - step);
+        const auto units = next_step(of_lanes, of_row, step, steps - step);
         for (int64_t j = 0; j < kQuarter; ++j) {
-          write_unit(a, units[static_cast<size_t>(j)], step % kSteps, i % kSliceRows + j,
+          write_unit(a, units[static_cast<size_t>(j)], step % kSteps, i % kLanes + j,
                      first + kRecordBytes * (step / kSteps));
         }
       }

@@ -3,21 +3,22 @@
 // units are f32. x goes to shared memory as f16: as it is where a token's largest lies in
 // [1 / 16, 512), for 15 * 512 * 8 is still an f16 and what is lost below 2^-17 is 2^21 times
 // smaller than the largest; else read again and scaled by a power of two so that its largest lies
-// in [256, 512). Codes minus their zero points are exact. Tile: a lane is a row, a step of a warp
-// 32 units of as many rows. A block has a slice, or the blocks of a cluster have, and their warps
-// share out the slice's records, the next of each in registers. Nothing is added up across lanes.
-// Reduction: warps in shared memory of the cluster's first block, to which the others send theirs,
-// first to last, so results repeat bit for bit. Needs: cols a multiple of 16; launched so that it
-// may begin before the kernel before it ends, weights which that kernel did not write. Tail: lanes
-// without a row or unit have scales of 0, so Inf or NaN anywhere in x may reach any row. Tokens
-// beyond m are zeros. Instead of tensor cores, which take 172 instructions for 1024 weights, kept
-// or not: 44 here for 512 kept ones and a token, 14 for each further token, whose x takes 8
-// wavefronts of shared memory. Tried (H200, gate and up, down, q and o, one token): two and three
-// records ahead, 4 to 12 % slower for long rows; all records of a warp asked into the L2 cache
-// before x is waited for, which helps warps that have two or three (q and o 4.3 to 3.9 us) and
-// costs those with four 1 to 2 us; streams of equal length for all lanes of the device, one block
-// an SM, 10.7, 14.0 and 8.0 us where slices take 9.3, 9.1 and 4.7. Calculated: dot products of
-// bytes, x in two of them, 38 instructions and as much shared memory, but x no longer exact.
+// in [256, 512). Codes minus their zero points are exact. Tile: a lane is a row, or a part of one
+// where rows are few, a step of a warp 32 units. A block has a slice, or the blocks of a cluster
+// have, and their warps share out the slice's records, the next of each in registers. Lanes of a
+// row are added up last. Reduction: warps in shared memory of the cluster's first block, to which
+// the others send theirs, always in the same order, so results repeat bit for bit. Needs: cols a
+// multiple of 16; launched so that it may begin before the kernel before it ends, weights which
+// that kernel did not write. Tail: lanes without a row or unit have scales of 0, so Inf or NaN
+// anywhere in x may reach any row. Tokens beyond m are zeros. Instead of tensor cores, which take
+// 172 instructions for 1024 weights, kept or not: 44 here for 512 kept ones and a token, 14 for
+// each further token, whose x takes 8 wavefronts of shared memory. Tried (H200, gate and up, down,
+// q and o, one token): two and three records ahead, 4 to 12 % slower for long rows; all records of
+// a warp asked into the L2 cache before x is waited for, which helps warps that have two or three
+// (q and o 4.3 to 3.9 us) and costs those with four 1 to 2 us; streams of equal length for all
+// lanes of the device, one block an SM, 10.7, 14.0 and 8.0 us where slices take 9.3, 9.1 and 4.7.
+// Calculated: dot products of bytes, x in two of them, 38 instructions and as much shared memory,
+// but x no longer exact.
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -234,8 +235,19 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kMostWarps, 1)
   for (auto t = static_cast<int32_t>(warp); t < p.m; t += p.warps) {
     const uint32_t exponent = x_exponent<Config::kType>(p.warps, t, lane);
     float sum = 0;
-    for (int32_t w = 0; w < stride; ++w) {
-      sum += dev::load_shared<float>(sums_at + 128 * (w * Config::kTokens + t) + 4 * lane);
+    for (int32_t first = 0; first < stride; first += 8) {  // loads of eight warps' on their way
+      float v[8];
+#pragma unroll
+      for (int32_t w = 0; w < 8; ++w) {
+        const auto at = static_cast<uint32_t>((first + w) * Config::kTokens + t);
+        v[w] = first + w < stride ? dev::load_shared<float>(sums_at + 128 * at + 4 * lane) : 0.0f;
+      }
+      sum += ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+    }
+    if (p.row_lanes > 1) {  // 2 or 4
+      sum += dev::shuffle_xor(sum, 1);
+      if (p.row_lanes == 4) sum += dev::shuffle_xor(sum, 2);
+      if (lane % static_cast<uint32_t>(p.row_lanes) != 0) continue;
     }
     if (row == sell4::kNoRow) continue;
     const float bias = p.bias ? widen<Config::kType>(dev::load_global(p.bias + row)) : 0.0f;

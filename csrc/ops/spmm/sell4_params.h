@@ -33,6 +33,7 @@ constexpr int64_t sell4_x_bytes(int64_t cols, int32_t tokens) {
 
 struct SpmmSell4Params : ProductParams {
   const uint32_t* row_of = nullptr;  // [slices, 32]
+  int32_t row_lanes = 1;             // that share a row, a power of two
   int32_t warps = 0;                 // of a block
   int32_t parts = 0;                 // blocks of a slice, a cluster
   int32_t sums_at = 0;               // sums of the cluster's warps

@@ -7,6 +7,7 @@ namespace tamis {
 namespace {
 
 constexpr int32_t kSmWarps = 32;
+constexpr int32_t kFewRowsWarps = 16;  // of a block
 
 }  // namespace
 
@@ -37,6 +38,10 @@ Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, Sp
     const int64_t blocks = slices * parts, least = m <= 2 || parts > 1 ? 1 : 2;
     const int32_t most = sell4_most_warps(sell4_tokens(m));
     int32_t warps = 4;
+    // Where lanes share rows, a slice is short; more warps than it has records copy x.
+    if (sell4::lanes_of_row(w.rows) > 1 && parts == 1) {
+      return lay_out_spmm_sell4(w, m, kFewRowsWarps, parts);
+    }
     while (2 * warps <= most && blocks * 2 * warps <= int64_t{device.sms} * kSmWarps &&
            blocks * 2 * warps * least <= records) {
       warps *= 2;
@@ -62,6 +67,7 @@ SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan
   const int64_t warps = int64_t{plan.blocks_n} * plan.splits * plan.warps_k;
   SpmmSell4Params p{product_params(a)};
   p.row_of = a.w.offsets + plan.blocks_n + 1;
+  p.row_lanes = static_cast<int32_t>(sell4::lanes_of_row(a.w.rows));
   p.warps = plan.warps_k;
   p.parts = plan.splits;
   p.sums_at = sell4_x_at(plan.tokens) + plan.stage_bytes;
