@@ -151,9 +151,15 @@ def decode_d24(records: np.ndarray, offsets: np.ndarray, rows: int, cols: int) -
     return w[:rows, :cols].copy()
 
 
+def sell4_slices(rows: int) -> int:
+    """As many as rows have lanes: four a row where that leaves 132 slices, or two."""
+    lanes = 4 if 4 * rows <= 132 * 32 else 2 if 2 * rows <= 132 * 32 else 1
+    return -(-rows * lanes // 32)
+
+
 def decode_sell4(records: np.ndarray, offsets: np.ndarray, dense: np.ndarray) -> None:
     """All weights by the layout comment of sell4.h, rounded to bf16."""
-    slices = -(-dense.shape[0] // 32)
+    slices = sell4_slices(dense.shape[0])
     rows = offsets[slices + 1 :]
     for s, lane in itertools.product(range(slices), range(32)):
         for r in range(offsets[s], offsets[s + 1]):
@@ -200,7 +206,7 @@ class Played:
             self.most_tokens = 1 << 20
             return
         if form == "sell4":
-            slices = -(-rows // 32)
+            slices = sell4_slices(rows)
             self.bits = np.zeros((rows, cols), np.uint16)
             decode_sell4(
                 at_address(records, (nbytes,), np.uint8),

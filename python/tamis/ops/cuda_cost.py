@@ -105,17 +105,17 @@ LEAST = {"sell4": (0.0, 500.0, 2200.0, 6200.0)}
 # sums meet, p24, as every SM copies x.
 MORE = {
     "m24": (0.0, 500.0, 900.0, 3500.0),
-    "p24": (0.0, 1500.0, 2900.0, 2500.0, 3700.0, 4200.0, 6000.0),
+    "p24": (0.0, 1000.0, 2600.0, 2500.0, 3700.0, 4200.0, 6000.0),
     "d24": (3500.0, 3700.0, 6000.0),
 }
 # Where rows are so few that several blocks share a slice or a row tile (of two SMs of a device one
-# would have none): gap's sums meet in memory, while parts of sell4 and panels of p24, where columns
-# are enough for some, are clusters. Ns more (or less) by tokens.
+# would have none): gap's sums meet in memory, while rows of sell4 have several lanes, and panels of
+# p24, where columns are enough for some, are clusters. Ns more (or less) by tokens.
 FEW_ROWS = 132 // 2 * 32
 SHARED = {
     "gap": (400.0, 400.0, 400.0),
-    "p24": (-250.0, -1300.0, -1900.0, -1150.0, -1350.0, -1600.0, -2500.0),
-    "sell4": (-700.0, -300.0, -700.0, -1900.0),
+    "p24": (-250.0, -900.0, -1700.0, -1150.0, -1350.0, -1600.0, -2500.0),
+    "sell4": (-850.0, -450.0, -1400.0, -2600.0),
 }
 _PANELS_FROM, _ALONE = 2048, 600.0  # columns; what p24 of fewer takes, estimated
 # m24's of more tokens, up to MANY24: beyond the start, and of each record and token, of as many records
