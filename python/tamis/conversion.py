@@ -96,6 +96,7 @@ class _Source:
     linears: frozenset[str]  # modules that may be stored compressed
     transposed: frozenset[str]  # those whose dense weight is [in, out]
     experts: frozenset[str]  # those that are one expert of a stack
+    convs: dict[str, torch.Size]  # shapes of convolutions' weights, as the model names them
 
     @classmethod
     def open(cls, folder: Path) -> _Source:
@@ -111,12 +112,15 @@ class _Source:
             legacy.check_config(config, checkpoint)
         model = empty_model(folder, _CALLER)
         linears, transposed = _linears(model)
+        convs = {n: m.weight.shape for n, m in model.named_modules() if type(m) is torch.nn.Conv2d}
         experts = frozenset(filter(is_expert, layouts.keys() - linears))
         names = _renamed(model, checkpoint, layouts)
         filed = {name: file for file, name in names.items()}
         layouts = {filed.get(name, name): layout for name, layout in layouts.items()}
         linears |= layouts.keys()
-        return cls(folder, config, checkpoint, layouts, names, linears, transposed, experts)
+        return cls(
+            folder, config, checkpoint, layouts, names, linears, transposed, experts, convs
+        )  # fmt: skip
 
     def weights(self, file: Path) -> Iterator[tuple[str, Weight]]:
         """State-dict name and value of every weight whose values lie in ``file``."""
@@ -211,6 +215,11 @@ def _encode(
     turned = compressible and module in source.transposed
     if turned and isinstance(weight, torch.Tensor):
         weight = weight.t().contiguous()
+    window = source.convs.get(source.names.get(module, module))
+    if window is not None and isinstance(weight, SparseMatrix):  # one format suits convolutions
+        if format == "dense":
+            return {name: weight.to_dense().reshape(window)}
+        format = weight.layout.format
     made = _compressed(name, weight, format) if compressible and format != "dense" else None
     if made is None:
         dense = weight.to_dense() if isinstance(weight, SparseMatrix) else weight

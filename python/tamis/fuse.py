@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
-from tamis.nn import DepthwiseConv2d, PlaneMean, SparseConv2d
+from tamis.nn import DepthwiseConv2d, PlaneMean, SparseConv2d, SparseLinear
 from tamis.ops.conv2d import NO_BOUNDS
 from tamis.report import LayerReport, Report, host_facts
 from tamis.report_rows import describe
@@ -71,7 +71,7 @@ def trace(model: nn.Module, caller: str) -> fx.Graph:
 
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            own = isinstance(m, SparseConv2d | DepthwiseConv2d | PlaneMean)
+            own = isinstance(m, SparseLinear | DepthwiseConv2d | PlaneMean)
             return own or super().is_leaf_module(m, module_qualified_name)
 
     try:

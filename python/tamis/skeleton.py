@@ -11,10 +11,13 @@ from transformers import PreTrainedModel
 
 from tamis import stored
 from tamis.checkpoint import Checkpoint
+from tamis.convolution import as_matrix
 from tamis.errors import TamisFileError
 from tamis.experts import unstack
 from tamis.layout import Layout
-from tamis.nn import SparseLinear
+from tamis.nn import SparseConv2d, SparseLinear
+from tamis.nn.conv import window_of
+from tamis.ops.conv2d import Window
 from tamis.transposed import as_linear, in_place_of, is_conv1d
 
 CALLER = "from_pretrained"
@@ -49,8 +52,10 @@ def swap(
     stored_as = stored_names(model, checkpoint, list(names))
     for name, layout in names.items():
         nnz = stored.check_stored(checkpoint, stored_as.get(name, name), layout)
-        linear = _linear(model, name, layout)
+        linear, window = _linear(model, name, layout)
         sparse = SparseLinear(layout, nnz, linear.bias is not None, "meta", linear.weight.dtype)
+        if window is not None:
+            sparse = SparseConv2d.from_layer(sparse, window)
         model.set_submodule(name, in_place_of(model.get_submodule(name), sparse))
     _check_shapes(model, checkpoint)
 
@@ -105,9 +110,13 @@ def stored_names(
     return out
 
 
-def _linear(model: PreTrainedModel, name: str, layout: Layout) -> nn.Linear:
-    module = model.get_submodule(name)
-    if is_conv1d(module):
+def _linear(model: PreTrainedModel, name: str, layout: Layout) -> tuple[nn.Linear, Window | None]:
+    """The layer of that name; a convolution as the matrix of its weight, with its window."""
+    module, window = model.get_submodule(name), None
+    if isinstance(module, nn.Conv2d):
+        window = window_of(module, CALLER)
+        module = as_matrix(module)
+    elif is_conv1d(module):
         module = as_linear(module)
     if not isinstance(module, nn.Linear):
         raise TamisFileError(
@@ -120,7 +129,7 @@ def _linear(model: PreTrainedModel, name: str, layout: Layout) -> nn.Linear:
             f"wanted [{module.out_features}, {module.in_features}] as in the model; the file is "
             "damaged or from another model."
         )
-    return module
+    return module, window
 
 
 def _check_shapes(model: PreTrainedModel, checkpoint: Checkpoint) -> None:

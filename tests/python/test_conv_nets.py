@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tamis
-from tamis.nn import DepthwiseConv2d, PlaneMean, SparseConv2d
+from tamis.nn import DepthwiseConv2d, PlaneMean, SparseConv2d, SparseLinear
 
 # MobileNet-v1's separable layers (inputs, outputs, stride), and its first ones alone.
 SHALLOW = ((16, 32, 1), (32, 48, 2), (48, 64, 1))
@@ -235,3 +235,47 @@ def test_pruned_digits_net_stays_within_two_points() -> None:
         wanted = model(test_x)
         tamis.fuse_(model)
         assert torch.allclose(model(test_x), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"targets": ["re:.*convolution"]}, {"pattern": "vector:4"}]
+)
+def test_convolutions_of_transformers_are_saved_loaded_and_converted(options, tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"embedding_size": 16, "hidden_sizes": [32, 64], "depths": [1, 1]}
+    torch.manual_seed(0)
+    model = transformers.ResNetForImageClassification(
+        transformers.ResNetConfig(**sizes, layer_type="bottleneck")
+    ).eval()
+    options = {"ignore": ["re:classifier.*"], **options}
+    tamis.sparsify_(model, "magnitude", sparsity=0.9, **options)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted = model(x).logits
+    tamis.save(model, tmp_path / "a")
+    tamis.convert(tmp_path / "a", tmp_path / "dense", format="dense")
+    tamis.convert(tmp_path / "a", tmp_path / "again", format="bitmap")
+    loaded = tamis.load(tmp_path / "a")
+    names = [n for n, m in model.named_modules() if isinstance(m, SparseConv2d)]
+    assert names == [n for n, m in loaded.named_modules() if isinstance(m, SparseConv2d)]
+    assert len(names) >= 5
+    for found in (
+        loaded,
+        type(model).from_pretrained(tmp_path / "dense").eval(),
+        tamis.load(tmp_path / "again"),
+        tamis.load(tmp_path / "a", model=type(model)(model.config)),
+    ):
+        with torch.no_grad():
+            torch.testing.assert_close(found(x).logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pruned_classifier_does_not_keep_a_net_from_being_fused() -> None:
+    torch.manual_seed(0)
+    net = unsettle(mobilenet(3, SHALLOW, 16)).eval()
+    tamis.sparsify_(net, "magnitude", sparsity=0.9)
+    assert isinstance(net[-1], SparseLinear)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted = net(x)
+        tamis.fuse_(net)
+        torch.testing.assert_close(net(x), wanted, rtol=1e-4, atol=1e-4)
