@@ -158,7 +158,7 @@ def sparsify_(  # noqa: PLR0913
         "calibration_tokens": job.tokens,
         **job.errors(),
         **({"experts_without_tokens": job.unseen} if job.unseen else {}),
-        **left_dense(model),
+        **left_dense(model, by_default=targets is None),
         "prune_s": time.perf_counter() - begin,
     }
     return Report(f"{label} {1 - kept / size:.0%} {shape}", rows, facts, host_facts(seed=seed))

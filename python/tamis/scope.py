@@ -114,19 +114,27 @@ def ignoring(names: Sequence[str], layers: Iterable[str]) -> str:
     return f"ignore={keys}"
 
 
-def left_dense(model: nn.Module) -> dict[str, int | str]:
+def left_dense(model: nn.Module, by_default: bool = False) -> dict[str, int | str]:
     """Classes that hold matrices which nothing here reads, most first, and their bytes; {} if none.
 
     Routers of mixtures are such, and subclasses of nn.Linear. What is less than 1 % of all matrices
     is not worth a word.
+
+    Args:
+        model: Any.
+        by_default: Whether linears outside a family's blocks were left because no target named them,
+            as those of Llava's image encoder are.
     """
     known = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
+    outside = _outside(model) if by_default else {}
     total, found = 0, dict[str, int]()
     for module in model.modules():
         kind = type(module)
         matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
         size = sum(p.numel() * p.element_size() for p in matrices)
         total += module.layout.dense_nbytes if isinstance(module, SparseLinear) else size
+        if module in outside:
+            found[outside[module]] = found.get(outside[module], 0) + size
         if (
             kind in known
             or is_linear(module)
@@ -143,6 +151,25 @@ def left_dense(model: nn.Module) -> dict[str, int | str]:
     if not worth:
         return {}
     return {"left_dense": ", ".join(worth), "left_dense_bytes": sum(worth.values())}
+
+
+def _outside(model: nn.Module) -> dict[nn.Module, str]:
+    """Linears that belong to no block of the model's family and are no output layer."""
+    family = family_of(model)
+    if family is None:
+        return {}
+    blocks = family.find_blocks(model)
+    inside = tuple(f"{name}." for name in blocks)
+    kind = type(next(iter(blocks.values()))).__name__
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return {
+        module: f"nn.Linear outside {kind} (name them as targets)"
+        for name, module in model.named_modules()
+        if is_linear(module)
+        and module is not head
+        and not name.startswith(inside)
+        and _leaf(name) not in family.head
+    }
 
 
 def _why_none(model: nn.Module, any_linears: bool, any_by_default: bool) -> str:

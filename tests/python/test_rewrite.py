@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import FAMILIES, GROUPED, inputs, logits, tiny
+from tiny import FAMILIES, GROUPED, VIT, inputs, logits, tiny
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -524,3 +524,22 @@ def test_falcon_s_own_linears_are_linears(tmp_path):
     tamis.dense_(model)
     assert model.state_dict().keys() == names
     torch.testing.assert_close(logits(model, sample), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_linears_outside_the_blocks_are_named():
+    vision = transformers.CLIPVisionConfig(**VIT)
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**GROUPED), vision_config=vision, image_token_index=96
+    )
+    model = transformers.LlavaForConditionalGeneration(config)
+    left = sum(
+        m.weight.numel() * 4
+        for n, m in model.named_modules()
+        if type(m) is nn.Linear and "language_model" not in n and n != "lm_head"
+    )
+    report = sparsify_(model, "magnitude", format="bitmap")
+    assert "nn.Linear outside LlamaDecoderLayer" in report.metrics["left_dense"]
+    assert report.metrics["left_dense_bytes"] == left
+    report = sparsify_(model, "magnitude", format="bitmap", targets=["re:.*vision_tower.*layers.*"])
+    assert len(report.layers) == 3 * 6
+    assert "left_dense" not in report.metrics
