@@ -160,7 +160,8 @@ TEST(ChooseSpmm, GroupsOfCodesTakeLanesForSeveralTokens) {
   EXPECT_STREQ(choose_spmm(desc, isa::avx512fp16)->name, "spmm_groupq_u4_bf16_avx512vbmi2_eights");
   desc.nnz *= 5;
   desc.m = 8;
-  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_groupq_u4_bf16_avx512vbmi2_lanes");
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_groupq_u4_bf16_avx512bf16_lanes");
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512fp16)->name, "spmm_groupq_u4_bf16_avx512vbmi2_lanes");
   EXPECT_STREQ(choose_spmm(desc, isa::avx512)->name, "spmm_groupq_u4_bf16_avx512_groups");
 }
 
@@ -177,7 +178,8 @@ TEST(ChooseSpmm, AllGroupsOfCodesTakePanelsForManyTokens) {
   EXPECT_STREQ(choose_spmm(desc, isa::avx512fp16)->name, lanes);
   EXPECT_STREQ(choose_spmm(desc, isa::amx)->name, "spmm_groupq_u4_bf16_amx_tiles");
   desc.nnz /= 2;
-  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, lanes);
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512bf16)->name, "spmm_groupq_u4_bf16_avx512bf16_lanes");
+  EXPECT_STREQ(choose_spmm(desc, isa::avx512fp16)->name, lanes);
 }
 #endif
 

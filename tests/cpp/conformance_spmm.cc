@@ -153,6 +153,8 @@ TEST_P(Kernel, ManyTokens) {
   run({row, 16, 12, 2048, 0.7, true, false, 4});
   // Blocks of 15 rows: passes of 256 begin within one.
   if (row.format == Format::block) run({row, 150, 1050, 96, 0.5, true, false, 3});
+  // Two blocks of tokens over more columns than they take at a time, then one.
+  if (groups && row.tile_m == 32) run({row, 37, 19, 4096 + 64, 0.5, true, false, 6});
   // More tokens than share an expansion, and more of x than is held at once.
   const int64_t k = groups ? 1312 : 1300;
   if (row.tile_m > 64) run({row, row.tile_m + 18, 70, k, 0.5, true, false, 5});

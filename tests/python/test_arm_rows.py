@@ -68,6 +68,7 @@ ELSEWHERE = {
     "columns": "skip",
     "lists": "skip",
     "groupqhalves": "groupq",
+    "groupqlanes": "groupq",
 }
 
 

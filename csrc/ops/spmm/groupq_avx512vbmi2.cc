@@ -31,6 +31,8 @@ namespace {
 constexpr int kRowsAtOnce = 16;  // whose outputs are stored together
 constexpr int64_t kLanesAhead = 4096;
 
+using Lanes = XLanes<AnyLanes>;
+
 // 64 / T codes, repeated.
 template <int T>
 TAMIS_INLINE __m512i repeat(const uint8_t* p) {
@@ -61,22 +63,6 @@ TAMIS_INLINE void split_codes(const uint8_t* p, int64_t groups, uint8_t* out) {
   _mm512_store_si512(out, split_halves<G>(_mm256_maskz_loadu_epi64(there, p)));
 }
 
-// Lane t = the sum of a token's 16 / T lanes, plus rest's.
-template <int T>
-TAMIS_INLINE __m512 join_lanes(__m512 v, __m512 rest) {
-  if constexpr (T == 4) {
-    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0x4e));
-    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0xb1));
-    v = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12),
-                              v);
-  } else if constexpr (T == 8) {
-    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0xb1));
-    v = _mm512_permutexvar_ps(
-        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14), v);
-  }
-  return _mm512_add_ps(v, rest);
-}
-
 // T floats, zeros after them.
 template <int T>
 TAMIS_INLINE __m512 load_tokens(const float* p) {
@@ -93,7 +79,7 @@ struct LaneGroups {
 
 // Lane t: sum over groups [first, ...) of a row, decoded in `stored`, of offset times x's sums.
 template <int G, int T>
-TAMIS_INLINE __m512 sum_offsets(const SpmmArgs& a, const XLanes& x, int64_t row, int64_t first,
+TAMIS_INLINE __m512 sum_offsets(const SpmmArgs& a, const Lanes& x, int64_t row, int64_t first,
                                 const LaneGroups& stored) {
   const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
   const int64_t groups = a.w.cols / G, words = mask_words(groups);
@@ -120,7 +106,7 @@ TAMIS_INLINE __m512 sum_offsets(const SpmmArgs& a, const XLanes& x, int64_t row,
 
 // One row times a block: a sum per token.
 template <DType kW, int G, int T, bool kByToken>
-TAMIS_INLINE __m512 lanes_row(const SpmmArgs& a, const XLanes& x, int64_t row, LaneGroups& stored) {
+TAMIS_INLINE __m512 lanes_row(const SpmmArgs& a, const Lanes& x, int64_t row, LaneGroups& stored) {
   constexpr int kBytes = kW == DType::u4 ? G / 2 : G;
   constexpr int kVectors = G * T / 64;
   // Each with chains of its own, or the latency of vfmadd would be what a group costs.
@@ -202,7 +188,7 @@ TAMIS_INLINE __m512 lanes_row(const SpmmArgs& a, const XLanes& x, int64_t row, L
 
 template <DType kW, int G, int T, bool kByToken>
 void lanes_pass(const SpmmArgs& a, int64_t row, int64_t row_end, int64_t token) {
-  const XLanes x(a, const_cast<void*>(a.prepared), token / T);
+  const Lanes x(a, const_cast<void*>(a.prepared), token / T);
   const int64_t tokens = a.m - token < T ? a.m - token : T;
   PageWalks walks(a.w, row, row_end);
   LaneGroups stored;
@@ -280,7 +266,7 @@ TAMIS_INLINE int64_t decode_row(const MatrixView& w, int64_t row, int64_t first,
 
 // What rows store in a span, times B blocks of tokens from `block` on.
 template <int G, int B>
-void multiply_span(ManyRows<G>& rows, int count, int span, const XLanes (&x)[2], int64_t first,
+void multiply_span(ManyRows<G>& rows, int count, int span, const Lanes (&x)[2], int64_t first,
                    int64_t block) {
   constexpr int kSpan = ManyRows<G>::kSpan, kCodes = kSpan * G * 16;
   constexpr uint64_t kStepPlaces = kStepColumns / 4;
@@ -386,8 +372,8 @@ void lanes_many(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
         for (int64_t block = 0; block < blocks; block += 2) {
           auto* prepared = const_cast<void*>(a.prepared);
           const bool two = block + 2 <= blocks;
-          const XLanes x[2] = {XLanes(a, prepared, first_block + block),
-                               XLanes(a, prepared, first_block + block + two)};
+          const Lanes x[2] = {Lanes(a, prepared, first_block + block),
+                              Lanes(a, prepared, first_block + block + two)};
           const auto multiply = two ? multiply_span<G, 2> : multiply_span<G, 1>;
           for (int64_t span = 0; span < spans; ++span) {
             multiply(rows, count, static_cast<int>(span), x, first, block);
@@ -402,7 +388,7 @@ void lanes_many(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
 template <DType kW, int G>
 void spmm_lanes(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   if (a.m > 16) return lanes_many<kW, G>(a, row_begin, row_end);
-  const bool by_token = XLanes(a, nullptr, 0).by_token;
+  const bool by_token = AnyLanes::by_token(a);
   const auto pass = a.m > 8 ? lanes_pass<kW, G, 16, false>
                     : a.m <= 4
                         ? (by_token ? lanes_pass<kW, G, 4, true> : lanes_pass<kW, G, 4, false>)
@@ -419,7 +405,8 @@ void spmm_lanes(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
 }  // namespace
 
 #define TAMIS_LANES_KERNEL(x, X)                                                               \
-  const SpmmXForm spmm_lanes_##x##_avx512vbmi2 = {lanes_bytes, prepare_lanes<X>, true};        \
+  const SpmmXForm spmm_lanes_##x##_avx512vbmi2 = {lanes_bytes<AnyLanes>,                       \
+                                                  prepare_lanes<AnyLanes, X>, true};           \
   void spmm_groupq_u4_##x##_avx512vbmi2_lanes(const SpmmArgs& a, int64_t begin, int64_t end) { \
     spmm_lanes<DType::u4>(a, begin, end);                                                      \
   }                                                                                            \
