@@ -30,6 +30,7 @@ namespace {
 
 constexpr int kRows = 16;
 constexpr int64_t kSpanBytes = 32 * 1024;
+// Codes fetched so far ahead where rows are one span, else those of the same span 16 rows on.
 constexpr int64_t kCodesAhead = 6144;
 
 struct ByGroup {
@@ -138,9 +139,11 @@ TAMIS_INLINE void tile_of_lanes(const SpmmArgs& a, int64_t row, int rows, int64_
   auto* prepared = const_cast<void*>(a.prepared);
   Listed<kWords> listed;
   RowSums sums[kRows][B];
-  int64_t at[kRows];
+  int64_t at[kRows], ahead[kRows];  // groups, those to fetch too
   for (int r = 0; r < rows; ++r) {
     at[r] = a.w.row_offsets[row + r];
+    const int64_t later = row + r + kRows < a.w.rows ? row + r + kRows : a.w.rows;
+    ahead[r] = words > kWords ? a.w.row_offsets[later] - at[r] : kCodesAhead / (G / 2);
 #pragma GCC unroll 2
     for (RowSums& each : sums[r]) each = {simd::zero(), simd::zero()};
   }
@@ -151,10 +154,10 @@ TAMIS_INLINE void tile_of_lanes(const SpmmArgs& a, int64_t row, int rows, int64_
     for (int r = 0; r < rows; ++r) {
       const auto* codes = static_cast<const uint8_t*>(a.w.values) + at[r] * (G / 2);
       const int64_t n = put_places(a.w.mask + (row + r) * words + word, here, 1, 0, listed.place);
-      for (int64_t i = 0; i < n * (G / 2); i += 64) {
-        __builtin_prefetch(codes + kCodesAhead + i, 0, kCodesToL2);
-      }
-      put_pairs(a.w.group_scales + 2 * at[r], n, listed.pair);
+      fetch_codes(codes + ahead[r] * (G / 2), codes + (ahead[r] + n) * (G / 2));
+      const uint16_t* pairs = a.w.group_scales + 2 * at[r];
+      if (words > kWords) fetch_codes(pairs + 2 * ahead[r], pairs + 2 * (ahead[r] + n));
+      put_pairs(pairs, n, listed.pair);
       multiply<G, T, B>(listed, n, codes, x, sums[r]);
       at[r] += n;
     }
