@@ -12,11 +12,13 @@
 #pragma once
 
 #include "ops/sparse_attention/attend_end.cuh"
+#include "ops/sparse_attention/attend_tail.cuh"
 
 namespace tamis {
 
-// Grid [splits, heads * row_tiles] of 32 * Config::kWarps.
-template <class Config, bool kBulk>
+// Grid [splits, heads * row_tiles] of 32 * Config::kWarps. kTail: with a tail, for which pages
+// alone would be 2 % slower.
+template <class Config, bool kBulk, bool kTail = false>
 TAMIS_DEVICE void attend(const AttentionCudaParams& p) {
   // The first launch of a call waits for those before, so that what begins after it need not: it
   // runs beside it. What is known without lists comes before that.
@@ -35,6 +37,7 @@ TAMIS_DEVICE void attend(const AttentionCudaParams& p) {
   dev::allow_next();
   ring.start();
   if (kBulk && p.cluster) expect_part<Config>(p, at);
+  if constexpr (kTail) Tail<Config>(p, at).add(p, at);
   typename Config::Query query(p, at);
   WarpSums<Config::kHeldTiles> held;
   for (int32_t tile = first; tile < tiles; tile += step) {
@@ -43,6 +46,7 @@ TAMIS_DEVICE void attend(const AttentionCudaParams& p) {
   }
   WarpSums<Config::kTiles> sums;
   Config::join(at, held, sums);
+  if constexpr (kTail) Tail<Config>::join(p, at, sums);
   finish<Config, kBulk>(p, at, sums);
 }
 

@@ -38,6 +38,7 @@ struct PageConfig {
   static constexpr int kWarps = page_warps(kBits);
   static constexpr int kBlocks = page_blocks(kBits);
   static constexpr int kBound = page_bound(kBits, dev::kBulkCopies);
+  static constexpr bool kTail = kBits == 4;  // dense tokens are read as well
   static constexpr bool kRaw = kBits > 2;
   static constexpr float kUp = kBits == 4 ? 4 : 1;
   static constexpr float kStep = kRaw ? 0x1p24f / kUp : 1;  // what a sum of codes counts

@@ -6,7 +6,7 @@
 // chunks; values: four tokens, two chunks) meet in no bank.
 #pragma once
 
-#include "ops/sparse_attention/attend.cuh"
+#include "ops/sparse_attention/attend_sums.cuh"
 
 namespace tamis {
 
@@ -22,6 +22,7 @@ struct RowConfig {
   static constexpr int kBlocks = kRowBlocks;
   static constexpr int kWarps = kRowWarps;
   static constexpr int kBound = 32 * kWarps;
+  static constexpr bool kTail = false;
   static constexpr uint32_t kRow = 2 * kDim;  // bytes
   static constexpr uint32_t kChunks = kRow / 16;
   static constexpr uint32_t kBytes = 2 * kTokens * kRow;  // keys, then values
@@ -153,20 +154,26 @@ struct RowConfig {
     }
   };
 
-  static TAMIS_DEVICE void add_tile(const AttentionCudaParams& p, const AttentionPlace& at,
-                                    const Query& query, uint32_t stage, int32_t tile,
-                                    WarpSums<kHeldTiles>& s) {
-    float c[1][4] = {};
+  // c[j] += q . k of token group + 8 (j / 2) and row 2t + j % 2.
+  static TAMIS_DEVICE void score(const Query& query, uint32_t stage, const AttentionPlace& at,
+                                 float (&c)[4]) {
 #pragma unroll
     for (uint32_t j = 0; j < kSteps / 2; ++j) {
       const uint32_t chunk = 4 * j + at.t;
       const auto low = dev::load_shared<dev::Word4>(stage + key_chunk(at.group, chunk));
       const auto high = dev::load_shared<dev::Word4>(stage + key_chunk(at.group + 8, chunk));
       const uint32_t first[4] = {low.x, high.x, low.y, high.y};
-      multiply(c[0], first, query.q[2 * j][0], query.q[2 * j][1]);
+      multiply(c, first, query.q[2 * j][0], query.q[2 * j][1]);
       const uint32_t second[4] = {low.z, high.z, low.w, high.w};
-      multiply(c[0], second, query.q[2 * j + 1][0], query.q[2 * j + 1][1]);
+      multiply(c, second, query.q[2 * j + 1][0], query.q[2 * j + 1][1]);
     }
+  }
+
+  static TAMIS_DEVICE void add_tile(const AttentionCudaParams& p, const AttentionPlace& at,
+                                    const Query& query, uint32_t stage, int32_t tile,
+                                    WarpSums<kHeldTiles>& s) {
+    float c[1][4] = {};
+    score(query, stage, at, c[0]);
     const int32_t first = kTokens * tile;
     const bool masked =
         p.begin != nullptr || p.end != nullptr || p.bias != nullptr || first + kTokens > at.units;
@@ -175,8 +182,13 @@ struct RowConfig {
       return entry < at.units ? token_of(p, at, entry) : -1;
     };
     soften(p, at, query.factor, masked, id, c, s);
-    const uint32_t weight[2] = {dev::transpose(pack(c[0][0], c[0][1])),
-                                dev::transpose(pack(c[0][2], c[0][3]))};
+    weigh(stage, at, c[0], s);
+  }
+
+  // s += weights c times values.
+  static TAMIS_DEVICE void weigh(uint32_t stage, const AttentionPlace& at, const float (&c)[4],
+                                 WarpSums<kHeldTiles>& s) {
+    const uint32_t weight[2] = {dev::transpose(pack(c[0], c[1])), dev::transpose(pack(c[2], c[3]))};
 #pragma unroll
     for (uint32_t part = 0; part < kDim / 64; ++part) {
       uint32_t word[4][4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9; eight channels in pairs

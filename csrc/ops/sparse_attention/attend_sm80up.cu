@@ -7,16 +7,16 @@
 namespace tamis {
 namespace {
 
-template <class Config>
+template <class Config, bool kTail>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kBound, Config::kBlocks)
     sparse_attention(const AttentionCudaParams p) {
-  attend<Config, dev::kBulkCopies>(p);
+  attend<Config, dev::kBulkCopies, kTail>(p);
 }
 
-template <class Config>
-Status run(const AttentionCudaParams& p, const AttentionPlan& plan, int32_t heads,
-           const CudaDevice& device, void* stream) {
-  return launch_wide<&sparse_attention<Config>>(
+template <class Config, bool kTail>
+Status start(const AttentionCudaParams& p, const AttentionPlan& plan, int32_t heads,
+             const CudaDevice& device, void* stream) {
+  return launch_wide<&sparse_attention<Config, kTail>>(
       "sparse_attention", device, device.shared_per_block,
       {.grid = dim3(static_cast<uint32_t>(plan.splits), static_cast<uint32_t>(heads * p.row_tiles)),
        .threads = 32 * Config::kWarps,
@@ -25,6 +25,15 @@ Status run(const AttentionCudaParams& p, const AttentionPlan& plan, int32_t head
        .stream = stream,
        .cluster = plan.cluster ? static_cast<uint32_t>(plan.splits) : 1},
       p);
+}
+
+template <class Config>
+Status run(const AttentionCudaParams& p, const AttentionPlan& plan, int32_t heads,
+           const CudaDevice& device, void* stream) {
+  if constexpr (Config::kTail) {
+    if (plan.tail >= 0) return start<Config, true>(p, plan, heads, device, stream);
+  }
+  return start<Config, false>(p, plan, heads, device, stream);
 }
 
 }  // namespace

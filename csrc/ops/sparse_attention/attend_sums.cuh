@@ -94,12 +94,19 @@ struct AttentionPlace {
   }
 };
 
+// Which tokens count, and what is added to their scores.
+struct AttentionMask {
+  const int32_t *begin, *end;
+  const float* bias;
+  int32_t tokens;
+};
+
 // Scores to weights: c[i][j] = q . k of token id(i, j / 2) and row 2t + j % 2. `factor`: what
 // makes scores of them. Keeps `s` in step.
 template <int kScoreTiles, int kTiles, class Id>
-TAMIS_DEVICE void soften(const AttentionCudaParams& p, const AttentionPlace& at,
-                         const float (&factor)[2], bool masked, const Id& id,
-                         float (&c)[kScoreTiles][4], WarpSums<kTiles>& s) {
+TAMIS_DEVICE void soften(const AttentionCudaParams& p, const AttentionMask& mask,
+                         const AttentionPlace& at, const float (&factor)[2], bool masked,
+                         const Id& id, float (&c)[kScoreTiles][4], WarpSums<kTiles>& s) {
   if (p.softcap > 0) {
 #pragma unroll
     for (int i = 0; i < kScoreTiles; ++i) {
@@ -120,8 +127,8 @@ TAMIS_DEVICE void soften(const AttentionCudaParams& p, const AttentionPlace& at,
     }
   }
   if (masked) {
-    const int32_t begin = p.begin ? dev::load_global(p.begin + at.head) : 0;
-    const int32_t end = p.end ? dev::load_global(p.end + at.head) : p.tokens;
+    const int32_t begin = mask.begin ? dev::load_global(mask.begin + at.head) : 0;
+    const int32_t end = mask.end ? dev::load_global(mask.end + at.head) : mask.tokens;
 #pragma unroll
     for (int i = 0; i < kScoreTiles; ++i) {
 #pragma unroll
@@ -129,7 +136,9 @@ TAMIS_DEVICE void soften(const AttentionCudaParams& p, const AttentionPlace& at,
         const int32_t token = id(i, half);
         const bool counts = token >= 0 && token >= begin && token < end;
         const float bias =
-            counts && p.bias ? dev::load_global(p.bias + int64_t{at.head} * p.tokens + token) : 0;
+            counts && mask.bias
+                ? dev::load_global(mask.bias + int64_t{at.head} * mask.tokens + token)
+                : 0;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           float& score = c[i][2 * half + r];
@@ -178,6 +187,14 @@ TAMIS_DEVICE void soften(const AttentionCudaParams& p, const AttentionPlace& at,
       }
     }
   }
+}
+
+// The same by what the segment of the launch says.
+template <int kScoreTiles, int kTiles, class Id>
+TAMIS_DEVICE void soften(const AttentionCudaParams& p, const AttentionPlace& at,
+                         const float (&factor)[2], bool masked, const Id& id,
+                         float (&c)[kScoreTiles][4], WarpSums<kTiles>& s) {
+  soften(p, AttentionMask{p.begin, p.end, p.bias, p.tokens}, at, factor, masked, id, c, s);
 }
 
 }  // namespace tamis

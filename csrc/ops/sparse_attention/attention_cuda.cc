@@ -32,6 +32,7 @@ Status sparse_attention_cuda(const SparseAttentionCudaArgs& args, const CudaDevi
   if (a.batch * a.kv_heads * a.rows == 0) return {};
   const auto heads = static_cast<int32_t>(a.batch * a.kv_heads);
   for (const AttentionPlan& plan : std::span(plans, a.segments.size())) {
+    if (plan.splits == 0) continue;
     const KvSegment& segment = a.segments[static_cast<size_t>(plan.segment)];
     const AttentionCudaRow& row = *choose_attention_cuda(segment, a.head_dim);
     const AttentionCudaKernel kernel = kLaunchers[&row - attention_cuda_kernels().data()];

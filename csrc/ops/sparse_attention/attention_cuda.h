@@ -29,6 +29,8 @@ struct AttentionPlan {
   int32_t first_split = 0;   // those of the launches before
   int32_t shared_bytes = 0;  // of a block; no more blocks than planned share an SM
   bool cluster = false;      // the blocks of a head add up through shared memory (sm_90)
+  int32_t tail = -1;         // a segment that this launch reads as well
+  int32_t tail_at = 0;       // where tiles of it lie in shared memory
 };
 
 // One line of kernels_cuda.def.

@@ -39,6 +39,11 @@ constexpr int page_bound(int bits, bool overlap) {
 }
 inline constexpr int kRowStages = 2, kRowBlocks = 3, kRowWarps = 4;
 
+// Bytes of shared memory that a warp's tile of a tail takes: keys and values of 16 tokens.
+constexpr int64_t tail_shared(int64_t head_dim) {
+  return int64_t{2 * 16 * 2} * head_dim;
+}
+
 // Floats that one block leaves: weighted values, largest scores and sums of 8 rows.
 constexpr int64_t attention_partial(int64_t head_dim) {
   return (head_dim + 2) * kRowsPerTile;
@@ -52,6 +57,16 @@ constexpr uint32_t attention_divisor(int64_t by) {
   return by < 1 ? 0 : static_cast<uint32_t>((one + by - 1) / by);
 }
 static_assert(kWorkspaceTickets * kWorkspaceTickets <= int64_t{1} << kAttentionShift);
+
+// Dense tokens that the blocks of a page segment read as well, a tile of 16 a warp at most; strides
+// in bytes. shared_at: where tiles lie in shared memory.
+struct AttentionTail {
+  const uint8_t *keys = nullptr, *values = nullptr;
+  int64_t key_batch = 0, key_head = 0, key_token = 0;
+  int64_t value_batch = 0, value_head = 0, value_token = 0;
+  const int32_t *begin = nullptr, *end = nullptr;
+  int32_t tokens = 0, shared_at = 0;
+};
 
 struct AttentionCudaParams {
   // The segment; strides in bytes.
@@ -79,6 +94,7 @@ struct AttentionCudaParams {
   bool cluster;  // the two blocks of a head are one: the second sends its part to the first
   uint32_t* tickets;
   float* partial;  // [heads * row_tiles, all_splits, attention_partial]
+  AttentionTail tail = {};
 };
 
 // Launches one row's kernel for a segment and `heads` batches and KV heads on a stream.
@@ -89,7 +105,8 @@ using AttentionCudaKernel = Status (*)(const AttentionCudaParams&, const Attenti
 AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, const AttentionPlan& plan,
                                      int32_t all_splits);
 
-// Pure: the plan of each launch, that of the segment with most tiles last.
+// Pure: the plan of each launch, that of the segment with most tiles last. A segment that another
+// launch reads has no splits.
 Status plan_attention(const SparseAttentionArgs& args, const CudaDevice& device,
                       std::span<AttentionPlan> plans, int32_t* all_splits);
 

@@ -47,6 +47,11 @@ constexpr Costs page_costs(int64_t tokens) {
 
 constexpr int32_t kReservedShared = 1024;  // bytes of each block
 
+// Pages of a warp up to which blocks of pages read a tail as well. Its warps come to their end
+// later than the others, by 1.5 us where all have 64 pages, which a launch of its own does not
+// cost.
+constexpr int64_t kPagesBesideTail = 48;
+
 int64_t listed_units(const KvSegment& s) {
   if (s.index) return s.index_stride;
   return s.storage == KvStorage::pages ? s.tokens / s.layout.tokens : s.tokens;
@@ -116,6 +121,17 @@ Status check(const SparseAttentionArgs& a) {
   return {};
 }
 
+// Dense tokens beside a segment of 4-bit pages, of which no list says which count: what blocks of
+// the pages can read as well. -1: none.
+int64_t tail_of(const SparseAttentionArgs& a, size_t longest) {
+  if (a.segments.size() != 2) return -1;
+  const KvSegment &pages = a.segments[longest], &rows = a.segments[1 - longest];
+  const bool fits = pages.storage == KvStorage::pages && pages.layout.key_bits == 4 &&
+                    rows.storage != KvStorage::pages && rows.tokens > 0 && !rows.index &&
+                    !rows.count && !rows.bias;
+  return fits ? static_cast<int64_t>(1 - longest) : -1;
+}
+
 // Blocks over a segment's tiles that keep the SMs evenly busy.
 int32_t splits_of(int64_t heads, int64_t tiles, int64_t blocks_at_once, int64_t warps,
                   const Costs& costs) {
@@ -169,8 +185,11 @@ Status plan_attention(const SparseAttentionArgs& a, const CudaDevice& device,
   for (size_t i = 1; i < a.segments.size(); ++i) {
     if (tiles_of(i) > tiles_of(longest)) longest = i;
   }
+  const int64_t tail = tail_of(a, longest);
   *all_splits = 0;
-  for (size_t i = 0; i < a.segments.size(); ++i) {
+  // Pages first where they may take the tail with them.
+  for (size_t turn = 0; turn < a.segments.size(); ++turn) {
+    const size_t i = tail >= 0 ? a.segments.size() - 1 - turn : turn;
     const size_t segment = i + 1 == a.segments.size() ? longest : i < longest ? i : i + 1;
     const AttentionCudaRow& row = *choose_attention_cuda(a.segments[segment], a.head_dim);
     if (row.shared_bytes > device.shared_per_block) {
@@ -186,19 +205,29 @@ Status plan_attention(const SparseAttentionArgs& a, const CudaDevice& device,
         .segment = static_cast<int32_t>(segment),
         .splits = splits_of(std::max<int64_t>(heads, 1), tiles_of(segment), device.sms * fit, warps,
                             pages && row.bits == 4 ? page_costs(row.unit) : kCosts),
-        .first_split = *all_splits,
         .shared_bytes = row.shared_bytes};
-    if (pages && most == 1) {
-      // Blocks that begin while others still run would share what SMs those leave, two by two.
-      plans[i].shared_bytes =
-          std::clamp(device.shared_per_sm / 2, row.shared_bytes, device.shared_per_block);
-      const int32_t more =
-          row.shared_bytes + static_cast<int32_t>(4 * attention_partial(a.head_dim));
-      plans[i].cluster = device.capability >= 90 && a.segments.size() == 1 &&
-                         plans[i].splits == 2 && more <= device.shared_per_block;
-      if (plans[i].cluster) plans[i].shared_bytes = std::max(plans[i].shared_bytes, more);
+    if (!pages || most > 1) continue;
+    // Blocks that begin while others still run would share what SMs those leave, two by two.
+    plans[i].shared_bytes =
+        std::clamp(device.shared_per_sm / 2, row.shared_bytes, device.shared_per_block);
+    const int32_t part = row.shared_bytes + static_cast<int32_t>(4 * attention_partial(a.head_dim));
+    if (tail >= 0 && part + warps * tail_shared(a.head_dim) <= device.shared_per_block &&
+        tiles_of(static_cast<size_t>(tail)) <= plans[i].splits * warps &&
+        tiles_of(segment) <= kPagesBesideTail * plans[i].splits * warps) {
+      plans[i].tail = static_cast<int32_t>(tail);
+      plans[i].tail_at = part;
+      plans[i].shared_bytes = std::max(
+          plans[i].shared_bytes, part + static_cast<int32_t>(warps * tail_shared(a.head_dim)));
+      plans[0] = {.segment = plans[i].tail};
+      turn = a.segments.size();
     }
-    *all_splits += plans[i].splits;
+    plans[i].cluster = device.capability >= 90 && (a.segments.size() == 1 || plans[i].tail >= 0) &&
+                       plans[i].splits == 2 && part <= device.shared_per_block;
+    if (plans[i].cluster) plans[i].shared_bytes = std::max(plans[i].shared_bytes, part);
+  }
+  for (AttentionPlan& plan : plans.first(a.segments.size())) {
+    plan.first_split = *all_splits;
+    *all_splits += plan.splits;
   }
   return {};
 }
@@ -220,6 +249,22 @@ AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, const 
   const bool pages = s.storage == KvStorage::pages;
   const int64_t size = pages ? 1 : 2;
   auto* workspace = static_cast<uint8_t*>(args.workspace);
+  AttentionTail tail;
+  if (plan.tail >= 0) {
+    const KvSegment& t = a.segments[static_cast<size_t>(plan.tail)];
+    tail = {.keys = static_cast<const uint8_t*>(t.keys),
+            .values = static_cast<const uint8_t*>(t.values),
+            .key_batch = 2 * t.key_batch_stride,
+            .key_head = 2 * t.key_head_stride,
+            .key_token = 2 * t.key_token_stride,
+            .value_batch = 2 * t.value_batch_stride,
+            .value_head = 2 * t.value_head_stride,
+            .value_token = 2 * t.value_token_stride,
+            .begin = t.begin,
+            .end = t.end,
+            .tokens = static_cast<int32_t>(t.tokens),
+            .shared_at = plan.tail_at};
+  }
   return {.keys = static_cast<const uint8_t*>(s.keys),
           .values = static_cast<const uint8_t*>(s.values),
           .key_batch = size * s.key_batch_stride,
@@ -257,7 +302,8 @@ AttentionCudaParams attention_params(const SparseAttentionCudaArgs& args, const 
           .tickets = reinterpret_cast<uint32_t*>(workspace),
           .partial = workspace == nullptr
                          ? nullptr
-                         : reinterpret_cast<float*>(workspace + kWorkspaceTicketBytes)};
+                         : reinterpret_cast<float*>(workspace + kWorkspaceTicketBytes),
+          .tail = tail};
 }
 
 bool chosen_attention_fits(const ChosenAttentionArgs& args, const CudaDevice& device) {

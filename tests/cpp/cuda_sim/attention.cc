@@ -7,13 +7,13 @@
 #include <memory>
 #include <random>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "base/numeric.h"
 #include "format/matrix.h"
 #include "guarded.h"
 #include "ops/kv_quantize/kv_quantize.h"
+#include "ops/sparse_attention/attend.cuh"
 #include "ops/sparse_attention/attend_pages.cuh"
 #include "ops/sparse_attention/attend_rows.cuh"
 
@@ -34,7 +34,12 @@ struct Row {
 
 template <class Config, bool kBulk>
 std::string simulate(const sim::Launch& launch, const AttentionCudaParams& p) {
-  return sim::launch(launch, [&] { attend<Config, kBulk>(p); });
+  return sim::launch(launch, [&] {
+    if constexpr (Config::kTail) {
+      if (p.tail.tokens > 0) return attend<Config, kBulk, true>(p);
+    }
+    attend<Config, kBulk>(p);
+  });
 }
 
 std::vector<Row> rows() {
@@ -80,7 +85,8 @@ struct Problem {
   bool listed = false, spans = false, bias = false;
   float softcap = 0, amplitude = 1;
   int segments = 1;
-  bool mixed = false;  // the second segment is of dense bf16
+  bool mixed = false;       // the second segment is dense, as q, which is not of f32
+  int32_t tail_units = -1;  // of that segment
   int32_t splits = 1;
   bool cluster = false;  // the splits of a head
   uint64_t seed = 1;
@@ -122,8 +128,10 @@ class Case {
     lse_ = std::make_unique<Guarded<float>>(static_cast<size_t>(p.batch * p.kv_heads * p.rows));
     for (size_t i = 0; i < size; ++i) put(q_->data(), static_cast<int64_t>(i), number());
     for (int s = 0; s < p.segments; ++s) {
-      segments_.push_back(
-          make_segment(p.units + 2 * s, p.mixed && s == 1 ? KvStorage::bf16 : row.storage));
+      const bool dense = p.mixed && s == 1;
+      const KvStorage as_q = p.q_dtype == DType::f16 ? KvStorage::f16 : KvStorage::bf16;
+      segments_.push_back(make_segment(dense && p.tail_units >= 0 ? p.tail_units : p.units + 2 * s,
+                                       dense ? as_q : row.storage));
     }
     for (const Memory& m : segments_) views_.push_back(m.view);
   }
@@ -137,6 +145,7 @@ class Case {
     if (!status.ok()) return status.text;
     all_splits = 0;
     for (size_t i = 0; i < views_.size(); ++i) {
+      if (plans[i].splits == 0) continue;  // another launch reads that segment
       plans[i].splits = p_.splits;
       plans[i].first_split = all_splits;
       all_splits += p_.splits;
@@ -156,6 +165,7 @@ class Case {
     std::fill(out_->span().begin(), out_->span().end(), std::nanf(""));
     std::fill(lse_->span().begin(), lse_->span().end(), std::nanf(""));
     for (size_t i = 0; i < views_.size(); ++i) {
+      if (plans[i].splits == 0) continue;
       const KvSegment& view = views_[static_cast<size_t>(plans[i].segment)];
       const bool own = view.storage == row_.storage;
       const AttentionCudaRow& row = *choose_attention_cuda(view, row_.d);
@@ -163,13 +173,17 @@ class Case {
       const sim::Launch launch{
           .grid = {static_cast<uint32_t>(plans[i].splits), static_cast<uint32_t>(heads)},
           .block = {static_cast<uint32_t>(own ? row_.threads : 32 * kRowWarps)},
-          .shared_bytes = static_cast<size_t>(row.shared_bytes) +
-                          (p_.cluster ? 4 * attention_partial(row_.d) : 0),
+          .shared_bytes = plans[i].tail >= 0 ? static_cast<size_t>(plans[i].shared_bytes)
+                                             : static_cast<size_t>(row.shared_bytes) +
+                                                   (p_.cluster ? 4 * attention_partial(row_.d) : 0),
           .seed = seed,
           .faults = faults,
           .cluster = p_.cluster ? static_cast<uint32_t>(plans[i].splits) : 1};
+      const bool f16 = p_.q_dtype == DType::f16;
       const auto kernel = own            ? row_.run
-                          : row_.d == 64 ? &simulate<RowConfig<DType::bf16, 64>, false>
+                          : row_.d == 64 ? (f16 ? &simulate<RowConfig<DType::f16, 64>, false>
+                                                : &simulate<RowConfig<DType::bf16, 64>, false>)
+                          : f16          ? &simulate<RowConfig<DType::f16, 128>, false>
                                          : &simulate<RowConfig<DType::bf16, 128>, false>;
       const std::string wrong = kernel(launch, attention_params(args, plans[i], all_splits));
       if (!wrong.empty()) return wrong;
@@ -406,6 +420,50 @@ TEST_P(Attention, Segments) {
   expect_right({.spans = true, .segments = 3, .mixed = true, .splits = 1, .seed = 304});
 }
 
+// Dense tokens beside 4-bit pages, which the blocks of the pages read: a tile a warp at most, some
+// warps none, no pages, a list or a bias that says otherwise.
+TEST_P(Attention, TailBesidePages) {
+  const Row& row = GetParam();
+  if (row.storage != KvStorage::pages || row.bits != 4) return;
+  uint64_t seed = 600;
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    for (const int32_t splits : {1, 2, 3}) {
+      for (const int32_t units : {1, 3, 8}) {
+        expect_right({.batch = 2,
+                      .rows = units == 3 ? 11 : 4,
+                      .units = units == 1 ? 30 : 9,
+                      .q_dtype = dtype,
+                      .spans = units == 8,
+                      .softcap = units == 3 ? 3.0f : 0.0f,
+                      .amplitude = units == 1 ? 3.0f : 1.0f,
+                      .segments = 2,
+                      .mixed = true,
+                      .tail_units = units,
+                      .splits = splits,
+                      .cluster = splits == 2 && clusters(),
+                      .seed = ++seed});
+      }
+    }
+    expect_right({.units = 5,
+                  .q_dtype = dtype,
+                  .bias = true,
+                  .segments = 2,
+                  .mixed = true,
+                  .tail_units = 2,
+                  .splits = 2,
+                  .seed = ++seed});
+  }
+  // Few pages: the tail is the longer one, and a launch of its own.
+  expect_right(
+      {.units = 2, .segments = 2, .mixed = true, .tail_units = 8, .splits = 2, .seed = ++seed});
+  Problem p{.kv_heads = 1, .units = 9, .segments = 2, .mixed = true, .tail_units = 5, .seed = 650};
+  Case c(row, p);
+  EXPECT_EQ(c.run(1), "");
+  int copies = 0;
+  for (int copy = 0; copy < 400; copy += 40) copies += c.run(1, {.copy = copy}).empty() ? 0 : 1;
+  EXPECT_GT(copies, 0);
+}
+
 TEST_P(Attention, LargeAndSmallNumbers) {
   expect_right({.units = 4, .q_dtype = DType::f32, .amplitude = 4, .seed = 401});
   expect_right({.units = 4, .q_dtype = DType::f32, .amplitude = 0.01f, .seed = 402});
@@ -484,110 +542,6 @@ TEST_P(Attention, FaultsAreNoticed) {
   EXPECT_NE(shared.run(1, {.barrier = 2}), "") << "before it is known who was last";
   if (GetParam().threads < 256) return;
   EXPECT_NE(shared.run(1, {.barrier = 3}), "") << "between the halves of the parts";
-}
-
-// The tail's launch waits for what was before, so that pages begin beside it; pages of which one
-// block is planned for an SM take so much of it that no SM gets two.
-TEST(AttentionPlan, MostTilesComeLastAndBlocksSpread) {
-  alignas(16) static const uint8_t memory[16] = {};
-  alignas(16) static float out[16];
-  const KvSegment pages{
-      .storage = KvStorage::pages, .layout = {128, 32, 4, 4, 32}, .tokens = 32000, .keys = memory};
-  const KvSegment tail{.storage = KvStorage::bf16, .tokens = 128, .keys = memory, .values = memory};
-  for (const CudaDevice& device :
-       {kH100,
-        CudaDevice{
-            .capability = 80, .sms = 108, .shared_per_sm = 167936, .shared_per_block = 166912}}) {
-    for (const bool tail_first : {false, true}) {
-      const KvSegment segments[] = {tail_first ? tail : pages, tail_first ? pages : tail};
-      const SparseAttentionCudaArgs args{.attention = {.q_dtype = DType::bf16,
-                                                       .batch = 8,
-                                                       .kv_heads = 8,
-                                                       .rows = 4,
-                                                       .head_dim = 128,
-                                                       .q = memory,
-                                                       .out = out,
-                                                       .segments = segments}};
-      AttentionPlan plans[kMaxSegments];
-      int32_t splits = 0;
-      const Status status = plan_attention(args.attention, device, plans, &splits);
-      ASSERT_TRUE(status.ok()) << status.text;
-      EXPECT_EQ(plans[0].segment, tail_first ? 0 : 1);
-      EXPECT_EQ(plans[1].segment, tail_first ? 1 : 0);
-      EXPECT_EQ(plans[1].first_split, plans[0].splits);
-      EXPECT_FALSE(attention_params(args, plans[0], splits).last);
-      EXPECT_TRUE(attention_params(args, plans[1], splits).last);
-      EXPECT_LE(plans[1].shared_bytes, device.shared_per_block);
-      EXPECT_GT(2 * (plans[1].shared_bytes + 1024), device.shared_per_sm);
-    }
-  }
-}
-
-// Two blocks of a head meet through shared memory where they are all that a call launches.
-TEST(AttentionPlan, TwoBlocksOfAHeadAreACluster) {
-  alignas(16) static const uint8_t memory[16] = {};
-  alignas(16) static float out[16];
-  const KvSegment tail{.storage = KvStorage::bf16, .tokens = 128, .keys = memory, .values = memory};
-  const auto plan = [&](const CudaDevice& device, int64_t batch, int32_t bits, bool with_tail) {
-    const KvSegment pages{.storage = KvStorage::pages,
-                          .layout = {128, 32, bits, bits, 32},
-                          .tokens = 32000,
-                          .keys = memory};
-    const KvSegment segments[] = {pages, tail};
-    const SparseAttentionCudaArgs args{
-        .attention = {.q_dtype = DType::bf16,
-                      .batch = batch,
-                      .kv_heads = 8,
-                      .rows = 4,
-                      .head_dim = 128,
-                      .q = memory,
-                      .out = out,
-                      .segments = std::span(segments).first(with_tail ? 2 : 1)}};
-    AttentionPlan plans[kMaxSegments];
-    int32_t splits = 0;
-    const Status status = plan_attention(args.attention, device, plans, &splits);
-    EXPECT_TRUE(status.ok()) << status.text;
-    EXPECT_EQ(attention_params(args, plans[0], splits).cluster, plans[0].cluster);
-    EXPECT_FALSE(with_tail && plans[1].cluster);
-    EXPECT_TRUE(!plans[0].cluster || splits == 2);
-    const AttentionCudaRow& row = *choose_attention_cuda(pages, 128);
-    if (plans[0].cluster) {
-      EXPECT_GE(plans[0].shared_bytes, row.shared_bytes + 4 * attention_partial(128));
-    }
-    return plans[0].cluster;
-  };
-  EXPECT_TRUE(plan(kH100, 8, 4, false));
-  EXPECT_FALSE(plan(kH100, 1, 4, false)) << "more blocks than two";
-  EXPECT_FALSE(plan(kH100, 8, 8, false)) << "not measured";
-  EXPECT_FALSE(plan(kH100, 8, 4, true));
-  const CudaDevice older{
-      .capability = 80, .sms = 128, .shared_per_sm = 167936, .shared_per_block = 166912};
-  EXPECT_FALSE(plan(older, 8, 4, false));
-}
-
-// Few long tiles are spread, too, over as many blocks as leave each warp one.
-TEST(AttentionPlan, FewPagesOf64TokensSpread) {
-  alignas(16) static const uint8_t memory[16] = {};
-  alignas(16) static float out[16];
-  for (const auto& [tokens, batch, wanted] :
-       {std::tuple{63 * 64, 1, 8}, {64 * 64, 8, 2}, {512 * 64, 1, 16}, {512 * 64, 8, 2}}) {
-    const KvSegment pages{.storage = KvStorage::pages,
-                          .layout = {128, 64, 4, 4, 128},
-                          .tokens = tokens,
-                          .keys = memory};
-    const SparseAttentionArgs args{.q_dtype = DType::bf16,
-                                   .batch = batch,
-                                   .kv_heads = 8,
-                                   .rows = 4,
-                                   .head_dim = 128,
-                                   .q = memory,
-                                   .out = out,
-                                   .segments = std::span(&pages, 1)};
-    AttentionPlan plans[kMaxSegments];
-    int32_t splits = 0;
-    ASSERT_TRUE(plan_attention(args, kH100, plans, &splits).ok());
-    EXPECT_EQ(splits, wanted) << tokens << " tokens, batch of " << batch;
-  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Rows, Attention, testing::ValuesIn(rows()),
