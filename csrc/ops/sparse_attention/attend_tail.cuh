@@ -26,7 +26,7 @@ class Tail {
   TAMIS_DEVICE Tail(const AttentionCudaParams& p, const AttentionPlace& at)
       : memory_(memory_of(p)), first_(first_of(p)) {
     if (first_ >= p.tail.tokens) return;
-    // Half a warp keys, the other half values: a lane 16 bytes of the same place of every row.
+    // Lanes take 16 bytes of a row each, of its key and of its value.
     constexpr uint32_t kChunks = 2 * Config::kDim / 16, kRowsAtOnce = 32 / kChunks;
     const uint32_t chunk = at.lane % kChunks;
     const AttentionTail& t = p.tail;
