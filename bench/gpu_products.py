@@ -15,7 +15,7 @@ SHAPES = {  # Llama-3-8B: rows, columns
     "down": (4096, 14336),
 }
 TOKENS = (1, 8, 16, 32, 64)
-FEW_TOKENS = {"gap": (1, 2, 4), "p24": (1, 4, 8, 16, 24, 32, 40, 48, 64), "d24": (40, 48, 64)}
+FEW_TOKENS = {"gap": (1, 2, 4), "p24": (1, 4, 8, 16, 24, 32, 40, 48, 64), "r24": (64, 128)}
 MANY_TOKENS = (20, 32, 64, 128, 256, 512, 2048)  # of bitmap, which nobody packs
 TOKENS24 = (*TOKENS, 128, 256, 512, 1024, 2048)
 DENSITIES = (0.5, 0.3, 0.2)

@@ -102,11 +102,12 @@ def p24() -> None:
         products(halves(n, k, kept), "p24", (1, 8, 9, 16, 17, 30, 40, 48, 50))
 
 
-def d24() -> None:
-    """One panel and several, warps that share a row pair and that do not."""
+def r24() -> None:
+    """Parts of k as clusters and through memory, residuals beyond what a slot holds, odd rows of x."""
     if torch.cuda.get_device_capability()[0] == 9:
         for n, k, kept in SLICES:
-            products(halves(n, k, kept), "d24", (1, 40, 48, 50, 64))
+            products(halves(n, k, kept), "r24", (1, 33, 64, 65, 128))
+        products(halves(50, 196, 0.9), "r24", (40, 100))
 
 
 def tiles() -> None:
@@ -241,7 +242,7 @@ def control() -> None:
     matrix.spmm(2, x.data_ptr(), 192, 0, y.data_ptr(), far, room.data_ptr(), room.numel(), stream)
 
 
-PARTS = {f.__name__: f for f in (few, p24, d24, tiles, m24, codes, kv, rest, spgemm, control)}
+PARTS = {f.__name__: f for f in (few, p24, r24, tiles, m24, codes, kv, rest, spgemm, control)}
 
 
 def main() -> int:

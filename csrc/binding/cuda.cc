@@ -17,22 +17,22 @@
 #include "binding/cuda_abi.h"
 #include "binding/kernel_row.h"
 #include "binding/matrix.h"
-#include "format/d24.h"
 #include "format/g4.h"
 #include "format/gap.h"
 #include "format/m24.h"
 #include "format/m24i4.h"
 #include "format/m24i8.h"
 #include "format/p24.h"
+#include "format/r24.h"
 #include "format/t16i8.h"
 #include "ops/kv_rebuild/rebuild_params.h"
 #include "ops/kv_select/row_tiles.h"
 #include "ops/spmm/bitmap_wgmma_params.h"
-#include "ops/spmm/d24_params.h"
 #include "ops/spmm/gap_params.h"
 #include "ops/spmm/m24_many_params.h"
 #include "ops/spmm/m24_wgmma_params.h"
 #include "ops/spmm/p24_params.h"
+#include "ops/spmm/r24_params.h"
 #include "ops/spmm/sell4_params.h"
 #include "ops/spmm/t16_params.h"
 #include "ops/spmm_grad/grad_params.h"
@@ -96,7 +96,7 @@ py::list kernels(int32_t capability) {
   py::list rows;
   for (const SpmmCudaRow& row : library.spmm_kernels()) {
     const bool gap = row.format == PackedFormat::gap, sell4 = row.format == PackedFormat::sell4;
-    const bool p24 = row.format == PackedFormat::p24, d24 = row.format == PackedFormat::d24;
+    const bool p24 = row.format == PackedFormat::p24, r24 = row.format == PackedFormat::r24;
     rows.append(
         dict_of({.name = row.name,
                  .op = "spmm",
@@ -106,10 +106,10 @@ py::list kernels(int32_t capability) {
                  .isa = "sm" + std::to_string(row.capability),
                  .tile_m = gap     ? kMaxGapTokens
                            : p24   ? kMaxP24Tokens
+                           : r24   ? kMaxR24Tokens
                            : sell4 ? kSell4Tokens
                                    : kMaxTokens,
                  .tile_n = gap     ? gap::kLanes
-                           : d24   ? d24::kPairRows
                            : sell4 ? sell4::kLanes
                                    : t16::kTileRows,
                  .runs_here = library.choose_spmm(row.format, row.x_dtype, capability) == &row}));
@@ -153,13 +153,13 @@ py::list kernels(int32_t capability) {
 PackedFormat format_from(const char* function, const std::string& name) {
   for (const PackedFormat f :
        {PackedFormat::t16, PackedFormat::m24, PackedFormat::g4, PackedFormat::gap,
-        PackedFormat::p24, PackedFormat::d24, PackedFormat::sell4, PackedFormat::m24i8,
+        PackedFormat::p24, PackedFormat::r24, PackedFormat::sell4, PackedFormat::m24i8,
         PackedFormat::t16i8, PackedFormat::m24i4, PackedFormat::bitmap}) {
     if (name == name_of(f)) return f;
   }
   throw py::value_error(
       std::string(function) + ": format: got " + name +
-      ", wanted t16, m24, g4, gap, p24, d24, sell4, m24i8, t16i8, m24i4 or bitmap");
+      ", wanted t16, m24, g4, gap, p24, r24, sell4, m24i8, t16i8, m24i4 or bitmap");
 }
 
 // Records that offsets find, by a format's two functions.
@@ -206,14 +206,13 @@ py::dict pack_records(const Matrix& a, int64_t record_bytes,
   return packed;
 }
 
-// p24 or d24, whose size is known only when its groups are.
-py::dict pack_groups(const Matrix& a, Status (*pack)(const MatrixView&, int32_t, p24::Packed*),
-                     int32_t panels) {
+// p24, whose size is known only when its groups are.
+py::dict pack_groups(const Matrix& a, int32_t panels) {
   p24::Packed made;
   Status status;
   {
     const py::gil_scoped_release release;
-    status = pack(a.view(), panels, &made);
+    status = p24::pack(a.view(), panels, &made);
   }
   raise_if_error(status);
   py::array records = new_array({"uint8", "u", 1}, {static_cast<int64_t>(made.records.size())});
@@ -248,9 +247,9 @@ py::dict pack_for_cuda(const Matrix& a, const std::string& format) {
             return gap::pack(w, parts, offsets, records);
           });
     case PackedFormat::p24:
-      return pack_groups(a, &p24::pack, p24::panels_of(a.view().rows, a.view().cols));
-    case PackedFormat::d24:
-      return pack_groups(a, &d24::pack, d24::panels_of(a.view().rows, a.view().cols));
+      return pack_groups(a, p24::panels_of(a.view().rows, a.view().cols));
+    case PackedFormat::r24:
+      return pack_tiles(a, &r24::pack_sizes, &r24::pack);
     case PackedFormat::m24:
       return pack_records(a, m24::kRecordBytes, &m24::pack);
     case PackedFormat::m24i8:
@@ -277,9 +276,8 @@ class CudaMatrix {
            .dtype = dtype_from("CudaMatrix", "dtype", dtype),
            .records = pointer(records),
            .offsets = reinterpret_cast<const uint32_t*>(offsets),
-           .parts = format == name_of(PackedFormat::p24)   ? p24::panels_of(rows, cols)
-                    : format == name_of(PackedFormat::d24) ? d24::panels_of(rows, cols)
-                                                           : gap::parts_of(rows),
+           .parts = format == name_of(PackedFormat::p24) ? p24::panels_of(rows, cols)
+                                                         : gap::parts_of(rows),
            .scales = reinterpret_cast<const float*>(scales),
            .group_size = group_size == cols ? 0 : group_size,
            .mask = reinterpret_cast<const uint64_t*>(mask),
@@ -304,7 +302,7 @@ class CudaMatrix {
     const SpmmT16Plan& known = plan(m);  // checks m; others have one plan
     if (known.layout >= 0 || known.many_layout >= 0) return false;
     if (w_.format == PackedFormat::gap || w_.format == PackedFormat::p24 ||
-        w_.format == PackedFormat::d24 || w_.format == PackedFormat::sell4) {
+        w_.format == PackedFormat::sell4) {
       return false;
     }
     if (kBlockWarps % warps_k != 0 || splits < 1 || splits > t16::col_tiles(w_.cols)) return false;

@@ -37,9 +37,4 @@ std::vector<ColumnGroup> group_columns(const std::vector<uint16_t>& rows,
                                        const std::vector<uint8_t>& bank, GroupShape shape,
                                        GroupWaist* waist = nullptr);
 
-// The same of 32 rows, two of four columns, in any order: of random halves a quarter more groups
-// than the fewest, most of three columns; of 0.4 kept 1 %.
-std::vector<ColumnGroup> group_columns(const std::vector<uint32_t>& rows,
-                                       const std::vector<uint8_t>& bank);
-
 }  // namespace tamis

@@ -1,4 +1,4 @@
-// Rows of a matrix whose columns are put together (p24, d24), and what a row keeps of four columns.
+// Rows of a matrix whose columns are put together (p24), and what a row keeps of four columns.
 #pragma once
 
 #include <algorithm>
@@ -11,11 +11,10 @@
 
 namespace tamis {
 
-// As many rows as Bits has bits, densely: bits and values of a panel's columns.
-template <class Bits>
+// A row tile, densely: bits and values of a panel's columns.
 struct GroupedRows {
-  static constexpr int64_t kRows = 8 * sizeof(Bits);
-  std::vector<Bits> rows;        // [columns] a bit for each row
+  static constexpr int64_t kRows = t16::kTileRows;
+  std::vector<uint16_t> rows;    // [columns] a bit for each row
   std::vector<uint16_t> values;  // [columns, kRows]
   std::vector<uint8_t> banks;    // [columns] of shared memory, of 16 bytes
 
@@ -38,8 +37,8 @@ struct GroupedRows {
         for (uint64_t bits = mask[w]; bits != 0; bits &= bits - 1, ++value) {
           const int64_t column = 64 * w + __builtin_ctzll(bits) - begin;
           if (column < 0 || column >= end - begin) continue;
-          Bits& kept = rows[static_cast<size_t>(column)];
-          kept = static_cast<Bits>(kept | Bits{1} << r);
+          uint16_t& kept = rows[static_cast<size_t>(column)];
+          kept = static_cast<uint16_t>(kept | 1u << r);
           values[static_cast<size_t>(column * kRows + r)] = *value;
         }
       }
@@ -63,13 +62,12 @@ struct TwoOfFour {
 };
 
 // What row r keeps of them.
-template <class Bits>
-TwoOfFour two_of_four(const GroupedRows<Bits>& tile, const ColumnGroup& columns, int64_t r) {
+inline TwoOfFour two_of_four(const GroupedRows& tile, const ColumnGroup& columns, int64_t r) {
   TwoOfFour two;
   int kept = 0;
   for (int slot = 0; slot < 4; ++slot) {
     if (columns[slot] < 0 || (tile.rows[columns[slot]] >> r & 1) == 0) continue;
-    const uint16_t v = tile.values[columns[slot] * GroupedRows<Bits>::kRows + r];
+    const uint16_t v = tile.values[columns[slot] * GroupedRows::kRows + r];
     if (kept == 0 && slot == 3) {  // beside another place, in order
       two.value[1] = v;
     } else {

@@ -18,7 +18,7 @@ constexpr int64_t kPairGroups = 16, kTripleGroups = 32;  // of a record
 constexpr uint16_t kChunkBit = 1;                        // of a column of the first step
 static_assert(kMaxPanelCols <= kChunkCols << kChunkBits);
 
-using Tile = GroupedRows<uint16_t>;
+using Tile = GroupedRows;
 static_assert(Tile::kRows == kTileRows);
 
 uint16_t byte16(int64_t column) {

@@ -27,15 +27,15 @@
 
 namespace tamis {
 
-// Forms of weights for CUDA: tiles of 16 x 64, which share kernels, gap, p24, d24 and sell4, and
-// bitmap, the canonical arrays of bitmap and nm as they are.
+// Forms of weights for CUDA: tiles of 16 x 64, which share kernels, but for r24, gap, p24 and
+// sell4, and bitmap, the canonical arrays of bitmap and nm as they are.
 enum class PackedFormat : uint8_t {
   t16,
   m24,
   g4,
   gap,
   p24,
-  d24,
+  r24,
   sell4,
   m24i8,
   t16i8,
@@ -55,8 +55,8 @@ constexpr const char* name_of(PackedFormat f) {
       return "gap";
     case PackedFormat::p24:
       return "p24";
-    case PackedFormat::d24:
-      return "d24";
+    case PackedFormat::r24:
+      return "r24";
     case PackedFormat::sell4:
       return "sell4";
     case PackedFormat::m24i8:
@@ -78,7 +78,7 @@ constexpr bool has_byte_codes(PackedFormat f) {
 // Whether records differ in length, so that offsets say where they are.
 constexpr bool has_offsets(PackedFormat f) {
   return f == PackedFormat::t16 || f == PackedFormat::g4 || f == PackedFormat::gap ||
-         f == PackedFormat::p24 || f == PackedFormat::d24 || f == PackedFormat::sell4 ||
+         f == PackedFormat::p24 || f == PackedFormat::r24 || f == PackedFormat::sell4 ||
          f == PackedFormat::t16i8;
 }
 
@@ -88,7 +88,7 @@ struct T16View {
   DType dtype = DType::bf16;  // or f16; where weights are codes, what x has
   const void* records = nullptr;
   const uint32_t* offsets = nullptr;  // where has_offsets
-  int32_t parts = 0;                  // gap; of p24 and d24 panels
+  int32_t parts = 0;                  // gap; of p24 panels
   // [rows, groups] where has_byte_codes; columns of a group: a multiple of 128, or 0 for
   // the whole row.
   const float* scales = nullptr;

@@ -586,7 +586,7 @@ def p24_most_tokens(rows: int, cols: int) -> int:
 def pack_for_cuda(matrix: Matrix, format: str) -> dict[str, Any]:
     """`records` uint8, `max_record_bytes` of one, and `offsets` where records differ in length.
 
-    "t16", "p24", "d24", for few tokens "gap": bitmap or nm weights in 16 bits; "t16i8": in 8. "m24", "m24i8":
+    "t16", "p24", "r24", for few tokens "gap": bitmap or nm weights in 16 bits; "t16i8": in 8. "m24", "m24i8":
     the same of nm 2:4 or 1:4; "m24i4": of such i8 with codes of 4 bits. "g4", for few tokens
     "sell4": groupq of u4. "gap" and "sell4" take at most 65536 columns. Scales stay apart.
     NotImplementedError where a zero point is no code, or a code has more than 4 bits.

@@ -36,7 +36,7 @@ MAX_RECORD = {
     "m24i4": ("sm_90", 34),
 }
 MAX_GROUPED = {"m24i8": 38, "t16i8": 155, "m24i4": 46}  # with scales for groups of columns
-FORMATS = ("t16", "m24", "g4", "gap", "p24", "d24", "sell4", "m24i8", "t16i8", "m24i4")
+FORMATS = ("t16", "m24", "g4", "gap", "p24", "r24", "sell4", "m24i8", "t16i8", "m24i4")
 PREFILL_GROUPS = ("PrefillGroupConfig", "PrefillShortConfig")
 ANY_DTYPE = ("any", "f16", "bf16")  # of kernels that also take others than 16 bits
 MAX_POPC = 0
@@ -48,7 +48,7 @@ MAX_P24 = {
     False: {1: 28, 2: 32, 3: 36, 4: 41, 5: 47, 6: 55, 8: 69},
     True: {1: 60, 2: 66, 3: 78, 4: 90, 5: 104, 6: 118, 8: 156},
 }
-MAX_D24 = {5: 80, 6: 84, 8: 108}  # sm_90a, a record of d24 (32 rows), likewise
+MAX_R24 = 80  # sm_90a, a stage of r24 as warpgroups multiply it, records that others expand
 # The same of 16 x 64 of a bitmap, with all that is rarely taken; registers of its blocks alone on an SM.
 MAX_GROUP, MAX_GROUP_REGISTERS = 600, 255
 MAX_GROUP24 = 150  # sm_90a, a record of m24 by warpgroups with any tokens, copying its part of x
@@ -149,12 +149,6 @@ def p24_kind(name: str) -> tuple[int, bool] | None:
     return (int(match[1]), match[2] == "1") if match else None
 
 
-def d24_tiles(name: str) -> int:
-    """Products of 8 tokens of a d24 kernel; 0 of others."""
-    match = re.search(r"D24ConfigI\w*DTypeE\dELi(\d)E", name)
-    return int(match[1]) if match else 0
-
-
 def sell4_tokens(name: str) -> int:
     """Tokens of a sell4 kernel; 0 of others."""
     match = re.search(r"spmm_sell4.*DTypeE\dELi(\d)E", name)
@@ -165,7 +159,7 @@ def product_of(name: str) -> str:
     """What a kernel's main loop multiplies with."""
     if "M24GroupConfig" in name or "M24ManyConfig" in name:
         return "HGMMA.SP"
-    if any(config in name for config in (*PREFILL_GROUPS, "BitmapGroupConfig")):
+    if any(config in name for config in (*PREFILL_GROUPS, "BitmapGroupConfig", "R24Config")):
         return "HGMMA"
     return "IDP" if gap_tokens(name) else "HFMA2" if sell4_tokens(name) else "HMMA"
 
@@ -185,8 +179,8 @@ def product_label(name: str) -> str:
         return f"spmm_bitmap {dtype} {match[1]} tokens {64 * int(match[2])} rows"
     if kind := p24_kind(name):
         return f"spmm_p24 {dtype} {8 * kind[0]} tokens {'triples' if kind[1] else 'pairs'}"
-    if tiles := d24_tiles(name):
-        return f"spmm_d24 {dtype} {8 * tiles} tokens"
+    if match := re.search(r"R24ConfigI\w*?DTypeE\dELi(\d)ELi(\d)E", name):
+        return f"spmm_r24 {dtype} {64 * int(match[2])} tokens {16 * int(match[1])} rows"
     if tokens := gap_tokens(name) or sell4_tokens(name):
         return f"spmm_{'gap' if gap_tokens(name) else 'sell4'} {dtype} {tokens} tokens"
     return ""
@@ -231,7 +225,7 @@ def label(arch: str, name: str) -> str:
     ):
         parts = f" x{match[3]}" if match[3] else ""
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'}{parts} {arch}"
-    known = ("quantize_x", "expand_t16i8", "expand_m24i8", "expand_m24i4", "expand_t16", "expand_sell4", "expand_m24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select_rows", "kv_select", "kv_mass_merge",
+    known = ("quantize_x", "expand_t16i8", "expand_m24i8", "expand_m24i4", "expand_t16", "expand_sell4", "expand_m24", "expand_r24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select_rows", "kv_select", "kv_mass_merge",
              "kv_merge_scales", "kv_merge_join", "kv_rebuild", "prefill_attention_pack",
              "kv_choose", "chosen_attention", "kv_append_labels", "kv_fetch_maps", "kv_fetch_units", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
              "spgemm_warps", "spgemm_blocks", "spgemm_dense")  # fmt: skip
@@ -284,8 +278,6 @@ def product_budget(arch: str, name: str) -> int | None:
         return MAX_SELL4[tokens] if arch == "sm_90" else None
     if kind := p24_kind(name):
         return MAX_P24[kind[1]][kind[0]] if arch == "sm_90" else None
-    if tiles := d24_tiles(name):
-        return MAX_D24[tiles]
     level, most = MAX_RECORD.get(format_of(name), ("", 0))
     if grouped(name):
         most = MAX_GROUPED[format_of(name)]
@@ -293,11 +285,9 @@ def product_budget(arch: str, name: str) -> int | None:
 
 
 def record_products(name: str) -> int:
-    """Products that a record takes, where loops take several; at 8 tokens but for p24 and d24."""
+    """Products that a record takes, where loops take several; at 8 tokens but for p24."""
     if kind := p24_kind(name):
         return kind[0] * (4 if kind[1] else 2)
-    if tiles := d24_tiles(name):
-        return 4 * tiles
     products = {"m24": 2, "g4": 4, "m24i8": 1, "m24i4": 1, "t16i8": 2}
     return products.get(format_of(name), 0)
 
@@ -335,7 +325,7 @@ def group_problems(name: str, loop: Counter[str]) -> list[str]:
     if product == "HGMMA.SP":
         of_record, most = 2, MAX_MANY24 if "M24ManyConfig" in name else MAX_GROUP24
     else:
-        of_record, most = 4, MAX_GROUP
+        of_record, most = 4, MAX_R24 if "R24Config" in name else MAX_GROUP
     size = sum(loop.values()) * of_record // loop[product]
     return [f"{size} instructions a record, wanted at most {most}"] if size > most else []
 
@@ -359,7 +349,7 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
         most = MAX_PAGE_REGISTERS
     prefill = "prefill_attention" in name and "prefill_attention_pack" not in name
     most = MAX_PREFILL_REGISTERS if prefill else most
-    trade = "M24ManyConfig" in name or "PrefillGroupConfig" in name or d24_tiles(name)
+    trade = "M24ManyConfig" in name or "PrefillGroupConfig" in name
     most = MAX_MANY_REGISTERS if trade else most
     # Of 128 tokens and more a block an SM.
     most = MAX_GROUP_REGISTERS if re.search(r"BitmapGroup.*ELi(128|256)E", name) else most
@@ -371,9 +361,7 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     rows = any(
         k in name for k in ("kv_mass_rows", "kv_mass_columns", "kv_merge_nearest", "kv_rebuild")
     )
-    product = (
-        bool(format_of(name) or p24_kind(name) or d24_tiles(name)) or product_of(name) != "HMMA"
-    )
+    product = bool(format_of(name) or p24_kind(name)) or product_of(name) != "HMMA"
     groups = product_of(name).startswith("HGMMA")
     if groups:
         wrong += group_problems(name, loop)
@@ -412,7 +400,7 @@ def main() -> int:
     # Prompts by warpgroups, in two dtypes and sizes, one by two and three, and what packs for them; short
     # ones, of one size by one and two tiles.
     wanted += 2 * 3 + 1 + 2 * 3
-    wanted += 2 * 3 + 1  # d24 there, with three numbers of tokens in two dtypes, and its expansion
+    wanted += 2 * 10 + 1  # r24 there, ten layouts in two dtypes, and its expansion
     wrong = [] if len(found) == wanted else [f"got {len(found)} kernels, wanted {wanted}"]
     for (arch, name), code in sorted(found.items()):
         wrong += problems(arch, name, code, used[arch, name])

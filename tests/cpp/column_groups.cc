@@ -1,5 +1,4 @@
-// Columns put together for 16 and 32 rows: groups keep what they may, hold every column once and
-// are few.
+// Columns put together for 16 rows: groups keep what they may, hold every column once and are few.
 #include "format/column_groups.h"
 
 #include <gtest/gtest.h>
@@ -98,55 +97,6 @@ TEST(ColumnGroups, AWaistHalvesThem) {
         EXPECT_TRUE(column < 0 || (i < waist.count ? column < waist.end : column >= waist.begin));
       }
     }
-  }
-}
-
-// Groups beyond the fewest of 32 rows that keep so many columns each.
-TEST(ColumnGroups32, KeepTwoAndAreFew) {
-  std::mt19937_64 random(5);
-  const struct {
-    int cols, per_row;
-    double most;
-  } cases[] = {{1024, 512, 1.25}, {1800, 900, 1.24}, {1024, 410, 1.03}, {1024, 307, 1.01},
-               {512, 512, 2.0},   {1024, 20, 1.001}, {1, 1, 4.0}};
-  for (const auto& c : cases) {
-    std::vector<uint32_t> rows(static_cast<size_t>(c.cols));
-    std::vector<int> order(rows.size());
-    std::iota(order.begin(), order.end(), 0);
-    for (int r = 0; r < 32; ++r) {
-      std::shuffle(order.begin(), order.end(), random);
-      for (int i = 0; i < c.per_row; ++i) rows[static_cast<size_t>(order[i])] |= 1u << r;
-    }
-    std::vector<uint8_t> bank(rows.size());
-    for (size_t i = 0; i < bank.size(); ++i) bank[i] = i % 8;
-    const std::vector<ColumnGroup> groups = group_columns(rows, bank);
-    std::vector<int> times(rows.size());
-    int64_t met = 0;  // wavefronts of a matrix beyond one, of two neighbours
-    for (size_t g = 0; g < groups.size(); ++g) {
-      int kept[32] = {};
-      for (const int32_t column : groups[g]) {
-        if (column < 0) continue;
-        ++times[static_cast<size_t>(column)];
-        for (int r = 0; r < 32; ++r) kept[r] += rows[static_cast<size_t>(column)] >> r & 1;
-      }
-      ASSERT_LE(*std::max_element(kept, kept + 32), 2);
-      if (g % 2 == 0 && g + 1 < groups.size()) {
-        int in[8] = {};
-        for (const size_t one : {g, g + 1}) {
-          for (const int32_t column : groups[one]) {
-            if (column >= 0) ++in[bank[static_cast<size_t>(column)]];
-          }
-        }
-        met += *std::max_element(in, in + 8) - 1;
-      }
-    }
-    for (size_t i = 0; i < rows.size(); ++i) EXPECT_EQ(times[i], rows[i] != 0 ? 1 : 0) << i;
-    const double fewest = std::max(c.cols / 4.0, c.per_row / 2.0);
-    EXPECT_LE(static_cast<double>(groups.size()), std::max(1.0, c.most * fewest))
-        << c.cols << " columns, " << c.per_row << " kept";
-    const double pairs = std::max(1.0, static_cast<double>(groups.size() / 2));
-    EXPECT_LE(static_cast<double>(met) / pairs, c.per_row < 300 ? 0.5 : 0.33)
-        << c.cols << ", " << c.per_row;
   }
 }
 

@@ -8,13 +8,13 @@
 #include <stdexcept>
 #include <string>
 
-#include "format/d24.h"
 #include "format/g4.h"
 #include "format/gap.h"
 #include "format/m24.h"
 #include "format/m24i4.h"
 #include "format/m24i8.h"
 #include "format/p24.h"
+#include "format/r24.h"
 #include "format/sell4.h"
 #include "format/t16.h"
 #include "format/t16i8.h"
@@ -35,7 +35,7 @@ struct PackedTiles {
   std::unique_ptr<Guarded<uint32_t>> offsets;
   T16View view;
 
-  // parts: of gap; of p24 and d24 panels.
+  // parts: of gap; of p24 panels.
   PackedTiles(PackedFormat format, const MatrixView& a, int32_t parts = 0) {
     must(find_sizes(format, a, parts));
     records = std::make_unique<Guarded<Unit>>(static_cast<size_t>(sizes.record_bytes / t16::kUnit));
@@ -74,12 +74,12 @@ struct PackedTiles {
         return sell4::pack_sizes(a, &sizes);
       case PackedFormat::t16i8:
         return t16i8::pack_sizes(a, &sizes);
+      case PackedFormat::r24:
+        return r24::pack_sizes(a, &sizes);
       case PackedFormat::gap:
         return gap::pack_sizes(a, parts, &sizes);
       case PackedFormat::p24:
-      case PackedFormat::d24:
-        TAMIS_RETURN_IF_ERROR(
-            (format == PackedFormat::p24 ? &p24::pack : &d24::pack)(a, parts, &groups));
+        TAMIS_RETURN_IF_ERROR(p24::pack(a, parts, &groups));
         sizes = {.offsets = static_cast<int64_t>(groups.offsets.size()),
                  .record_bytes = static_cast<int64_t>(groups.records.size()),
                  .max_record_bytes = groups.record_bytes};
@@ -109,8 +109,9 @@ struct PackedTiles {
         return t16i8::pack(a, offsets->data(), records->data());
       case PackedFormat::gap:
         return gap::pack(a, parts, offsets->data(), records->data());
+      case PackedFormat::r24:
+        return r24::pack(a, offsets->data(), records->data());
       case PackedFormat::p24:
-      case PackedFormat::d24:
         std::copy(groups.offsets.begin(), groups.offsets.end(), offsets->data());
         std::copy(groups.records.begin(), groups.records.end(),
                   reinterpret_cast<uint8_t*>(records->data()));

@@ -125,30 +125,22 @@ def decode_p24(
     return w[:rows, :cols].copy()
 
 
-def decode_d24(records: np.ndarray, offsets: np.ndarray, rows: int, cols: int) -> np.ndarray:
-    """Bits [rows, cols] by the layout comment of d24.h; one panel, as of few columns."""
-    w = np.zeros((-(-rows // 32) * 32, -(-cols // 8) * 8), np.uint16)
-    assert 2432 * int(offsets[-1]) == len(records)
-    for pair, (begin, end) in enumerate(itertools.pairwise(offsets)):
-        for i in range(begin, end):
-            record = records[2432 * i : 2432 * (i + 1)]
-            heads = record[:256].view(np.uint16).reshape(32, 4)
-            all_places = (
-                heads[:, :2].copy().view(np.uint32)[:, 0],
-                record[256:384].view(np.uint32),
-            )
-            values = record[384:].view(np.uint16).reshape(2, 2, 32, 2, 2, 2)
-            for tile, step, lane, part, down, j in zip(*np.nonzero(values), strict=True):
-                group, at = 4 * part + lane % 4, lane // 4 * 4 + part + 2 * step
-                place = int(all_places[tile][at]) >> int(16 * down + 4 * (lane % 4) + 2 * j) & 3
-                byte = int(heads[4 * group + place, 2 + step])
-                row, column = (
-                    32 * pair + 16 * tile + lane // 4 + 8 * down,
-                    byte // 16 ^ byte // 128 & 7,
-                )
-                assert w[row, column] == 0, "a column twice"
-                w[row, column] = values[tile, step, lane, part, down, j]
-    return w[:rows, :cols].copy()
+R24_PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+
+
+def decode_r24(record: np.ndarray, tile: np.ndarray) -> None:
+    """Bits [16, 64] by the layout comment of r24.h."""
+    codes = record[:128].view(np.uint32)
+    values = record[128:1152].view(np.uint16).reshape(2, 32, 4, 2)
+    for lane, four in itertools.product(range(32), range(8)):
+        row, first = 4 * (four // 2) + lane // 8, 8 * (lane % 8) + 4 * (four % 2)
+        pair = R24_PAIRS[int(codes[lane]) >> (4 * four) & 15]
+        tile[row, [first + pair[0], first + pair[1]]] = values[four // 4, lane, four % 4]
+    for entry in record[1152:].view(np.uint32).tolist():
+        row, part = divmod(entry >> 16, 128)
+        column = 8 * (part // 16 ^ row % 8) + part % 16 // 2
+        assert tile[row, column] in (0, entry & 0xFFFF), "a column twice"
+        tile[row, column] = entry & 0xFFFF
 
 
 def sell4_slices(rows: int) -> int:
@@ -197,7 +189,7 @@ class Played:
     ) -> None:
         form = self.form = rest[2]
         Played.made.append(form)
-        self.most_tokens = {"gap": 4, "p24": 24, "sell4": 8}.get(form, 64)
+        self.most_tokens = {"gap": 4, "p24": 24, "sell4": 8, "r24": 128}.get(form, 64)
         if form == "bitmap":
             words = at_address(mask_ptr, (rows, 8 * -(-cols // 64)), np.uint8)
             kept = np.unpackbits(words, axis=1, bitorder="little")[:, :cols].astype(bool)
@@ -224,10 +216,6 @@ class Played:
             kept = at_address(records, (nbytes,), np.uint8)
             self.bits = decode_p24(kept, longest, starts, rows, cols)
             return
-        if form == "d24":
-            starts = at_address(offsets, (-(-rows // 32) + 1,), np.uint32)
-            self.bits = decode_d24(at_address(records, (nbytes,), np.uint8), starts, rows, cols)
-            return
         starts = 1152 * np.arange(down * across + 1)
         if offsets:
             starts = 16 * at_address(offsets, (down * across + 1,), np.uint32).astype(np.int64)
@@ -236,7 +224,7 @@ class Played:
             r, c = divmod(tile, across)
             record = at_address(records, (nbytes,), np.uint8)[begin:end]
             assert len(record) <= longest
-            {"t16": decode, "m24": decode_m24, "g4": decode_g4}[form](
+            {"t16": decode, "m24": decode_m24, "g4": decode_g4, "r24": decode_r24}[form](
                 record, dense[16 * r : 16 * r + 16, 64 * c : 64 * c + 64]
             )
         self.bits = dense[:rows, :cols].copy()

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from played_device import Played, decode_d24, decode_gap, decode_p24, play_unpack
+from played_device import Played, decode_gap, decode_p24, decode_r24, play_unpack
 from torch import Tensor
 
 import tamis
@@ -78,7 +79,7 @@ def test_tiles_hold_every_value_once() -> None:
 def test_packers_refuse_other_formats() -> None:
     w = np.ones((2, 4), np.uint16)
     csr = _C.Matrix("csr", _C.pack("csr", w, "bf16", None, "bf16"), 2, 4, "bf16")
-    for name in ("t16", "gap", "p24", "d24"):
+    for name in ("t16", "gap", "p24", "r24"):
         with pytest.raises(ValueError, match=f"{name}: format: got csr, wanted bitmap or nm"):
             _C.pack_for_cuda(csr, name)
     with pytest.raises(ValueError, match="pack_for_cuda: format: got t17, wanted t16, m24, g4"):
@@ -107,8 +108,25 @@ def test_groups_of_columns_hold_the_weights(density: float) -> None:
     assert density not in (0.3, 0.5) or longest == (1344 if density == 0.3 else 1280)
     found = decode_p24(packed["records"], longest, packed["offsets"], *w.shape)
     assert np.array_equal(found, w)
-    packed = _C.pack_for_cuda(_C.Matrix("bitmap", arrays, 150, 300, "bf16"), "d24")
-    assert np.array_equal(decode_d24(packed["records"], packed["offsets"], *w.shape), w)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.3, 0.5, 0.9, 1.0])
+def test_pairs_in_place_and_a_residual_hold_the_weights(density: float) -> None:
+    rng = np.random.default_rng(5)
+    w = rng.integers(1, 60000, (150, 300), dtype=np.uint16)
+    w[rng.random(w.shape) >= density] = 0
+    arrays = _C.pack("bitmap", w, "bf16", None, "bf16")
+    packed = _C.pack_for_cuda(_C.Matrix("bitmap", arrays, 150, 300, "bf16"), "r24")
+    starts = 16 * packed["offsets"].astype(np.int64)
+    found = np.zeros((160, 320), np.uint16)
+    for tile, (begin, end) in enumerate(itertools.pairwise(starts)):
+        r, c = divmod(tile, 5)
+        part = found[16 * r : 16 * r + 16, 64 * c : 64 * c + 64]
+        decode_r24(packed["records"][begin:end], part)
+    assert starts[-1] == packed["records"].size
+    assert np.array_equal(found[:150, :300], w)
+    assert not found[150:].any()
+    assert not found[:, 300:].any()
 
 
 # ---- the way to the kernels, with a device that is played by NumPy
@@ -304,10 +322,10 @@ def test_a_weight_is_packed_for_the_calls_that_come(
 @pytest.mark.parametrize(
     ("shapes", "made", "calls"),
     [
-        ([(64, 64), (64, 1, 64), (96, 64), (128, 1, 64), (1, 100, 64)], ["d24"], 8),
-        ([(96, 64), (64, 64)], ["d24"], 3),
+        ([(64, 64), (64, 1, 64), (96, 64), (128, 1, 64), (1, 100, 64)], ["r24"], 5),
+        ([(96, 64), (64, 64)], ["r24"], 2),
         ([(20, 64), (64, 64), (20, 64)], ["p24"], 5),  # both would be larger than the dense weight
-        ([(64, 64), (20, 64), (64, 64)], ["d24", "p24"], 3),
+        ([(64, 64), (20, 64), (64, 64)], ["r24", "p24"], 3),
     ],
 )
 def test_more_tokens_take_one_form_in_calls(
@@ -317,11 +335,11 @@ def test_more_tokens_take_one_form_in_calls(
     made: list[str],
     calls: int,
 ) -> None:
-    """On a device where a call of d24 takes half as long again as one of p24, and the rest far longer."""
+    """On a device where a call of r24 takes half as long again as one of p24, and the rest far longer."""
     monkeypatch.setattr(cuda_cost, "_devices", lambda: [("NVIDIA H200", 90)])
     monkeypatch.setattr(cuda_cost._C, "p24_most_tokens", lambda *_: 24)
     monkeypatch.setitem(cuda_cost.MORE, "p24", (0.0,) * 7)
-    monkeypatch.setitem(cuda_cost.MORE, "d24", (-1500.0,) * 3)
+    monkeypatch.setitem(cuda_cost.MORE, "r24", (100.0,) * 2)
     monkeypatch.setitem(cuda_cost.SHARED, "p24", (-2000.0,) * 7)
     monkeypatch.setattr(cuda_cost, "STORED_MORE", (9e4,) * 4)
     monkeypatch.setattr(cuda_cost, "_ALONE", -2000.0)

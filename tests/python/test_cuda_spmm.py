@@ -25,6 +25,16 @@ def make(n: int, k: int, density: float, dtype: torch.dtype) -> tuple[Tensor, ta
     return w.cuda(), tamis.SparseMatrix(a.layout, moved)
 
 
+def expect_product(y: Tensor, x: Tensor, w: Tensor, bias: Tensor | None) -> None:
+    wanted = x.double() @ w.double().T
+    scale = x.double().abs() @ w.double().abs().T
+    if bias is not None:
+        wanted += bias.double()
+    eps = 2.0**-8 if x.dtype == torch.bfloat16 else 2.0**-11
+    allowed = eps * wanted.abs() + 32 * 2.0**-23 * scale
+    assert bool(((y.double() - wanted).abs() <= allowed).all())
+
+
 def check(x: Tensor, w: Tensor, a: tamis.SparseMatrix, bias: Tensor | None) -> None:
     y = tamis.ops.spmm.spmm(x, a, bias)
     assert torch.equal(y, tamis.ops.spmm.spmm(x, a, bias)), "two runs differ"
@@ -36,13 +46,7 @@ def check(x: Tensor, w: Tensor, a: tamis.SparseMatrix, bias: Tensor | None) -> N
         # a bias and 321 columns, errors of 2.5 half units).
         assert torch.equal(y, torch.nn.functional.linear(x, w, bias))
         return
-    wanted = x.double() @ w.double().T
-    scale = x.double().abs() @ w.double().abs().T
-    if bias is not None:
-        wanted += bias.double()
-    eps = 2.0**-8 if x.dtype == torch.bfloat16 else 2.0**-11
-    allowed = eps * wanted.abs() + 32 * 2.0**-23 * scale
-    assert bool(((y.double() - wanted).abs() <= allowed).all())
+    expect_product(y, x, w, bias)
 
 
 @needs_device
@@ -55,6 +59,33 @@ def test_products(shape: tuple[int, int], density: float, dtype: torch.dtype) ->
     for m in (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 32, 33, 64, 65, 200):
         x = torch.randn(m, shape[1], dtype=dtype, device="cuda")
         check(x, w, a, bias if m % 2 else None)
+
+
+@needs_device
+@pytest.mark.skipif(not cuda.why_off() and cuda_cost._sm(0) != 90, reason="r24 is for sm_90")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("density", [0.0, 0.3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("shape", [*SHAPES, (4096, 4096), (14336, 256), (300, 20000)])
+def test_pairs_in_place_and_a_residual(
+    shape: tuple[int, int], density: float, dtype: torch.dtype
+) -> None:
+    """r24 by itself, as few weights come to it: any tokens, rows of x that begin anywhere, written out."""
+    w, a = make(*shape, density, dtype)
+    rest = tuple(a.arrays.get(name) for name in REST)
+    values = a.arrays["values"]
+    packed = cuda_spmm.Packed(a.layout, values, rest, dtype, "r24", values.device)
+    assert packed.matrix.most_tokens == 128
+    bias = torch.randn(shape[0], dtype=dtype, device="cuda")
+    for m in (1, 33, 48, 63, 64, 65, 100, 128):
+        padding = 3 if m in (33, 100) else 0
+        x = torch.randn(m, shape[1] + padding, dtype=dtype, device="cuda")[:, padding:]
+        y = packed.run(x, bias if m % 2 else None)
+        assert torch.equal(y, packed.run(x, bias if m % 2 else None)), "two runs differ"
+        expect_product(y, x, w, bias if m % 2 else None)
+    out = torch.empty_like(w)
+    stream = torch.cuda.current_stream().cuda_stream
+    packed.matrix.unpack(out.data_ptr(), shape[1], stream)
+    assert torch.equal(out, w)
 
 
 @needs_device

@@ -98,8 +98,8 @@ Status expand_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDe
       return expand_gap_cuda(w, out, out_stride, stream);
     case PackedFormat::p24:
       return expand_p24_cuda(w, out, out_stride, device, stream);
-    case PackedFormat::d24:
-      return expand_d24_cuda(w, out, out_stride, device, stream);
+    case PackedFormat::r24:
+      return expand_r24_cuda(w, out, out_stride, stream);
     case PackedFormat::bitmap:
       return error(Code::no_kernel, "unpack: w: got %s weights, wanted the mask that they have",
                    name_of(w.format));

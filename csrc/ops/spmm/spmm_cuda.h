@@ -35,15 +35,15 @@ inline bool rows_aligned(const void* matrix, int64_t rows, int64_t stride) {
 
 inline constexpr int64_t kMaxTokens = 64;
 
-// Tokens that one call takes where a block's shared memory holds them: 4 of gap, 8 of sell4, any of
-// bitmap, 65536 where warpgroups do the work (m24 on sm_90, but for small weights), kMaxTokens of
-// the others.
+// Tokens that one call takes where shared memory holds them: 4 of gap, 8 of sell4, 128 of r24, any
+// of bitmap, 65536 where warpgroups do the work (m24 on sm_90, but for small weights), kMaxTokens
+// of the others.
 int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device);
 
 // How one call is laid out over the device; see plan_spmm_cuda. gap, sell4: slices are the row
-// tiles, and splits of sell4 the blocks of one, a cluster; p24, d24: panels are the splits.
+// tiles, and splits of sell4 the blocks of one, a cluster; p24: panels are the splits.
 struct SpmmT16Plan {
-  int32_t layout = -1;       // of m24_layouts.def or bitmap_layouts.def; -1: other kernels
+  int32_t layout = -1;       // of m24_layouts.def, bitmap_ or r24_layouts.def; -1: other kernels
   int32_t many_layout = -1;  // of m24_many_layouts.def; splits are then a cluster
   int32_t tokens = 0;        // most that a call may have
   int32_t token_tiles = 0;   // products of 8 tokens per A fragment: 1, 2, 4 or 8; gap, sell4: none
@@ -52,7 +52,7 @@ struct SpmmT16Plan {
   int32_t first_cols = 0;            // p24: that are copied before; 0: all of a panel
   int32_t blocks_n = 0;              // over row tiles
   int32_t splits = 0;                // blocks over k; each leaves a partial sum if more than one
-  bool cluster = false;              // p24: or these blocks are a cluster and leave nothing
+  bool cluster = false;              // p24, r24: or these are a cluster and leave nothing
   int32_t x_pitch_bytes = 0;         // between token rows of x in shared memory
   int32_t stage_bytes = 0;           // one record of the ring
   int32_t warp_sums_at = 0;          // p24: what a block's warps add up
@@ -71,7 +71,7 @@ Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, Spm
 Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
-Status plan_spmm_d24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
+Status plan_spmm_r24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_gap(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 
 // Launches one row's kernel on a stream (cudaStream_t).
@@ -105,8 +105,7 @@ Status expand_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDe
 Status expand_gap_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_p24_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
                        void* stream);
-Status expand_d24_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
-                       void* stream);
+Status expand_r24_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_g4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_sell4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);

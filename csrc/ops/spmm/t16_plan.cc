@@ -4,11 +4,11 @@
 #include <cmath>
 
 #include "ops/spmm/bitmap_wgmma_params.h"
-#include "ops/spmm/d24_params.h"
 #include "ops/spmm/gap_params.h"
 #include "ops/spmm/m24_many_params.h"
 #include "ops/spmm/m24_wgmma_params.h"
 #include "ops/spmm/p24_params.h"
+#include "ops/spmm/r24_params.h"
 #include "ops/spmm/sell4_params.h"
 #include "ops/spmm/t16_params.h"
 
@@ -68,7 +68,7 @@ Costs costs_of(PackedFormat format) {
       return {.tile = 40};
     case PackedFormat::gap:  // have plans of their own
     case PackedFormat::p24:
-    case PackedFormat::d24:
+    case PackedFormat::r24:
     case PackedFormat::sell4:
     case PackedFormat::bitmap:
       break;
@@ -192,7 +192,7 @@ SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32
 int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device) {
   return w.format == PackedFormat::gap      ? kMaxGapTokens
          : w.format == PackedFormat::p24    ? kMaxP24Tokens
-         : w.format == PackedFormat::d24    ? kMaxD24Tokens
+         : w.format == PackedFormat::r24    ? kMaxR24Tokens
          : w.format == PackedFormat::sell4  ? kSell4Tokens
          : w.format == PackedFormat::bitmap ? kMaxBitmapTokens
                                             : std::max(most_group_tokens(w, device), kMaxTokens);
@@ -208,7 +208,7 @@ Status columns_do_not_fit(const T16View& w, int32_t tokens, const CudaDevice& de
 Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
   if (w.format == PackedFormat::gap) return plan_spmm_gap(w, m, device, plan);
   if (w.format == PackedFormat::p24) return plan_spmm_p24(w, m, device, plan);
-  if (w.format == PackedFormat::d24) return plan_spmm_d24(w, m, device, plan);
+  if (w.format == PackedFormat::r24) return plan_spmm_r24(w, m, device, plan);
   if (w.format == PackedFormat::sell4) return plan_spmm_sell4(w, m, device, plan);
   if (w.format == PackedFormat::bitmap) return plan_spmm_bitmap(w, m, device, plan);
   const int64_t most = most_group_tokens(w, device);

@@ -1,7 +1,7 @@
 """What products are expected to take on a CUDA device; nothing here knows torch.
 
 A weight is read in records of 16 x 64, in gap's steps of 32 x 8 entries, sell4's of 32 groups or
-p24's and d24's of groups of columns; a call takes a start, then for each record the larger of its bytes at the device's rate and what
+p24's of groups of columns; a call takes a start, then for each record the larger of its bytes at the device's rate and what
 decoding and multiplying it takes, which grows in steps with the tokens. A dense call takes a start
 and its bytes. Fitted to every layout of the four shapes of Llama-3-8B on an H200, and to an H100's
 times of what ran there (bench/results/gpu.md; the rest is estimated); other devices are not
@@ -25,17 +25,17 @@ MANY_TOKENS = (128, 256, 512, 1024, 2048)  # of which reports speak
 # Above so many tokens sm_90 takes bitmap and nm as they are stored; up to 128 where rates are unknown.
 STORED = "bitmap"
 STORED_ABOVE, _STORED_UNKNOWN = 16, 128
-BY_MASK = ("gap", "p24", "d24", STORED)  # written out from the mask where it is on the device
+BY_MASK = ("gap", "p24", "r24", STORED)  # written out from the mask where it is on the device
 # Forms for few tokens beside one for any, and the steps of their kernels; all say 65536 columns.
 FEW: dict[str, dict[str, tuple[int, ...]]] = {
-    "t16": {"gap": TOKENS[:3], "p24": TOKENS[3:], "d24": TOKENS[7:]},
+    "t16": {"gap": TOKENS[:3], "p24": TOKENS[3:], "r24": (64, 128)},
     "g4": {"sell4": TOKENS[:4]},
 }
 _FEW_COLS = 65536
-# Those of which equal calls take more tokens, up to so many, where that is expected to be fastest.
-# Together they are larger than the weight would be densely, so d24 is not made beside p24, nor p24
-# beside d24 for more tokens than one call of it takes.
-IN_CALLS, CALLED_TOKENS, _ONE_CALL = ("p24", "d24"), 128, 48
+# Those that take more tokens, up to so many, where that is expected to be fastest: r24 in one call,
+# p24 in equal ones. Together they are larger than the weight would be densely, so r24 is not made
+# beside p24, nor p24 beside r24 for more tokens than one call of it takes.
+IN_CALLS, CALLED_TOKENS, _ONE_CALL = ("p24", "r24"), 128, 48
 _CALLED = (80, 96, CALLED_TOKENS)
 P24_BEFORE_SM90 = 16  # tokens of p24 there
 NEVER = float("inf")
@@ -60,7 +60,7 @@ RATES = {
         4460.0,
         4000.0,
         5900.0,
-        ("gap", "p24", "d24", "t16", "bitmap", "m24", "g4", "sell4", "m24i8", "t16i8"),
+        ("gap", "p24", "r24", "t16", "bitmap", "m24", "g4", "sell4", "m24i8", "t16i8"),
         choose_bytes=90_000_000,
     ),
     "H100": Rates(3130.0, 6000.0, 7100.0, ("t16", "g4")),  # m24 as it was before warpgroups
@@ -68,7 +68,7 @@ RATES = {
 START = {
     "gap": 0.7,
     "p24": 0.75,
-    "d24": 0.75,
+    "r24": 0.75,
     "m24": 0.75,
     "sell4": 0.7,
 }  # of the start: no ring to fill, and x alone is waited for
@@ -76,12 +76,12 @@ LAUNCH = 1000.0  # ns: what a kernel that does nothing takes
 # Where a weight is read and written out: ns more than a dense call, and its rate of that one; from a
 # mask, or from records.
 MASK_WRITTEN, WRITTEN = (2000.0, 0.92), (LAUNCH, 0.8)
-RECORDS_WRITTEN = {"p24": (4000.0, 0.75), "d24": (4000.0, 0.75), "gap": (12000.0, 0.27)}
+RECORDS_WRITTEN = {"p24": (4000.0, 0.75), "gap": (12000.0, 0.27)}
 # ns a record by tokens, both devices' SMs being alike.
 DECODE = {
     "gap": (0.155, 0.165, 0.24),
     "p24": (0.29, 0.31, 0.31, 0.352, 0.371, 0.4, 0.52),
-    "d24": (0.714, 0.758, 0.812),
+    "r24": (0.448, 0.729),
     "t16": (0.46, 0.57, 0.90, 1.38),
     "m24": (0.275, 0.268, 0.305, 0.285),
     "g4": (0.28, 0.49, 0.52, 1.35),
@@ -92,13 +92,13 @@ DECODE = {
 RECORD_BYTES = {
     "gap": 640.0,
     "p24": 1280.0,
-    "d24": 2432.0,
     "sell4": 384.0,
     "m24": 1152.0,
     "m24i8": 640.0,
 }
 # Bytes of a stored value and of the rest of a record, padding on average.
 VALUE_BYTES = {"t16": (2.0, 152.0), "g4": (0.75, 24.0), "t16i8": (1.0, 280.0)}
+R24_RECORD, R24_ENTRY, _FOURS = 1152.0 + 6.0, 4.0, 256  # and of what a four keeps beyond two
 # Ns of it at least, by tokens: each block of sell4 loads x, however small the weight.
 LEAST = {"sell4": (0.0, 500.0, 2200.0, 6200.0)}
 # Ns of a call beyond its start by tokens: m24 by warpgroups (both devices are Hopper), as parts of
@@ -106,7 +106,7 @@ LEAST = {"sell4": (0.0, 500.0, 2200.0, 6200.0)}
 MORE = {
     "m24": (0.0, 500.0, 900.0, 3500.0),
     "p24": (0.0, 1000.0, 2600.0, 2500.0, 3700.0, 4200.0, 6000.0),
-    "d24": (3500.0, 3700.0, 6000.0),
+    "r24": (3000.0, 1500.0),
 }
 # Where rows are so few that several blocks share a slice or a row tile (of two SMs of a device one
 # would have none): gap's sums meet in memory, while rows of sell4 have several lanes, and panels of
@@ -115,8 +115,11 @@ FEW_ROWS = 132 // 2 * 32
 SHARED = {
     "gap": (400.0, 400.0, 400.0),
     "p24": (-250.0, -900.0, -1700.0, -1150.0, -1350.0, -1600.0, -2500.0),
+    "r24": (-1000.0, 900.0),
     "sell4": (-850.0, -450.0, -1400.0, -2600.0),
 }
+# Of r24 up to so many rows a record takes that times so much, as parts of k share an output tile.
+R24_FEW_ROWS, R24_SHARED = 132 * 64, 1.18
 _PANELS_FROM, _ALONE = 2048, 600.0  # columns; what p24 of fewer takes, estimated
 # m24's of more tokens, up to MANY24: beyond the start, and of each record and token, of as many records
 # at least as fill the device. Fewer than FEW24 are written out.
@@ -163,7 +166,7 @@ def form_for(  # noqa: PLR0913
     forms: list[str] = []
     if layout.cols <= _FEW_COLS and (fewer or tokens <= STORED_ABOVE):
         forms += (f for f in FEW.get(form, {}) if tokens <= _most_in_calls(f, layout, device))
-    if "p24" in beside or ("d24" in beside and tokens > _ONE_CALL):
+    if "p24" in beside or ("r24" in beside and tokens > _ONE_CALL):
         forms = [f for f in forms if f not in IN_CALLS or f in beside]
     as_stored = stored and tokens > STORED_ABOVE and taken_as_stored(layout, device)
     if rates is None:
@@ -187,7 +190,7 @@ def _most_in_calls(form: str, layout: Layout, device: int) -> int:
 def _most_of(form: str, layout: Layout, device: int) -> int:
     """Tokens that a form for few takes there: of p24 as many as its panels leave room for (p24_params.h)."""
     most = next(few[form][-1] for few in FEW.values() if form in few)
-    if form == "d24":
+    if form == "r24":
         return most if _sm(device) == 90 else 0
     if form != "p24":
         return most
@@ -259,6 +262,10 @@ def packed_nbytes(layout: Layout, nnz: int, form: str) -> float:
     if form == STORED:
         return 2.0 * nnz + (layout.cols / 8 + 8) * layout.rows
     records = _records(layout, nnz, form)
+    if form == "r24":  # places being random
+        kept = nnz / max(1, layout.rows * layout.cols)
+        beyond = 4 * kept**3 * (1 - kept) + 2 * kept**4
+        return records * (R24_RECORD + R24_ENTRY * _FOURS * beyond)
     if form in RECORD_BYTES:
         return RECORD_BYTES[form] * records
     value, header = VALUE_BYTES[form]
@@ -272,9 +279,6 @@ def _records(layout: Layout, nnz: int, form: str) -> float:
     density = nnz / max(1, layout.rows * layout.cols)
     if form == "p24":
         return _groups(density)[0] * -(-layout.rows // 16) * layout.cols / 64
-    if form == "d24":
-        quarters = max(1.0, 1.0 + 2.2 * (density - 0.4))  # of groups, of random places
-        return quarters * (1 - (1 - density) ** 32) * -(-layout.rows // 32) * layout.cols / 64
     if form != "gap":
         return -(-layout.rows // 16) * -(-layout.cols // 64)
     entries = nnz / (1 - (1 - density) ** 15) if density else 0.0
@@ -316,6 +320,8 @@ def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> 
         density = nnz / max(1, layout.rows * layout.cols)
         by_bytes, by_steps = _groups(density)
         decode *= by_steps / by_bytes if by_bytes else 1.0
+    if form == "r24" and layout.rows <= R24_FEW_ROWS:
+        decode *= R24_SHARED
     if form in LEAST:
         decode = max(decode, LEAST[form][step])
     start = rates.start * START.get(form, 1.0) + (MORE[form][step] if form in MORE else 0.0)
@@ -350,7 +356,7 @@ def sparse_ns(
     """Expected ns of a product on the device, ``NEVER`` where no kernel takes it; None: unknown.
 
     Above 64 tokens the weight is written out, then multiplied densely, but for most of 2:4, what is
-    taken as it is stored and what two calls take.
+    taken as it is stored, r24 and what two calls take.
     """
     rates = _rates(device)
     if rates is None:
@@ -369,7 +375,8 @@ def sparse_ns(
 
 def tokens_of_call(layout: Layout, nnz: int, form: str, device: int) -> int:
     """Tokens that calls of a form for few take each: as many as it is chosen for."""
-    chosen = (m for m in TOKENS if form_for(layout, nnz, m, device, beside=(form,)) == form)
+    steps = (*TOKENS, *_CALLED)
+    chosen = (m for m in steps if form_for(layout, nnz, m, device, beside=(form,)) == form)
     most = _most_of(form, layout, device)
     return min(most, max(chosen, default=most))
 

@@ -270,8 +270,8 @@ def spmm(
     its values were written; values that may be trained are packed once a second call meets them as they
     were, so not at every step.
 
-    A weight of any zeros is packed as ``gap`` for up to 4 tokens, ``p24`` for up to 48 or 64, ``d24`` for 33 to 64
-    and in two calls for up to 128, ``t16`` for up to 64, one of 4-bit groups as ``sell4`` and ``g4``: as what is expected to be fastest for the calls
+    A weight of any zeros is packed as ``gap`` for up to 4 tokens, ``p24`` for up to 48 or 64, ``r24`` for 33 to 128,
+    ``t16`` for up to 64, one of 4-bit groups as ``sell4`` and ``g4``: as what is expected to be fastest for the calls
     that come, so as several only where calls want several. A prompt, x [..., s, cols] with s > 1,
     is one call among many of single tokens, so it reads what there is, and makes no second form
     beside the first. A short one is some calls of the form for few where that is expected to be

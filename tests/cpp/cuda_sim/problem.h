@@ -13,8 +13,6 @@
 #include "base/numeric.h"
 #include "base/with_constant.h"
 #include "format/groupq.h"
-#include "ops/spmm/d24.cuh"
-#include "ops/spmm/d24_expand.cuh"
 #include "ops/spmm/gap.cuh"
 #include "ops/spmm/gap_expand.cuh"
 #include "ops/spmm/m24_expand.cuh"
@@ -49,7 +47,7 @@ struct Problem {
   PackedFormat format = PackedFormat::t16;  // m24: columns in fours, 2 kept, above sparsity 0.8 one
   bool integers = false;                    // small ones, whose sums are exact
   bool bias = true;
-  int32_t parts = 8;  // gap; of p24 and d24 panels
+  int32_t parts = 8;  // gap; of p24 panels
   int64_t x_padding = 0, y_padding = 0;
   uint64_t seed = 1;
 };
@@ -90,8 +88,7 @@ class Case {
   const std::vector<float>& exact() const { return exact_; }  // g4, sell4: before any rounding
 
   bool has_parts() const {
-    return p_.format == PackedFormat::gap || p_.format == PackedFormat::p24 ||
-           p_.format == PackedFormat::d24;
+    return p_.format == PackedFormat::gap || p_.format == PackedFormat::p24;
   }
   bool of_codes() const {
     return p_.format == PackedFormat::g4 || p_.format == PackedFormat::sell4;
@@ -216,7 +213,7 @@ class Case {
     tiles_->view.dtype = p_.dtype;
     if (p_.format == PackedFormat::gap) must(gap::check(tiles_->view));
     if (p_.format == PackedFormat::p24) must(p24::check(tiles_->view));
-    if (p_.format == PackedFormat::d24) must(d24::check(tiles_->view));
+    if (p_.format == PackedFormat::r24) must(r24::check(tiles_->view));
     if (p_.format == PackedFormat::t16) must(t16::check(tiles_->view));
   }
 
@@ -263,13 +260,6 @@ std::string simulate(sim::Launch launch, const SpmmCudaArgs& args, const SpmmT16
                          : sim::launch(launch,
                                        [&] { spmm_p24<P24Config<kType, kTokenTiles, false>>(p); });
         });
-  } else if constexpr (kFormat == PackedFormat::d24) {
-    launch.block = {static_cast<uint32_t>(32 * plan.block_warps)};
-    const SpmmP24Params p = spmm_d24_params(args, plan);
-    return with_constant<5, 6, 8>(
-        plan.token_tiles, [&]<int kTokenTiles>(std::integral_constant<int, kTokenTiles>) {
-          return sim::launch(launch, [&] { spmm_d24<D24Config<kType, kTokenTiles>>(p); });
-        });
   } else if constexpr (kFormat == PackedFormat::sell4) {
     launch.block = {static_cast<uint32_t>(32 * plan.warps_k)};
     launch.grid = {static_cast<uint32_t>(plan.blocks_n * plan.splits)};
@@ -312,8 +302,7 @@ std::vector<SimRow> sim_rows_of(const Wanted& wanted) {
 }
 inline std::vector<SimRow> tile_rows() {
   return sim_rows_of([](PackedFormat f) {
-    return f != PackedFormat::gap && f != PackedFormat::p24 && f != PackedFormat::d24 &&
-           f != PackedFormat::sell4;
+    return f != PackedFormat::gap && f != PackedFormat::p24 && f != PackedFormat::sell4;
   });
 }
 inline std::vector<SimRow> gap_rows() {
@@ -322,9 +311,6 @@ inline std::vector<SimRow> gap_rows() {
 
 inline std::vector<SimRow> p24_rows() {
   return sim_rows_of([](PackedFormat f) { return f == PackedFormat::p24; });
-}
-inline std::vector<SimRow> d24_rows() {
-  return sim_rows_of([](PackedFormat f) { return f == PackedFormat::d24; });
 }
 inline std::vector<SimRow> sell4_rows() {
   return sim_rows_of([](PackedFormat f) { return f == PackedFormat::sell4; });

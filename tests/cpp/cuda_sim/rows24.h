@@ -1,4 +1,4 @@
-// What the simulator's tests of p24 and d24 have in common: their cases, their faults, and weights
+// What the simulator's tests of p24 use: their cases, their faults, and weights
 // that are written out.
 #pragma once
 
