@@ -144,7 +144,7 @@ def test_few_tokens_of_codes_have_a_form_of_their_own() -> None:
 
 @pytest.mark.usefixtures("h200")
 def test_few_rows_are_shared_by_clusters() -> None:
-    """An H200's us of k, v: p24 3.9 and 4.0 up to 8 tokens, gap 4.5 and 4.8; sell4 4.3 at 4, g4 5.0."""
+    """An H200's us of k, v: p24 3.9 and 4.0 up to 8 tokens, gap 4.5 and 4.8; sell4 3.65 at 4, g4 5.0."""
     rows, cols = 1024, 4096
     bitmap = Layout("bitmap", rows, cols, "bf16")
     codes = Layout("groupq", rows, cols, "u4", group_size=16)
@@ -154,7 +154,7 @@ def test_few_rows_are_shared_by_clusters() -> None:
         "g4"
     ] * 2
     assert cost.sparse_ns(bitmap, half, 1, device=0) == pytest.approx(3.95e3, rel=0.05)
-    assert cost.sparse_ns(codes, half, 4, device=0) == pytest.approx(4.3e3, rel=0.05)
+    assert cost.sparse_ns(codes, half, 4, device=0) == pytest.approx(3.65e3, rel=0.05)
     # More rows leave each slice a block of its own (7.9 us by gap, 7.6 by p24), few columns p24 a panel.
     assert cuda_cost.form_for(Layout("bitmap", 4096, cols, "bf16"), 4 * half, 1, 0) == "p24"
     assert cuda_cost.form_for(Layout("bitmap", rows, 1024, "bf16"), half // 4, 1, 0) == "gap"
