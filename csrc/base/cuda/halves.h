@@ -13,6 +13,17 @@ template <DType kType>
 TAMIS_DEVICE float widen(uint16_t bits) {
   return widen(kType, bits);
 }
+// Element i of an array of f32, f16 or bf16.
+TAMIS_DEVICE float load_float(DType type, const void* x, int64_t i) {
+  switch (type) {
+    case DType::f16:
+      return dev::f16_to_f32(dev::load_global(static_cast<const uint16_t*>(x) + i));
+    case DType::bf16:
+      return dev::bf16_to_f32(dev::load_global(static_cast<const uint16_t*>(x) + i));
+    default:
+      return dev::load_global(static_cast<const float*>(x) + i);
+  }
+}
 TAMIS_DEVICE uint16_t narrow(DType type, float value) {
   return type == DType::bf16 ? dev::f32_to_bf16(value) : dev::f32_to_f16(value);
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "ops/kv_quantize/kv_quantize_cuda.h"
 
 namespace tamis {
@@ -37,17 +38,6 @@ struct KvGroupCodes {
     inverse = step > 0.0f ? dev::divide(1.0f, step) : 0.0f;
   }
 };
-
-TAMIS_DEVICE float kv_element(DType dtype, const void* x, int64_t i) {
-  switch (dtype) {
-    case DType::f16:
-      return dev::f16_to_f32(dev::load_global(static_cast<const uint16_t*>(x) + i));
-    case DType::bf16:
-      return dev::bf16_to_f32(dev::load_global(static_cast<const uint16_t*>(x) + i));
-    default:
-      return dev::load_global(static_cast<const float*>(x) + i);
-  }
-}
 
 // Groups of `count` elements `step` floats apart in shared memory; codes beside each other in the
 // same order. Group i of `groups` begins at first(i) and writes its scale and min at place(i).
@@ -100,7 +90,7 @@ TAMIS_DEVICE void load_page(const KvQuantizeArgs& a, const void* from, int64_t h
   dev::sync_block();  // nobody reads what was there
   for (auto i = static_cast<int32_t>(dev::thread_index()); i < tokens * d; i += kQuantizeThreads) {
     const int64_t token = page * tokens + i / d;
-    const float x = kv_element(a.dtype, from, head * head_stride + token * token_stride + i % d);
+    const float x = load_float(a.dtype, from, head * head_stride + token * token_stride + i % d);
     dev::store_shared<float>(4 * static_cast<uint32_t>(i / d * (d + 1) + i % d), kv_clamp(x));
   }
   dev::sync_block();

@@ -10,162 +10,10 @@
 #pragma once
 
 #include "base/cuda/dev.h"
-#include "ops/kv_select/estimate_params.h"
+#include "base/cuda/halves.h"
+#include "ops/kv_select/estimate_queries.cuh"
 
 namespace tamis {
-
-inline constexpr float kEstimateNever = -__builtin_inff();
-
-TAMIS_DEVICE float estimate_element(DType dtype, const void* x, int64_t i) {
-  switch (dtype) {
-    case DType::f16:
-      return dev::f16_to_f32(dev::load_global(static_cast<const uint16_t*>(x) + i));
-    case DType::bf16:
-      return dev::bf16_to_f32(dev::load_global(static_cast<const uint16_t*>(x) + i));
-    default:
-      return dev::load_global(static_cast<const float*>(x) + i);
-  }
-}
-
-struct EstimatePlace {
-  int32_t head, batch, kv_head;
-  int32_t first, last;  // units of this block that count
-  uint32_t thread, warp, lane;
-
-  TAMIS_DEVICE explicit EstimatePlace(const EstimateParams& p) {
-    const KvEstimateArgs& a = p.args;
-    head = static_cast<int32_t>(dev::block_index_y());
-    batch = head / static_cast<int32_t>(a.kv_heads);
-    kv_head = head % static_cast<int32_t>(a.kv_heads);
-    thread = dev::thread_index();
-    warp = thread / 32;
-    lane = thread % 32;
-    first = static_cast<int32_t>(dev::block_index_x()) * p.span;
-    const auto units = static_cast<int32_t>(a.units.units);
-    last = first + p.span < units ? first + p.span : units;
-  }
-};
-
-TAMIS_DEVICE int32_t estimate_begin(const EstimateParams& p, int32_t head) {
-  if (p.args.begin == nullptr) return 0;
-  const int32_t begin = dev::load_global(p.args.begin + head);
-  const auto units = static_cast<int32_t>(p.args.units.units);
-  return begin < 0 ? 0 : begin < units ? begin : units;
-}
-
-// Where things lie in shared memory: bytes from its start.
-struct EstimateShared {
-  uint32_t q, steps, parts;
-
-  TAMIS_DEVICE explicit EstimateShared(const EstimateParams& p) {
-    const auto rows = static_cast<uint32_t>(p.args.rows), width = static_cast<uint32_t>(p.width);
-    q = static_cast<uint32_t>(p.shared_at);
-    steps = q + 4 * rows * width;
-    parts = steps + 8 * rows;
-  }
-};
-
-// q of labels: bytes [rows, r], a step (scale included) and step * sum of bytes a row. A warp a
-// row, a lane kHeld channels.
-template <int kHeld>
-TAMIS_DEVICE void load_query(const EstimateParams& p, const EstimatePlace& at, float (&x)[kHeld]) {
-  const KvEstimateArgs& a = p.args;
-  const auto row = static_cast<int32_t>(at.warp), lane = static_cast<int32_t>(at.lane);
-  const int32_t r = a.units.labels.channels;
-  const int32_t* ids = a.units.channels + at.kv_head * r;
-  const int64_t from = (int64_t{at.head} * a.rows + row) * a.head_dim;
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const int32_t c = lane + 32 * i;
-    x[i] = 0;
-    if (row < a.rows && c < r) {
-      x[i] = estimate_element(a.q_dtype, a.q, from + dev::load_global(ids + c));
-    }
-  }
-}
-template <int kHeld>
-TAMIS_DEVICE float largest_of_query(const float (&x)[kHeld]) {
-  float most = 0;
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) most = dev::max(most, x[i] < 0 ? -x[i] : x[i]);
-  return dev::float_of(dev::warp_max(dev::bits_of(most)));
-}
-template <int kHeld>
-TAMIS_DEVICE void round_query(const EstimateParams& p, const EstimatePlace& at,
-                              const float (&x)[kHeld], float most) {
-  const KvEstimateArgs& a = p.args;
-  const EstimateShared in(p);
-  const auto row = static_cast<int32_t>(at.warp), lane = static_cast<int32_t>(at.lane);
-  if (row >= a.rows) return;
-  const int32_t r = a.units.labels.channels;
-  const float inverse = most > 0 ? dev::divide(127.0f, most) : 0.0f;
-  float sum = 0;  // of whole numbers below 2^24
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    const int32_t c = lane + 32 * i, code = dev::round_to_int(dev::mul(x[i], inverse));
-    if (c >= r) continue;
-    dev::store_shared<int8_t>(
-        in.q + 4 * static_cast<uint32_t>(row * p.width) + static_cast<uint32_t>(c),
-        static_cast<int8_t>(code));
-    sum += static_cast<float>(code);
-  }
-  for (int mask = 16; mask > 0; mask /= 2) sum += dev::shuffle_xor(sum, mask);
-  if (at.lane == 0) {
-    const float step = dev::mul(dev::divide(most, 127.0f), a.scale);
-    const uint32_t to = in.steps + 8 * static_cast<uint32_t>(row);
-    dev::store_shared<float>(to, step);
-    dev::store_shared<float>(to + 4, dev::mul(step, sum));
-  }
-}
-template <int kThreads, int kHeld = kLabelMaxChannels / 32>
-TAMIS_DEVICE void round_queries(const EstimateParams& p, const EstimatePlace& at) {
-  static_assert(kEstimateRows <= kThreads / 32, "a warp a row");
-  float x[kHeld];
-  load_query(p, at, x);
-  round_query(p, at, x, largest_of_query(x));
-}
-
-// Bytes of a row of q for products: quarter warps read two rows, in other banks.
-TAMIS_DEVICE uint32_t product_pitch(const EstimateParams& p) {
-  return 2 * static_cast<uint32_t>(p.width) | 64u;
-}
-
-// q as it is, 16 bits; of bounds the negative channels, then the positive ones, zeros elsewhere.
-TAMIS_DEVICE void split_queries(const EstimateParams& p, const EstimatePlace& at) {
-  const KvEstimateArgs& a = p.args;
-  const EstimateShared in(p);
-  const auto d = static_cast<int32_t>(a.head_dim);
-  for (auto i = static_cast<int32_t>(at.thread); i < a.rows * d; i += kEstimateThreads) {
-    const int64_t from = int64_t{at.head} * a.rows * d + i;
-    const uint16_t bits = dev::load_global(static_cast<const uint16_t*>(a.q) + from);
-    const uint32_t to =
-        in.q + static_cast<uint32_t>(i / d) * product_pitch(p) + 2 * static_cast<uint32_t>(i % d);
-    if (a.units.kind == KvSummary::bounds) {
-      const float x = a.q_dtype == DType::bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
-      dev::store_shared<uint16_t>(to, x < 0 ? bits : uint16_t{0});
-      dev::store_shared<uint16_t>(to + 2 * static_cast<uint32_t>(d), x > 0 ? bits : uint16_t{0});
-    } else {
-      dev::store_shared<uint16_t>(to, bits);
-    }
-  }
-}
-
-template <int kThreads>
-TAMIS_DEVICE void widen_queries(const EstimateParams& p, const EstimatePlace& at) {
-  const KvEstimateArgs& a = p.args;
-  const EstimateShared in(p);
-  const auto d = static_cast<int32_t>(a.head_dim);
-  for (auto i = static_cast<int32_t>(at.thread); i < a.rows * d; i += kThreads) {
-    const float x = estimate_element(a.q_dtype, a.q, int64_t{at.head} * a.rows * d + i);
-    const uint32_t to = in.q + 4 * static_cast<uint32_t>(i / d * p.width + i % d);
-    if (a.units.kind == KvSummary::bounds) {
-      dev::store_shared<float>(to, x < 0 ? x : 0.0f);
-      dev::store_shared<float>(to + 4 * static_cast<uint32_t>(d), x > 0 ? x : 0.0f);
-    } else {
-      dev::store_shared<float>(to, x);
-    }
-  }
-}
 
 inline constexpr int kLabelUnits = kEstimateUnits / kEstimateThreads;  // of a thread
 
@@ -244,7 +92,7 @@ TAMIS_DEVICE void row_scores(const EstimateParams& p, const EstimatePlace& at, c
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const auto bits = static_cast<uint16_t>(pair[i / 2] >> (16 * (i % 2)));
-        x[i] = a.units.dtype == DType::bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
+        x[i] = widen(a.units.dtype, bits);
       }
     }
 #pragma unroll
@@ -287,7 +135,7 @@ TAMIS_DEVICE void product_scores(const EstimateParams& p, const EstimatePlace& a
   const uint32_t q = in.q + (exists ? group : 0) * product_pitch(p) + 16 * t;
   const bool bf16 = a.q_dtype == DType::bf16;
   const auto multiply = [&](float (&c)[4], const uint32_t (&x)[4], uint32_t q0, uint32_t q1) {
-    bf16 ? dev::mma_bf16(c, x, q0, q1) : dev::mma_f16(c, x, q0, q1);
+    bf16 ? tamis::multiply<DType::bf16>(c, x, q0, q1) : tamis::multiply<DType::f16>(c, x, q0, q1);
   };
   float c[4] = {};
 #pragma unroll 1

@@ -46,7 +46,7 @@ TAMIS_DEVICE void append_labels(const LabelParams& p) {
   const int32_t* ids = a.channels + g * r;
   const auto channel = [&](int32_t c) {
     const int64_t id = dev::load_global(ids + c);
-    return kv_clamp(kv_element(a.keys_dtype, a.keys, row + (id < a.head_dim ? id : 0)));
+    return kv_clamp(load_float(a.keys_dtype, a.keys, row + (id < a.head_dim ? id : 0)));
   };
   float low = channel(0), high = low;
   for (int32_t c = 1; c < r; ++c) {

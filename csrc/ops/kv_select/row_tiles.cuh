@@ -5,6 +5,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "base/dtype.h"
 #include "ops/kv_select/row_tiles.h"
 
@@ -17,15 +18,7 @@ struct TileConfig {
   static constexpr bool kSplit = kType == DType::f32;
   static constexpr int32_t kKept = 16 * kRowTiles * kTileWarps;
   static constexpr int kTiles = kTileStream / 8;  // of streamed rows
-
-  static TAMIS_DEVICE void multiply(float (&c)[4], const dev::Word4& a, uint32_t b0, uint32_t b1) {
-    const uint32_t words[4] = {a.x, a.y, a.z, a.w};
-    if constexpr (kType == DType::f16) {
-      dev::mma_f16(c, words, b0, b1);
-    } else {
-      dev::mma_bf16(c, words, b0, b1);
-    }
-  }
+  static constexpr DType kProducts = kSplit ? DType::bf16 : kType;
 };
 
 // Four neighbours of a row of any dtype.
@@ -42,7 +35,7 @@ TAMIS_DEVICE void load_four(DType type, const uint8_t* row, int32_t from, float 
   const uint32_t pairs[2] = {w.x, w.y};
   for (int i = 0; i < 4; ++i) {
     const auto bits = static_cast<uint16_t>(pairs[i / 2] >> (16 * (i % 2)));
-    x[i] = type == DType::bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
+    x[i] = widen(type, bits);
   }
 }
 
@@ -133,8 +126,8 @@ struct RowTiles {
               dev::load_matrices(streamed_at + (passing ^ (b_from + step)) + 16 * pair * row);
 #pragma unroll
           for (uint32_t m = 0; m < kRowTiles; ++m) {
-            Config::multiply(c[m][2 * pair], a[m], b.x, b.y);
-            Config::multiply(c[m][2 * pair + 1], a[m], b.z, b.w);
+            tamis::multiply<Config::kProducts>(c[m][2 * pair], a[m], b.x, b.y);
+            tamis::multiply<Config::kProducts>(c[m][2 * pair + 1], a[m], b.z, b.w);
           }
         }
       }

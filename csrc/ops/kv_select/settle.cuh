@@ -17,7 +17,6 @@ TAMIS_DEVICE void take_unit(int32_t place) {
 // where they are not the whole block.
 template <uint32_t kFirst, uint32_t kWarps, int kBarrier>
 struct ChooseGroup {
-  static constexpr uint32_t kFirstWarp = kFirst;
   static constexpr uint32_t kThreads = 32 * kWarps;
   static constexpr bool kAll = kThreads == kChooseThreads;
   static TAMIS_DEVICE uint32_t thread() { return dev::thread_index() - 32 * kFirst; }
