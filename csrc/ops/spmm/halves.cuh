@@ -1,4 +1,0 @@
-// Where base/cuda/halves.h was.
-#pragma once
-
-#include "base/cuda/halves.h"
