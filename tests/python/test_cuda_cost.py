@@ -52,12 +52,12 @@ def test_few_tokens_read_streams_where_that_is_faster() -> None:
     def forms(nnz: int, *tokens: int) -> list[str]:
         return [cuda_cost.form_for(bitmap, nnz, m, 0) for m in tokens]
 
-    assert forms(HALF, 1, 3, 8, 16, 24, 40, 48, 64) == ["p24"] * 6 + ["r24"] * 2
-    assert forms(3 * N * K // 10, 1, 2, 3, 32, 48) == ["gap"] * 2 + ["p24"] * 2 + ["r24"]
+    assert forms(HALF, 1, 3, 8, 16, 24, 48, 49, 64) == ["p24"] * 6 + ["r24"] * 2
+    assert forms(3 * N * K // 10, 1, 2, 3, 48, 49) == ["gap"] * 2 + ["p24"] * 2 + ["r24"]
     assert forms(N * K // 10, 1, 4, 5, 16) == ["gap"] * 2 + ["p24"] * 2
     assert forms(7 * N * K // 10, 16, 17) == ["p24", "t16"]
     assert cuda_cost.few_tokens(bitmap, HALF, 0) == 64
-    assert cuda_cost.form_and_tokens(bitmap, HALF, 3, 0) == ("p24", 0, 40)
+    assert cuda_cost.form_and_tokens(bitmap, HALF, 3, 0) == ("p24", 0, 48)
     assert cuda_cost.form_and_tokens(bitmap, N * K // 10, 5, 0)[:2] == ("p24", 4)
     # 48 tokens of halves of panels fit, 64 of 1024 columns.
     for (rows, cols), most in {(K, K): 48, (1024, K): 64, (K, N): 48}.items():
@@ -102,10 +102,10 @@ def test_49_to_128_tokens_go_to_one_call_or_two() -> None:
     def forms(*tokens: int, beside: tuple[str, ...] = (), nnz: int = HALF) -> list[str]:
         return [cuda_cost.form_for(bitmap, nnz, m, 0, beside=beside) for m in tokens]
 
-    assert forms(40, 48, 64, 96, 128, 129) == ["p24", *["r24"] * 4, "bitmap"]
+    assert forms(48, 49, 64, 96, 128, 129) == ["p24", *["r24"] * 4, "bitmap"]
     assert forms(48, 64, 96, beside=("p24",)) == ["p24"] * 3
-    assert forms(8, 40, 48, 96, beside=("r24",)) == ["p24"] * 2 + ["r24"] * 2
-    assert forms(48, 64, 128, nnz=3 * N * K // 10) == ["r24"] * 3
+    assert forms(8, 48, 49, 96, beside=("r24",)) == ["p24"] * 2 + ["r24"] * 2
+    assert forms(49, 64, 128, nnz=3 * N * K // 10) == ["r24"] * 3
     assert forms(48, 64, nnz=3 * N * K // 10, beside=("p24",)) == ["p24"] * 2
     small = Layout("bitmap", 1024, K, "bf16")
     found = [cuda_cost.form_for(small, 512 * K, m, 0) for m in (64, 65, 128)]
