@@ -179,8 +179,8 @@ TEST(PrefillGroup, TakesWhatItCan) {
                    .batch = 1,
                    .heads = 8,
                    .kv_heads = 2,
-                   .queries = 300,
-                   .tokens = 300,
+                   .queries = 600,
+                   .tokens = 600,
                    .head_dim = 128};
   const auto name = [&](auto change, int32_t capability = 90) {
     PrefillArgs a = args;
