@@ -96,7 +96,7 @@ TAMIS_DEVICE void meet_p24_blocks(const SpmmP24Params& p, int32_t block, uint32_
                                   uint32_t lane) {
   constexpr uint32_t kTiles = Config::kTokenTiles;
   // As many as down of Llama-3-8B has, so that all are on their way: panels, or halves of them.
-  constexpr int kPartsAtOnce = kTiles > 4 ? 8 : 4;
+  [[maybe_unused]] constexpr int kPartsAtOnce = kTiles > 4 ? 8 : 4;
   const auto sums = [&](int32_t of, uint32_t i) {  // of a part
     const int64_t row_tile = int64_t{of} * p.row_tiles + block * p.block_tiles + i / kTiles;
     return reinterpret_cast<dev::Word4*>(p.partial) + (row_tile * kTiles + i % kTiles) * 32 + lane;
