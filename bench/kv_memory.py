@@ -17,7 +17,7 @@ import torch
 from transformers import LlamaConfig
 
 from tamis import kv
-from tamis.kv.methods import budget_of
+from tamis.kv.methods import recipe_of
 
 CHUNK = 256
 KV = torch.randn(2, 1, 3, CHUNK, 64).to(torch.bfloat16)
@@ -81,7 +81,7 @@ def make(method: str, config: LlamaConfig, folder: str) -> kv.Cache:
     if method == "tiers":
         tiers = kv.Tiers(folder, memory=8 << 20)
         return kv.Cache(config, "double_sparsity", budget=64, tiers=tiers)
-    return kv.Cache(config, method, budget=budget_of(method, 512))
+    return kv.Cache(config, method, budget=512 if recipe_of(method).budgeted else None)
 
 
 def fill(cache: kv.Cache, config: LlamaConfig, tokens: int) -> None:

@@ -7,12 +7,13 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from kv_recipes import budget_of  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
 import tamis  # noqa: E402
 from tamis import kv  # noqa: E402
 from tamis.errors import TamisError, TamisFileError, TamisUnsupported, TamisValueError  # noqa: E402
-from tamis.kv.methods import budget_of, recipe_of  # noqa: E402
+from tamis.kv.methods import recipe_of  # noqa: E402
 
 METHODS = [m for m in tamis.method.names("kv") if not recipe_of(m).needs_plan]
 GEMMA3 = {

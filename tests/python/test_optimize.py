@@ -74,7 +74,7 @@ def test_dense_wins_where_sparse_would_be_larger():
 def test_never_slower_than_dense(monkeypatch):
     """The choice follows the clock: the cheapest wins, dense where it is, others by min_gain."""
     costs = {"dense": 2.0, "bitmap": 3.0, "csr": 4.0}
-    monkeypatch.setattr(timing.Bench, "times", lambda self, layer, candidates: dict(costs))
+    monkeypatch.setattr(timing.Bench, "times", lambda self, candidates: dict(costs))
     model = pruned(0.8, "bitmap")
     report = optimize_(model)
     assert not any(isinstance(module, SparseLinear) for module in model.modules())
@@ -95,7 +95,7 @@ def test_wrong_candidates_are_out():
     candidates = optimize._candidates(up)
     with torch.no_grad():
         candidates["csr"].weight_values.mul_(1.01)
-    times = timing.Bench(1, 0, 1 << 16).times(up, candidates)
+    times = timing.Bench(1, 0, 1 << 16).times(candidates)
     assert "csr" not in times
     assert {"dense", "bitmap"} <= set(times)
 
@@ -231,5 +231,5 @@ def test_times_leave_out_the_first_call_of_a_copy(monkeypatch):
     monkeypatch.setattr(timing, "_seconds", timed)
     monkeypatch.setattr(entry, "make_matrix", made)
     up = pruned(0.8, "bitmap").model.layers[0].mlp.up_proj
-    assert "bitmap" in timing.Bench(1, 0, 1 << 16).times(up, optimize._candidates(up))
+    assert "bitmap" in timing.Bench(1, 0, 1 << 16).times(optimize._candidates(up))
     assert not made_while_timing
