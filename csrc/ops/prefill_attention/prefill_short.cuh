@@ -162,7 +162,11 @@ struct PrefillShort : PrefillRows<Config> {
 
   TAMIS_DEVICE void attend() {
     this->clear();
-    if (first < key_tiles) multiply();
+    if (first < key_tiles) {
+      multiply();
+    } else {  // a block must not end while its queries are on their way
+      dev::barrier_wait(Config::queries_there(slot), 0);
+    }
     meet();
   }
   TAMIS_DEVICE void multiply() {

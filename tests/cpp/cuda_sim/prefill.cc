@@ -34,8 +34,7 @@ void expect_all(uint64_t seed) {
            PrefillProblem{},
            PrefillProblem{.heads = 1, .queries = 1, .tokens = 1},
            PrefillProblem{.heads = 1, .queries = 3, .tokens = 70, .causal = false, .softcap = 3},
-           PrefillProblem{
-               .batch = 2, .queries = kQueries + 9, .tokens = kQueries + 9, .begin = true},
+           PrefillProblem{.batch = 2, .queries = kQueries + 9, .tokens = kQueries + 9, .begin = 40},
            PrefillProblem{
                .queries = 70, .tokens = 200, .spans = true, .softcap = 2, .amplitude = 3},
            PrefillProblem{.batch = 2,
@@ -46,7 +45,7 @@ void expect_all(uint64_t seed) {
                           .rows = true,
                           .columns = true},
            PrefillProblem{
-               .queries = 150, .tokens = 150, .begin = true, .spans = true, .columns = true},
+               .queries = 150, .tokens = 150, .begin = 40, .spans = true, .columns = true},
            PrefillProblem{.queries = 130, .tokens = 130, .causal = false, .rows = true},
            PrefillProblem{.heads = 2,
                           .kv_heads = 2,
@@ -56,6 +55,8 @@ void expect_all(uint64_t seed) {
                           .pattern_heads = 2},
            PrefillProblem{.queries = 200, .tokens = 330, .spans = true, .block = 100},
            PrefillProblem{.queries = 290, .tokens = 290, .block = kQueries},
+           // Padding on the left that leaves tiles, and whole batches, nothing.
+           PrefillProblem{.batch = 4, .queries = 200, .tokens = 200, .begin = 240},
        }) {
     EXPECT_EQ(attempt<Config>(p, ++seed), "") << label(p);
   }

@@ -33,7 +33,9 @@ struct alignas(16) Eight {
 
 struct PrefillProblem {
   int64_t batch = 1, heads = 2, kv_heads = 1, queries = 100, tokens = 100;
-  bool causal = true, begin = false, spans = false, rows = false, columns = false;
+  bool causal = true;
+  int64_t begin = 0;  // each batch's first token that counts lies below it
+  bool spans = false, rows = false, columns = false;
   int64_t block = 0, pattern_heads = 1;
   float softcap = 0, amplitude = 1;
   bool packs = false;  // listed keys and values first, where that has a kernel
@@ -80,7 +82,8 @@ inline std::string attempt(const PrefillProblem& p, uint64_t seed, DType dtype, 
   std::fill(out.span().begin(), out.span().end(), 0);
   std::fill(lse.span().begin(), lse.span().end(), -std::numeric_limits<float>::infinity());
   std::vector<int32_t> begin, sink, window, rows, row_count, columns, column_count, offsets, ids;
-  for (int64_t b = 0; b < p.batch; ++b) begin.push_back(static_cast<int32_t>(random() % 40));
+  for (int64_t b = 0; b < p.batch && p.begin > 0; ++b)
+    begin.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(p.begin)));
   for (int64_t h = 0; h < p.pattern_heads; ++h) {
     sink.push_back(static_cast<int32_t>(random() % 20));
     window.push_back(static_cast<int32_t>(1 + random() % 60));
@@ -134,7 +137,7 @@ inline std::string attempt(const PrefillProblem& p, uint64_t seed, DType dtype, 
                    .softcap = p.softcap,
                    .causal = p.causal,
                    .first = p.tokens - p.queries,
-                   .begin = p.begin ? begin.data() : nullptr,
+                   .begin = p.begin > 0 ? begin.data() : nullptr,
                    .pattern_heads = p.pattern_heads,
                    .sink = p.spans ? sink.data() : nullptr,
                    .window = p.spans ? window.data() : nullptr};

@@ -38,12 +38,14 @@ void expect_all(uint64_t seed) {
            PrefillProblem{.heads = 1, .queries = 1, .tokens = 1},
            PrefillProblem{.heads = 1, .queries = 3, .tokens = 70, .causal = false},
            PrefillProblem{.heads = 4, .kv_heads = 2, .queries = 256, .tokens = 256},
-           PrefillProblem{.batch = 2, .queries = 137, .tokens = 137, .begin = true},
-           PrefillProblem{.queries = 70, .tokens = 200, .begin = true, .amplitude = 3},
+           PrefillProblem{.batch = 2, .queries = 137, .tokens = 137, .begin = 40},
+           PrefillProblem{.queries = 70, .tokens = 200, .begin = 40, .amplitude = 3},
            PrefillProblem{.batch = 3, .heads = 3, .kv_heads = 3, .queries = 192, .tokens = 193},
            PrefillProblem{.queries = 130, .tokens = 130, .causal = false},
            PrefillProblem{.heads = 1, .queries = 512, .tokens = 512},
            PrefillProblem{.heads = 1, .queries = 150, .tokens = 430},
+           // Padding on the left that leaves tiles, and whole batches, nothing.
+           PrefillProblem{.batch = 8, .heads = 1, .queries = 200, .tokens = 200, .begin = 240},
        }) {
     EXPECT_EQ(attempt<Config>(p, ++seed), "") << label(p);
   }

@@ -70,7 +70,7 @@ void expect_all(uint64_t seed) {
            PrefillProblem{.heads = 1, .queries = 1, .tokens = 1},
            PrefillProblem{.heads = 1, .queries = 3, .tokens = 70, .causal = false},
            PrefillProblem{.heads = 1, .queries = 300, .tokens = 300},
-           PrefillProblem{.batch = 2, .queries = 137, .tokens = 137, .begin = true},
+           PrefillProblem{.batch = 2, .queries = 137, .tokens = 137, .begin = 40},
            PrefillProblem{.queries = 70, .tokens = 600, .spans = true, .amplitude = 3},
            PrefillProblem{.batch = 2,
                           .heads = 4,
@@ -83,7 +83,7 @@ void expect_all(uint64_t seed) {
                           .kv_heads = 3,
                           .queries = 150,
                           .tokens = 350,
-                          .begin = true,
+                          .begin = 40,
                           .spans = true,
                           .columns = true},
            PrefillProblem{.queries = 130, .tokens = 130, .causal = false, .rows = true},
@@ -105,6 +105,8 @@ void expect_all(uint64_t seed) {
            PrefillProblem{.queries = 200, .tokens = 330, .spans = true, .block = 100},
            PrefillProblem{.heads = 1, .queries = 290, .tokens = 290, .block = 128},
            PrefillProblem{.queries = 290, .tokens = 290, .block = 64},
+           // Padding on the left that leaves tiles, and whole batches, nothing.
+           PrefillProblem{.batch = 4, .queries = 200, .tokens = 200, .begin = 240},
        }) {
     const bool boxes = p.block == 0 && (!p.columns || p.packs);
     if (Config::kBoxes && !boxes) continue;

@@ -159,6 +159,7 @@ void barrier_arrive_copied(uint32_t at) {
   me().groups.clear();
   take(me().open);
   arrive(b);
+  if (b.copies.empty()) end_phase(b);
 }
 
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t valid, uint32_t at) {
