@@ -25,9 +25,9 @@ TAMIS_DEVICE void clear_choose_counts() {
 
 // The digit of the k-th largest over the cluster's counts of kSteps, from the largest down; a
 // thread looks at two neighbours in every block, together in a word, as a cluster has at most 32768
-// units: bytes from other blocks are what it waits for. In kChooseToldAt: what the blocks before
-// each have in that digit.
-template <uint32_t kSteps>
+// units: bytes from other blocks are what it waits for. kBefore: in kChooseToldAt, what the blocks
+// before each have in that digit; else others, which may be further, already tell something there.
+template <uint32_t kSteps, bool kBefore>
 TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
   static_assert(kChooseMost < 65536, "counts of 16 bits");
   constexpr uint32_t kPairs = kSteps / 2;
@@ -71,7 +71,7 @@ TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
     dev::store_shared<uint32_t>(kChooseStateAt + 8, one ? first : second);
     uint32_t blocks_before = 0;
 #pragma unroll
-    for (uint32_t block = 0; block < kChooseBlocks; ++block) {
+    for (uint32_t block = 0; kBefore && block < kChooseBlocks; ++block) {
       dev::store_shared<uint32_t>(kChooseToldAt + 4 * block, blocks_before);
       blocks_before += one ? theirs[block] >> 16 : theirs[block] & 0xffffu;
     }
@@ -233,7 +233,7 @@ TAMIS_DEVICE void radix_cluster_threshold(const ChooseParams& p, const ChooseHel
         dev::count_shared(kChooseCountsAt + 4 * (bits >> shift & ((1u << size) - 1)));
       }
     });
-    const Digit found = find_cluster_digit<kChooseSteps>(p, k);
+    const Digit found = find_cluster_digit<kChooseSteps, false>(p, k);
     prefix |= found.digit << shift;
     k = static_cast<int32_t>(found.wanted);
     if (shift == 0) break;
@@ -324,7 +324,7 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
         x[turn] = choose_from(place) ? best : __builtin_nanf("");
         dev::count_shared(kChooseCountsAt + 4 * steps.of(x[turn]));
       });
-      const Digit found = find_cluster_digit<Bounds::kSteps>(p, task.k);
+      const Digit found = find_cluster_digit<Bounds::kSteps, kWhole>(p, task.k);
       if constexpr (kWhole) {
         int32_t before = 0;
         if (settle_whole(p, at, task, held, found, bounds, steps, x, reader, &before)) {

@@ -107,6 +107,7 @@ void expect_all(uint64_t seed) {
            PrefillProblem{.queries = 290, .tokens = 290, .block = 64},
            // Padding on the left that leaves tiles, and whole batches, nothing.
            PrefillProblem{.batch = 4, .queries = 200, .tokens = 200, .begin = 240},
+           PrefillProblem{.batch = 8, .queries = 200, .tokens = 200, .begin = 1 << 20},
        }) {
     const bool boxes = p.block == 0 && (!p.columns || p.packs);
     if (Config::kBoxes && !boxes) continue;
