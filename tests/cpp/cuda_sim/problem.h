@@ -227,6 +227,12 @@ class Case {
   std::unique_ptr<PackedTiles> tiles_;
 };
 
+// What a failure says of its problem.
+inline std::string label(const Problem& p) {
+  return "n " + std::to_string(p.n) + ", k " + std::to_string(p.k) + ", m " + std::to_string(p.m) +
+         ", sparsity " + std::to_string(p.sparsity) + ", seed " + std::to_string(p.seed);
+}
+
 // One line of kernels_cuda.def on the simulator: the launch with its grid, threads and shared
 // memory. m24 by warpgroups is in m24_wgmma.cc.
 struct SimRow {
@@ -338,34 +344,37 @@ inline std::vector<uint64_t> workspace_of(const SpmmT16Plan& plan) {
             ~uint64_t{0});
   return workspace;
 }
-inline SpmmCudaArgs args_with(Case& c, const SpmmT16Plan& plan, std::vector<uint64_t>& workspace) {
+
+// Calls launch(args) with the plan's workspace; its complaint, or what is wrong with y or the
+// tickets.
+template <class Launch>
+std::string run_case(Case& c, const SpmmT16Plan& plan, const Launch& launch) {
+  std::vector<uint64_t> workspace = workspace_of(plan);
   SpmmCudaArgs args = c.args();
   args.workspace = workspace.data();
   args.workspace_bytes = plan.workspace_bytes;
-  return args;
+  c.clear_y();
+  const std::string wrong = launch(args);
+  if (!wrong.empty()) return wrong;
+  for (size_t i = 0; i < workspace.size() && i < kTicketBytes / 8; ++i) {
+    if (workspace[i] != 0) return "a ticket is not zero again";
+  }
+  return c.compare();
 }
 
-// Runs a row with that plan; the simulator's complaint, or what is wrong with y or the workspace.
 inline std::string run(const SimRow& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
                        sim::Faults faults = {}) {
-  std::vector<uint64_t> workspace = workspace_of(plan);
-  const SpmmCudaArgs args = args_with(c, plan, workspace);
-  c.clear_y();
   const sim::Launch launch{
       .grid = {static_cast<uint32_t>(plan.blocks_n), static_cast<uint32_t>(plan.splits)},
       .shared_bytes = static_cast<size_t>(plan.shared_bytes),
       .seed = seed,
       .faults = faults};
-  std::string wrong = row.run(launch, args, plan);
-  if (!wrong.empty()) return wrong;
-  for (int64_t i = 0; !workspace.empty() && i < plan.blocks_n; ++i) {
-    if (reinterpret_cast<uint32_t*>(workspace.data())[i] != 0) return "a ticket is not zero again";
-  }
-  return c.compare();
+  return run_case(c, plan, [&](const SpmmCudaArgs& args) { return row.run(launch, args, plan); });
 }
 
 // What differs between runs with two orders of threads; empty if nothing.
-inline std::string run_twice(const SimRow& row, Case& c, const SpmmT16Plan& plan) {
+template <class Row>
+std::string run_twice(const Row& row, Case& c, const SpmmT16Plan& plan) {
   std::string wrong = run(row, c, plan, 1);
   const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
   if (wrong.empty()) wrong = run(row, c, plan, 2);
@@ -374,8 +383,9 @@ inline std::string run_twice(const SimRow& row, Case& c, const SpmmT16Plan& plan
 }
 
 // How many of `seeds` orders of threads notice bugs put in on purpose.
-inline int noticed(const SimRow& row, Case& c, const SpmmT16Plan& plan, const sim::Faults& faults,
-                   uint64_t seeds = 8) {
+template <class Row>
+int noticed(const Row& row, Case& c, const SpmmT16Plan& plan, const sim::Faults& faults,
+            uint64_t seeds = 8) {
   int count = 0;
   for (uint64_t seed = 1; seed <= seeds; ++seed) {
     count += run(row, c, plan, seed, faults).empty() ? 0 : 1;

@@ -110,9 +110,7 @@ class SpmmSell4 : public testing::TestWithParam<SimRow> {
     SpmmT16Plan plan;
     ASSERT_TRUE(plan_spmm_cuda(c.t16(), p.m, kH100, &plan).ok());
     if (warps > 0) plan = lay_out_spmm_sell4(c.t16(), p.m, warps, parts);
-    EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
-        << "n " << p.n << ", k " << p.k << ", m " << p.m << ", sparsity " << p.sparsity << ", seed "
-        << p.seed << ", " << plan.warps_k << " warps";
+    EXPECT_EQ(run(GetParam(), c, plan, p.seed), "") << label(p) << ", " << plan.warps_k << " warps";
   }
 };
 
