@@ -51,13 +51,13 @@ Status plan_spmm_bitmap(const T16View& w, int64_t m, const CudaDevice& device, S
   // there are more tiles than room, shares that end anywhere. Timed on an H200
   // (bench/results/gpu.md).
   const int64_t most = std::max<int64_t>(words(w) / 8, 1);
-  const int64_t parts = std::min({slots * 17 / 20 / tiles, most, int64_t{kMostParts}});
+  const int64_t parts = std::min({cluster_room(slots) / tiles, most, int64_t{kMaxCluster}});
   const bool idle = parts * tiles * 5 < slots * 4 && tiles * words(w) > 32 * slots;
   if (parts > 1 && !idle) {
     *plan = lay_out_bitmap(w, m, layout, parts * tiles, true);
     return {};
   }
-  const bool whole = tiles > kMaxTickets || (tiles <= slots && tiles * 5 >= slots * 4);
+  const bool whole = tiles > kWorkspaceTickets || (tiles <= slots && tiles * 5 >= slots * 4);
   *plan = lay_out_bitmap(w, m, layout, whole ? tiles : slots, false);
   return {};
 }

@@ -40,16 +40,15 @@ Status plan_layout(const T16View& w, int64_t m, const CudaDevice& device, int32_
   const M24Layout& l = kM24Layouts[layout];
   const int64_t tiles = output_tiles(w, m, l);
   const int64_t most = std::max<int64_t>(col_panels(w, l) / 2, 1);  // two panels a part at least
-  // Parts of an output tile as a cluster, of all tiles as many as find room at once: clusters need
-  // it side by side, so a seventh of the device is left. Timed on an H200 (bench/results/gpu.md).
-  // Two blocks of 16 tokens find it anywhere.
-  const int64_t all = int64_t{device.sms} * l.blocks, room = all * 17 / 20;
+  // Parts of an output tile as a cluster, of all tiles as many as find room at once. Timed on an
+  // H200 (bench/results/gpu.md). Two blocks of 16 tokens find it anywhere.
+  const int64_t all = int64_t{device.sms} * l.blocks, room = cluster_room(all);
   const bool two = l.tokens == 16 && room / tiles == 1 && all / tiles == 2;
   const int64_t parts =
-      two ? std::min<int64_t>(2, most) : std::min({room / tiles, most, int64_t{kMostParts}});
+      two ? std::min<int64_t>(2, most) : std::min({room / tiles, most, int64_t{kMaxCluster}});
   // Where clusters for 16 tokens would leave more of it and each part is long, the layout after
   // this one, of more rows, fills it (down: 20.5 us for 23.5).
-  const bool idle = l.tokens == 16 && parts > 1 && room / tiles < kMostParts &&
+  const bool idle = l.tokens == 16 && parts > 1 && room / tiles < kMaxCluster &&
                     parts * tiles * 5 < int64_t{device.sms} * l.blocks * 4;
   if (idle && col_panels(w, l) > kShortPart * parts) {
     return plan_layout(w, m, device, layout + 1, plan);
@@ -65,7 +64,7 @@ Status plan_layout(const T16View& w, int64_t m, const CudaDevice& device, int32_
   const int64_t whole = std::min(slots / tiles, most) * tiles;
   const bool few = slots / tiles > most;  // more blocks would only meet more often
   int64_t blocks = few || 2 * whole >= slots ? whole : slots;
-  if (tiles > kMaxTickets) blocks = tiles;
+  if (tiles > kWorkspaceTickets) blocks = tiles;
   *plan = lay_out_m24_group(w, m, layout, blocks, false);
   return {};
 }
@@ -78,7 +77,7 @@ Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, Spm
   while (layout + 1 < count && kM24Layouts[layout].tokens < m) ++layout;
   // Of two for as many tokens the second has fewer rows: for weights that are small even in parts.
   if (layout + 1 < count && kM24Layouts[layout + 1].tokens == kM24Layouts[layout].tokens &&
-      output_tiles(w, m, kM24Layouts[layout]) * kMostParts < device.sms) {
+      output_tiles(w, m, kM24Layouts[layout]) * kMaxCluster < device.sms) {
     ++layout;
   }
   return plan_layout(w, m, device, layout, plan);

@@ -22,7 +22,7 @@ int64_t output_tiles(const T16View& w, int64_t m, const Layout& l) {
 }
 
 // The plan for m tokens of layout l, which is kLayouts[layout], with up to that many blocks, at
-// least 1. clusters: of them where they are up to kMostParts for each output tile.
+// least 1. clusters: of them where they are up to kMaxCluster for each output tile.
 template <class Layout>
 SpmmT16Plan share_panels(const PanelGrid& grid, int64_t m, const Layout& l, int32_t layout,
                          int64_t blocks, bool clusters) {
@@ -35,11 +35,11 @@ SpmmT16Plan share_panels(const PanelGrid& grid, int64_t m, const Layout& l, int3
                 .splits = 1,
                 .shared_bytes = l.shared_bytes()};
   const int64_t parts = p.blocks_n / grid.tiles;
-  if (clusters && parts >= 1 && p.blocks_n % grid.tiles == 0 && parts <= kMostParts) {
+  if (clusters && parts >= 1 && p.blocks_n % grid.tiles == 0 && parts <= kMaxCluster) {
     p.blocks_n = static_cast<int32_t>(grid.tiles);
     p.splits = static_cast<int32_t>(parts);
   } else if (grid.tiles % p.blocks_n != 0) {  // some blocks begin or end inside an output tile
-    p.workspace_bytes = kTicketBytes + int64_t{2} * p.blocks_n * l.rows() * l.tokens * 4;
+    p.workspace_bytes = kWorkspaceTicketBytes + int64_t{2} * p.blocks_n * l.rows() * l.tokens * 4;
   }
   return p;
 }

@@ -169,7 +169,7 @@ TEST(PlanM24Many, FitsAndTakesEveryTile) {
       EXPECT_LE(p.shared_bytes, kH100.shared_per_block);
       EXPECT_GE(p.tokens, m);
       EXPECT_EQ(p.workspace_bytes, 0);
-      EXPECT_LE(p.splits, kMostManyParts);
+      EXPECT_LE(p.splits, kMaxCluster);
       EXPECT_LE(p.splits, t16::col_tiles(k));
       std::vector<uint16_t> any(8);
       const M24ManyParams q = m24_many_params(

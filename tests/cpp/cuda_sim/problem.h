@@ -340,8 +340,8 @@ inline void expect_dense(const Case& c, std::span<const uint16_t> out, int64_t s
 // Of a plan: tickets are zero, partial sums start as NaN.
 inline std::vector<uint64_t> workspace_of(const SpmmT16Plan& plan) {
   std::vector<uint64_t> workspace(static_cast<size_t>(ceil_div(plan.workspace_bytes, 8)), 0);
-  std::fill(workspace.begin() + (workspace.empty() ? 0 : kTicketBytes / 8), workspace.end(),
-            ~uint64_t{0});
+  std::fill(workspace.begin() + (workspace.empty() ? 0 : kWorkspaceTicketBytes / 8),
+            workspace.end(), ~uint64_t{0});
   return workspace;
 }
 
@@ -356,7 +356,7 @@ std::string run_case(Case& c, const SpmmT16Plan& plan, const Launch& launch) {
   c.clear_y();
   const std::string wrong = launch(args);
   if (!wrong.empty()) return wrong;
-  for (size_t i = 0; i < workspace.size() && i < kTicketBytes / 8; ++i) {
+  for (size_t i = 0; i < workspace.size() && i < kWorkspaceTicketBytes / 8; ++i) {
     if (workspace[i] != 0) return "a ticket is not zero again";
   }
   return c.compare();

@@ -187,9 +187,9 @@ TEST(PlanR24, FitsAndTakesEveryTile) {
       EXPECT_GE(int64_t{p.blocks_n} * l.rows(), n);
       EXPECT_LT((int64_t{p.blocks_n} - 1) * l.rows(), n);
       EXPECT_LE(p.splits, t16::col_tiles(k));
-      EXPECT_TRUE(!p.cluster || p.splits <= kMostR24Cluster);
+      EXPECT_TRUE(!p.cluster || p.splits <= kMaxCluster);
       EXPECT_EQ(p.workspace_bytes > 0, p.splits > 1 && !p.cluster);
-      EXPECT_TRUE(p.splits == 1 || p.blocks_n <= kMaxTickets);
+      EXPECT_TRUE(p.splits == 1 || p.blocks_n <= kWorkspaceTickets);
     }
   }
   const T16View w{.format = PackedFormat::r24, .rows = 64, .cols = 64};

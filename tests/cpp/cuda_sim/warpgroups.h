@@ -136,7 +136,7 @@ void expect_plan_fits(const T16View& w, int64_t m, const SpmmT16Plan& p) {
   EXPECT_GE(q.blocks, 1);
   EXPECT_LE(q.blocks, q.panels);
   EXPECT_GE(int64_t{q.token_tiles} * 8 * p.token_tiles, m);
-  EXPECT_TRUE(p.workspace_bytes == 0 || q.panels / q.col_panels <= kMaxTickets);
+  EXPECT_TRUE(p.workspace_bytes == 0 || q.panels / q.col_panels <= kWorkspaceTickets);
 }
 
 }  // namespace tamis::test
