@@ -12,6 +12,8 @@
 
 #include "base/numeric.h"
 #include "base/with_constant.h"
+#include "cuda_sim/data.h"
+#include "cuda_sim/devices.h"
 #include "format/groupq.h"
 #include "ops/spmm/gap.cuh"
 #include "ops/spmm/gap_expand.cuh"
@@ -25,20 +27,6 @@
 #include "packed_tiles.h"
 
 namespace tamis::test {
-
-inline float widened(uint16_t bits, DType dtype) {
-  return dtype == DType::bf16 ? f32_from_bf16(bits) : f32_from_f16(bits);
-}
-inline uint16_t narrowed(float value, DType dtype) {
-  return dtype == DType::bf16 ? bf16_from_f32(value) : f16_from_f32(value);
-}
-
-inline constexpr CudaDevice kH100{
-    .capability = 90, .sms = 132, .shared_per_sm = 233472, .shared_per_block = 232448};
-inline constexpr CudaDevice kA100{
-    .capability = 80, .sms = 108, .shared_per_sm = 167936, .shared_per_block = 166912};
-inline constexpr CudaDevice kL40{
-    .capability = 89, .sms = 142, .shared_per_sm = 102400, .shared_per_block = 101376};
 
 struct Problem {
   int64_t n = 0, k = 0, m = 0;
