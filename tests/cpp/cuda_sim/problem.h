@@ -1,4 +1,4 @@
-// A random product, its weights packed as t16 in guarded memory, its answer in double, and how to
+// A random product, its weights packed for CUDA in guarded memory, its answer in double, and how to
 // run a CUDA row on the simulator.
 #pragma once
 
@@ -52,7 +52,7 @@ class Case {
   }
 
   const Problem& problem() const { return p_; }
-  const T16View& t16() const { return tiles_->view; }  // or m24, g4, gap
+  const T16View& t16() const { return tiles_->view; }  // of the problem's form
   SpmmCudaArgs args() {
     return {.w = tiles_->view,
             .m = p_.m,
