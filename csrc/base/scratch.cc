@@ -1,3 +1,4 @@
+// One piece of memory for each thread, which grows and is kept.
 #include "base/scratch.h"
 
 #include <cstddef>

@@ -308,7 +308,7 @@ class CudaMatrix {
     if (kBlockWarps % warps_k != 0 || splits < 1 || splits > t16::col_tiles(w_.cols)) return false;
     const SpmmT16Plan wanted = lay_out_spmm_t16(w_, m, warps_k, splits);
     if (wanted.shared_bytes > device_.shared_per_block) return false;
-    if (splits > 1 && wanted.blocks_n > kMaxTickets) return false;
+    if (splits > 1 && wanted.blocks_n > kWorkspaceTickets) return false;
     plans_[m] = wanted;
     return true;
   }
@@ -332,7 +332,7 @@ class CudaMatrix {
   bool lay_out_many(int64_t m, int32_t layout, int32_t parts) {
     const auto known = static_cast<int32_t>(std::size(kM24ManyLayouts));
     if (w_.format != PackedFormat::m24 || device_.capability != 90) return false;
-    if (layout < 0 || layout >= known || m < 1 || parts < 1 || parts > kMostManyParts) return false;
+    if (layout < 0 || layout >= known || m < 1 || parts < 1 || parts > kMaxCluster) return false;
     plans_[m] = lay_out_m24_many(w_, m, layout, parts, device_);
     return true;
   }

@@ -1,7 +1,7 @@
+// Codes of weights, portable.
 #include "format/encode.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 
 #include "base/numeric.h"

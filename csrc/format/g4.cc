@@ -1,12 +1,10 @@
 // g4: pack from groupq.
 #include "format/g4.h"
 
-#include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "base/numeric.h"
-#include "format/rows.h"
+#include "format/tile_records.h"
 
 namespace tamis::g4 {
 namespace {
@@ -45,8 +43,8 @@ Tile tile_of(const MatrixView& a, int64_t row_tile, int64_t col_tile) {
   return tile;
 }
 
-int64_t bytes_of(const Tile& tile) {
-  return ceil_div(kMaskBytes + tile.kept * (kCodeBytes + kScaleBytes), t16::kUnit) * t16::kUnit;
+int64_t units_of(const Tile& tile) {
+  return ceil_div(kMaskBytes + tile.kept * (kCodeBytes + kScaleBytes), t16::kUnit);
 }
 
 uint32_t code_at(const MatrixView& a, int64_t group, int64_t column) {
@@ -55,8 +53,9 @@ uint32_t code_at(const MatrixView& a, int64_t group, int64_t column) {
   return column < half ? bytes[column] & 15u : bytes[column - half] >> 4;
 }
 
-void write_record(const MatrixView& a, const Tile& tile, int64_t col, uint8_t* record) {
-  std::memset(record, 0, static_cast<size_t>(bytes_of(tile)));
+void write_record(const MatrixView& a, const Tile& tile, int64_t col, uint8_t* record,
+                  int64_t bytes) {
+  std::memset(record, 0, static_cast<size_t>(bytes));
   uint64_t mask = 0;
   uint8_t* codes = record + kMaskBytes;
   uint8_t* scales = codes + tile.kept * kCodeBytes;
@@ -75,15 +74,18 @@ void write_record(const MatrixView& a, const Tile& tile, int64_t col, uint8_t* r
   std::memcpy(record, &mask, sizeof mask);
 }
 
-template <class Do>
-void for_each_tile(const MatrixView& a, const Do& each) {
-  const int64_t across = t16::col_tiles(a.cols);
-  for_rows(t16::row_tiles(a.rows), a.cols * t16::kTileRows, [&](int64_t begin, int64_t end) {
+// As tile_records.h takes it.
+struct Tiles {
+  const MatrixView& a;
+
+  template <class Fn>
+  void operator()(int64_t begin, int64_t end, const Fn& fn) const {
+    const int64_t across = t16::col_tiles(a.cols);
     for (int64_t tile = begin * across; tile < end * across; ++tile) {
-      each(tile, tile_of(a, tile / across, tile % across));
+      fn(tile, tile_of(a, tile / across, tile % across));
     }
-  });
-}
+  }
+};
 
 }  // namespace
 
@@ -114,36 +116,16 @@ void unit_codes(const MatrixView& a, int64_t group, int64_t first, uint32_t (&wo
 
 Status pack_sizes(const MatrixView& a, t16::Sizes* sizes) {
   TAMIS_RETURN_IF_ERROR(check_source("g4", a));
-  std::atomic<int64_t> total{0}, longest{0};
-  for_each_tile(a, [&](int64_t, const Tile& tile) {
-    const int64_t bytes = bytes_of(tile);
-    total.fetch_add(bytes, std::memory_order_relaxed);
-    int64_t seen = longest.load(std::memory_order_relaxed);
-    while (seen < bytes && !longest.compare_exchange_weak(seen, bytes)) {
-    }
-  });
-  if (total / t16::kUnit > UINT32_MAX) {
-    return error(Code::invalid_argument, "g4: w: got records of %lld bytes, wanted at most 64 GiB",
-                 static_cast<long long>(total));
-  }
-  *sizes = {.offsets = t16::row_tiles(a.rows) * t16::col_tiles(a.cols) + 1,
-            .record_bytes = total,
-            .max_record_bytes = longest};
-  return {};
+  return record_sizes("g4", a, Tiles{a}, units_of, sizes);
 }
 
 Status pack(const MatrixView& a, uint32_t* offsets, void* records) {
   TAMIS_RETURN_IF_ERROR(check_source("g4", a));
-  const int64_t across = t16::col_tiles(a.cols), tiles = t16::row_tiles(a.rows) * across;
-  offsets[0] = 0;
-  for_each_tile(a, [&](int64_t i, const Tile& tile) {
-    offsets[i + 1] = static_cast<uint32_t>(bytes_of(tile) / t16::kUnit);
-  });
-  for (int64_t i = 0; i < tiles; ++i) offsets[i + 1] += offsets[i];
-  for_each_tile(a, [&](int64_t i, const Tile& tile) {
-    write_record(a, tile, i % across * t16::kTileCols,
-                 static_cast<uint8_t*>(records) + offsets[i] * t16::kUnit);
-  });
+  const int64_t across = t16::col_tiles(a.cols);
+  const auto write = [&](int64_t i, const Tile& tile, uint8_t* record, int64_t bytes) {
+    write_record(a, tile, i % across * t16::kTileCols, record, bytes);
+  };
+  write_records(a, Tiles{a}, units_of, write, offsets, records);
   return {};
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/numeric.h"
+#include "format/masked.h"
 #include "format/rows.h"
 
 namespace tamis::gap {
@@ -37,19 +38,8 @@ int64_t entries_of(const MatrixView& a, int64_t row) {
   return entries;
 }
 
-int64_t first_value(const MatrixView& a, int64_t row) {
-  return a.format == Format::nm ? row * (a.cols / a.of) * a.keep : a.row_offsets[row];
-}
-
 Status check_source(const MatrixView& a) {
-  if (a.format != Format::bitmap && a.format != Format::nm) {
-    return error(Code::invalid_argument, "gap: format: got %s, wanted bitmap or nm",
-                 name_of(a.format));
-  }
-  if (a.dtype != DType::bf16 && a.dtype != DType::f16) {
-    return error(Code::unsupported_dtype, "gap: dtype: got %s, wanted bf16 or f16",
-                 name_of(a.dtype));
-  }
+  TAMIS_RETURN_IF_ERROR(check_masked_halves("gap", a));
   if (a.cols > kMaxCols) {
     return error(Code::invalid_argument, "gap: cols: got %lld, wanted at most %lld",
                  static_cast<long long>(a.cols), static_cast<long long>(kMaxCols));

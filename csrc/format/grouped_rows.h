@@ -7,6 +7,7 @@
 
 #include "base/numeric.h"
 #include "format/column_groups.h"
+#include "format/masked.h"
 #include "format/p24.h"
 
 namespace tamis {
@@ -31,8 +32,7 @@ struct GroupedRows {
     for (int64_t r = 0; r < std::min(kRows, a.rows - tile * kRows); ++r) {
       const int64_t row = tile * kRows + r;
       const uint64_t* mask = a.mask + row * words;
-      const uint16_t* value =
-          all + (a.format == Format::nm ? row * (a.cols / a.of) * a.keep : a.row_offsets[row]);
+      const uint16_t* value = all + first_value(a, row);
       for (int64_t w = 0; 64 * w < end; ++w) {
         for (uint64_t bits = mask[w]; bits != 0; bits &= bits - 1, ++value) {
           const int64_t column = 64 * w + __builtin_ctzll(bits) - begin;

@@ -1,3 +1,4 @@
+// Labels of cached keys: checked, written, read back.
 #include "format/kv_label.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Quantized KV pages: checked, read back.
 #include "format/kv_page.h"
 
 #include <cstdint>

@@ -8,6 +8,7 @@
 
 #include "base/numeric.h"
 #include "format/grouped_rows.h"
+#include "format/masked.h"
 #include "format/rows.h"
 
 namespace tamis::p24 {
@@ -185,14 +186,7 @@ bool takes_triples(const Units& units) {
 }  // namespace
 
 Status pack(const MatrixView& a, int32_t panels, Packed* packed) {
-  if (a.format != Format::bitmap && a.format != Format::nm) {
-    return error(Code::invalid_argument, "p24: format: got %s, wanted bitmap or nm",
-                 name_of(a.format));
-  }
-  if (a.dtype != DType::bf16 && a.dtype != DType::f16) {
-    return error(Code::unsupported_dtype, "p24: dtype: got %s, wanted bf16 or f16",
-                 name_of(a.dtype));
-  }
+  TAMIS_RETURN_IF_ERROR(check_masked_halves("p24", a));
   if (panel_cols(a.cols, panels) > kMaxPanelCols) {
     return error(Code::invalid_argument, "p24: panels: got %d, wanted at least %lld", panels,
                  static_cast<long long>(ceil_div(a.cols, kMaxPanelCols)));

@@ -2,11 +2,10 @@
 #include "format/r24.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "base/numeric.h"
-#include "format/rows.h"
+#include "format/tile_records.h"
 
 namespace tamis::r24 {
 namespace {
@@ -50,10 +49,6 @@ constexpr PairCodes pair_codes() {
 }
 constexpr PairCodes kCodeOf = pair_codes();
 
-uint64_t mask_word(const MatrixView& a, int64_t row, int64_t col_tile) {
-  return row < a.rows ? a.mask[row * mask_words(a.cols) + col_tile] : 0;
-}
-
 // What fours of a word keep beyond two.
 int64_t residual_of(uint64_t word) {
   constexpr uint64_t kOnes = 0x1111111111111111u;
@@ -63,24 +58,10 @@ int64_t residual_of(uint64_t word) {
   return popcount(three) + popcount(four);
 }
 
-int64_t units_of(const MatrixView& a, int64_t row_tile, int64_t col_tile) {
+int64_t units_of(const MaskTile& tile) {
   int64_t entries = 0;
-  for (int64_t r = 0; r < kTileRows; ++r) {
-    entries += residual_of(mask_word(a, row_tile * kTileRows + r, col_tile));
-  }
+  for (const uint64_t word : tile.mask) entries += residual_of(word);
   return kHeaderBytes / kUnit + ceil_div(entries * kEntryBytes, kUnit);
-}
-
-Status check_source(const MatrixView& a) {
-  if (a.format != Format::bitmap && a.format != Format::nm) {
-    return error(Code::invalid_argument, "r24: format: got %s, wanted bitmap or nm",
-                 name_of(a.format));
-  }
-  if (a.dtype != DType::bf16 && a.dtype != DType::f16) {
-    return error(Code::unsupported_dtype, "r24: dtype: got %s, wanted bf16 or f16",
-                 name_of(a.dtype));
-  }
-  return {};
 }
 
 // Entries of a tile by the bank of shared memory that they go to.
@@ -127,17 +108,13 @@ struct Residual {
   }
 };
 
-// Writes one record; next[r] is the index of the tile's first value in row r, then that after its
-// last.
-void write_record(const MatrixView& a, int64_t row_tile, int64_t col_tile,
-                  int64_t (&next)[kTileRows], uint8_t* to) {
+void write_record(const MaskTile& tile, const uint16_t* values_of, uint8_t* to) {
   Header header = {};
   Residual residual;
   for (uint32_t r = 0; r < kTileRows; ++r) {
-    const uint64_t word = mask_word(a, row_tile * kTileRows + r, col_tile);
+    const uint64_t word = tile.mask[r];
     if (word == 0) continue;
-    const uint16_t* value = static_cast<const uint16_t*>(a.values) + next[r];
-    next[r] += popcount(word);
+    const uint16_t* value = values_of + tile.first[r];
     for (uint32_t four = 0; four < kFours; ++four) {
       const auto bits = static_cast<uint32_t>(word >> (4 * four) & 15);
       if (bits == 0) continue;
@@ -210,55 +187,16 @@ bool is_record(const uint8_t* record, int64_t bytes) {
 }  // namespace
 
 Status pack_sizes(const MatrixView& a, t16::Sizes* sizes) {
-  TAMIS_RETURN_IF_ERROR(check_source(a));
-  const int64_t across = t16::col_tiles(a.cols);
-  std::atomic<int64_t> total{0}, longest{0};
-  for_rows(t16::row_tiles(a.rows), a.cols * kTileRows, [&](int64_t begin, int64_t end) {
-    int64_t sum = 0, most = 0;
-    for (int64_t tile = begin * across; tile < end * across; ++tile) {
-      const int64_t units = units_of(a, tile / across, tile % across);
-      sum += units;
-      most = std::max(most, units);
-    }
-    total.fetch_add(sum, std::memory_order_relaxed);
-    int64_t seen = longest.load(std::memory_order_relaxed);
-    while (seen < most && !longest.compare_exchange_weak(seen, most)) {
-    }
-  });
-  if (total > UINT32_MAX) {
-    return error(Code::invalid_argument,
-                 "r24: w: got records of %lld bytes, wanted at most 16 * (2^32 - 1)",
-                 static_cast<long long>(total * kUnit));
-  }
-  *sizes = {.offsets = t16::row_tiles(a.rows) * across + 1,
-            .record_bytes = total * kUnit,
-            .max_record_bytes = longest * kUnit};
-  return {};
+  TAMIS_RETURN_IF_ERROR(check_masked_halves("r24", a));
+  return record_sizes("r24", a, MaskTiles{a}, units_of, sizes);
 }
 
 Status pack(const MatrixView& a, uint32_t* offsets, void* records) {
-  TAMIS_RETURN_IF_ERROR(check_source(a));
-  const int64_t across = t16::col_tiles(a.cols), down = t16::row_tiles(a.rows);
-  offsets[0] = 0;
-  for_rows(down, a.cols * kTileRows, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin * across; tile < end * across; ++tile) {
-      offsets[tile + 1] = static_cast<uint32_t>(units_of(a, tile / across, tile % across));
-    }
-  });
-  for (int64_t i = 0; i < down * across; ++i) offsets[i + 1] += offsets[i];
-  for_rows(down, a.cols * kTileRows, [&](int64_t begin, int64_t end) {
-    for (int64_t rt = begin; rt < end; ++rt) {
-      int64_t next[kTileRows];
-      for (int64_t r = 0; r < kTileRows; ++r) {
-        const int64_t row = std::min(rt * kTileRows + r, a.rows);
-        next[r] = a.format == Format::nm ? row * (a.cols / a.of) * a.keep : a.row_offsets[row];
-      }
-      for (int64_t ct = 0; ct < across; ++ct) {
-        write_record(a, rt, ct, next,
-                     static_cast<uint8_t*>(records) + int64_t{offsets[rt * across + ct]} * kUnit);
-      }
-    }
-  });
+  TAMIS_RETURN_IF_ERROR(check_masked_halves("r24", a));
+  const auto write = [&](int64_t, const MaskTile& tile, uint8_t* record, int64_t) {
+    write_record(tile, static_cast<const uint16_t*>(a.values), record);
+  };
+  write_records(a, MaskTiles{a}, units_of, write, offsets, records);
   return {};
 }
 

@@ -131,7 +131,7 @@ Status pack_sizes(const MatrixView& a, Sizes* sizes);
 Status pack(const MatrixView& a, uint32_t* offsets, void* records);
 
 // Writes all rows * cols elements of `out`, zeros included: the inverse of pack.
-Status unpack(const T16View& a, uint16_t* out, int64_t out_stride);
+void unpack(const T16View& a, uint16_t* out, int64_t out_stride);
 
 // Everything a kernel relies on: offsets rise, and every record is as long as its bits say.
 Status check(const T16View& a);

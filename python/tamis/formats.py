@@ -65,7 +65,11 @@ def as_dense(layer: SparseLinear) -> nn.Module:
 
 
 def as_linear(layer: nn.Module) -> nn.Linear:
-    """The layer as nn.Linear; its mask stays with it."""
+    """The layer as nn.Linear; its mask stays with it.
+
+    Raises:
+        TamisTypeError: It is no linear layer.
+    """
     if isinstance(layer, SparseLinear):
         linear = layer.to_linear()
         keep = torch.as_tensor(layer.matrix.keep()).to(linear.weight.device)

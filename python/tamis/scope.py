@@ -275,7 +275,11 @@ def allocate(
     how: str | Mapping[str, float],
     recipe: PruneRecipe,
 ) -> dict[str, float]:
-    """Sparsity by layer."""
+    """Sparsity by layer: ``how`` names an allocation or has it, where the pattern leaves a choice.
+
+    Raises:
+        TamisValueError: The sparsity is no fraction below 1, or not what the pattern or ``how`` allows.
+    """
     if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
         raise TamisValueError(
             f"sparsify_: sparsity: got {sparsity!r}, wanted 0 <= sparsity < 1; it is the fraction "

@@ -141,13 +141,15 @@ TEST(RoundTripP24, GoldenRecord) {
   EXPECT_EQ(values[4 * 8 + 3], 0x0970);
 }
 
-// The layout comment, by hand: row 9 keeps columns 1, 2 and 70, row 6 columns 12 to 15.
+// The layout comment, by hand: row 9 keeps columns 1, 2 and 70, row 6 columns 12 to 15, row 1
+// columns 16, 19, 22 and 23, so that every code but that of the first two columns, 0, occurs.
 TEST(RoundTripR24, GoldenRecord) {
   std::vector<uint16_t> w(10 * 72);
   w[9 * 72 + 1] = 0x0901;
   w[9 * 72 + 2] = 0x0902;
   w[9 * 72 + 70] = 0x0970;
   for (const int col : {12, 13, 14, 15}) w[6 * 72 + col] = static_cast<uint16_t>(0x0600 + col);
+  for (const int col : {16, 19, 22, 23}) w[72 + col] = static_cast<uint16_t>(0x0100 + col);
   const DenseView view{.data = w.data(), .dtype = DType::f16, .rows = 10, .cols = 72, .stride = 72};
   Packed bitmap;
   ASSERT_TRUE(pack_guarded(view, {.format = Format::bitmap, .dtype = DType::f16}, &bitmap).ok());
@@ -162,7 +164,8 @@ TEST(RoundTripR24, GoldenRecord) {
   // Row 6 is 4 * 1 + 2: lanes 16 to 23 write it, lane 17 columns 8 to 15, the second four of which
   // is 3 of its eight. The first two of its columns go beyond, by banks 4 * (1 ^ 6) + 2 and then 3.
   for (int lane = 0; lane < 32; ++lane) {
-    EXPECT_EQ(words[lane], lane == 17 ? 0x4000u : lane == 8 ? 0x30000u : 0u) << lane;
+    const uint32_t wanted = lane == 17 ? 0x4000u : lane == 8 ? 0x30000u : lane == 10 ? 0x52u : 0u;
+    EXPECT_EQ(words[lane], wanted) << lane;
   }
   EXPECT_EQ(values[17 * 8 + 6], 0x060d);
   EXPECT_EQ(values[17 * 8 + 7], 0x060f);
@@ -171,6 +174,10 @@ TEST(RoundTripR24, GoldenRecord) {
   EXPECT_EQ(words[289], ((at + 4) << 16) | 0x060e);
   EXPECT_EQ(words[290], words[289]);
   EXPECT_EQ(words[291], words[289]);
+  // Row 1: lane 10 writes columns 16 to 23, pair 03 of the first four and 23 of the second.
+  for (const auto& [i, col] : {std::pair{0, 16}, {1, 19}, {2, 22}, {3, 23}}) {
+    EXPECT_EQ(values[10 * 8 + i], 0x0100 + col);
+  }
   // Row 9 is 4 * 2 + 1: lane 8 writes columns 1 and 2, pair 12.
   EXPECT_EQ(values[256 + 8 * 8], 0x0901);
   EXPECT_EQ(values[256 + 8 * 8 + 1], 0x0902);

@@ -1,3 +1,5 @@
+"""transformers reads and writes compressed models once tamis.hf is imported."""
+
 import copy
 import functools
 import json

@@ -1,3 +1,5 @@
+"""save, load, export and what they refuse."""
+
 import errno
 import json
 import os

@@ -473,5 +473,6 @@ TAMIS_DEVICE uint32_t transpose(uint32_t pair) {
 #include "base/cuda/dev_cluster.h"
 #include "base/cuda/dev_floats.h"
 #include "base/cuda/dev_group.h"
+#include "base/cuda/dev_group_shared.h"
 #include "base/cuda/dev_products.h"
 #endif

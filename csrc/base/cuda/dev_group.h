@@ -1,4 +1,5 @@
-// Dense products of warpgroups: a part of dev.h, which includes it.
+// Dense products of warpgroups with the first operand in registers: a part of dev.h, which includes
+// it.
 #pragma once
 
 #include <cstdint>
@@ -36,18 +37,6 @@ namespace tamis::dev {
     TAMIS_GROUP(kind, transposed, 256, TAMIS_N128, "{%128,%129,%130,%131}, %132", TAMIS_S64(0), \
                 TAMIS_S64(16));                                                                 \
   }
-#define TAMIS_SHARED(kind, tokens, d, rest, ...)                                           \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n" #tokens "k16.f32." kind "." kind " {" d \
-               "}, " rest ", 1, 1, 0, 0;"                                                  \
-               : __VA_ARGS__                                                               \
-               : "l"(a), "l"(b), "n"(static_cast<int>(kAdds)))
-#define TAMIS_SHAREDS(kind)                                            \
-  if constexpr (kTiles == 8) {                                         \
-    TAMIS_SHARED(kind, 64, TAMIS_N32, "%32, %33, %34", TAMIS_S32(0));  \
-  } else {                                                             \
-    static_assert(kTiles == 16, "64 or 128 tokens");                   \
-    TAMIS_SHARED(kind, 128, TAMIS_N64, "%64, %65, %66", TAMIS_S64(0)); \
-  }
 
 // c += a * b for 64 rows, 8 kTiles tokens (the rows of b) and 16 columns: of its 16 rows of `a` a
 // warp has the fragments and sums of mma_*. b: matrix_at the columns.
@@ -77,23 +66,6 @@ TAMIS_DEVICE void group_rows_f16(float (&c)[kTiles][4], const Word4& a, uint64_t
   TAMIS_GROUPS("f16", 1)
 #endif
 }
-
-// The same where both lie in shared memory, each matrix_at its columns: 64 rows of a. kAdds: to c,
-// which else need not be set.
-template <bool kAdds, int kTiles>
-TAMIS_DEVICE void group_shared_bf16(float (&c)[kTiles][4], uint64_t a, uint64_t b) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  TAMIS_SHAREDS("bf16")
-#endif
-}
-template <bool kAdds, int kTiles>
-TAMIS_DEVICE void group_shared_f16(float (&c)[kTiles][4], uint64_t a, uint64_t b) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  TAMIS_SHAREDS("f16")
-#endif
-}
-#undef TAMIS_SHAREDS
-#undef TAMIS_SHARED
 #undef TAMIS_GROUPS
 #undef TAMIS_GROUP
 #undef TAMIS_S4

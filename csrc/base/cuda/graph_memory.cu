@@ -1,3 +1,5 @@
+// Memory that graphs hold: pieces of the library's own, each a user object of the graphs that have
+// it.
 #include <cuda_runtime.h>
 
 #include <algorithm>

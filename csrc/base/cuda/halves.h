@@ -82,5 +82,32 @@ TAMIS_DEVICE void multiply_group_sparse(float (&c)[kTiles][4], const dev::Word4&
     dev::group_sparse_f16<kSelector>(c, a, b, places);
   }
 }
+// The same of dense weights, 16 columns.
+template <DType kType, int kTiles>
+TAMIS_DEVICE void multiply_group(float (&c)[kTiles][4], const dev::Word4& a, uint64_t b) {
+  if constexpr (kType == DType::bf16) {
+    dev::group_bf16(c, a, b);
+  } else {
+    dev::group_f16(c, a, b);
+  }
+}
+// The same where b lies in rows of 8 kTiles columns: dev::matrix_of_rows.
+template <DType kType, int kTiles>
+TAMIS_DEVICE void multiply_group_rows(float (&c)[kTiles][4], const dev::Word4& a, uint64_t b) {
+  if constexpr (kType == DType::bf16) {
+    dev::group_rows_bf16(c, a, b);
+  } else {
+    dev::group_rows_f16(c, a, b);
+  }
+}
+// The same with a in shared memory too. kAdds: to c, which else need not be set.
+template <DType kType, bool kAdds, int kTiles>
+TAMIS_DEVICE void multiply_group_shared(float (&c)[kTiles][4], uint64_t a, uint64_t b) {
+  if constexpr (kType == DType::bf16) {
+    dev::group_shared_bf16<kAdds>(c, a, b);
+  } else {
+    dev::group_shared_f16<kAdds>(c, a, b);
+  }
+}
 
 }  // namespace tamis

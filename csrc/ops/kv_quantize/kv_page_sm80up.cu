@@ -21,14 +21,17 @@ Status check(const KvQuantizeArgs& a, const CudaDevice& device) {
                  static_cast<long long>(a.heads));
   }
   if (a.heads * a.pages > 0 && (!a.keys || !a.values || !a.out)) {
-    return error(Code::invalid_argument, "kv_quantize: keys, values, out: got null");
+    return error(Code::invalid_argument, "kv_quantize: keys, values, out: got null, wanted arrays");
   }
   if (reinterpret_cast<uintptr_t>(a.out) % 4 != 0 || a.out_stride_bytes % 4 != 0) {
-    return error(Code::invalid_argument, "kv_quantize: out: wanted records at multiples of 4");
+    return error(Code::invalid_argument,
+                 "kv_quantize: out: got records that do not start at multiples of 4 bytes");
   }
   if (quantize_shared(a.layout) > device.shared_per_block) {
-    return error(Code::no_kernel, "kv_quantize: pages of %d tokens, d = %d: wanted less",
-                 a.layout.tokens, a.layout.head_dim);
+    return error(Code::no_kernel,
+                 "kv_quantize: layout: got pages of %d tokens of %d channels, wanted what fits %d "
+                 "bytes of shared memory",
+                 a.layout.tokens, a.layout.head_dim, device.shared_per_block);
   }
   return {};
 }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "ops/prefill_attention/prefill_limits.cuh"
 #include "ops/prefill_attention/prefill_params.h"
 
@@ -39,17 +40,6 @@ struct PrefillConfig {
   // 16 rows on it is 16 kRow more, 2 i chunks on from the first two it differs in the bits of 32 i.
   static TAMIS_DEVICE uint32_t place(uint32_t row, uint32_t chunk) {
     return row * kRow + 16 * (chunk ^ (row & 7));
-  }
-  static TAMIS_DEVICE uint32_t pack(float low, float high) {
-    return kType == DType::bf16 ? dev::pack_bf16(low, high) : dev::pack_f16(low, high);
-  }
-  static TAMIS_DEVICE void multiply(float (&c)[4], const dev::Word4& a, uint32_t b0, uint32_t b1) {
-    const uint32_t words[4] = {a.x, a.y, a.z, a.w};
-    if constexpr (kType == DType::bf16) {
-      dev::mma_bf16(c, words, b0, b1);
-    } else {
-      dev::mma_f16(c, words, b0, b1);
-    }
   }
 };
 
@@ -243,8 +233,8 @@ struct PrefillBlock {
         const dev::Word4 b = dev::load_matrices((keys ^ 32 * step) + 16 * pair * Config::kRow);
 #pragma unroll
         for (uint32_t m = 0; m < kRowTiles; ++m) {
-          Config::multiply(c[m][2 * pair], a[m], b.x, b.y);
-          Config::multiply(c[m][2 * pair + 1], a[m], b.z, b.w);
+          multiply<Config::kType>(c[m][2 * pair], a[m], b.x, b.y);
+          multiply<Config::kType>(c[m][2 * pair + 1], a[m], b.z, b.w);
         }
       }
     }
@@ -263,8 +253,8 @@ struct PrefillBlock {
 #pragma unroll
       for (uint32_t m = 0; m < kRowTiles; ++m) {
         const float (&low)[4] = weight[m][2 * step], (&high)[4] = weight[m][2 * step + 1];
-        a[m] = {Config::pack(low[0], low[1]), Config::pack(low[2], low[3]),
-                Config::pack(high[0], high[1]), Config::pack(high[2], high[3])};
+        a[m] = {pack<Config::kType>(low[0], low[1]), pack<Config::kType>(low[2], low[3]),
+                pack<Config::kType>(high[0], high[1]), pack<Config::kType>(high[2], high[3])};
       }
 #pragma unroll
       for (uint32_t pair = 0; pair < Config::kDim / 16; ++pair) {
@@ -272,8 +262,8 @@ struct PrefillBlock {
             dev::load_matrices_transposed((values ^ 32 * pair) + 16 * step * Config::kRow);
 #pragma unroll
         for (uint32_t m = 0; m < kRowTiles; ++m) {
-          Config::multiply(c[m][2 * pair], a[m], b.x, b.y);
-          Config::multiply(c[m][2 * pair + 1], a[m], b.z, b.w);
+          multiply<Config::kType>(c[m][2 * pair], a[m], b.x, b.y);
+          multiply<Config::kType>(c[m][2 * pair + 1], a[m], b.z, b.w);
         }
       }
     }
@@ -415,7 +405,7 @@ struct PrefillBlock {
 #pragma unroll
         for (int n = 0; n < Config::kDim / 8; ++n) {
           reinterpret_cast<uint32_t*>(to)[4 * n + static_cast<int>(lane % 4)] =
-              Config::pack(out[m][n][2 * r] * share, out[m][n][2 * r + 1] * share);
+              pack<Config::kType>(out[m][n][2 * r] * share, out[m][n][2 * r + 1] * share);
         }
         if (p.lse != nullptr && lane % 4 == 0) {
           constexpr float kLn2 = 0.6931471805599453f;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "ops/prefill_attention/prefill_params.h"
 
 namespace tamis {
@@ -26,9 +27,6 @@ struct PrefillRows {
 
   TAMIS_DEVICE explicit PrefillRows(uint32_t thread) : lane(thread % 32) {}
 
-  static TAMIS_DEVICE uint32_t pair(float low, float high) {
-    return Config::kType == DType::bf16 ? dev::pack_bf16(low, high) : dev::pack_f16(low, high);
-  }
   TAMIS_DEVICE void clear() {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -44,22 +42,15 @@ struct PrefillRows {
     const uint64_t a = dev::matrix_at(queries);
     const uint64_t b = dev::matrix_at(keys);
     dev::fence_products();
-    score_step<false>(a, b);
+    multiply_group_shared<Config::kType, false>(c, a, b);
 #pragma unroll
     for (uint32_t i = 1; i < Config::kDim / 16; ++i) {
       const uint32_t part = i / 4, at = 32 * (i % 4);
-      score_step<true>(dev::further(a, part * Config::kQueryPartBytes + at),
-                       dev::further(b, part * Config::kPartBytes + at));
+      multiply_group_shared<Config::kType, true>(
+          c, dev::further(a, part * Config::kQueryPartBytes + at),
+          dev::further(b, part * Config::kPartBytes + at));
     }
     dev::commit_products();
-  }
-  template <bool kAdds>
-  TAMIS_DEVICE void score_step(uint64_t a, uint64_t b) {
-    if constexpr (Config::kType == DType::bf16) {
-      dev::group_shared_bf16<kAdds>(c, a, b);
-    } else {
-      dev::group_shared_f16<kAdds>(c, a, b);
-    }
   }
   // Adds weights times values.
   TAMIS_DEVICE void add_values(uint32_t values) {
@@ -67,11 +58,7 @@ struct PrefillRows {
     dev::fence_products();
 #pragma unroll
     for (uint32_t i = 0; i < Config::kKeys / 16; ++i) {
-      if constexpr (Config::kType == DType::bf16) {
-        dev::group_rows_bf16(out, weights[i], dev::further(b, 2048 * i));
-      } else {
-        dev::group_rows_f16(out, weights[i], dev::further(b, 2048 * i));
-      }
+      multiply_group_rows<Config::kType>(out, weights[i], dev::further(b, 2048 * i));
     }
     dev::commit_products();
   }
@@ -126,8 +113,10 @@ struct PrefillRows {
 #pragma unroll
     for (int i = 0; i < kKeyTiles / 2; ++i) {
       const float (&low)[4] = c[2 * i], (&high)[4] = c[2 * i + 1];
-      weights[i] = {pair(low[0], low[1]), pair(low[2], low[3]), pair(high[0], high[1]),
-                    pair(high[2], high[3])};
+      weights[i] = {tamis::pack<Config::kType>(low[0], low[1]),
+                    tamis::pack<Config::kType>(low[2], low[3]),
+                    tamis::pack<Config::kType>(high[0], high[1]),
+                    tamis::pack<Config::kType>(high[2], high[3])};
     }
   }
   TAMIS_DEVICE void scale_sums(const float (&shrink)[2]) {
@@ -157,7 +146,7 @@ struct PrefillRows {
       uint32_t y[kTiles];
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        y[n] = pair(x[n][2 * r] * share, x[n][2 * r + 1] * share);
+        y[n] = tamis::pack<Config::kType>(x[n][2 * r] * share, x[n][2 * r + 1] * share);
       }
 #pragma unroll
       for (int n = 0; n < kTiles; n += 4) {

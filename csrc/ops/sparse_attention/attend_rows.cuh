@@ -6,6 +6,7 @@
 // chunks; values: four tokens, two chunks) meet in no bank.
 #pragma once
 
+#include "base/cuda/halves.h"
 #include "ops/sparse_attention/attend_sums.cuh"
 
 namespace tamis {
@@ -40,17 +41,6 @@ struct RowConfig {
   }
   static TAMIS_DEVICE uint32_t value_chunk(uint32_t row, uint32_t chunk) {
     return (kTokens + row) * kRow + 16 * (chunk ^ (row >> 1 & 3) << 1);
-  }
-  static TAMIS_DEVICE uint32_t pack(float low, float high) {
-    return kType == DType::bf16 ? dev::pack_bf16(low, high) : dev::pack_f16(low, high);
-  }
-  static TAMIS_DEVICE void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                    uint32_t b1) {
-    if constexpr (kType == DType::bf16) {
-      dev::mma_bf16(c, a, b0, b1);
-    } else {
-      dev::mma_f16(c, a, b0, b1);
-    }
   }
 
   // Entries at the start of the head's list that do not count. Tiles begin after them, so a list
@@ -148,8 +138,8 @@ struct RowConfig {
       q_fours(p, from, row < p.rows, place, x);
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        q[step][0] = pack(x[step][0], x[step][1]);
-        q[step][1] = pack(x[step][2], x[step][3]);
+        q[step][0] = pack<kType>(x[step][0], x[step][1]);
+        q[step][1] = pack<kType>(x[step][2], x[step][3]);
       }
     }
   };
@@ -163,9 +153,9 @@ struct RowConfig {
       const auto low = dev::load_shared<dev::Word4>(stage + key_chunk(at.group, chunk));
       const auto high = dev::load_shared<dev::Word4>(stage + key_chunk(at.group + 8, chunk));
       const uint32_t first[4] = {low.x, high.x, low.y, high.y};
-      multiply(c, first, query.q[2 * j][0], query.q[2 * j][1]);
+      multiply<kType>(c, first, query.q[2 * j][0], query.q[2 * j][1]);
       const uint32_t second[4] = {low.z, high.z, low.w, high.w};
-      multiply(c, second, query.q[2 * j + 1][0], query.q[2 * j + 1][1]);
+      multiply<kType>(c, second, query.q[2 * j + 1][0], query.q[2 * j + 1][1]);
     }
   }
 
@@ -188,7 +178,8 @@ struct RowConfig {
   // s += weights c times values.
   static TAMIS_DEVICE void weigh(uint32_t stage, const AttentionPlace& at, const float (&c)[4],
                                  WarpSums<kHeldTiles>& s) {
-    const uint32_t weight[2] = {dev::transpose(pack(c[0], c[1])), dev::transpose(pack(c[2], c[3]))};
+    const uint32_t weight[2] = {dev::transpose(pack<kType>(c[0], c[1])),
+                                dev::transpose(pack<kType>(c[2], c[3]))};
 #pragma unroll
     for (uint32_t part = 0; part < kDim / 64; ++part) {
       uint32_t word[4][4];  // tokens 2t, 2t + 1, 2t + 8, 2t + 9; eight channels in pairs
@@ -207,7 +198,7 @@ struct RowConfig {
                                dev::byte_permute(word[0][n], word[1][n], 0x7632),
                                dev::byte_permute(word[2][n], word[3][n], 0x5410),
                                dev::byte_permute(word[2][n], word[3][n], 0x7632)};
-        multiply(s.weighted[4 * part + n], a, weight[0], weight[1]);
+        multiply<kType>(s.weighted[4 * part + n], a, weight[0], weight[1]);
       }
     }
   }

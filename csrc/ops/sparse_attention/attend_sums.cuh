@@ -3,6 +3,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "ops/sparse_attention/attention_params.h"
 
 namespace tamis {
@@ -44,14 +45,13 @@ TAMIS_DEVICE void q_fours(const AttentionCudaParams& p, int64_t first, bool exis
     const uint16_t* from = static_cast<const uint16_t*>(p.q) + first + at(step);
     if (exists) v[step] = dev::load_global(reinterpret_cast<const dev::Word2*>(from));
   }
-  const bool bf16 = p.q_dtype == DType::bf16;
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     const uint32_t pair[2] = {v[step].x, v[step].y};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const auto bits = static_cast<uint16_t>(pair[i / 2] >> (16 * (i % 2)));
-      x[step][i] = bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
+      x[step][i] = widen(p.q_dtype, bits);
     }
   }
 }

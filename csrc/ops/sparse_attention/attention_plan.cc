@@ -101,7 +101,8 @@ Status check(const SparseAttentionArgs& a) {
                  static_cast<long long>(count), static_cast<long long>(kMaxSegments));
   }
   if (a.batch < 0 || a.kv_heads < 0 || a.rows < 0) {
-    return error(Code::invalid_argument, "sparse_attention: q: got a size below 0");
+    return error(Code::invalid_argument,
+                 "sparse_attention: q: got a size below 0, wanted 0 or more");
   }
   if (a.batch * a.kv_heads * a.rows > 0 && (!a.q || !a.out)) {
     return error(Code::invalid_argument, "sparse_attention: q, out: got null, wanted arrays");
@@ -193,8 +194,10 @@ Status plan_attention(const SparseAttentionArgs& a, const CudaDevice& device,
     const size_t segment = i + 1 == a.segments.size() ? longest : i < longest ? i : i + 1;
     const AttentionCudaRow& row = *choose_attention_cuda(a.segments[segment], a.head_dim);
     if (row.shared_bytes > device.shared_per_block) {
-      return error(Code::no_kernel, "sparse_attention: %s wants %d bytes of shared memory, got %d",
-                   row.name, row.shared_bytes, device.shared_per_block);
+      return error(
+          Code::no_kernel,
+          "sparse_attention: device: got %d bytes of shared memory a block, wanted %d for %s",
+          device.shared_per_block, row.shared_bytes, row.name);
     }
     const bool pages = row.storage == KvStorage::pages;
     const int64_t warps = pages ? page_warps(row.bits) : kRowWarps;

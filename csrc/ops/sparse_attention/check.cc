@@ -1,3 +1,4 @@
+// What every call of sparse_attention is checked for.
 #include "ops/sparse_attention/check.h"
 
 #include <algorithm>

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "ops/sparse_attention/attend.cuh"
 #include "ops/sparse_attention/chosen_params.h"
 
@@ -24,18 +25,6 @@ struct ChosenConfig {
   static constexpr auto kPitch = static_cast<uint32_t>(chosen_query_pitch(kDim));
   static_assert(kType == DType::bf16 || kType == DType::f16, "tensor cores take 16-bit floats");
   static_assert(kChunks >= 8 && kChunks <= 32 && kChosenTokens == 16, "eight chunks change places");
-
-  static TAMIS_DEVICE uint32_t pack(float low, float high) {
-    return kType == DType::bf16 ? dev::pack_bf16(low, high) : dev::pack_f16(low, high);
-  }
-  static TAMIS_DEVICE void multiply(float (&c)[4], const dev::Word4& a, uint32_t b0, uint32_t b1) {
-    const uint32_t all[4] = {a.x, a.y, a.z, a.w};
-    if constexpr (kType == DType::bf16) {
-      dev::mma_bf16(c, all, b0, b1);
-    } else {
-      dev::mma_f16(c, all, b0, b1);
-    }
-  }
 };
 
 // The tiles of the block's list, from the first of each warp on.
@@ -72,8 +61,8 @@ class ChosenTiles {
         return static_cast<int32_t>(at_.group) + 8 * half < left ? 0 : -1;
       };
       soften(p_, at_, factor, left < kChosenTokens, id, c, sums_);
-      const uint32_t weight[2] = {dev::transpose(Config::pack(c[0][0], c[0][1])),
-                                  dev::transpose(Config::pack(c[0][2], c[0][3]))};
+      const uint32_t weight[2] = {dev::transpose(pack<Config::kType>(c[0][0], c[0][1])),
+                                  dev::transpose(pack<Config::kType>(c[0][2], c[0][3]))};
       dev::wait_async<1>();
       dev::sync_warp();
       weigh(weight, sums_);
@@ -188,8 +177,8 @@ class ChosenTiles {
 #pragma unroll
     for (uint32_t step = 0; step < Config::kTiles; ++step) {
       const auto keys = dev::load_matrices(at + 128 * (step / 4) + (turned ^ 32 * (step % 4)));
-      Config::multiply(c, keys, dev::load_shared<uint32_t>(query + 32 * step),
-                       dev::load_shared<uint32_t>(query + 32 * step + 16));
+      multiply<Config::kType>(c, keys, dev::load_shared<uint32_t>(query + 32 * step),
+                              dev::load_shared<uint32_t>(query + 32 * step + 16));
     }
   }
   // sums += those weights times values; channels 16 i + group and 8 more in tile i.
@@ -201,7 +190,7 @@ class ChosenTiles {
     for (uint32_t tile = 0; tile < Config::kTiles; ++tile) {
       const auto values =
           dev::load_matrices_transposed(at + 128 * (tile / 4) + (turned ^ 32 * (tile % 4)));
-      Config::multiply(s.weighted[tile], values, weight[0], weight[1]);
+      multiply<Config::kType>(s.weighted[tile], values, weight[0], weight[1]);
     }
   }
 
@@ -290,8 +279,7 @@ class ChosenTiles {
     }
     const float value = sum > 0 ? weighted / sum : 0.0f;
     const int64_t to = int64_t{at_.head} * p_.rows * Config::kDim + output;
-    static_cast<uint16_t*>(p_.out)[to] =
-        Config::kType == DType::bf16 ? dev::f32_to_bf16(value) : dev::f32_to_f16(value);
+    static_cast<uint16_t*>(p_.out)[to] = narrow<Config::kType>(value);
     if (output % Config::kDim == 0) {
       write_lse(p_, at_, static_cast<int32_t>(row), most, sum);
     }

@@ -37,7 +37,8 @@ Status check(const SparseInputArgs& a) {
     return bad("x_stride or y_stride", std::min(a.x_stride, a.y_stride), "a whole row or more");
   }
   if (a.m * a.n > 0 && (!a.y || (a.k > 0 && (!a.x || !a.w || !a.threshold)))) {
-    return error(Code::invalid_argument, "sparse_input: x, w, threshold, y: got null");
+    return error(Code::invalid_argument,
+                 "sparse_input: x, w, threshold, y: got null, wanted arrays");
   }
   return {};
 }

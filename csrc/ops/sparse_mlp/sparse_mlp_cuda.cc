@@ -41,7 +41,8 @@ Status check(const SparseMlpArgs& a) {
   }
   if (a.m * a.d > 0 &&
       (!a.y || (a.n > 0 && (!a.threshold || !a.down || (a.k > 0 && (!a.x || !a.gate || !a.up)))))) {
-    return error(Code::invalid_argument, "sparse_mlp: x, gate, up, down, threshold, y: got null");
+    return error(Code::invalid_argument,
+                 "sparse_mlp: x, gate, up, down, threshold, y: got null, wanted arrays");
   }
   return {};
 }

@@ -1,3 +1,4 @@
+// The activation behind a product, AVX2.
 #include "base/simd/lanes_avx2.h"
 #include "ops/spmm/activate-inl.h"
 #include "ops/spmm/activate.h"

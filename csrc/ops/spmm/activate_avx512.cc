@@ -1,3 +1,4 @@
+// The activation behind a product, AVX-512.
 #include "base/simd/lanes_avx512.h"
 #include "ops/spmm/activate-inl.h"
 #include "ops/spmm/activate.h"

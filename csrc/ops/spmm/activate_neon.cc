@@ -1,3 +1,4 @@
+// The activation behind a product, NEON.
 #include "base/simd/lanes_neon.h"
 #include "ops/spmm/activate-inl.h"
 #include "ops/spmm/activate.h"

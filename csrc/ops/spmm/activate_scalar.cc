@@ -1,3 +1,4 @@
+// The activation behind a product, portable.
 #include "base/simd/lanes_scalar.h"
 #include "ops/spmm/activate-inl.h"
 #include "ops/spmm/activate.h"

@@ -2,16 +2,16 @@
 #include <algorithm>
 
 #include "ops/spmm/bitmap_wgmma_params.h"
-#include "ops/spmm/t16_params.h"
+#include "ops/spmm/panel_shares.h"
 
 namespace tamis {
 namespace {
 
-int64_t output_tiles(const T16View& w, int64_t m, const BitmapLayout& l) {
-  return ceil_div(w.rows, l.rows()) * ceil_div(m, l.tokens);
-}
 int64_t words(const T16View& w) {
   return ceil_div(w.cols, 64);
+}
+PanelGrid panel_grid(const T16View& w, int64_t m, const BitmapLayout& l) {
+  return {.tiles = output_tiles(w, m, l), .col_panels = words(w)};
 }
 
 }  // namespace
@@ -19,33 +19,12 @@ int64_t words(const T16View& w) {
 SpmmT16Plan lay_out_bitmap(const T16View& w, int64_t m, int32_t layout, int64_t blocks,
                            bool clusters) {
   const BitmapLayout& l = kBitmapLayouts[layout];
-  const int64_t tiles = output_tiles(w, m, l), panels = tiles * words(w);
-  SpmmT16Plan p{.layout = layout,
-                .tokens = static_cast<int32_t>(m),
-                .token_tiles = l.tokens / 8,
-                .warps_n = 4 * l.groups,
-                .warps_k = 1,
-                .blocks_n = static_cast<int32_t>(std::min(blocks, panels)),
-                .splits = 1,
-                .shared_bytes = l.shared_bytes()};
-  const int64_t parts = p.blocks_n / tiles;
-  if (clusters && parts >= 1 && p.blocks_n % tiles == 0 && parts <= kMostParts) {
-    p.blocks_n = static_cast<int32_t>(tiles);
-    p.splits = static_cast<int32_t>(parts);
-  } else if (tiles % p.blocks_n != 0) {  // some blocks begin or end inside an output tile
-    p.workspace_bytes = kTicketBytes + int64_t{2} * p.blocks_n * l.rows() * l.tokens * 4;
-  }
-  return p;
+  return share_panels(panel_grid(w, m, l), m, l, layout, blocks, clusters);
 }
 
 BitmapGroupParams bitmap_group_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   const BitmapLayout& l = kBitmapLayouts[plan.layout];
-  BitmapGroupParams p{{product_params(a)}};
-  p.col_panels = static_cast<int32_t>(words(a.w));
-  p.token_tiles = static_cast<int32_t>(ceil_div(a.m, l.tokens));
-  p.panels = static_cast<int32_t>(output_tiles(a.w, a.m, l) * words(a.w));
-  p.blocks = plan.blocks_n * plan.splits;
-  p.parts = plan.splits;
+  BitmapGroupParams p{panel_params(panel_grid(a.w, a.m, l), a, plan, l)};
   p.mask = a.w.mask;
   p.values = static_cast<const uint16_t*>(a.w.records);
   p.row_offsets = a.w.row_offsets;
@@ -72,13 +51,13 @@ Status plan_spmm_bitmap(const T16View& w, int64_t m, const CudaDevice& device, S
   // there are more tiles than room, shares that end anywhere. Timed on an H200
   // (bench/results/gpu.md).
   const int64_t most = std::max<int64_t>(words(w) / 8, 1);
-  const int64_t parts = std::min({slots * 17 / 20 / tiles, most, int64_t{kMostParts}});
+  const int64_t parts = std::min({cluster_room(slots) / tiles, most, int64_t{kMaxCluster}});
   const bool idle = parts * tiles * 5 < slots * 4 && tiles * words(w) > 32 * slots;
   if (parts > 1 && !idle) {
     *plan = lay_out_bitmap(w, m, layout, parts * tiles, true);
     return {};
   }
-  const bool whole = tiles > kMaxTickets || (tiles <= slots && tiles * 5 >= slots * 4);
+  const bool whole = tiles > kWorkspaceTickets || (tiles <= slots && tiles * 5 >= slots * 4);
   *plan = lay_out_bitmap(w, m, layout, whole ? tiles : slots, false);
   return {};
 }

@@ -1,7 +1,7 @@
 // The bitmap product for sm_90a: tensor cores by warpgroups.
-#include "base/cuda/launch.h"
 #include "ops/spmm/bitmap_wgmma.cuh"
 #include "ops/spmm/kernels_cuda.h"
+#include "ops/spmm/layout_launch.cuh"
 
 namespace tamis {
 namespace {
@@ -9,15 +9,9 @@ namespace {
 template <class Config>
 Status launch_layout(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
                      void* stream) {
-  return launch_wide<&spmm_bitmap_group<Config>>(
-      "spmm", device, Config::kLayout.shared_bytes(),
-      {.grid = dim3(plan.blocks_n * plan.splits),
-       .threads = Config::kThreads,
-       .shared_bytes = static_cast<size_t>(plan.shared_bytes),
-       .early = a.w.settled,
-       .stream = stream,
-       .cluster = static_cast<uint32_t>(plan.splits)},
-      bitmap_group_params(a, plan));
+  return launch_blocks<Config, &spmm_bitmap_group<Config>>(a, plan, device, stream,
+                                                           plan.blocks_n * plan.splits, plan.splits,
+                                                           bitmap_group_params(a, plan));
 }
 
 template <DType kType>

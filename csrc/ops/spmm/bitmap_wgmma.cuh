@@ -15,6 +15,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "ops/spmm/bitmap_wgmma_params.h"
 #include "ops/spmm/m24_wgmma.cuh"
 
@@ -312,11 +313,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
 #pragma unroll
       for (uint32_t s = 0; s < 4; ++s) {
         const uint64_t columns = dev::matrix_at(step % kPanels * Config::kTileBytes + 32 * s);
-        if constexpr (Config::kType == DType::bf16) {
-          dev::group_bf16(c, fragments[s], columns);
-        } else {
-          dev::group_f16(c, fragments[s], columns);
-        }
+        multiply_group<Config::kType>(c, fragments[s], columns);
       }
       dev::commit_products();
       ++step;

@@ -47,7 +47,7 @@ inline constexpr BitmapLayout kBitmapLayouts[] = {
 inline constexpr int64_t kMaxBitmapTokens = 1 << 20;
 
 // The plan with that layout (an index) and up to that many blocks, at least 1. clusters: of them
-// where they are up to kMostParts for each output tile.
+// where they are up to kMaxCluster for each output tile.
 SpmmT16Plan lay_out_bitmap(const T16View& w, int64_t m, int32_t layout, int64_t blocks,
                            bool clusters = true);
 

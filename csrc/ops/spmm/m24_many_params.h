@@ -49,8 +49,6 @@ struct M24ManyLayout {
   }
 };
 
-inline constexpr int32_t kMostManyParts = 8;  // clusters that every device takes
-
 inline constexpr M24ManyLayout kM24ManyLayouts[] = {
 #define TAMIS_M24_MANY(tokens, groups, slots, blocks) {tokens, groups, slots, blocks},
 #include "ops/spmm/m24_many_layouts.def"

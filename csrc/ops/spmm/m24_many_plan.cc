@@ -14,11 +14,10 @@ int64_t output_tiles(const T16View& w, int64_t m, const M24ManyLayout& l) {
   return ceil_div(w.rows, l.rows()) * token_tiles(l, m);
 }
 
-// Clusters that run at once. Those of more than two blocks need room side by side, so a seventh of
-// the device is left, as in m24_plan.cc.
+// Clusters that run at once.
 int64_t room_of(const M24ManyLayout& l, int32_t parts, const CudaDevice& device) {
   const int64_t blocks = int64_t{device.sms} * l.blocks;
-  return std::max<int64_t>((parts > 2 ? blocks * 17 / 20 : blocks) / parts, 1);
+  return std::max<int64_t>((parts > 2 ? cluster_room(blocks) : blocks) / parts, 1);
 }
 
 // Expected ns of a call: rounds of tiles, whose stages take what shared memory needs to read x for
@@ -74,8 +73,7 @@ Status plan_m24_many(const T16View& w, int64_t m, const CudaDevice& device, Spmm
     const M24ManyLayout& l = kM24ManyLayouts[layout];
     if (l.tokens < std::min<int64_t>(m, 128)) continue;
     // Seven blocks that fill an SM each find no room side by side.
-    const int64_t most =
-        std::min<int64_t>(l.blocks > 1 ? kMostManyParts : 6, t16::col_tiles(w.cols));
+    const int64_t most = std::min<int64_t>(l.blocks > 1 ? kMaxCluster : 6, t16::col_tiles(w.cols));
     for (int32_t parts = 1; parts <= most; ++parts) {
       if (parts > 1 && output_tiles(w, m, l) > room_of(l, parts, device)) break;
       // More than four that fill an SM each only pay for long parts (k, v, 256 and 512 tokens).

@@ -2,16 +2,16 @@
 #include <algorithm>
 
 #include "ops/spmm/m24_wgmma_params.h"
-#include "ops/spmm/t16_params.h"
+#include "ops/spmm/panel_shares.h"
 
 namespace tamis {
 namespace {
 
-int64_t output_tiles(const T16View& w, int64_t m, const M24Layout& l) {
-  return ceil_div(w.rows, l.rows()) * ceil_div(m, l.tokens);
-}
 int64_t col_panels(const T16View& w, const M24Layout& l) {
   return ceil_div(t16::col_tiles(w.cols), l.depth);
+}
+PanelGrid panel_grid(const T16View& w, int64_t m, const M24Layout& l) {
+  return {.tiles = output_tiles(w, m, l), .col_panels = col_panels(w, l)};
 }
 
 }  // namespace
@@ -19,35 +19,14 @@ int64_t col_panels(const T16View& w, const M24Layout& l) {
 SpmmT16Plan lay_out_m24_group(const T16View& w, int64_t m, int32_t layout, int64_t blocks,
                               bool clusters) {
   const M24Layout& l = kM24Layouts[layout];
-  const int64_t panels = output_tiles(w, m, l) * col_panels(w, l);
-  SpmmT16Plan p{.layout = layout,
-                .tokens = static_cast<int32_t>(m),
-                .token_tiles = l.tokens / 8,
-                .warps_n = 4 * l.groups,
-                .warps_k = 1,
-                .blocks_n = static_cast<int32_t>(std::min(blocks, panels)),
-                .splits = 1,
-                .shared_bytes = l.shared_bytes()};
-  const int64_t tiles = output_tiles(w, m, l), parts = p.blocks_n / tiles;
-  if (clusters && parts >= 1 && p.blocks_n % tiles == 0 && parts <= kMostParts) {
-    p.blocks_n = static_cast<int32_t>(tiles);
-    p.splits = static_cast<int32_t>(parts);
-  } else if (tiles % p.blocks_n != 0) {  // some blocks begin or end inside an output tile
-    p.workspace_bytes = kTicketBytes + int64_t{2} * p.blocks_n * l.rows() * l.tokens * 4;
-  }
-  return p;
+  return share_panels(panel_grid(w, m, l), m, l, layout, blocks, clusters);
 }
 
 M24GroupParams m24_group_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   const M24Layout& l = kM24Layouts[plan.layout];
-  M24GroupParams p{product_params(a)};
+  M24GroupParams p = panel_params(panel_grid(a.w, a.m, l), a, plan, l);
   p.row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows));
   p.col_tiles = static_cast<int32_t>(t16::col_tiles(a.w.cols));
-  p.col_panels = static_cast<int32_t>(col_panels(a.w, l));
-  p.token_tiles = static_cast<int32_t>(ceil_div(a.m, l.tokens));
-  p.panels = static_cast<int32_t>(output_tiles(a.w, a.m, l) * col_panels(a.w, l));
-  p.blocks = plan.blocks_n * plan.splits;
-  p.parts = plan.splits;
   return p;
 }
 
@@ -61,16 +40,15 @@ Status plan_layout(const T16View& w, int64_t m, const CudaDevice& device, int32_
   const M24Layout& l = kM24Layouts[layout];
   const int64_t tiles = output_tiles(w, m, l);
   const int64_t most = std::max<int64_t>(col_panels(w, l) / 2, 1);  // two panels a part at least
-  // Parts of an output tile as a cluster, of all tiles as many as find room at once: clusters need
-  // it side by side, so a seventh of the device is left. Timed on an H200 (bench/results/gpu.md).
-  // Two blocks of 16 tokens find it anywhere.
-  const int64_t all = int64_t{device.sms} * l.blocks, room = all * 17 / 20;
+  // Parts of an output tile as a cluster, of all tiles as many as find room at once. Timed on an
+  // H200 (bench/results/gpu.md). Two blocks of 16 tokens find it anywhere.
+  const int64_t all = int64_t{device.sms} * l.blocks, room = cluster_room(all);
   const bool two = l.tokens == 16 && room / tiles == 1 && all / tiles == 2;
   const int64_t parts =
-      two ? std::min<int64_t>(2, most) : std::min({room / tiles, most, int64_t{kMostParts}});
+      two ? std::min<int64_t>(2, most) : std::min({room / tiles, most, int64_t{kMaxCluster}});
   // Where clusters for 16 tokens would leave more of it and each part is long, the layout after
   // this one, of more rows, fills it (down: 20.5 us for 23.5).
-  const bool idle = l.tokens == 16 && parts > 1 && room / tiles < kMostParts &&
+  const bool idle = l.tokens == 16 && parts > 1 && room / tiles < kMaxCluster &&
                     parts * tiles * 5 < int64_t{device.sms} * l.blocks * 4;
   if (idle && col_panels(w, l) > kShortPart * parts) {
     return plan_layout(w, m, device, layout + 1, plan);
@@ -86,7 +64,7 @@ Status plan_layout(const T16View& w, int64_t m, const CudaDevice& device, int32_
   const int64_t whole = std::min(slots / tiles, most) * tiles;
   const bool few = slots / tiles > most;  // more blocks would only meet more often
   int64_t blocks = few || 2 * whole >= slots ? whole : slots;
-  if (tiles > kMaxTickets) blocks = tiles;
+  if (tiles > kWorkspaceTickets) blocks = tiles;
   *plan = lay_out_m24_group(w, m, layout, blocks, false);
   return {};
 }
@@ -99,7 +77,7 @@ Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, Spm
   while (layout + 1 < count && kM24Layouts[layout].tokens < m) ++layout;
   // Of two for as many tokens the second has fewer rows: for weights that are small even in parts.
   if (layout + 1 < count && kM24Layouts[layout + 1].tokens == kM24Layouts[layout].tokens &&
-      output_tiles(w, m, kM24Layouts[layout]) * kMostParts < device.sms) {
+      output_tiles(w, m, kM24Layouts[layout]) * kMaxCluster < device.sms) {
     ++layout;
   }
   return plan_layout(w, m, device, layout, plan);

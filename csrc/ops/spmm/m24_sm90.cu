@@ -1,8 +1,8 @@
 // The m24 product for sm_90a: sparse tensor cores by warpgroups, or by warps where those are
 // faster.
-#include "base/cuda/launch.h"
 #include "base/cuda/tensor_map_host.h"
 #include "ops/spmm/kernels_cuda.h"
+#include "ops/spmm/layout_launch.cuh"
 #include "ops/spmm/m24_many.cuh"
 #include "ops/spmm/m24_wgmma.cuh"
 #include "ops/spmm/t16_launch.cuh"
@@ -13,15 +13,8 @@ namespace {
 template <class Config>
 Status launch_layout(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
                      void* stream) {
-  return launch_wide<&spmm_m24_group<Config>>(
-      "spmm", device, Config::kLayout.shared_bytes(),
-      {.grid = dim3(plan.blocks_n * plan.splits),
-       .threads = Config::kThreads,
-       .shared_bytes = static_cast<size_t>(plan.shared_bytes),
-       .early = a.w.settled,
-       .stream = stream,
-       .cluster = static_cast<uint32_t>(plan.splits)},
-      m24_group_params(a, plan));
+  return launch_blocks<Config, &spmm_m24_group<Config>>(
+      a, plan, device, stream, plan.blocks_n * plan.splits, plan.splits, m24_group_params(a, plan));
 }
 
 template <class Config>
@@ -32,15 +25,8 @@ Status launch_many(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDev
   if (params.x_aligned) {
     TAMIS_RETURN_IF_ERROR(make_tensor_map("spmm", m24_many_x(a, plan), &params.x_boxes));
   }
-  return launch_wide<&spmm_m24_many<Config>>(
-      "spmm", device, Config::kLayout.shared_bytes(),
-      {.grid = dim3(params.clusters * params.parts),
-       .threads = Config::kThreads,
-       .shared_bytes = static_cast<size_t>(plan.shared_bytes),
-       .early = a.w.settled,
-       .stream = stream,
-       .cluster = static_cast<uint32_t>(params.parts)},
-      params);
+  return launch_blocks<Config, &spmm_m24_many<Config>>(
+      a, plan, device, stream, params.clusters * params.parts, params.parts, params);
 }
 
 template <DType kType>

@@ -17,6 +17,7 @@
 #pragma once
 
 #include "base/cuda/dev.h"
+#include "base/cuda/halves.h"
 #include "ops/spmm/m24_wgmma_params.h"
 #include "ops/spmm/t16.cuh"
 
@@ -319,13 +320,8 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
           clear(slot);
           dev::fence_products();
         }
-        if constexpr (Config::kType == DType::bf16) {
-          dev::group_sparse_bf16<0>(c, first[slot], x, places[slot]);
-          dev::group_sparse_bf16<1>(c, second[slot], right, places[slot]);
-        } else {
-          dev::group_sparse_f16<0>(c, first[slot], x, places[slot]);
-          dev::group_sparse_f16<1>(c, second[slot], right, places[slot]);
-        }
+        multiply_group_sparse<Config::kType, 0>(c, first[slot], x, places[slot]);
+        multiply_group_sparse<Config::kType, 1>(c, second[slot], right, places[slot]);
         if constexpr (Config::kDirect) {
           dev::commit_products();
           dev::wait_products<0>(c);

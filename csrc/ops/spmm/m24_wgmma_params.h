@@ -35,8 +35,6 @@ struct M24Layout {
   constexpr int32_t shared_bytes() const { return panels * panel_bytes() + 16; }  // the flag
 };
 
-inline constexpr int32_t kMostParts = 8;  // clusters that every device takes
-
 inline constexpr M24Layout kM24Layouts[] = {
 #define TAMIS_M24_LAYOUT(tokens, groups, depth, panels, blocks, direct) \
   {tokens, groups, depth, panels, blocks, direct},
@@ -45,7 +43,7 @@ inline constexpr M24Layout kM24Layouts[] = {
 };
 
 // The plan with that layout (an index) and up to that many blocks, at least 1. clusters: of them
-// where they are up to kMostParts for each output tile.
+// where they are up to kMaxCluster for each output tile.
 SpmmT16Plan lay_out_m24_group(const T16View& w, int64_t m, int32_t layout, int64_t blocks,
                               bool clusters = true);
 

@@ -20,7 +20,6 @@ constexpr bool takes_p24_halves(int32_t token_tiles) {  // of fewer, sm_90 holds
 constexpr int32_t most_p24_warps(int32_t token_tiles) {
   return token_tiles > 4 ? 16 : kMaxP24Warps;
 }
-inline constexpr int32_t kMaxP24Cluster = 8;  // blocks, which every device takes
 
 inline constexpr int32_t kP24ChunkCols = 4;  // of 8 tokens of x, that a lane copies at a time
 

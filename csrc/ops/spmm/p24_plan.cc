@@ -115,7 +115,7 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
   // Where panels only share out few row tiles, they are clusters of blocks of which two find room
   // on an SM, one of the next call's; a cluster's blocks need room side by side, so a seventh of
   // the SMs is left. Timed on an H200 (bench/results/gpu.md).
-  if (device.capability >= 90 && w.parts > 1 && w.parts <= kMaxP24Cluster && shares == 1 &&
+  if (device.capability >= 90 && w.parts > 1 && w.parts <= kMaxCluster && shares == 1 &&
       units <= 2 * int64_t{device.sms}) {
     const bool many = m > 32;  // of which one block, by registers
     *plan = lay_out(std::max(1, device.sms * 17 / 20), many ? most_warps : kClusterWarps, true);

@@ -1,3 +1,4 @@
+// Walks of a weight's pages, and what kernels of few tokens do by the host.
 #include "ops/spmm/pages.h"
 
 #include <algorithm>

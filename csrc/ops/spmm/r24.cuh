@@ -17,7 +17,6 @@
 #pragma once
 
 #include "base/cuda/dev.h"
-#include "base/cuda/dev_group_wide.h"
 #include "base/cuda/halves.h"
 #include "ops/spmm/r24_expand.cuh"
 
@@ -280,11 +279,8 @@ TAMIS_DEVICE void multiply_r24(const SpmmR24Params& p, const R24Part& at, uint32
     dev::fence_products();
 #pragma unroll
     for (uint32_t s = 0; s < 4; ++s) {
-      if constexpr (Config::kType == DType::bf16) {
-        dev::group_wide_bf16(c, dev::further(x, 32 * s), dev::further(w, 32 * s));
-      } else {
-        dev::group_wide_f16(c, dev::further(x, 32 * s), dev::further(w, 32 * s));
-      }
+      multiply_group_shared<Config::kType, true>(c, dev::further(x, 32 * s),
+                                                 dev::further(w, 32 * s));
     }
     dev::commit_products();
     dev::wait_products<1>(c);

@@ -11,7 +11,6 @@ namespace tamis {
 
 inline constexpr int64_t kMaxR24Tokens = 128;
 inline constexpr int32_t kMostR24Parts = 16;
-inline constexpr int32_t kMostR24Cluster = 8;  // blocks, which every device takes
 
 // tickets [output tiles], partial [output tiles, parts, 2 * row tiles, threads that multiply, 4].
 struct SpmmR24Params : ProductParams {

@@ -25,8 +25,8 @@ double cost(const T16View& w, const R24Layout& l, int32_t parts, bool cluster,
 // Whether all clusters of so many blocks find room at once, which they need side by side among the
 // 18 multiprocessors that may share one, some of which are missing.
 bool finds_room(int64_t clusters, int32_t parts, const CudaDevice& device) {
-  const int64_t room = parts == 2 ? device.sms : int64_t{device.sms} * 17 / 20;
-  return parts <= kMostR24Cluster && clusters * parts <= room &&
+  const int64_t room = parts == 2 ? device.sms : cluster_room(device.sms);
+  return parts <= kMaxCluster && clusters * parts <= room &&
          (parts == 2 || clusters <= device.sms / 18 * (18 / parts));
 }
 
@@ -43,7 +43,7 @@ SpmmT16Plan lay_out_spmm_r24(const T16View& w, int32_t layout, int32_t parts, bo
                 .block_warps = l.threads() / 32,
                 .blocks_n = static_cast<int32_t>(tiles),
                 .splits = parts,
-                .cluster = cluster && parts > 1 && parts <= kMostR24Cluster,
+                .cluster = cluster && parts > 1 && parts <= kMaxCluster,
                 .shared_bytes = l.shared_bytes()};
   if (parts > 1 && !p.cluster) {
     p.workspace_bytes = kWorkspaceTicketBytes + tiles * parts * l.rows() * l.tokens() * 4;

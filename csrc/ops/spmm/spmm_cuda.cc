@@ -79,8 +79,8 @@ Status spmm_cuda(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevic
   TAMIS_RETURN_IF_ERROR(check(a, plan));
   const SpmmCudaRow* row = choose_spmm_cuda(a.w.format, a.w.dtype, device.capability);
   if (row == nullptr) {
-    return error(Code::no_kernel, "spmm: no kernel takes %s weights on sm_%d", name_of(a.w.dtype),
-                 device.capability);
+    return error(Code::no_kernel, "spmm: w: no kernel takes it as %s with x of %s on sm_%d",
+                 name_of(a.w.format), name_of(a.w.dtype), device.capability);
   }
   return row->run(a, plan, device, stream);
 }

@@ -25,10 +25,6 @@ inline constexpr int32_t kBarriersAt = 16;
 inline constexpr int32_t kXAt = kBarriersAt + 8 * kBlockWarps * kStages;
 static_assert(kXAt % 16 == 0, "x is copied in 16 bytes");
 
-// The workspace: a ticket per block of rows, then partial sums.
-inline constexpr int64_t kMaxTickets = kWorkspaceTickets;
-inline constexpr int64_t kTicketBytes = kWorkspaceTicketBytes;
-
 // tickets [blocks_n], partial [splits, row tiles, accumulators, 32].
 struct SpmmT16Params : ProductParams {
   int32_t row_tiles = 0, col_tiles = 0;

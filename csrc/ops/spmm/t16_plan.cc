@@ -152,7 +152,7 @@ int64_t step_bytes_at(const SpmmT16Plan& p, int64_t m) {
 }
 int64_t codes_at(const SpmmT16Plan& p, int64_t row_tiles) {
   const int64_t partial = int64_t{512} * p.token_tiles * p.splits * row_tiles;
-  return kTicketBytes + (p.splits > 1 ? partial : 0);
+  return kWorkspaceTicketBytes + (p.splits > 1 ? partial : 0);
 }
 
 }  // namespace
@@ -179,7 +179,7 @@ SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32
   const int64_t accumulators = int64_t{4} * p.token_tiles * 32 * 4;  // bytes of a warp's
   const int64_t sums = accumulators * p.warps_n * (warps_k - 1);
   p.shared_bytes = kXAt + std::max(m * p.x_pitch_bytes + ring, sums);
-  if (splits > 1) p.workspace_bytes = kTicketBytes + accumulators * splits * row_tiles;
+  if (splits > 1) p.workspace_bytes = kWorkspaceTicketBytes + accumulators * splits * row_tiles;
   if (has_byte_codes(w.format)) {
     p.shared_bytes = std::max(kXAt + sums, step_bytes_at(p, m) + of_block * 32 * p.token_tiles);
     if (m > kCodesHere) {
@@ -237,7 +237,7 @@ Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, Spmm
       if (splits >= 6 && splits == 4 * step + 2 * step) step *= 2;
       const SpmmT16Plan candidate = lay_out_spmm_t16(w, m, warps_k, splits);
       if (candidate.shared_bytes > device.shared_per_block) continue;
-      if (splits > 1 && candidate.blocks_n > kMaxTickets) continue;
+      if (splits > 1 && candidate.blocks_n > kWorkspaceTickets) continue;
       const double time = clocks(w, m, candidate, device);
       if (plan->splits == 0 || time < best) {
         *plan = candidate;

@@ -1,11 +1,11 @@
 """What products are expected to take on a CUDA device; nothing here knows torch.
 
 A weight is read in records of 16 x 64, in gap's steps of 32 x 8 entries, sell4's of 32 groups or
-p24's of groups of columns; a call takes a start, then for each record the larger of its bytes at the device's rate and what
-decoding and multiplying it takes, which grows in steps with the tokens. A dense call takes a start
-and its bytes. Fitted to every layout of the four shapes of Llama-3-8B on an H200, and to an H100's
-times of what ran there (bench/results/gpu.md; the rest is estimated); other devices are not
-predicted.
+p24's of groups of columns; a call takes a start, then for each record the larger of its bytes at the
+device's rate and what decoding and multiplying it takes, which grows in steps with the tokens. A
+dense call takes a start and its bytes. Fitted to every layout of the four shapes of Llama-3-8B on an
+H200, and to an H100's times of what ran there (bench/results/gpu.md; the rest is estimated); other
+devices are not predicted.
 """
 
 from __future__ import annotations
@@ -121,6 +121,12 @@ SHARED = {
 # Of r24 up to so many rows a record takes that times so much, as parts of k share an output tile.
 R24_FEW_ROWS, R24_SHARED = 132 * 64, 1.18
 _PANELS_FROM, _ALONE = 2048, 600.0  # columns; what p24 of fewer takes, estimated
+# Up to so many tokens records of p24 take as long as their bytes say, above as their steps do, which
+# are more of one of three columns, but meet in fewer banks.
+_BY_BYTES, _STEPS_OF_TRIPLES = 24, 1.0
+# Tokens up to which a form is taken where rates are unknown, and up to which density.
+_UNKNOWN = {"gap": 4, "p24": 16, "sell4": 4}
+_FEW_DENSITY = 0.6
 # m24's of more tokens, up to MANY24: beyond the start, and of each record and token, of as many records
 # at least as fill the device. Fewer than FEW24 are written out.
 MANY24_START, MANY24_TOKEN, MANY24_FILL = 4500.0, 0.0019, 8192
@@ -131,6 +137,7 @@ FEW24, MANY24 = 4096, 1 << 16
 STORED_TOKENS = (32, 64, 128, 256)
 STORED_MORE, STORED_RECORD = (3600.0, 4100.0, 7000.0, 8200.0), (0.81, 0.89, 1.05, 1.22)
 STORED_SHARED, STORED_FEW_ROWS = (1.1, 1.15, 1.1, 1.3), 132 // 2 * 128
+_DENSE_FLOPS_A_NS = 650e3  # of large products in 16 bits, Hopper
 
 
 def packed_form(layout: Layout) -> str:
@@ -247,14 +254,6 @@ def few_tokens(layout: Layout, nnz: int, device: int) -> int:
     form = packed_form(layout)
     few = (form, STORED)
     return max((m for m in TOKENS if form_for(layout, nnz, m, device) not in few), default=0)
-
-
-# Up to so many tokens records of p24 take as long as their bytes say, above as their steps do, which
-# are more of one of three columns, but meet in fewer banks.
-_BY_BYTES, _STEPS_OF_TRIPLES = 24, 1.0
-# Tokens up to which a form is taken where rates are unknown, and up to which density.
-_UNKNOWN = {"gap": 4, "p24": 16, "sell4": 4}
-_FEW_DENSITY = 0.6
 
 
 def packed_nbytes(layout: Layout, nnz: int, form: str) -> float:
@@ -476,9 +475,6 @@ def _written(  # noqa: PLR0913
 def _dense(rates: Rates, rows: int, cols: int, tokens: int) -> float:
     flops = 2.0 * rows * cols * tokens
     return rates.dense_start + max(2.0 * rows * cols / rates.read, flops / _DENSE_FLOPS_A_NS)
-
-
-_DENSE_FLOPS_A_NS = 650e3  # of large products in 16 bits, Hopper
 
 
 def _rates(device: int) -> Rates | None:

@@ -22,7 +22,7 @@ from tamis.ops.cuda_memory import current_device, raw_stream, workspace
 from tamis.ops.handle import make_matrix
 from tamis.ops.tensors import DTYPE_NAME, REST, Rest, as_numpy
 
-MAX_TOKENS = 64
+MAX_TOKENS = cuda_cost.TOKENS[-1]  # of one call of a form for any number of them
 
 
 class Packed:
@@ -270,12 +270,12 @@ def spmm(
     its values were written; values that may be trained are packed once a second call meets them as they
     were, so not at every step.
 
-    A weight of any zeros is packed as ``gap`` for up to 4 tokens, ``p24`` for up to 48 or 64, ``r24`` for 33 to 128,
-    ``t16`` for up to 64, one of 4-bit groups as ``sell4`` and ``g4``: as what is expected to be fastest for the calls
-    that come, so as several only where calls want several. A prompt, x [..., s, cols] with s > 1,
-    is one call among many of single tokens, so it reads what there is, and makes no second form
-    beside the first. A short one is some calls of the form for few where that is expected to be
-    faster than writing the weight out.
+    A weight of any zeros is packed as ``gap`` for up to 4 tokens, ``p24`` for up to 48 or 64, ``r24``
+    for 33 to 128, ``t16`` for up to 64, one of 4-bit groups as ``sell4`` for up to 8 and ``g4`` for up
+    to 64: as what is expected to be fastest for the calls that come, so as several only where calls
+    want several. A prompt, x [..., s, cols] with s > 1, is one call among many of single tokens, so it
+    reads what there is, and makes no second form beside the first. A short one is some calls of the
+    form for few where that is expected to be faster than writing the weight out.
     """
     if not takes(x.dtype, layout, values.dtype):
         return None

@@ -27,7 +27,11 @@ def key_norm(ctx: KvContext) -> Tensor:
 
 
 def attention(ctx: KvContext) -> Tensor:
-    """Attention received from the observed queries."""
+    """Attention received from the observed queries.
+
+    Raises:
+        TamisValueError: None were observed.
+    """
     if ctx.mass is None:
         raise TamisValueError(
             "kv_score.attention: mass: got None, wanted observed queries; set queries of Evict."

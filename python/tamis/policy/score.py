@@ -29,7 +29,11 @@ def random(ctx: LinearContext) -> Tensor:
 
 
 def wanda(ctx: LinearContext) -> Tensor:
-    """|w_ij| * rms(x_j), [n, k] (Sun et al. 2023, eq. 1; the L2 norm over a common token count)."""
+    """|w_ij| * rms(x_j), [n, k] (Sun et al. 2023, eq. 1; the L2 norm over a common token count).
+
+    Raises:
+        TamisValueError: There are no ``x_sq`` statistics.
+    """
     if ctx.stats.x_sq is None:
         raise TamisValueError(
             f"score.wanda: {ctx.name}: got no 'x_sq' statistics, wanted them; add 'x_sq' to needs."

@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "base/numeric.h"
+#include "cuda_sim/data.h"
+#include "cuda_sim/devices.h"
 #include "guarded.h"
 #include "ops/sparse_input/sparse_input.cuh"
 #include "ops/sparse_input/sparse_input_cuda.h"
@@ -24,15 +26,6 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr CudaDevice kH100{
-    .capability = 90, .sms = 132, .shared_per_sm = 233472, .shared_per_block = 232448};
-
-uint16_t narrowed(float x, DType dtype) {
-  return dtype == DType::bf16 ? bf16_from_f32(x) : f16_from_f32(x);
-}
-float widened(uint16_t x, DType dtype) {
-  return dtype == DType::bf16 ? f32_from_bf16(x) : f32_from_f16(x);
-}
 double unit(DType dtype) {
   return dtype == DType::bf16 ? 0x1p-8 : 0x1p-11;
 }

@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "base/numeric.h"
+#include "cuda_sim/data.h"
+#include "cuda_sim/devices.h"
 #include "format/matrix.h"
 #include "guarded.h"
 #include "ops/kv_quantize/kv_quantize.h"
@@ -19,9 +21,6 @@
 
 namespace tamis::test {
 namespace {
-
-constexpr CudaDevice kH100{
-    .capability = 90, .sms = 132, .shared_per_sm = 233472, .shared_per_block = 232448};
 
 // One line of kernels_cuda.def on the simulator, with or without bulk copies.
 struct Row {
@@ -100,20 +99,9 @@ std::string label(const Problem& p) {
          std::to_string(p.splits) + ", seed " + std::to_string(p.seed);
 }
 
-uint16_t narrowed(float x, DType dtype) {
-  return dtype == DType::bf16 ? bf16_from_f32(x) : f16_from_f32(x);
-}
-float widened(uint16_t x, DType dtype) {
-  return dtype == DType::bf16 ? f32_from_bf16(x) : f32_from_f16(x);
-}
-
-struct alignas(16) Chunk {
-  uint8_t bytes[16];
-};
-
 // Memory of one segment.
 struct Memory {
-  std::unique_ptr<Guarded<Chunk>> keys, values;
+  Chunks keys, values;
   std::vector<int32_t> index, count, begin, end;
   std::vector<float> bias;
   KvSegment view;
@@ -126,7 +114,7 @@ class Case {
     q_ = std::make_unique<Guarded<float>>(size);
     out_ = std::make_unique<Guarded<float>>(size);
     lse_ = std::make_unique<Guarded<float>>(static_cast<size_t>(p.batch * p.kv_heads * p.rows));
-    for (size_t i = 0; i < size; ++i) put(q_->data(), static_cast<int64_t>(i), number());
+    for (size_t i = 0; i < size; ++i) put(p.q_dtype, q_->data(), static_cast<int64_t>(i), number());
     for (int s = 0; s < p.segments; ++s) {
       const bool dense = p.mixed && s == 1;
       const KvStorage as_q = p.q_dtype == DType::f16 ? KvStorage::f16 : KvStorage::bf16;
@@ -213,14 +201,6 @@ class Case {
  private:
   float number() { return p_.amplitude * std::normal_distribution<float>()(random_); }
 
-  void put(float* to, int64_t i, float x) {
-    if (p_.q_dtype == DType::f32) {
-      to[i] = x;
-    } else {
-      reinterpret_cast<uint16_t*>(to)[i] = narrowed(x, p_.q_dtype);
-    }
-  }
-
   SparseAttentionArgs arguments() {
     return {.q_dtype = p_.q_dtype,
             .batch = p_.batch,
@@ -249,8 +229,7 @@ class Case {
                                 .key_bits = row_.bits,
                                 .value_bits = row_.bits,
                                 .group = row_.group};
-      m.keys = std::make_unique<Guarded<Chunk>>(
-          static_cast<size_t>(heads * units * layout.bytes() / 16));
+      m.keys = memory(heads * units * layout.bytes());
       const Status status = kv_quantize_reference({.layout = layout,
                                                    .dtype = DType::f32,
                                                    .heads = heads,
@@ -274,8 +253,8 @@ class Case {
       const DType dtype = storage == KvStorage::bf16 ? DType::bf16 : DType::f16;
       const int64_t stride = d + 8;
       const int64_t length = heads * tokens * stride;
-      m.keys = std::make_unique<Guarded<Chunk>>(static_cast<size_t>(length / 8));
-      m.values = std::make_unique<Guarded<Chunk>>(static_cast<size_t>(length / 8));
+      m.keys = memory(2 * length);
+      m.values = memory(2 * length);
       auto* k = reinterpret_cast<uint16_t*>(m.keys->data());
       auto* v = reinterpret_cast<uint16_t*>(m.values->data());
       std::fill_n(k, length, uint16_t{0x7fff});

@@ -4,38 +4,46 @@
 #include <span>
 #include <tuple>
 
+#include "cuda_sim/devices.h"
 #include "ops/sparse_attention/attention_params.h"
 
 namespace tamis::test {
 namespace {
 
-constexpr CudaDevice kH100{
-    .capability = 90, .sms = 132, .shared_per_sm = 233472, .shared_per_block = 232448};
+alignas(16) const uint8_t kMemory[16] = {};  // of every segment, which plans do not read
+alignas(16) float out[16];
+
+KvSegment pages_of(int32_t bits, int64_t tokens) {
+  return {.storage = KvStorage::pages,
+          .layout = {128, 32, bits, bits, 32},
+          .tokens = tokens,
+          .keys = kMemory};
+}
+KvSegment tail_of(int64_t tokens) {
+  return {.storage = KvStorage::bf16, .tokens = tokens, .keys = kMemory, .values = kMemory};
+}
+
+SparseAttentionCudaArgs call(std::span<const KvSegment> segments, int64_t batch) {
+  return {.attention = {.q_dtype = DType::bf16,
+                        .batch = batch,
+                        .kv_heads = 8,
+                        .rows = 4,
+                        .head_dim = 128,
+                        .q = kMemory,
+                        .out = out,
+                        .segments = segments}};
+}
 
 // The tail's launch waits for what was before, so that pages begin beside it; pages of which one
 // block is planned for an SM take so much of it that no SM gets two.
 TEST(AttentionPlan, MostTilesComeLastAndBlocksSpread) {
-  alignas(16) static const uint8_t memory[16] = {};
-  alignas(16) static float out[16];
-  const KvSegment pages{
-      .storage = KvStorage::pages, .layout = {128, 32, 4, 4, 32}, .tokens = 32000, .keys = memory};
-  const KvSegment tail{.storage = KvStorage::bf16, .tokens = 128, .keys = memory, .values = memory};
-  for (const CudaDevice& device :
-       {kH100,
-        CudaDevice{
-            .capability = 80, .sms = 108, .shared_per_sm = 167936, .shared_per_block = 166912}}) {
+  const KvSegment pages = pages_of(4, 32000), tail = tail_of(128);
+  for (const CudaDevice& device : {kH100, kA100}) {
     for (const bool tail_first : {false, true}) {
       KvSegment biased = tail;
       biased.bias = out;
       const KvSegment segments[] = {tail_first ? biased : pages, tail_first ? pages : biased};
-      const SparseAttentionCudaArgs args{.attention = {.q_dtype = DType::bf16,
-                                                       .batch = 8,
-                                                       .kv_heads = 8,
-                                                       .rows = 4,
-                                                       .head_dim = 128,
-                                                       .q = memory,
-                                                       .out = out,
-                                                       .segments = segments}};
+      const SparseAttentionCudaArgs args = call(segments, 8);
       AttentionPlan plans[kMaxSegments];
       int32_t splits = 0;
       const Status status = plan_attention(args.attention, device, plans, &splits);
@@ -53,25 +61,11 @@ TEST(AttentionPlan, MostTilesComeLastAndBlocksSpread) {
 
 // Dense tokens without a list are read by the blocks of 4-bit pages, if each has a warp of its own.
 TEST(AttentionPlan, PagesTakeTheTailWithThem) {
-  alignas(16) static const uint8_t memory[16] = {};
-  alignas(16) static float out[16];
   const auto launches = [&](int64_t batch, int32_t bits, int64_t tokens, bool tail_first,
                             int64_t paged = 16000) {
-    const KvSegment pages{.storage = KvStorage::pages,
-                          .layout = {128, 32, bits, bits, 32},
-                          .tokens = paged,
-                          .keys = memory};
-    const KvSegment tail{
-        .storage = KvStorage::bf16, .tokens = tokens, .keys = memory, .values = memory};
+    const KvSegment pages = pages_of(bits, paged), tail = tail_of(tokens);
     const KvSegment segments[] = {tail_first ? tail : pages, tail_first ? pages : tail};
-    const SparseAttentionCudaArgs args{.attention = {.q_dtype = DType::bf16,
-                                                     .batch = batch,
-                                                     .kv_heads = 8,
-                                                     .rows = 4,
-                                                     .head_dim = 128,
-                                                     .q = memory,
-                                                     .out = out,
-                                                     .segments = segments}};
+    const SparseAttentionCudaArgs args = call(segments, batch);
     AttentionPlan plans[kMaxSegments];
     int32_t splits = 0, count = 0;
     EXPECT_TRUE(plan_attention(args.attention, kH100, plans, &splits).ok());
@@ -101,24 +95,9 @@ TEST(AttentionPlan, PagesTakeTheTailWithThem) {
 
 // Two blocks of a head meet through shared memory where they are all that a call launches.
 TEST(AttentionPlan, TwoBlocksOfAHeadAreACluster) {
-  alignas(16) static const uint8_t memory[16] = {};
-  alignas(16) static float out[16];
-  const KvSegment tail{.storage = KvStorage::bf16, .tokens = 128, .keys = memory, .values = memory};
   const auto plan = [&](const CudaDevice& device, int64_t batch, int32_t bits, bool with_tail) {
-    const KvSegment pages{.storage = KvStorage::pages,
-                          .layout = {128, 32, bits, bits, 32},
-                          .tokens = 32000,
-                          .keys = memory};
-    const KvSegment segments[] = {pages, tail};
-    const SparseAttentionCudaArgs args{
-        .attention = {.q_dtype = DType::bf16,
-                      .batch = batch,
-                      .kv_heads = 8,
-                      .rows = 4,
-                      .head_dim = 128,
-                      .q = memory,
-                      .out = out,
-                      .segments = std::span(segments).first(with_tail ? 2 : 1)}};
+    const KvSegment segments[] = {pages_of(bits, 32000), tail_of(128)};
+    const SparseAttentionCudaArgs args = call(std::span(segments).first(with_tail ? 2 : 1), batch);
     AttentionPlan plans[kMaxSegments];
     int32_t splits = 0;
     const Status status = plan_attention(args.attention, device, plans, &splits);
@@ -126,7 +105,7 @@ TEST(AttentionPlan, TwoBlocksOfAHeadAreACluster) {
     const AttentionPlan& found = plans[with_tail ? 1 : 0];
     EXPECT_EQ(attention_params(args, found, splits).cluster, found.cluster);
     EXPECT_TRUE(!found.cluster || splits == 2);
-    const AttentionCudaRow& row = *choose_attention_cuda(pages, 128);
+    const AttentionCudaRow& row = *choose_attention_cuda(segments[0], 128);
     if (found.cluster) {
       EXPECT_GE(found.shared_bytes, row.shared_bytes + 4 * attention_partial(128));
     }
@@ -136,32 +115,19 @@ TEST(AttentionPlan, TwoBlocksOfAHeadAreACluster) {
   EXPECT_FALSE(plan(kH100, 1, 4, false)) << "more blocks than two";
   EXPECT_FALSE(plan(kH100, 8, 8, false)) << "not measured";
   EXPECT_FALSE(plan(kH100, 8, 4, true)) << "two launches";
-  const CudaDevice older{
-      .capability = 80, .sms = 128, .shared_per_sm = 167936, .shared_per_block = 166912};
-  EXPECT_FALSE(plan(older, 8, 4, false));
+  EXPECT_FALSE(plan(kA100, 8, 4, false)) << "no clusters there";
 }
 
 // Few long tiles are spread, too, over as many blocks as leave each warp one.
 TEST(AttentionPlan, FewPagesOf64TokensSpread) {
-  alignas(16) static const uint8_t memory[16] = {};
-  alignas(16) static float out[16];
   for (const auto& [tokens, batch, wanted] :
        {std::tuple{63 * 64, 1, 8}, {64 * 64, 8, 2}, {512 * 64, 1, 16}, {512 * 64, 8, 2}}) {
-    const KvSegment pages{.storage = KvStorage::pages,
-                          .layout = {128, 64, 4, 4, 128},
-                          .tokens = tokens,
-                          .keys = memory};
-    const SparseAttentionArgs args{.q_dtype = DType::bf16,
-                                   .batch = batch,
-                                   .kv_heads = 8,
-                                   .rows = 4,
-                                   .head_dim = 128,
-                                   .q = memory,
-                                   .out = out,
-                                   .segments = std::span(&pages, 1)};
+    KvSegment pages = pages_of(4, tokens);
+    pages.layout = {128, 64, 4, 4, 128};
+    const SparseAttentionCudaArgs args = call(std::span(&pages, 1), batch);
     AttentionPlan plans[kMaxSegments];
     int32_t splits = 0;
-    ASSERT_TRUE(plan_attention(args, kH100, plans, &splits).ok());
+    ASSERT_TRUE(plan_attention(args.attention, kH100, plans, &splits).ok());
     EXPECT_EQ(splits, wanted) << tokens << " tokens, batch of " << batch;
   }
 }

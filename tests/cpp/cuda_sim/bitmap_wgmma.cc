@@ -15,30 +15,18 @@ struct BitmapKind {
   using Params = BitmapGroupParams;
   static constexpr PackedFormat kFormat = PackedFormat::bitmap;
   static constexpr const auto& kLayouts = kBitmapLayouts;
-  static SpmmT16Plan lay_out(const T16View& w, int64_t m, int32_t layout, int64_t blocks,
-                             bool cluster) {
-    return lay_out_bitmap(w, m, layout, blocks, cluster);
-  }
-  static Params params(const SpmmCudaArgs& args, const SpmmT16Plan& plan) {
-    return bitmap_group_params(args, plan);
-  }
+  static constexpr auto kLayOut = &lay_out_bitmap;
+  static constexpr auto kParams = &bitmap_group_params;
 };
 
-template <class Config>
-std::string simulate_group(const sim::Launch& launch, const BitmapGroupParams& p) {
-  return sim::launch(launch, [&] { spmm_bitmap_group<Config>(p); });
-}
-
 std::vector<GroupRow<BitmapKind>> rows() {
-  std::vector<GroupRow<BitmapKind>> all;
-#define TAMIS_BITMAP_LAYOUT(...)                                                 \
-  all.push_back({static_cast<int32_t>(all.size() / 2), DType::bf16,              \
-                 &simulate_group<BitmapGroupConfig<DType::bf16, __VA_ARGS__>>}); \
-  all.push_back({static_cast<int32_t>(all.size() / 2), DType::f16,               \
-                 &simulate_group<BitmapGroupConfig<DType::f16, __VA_ARGS__>>});
+  return layout_rows<GroupRow<BitmapKind>>({
+#define TAMIS_BITMAP_LAYOUT(...)                                    \
+  {&spmm_bitmap_group<BitmapGroupConfig<DType::bf16, __VA_ARGS__>>, \
+   &spmm_bitmap_group<BitmapGroupConfig<DType::f16, __VA_ARGS__>>},
 #include "ops/spmm/bitmap_layouts.def"
 #undef TAMIS_BITMAP_LAYOUT
-  return all;
+  });
 }
 
 class BitmapGroup : public GroupTest<BitmapKind> {};

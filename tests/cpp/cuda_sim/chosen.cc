@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/numeric.h"
+#include "cuda_sim/data.h"
 #include "format/matrix.h"
 #include "guarded.h"
 #include "ops/sparse_attention/attend_chosen.cuh"
@@ -28,17 +29,6 @@ struct Case {
   float softcap = 0, amplitude = 1;
   bool whole = true;                   // scores in f32
   std::vector<sim::Faults> bugs = {};  // that must be noticed
-};
-
-uint16_t narrowed(float x, DType dtype) {
-  return dtype == DType::bf16 ? bf16_from_f32(x) : f16_from_f32(x);
-}
-float widened(uint16_t x, DType dtype) {
-  return dtype == DType::bf16 ? f32_from_bf16(x) : f32_from_f16(x);
-}
-
-struct alignas(16) Chunk {
-  uint8_t bytes[16];
 };
 
 template <bool kWhole>

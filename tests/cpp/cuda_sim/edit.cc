@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda_sim/devices.h"
 #include "edit_problem.h"
 #include "format/matrix.h"
 #include "ops/kv_edit/gather.cuh"
@@ -15,9 +16,6 @@
 
 namespace tamis::test {
 namespace {
-
-constexpr CudaDevice kH100{
-    .capability = 90, .sms = 132, .shared_per_sm = 233472, .shared_per_block = 232448};
 
 sim::Launch grid(int64_t blocks, int64_t heads, int32_t threads, int32_t shared_bytes,
                  uint64_t seed) {

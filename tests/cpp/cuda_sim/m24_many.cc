@@ -8,32 +8,21 @@
 #include <string>
 #include <vector>
 
-#include "cuda_sim/problem.h"
+#include "cuda_sim/layouts.h"
 
 namespace tamis::test {
 namespace {
 
-struct Row {
-  int32_t layout;
-  DType dtype;
-  std::string (*run)(const sim::Launch&, const M24ManyParams&);
-};
-
-template <class Config>
-std::string simulate_many(const sim::Launch& launch, const M24ManyParams& p) {
-  return sim::launch(launch, [&] { spmm_m24_many<Config>(p); });
-}
+struct Row : LayoutRow<M24ManyParams> {};
 
 std::vector<Row> rows() {
-  std::vector<Row> all;
-#define TAMIS_M24_MANY(...)                                                 \
-  all.push_back({static_cast<int32_t>(all.size() / 2), DType::bf16,         \
-                 &simulate_many<M24ManyConfig<DType::bf16, __VA_ARGS__>>}); \
-  all.push_back({static_cast<int32_t>(all.size() / 2), DType::f16,          \
-                 &simulate_many<M24ManyConfig<DType::f16, __VA_ARGS__>>});
+  return layout_rows<Row>({
+#define TAMIS_M24_MANY(...)                                 \
+  {&spmm_m24_many<M24ManyConfig<DType::bf16, __VA_ARGS__>>, \
+   &spmm_m24_many<M24ManyConfig<DType::f16, __VA_ARGS__>>},
 #include "ops/spmm/m24_many_layouts.def"
 #undef TAMIS_M24_MANY
-  return all;
+  });
 }
 
 // A device of few multiprocessors, which take several tiles.
@@ -42,21 +31,20 @@ constexpr CudaDevice kSmall{
 
 std::string run(const Row& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
                 sim::Faults faults = {}) {
-  const SpmmCudaArgs args = c.args();
-  c.clear_y();
-  M24ManyParams p = m24_many_params(args, plan);
-  p.x_boxes = dev::tensor_map(m24_many_x(args, plan));
-  p.record_boxes = dev::tensor_map(m24_many_records(args, plan));
-  const auto cluster = static_cast<uint32_t>(p.parts);
-  const sim::Launch launch{
-      .grid = {static_cast<uint32_t>(p.clusters) * cluster},
-      .block = {static_cast<uint32_t>(kM24ManyLayouts[plan.many_layout].threads())},
-      .shared_bytes = static_cast<size_t>(plan.shared_bytes),
-      .seed = seed,
-      .faults = faults,
-      .cluster = cluster};
-  const std::string wrong = row.run(launch, p);
-  return wrong.empty() ? c.compare() : wrong;
+  return run_case(c, plan, [&](const SpmmCudaArgs& args) {
+    M24ManyParams p = m24_many_params(args, plan);
+    p.x_boxes = dev::tensor_map(m24_many_x(args, plan));
+    p.record_boxes = dev::tensor_map(m24_many_records(args, plan));
+    const auto cluster = static_cast<uint32_t>(p.parts);
+    const sim::Launch launch{
+        .grid = {static_cast<uint32_t>(p.clusters) * cluster},
+        .block = {static_cast<uint32_t>(kM24ManyLayouts[plan.many_layout].threads())},
+        .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+        .seed = seed,
+        .faults = faults,
+        .cluster = cluster};
+    return row.simulate(launch, p);
+  });
 }
 
 class M24Many : public testing::TestWithParam<Row> {
@@ -67,9 +55,7 @@ class M24Many : public testing::TestWithParam<Row> {
     p.format = PackedFormat::m24;
     Case c(p);
     const SpmmT16Plan plan = lay_out_m24_many(c.t16(), p.m, GetParam().layout, parts, kSmall);
-    EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
-        << "n " << p.n << ", k " << p.k << ", m " << p.m << ", seed " << p.seed << ", " << parts
-        << " parts";
+    EXPECT_EQ(run(GetParam(), c, plan, p.seed), "") << label(p) << ", " << parts << " parts";
   }
 };
 
@@ -109,10 +95,7 @@ TEST_P(M24Many, Parts) {
 TEST_P(M24Many, TwoRunsAgreeInEveryBit) {
   Case c({.n = 140, .k = 320, .m = 9, .dtype = GetParam().dtype, .format = PackedFormat::m24});
   const SpmmT16Plan plan = lay_out_m24_many(c.t16(), 9, GetParam().layout, 3, kSmall);
-  ASSERT_EQ(run(GetParam(), c, plan, 1), "");
-  const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
-  ASSERT_EQ(run(GetParam(), c, plan, 2), "");
-  EXPECT_EQ(first, std::vector<uint16_t>(c.y().data(), c.y().data() + c.y().size()));
+  EXPECT_EQ(run_twice(GetParam(), c, plan), "");
 }
 
 TEST_P(M24Many, FaultsAreNoticed) {
@@ -123,11 +106,7 @@ TEST_P(M24Many, FaultsAreNoticed) {
           .format = PackedFormat::m24});
   const auto noticed = [&](int32_t parts, sim::Faults faults) {
     const SpmmT16Plan plan = lay_out_m24_many(c.t16(), 6, GetParam().layout, parts, kSmall);
-    int count = 0;
-    for (uint64_t seed = 1; seed <= 2; ++seed) {
-      count += run(GetParam(), c, plan, seed, faults).empty() ? 0 : 1;
-    }
-    return count;
+    return test::noticed(GetParam(), c, plan, faults, 2);
   };
   EXPECT_EQ(noticed(1, {}), 0);
   EXPECT_EQ(noticed(2, {}), 0);
@@ -190,7 +169,7 @@ TEST(PlanM24Many, FitsAndTakesEveryTile) {
       EXPECT_LE(p.shared_bytes, kH100.shared_per_block);
       EXPECT_GE(p.tokens, m);
       EXPECT_EQ(p.workspace_bytes, 0);
-      EXPECT_LE(p.splits, kMostManyParts);
+      EXPECT_LE(p.splits, kMaxCluster);
       EXPECT_LE(p.splits, t16::col_tiles(k));
       std::vector<uint16_t> any(8);
       const M24ManyParams q = m24_many_params(

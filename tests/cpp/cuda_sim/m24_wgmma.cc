@@ -16,30 +16,18 @@ struct M24Kind {
   using Params = M24GroupParams;
   static constexpr PackedFormat kFormat = PackedFormat::m24;
   static constexpr const auto& kLayouts = kM24Layouts;
-  static SpmmT16Plan lay_out(const T16View& w, int64_t m, int32_t layout, int64_t blocks,
-                             bool cluster) {
-    return lay_out_m24_group(w, m, layout, blocks, cluster);
-  }
-  static Params params(const SpmmCudaArgs& args, const SpmmT16Plan& plan) {
-    return m24_group_params(args, plan);
-  }
+  static constexpr auto kLayOut = &lay_out_m24_group;
+  static constexpr auto kParams = &m24_group_params;
 };
 
-template <class Config>
-std::string simulate_group(const sim::Launch& launch, const M24GroupParams& p) {
-  return sim::launch(launch, [&] { spmm_m24_group<Config>(p); });
-}
-
 std::vector<GroupRow<M24Kind>> rows() {
-  std::vector<GroupRow<M24Kind>> all;
-#define TAMIS_M24_LAYOUT(...)                                                 \
-  all.push_back({static_cast<int32_t>(all.size() / 2), DType::bf16,           \
-                 &simulate_group<M24GroupConfig<DType::bf16, __VA_ARGS__>>}); \
-  all.push_back({static_cast<int32_t>(all.size() / 2), DType::f16,            \
-                 &simulate_group<M24GroupConfig<DType::f16, __VA_ARGS__>>});
+  return layout_rows<GroupRow<M24Kind>>({
+#define TAMIS_M24_LAYOUT(...)                                 \
+  {&spmm_m24_group<M24GroupConfig<DType::bf16, __VA_ARGS__>>, \
+   &spmm_m24_group<M24GroupConfig<DType::f16, __VA_ARGS__>>},
 #include "ops/spmm/m24_layouts.def"
 #undef TAMIS_M24_LAYOUT
-  return all;
+  });
 }
 
 class M24Group : public GroupTest<M24Kind> {};

@@ -13,15 +13,12 @@
 #include <vector>
 
 #include "base/numeric.h"
+#include "cuda_sim/data.h"
 #include "format/matrix.h"
 #include "guarded.h"
 
 namespace tamis::test {
 namespace {
-
-struct alignas(16) Chunk {
-  uint8_t bytes[16];
-};
 
 struct Problem {
   int64_t batch = 1, kv_heads = 2, heads = 2, queries = 70, tokens = 70, dim = 64;
@@ -36,23 +33,6 @@ std::string label(const Problem& p) {
          std::to_string(p.queries) + ", s " + std::to_string(p.tokens) + ", d " +
          std::to_string(p.dim) + ", positions " + std::to_string(p.positions) + ", begin " +
          std::to_string(p.begin) + ", sms " + std::to_string(p.sms);
-}
-
-std::unique_ptr<Guarded<Chunk>> filled(int64_t count, DType dtype, float amplitude,
-                                       std::mt19937_64* random) {
-  std::normal_distribution<float> normal(0, amplitude);
-  auto made =
-      std::make_unique<Guarded<Chunk>>(static_cast<size_t>(ceil_div(count * size_of(dtype), 16)));
-  for (int64_t i = 0; i < count; ++i) {
-    const float x = normal(*random);
-    if (dtype == DType::f32) {
-      reinterpret_cast<float*>(made->data())[i] = x;
-    } else {
-      reinterpret_cast<uint16_t*>(made->data())[i] =
-          dtype == DType::bf16 ? bf16_from_f32(x) : f16_from_f32(x);
-    }
-  }
-  return made;
 }
 
 template <class Config>
@@ -75,8 +55,8 @@ std::string attempt(const Problem& p, uint64_t seed, const sim::Faults& faults =
   const DType key_dtype = any ? p.key_dtype : Config::kType;
   std::mt19937_64 random(seed);
   const int64_t all = p.batch * p.kv_heads, step = p.dim + 8;
-  const auto q = filled(all * p.heads * p.queries * p.dim, q_dtype, p.amplitude, &random);
-  const auto k = filled(all * p.tokens * step, key_dtype, p.amplitude, &random);
+  const auto q = normal_numbers(all * p.heads * p.queries * p.dim, q_dtype, p.amplitude, &random);
+  const auto k = normal_numbers(all * p.tokens * step, key_dtype, p.amplitude, &random);
   std::vector<int32_t> positions, begin;
   for (int64_t i = 0; i < p.queries; ++i) {
     positions.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(p.tokens)));

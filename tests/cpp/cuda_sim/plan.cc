@@ -37,7 +37,7 @@ TEST(PlanT16, FitsEveryDevice) {
           EXPECT_LE(p.splits, t16::col_tiles(k));
           EXPECT_GE(8 * p.token_tiles, m);
           EXPECT_EQ(p.workspace_bytes > 0, p.splits > 1);
-          EXPECT_TRUE(p.splits == 1 || p.blocks_n <= kMaxTickets);
+          EXPECT_TRUE(p.splits == 1 || p.blocks_n <= kWorkspaceTickets);
         }
       }
     }

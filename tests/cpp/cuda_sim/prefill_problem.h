@@ -13,19 +13,13 @@
 #include <vector>
 
 #include "base/numeric.h"
+#include "cuda_sim/data.h"
 #include "cuda_sim/sim.h"
 #include "format/matrix.h"
 #include "guarded.h"
 #include "ops/prefill_attention/prefill_cuda.h"
 
 namespace tamis::test {
-
-inline uint16_t narrowed(float x, DType dtype) {
-  return dtype == DType::bf16 ? bf16_from_f32(x) : f16_from_f32(x);
-}
-inline float widened(uint16_t x, DType dtype) {
-  return dtype == DType::bf16 ? f32_from_bf16(x) : f32_from_f16(x);
-}
 
 struct alignas(16) Eight {
   uint16_t x[8];

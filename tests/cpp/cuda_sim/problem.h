@@ -1,4 +1,4 @@
-// A random product, its weights packed as t16 in guarded memory, its answer in double, and how to
+// A random product, its weights packed for CUDA in guarded memory, its answer in double, and how to
 // run a CUDA row on the simulator.
 #pragma once
 
@@ -12,6 +12,8 @@
 
 #include "base/numeric.h"
 #include "base/with_constant.h"
+#include "cuda_sim/data.h"
+#include "cuda_sim/devices.h"
 #include "format/groupq.h"
 #include "ops/spmm/gap.cuh"
 #include "ops/spmm/gap_expand.cuh"
@@ -25,20 +27,6 @@
 #include "packed_tiles.h"
 
 namespace tamis::test {
-
-inline float widened(uint16_t bits, DType dtype) {
-  return dtype == DType::bf16 ? f32_from_bf16(bits) : f32_from_f16(bits);
-}
-inline uint16_t narrowed(float value, DType dtype) {
-  return dtype == DType::bf16 ? bf16_from_f32(value) : f16_from_f32(value);
-}
-
-inline constexpr CudaDevice kH100{
-    .capability = 90, .sms = 132, .shared_per_sm = 233472, .shared_per_block = 232448};
-inline constexpr CudaDevice kA100{
-    .capability = 80, .sms = 108, .shared_per_sm = 167936, .shared_per_block = 166912};
-inline constexpr CudaDevice kL40{
-    .capability = 89, .sms = 142, .shared_per_sm = 102400, .shared_per_block = 101376};
 
 struct Problem {
   int64_t n = 0, k = 0, m = 0;
@@ -64,7 +52,7 @@ class Case {
   }
 
   const Problem& problem() const { return p_; }
-  const T16View& t16() const { return tiles_->view; }  // or m24, g4, gap
+  const T16View& t16() const { return tiles_->view; }  // of the problem's form
   SpmmCudaArgs args() {
     return {.w = tiles_->view,
             .m = p_.m,
@@ -227,6 +215,12 @@ class Case {
   std::unique_ptr<PackedTiles> tiles_;
 };
 
+// What a failure says of its problem.
+inline std::string label(const Problem& p) {
+  return "n " + std::to_string(p.n) + ", k " + std::to_string(p.k) + ", m " + std::to_string(p.m) +
+         ", sparsity " + std::to_string(p.sparsity) + ", seed " + std::to_string(p.seed);
+}
+
 // One line of kernels_cuda.def on the simulator: the launch with its grid, threads and shared
 // memory. m24 by warpgroups is in m24_wgmma.cc.
 struct SimRow {
@@ -334,38 +328,41 @@ inline void expect_dense(const Case& c, std::span<const uint16_t> out, int64_t s
 // Of a plan: tickets are zero, partial sums start as NaN.
 inline std::vector<uint64_t> workspace_of(const SpmmT16Plan& plan) {
   std::vector<uint64_t> workspace(static_cast<size_t>(ceil_div(plan.workspace_bytes, 8)), 0);
-  std::fill(workspace.begin() + (workspace.empty() ? 0 : kTicketBytes / 8), workspace.end(),
-            ~uint64_t{0});
+  std::fill(workspace.begin() + (workspace.empty() ? 0 : kWorkspaceTicketBytes / 8),
+            workspace.end(), ~uint64_t{0});
   return workspace;
 }
-inline SpmmCudaArgs args_with(Case& c, const SpmmT16Plan& plan, std::vector<uint64_t>& workspace) {
+
+// Calls launch(args) with the plan's workspace; its complaint, or what is wrong with y or the
+// tickets.
+template <class Launch>
+std::string run_case(Case& c, const SpmmT16Plan& plan, const Launch& launch) {
+  std::vector<uint64_t> workspace = workspace_of(plan);
   SpmmCudaArgs args = c.args();
   args.workspace = workspace.data();
   args.workspace_bytes = plan.workspace_bytes;
-  return args;
+  c.clear_y();
+  const std::string wrong = launch(args);
+  if (!wrong.empty()) return wrong;
+  for (size_t i = 0; i < workspace.size() && i < kWorkspaceTicketBytes / 8; ++i) {
+    if (workspace[i] != 0) return "a ticket is not zero again";
+  }
+  return c.compare();
 }
 
-// Runs a row with that plan; the simulator's complaint, or what is wrong with y or the workspace.
 inline std::string run(const SimRow& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
                        sim::Faults faults = {}) {
-  std::vector<uint64_t> workspace = workspace_of(plan);
-  const SpmmCudaArgs args = args_with(c, plan, workspace);
-  c.clear_y();
   const sim::Launch launch{
       .grid = {static_cast<uint32_t>(plan.blocks_n), static_cast<uint32_t>(plan.splits)},
       .shared_bytes = static_cast<size_t>(plan.shared_bytes),
       .seed = seed,
       .faults = faults};
-  std::string wrong = row.run(launch, args, plan);
-  if (!wrong.empty()) return wrong;
-  for (int64_t i = 0; !workspace.empty() && i < plan.blocks_n; ++i) {
-    if (reinterpret_cast<uint32_t*>(workspace.data())[i] != 0) return "a ticket is not zero again";
-  }
-  return c.compare();
+  return run_case(c, plan, [&](const SpmmCudaArgs& args) { return row.run(launch, args, plan); });
 }
 
 // What differs between runs with two orders of threads; empty if nothing.
-inline std::string run_twice(const SimRow& row, Case& c, const SpmmT16Plan& plan) {
+template <class Row>
+std::string run_twice(const Row& row, Case& c, const SpmmT16Plan& plan) {
   std::string wrong = run(row, c, plan, 1);
   const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
   if (wrong.empty()) wrong = run(row, c, plan, 2);
@@ -374,8 +371,9 @@ inline std::string run_twice(const SimRow& row, Case& c, const SpmmT16Plan& plan
 }
 
 // How many of `seeds` orders of threads notice bugs put in on purpose.
-inline int noticed(const SimRow& row, Case& c, const SpmmT16Plan& plan, const sim::Faults& faults,
-                   uint64_t seeds = 8) {
+template <class Row>
+int noticed(const Row& row, Case& c, const SpmmT16Plan& plan, const sim::Faults& faults,
+            uint64_t seeds = 8) {
   int count = 0;
   for (uint64_t seed = 1; seed <= seeds; ++seed) {
     count += run(row, c, plan, seed, faults).empty() ? 0 : 1;

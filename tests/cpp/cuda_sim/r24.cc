@@ -9,53 +9,35 @@
 #include <string>
 #include <vector>
 
-#include "cuda_sim/problem.h"
+#include "cuda_sim/layouts.h"
 
 namespace tamis::test {
 namespace {
 
-struct Row {
-  int32_t layout;
-  DType dtype;
-  std::string (*run)(const sim::Launch&, const SpmmR24Params&);
-};
-
-template <class Config>
-std::string simulate_r24(const sim::Launch& launch, const SpmmR24Params& p) {
-  return sim::launch(launch, [&] { spmm_r24<Config>(p); });
-}
+struct Row : LayoutRow<SpmmR24Params> {};
 
 std::vector<Row> rows() {
-  std::vector<Row> all;
-#define TAMIS_R24_LAYOUT(...)                                          \
-  all.push_back({static_cast<int32_t>(all.size() / 2), DType::bf16,    \
-                 &simulate_r24<R24Config<DType::bf16, __VA_ARGS__>>}); \
-  all.push_back({static_cast<int32_t>(all.size() / 2), DType::f16,     \
-                 &simulate_r24<R24Config<DType::f16, __VA_ARGS__>>});
+  return layout_rows<Row>({
+#define TAMIS_R24_LAYOUT(...) \
+  {&spmm_r24<R24Config<DType::bf16, __VA_ARGS__>>, &spmm_r24<R24Config<DType::f16, __VA_ARGS__>>},
 #include "ops/spmm/r24_layouts.def"
 #undef TAMIS_R24_LAYOUT
-  return all;
+  });
 }
 
 std::string run(const Row& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
                 sim::Faults faults = {}) {
-  std::vector<uint64_t> workspace = workspace_of(plan);
-  const SpmmCudaArgs args = args_with(c, plan, workspace);
-  c.clear_y();
-  SpmmR24Params p = spmm_r24_params(args, plan);
-  if (p.x_aligned) p.x_boxes = dev::tensor_map(spmm_r24_x(args));
   const sim::Launch launch{.grid = {static_cast<uint32_t>(plan.blocks_n * plan.splits)},
                            .block = {static_cast<uint32_t>(kR24Layouts[plan.layout].threads())},
                            .shared_bytes = static_cast<size_t>(plan.shared_bytes),
                            .seed = seed,
                            .faults = faults,
                            .cluster = plan.cluster ? static_cast<uint32_t>(plan.splits) : 1};
-  const std::string wrong = row.run(launch, p);
-  if (!wrong.empty()) return wrong;
-  for (size_t i = 0; i < workspace.size() && i < kTicketBytes / 8; ++i) {
-    if (workspace[i] != 0) return "a ticket is not zero again";
-  }
-  return c.compare();
+  return run_case(c, plan, [&](const SpmmCudaArgs& args) {
+    SpmmR24Params p = spmm_r24_params(args, plan);
+    if (p.x_aligned) p.x_boxes = dev::tensor_map(spmm_r24_x(args));
+    return row.simulate(launch, p);
+  });
 }
 
 class SpmmR24 : public testing::TestWithParam<Row> {
@@ -72,8 +54,7 @@ class SpmmR24 : public testing::TestWithParam<Row> {
   void expect_right(const Problem& p, int32_t parts, bool cluster) const {
     Case c = case_of(p);
     EXPECT_EQ(run(GetParam(), c, lay_out(c, parts, cluster), p.seed), "")
-        << "n " << p.n << ", k " << p.k << ", m " << p.m << ", sparsity " << p.sparsity << ", seed "
-        << p.seed << ", " << parts << " parts" << (cluster ? ", a cluster" : "");
+        << label(p) << ", " << parts << " parts" << (cluster ? ", a cluster" : "");
   }
 };
 
@@ -128,23 +109,14 @@ TEST_P(SpmmR24, Parts) {
 TEST_P(SpmmR24, TwoRunsAgreeInEveryBit) {
   for (const bool cluster : {true, false}) {
     Case c = case_of({.n = 150, .k = 640, .m = 9, .sparsity = 0.5, .seed = 53});
-    const SpmmT16Plan plan = lay_out(c, 3, cluster);
-    ASSERT_EQ(run(GetParam(), c, plan, 1), "");
-    const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
-    ASSERT_EQ(run(GetParam(), c, plan, 2), "");
-    EXPECT_EQ(first, std::vector<uint16_t>(c.y().data(), c.y().data() + c.y().size()));
+    EXPECT_EQ(run_twice(GetParam(), c, lay_out(c, 3, cluster)), "");
   }
 }
 
 TEST_P(SpmmR24, FaultsAreNoticed) {
   Case c = case_of({.n = layout().rows(), .k = 64 * 24, .m = 6, .sparsity = 0.5});
   const auto noticed = [&](int32_t parts, bool cluster, sim::Faults faults) {
-    const SpmmT16Plan plan = lay_out(c, parts, cluster);
-    int count = 0;
-    for (uint64_t seed = 1; seed <= 2; ++seed) {
-      count += run(GetParam(), c, plan, seed, faults).empty() ? 0 : 1;
-    }
-    return count;
+    return test::noticed(GetParam(), c, lay_out(c, parts, cluster), faults, 2);
   };
   EXPECT_EQ(noticed(1, false, {}), 0);
   EXPECT_EQ(noticed(2, true, {}), 0);
@@ -215,9 +187,9 @@ TEST(PlanR24, FitsAndTakesEveryTile) {
       EXPECT_GE(int64_t{p.blocks_n} * l.rows(), n);
       EXPECT_LT((int64_t{p.blocks_n} - 1) * l.rows(), n);
       EXPECT_LE(p.splits, t16::col_tiles(k));
-      EXPECT_TRUE(!p.cluster || p.splits <= kMostR24Cluster);
+      EXPECT_TRUE(!p.cluster || p.splits <= kMaxCluster);
       EXPECT_EQ(p.workspace_bytes > 0, p.splits > 1 && !p.cluster);
-      EXPECT_TRUE(p.splits == 1 || p.blocks_n <= kMaxTickets);
+      EXPECT_TRUE(p.splits == 1 || p.blocks_n <= kWorkspaceTickets);
     }
   }
   const T16View w{.format = PackedFormat::r24, .rows = 64, .cols = 64};

@@ -12,15 +12,12 @@
 #include <vector>
 
 #include "base/numeric.h"
+#include "cuda_sim/data.h"
 #include "format/matrix.h"
 #include "guarded.h"
 
 namespace tamis::test {
 namespace {
-
-struct alignas(16) Chunk {
-  uint8_t bytes[16];
-};
 
 struct Problem {
   int64_t batch = 1, kv_heads = 2, tokens = 90, listed = 70, rank = 40, pairs = 16;
@@ -39,13 +36,7 @@ std::string attempt(const Problem& p, uint64_t seed, const sim::Faults& faults =
   constexpr int64_t kDim = Config::kDim;
   std::mt19937_64 random(seed);
   const auto filled = [&](int64_t count) {
-    auto made = std::make_unique<Guarded<Chunk>>(static_cast<size_t>(ceil_div(count, 8)));
-    std::normal_distribution<float> normal;
-    for (int64_t i = 0; i < count; ++i) {
-      const float x = normal(random);
-      reinterpret_cast<uint16_t*>(made->data())[i] = kF16 ? f16_from_f32(x) : bf16_from_f32(x);
-    }
-    return made;
+    return normal_numbers(count, Config::kType, 1, &random);
   };
   const int64_t heads = p.batch * p.kv_heads, step = p.rank + 8, value_step = kDim + 16;
   const auto coordinates = filled(p.batch * p.tokens * step);

@@ -10,11 +10,6 @@
 namespace tamis::test {
 namespace {
 
-std::string label(const Problem& p) {
-  return "n " + std::to_string(p.n) + ", k " + std::to_string(p.k) + ", m " + std::to_string(p.m) +
-         ", sparsity " + std::to_string(p.sparsity) + ", seed " + std::to_string(p.seed);
-}
-
 class SpmmT16 : public testing::TestWithParam<SimRow> {
  protected:
   void expect_right(Problem p, int32_t warps_k, int32_t splits) {

@@ -117,8 +117,8 @@ class ByteCase {
 
   std::string run(const SpmmT16Plan& plan, uint64_t seed) {
     std::vector<uint64_t> workspace(static_cast<size_t>(ceil_div(plan.workspace_bytes, 16)) * 2, 0);
-    std::fill(workspace.begin() + (workspace.empty() ? 0 : kTicketBytes / 8), workspace.end(),
-              ~uint64_t{0});
+    std::fill(workspace.begin() + (workspace.empty() ? 0 : kWorkspaceTicketBytes / 8),
+              workspace.end(), ~uint64_t{0});
     std::fill(y_->span().begin(), y_->span().end(), kUnwritten);
     const SpmmCudaArgs args{.w = tiles_->view,
                             .m = p_.m,

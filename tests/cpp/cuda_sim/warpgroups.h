@@ -1,8 +1,8 @@
 // What the tests of the spmm kernels for warpgroups have in common: every layout in both dtypes
 // against a double reference, as spmm.cc does for the rest, and bugs put in on purpose.
 //
-// Kind says which kernel: Params, kFormat, kLayouts, lay_out(weight, tokens, layout, blocks,
-// cluster) and params(args, plan).
+// Kind says which kernel: Params, kFormat, kLayouts, kLayOut (weight, tokens, layout, blocks,
+// cluster) and kParams (args, plan).
 #pragma once
 
 #include <gtest/gtest.h>
@@ -10,35 +10,25 @@
 #include <string>
 #include <vector>
 
-#include "cuda_sim/problem.h"
+#include "cuda_sim/layouts.h"
 
 namespace tamis::test {
 
 template <class Kind>
-struct GroupRow {
-  int32_t layout;
-  DType dtype;
-  std::string (*run)(const sim::Launch&, const typename Kind::Params&);
-};
+struct GroupRow : LayoutRow<typename Kind::Params> {};
 
 template <class Kind>
 std::string run(const GroupRow<Kind>& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
                 sim::Faults faults = {}) {
-  std::vector<uint64_t> workspace = workspace_of(plan);
-  const SpmmCudaArgs args = args_with(c, plan, workspace);
-  c.clear_y();
   const sim::Launch launch{.grid = {static_cast<uint32_t>(plan.blocks_n * plan.splits)},
                            .block = {static_cast<uint32_t>(Kind::kLayouts[plan.layout].threads())},
                            .shared_bytes = static_cast<size_t>(plan.shared_bytes),
                            .seed = seed,
                            .faults = faults,
                            .cluster = static_cast<uint32_t>(plan.splits)};
-  std::string wrong = row.run(launch, Kind::params(args, plan));
-  if (!wrong.empty()) return wrong;
-  for (size_t i = 0; i < workspace.size() && i < kTicketBytes / 8; ++i) {
-    if (workspace[i] != 0) return "a ticket is not zero again";
-  }
-  return c.compare();
+  return run_case(c, plan, [&](const SpmmCudaArgs& args) {
+    return row.simulate(launch, Kind::kParams(args, plan));
+  });
 }
 
 template <class Kind>
@@ -55,15 +45,14 @@ class GroupTest : public testing::TestWithParam<GroupRow<Kind>> {
   }
 
   SpmmT16Plan lay_out(Case& c, int64_t m, int64_t blocks, bool cluster = true) const {
-    return Kind::lay_out(c.t16(), m, GetParam().layout, blocks, cluster);
+    return Kind::kLayOut(c.t16(), m, GetParam().layout, blocks, cluster);
   }
 
   void expect_right(const Problem& p, int64_t blocks) const {
     Case c = case_of(p);
     const SpmmT16Plan plan = lay_out(c, p.m, blocks);
     EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
-        << "n " << p.n << ", k " << p.k << ", m " << p.m << ", seed " << p.seed << ", "
-        << plan.blocks_n << " blocks";
+        << label(p) << ", " << plan.blocks_n << " blocks";
   }
 
   // Shares that are whole output tiles, parts of one, and parts of several.
@@ -99,11 +88,7 @@ class GroupTest : public testing::TestWithParam<GroupRow<Kind>> {
 
   void two_runs_agree() const {
     Case c = case_of({.n = 140, .k = 320, .m = 9});
-    const SpmmT16Plan plan = lay_out(c, 9, 3);
-    ASSERT_EQ(run(GetParam(), c, plan, 1), "");
-    const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
-    ASSERT_EQ(run(GetParam(), c, plan, 2), "");
-    EXPECT_EQ(first, std::vector<uint16_t>(c.y().data(), c.y().data() + c.y().size()));
+    EXPECT_EQ(run_twice(GetParam(), c, lay_out(c, 9, 3)), "");
   }
 
   // Of two seeds, in how many a fault shows: all of `always`, some of `sometimes`. The case has 6
@@ -112,11 +97,7 @@ class GroupTest : public testing::TestWithParam<GroupRow<Kind>> {
                           const std::vector<sim::Faults>& sometimes) const {
     const SpmmT16Plan plan = lay_out(c, 6, 2);
     const auto noticed = [&](sim::Faults faults) {
-      int count = 0;
-      for (uint64_t seed = 1; seed <= 2; ++seed) {
-        count += run(GetParam(), c, plan, seed, faults).empty() ? 0 : 1;
-      }
-      return count;
+      return test::noticed(GetParam(), c, plan, faults, 2);
     };
     EXPECT_EQ(noticed({}), 0);
     for (size_t i = 0; i < always.size(); ++i) EXPECT_EQ(noticed(always[i]), 2) << "always " << i;
@@ -131,7 +112,7 @@ class GroupTest : public testing::TestWithParam<GroupRow<Kind>> {
     // Both blocks have half of a tile's panels, with a barrier each, and leave their sums in
     // memory.
     const SpmmT16Plan apart = lay_out(c, 6, 2, false);
-    const int32_t panels = Kind::params(c.args(), apart).panels;
+    const int32_t panels = Kind::kParams(c.args(), apart).panels;
     EXPECT_EQ(run(GetParam(), c, apart, 1), "");
     EXPECT_NE(run(GetParam(), c, apart, 1, {.fence = 0}), "") << "between the sums and the ticket";
     EXPECT_NE(run(GetParam(), c, apart, 1, {.barrier = panels / 2}), "") << "before the ticket";
@@ -151,11 +132,11 @@ template <class Kind>
 void expect_plan_fits(const T16View& w, int64_t m, const SpmmT16Plan& p) {
   EXPECT_LE(p.shared_bytes, kH100.shared_per_block);
   EXPECT_GE(p.tokens, m);
-  const typename Kind::Params q = Kind::params({.w = w, .m = m}, p);
+  const typename Kind::Params q = Kind::kParams({.w = w, .m = m}, p);
   EXPECT_GE(q.blocks, 1);
   EXPECT_LE(q.blocks, q.panels);
   EXPECT_GE(int64_t{q.token_tiles} * 8 * p.token_tiles, m);
-  EXPECT_TRUE(p.workspace_bytes == 0 || q.panels / q.col_panels <= kMaxTickets);
+  EXPECT_TRUE(p.workspace_bytes == 0 || q.panels / q.col_panels <= kWorkspaceTickets);
 }
 
 }  // namespace tamis::test

@@ -1,156 +1,27 @@
-// kv_quantize and kv_select on the simulator: records, labels and lists bit for bit those of the
-// CPU, scores within rounding of the double reference; guard pages round every array.
+// kv_estimate on the simulator: scores within rounding of the double reference, lists of those
+// scores; guard pages round every array.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
-#include <memory>
 #include <random>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/numeric.h"
+#include "cuda_sim/data.h"
 #include "format/matrix.h"
 #include "guarded.h"
-#include "ops/kv_quantize/kv_page.cuh"
 #include "ops/kv_select/choose.cuh"
 #include "ops/kv_select/estimate.cuh"
 #include "ops/kv_select/labels.cuh"
 #include "ops/kv_select/select.cuh"
-#include "ops/kv_select/share.cuh"
 #include "ops/kv_select/unite.cuh"
 
 namespace tamis::test {
 namespace {
-
-struct alignas(16) Chunk {
-  uint8_t bytes[16];
-};
-
-std::unique_ptr<Guarded<Chunk>> memory(int64_t bytes) {
-  return std::make_unique<Guarded<Chunk>>(static_cast<size_t>(ceil_div(bytes, 16)));
-}
-
-void put(DType dtype, void* to, int64_t i, float x) {
-  if (dtype == DType::f32) {
-    static_cast<float*>(to)[i] = x;
-  } else {
-    static_cast<uint16_t*>(to)[i] = dtype == DType::bf16 ? bf16_from_f32(x) : f16_from_f32(x);
-  }
-}
-
-// Numbers of all sizes, with runs of equal ones and what f16 cannot hold.
-float awkward(std::mt19937_64& random, int64_t i) {
-  const float x = std::normal_distribution<float>()(random);
-  switch (i / 97 % 7) {
-    case 0:
-      return 0.25f;
-    case 1:
-      return x * 1e-6f;
-    case 2:
-      return x * 3e4f;
-    case 3:
-      return i % 31 == 0 ? 1e30f : -x;
-    default:
-      return x;
-  }
-}
-
-TEST(KvQuantize, MakesTheRecordsOfTheCpu) {
-  uint64_t seed = 10;
-  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-    for (const KvPageLayout layout :
-         {KvPageLayout{128, 32, 4, 4, 32}, KvPageLayout{64, 32, 2, 8, 32},
-          KvPageLayout{48, 16, 8, 2, 16}, KvPageLayout{64, 64, 2, 4, 64}}) {
-      std::mt19937_64 random(++seed);
-      const int64_t heads = 2, pages = 2, d = layout.head_dim, stride = d + 3;
-      const int64_t count = heads * pages * layout.tokens * stride;
-      Guarded<float> keys(static_cast<size_t>(count)), values(static_cast<size_t>(count));
-      for (int64_t i = 0; i < count; ++i) {
-        put(dtype, keys.data(), i, awkward(random, i));
-        put(dtype, values.data(), i, awkward(random, i + 50));
-      }
-      auto got = memory(heads * pages * layout.bytes());
-      auto wanted = memory(heads * pages * layout.bytes());
-      std::memset(got->data(), 0xff, got->size() * 16);
-      std::memset(wanted->data(), 0xff, wanted->size() * 16);
-      KvQuantizeArgs args{.layout = layout,
-                          .dtype = dtype,
-                          .heads = heads,
-                          .pages = pages,
-                          .keys = keys.data(),
-                          .values = values.data(),
-                          .key_head_stride = pages * layout.tokens * stride,
-                          .key_token_stride = stride,
-                          .value_head_stride = pages * layout.tokens * stride,
-                          .value_token_stride = stride,
-                          .out = wanted->data(),
-                          .out_stride_bytes = pages * layout.bytes()};
-      ASSERT_TRUE(kv_quantize_reference(args).ok());
-      args.out = got->data();
-      const KvQuantizeParams params = kv_quantize_params(args);
-      ASSERT_EQ(sim::launch({.grid = {static_cast<uint32_t>(pages), static_cast<uint32_t>(heads)},
-                             .block = {kQuantizeThreads},
-                             .shared_bytes = static_cast<size_t>(quantize_shared(layout)),
-                             .seed = seed},
-                            [&] { kv_quantize_page(params); }),
-                "");
-      ASSERT_EQ(std::memcmp(got->data(), wanted->data(), got->size() * 16), 0)
-          << "d " << d << ", bits " << layout.key_bits << ", " << name_of(dtype);
-    }
-  }
-}
-
-TEST(KvAppendLabels, MakesTheRecordsOfTheCpu) {
-  uint64_t seed = 30;
-  for (const DType dtype : {DType::f32, DType::bf16}) {
-    for (const int32_t r : {8, 32}) {
-      std::mt19937_64 random(++seed);
-      const KvLabelLayout layout{.channels = r};
-      const int64_t heads = 3, d = 64, tokens = 300, records = ceil_div(tokens, kLabelTokens);
-      Guarded<float> keys(static_cast<size_t>(heads * tokens * d));
-      for (int64_t i = 0; i < heads * tokens * d; ++i)
-        put(dtype, keys.data(), i, awkward(random, i));
-      std::vector<int32_t> channels;
-      for (int64_t i = 0; i < heads * r; ++i) {
-        channels.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(d)));
-      }
-      auto got = memory(heads * records * layout.bytes());
-      auto wanted = memory(heads * records * layout.bytes());
-      std::memset(got->data(), 0xff, got->size() * 16);
-      // In three calls, the middle one of one token.
-      for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 21}, {21, 1}, {22, 278}}) {
-        KvAppendLabelsArgs args{.labels = layout,
-                                .keys_dtype = dtype,
-                                .batch = 1,
-                                .kv_heads = heads,
-                                .head_dim = d,
-                                .keys = reinterpret_cast<const uint8_t*>(keys.data()) +
-                                        first * d * (dtype == DType::f32 ? 4 : 2),
-                                .key_batch_stride = 0,
-                                .key_head_stride = tokens * d,
-                                .key_token_stride = d,
-                                .channels = channels.data(),
-                                .first = first,
-                                .count = count,
-                                .records = wanted->data(),
-                                .head_stride_bytes = records * layout.bytes()};
-        ASSERT_TRUE(kv_append_labels(args).ok());
-        args.records = got->data();
-        const LabelParams params = label_params(args);
-        ASSERT_EQ(sim::launch({.grid = {2, static_cast<uint32_t>(heads)},
-                               .block = {kEstimateThreads},
-                               .seed = seed},
-                              [&] { append_labels(params); }),
-                  "");
-      }
-      ASSERT_EQ(std::memcmp(got->data(), wanted->data(), got->size() * 16), 0) << r;
-    }
-  }
-}
 
 struct Estimate {
   KvSummary kind;
@@ -365,7 +236,7 @@ void expect_estimate(const Estimate& e, uint64_t seed) {
     const auto d = static_cast<size_t>(e.d);
     if (i / d % 2 == 0 && keys[i] > keys[i + d]) std::swap(keys[i], keys[i + d]);
   }
-  std::unique_ptr<Guarded<Chunk>> data;
+  Chunks data;
   KvUnits units{.kind = e.kind, .dtype = e.dtype, .units = e.units};
   if (e.kind == KvSummary::labels) {
     const int64_t bytes = ceil_div(e.units, kLabelTokens) * labels.bytes();
@@ -464,119 +335,6 @@ TEST(KvEstimate, ScoresEverySummary) {
     expect_estimate(  // more equal ones than a block keeps
         {KvSummary::labels, DType::bf16, DType::bf16, reduce, 2, 4500, 64, false, 2}, ++seed);
   }
-}
-
-struct Choice {
-  int64_t units, k, sink = 0, recent = 0, page = 1;
-  bool begin = false, budget = false;
-  int levels = 0;  // that many different scores; 0: all differ
-  int64_t heads = 3;
-  bool chunks = false;  // as more units than registers hold
-  double top_p = 0;
-};
-
-void expect_choice(const Choice& c, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  const int64_t heads = c.heads;
-  Guarded<float> scores(static_cast<size_t>(heads * c.units));
-  for (float& s : scores.span()) {
-    s = std::normal_distribution<float>()(random);
-    if (c.levels > 0) s = static_cast<float>(static_cast<int>(random() % c.levels) - c.levels / 2);
-    if (c.levels > 0 && s == 0 && random() % 2) s = -0.0f;
-    if (random() % 50 == 0) s = std::nanf("");
-    if (random() % 50 == 0) s = -std::numeric_limits<float>::infinity();
-  }
-  std::vector<int32_t> begin, budget;
-  for (int64_t h = 0; h < heads; ++h) {
-    begin.push_back(static_cast<int32_t>(h * c.units / 4));
-    budget.push_back(static_cast<int32_t>(h == 0 ? 0 : c.k / h));
-  }
-  if (c.top_p > 0 && seed % 2 == 0) {  // as attention is: over many exponents
-    for (float& s : scores.span()) s = std::exp(4 * s);
-  }
-  const int64_t most = c.top_p > 0 ? c.units : std::max(c.k, c.sink + c.recent);
-  const int64_t width = std::min(c.units, most) * c.page;
-  Guarded<int32_t> got(static_cast<size_t>(heads * width)),
-      wanted(static_cast<size_t>(heads * width));
-  std::fill(got.span().begin(), got.span().end(), -1);
-  std::fill(wanted.span().begin(), wanted.span().end(), -1);
-  int32_t counts[2][3] = {};
-  KvSelectArgs args{.heads = heads,
-                    .units = c.units,
-                    .scores = scores.data(),
-                    .budget = c.budget ? budget.data() : nullptr,
-                    .k = c.k,
-                    .top_p = c.top_p,
-                    .sink = c.sink,
-                    .recent = c.recent,
-                    .page = c.page,
-                    .begin = c.begin ? begin.data() : nullptr,
-                    .index = wanted.data(),
-                    .index_stride = width,
-                    .count = counts[0]};
-  ASSERT_TRUE((c.top_p > 0 ? kv_select(args) : kv_select_reference(args)).ok());
-  args.index = got.data();
-  args.count = counts[1];
-  ASSERT_TRUE(check_select_cuda(args).ok());
-  const SelectParams params{args};
-  ASSERT_EQ(sim::launch({.grid = {static_cast<uint32_t>(heads)},
-                         .block = {kSelectThreads},
-                         .shared_bytes = c.top_p > 0 ? kShareShared : kSelectShared,
-                         .seed = seed},
-                        [&] {
-                          if (c.top_p > 0) {
-                            c.chunks ? select_share<false>(share_params(args))
-                                     : select_share<true>(share_params(args));
-                            return;
-                          }
-                          c.units <= kSelectAtOnce && !c.chunks ? select_units<true>(params)
-                                                                : select_units<false>(params);
-                        }),
-            "");
-  const std::string what = "units " + std::to_string(c.units) + ", k " + std::to_string(c.k) +
-                           ", levels " + std::to_string(c.levels) + ", seed " +
-                           std::to_string(seed);
-  for (int64_t h = 0; h < heads; ++h) {
-    ASSERT_EQ(counts[1][h], counts[0][h]) << what;
-    for (int64_t i = 0; i < counts[0][h]; ++i) {
-      ASSERT_EQ(got[h * width + i], wanted[h * width + i]) << what << ", head " << h << ", " << i;
-    }
-  }
-}
-
-TEST(KvSelect, ChoosesAsTheCpuDoes) {
-  uint64_t seed = 70;
-  for (const int levels : {0, 1, 2, 9}) {
-    expect_choice({.units = 3000, .k = 170, .levels = levels}, ++seed);
-    expect_choice({.units = 5000, .k = 4700, .levels = levels}, ++seed);
-    expect_choice({.units = 3000, .k = 170, .levels = levels, .chunks = true}, ++seed);
-    expect_choice({.units = 1, .k = 1, .levels = levels}, ++seed);
-    expect_choice({.units = 40, .k = 0, .levels = levels}, ++seed);
-    expect_choice({.units = 40, .k = 90, .levels = levels}, ++seed);
-    expect_choice(
-        {.units = 700, .k = 130, .sink = 4, .recent = 50, .begin = true, .levels = levels}, ++seed);
-    expect_choice({.units = 200, .k = 12, .recent = 30, .levels = levels}, ++seed);
-    expect_choice(
-        {.units = 300, .k = 60, .page = 16, .begin = true, .budget = true, .levels = levels},
-        ++seed);
-  }
-  expect_choice({.units = kSelectAtOnce + 777, .k = 1500, .heads = 1}, ++seed);
-}
-
-TEST(KvSelect, TakesTheShareThatTheCpuDoes) {
-  uint64_t seed = 170;
-  for (const int levels : {0, 1, 9}) {
-    for (const double p : {1e-3, 0.3, 0.975, 1.0}) {
-      expect_choice({.units = 3000, .levels = levels, .top_p = p}, ++seed);
-      expect_choice({.units = 2500, .levels = levels, .chunks = true, .top_p = p}, ++seed);
-      expect_choice({.units = 1, .levels = levels, .top_p = p}, ++seed);
-      expect_choice(
-          {.units = 700, .sink = 4, .recent = 50, .begin = true, .levels = levels, .top_p = p},
-          ++seed);
-      expect_choice({.units = 200, .recent = 30, .page = 16, .levels = levels, .top_p = p}, ++seed);
-    }
-  }
-  expect_choice({.units = 33000, .heads = 1, .chunks = true, .top_p = 0.9}, ++seed);
 }
 
 }  // namespace
