@@ -94,7 +94,7 @@ TAMIS_DEVICE void append_labels(const LabelParams& p) {
   uint8_t* record = static_cast<uint8_t*>(a.records) + batch * a.batch_stride_bytes +
                     g * a.head_stride_bytes + token / kLabelTokens * p.record_bytes;
   const int64_t slot = token % kLabelTokens;
-  const auto bit = static_cast<uint32_t>(code_bit(static_cast<int>(lane)));
+  const uint32_t bit = lane % 4 * 8 + lane / 4 * 4;  // code_bit
 #pragma unroll
   for (int w = 0; w < kWords; ++w) {
     if (w >= words) break;
