@@ -25,8 +25,8 @@ TAMIS_DEVICE void clear_choose_counts() {
 
 // The digit of the k-th largest over the cluster's counts of kSteps, from the largest down; a
 // thread looks at two neighbours in every block, together in a word, as a block has at most 16384
-// units: bytes from other blocks are what it waits for. kTells: in kChooseBeforeAt, what the blocks
-// before each have in that digit.
+// units: bytes from other blocks are what it waits for. kTells: in kChooseToldAt, what the blocks
+// before each have in that digit; not where a block that is further may have said what it takes.
 template <uint32_t kSteps, bool kTells = false>
 TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
   static_assert(kChooseUnits < 65536, "counts of 16 bits");
@@ -76,7 +76,7 @@ TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
       uint32_t blocks_before = 0;
 #pragma unroll
       for (uint32_t block = 0; block < kChooseBlocks; ++block) {
-        dev::store_shared<uint32_t>(kChooseBeforeAt + 4 * block, blocks_before);
+        dev::store_shared<uint32_t>(kChooseToldAt + 4 * block, blocks_before);
         blocks_before += one ? theirs[block] >> 16 : theirs[block] & 0xffffu;
       }
     }

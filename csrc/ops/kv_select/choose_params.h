@@ -37,14 +37,13 @@ inline constexpr int32_t kChooseSumsAt = kChooseStateAt + 16;
 inline constexpr int32_t kChooseStatsAt = kChooseSumsAt + 32;  // largest, sum, smallest of a row
 inline constexpr int32_t kChooseShiftsAt = kChooseStatsAt + 16 * kChooseRows;
 // What each block says, twice as many numbers as blocks: how many it takes beside candidates, and
-// candidates; where scores are whole, the former alone.
+// candidates; where scores are whole, candidates of blocks before, then what each takes beside
+// them.
 inline constexpr int32_t kChooseToldAt = kChooseShiftsAt + 16 * kChooseRows;
-// Units that the blocks before each have in the step of the k-th. Not where blocks say anything:
-// others may be that far already.
-inline constexpr int32_t kChooseBeforeAt = kChooseToldAt + 8 * kChooseBlocks;
+inline constexpr int32_t kChooseBesideAt = kChooseToldAt + 4 * kChooseBlocks;
 // Between which exact scores candidates lie, and what makes scores of 16 bits of those. Barriers:
 // all blocks have told; all candidates are there; all is settled, by whoever settles it.
-inline constexpr int32_t kChooseEdgesAt = kChooseBeforeAt + 4 * kChooseBlocks;
+inline constexpr int32_t kChooseEdgesAt = kChooseToldAt + 8 * kChooseBlocks;
 inline constexpr int32_t kChooseTellingAt = kChooseEdgesAt + 16;
 inline constexpr int32_t kChooseSendingAt = kChooseTellingAt + 8;
 inline constexpr int32_t kChooseSettledAt = kChooseSendingAt + 8;

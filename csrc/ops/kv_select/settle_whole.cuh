@@ -20,7 +20,7 @@ struct Candidates {
 
   TAMIS_DEVICE Candidates(const ChooseParams& p, uint32_t here, uint32_t wanted_of)
       : all(here), wanted(wanted_of) {
-    const uint32_t block = dev::block_index_x(), from = kChooseBeforeAt + 4 * block;
+    const uint32_t block = dev::block_index_x(), from = kChooseToldAt + 4 * block;
     first = dev::load_shared<uint32_t>(from);
     const bool last = static_cast<int32_t>(block) + 1 == p.estimate.blocks;
     own = (last ? all : dev::load_shared<uint32_t>(from + 4)) - first;
@@ -104,7 +104,8 @@ TAMIS_DEVICE bool settle_whole(const ChooseParams& p, const EstimatePlace& at,
     }
     dev::sync_block();
     if (at.thread < blocks) {
-      dev::store_cluster(at.thread, kChooseToldAt + 4 * block, dev::load_shared<uint32_t>(kSureAt));
+      dev::store_cluster(at.thread, kChooseBesideAt + 4 * block,
+                         dev::load_shared<uint32_t>(kSureAt));
     }
     dev::sync_warp();
     dev::sync_cluster();  // the last one: nobody reaches for another block after it
@@ -123,7 +124,7 @@ TAMIS_DEVICE bool settle_whole(const ChooseParams& p, const EstimatePlace& at,
     dev::sync_block();
     *before = dev::load_shared<int32_t>(kEarlierAt);
     for (uint32_t i = 0; i < block; ++i) {
-      *before += dev::load_shared<int32_t>(kChooseToldAt + 4 * i);
+      *before += dev::load_shared<int32_t>(kChooseBesideAt + 4 * i);
     }
   } else {
     bits = has ? reader.with_forced(at, task, word, bits) : 0;
