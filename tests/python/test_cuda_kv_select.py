@@ -122,7 +122,7 @@ def test_attention_that_tokens_draw(dtype: torch.dtype, n: int, s: int, d: int) 
 
 
 @needs_device
-@pytest.mark.parametrize(("tokens", "b"), [(1, B), (600, B), (5000, B), (32768, B), (40000, B),
+@pytest.mark.parametrize(("tokens", "b"), [(1, B), (600, B), (5000, B), (32768, B), (40000, B), (131072, 1), (131073, 1),
                                            (32768, MANY)])  # fmt: skip
 @pytest.mark.parametrize("heads", [G, 4 * G, 8 * G])
 def test_chosen_are_the_best(tokens: int, b: int, heads: int) -> None:
@@ -154,7 +154,8 @@ def test_chosen_are_the_best(tokens: int, b: int, heads: int) -> None:
 @needs_device
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("heads", [G, 3 * G, 8 * G])  # of 8 rows a KV head none chooses and reads
-@pytest.mark.parametrize(("tokens", "b"), [(20, B), (600, B), (5000, B), (32768, B), (32768, MANY)])
+@pytest.mark.parametrize(("tokens", "b"), [(20, B), (600, B), (5000, B), (32768, B), (70000, B), (131072, 1), (131073, 1),
+                                           (32768, MANY)])  # fmt: skip
 def test_choosing_and_attention_in_one_launch(
     tokens: int, b: int, heads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +180,8 @@ def test_choosing_and_attention_in_one_launch(
         choice = chosen.Choice(labels, k, sink, recent, first)
         one = [DenseSegment(keys, values, Lists(begin=first, choice=choice))]
         got, again = (sparse_attention(q, one) for _ in range(2))
-        assert done[-2:] == [heads < 8 * G] * 2
+        assert done[-2:] == [heads < 8 * G and tokens <= 131072] * 2
+        assert chosen.at_once(q, keys, 32) == done[-1]
         index, count = choice.lists(q)
         two = [DenseSegment(keys, values, Lists(index=index, count=count, begin=first))]
         want = sparse_attention(q, two)

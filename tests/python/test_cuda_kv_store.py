@@ -216,11 +216,11 @@ def test_choosing_must_leave_out_what_is_measured_of_this_device(method, monkeyp
     store = kv.KvStore(recipe_of(method), budget=128, layer=2, limits=Limits(0, 0, 1 << 40))
     store.append(k, v)
     left_out = 512 * 2 * 2 * 64 * 2
-    monkeypatch.setattr(cuda_cost, "choose_bytes", lambda _: left_out + 1)
+    monkeypatch.setattr(cuda_cost, "choose_bytes", lambda _, at_once: left_out + 1)
     whole = store.attend(q)
     assert store.read.endswith("measured faster on CUDA")
     want = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
     assert torch.equal(whole, want)
-    monkeypatch.setattr(cuda_cost, "choose_bytes", lambda _: left_out)
+    monkeypatch.setattr(cuda_cost, "choose_bytes", lambda _, at_once: left_out)
     store.attend(q)
     assert store.read == "chosen tokens"

@@ -24,12 +24,12 @@ TAMIS_DEVICE void clear_choose_counts() {
 }
 
 // The digit of the k-th largest over the cluster's counts of kSteps, from the largest down; a
-// thread looks at two neighbours in every block, together in a word, as a cluster has at most 32768
-// units: bytes from other blocks are what it waits for. kBefore: in kChooseToldAt, what the blocks
-// before each have in that digit; else others, which may be further, already tell something there.
-template <uint32_t kSteps, bool kBefore>
+// thread looks at two neighbours in every block, together in a word, as a block has at most 16384
+// units: bytes from other blocks are what it waits for. kTells: in kChooseToldAt, what the blocks
+// before each have in that digit; not where a block that is further may have said what it takes.
+template <uint32_t kSteps, bool kTells = false>
 TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
-  static_assert(kChooseMost < 65536, "counts of 16 bits");
+  static_assert(kChooseUnits < 65536, "counts of 16 bits");
   constexpr uint32_t kPairs = kSteps / 2;
   static_assert(kPairs <= kChooseThreads && kPairs % 32 == 0, "a thread a pair");
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
@@ -42,7 +42,7 @@ TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
   }
   dev::sync_block();
   dev::sync_cluster_unordered();
-  uint32_t both = 0, theirs[kChooseBlocks] = {};
+  uint32_t theirs[kChooseBlocks] = {};
   if (counts) {
 #pragma unroll
     for (uint32_t block = 0; block < kChooseBlocks; ++block) {
@@ -51,9 +51,12 @@ TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
       }
     }
   }
+  uint32_t first = 0, second = 0;  // the larger digit first
 #pragma unroll
-  for (uint32_t block = 0; block < kChooseBlocks; ++block) both += theirs[block];
-  const uint32_t first = both >> 16, second = both & 0xffffu;  // the larger digit first
+  for (uint32_t block = 0; block < kChooseBlocks; ++block) {
+    first += theirs[block] >> 16;
+    second += theirs[block] & 0xffffu;
+  }
   uint32_t through = first + second;
   for (int distance = 1; distance < 32; distance *= 2) {
     through = dev::prefix_step(through, distance);
@@ -69,11 +72,13 @@ TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
     dev::store_shared<uint32_t>(kChooseStateAt, 2 * pair + (one ? 1 : 0));
     dev::store_shared<uint32_t>(kChooseStateAt + 4, wanted - above - (one ? 0 : first));
     dev::store_shared<uint32_t>(kChooseStateAt + 8, one ? first : second);
-    uint32_t blocks_before = 0;
+    if constexpr (kTells) {
+      uint32_t blocks_before = 0;
 #pragma unroll
-    for (uint32_t block = 0; kBefore && block < kChooseBlocks; ++block) {
-      dev::store_shared<uint32_t>(kChooseToldAt + 4 * block, blocks_before);
-      blocks_before += one ? theirs[block] >> 16 : theirs[block] & 0xffffu;
+      for (uint32_t block = 0; block < kChooseBlocks; ++block) {
+        dev::store_shared<uint32_t>(kChooseToldAt + 4 * block, blocks_before);
+        blocks_before += one ? theirs[block] >> 16 : theirs[block] & 0xffffu;
+      }
     }
   }
   dev::sync_block();
@@ -233,7 +238,7 @@ TAMIS_DEVICE void radix_cluster_threshold(const ChooseParams& p, const ChooseHel
         dev::count_shared(kChooseCountsAt + 4 * (bits >> shift & ((1u << size) - 1)));
       }
     });
-    const Digit found = find_cluster_digit<kChooseSteps, false>(p, k);
+    const Digit found = find_cluster_digit<kChooseSteps>(p, k);
     prefix |= found.digit << shift;
     k = static_cast<int32_t>(found.wanted);
     if (shift == 0) break;

@@ -11,7 +11,7 @@ namespace tamis {
 // relative to each lane's largest.
 struct LaneStats {
   static constexpr float kLog2E = 1.4426950408889634f;
-  static constexpr float kRoom = 100;  // 2^100 times 32768 is below the largest f32
+  static constexpr float kRoom = 100;  // 2^100 times kChooseMost is below the largest f32
   static constexpr uint32_t kNever = 0xfc00fc00u, kAbove = 0x7c007c00u;  // -inf, inf
   uint32_t most = kNever, least = kAbove;
   float shift[2] = {0, 0}, sum[2] = {0, 0};

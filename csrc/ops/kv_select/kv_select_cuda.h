@@ -25,7 +25,7 @@ Status kv_estimate_cuda(const KvEstimateArgs& args, void* workspace, int64_t wor
                         const CudaDevice& device, void* stream);
 
 // Both in one call; select.scores is not read, its heads and units are the estimate's. By head in
-// one launch, for at most 32768 labels of 32 channels and 4 rows a KV head on sm_90, records at
+// one launch, for at most 131072 labels of 32 channels and 4 rows a KV head on sm_90, records at
 // multiples of 16 bytes: scores reach memory only where estimate.out is not null. (Rows and bounds,
 // a warp a unit, take longer in the few blocks of a cluster.) By row in two: the scores of every
 // row, and the union of what each chooses.

@@ -28,9 +28,10 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kThreads, kThreads < kSelectThreads ? 3 : 
     kv_select_rows(const UniteParams p) {
   select_rows<kOne, kThreads>(p);
 }
+template <int kWords>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(kEstimateThreads, 4)
     kv_append_labels_kernel(const LabelParams p) {
-  append_labels(p);
+  append_labels<kWords>(p);
 }
 
 dim3 grid(int64_t blocks, int64_t heads) {
@@ -122,14 +123,15 @@ Status kv_append_labels_cuda(const KvAppendLabelsArgs& a, const CudaDevice& devi
   TAMIS_RETURN_IF_ERROR(check_append_labels_cuda(a));
   const int64_t heads = a.batch * a.kv_heads;
   if (heads * a.count == 0) return {};
-  const int64_t tokens = a.first % kLabelTokens + a.count;
   return launch("kv_append_labels",
-                {.grid = grid(ceil_div(tokens + kLabelTokens - 1, kEstimateThreads), heads),
+                {.grid = grid(label_blocks(a), heads),
                  .threads = kEstimateThreads,
                  .shared_bytes = 0,
                  .early = device.capability >= 90,
                  .stream = stream},
-                &kv_append_labels_kernel, label_params(a));
+                a.labels.channels <= 32 ? &kv_append_labels_kernel<4>
+                                        : &kv_append_labels_kernel<kLabelMaxChannels / 8>,
+                label_params(a));
 }
 
 }  // namespace tamis

@@ -96,6 +96,7 @@ class KvStore(KvMemory):
         )
         self.limits = limits
         self.way: reading.Way | None = None  # of the latest step
+        self.choose_bytes = 0  # that it would have had to leave out to choose
         self.awaits = False  # whether keys that a model handed in still have to reach attention
 
     def fresh(self) -> KvStore:

@@ -58,7 +58,7 @@ class Asked:
 def attend(store: KvStore, asked: Asked) -> Tensor:
     """Attention [b, h, n, d] over what the step reads."""
     plain = asked.pad is None and not asked.softcap and asked.q.shape[2] == 1
-    if not plain or not _short(store):
+    if not plain or not _short(store, asked.q):
         if store.tier is not None:
             return attend_lse(store, asked)[0]
         segments, _ = _segments(store, asked)
@@ -91,7 +91,7 @@ def explain(store: KvStore) -> str:
     if store.limits is None:
         return store.way.value
     below = store.limits.sdpa_below(store.rows["keys"].buffer.element_size())
-    return store.way.value.format(below=below, choose_bytes=_choose_bytes(store, store.limits))
+    return store.way.value.format(below=below, choose_bytes=store.choose_bytes)
 
 
 def fetch_ahead(store: KvStore, q: Tensor) -> None:
@@ -112,31 +112,34 @@ def _limits(store: KvStore) -> Limits | None:
     return store.limits if store.tier is None else None
 
 
-def _choose_bytes(store: KvStore, limits: Limits) -> int:
+def _choose_bytes(store: KvStore, selection: Selection, limits: Limits, q: Tensor) -> int:
     """Bytes that choosing must leave out, on the processor or the CUDA device that holds the store."""
-    keys = store.rows["keys"].buffer
-    return cuda_cost.choose_bytes(keys.get_device()) if keys.is_cuda else limits.choose_bytes
+    keys = store.rows["keys"].view
+    if not keys.is_cuda:
+        return limits.choose_bytes
+    return cuda_cost.choose_bytes(keys.get_device(), at_once=selection.at_once(q, keys))
 
 
-def _short(store: KvStore) -> bool:
+def _short(store: KvStore, q: Tensor) -> bool:
     """Whether SDPA reads all that is held faster on the processor."""
     limits, keys = _limits(store), store.rows["keys"]
     if limits is None or keys.buffer.is_cuda:
         return False
     if keys.count >= limits.sdpa_below(keys.buffer.element_size()):
         return False
-    chooses = store.selection is not None and _pays(store, store.selection)
+    chooses = store.selection is not None and _pays(store, store.selection, q)
     return keys.count == store.tokens and not chooses
 
 
-def _pays(store: KvStore, selection: Selection) -> bool:
+def _pays(store: KvStore, selection: Selection, q: Tensor) -> bool:
     """Whether choosing tokens leaves out enough to be worth its own time."""
     limits, keys = _limits(store), store.rows["keys"].buffer
     if limits is None:
         return True
     b, g, _, d = keys.shape
     size = 2 * b * g * d * keys.element_size()
-    return selection.left_out(store.tokens) * size >= _choose_bytes(store, limits)
+    store.choose_bytes = _choose_bytes(store, selection, limits, q)
+    return selection.left_out(store.tokens) * size >= store.choose_bytes
 
 
 def _segments(store: KvStore, asked: Asked) -> tuple[list[Segment], Tensor | None]:
@@ -155,7 +158,7 @@ def _chosen(store: KvStore, q: Tensor, first: Tensor | None) -> list[Segment] | 
     store.way = Way.ALL
     if store.selection is None or q.shape[2] != 1:
         return None
-    if not _pays(store, store.selection):
+    if not _pays(store, store.selection, q):
         store.selection.pass_over()
         store.way = Way.TOO_FEW
         return None

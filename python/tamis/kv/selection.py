@@ -13,7 +13,7 @@ from tamis.kv.rows import Rows, indices
 from tamis.kv.window import Window
 from tamis.ops import kv_select as op
 from tamis.ops.attention import ALL, DenseSegment, Lists, Segment
-from tamis.ops.chosen import Choice
+from tamis.ops.chosen import Choice, at_once
 from tamis.ops.kv_summary import page_bounds
 from tamis.policy.kv_estimate import heavy_channels
 from tamis.policy.kv_recipe import Labels, Pages, Select, WindowSum
@@ -125,6 +125,13 @@ class Selection:
     def left_out(self, tokens: int) -> int:
         """Of so many tokens those that a step does not read."""
         return max(0, tokens - self._budget(tokens))
+
+    def at_once(self, q: Tensor, keys: Tensor) -> bool:
+        """Whether the launch that reads chosen tokens chooses them, for q [b, h, 1, d]."""
+        by = self.how.by
+        return isinstance(by, Labels) and at_once(
+            q, keys, op.label_channels(keys.shape[3] // by.divisor)
+        )
 
     def pass_over(self) -> None:
         """A step read everything."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tamis import _C
@@ -36,6 +37,25 @@ class Choice:
         )
 
 
+def at_once(q: Tensor, keys: Tensor, channels: int) -> bool:
+    """Whether one launch chooses and attends on compute capability 9.0: what ``attend`` takes.
+
+    Args:
+        q: [b, h, 1, d].
+        keys: [b, g, s, d].
+        channels: Of a label.
+    """
+    g, s, d = keys.shape[1:]
+    return (
+        keys.dtype == q.dtype
+        and keys.dtype in (torch.bfloat16, torch.float16)
+        and (d, q.shape[2]) == (128, 1)
+        and q.shape[1] <= 4 * g
+        and s <= 131072
+        and channels <= 32
+    )
+
+
 def attend(
     what: tuple[int, tuple[int, int, int, int]],
     rows: Tensor,
@@ -47,7 +67,7 @@ def attend(
 ) -> bool:
     """Chooses and attends on a CUDA device; False, and nothing done, where no kernel takes all.
 
-    On compute capability 9.0 up to 32768 tokens by labels of 32 channels, up to 4 rows a KV head, d =
+    On compute capability 9.0 up to 131072 tokens by labels of 32 channels, up to 4 rows a KV head, d =
     128, 16-bit keys and values of q's dtype. The blocks of a head read what they chose as soon as they
     know it, where two launches wait for the last of all heads.
 

@@ -249,7 +249,7 @@ def kv_choose(
     """Tokens of the best units by their summaries: ``kv_select`` of ``kv_estimate`` in one call.
 
     By softmax weight, pages by their bounds. On the CPU scores stay in its caches. On a GPU of compute
-    capability 9.0 one launch chooses tokens by labels, up to 32768 of them, 32 channels and 4 query
+    capability 9.0 one launch chooses tokens by labels, up to 131072 of them, 32 channels and 4 query
     rows a KV head. Two launches or more elsewhere. A GPU adds up rows in another order, so that units
     whose scores differ in the last bits alone may change places.
 

@@ -24,6 +24,7 @@ struct Case {
   int64_t units, k, rows = 4, sink = 0, recent = 0;
   DType dtype = DType::bf16;
   int32_t sms = 132;  // fewer: fewer blocks a cluster
+  int64_t batch = 2, kv_heads = 2;
   bool begin = false, budget = false;
   int levels = 0;  // that many different keys; 0: all differ
   float softcap = 0, amplitude = 1;
@@ -48,7 +49,8 @@ std::string run(const sim::Launch& launch, DType dtype, const ChosenParams& p) {
 void expect_attended(const Case& c, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
-  const int64_t batch = 2, kv_heads = 2, heads = batch * kv_heads, stride = kD + 8;
+  const int64_t batch = c.batch, kv_heads = c.kv_heads, heads = batch * kv_heads;
+  const int64_t stride = kD + 8;
   const int64_t length = heads * c.units * stride;
   Guarded<Chunk> keys(static_cast<size_t>(length / 8)), values(static_cast<size_t>(length / 8));
   auto* k = reinterpret_cast<uint16_t*>(keys.data());
@@ -250,6 +252,12 @@ TEST(ChosenAttention, BeginsAnewWhereScoresAreEqual) {
     }
     expect_attended({.units = 4500, .k = 3000, .sms = 4, .levels = 2, .whole = whole}, ++seed);
   }
+}
+
+// More than 65535 units of a head may lie in one step, or have the same digit.
+TEST(ChosenAttention, TakesAsManyAsAClusterHolds) {
+  expect_attended({.units = 66000, .k = 400, .batch = 1, .kv_heads = 1}, 957);
+  expect_attended({.units = 70000, .k = 66500, .batch = 1, .kv_heads = 1, .levels = 1}, 958);
 }
 
 TEST(ChosenAttention, SeededBugsAreNoticed) {

@@ -79,10 +79,10 @@ TEST(KvQuantize, MakesTheRecordsOfTheCpu) {
 TEST(KvAppendLabels, MakesTheRecordsOfTheCpu) {
   uint64_t seed = 30;
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    for (const int32_t r : {8, 32}) {
+    for (const int32_t r : {8, 32, 72, 128}) {
       std::mt19937_64 random(++seed);
       const KvLabelLayout layout{.channels = r};
-      const int64_t heads = 3, d = 64, tokens = 300, records = ceil_div(tokens, kLabelTokens);
+      const int64_t heads = 3, d = 128, tokens = 300, records = ceil_div(tokens, kLabelTokens);
       Guarded<float> keys(static_cast<size_t>(heads * tokens * d));
       for (int64_t i = 0; i < heads * tokens * d; ++i)
         put(dtype, keys.data(), i, awkward(random, i));
@@ -113,11 +113,13 @@ TEST(KvAppendLabels, MakesTheRecordsOfTheCpu) {
         ASSERT_TRUE(kv_append_labels(args).ok());
         args.records = got->data();
         const LabelParams params = label_params(args);
-        ASSERT_EQ(sim::launch({.grid = {2, static_cast<uint32_t>(heads)},
-                               .block = {kEstimateThreads},
-                               .seed = seed},
-                              [&] { append_labels(params); }),
-                  "");
+        ASSERT_EQ(
+            sim::launch(
+                {.grid = {static_cast<uint32_t>(label_blocks(args)), static_cast<uint32_t>(heads)},
+                 .block = {kEstimateThreads},
+                 .seed = seed},
+                [&] { r <= 32 ? append_labels<4>(params) : append_labels<16>(params); }),
+            "");
       }
       ASSERT_EQ(std::memcmp(got->data(), wanted->data(), got->size() * 16), 0) << r;
     }
