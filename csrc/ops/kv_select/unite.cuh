@@ -3,6 +3,7 @@
 // Bits are of units from the first one that is not forced, which is the same for all rows.
 #pragma once
 
+#include "base/cuda/ticket.h"
 #include "ops/kv_select/select.cuh"
 #include "ops/kv_select/unite_params.h"
 
@@ -25,20 +26,6 @@ TAMIS_DEVICE void put_tokens(const KvSelectArgs& a, int64_t head, int32_t place,
   for (int32_t i = 0; i < page; ++i) to[i] = first + i;
 }
 
-// Whether this block of the head's is the last to come; what the others wrote is seen.
-TAMIS_DEVICE bool comes_last(uint32_t* ticket, int32_t blocks) {
-  dev::sync_block();
-  if (dev::thread_index() == 0) {
-    dev::fence_device();  // for what all threads of the block wrote before the barrier
-    const bool last = dev::atomic_add(ticket, 1) + 1 == static_cast<uint32_t>(blocks);
-    if (last) *ticket = 0;
-    dev::fence_device();
-    dev::store_shared<uint32_t>(kStateAt, last);
-  }
-  dev::sync_block();
-  return dev::load_shared<uint32_t>(kStateAt) != 0;
-}
-
 // Grid [rows, heads] of kThreads. kOne: for at most kSelectHeld units a thread, as select_units.
 template <bool kOne, int kThreads>
 TAMIS_DEVICE void select_rows(const UniteParams& p) {
@@ -58,7 +45,7 @@ TAMIS_DEVICE void select_rows(const UniteParams& p) {
           });
     }
   }
-  if (!comes_last(p.tickets + head, p.rows)) return;
+  if (!arrives_last(p.tickets + head, static_cast<uint32_t>(p.rows), kStateAt)) return;
   const SelectTask task(a, head);
   const uint32_t thread = dev::thread_index(), warp = thread / 32, lane = thread % 32;
   const uint32_t* theirs = p.taken + head * p.rows * p.words;

@@ -2,6 +2,7 @@
 // see attend.cuh.
 #pragma once
 
+#include "base/cuda/ticket.h"
 #include "ops/sparse_attention/attend_sums.cuh"
 
 namespace tamis {
@@ -340,17 +341,10 @@ TAMIS_DEVICE void finish(const AttentionCudaParams& p, const AttentionPlace& at,
     }
   }
   if (cluster || p.all_splits == 1 || !p.last) return;  // the last: a later launch adds up
-  dev::sync_block();
-  if (thread == 0) {
-    uint32_t* ticket = p.tickets + dev::block_index_y();
-    // For what all threads of the block wrote before the barrier.
-    const bool last = dev::atomic_add_ordered(ticket, 1) + 1 == static_cast<uint32_t>(p.splits);
-    if (last) *ticket = 0;
-    dev::store_shared<uint32_t>(kAttentionFlagAt, last);
+  if (arrives_last(p.tickets + dev::block_index_y(), static_cast<uint32_t>(p.splits),
+                   kAttentionFlagAt)) {
+    merge_parts<Config>(p, at, parts);
   }
-  dev::sync_block();
-  if (dev::load_shared<uint32_t>(kAttentionFlagAt) == 0) return;
-  merge_parts<Config>(p, at, parts);
 }
 
 }  // namespace tamis

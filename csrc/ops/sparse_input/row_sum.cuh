@@ -10,6 +10,7 @@
 
 #include "base/cuda/dev.h"
 #include "base/cuda/halves.h"
+#include "base/cuda/ticket.h"
 #include "base/dtype.h"
 #include "ops/sparse_input/row_sum_params.h"
 
@@ -152,17 +153,7 @@ TAMIS_DEVICE void finish_row_sums(const RowSumParams& p, const RowSums& sums) {
     }
   }
   if (splits == 1) return;
-  dev::fence_device();
-  dev::sync_block();
-  if (thread == 0) {
-    uint32_t* ticket = p.tickets + tile;
-    const bool last = dev::atomic_add(ticket, 1) + 1 == splits;
-    if (last) *ticket = 0;
-    dev::fence_device();
-    dev::store_shared<uint32_t>(kFlagAt, last);
-  }
-  dev::sync_block();
-  if (dev::load_shared<uint32_t>(kFlagAt) == 0) return;
+  if (!arrives_last(p.tickets + tile, splits, kFlagAt)) return;
   for (uint32_t i = thread; i < m * kRowSumColumns; i += kRowSumThreads) {
     float sum = 0;
 #pragma unroll 8

@@ -16,6 +16,7 @@
 
 #include "base/cuda/dev.h"
 #include "base/cuda/halves.h"
+#include "base/cuda/ticket.h"
 #include "ops/spmm/gap_params.h"
 
 namespace tamis {
@@ -197,17 +198,7 @@ TAMIS_DEVICE bool reduce_gap_blocks(const SpmmGapParams& p, int32_t slice, uint3
   if (warp < Config::kTokens) {
     dev::store_volatile(sums(static_cast<int32_t>(dev::block_index_y())), *sum);
   }
-  dev::fence_device();
-  dev::sync_block();
-  if (thread == 0) {
-    uint32_t* ticket = p.tickets + slice;
-    const bool last = dev::atomic_add(ticket, 1) + 1 == static_cast<uint32_t>(p.splits);
-    if (last) *ticket = 0;
-    dev::fence_device();
-    dev::store_shared<uint32_t>(kGapFlagAt, last);
-  }
-  dev::sync_block();
-  if (dev::load_shared<uint32_t>(kGapFlagAt) == 0) return false;
+  if (!arrives_last(p.tickets + slice, static_cast<uint32_t>(p.splits), kGapFlagAt)) return false;
   if (warp < Config::kTokens) {
     *sum = 0;
     for (int32_t split = 0; split < p.splits; ++split) *sum += dev::load_volatile(sums(split));

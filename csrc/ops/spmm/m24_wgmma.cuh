@@ -18,6 +18,7 @@
 
 #include "base/cuda/dev.h"
 #include "base/cuda/halves.h"
+#include "base/cuda/ticket.h"
 #include "ops/spmm/m24_wgmma_params.h"
 #include "ops/spmm/t16.cuh"
 
@@ -117,19 +118,9 @@ TAMIS_DEVICE void meet_blocks(const M24GroupParams& p, const PanelPlace& at, boo
                         dev::Word4{dev::bits_of(c[i][0]), dev::bits_of(c[i][1]),
                                    dev::bits_of(c[i][2]), dev::bits_of(c[i][3])});
   }
-  dev::fence_device();
-  dev::sync_block();
   const int32_t from = block_of_panel(p, tile_begin);
   const int32_t to = block_of_panel(p, tile_begin + p.col_panels - 1);
-  if (thread == 0) {
-    uint32_t* ticket = p.tickets + tile;
-    const bool last = dev::atomic_add(ticket, 1) == static_cast<uint32_t>(to - from);
-    if (last) *ticket = 0;
-    dev::fence_device();
-    dev::store_shared<uint32_t>(Config::kFlag, last);
-  }
-  dev::sync_block();
-  if (dev::load_shared<uint32_t>(Config::kFlag) == 0) return;
+  if (!arrives_last(p.tickets + tile, static_cast<uint32_t>(to - from) + 1, Config::kFlag)) return;
   constexpr int kAtOnce = Config::kTiles < 4 ? Config::kTiles : 4;
   [[maybe_unused]] constexpr int kBlocksAtOnce =
       8 / kAtOnce;  // loads that do not wait for each other

@@ -62,14 +62,15 @@ SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, i
 
 namespace {
 
-constexpr int32_t kMostOfTile = 10;   // warps; more are no better
-constexpr int32_t kMostInTurns = 8;   // the same where they take records in turns
-constexpr int32_t kMostOfPairs = 10;  // and these are of two of four, without clusters
-constexpr int32_t kMostOfMany = 3;    // the same of halves, or of more than 32 tokens
-constexpr int32_t kClusterWarps = 9;  // of a block
-constexpr int32_t kCopyingWarps = 3;  // at least, of columns that follow
-constexpr int32_t kLongTiles = 4;     // row tiles of a block
-constexpr int64_t kLongCols = 2048;   // of a panel
+constexpr int32_t kMostOfTile = 10;    // warps; more are no better
+constexpr int32_t kMostInTurns = 8;    // the same where they take records in turns
+constexpr int32_t kMostOfPairs = 10;   // and these are of two of four, without clusters
+constexpr int32_t kMostOfMany = 3;     // the same of halves, or of more than 32 tokens
+constexpr int32_t kClusterWarps = 12;  // of a block, two of which find room on an SM
+constexpr int32_t kLongTiles = 4;      // row tiles of a block
+constexpr int64_t kLongCols = 2048;    // of a panel
+// At least, of columns that follow; more where a block has less to multiply meanwhile.
+constexpr int32_t kCopyingWarps = 3, kCopyingOfFew = 6;
 
 // Whether columns may follow while records are multiplied: timed to gain with 9 to 16 tokens.
 constexpr bool may_follow(int64_t m) {
@@ -103,38 +104,41 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
   const int32_t shares = halves ? p24::halves_of(cols) : 1;
   const int64_t units = t16::row_tiles(w.rows) * w.parts * shares;
   const bool pairs = w.max_record_bytes == p24::kPairBytes;
-  const auto lay_out = [&](int64_t blocks, int32_t most, bool cluster) {
+  const auto lay_out = [&](int64_t blocks, int32_t most, bool cluster, int64_t room) {
     const auto tiles = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(units, blocks), 1, most));
     const int32_t of_tile = shares > 1 || (m > 32 && !cluster) ? kMostOfMany
                             : cluster                          ? kMostInTurns
                             : takes_turns(m) ? (pairs ? kMostOfPairs : kMostInTurns)
                                              : kMostOfTile;
     return lay_out_spmm_p24(w, m, tiles, std::clamp(most / tiles, 1, of_tile), cluster, most, 0,
-                            shares, device.shared_per_block);
+                            shares, room);
   };
   // Where panels only share out few row tiles, they are clusters of blocks of which two find room
   // on an SM, one of the next call's; a cluster's blocks need room side by side, so a seventh of
-  // the SMs is left. Timed on an H200 (bench/results/gpu.md).
+  // the SMs is left, and half of them by clusters of more than two with up to 16 tokens, as more
+  // row tiles a block read x less often. Timed on an H200 (bench/results/gpu.md).
   if (device.capability >= 90 && w.parts > 1 && w.parts <= kMaxCluster && shares == 1 &&
       units <= 2 * int64_t{device.sms}) {
     const bool many = m > 32;  // of which one block, by registers
-    *plan = lay_out(std::max(1, device.sms * 17 / 20), many ? most_warps : kClusterWarps, true);
-    const int64_t blocks = many ? 1 : 2;
-    if (blocks * (plan->shared_bytes + 1024) <= device.shared_per_sm) return {};
+    const int64_t blocks = w.parts > 2 && m <= 16 ? device.sms / 2 : device.sms * 17 / 20;
+    const int64_t room = many ? device.shared_per_block : device.shared_per_sm / 2 - 1024;
+    *plan = lay_out(std::max<int64_t>(1, blocks), many ? most_warps : kClusterWarps, true, room);
+    if (plan->shared_bytes <= room) return {};
   }
   // One block an SM, as each copies its panel of x; the halves of the only one are a cluster. Where
-  // it has long work, what all warps copy in one round goes before, half of the columns at most,
-  // and the others follow while it multiplies, copied by three warps at least.
-  *plan = lay_out(device.sms, most_warps, w.parts == 1 && shares > 1);
-  if (device.capability >= 90 && may_follow(m) && plan->warps_n >= kLongTiles &&
+  // it has long work, of two of four already with two row tiles, what all warps copy in one round
+  // goes before, half of the columns at most, and the others follow while it multiplies.
+  *plan = lay_out(device.sms, most_warps, w.parts == 1 && shares > 1, device.shared_per_block);
+  if (device.capability >= 90 && may_follow(m) && plan->warps_n >= (pairs ? 2 : kLongTiles) &&
       cols >= kLongCols) {
-    const int32_t tiles = std::min(plan->warps_n, kMaxP24Warps - kCopyingWarps);
+    const int32_t copying = plan->warps_n < kLongTiles ? kCopyingOfFew : kCopyingWarps;
+    const int32_t tiles = std::min(plan->warps_n, kMaxP24Warps - copying);
     constexpr int64_t kRoundCols = 32 * kMaxP24Warps * kP24ChunkCols / p24_token_tiles(16);
     static_assert(kRoundCols % p24::kChunkCols == 0, "whole chunks");
     const int64_t half = ceil_div(cols, 2 * p24::kChunkCols) * p24::kChunkCols;
-    *plan = lay_out_spmm_p24(w, m, tiles, (kMaxP24Warps - kCopyingWarps) / tiles, false,
-                             kMaxP24Warps, static_cast<int32_t>(std::min(half, kRoundCols)), 1,
-                             device.shared_per_block);
+    *plan = lay_out_spmm_p24(w, m, tiles, std::min((kMaxP24Warps - copying) / tiles, kMostInTurns),
+                             false, kMaxP24Warps, static_cast<int32_t>(std::min(half, kRoundCols)),
+                             1, device.shared_per_block);
   }
   return plan->shared_bytes > device.shared_per_block ? no_room(w, plan->tokens, device) : Status{};
 }

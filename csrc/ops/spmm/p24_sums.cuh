@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "base/cuda/dev.h"
+#include "base/cuda/ticket.h"
 #include "ops/spmm/p24_params.h"
 #include "ops/spmm/tile_sums.cuh"
 
@@ -110,7 +111,7 @@ TAMIS_DEVICE void meet_p24_blocks(const SpmmP24Params& p, int32_t block, uint32_
     dev::store_volatile(sums(part, i), dev::Word4{dev::bits_of(sum[0]), dev::bits_of(sum[1]),
                                                   dev::bits_of(sum[2]), dev::bits_of(sum[3])});
   });
-  if (!arrives_last(p, p.parts, kP24FlagAt)) return;
+  if (!arrives_last(p.tickets + block, static_cast<uint32_t>(p.parts), kP24FlagAt)) return;
   for (uint32_t i = warp; i < static_cast<uint32_t>(p.block_tiles) * kTiles;
        i += static_cast<uint32_t>(p.block_warps)) {
     if (!inside(i)) continue;

@@ -18,6 +18,7 @@
 
 #include "base/cuda/dev.h"
 #include "base/cuda/halves.h"
+#include "base/cuda/ticket.h"
 #include "ops/spmm/r24_expand.cuh"
 
 namespace tamis {
@@ -332,16 +333,7 @@ TAMIS_DEVICE dev::Word4* r24_sums(const SpmmR24Params& p, int32_t tile, int32_t 
 // Of the block that is the last of its output tile to arrive, all threads add up and write.
 template <class Config>
 TAMIS_DEVICE void meet_r24_blocks(const SpmmR24Params& p, const R24Part& at, uint32_t thread) {
-  dev::sync_block();
-  if (thread == 0) {
-    uint32_t* ticket = p.tickets + at.tile;
-    const bool last = dev::atomic_add(ticket, 1) + 1 == static_cast<uint32_t>(p.parts);
-    if (last) *ticket = 0;
-    dev::fence_device();
-    dev::store_shared<uint32_t>(Config::kFlagAt, last);
-  }
-  dev::sync_block();
-  if (dev::load_shared<uint32_t>(Config::kFlagAt) == 0) return;
+  if (!arrives_last(p.tickets + at.tile, static_cast<uint32_t>(p.parts), Config::kFlagAt)) return;
   const dev::Word4* sums = r24_sums<Config>(p, at.tile, 0);
   const int32_t row = at.tile * Config::kRows;
 #pragma unroll 2
@@ -374,7 +366,6 @@ TAMIS_DEVICE void leave_r24(const SpmmR24Params& p, const R24Part& at, uint32_t 
     for (uint32_t i = 0; i < Config::kTiles; ++i) {
       dev::store_volatile(mine + i * Config::kConsumers, r24_words(c[i]));
     }
-    dev::fence_device();
   } else {
 #pragma unroll
     for (uint32_t i = 0; i < Config::kTiles; ++i) {

@@ -7,25 +7,9 @@
 
 #include "base/cuda/dev.h"
 #include "base/cuda/halves.h"
+#include "base/cuda/ticket.h"
 
 namespace tamis {
-
-// Whether this block is the last of `blocks` that share its rows to be here; what the others wrote
-// before is seen then. flag_at: four bytes of shared memory that nothing else uses.
-template <class Params>
-TAMIS_DEVICE bool arrives_last(const Params& p, int32_t blocks, uint32_t flag_at) {
-  dev::fence_device();
-  dev::sync_block();
-  if (dev::thread_index() == 0) {
-    uint32_t* ticket = p.tickets + dev::block_index_x();
-    const bool last = dev::atomic_add(ticket, 1) + 1 == static_cast<uint32_t>(blocks);
-    if (last) *ticket = 0;
-    dev::fence_device();
-    dev::store_shared<uint32_t>(flag_at, last);
-  }
-  dev::sync_block();
-  return dev::load_shared<uint32_t>(flag_at) != 0;
-}
 
 // Leaves this block's sums, of `blocks` that share its rows; true in the block that arrives last,
 // with all of them added. flag_at: four bytes of shared memory that nothing else uses.
@@ -43,7 +27,9 @@ TAMIS_DEVICE bool add_blocks(const Params& p, int32_t blocks, uint32_t flag_at, 
       dev::store_volatile(mine + 32 * i, c[i / 4][i % 4]);
     }
   }
-  if (!arrives_last(p, blocks, flag_at)) return false;
+  if (!arrives_last(p.tickets + dev::block_index_x(), static_cast<uint32_t>(blocks), flag_at)) {
+    return false;
+  }
   if (!owner) return true;
 #pragma unroll
   for (int i = 0; i < Config::kAccumulators; ++i) c[i / 4][i % 4] = 0;

@@ -229,6 +229,27 @@ TEST(PlanP24, ClustersWhereRowTilesAreFew) {
   EXPECT_FALSE(plan(64, 16384, 16, kH100).cluster) << "more panels than blocks of a cluster";
 }
 
+// Twelve warps of a block, and more row tiles where clusters are of more than two blocks and tokens
+// few. Sums of warps lie over x where two blocks would not find room beside those behind it.
+TEST(PlanP24, BlocksOfClusters) {
+  const auto plan = [](int64_t rows, int64_t cols, int64_t m) {
+    const T16View w{.format = PackedFormat::p24,
+                    .rows = rows,
+                    .cols = cols,
+                    .parts = p24::panels_of(rows, cols)};
+    SpmmT16Plan p;
+    EXPECT_TRUE(plan_spmm_p24(w, m, kH100, &p).ok());
+    EXPECT_TRUE(p.cluster) << rows << " x " << cols << ", m " << m;
+    EXPECT_LE(2 * (p.shared_bytes + 1024), kH100.shared_per_sm);
+    return std::array{p.warps_n, p.warps_k, p.warp_sums_at > kP24XAt ? 1 : 0};
+  };
+  for (const int64_t m : {1, 8, 16}) EXPECT_EQ(plan(1024, 4096, m), (std::array{4, 3, 1}));
+  for (const int64_t m : {17, 24, 32}) EXPECT_EQ(plan(1024, 4096, m), (std::array{3, 4, 1}));
+  EXPECT_EQ(plan(2048, 4096, 16), (std::array{3, 4, 1}));
+  EXPECT_EQ(plan(512, 4096, 16), (std::array{2, 6, 1}));
+  EXPECT_EQ(plan(1024, 7680, 24), (std::array{3, 4, 0}));
+}
+
 // 24 tokens of 4096 columns fit, 48 of half of them, 32 of 3624; 64 of 1024.
 TEST(PlanP24, TakesAsManyTokensAsFit) {
   const auto takes = [](int64_t rows, int64_t cols, int64_t m, const CudaDevice& device) {
@@ -284,11 +305,13 @@ TEST(PlanP24, HalvesWhereAPanelDoesNotFit) {
 }
 
 TEST(PlanP24, WarpsThatOnlyCopy) {
-  const auto warps = [](int64_t rows, int64_t cols, int64_t m, const CudaDevice& device) {
+  const auto warps = [](int64_t rows, int64_t cols, int64_t m, const CudaDevice& device,
+                        int64_t record_bytes = p24::kTripleBytes) {
     const T16View w{.format = PackedFormat::p24,
                     .rows = rows,
                     .cols = cols,
-                    .parts = p24::panels_of(rows, cols)};
+                    .parts = p24::panels_of(rows, cols),
+                    .max_record_bytes = record_bytes};
     SpmmT16Plan p;
     EXPECT_TRUE(plan_spmm_p24(w, m, device, &p).ok());
     return std::array{p.warps_n, p.warps_k, p.block_warps, p.first_cols};
@@ -305,6 +328,9 @@ TEST(PlanP24, WarpsThatOnlyCopy) {
   EXPECT_EQ(warps(4096, 14336, 16, kH100), (std::array{8, 2, 24, 1536}));
   EXPECT_EQ(warps(14336, 2048, 16, kH100), (std::array{7, 3, 24, 1024})) << "half of all";
   EXPECT_EQ(warps(4096, 4096, 16, kH100), (std::array{2, 8, 22, 0})) << "too short";
+  EXPECT_EQ(warps(4096, 4096, 16, kH100, p24::kPairBytes), (std::array{2, 8, 24, 1536}));
+  EXPECT_EQ(warps(5120, 4096, 16, kH100, p24::kPairBytes), (std::array{3, 6, 24, 1536}));
+  EXPECT_EQ(warps(4096, 4096, 8, kH100, p24::kPairBytes), (std::array{2, 10, 20, 0}));
   EXPECT_EQ(warps(14336, 4096, 8, kH100), (std::array{7, 3, 21, 0})) << "too few tokens";
 }
 
