@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -23,12 +24,13 @@ TESTED = (
 )
 
 
-def run(*command: str, limit: float = 300) -> str:
+def run(*command: str, limit: float = 300, threads: int | None = None) -> str:
     """Output of a command, also when it fails; the code stands in the first line."""
     start = time.monotonic()
+    env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     try:
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False
+            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=limit, check=False
         )
     except subprocess.TimeoutExpired as late:
         said = late.stdout or b""
@@ -40,9 +42,16 @@ def run(*command: str, limit: float = 300) -> str:
 
 
 def at_once(commands: dict[str, list[str]], limit: float) -> dict[str, str]:
-    """Outputs of commands that share the device, which nothing times meanwhile."""
+    """Outputs of commands that share the device, which nothing times meanwhile.
+
+    They share the cores too: with a thread for each core in each of them, torch's OpenMP spins at
+    every barrier for threads that do not run, and a test of 3 s takes minutes.
+    """
+    threads = max(1, (os.cpu_count() or 1) // len(commands))
     with ThreadPoolExecutor(len(commands)) as pool:
-        waiting = {name: pool.submit(run, *c, limit=limit) for name, c in commands.items()}
+        waiting = {
+            name: pool.submit(run, *c, limit=limit, threads=threads) for name, c in commands.items()
+        }
         return {name: said.result() for name, said in waiting.items()}
 
 

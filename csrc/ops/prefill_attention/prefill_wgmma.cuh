@@ -104,6 +104,9 @@ struct PrefillConsumer : PrefillRows<Config> {
       dev::sync_warp();
       dev::barrier_arrive(ring.keys_free());
       dev::barrier_arrive(ring.queries_free());
+      // By then all that load have seen the stage free; one that looked later would see it neither
+      // taken nor free, and wait for ever.
+      dev::barrier_wait(ring.values_there(), ring.parity);
       release(ring.values_free());
       ring.advance();
     } else {

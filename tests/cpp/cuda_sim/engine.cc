@@ -234,6 +234,37 @@ TEST(Engine, WarpsArriveAndGoOn) {
   EXPECT_EQ(complaint([&] { kernel(false); }), "deadlock: 32 threads wait");
 }
 
+// One warp says that something is there, then looks whether its place was free before; the other
+// one frees it, at once or behind a barrier of those that looked. At once, a slow warp looks too
+// late.
+TEST(Engine, SlowWarpsMissPhases) {
+  constexpr uint32_t kThere = 0, kFree = 8, kLooked = 16;
+  const auto kernel = [](bool waits) {
+    if (dev::thread_index() == 0) {
+      dev::barrier_init(kThere, 32);
+      dev::barrier_init(kFree, 1);
+      dev::barrier_init(kLooked, 32);
+    }
+    dev::sync_block();
+    if (dev::thread_index() < 32) {
+      dev::barrier_arrive(kThere);
+      dev::barrier_wait(kFree, 1);
+      dev::barrier_arrive(kLooked);
+    } else {
+      dev::barrier_wait(kThere, 0);
+      if (waits) dev::barrier_wait(kLooked, 0);
+      if (dev::thread_index() == 32) dev::barrier_arrive(kFree);
+    }
+  };
+  int missed = 0;
+  for (uint64_t seed = 1; seed <= 200; ++seed) {
+    const sim::Launch launch{.block = {64}, .shared_bytes = 24, .seed = seed};
+    EXPECT_EQ(sim::launch(launch, [&] { kernel(true); }), "");
+    missed += sim::launch(launch, [&] { kernel(false); }) == "deadlock: 32 threads wait" ? 1 : 0;
+  }
+  EXPECT_GT(missed, 0);
+}
+
 // A product of 64 x 64 over 16 from what a copy brought, by a barrier that counts it: rows of a and
 // b, and then of the transposed b.
 std::string multiply_copied(bool fence, std::vector<float>* product) {

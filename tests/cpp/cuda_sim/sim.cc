@@ -79,9 +79,11 @@ void start_cluster() {
 uint32_t step_warp(size_t warp) {
   uint32_t left = 0;
   const uint64_t first = g.random();
+  const auto until_slow = static_cast<uint32_t>(g.random() % 16 == 0 ? 1 + g.random() % 8 : 0);
   for (uint32_t i = 0; i < g.warps[warp].lanes; ++i) {
     g.current = warp * kLanes + (first + i) % g.warps[warp].lanes;
     if (me().done) continue;
+    me().until_slow = until_slow;
     me().fiber.enter();
     if (!g.error.empty()) return 0;
     left += me().done ? 0 : 1;
@@ -98,6 +100,12 @@ void run_cluster() {
     left = 0;
     std::shuffle(order.begin(), order.end(), g.random);
     for (const size_t warp : order) {
+      if (g.warps[warp].asleep > 0) {
+        --g.warps[warp].asleep;
+        ++g.progress;
+        ++left;
+        continue;
+      }
       // A warp runs ahead until it is stuck, now and then it is stopped earlier.
       uint32_t waiting;
       uint64_t seen;
@@ -105,7 +113,8 @@ void run_cluster() {
         seen = g.progress;
         waiting = step_warp(warp);
         if (!g.error.empty()) return;
-      } while (waiting > 0 && g.progress != seen && g.random() % 64 != 0);
+      } while (waiting > 0 && g.warps[warp].asleep == 0 && g.progress != seen &&
+               g.random() % 64 != 0);
       left += waiting;
     }
     if (left > 0 && g.progress == before) {
@@ -184,6 +193,7 @@ uint8_t* shared_of(uint32_t block, uint32_t at, size_t bytes, size_t alignment, 
 }
 
 void sync_block() {
+  linger();
   if (me().barriers++ == g.launch.faults.barrier) return;
   Block& block = g.blocks[me().block];
   const auto count = static_cast<uint32_t>(g.threads.size() / g.blocks.size());
@@ -211,6 +221,7 @@ WarpBarrier& warp_barrier(uint32_t barrier, uint32_t threads) {
 }  // namespace
 
 void sync_warps(uint32_t barrier, uint32_t threads) {
+  linger();
   if (me().barriers++ == g.launch.faults.barrier) return;
   WarpBarrier& b = warp_barrier(barrier, threads);
   meet(b.arrived, b.meetings, threads, [] {});
@@ -218,10 +229,12 @@ void sync_warps(uint32_t barrier, uint32_t threads) {
 
 void arrive_warps(uint32_t barrier, uint32_t threads) {
   WarpBarrier& b = warp_barrier(barrier, threads);
-  if (++b.arrived < threads) return;
-  b.arrived = 0;
-  ++b.meetings;
-  ++g.progress;
+  if (++b.arrived == threads) {
+    b.arrived = 0;
+    ++b.meetings;
+    ++g.progress;
+  }
+  linger();
 }
 
 void store_later(void* to, const void* from, size_t bytes) {
@@ -238,6 +251,7 @@ void fence_device() {
 }
 
 void publish() {
+  linger();
   land(g.blocks[me().block].stores.fenced);
   land(g.warps[me().warp].stores.fenced);
   land(me().stores.fenced);
@@ -250,10 +264,12 @@ void arrive_cluster() {
   thread.skips = thread.clusters++ == g.launch.faults.cluster;
   if (thread.skips) return;
   thread.met = g.meetings;
-  if (++g.arrived < g.threads.size()) return;
-  g.arrived = 0;
-  ++g.meetings;
-  ++g.progress;
+  if (++g.arrived == g.threads.size()) {
+    g.arrived = 0;
+    ++g.meetings;
+    ++g.progress;
+  }
+  linger();
 }
 
 void wait_cluster() {
@@ -269,6 +285,7 @@ void sync_cluster() {
 }
 
 void sync_warp() {
+  linger();
   if (me().warps++ == g.launch.faults.warp) return;
   Warp& warp = g.warps[me().warp];
   meet(warp.arrived, warp.meetings, warp.lanes, [&] {

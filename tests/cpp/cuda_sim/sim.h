@@ -3,9 +3,9 @@
 // It is stricter than a GPU where a kernel could be right by luck: shared memory starts as NaN, an
 // asynchronous copy turns its destination into NaN until it is waited for, an asynchronous product
 // its sums, and reads its operands only then; warps and lanes run in random order and run ahead of
-// each other, every access to shared memory is checked, and what a thread leaves for other blocks
-// lands only when fences, barriers and a ticket have ordered it. It cannot see timing, bank
-// conflicts, other races in global memory between blocks, or how tensor cores round.
+// each other, some warps slowly, every access to shared memory is checked, and what a thread leaves
+// for other blocks lands only when fences, barriers and a ticket have ordered it. It cannot see
+// timing, bank conflicts, other races in global memory between blocks, or how tensor cores round.
 #pragma once
 
 #include <cstddef>

@@ -134,6 +134,7 @@ void barrier_expect(uint32_t at, uint32_t bytes) {
   Barrier& b = barrier(at);
   arrive(b);
   b.expected += bytes;
+  linger();
 }
 
 void barrier_expect_more(uint32_t at, uint32_t bytes) {
@@ -145,6 +146,7 @@ void barrier_arrive(uint32_t at) {
   if (me().arrivals++ == g.launch.faults.arrival) return;
   arrive(b);
   if (b.copies.empty()) end_phase(b);
+  linger();
 }
 
 void barrier_arrive_copied(uint32_t at) {
@@ -160,6 +162,7 @@ void barrier_arrive_copied(uint32_t at) {
   take(me().open);
   arrive(b);
   if (b.copies.empty()) end_phase(b);
+  linger();
 }
 
 void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t valid, uint32_t at) {

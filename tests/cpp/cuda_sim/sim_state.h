@@ -41,6 +41,7 @@ struct Thread {
   Fiber fiber;
   bool done = false;
   Dim3 index;
+  uint32_t until_slow = 0;                 // places that it may pass; 0: all
   uint32_t lane = 0, warp = 0, block = 0;  // warp: of the cluster's; block: of the cluster
   int barriers = 0, clusters = 0, waits = 0, fences = 0, arrivals = 0;  // met so far
   int warps = 0;
@@ -61,6 +62,7 @@ struct Thread {
 // Deposits alternate between two sets, so one meeting of the warp per exchange is enough.
 struct Warp {
   uint32_t arrived = 0, lanes = 0;
+  uint32_t asleep = 0;  // rounds to come in which it does not run
   uint64_t meetings = 0;
   std::array<uint64_t, kLanes> exchanges = {};
   alignas(16) uint8_t slots[2][kLanes][kSlotBytes];
@@ -118,6 +120,15 @@ inline Thread& me() {
 
 inline void yield() {
   me().fiber.leave();
+}
+
+// A place where its warp may become slow while others go on: behind what it tells them, before it
+// waits. The lanes of a warp stop at the same.
+inline void linger() {
+  if (me().until_slow == 0 || --me().until_slow > 0) return;
+  g.warps[me().warp].asleep = 1u << g.random() % 6;
+  ++g.progress;
+  yield();
 }
 
 // One meeting of `count` threads; `together` is what happens there.
