@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,32 @@ def test_a_capture_takes_no_workspace_until_a_call_needs_one(graphs: Graphs) -> 
     graphs.now = 1
     assert cuda_memory.workspace(0, 7, 0) == (0, 0, None)
     assert not graphs.given
+
+
+def test_a_weight_that_no_call_packed_is_refused_in_a_capture(graphs: Graphs) -> None:
+    a, x = half_kept(32, 64), torch.randn(1, 64, dtype=torch.bfloat16)
+    graphs.now = 1
+    with pytest.raises(tamis.TamisError, match="not used before in the capture of a CUDA gr"):
+        call(x, a)
+    graphs.now = 0
+    want = call(x, a)
+    assert want is not None
+    graphs.now = 1
+    got = call(x, a)
+    assert got is not None
+    assert torch.equal(got, want)
+
+
+def test_memory_that_lasts_is_made_by_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams: list[object] = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: ("stream of", device))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda s: contextlib.nullcontext(streams.append(s)))
+    on = torch.device("cuda", 1)
+    assert cuda_memory.lasting(on, threading.get_ident) != threading.get_ident()
+    assert streams == [("stream of", on)]
+    with pytest.raises(ZeroDivisionError):
+        cuda_memory.lasting(on, lambda: 1 / 0)
 
 
 def test_products_of_two_graphs_of_a_stream_share_no_workspace(

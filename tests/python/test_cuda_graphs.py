@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import tamis
-from tamis.ops import cuda, cuda_memory
+from tamis.ops import cuda, cuda_memory, cuda_spmm
 from tamis.ops.prefill import prefill_attention
 from tamis.ops.sparse_mlp import sparse_mlp
 
@@ -145,3 +145,37 @@ def test_graphs_that_are_gone_leave_their_workspaces_to_others() -> None:
     assert len(pointers) == 2
     assert not pointers & taken
     assert len(taken) <= 5
+
+
+@needs_device
+@pytest.mark.parametrize("tokens", [1, 16, 64])
+def test_nothing_that_lasts_lies_in_a_pool_lent_to_the_thread(tokens: int) -> None:
+    """As torch.compile lends one while it warms up its graphs, and later gives away anew."""
+    torch.manual_seed(3)
+    call, stream, pool = product(tokens), torch.cuda.Stream(), torch.cuda.MemPool()
+    before = set(cuda_memory.workspaces)
+    with torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool):
+        want = call()
+    torch.cuda.synchronize()
+    spans = [(s["address"], s["address"] + s["total_size"]) for s in pool.snapshot()]
+    assert any(first <= want.data_ptr() < last for first, last in spans)
+    lasting = [cuda_memory.workspaces[key].pointer for key in set(cuda_memory.workspaces) - before]
+    for packed in [packed for held in cuda_spmm._packed.values() for packed in held]:
+        parts = packed.records, packed.offsets, packed.scales
+        lasting += [part.data_ptr() for part in parts if part is not None]
+    assert lasting
+    assert not any(first <= at < last for at in lasting for first, last in spans)
+
+
+@needs_device
+def test_a_capture_of_an_unpacked_weight_says_what_to_do() -> None:
+    call, graph = product(1), torch.cuda.CUDAGraph()
+    with (
+        pytest.raises(tamis.TamisError, match="before capturing"),
+        torch.cuda.graph(graph, stream=torch.cuda.Stream()),
+    ):
+        call()
+    want = call()
+    graph, outs = captured(call, torch.cuda.Stream(), 2)
+    graph.replay()
+    assert bool((outs == want).all())

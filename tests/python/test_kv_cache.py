@@ -14,6 +14,7 @@ from transformers import DynamicCache  # noqa: E402
 import tamis  # noqa: E402
 from tamis import kv  # noqa: E402
 from tamis.errors import TamisError, TamisUnsupported, TamisValueError  # noqa: E402
+from tamis.kv.attention import padding  # noqa: E402
 from tamis.kv.methods import recipe_of  # noqa: E402
 
 METHODS = tamis.method.names("kv")
@@ -279,3 +280,20 @@ def test_sliding_layers_stay_transformers_own():
         assert [layer.is_sliding for layer in cache.layers] == [True, False] * 2
         assert torch.equal(generate(hybrid, ids, cache, max_new_tokens=16), wanted)
         assert cache.report()["bytes"]["other layers"] > 0
+
+
+def test_a_mask_is_asked_once_for_its_padding_until_it_is_written():
+    """Each question waits for a CUDA device, and all layers of a step share the mask."""
+    mask = torch.ones(2, 1, 4, 9, dtype=torch.bool)
+    mask[1, ..., :3] = False
+    pad = padding(mask)
+    assert pad.tolist() == [0, 3]
+    assert padding(mask) is pad
+    mask[0, ..., :2] = False
+    assert padding(mask).tolist() == [2, 3]
+    assert padding(torch.ones(2, 1, 1, 9, dtype=torch.bool)) is None
+    with torch.inference_mode():
+        mask = mask.clone()
+        assert padding(mask).tolist() == [2, 3]
+        mask[:, ..., :4] = False
+        assert padding(mask).tolist() == [4, 4]

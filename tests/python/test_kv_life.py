@@ -13,6 +13,7 @@ from transformers import DynamicCache  # noqa: E402
 import tamis  # noqa: E402
 from tamis import kv  # noqa: E402
 from tamis.errors import TamisError, TamisFileError, TamisUnsupported, TamisValueError  # noqa: E402
+from tamis.evaluate import cache_argument  # noqa: E402
 from tamis.kv.methods import recipe_of  # noqa: E402
 
 METHODS = [m for m in tamis.method.names("kv") if not recipe_of(m).needs_plan]
@@ -170,6 +171,24 @@ def test_a_saved_cache_goes_on_bit_for_bit(attached, method, tmp_path):
     assert again.report() == cache.report()
     for n in (1, 3, 1):
         assert torch.equal(logits(attached, prompt(n), again), logits(attached, prompt(n), cache))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saved_cache_of_a_padded_batch_goes_on_bit_for_bit(llama, method, tmp_path):
+    def answer(n, cache):
+        ids, seen = prompt(n, 2), torch.ones(2, cache.get_seq_length() + n, dtype=torch.long)
+        seen[1, :37] = 0
+        with torch.no_grad():
+            return llama(ids, attention_mask=seen, **{cache_argument(llama): cache}).logits
+
+    cache, again = cache_of(llama, method), cache_of(llama, method)
+    for n in (80, 1):
+        answer(n, cache)
+    cache.save(tmp_path / "cache.safetensors")
+    again.load(tmp_path / "cache.safetensors")
+    assert again.report() == cache.report()
+    for n in (1, 3, 1):
+        assert torch.equal(answer(n, again), answer(n, cache))
 
 
 def test_an_empty_cache_is_saved_too(attached, tmp_path):

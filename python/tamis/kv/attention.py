@@ -22,6 +22,7 @@ from tamis.ops.prefill import prefill_attention
 
 NAME = "tamis"
 STORE = "tamis_store"  # attribute of the keys that a Cache's layer returns
+_SEEN = "tamis_padding"  # attribute of a mask: its version, and what padding found
 
 
 @dataclass(eq=False)
@@ -192,11 +193,18 @@ def padding(mask: Tensor | None) -> Tensor | None:
     """
     if mask is None:
         return None
+    known: tuple[int, Tensor | None] | None = getattr(mask, _SEEN, None)
+    version = -1 if mask.is_inference() else mask._version
+    if known is not None and known[0] == version >= 0:
+        return known[1]
     last = mask[:, 0, -1]
     pad = last.int().argmax(-1)
-    if mask.dtype != torch.bool or not bool((last.sum(-1) == last.shape[-1] - pad).all()):
+    left = mask.dtype == torch.bool and bool((last.sum(-1) == last.shape[-1] - pad).all())
+    if not left:
         raise TamisUnsupported(
             "kv: attention_mask: got one that hides tokens in the middle or at the end, wanted "
             "left padding; set tokenizer.padding_side = 'left'."
         )
-    return pad if bool(pad.any()) else None
+    found = pad if bool(pad.any()) else None
+    setattr(mask, _SEEN, (version, found))  # a step's layers share the mask: a device is asked once
+    return found

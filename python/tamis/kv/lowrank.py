@@ -71,7 +71,9 @@ class LowRankPast(Past):
         if tail.pad is not None:
             self.rows["pad"] = Rows(tail.pad.to(torch.int32).view(-1, 1, 1))
             self.rows["odd_places"] = Rows(
-                (odd.unsqueeze(-1) * size + torch.arange(size, device=odd.device)).flatten(2)
+                (odd.unsqueeze(-1) * size + torch.arange(size, device=odd.device))
+                .flatten(2)
+                .to(torch.int32)
             )
         return taken
 

@@ -99,7 +99,7 @@ def _low_rank(held: dict[str, Tensor], keys: Tensor) -> _Wanted:
         "far_values": ((b, g, tokens, d), keys.dtype),
     }
     if "pad" in held:
-        wanted |= {"pad": ((b, 1, 1), torch.int32), "odd_places": ((b, g, odd), torch.int64)}
+        wanted |= {"pad": ((b, 1, 1), torch.int32), "odd_places": ((b, g, odd), torch.int32)}
     return wanted
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from tamis import _C
+from tamis.errors import TamisError
 from tamis.ops.handle import core_errors
 
 # What torch.cuda.current_device, current_stream and is_current_stream_capturing call in the end, at a
@@ -18,6 +20,7 @@ raw_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 capturing: Any = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)
 
 LEAST = 1 << 20
+T = TypeVar("T")
 
 
 class Workspace(NamedTuple):
@@ -53,10 +56,52 @@ def workspace(device: int, stream: int, nbytes: int) -> Workspace:
     found = workspaces.get((device, stream))
     if found is not None and found.nbytes >= nbytes:
         return found
-    nbytes = max(nbytes, 2 * found.nbytes if found else LEAST)
-    zeros = torch.zeros(nbytes, dtype=torch.uint8, device=_device(device))
-    made = workspaces[device, stream] = Workspace(zeros.data_ptr(), nbytes, zeros)
+    size = max(nbytes, 2 * found.nbytes if found else LEAST)
+    on = _device(device)
+    zeros = lasting(on, lambda: torch.zeros(size, dtype=torch.uint8, device=on))
+    made = workspaces[device, stream] = Workspace(zeros.data_ptr(), size, zeros)
     return made
+
+
+def refuse_in_capture(what: str) -> None:
+    """Refuses, while a graph is captured, what goes through the host: it would end the capture.
+
+    Raises:
+        TamisError: The current stream is captured.
+    """
+    if capturing():
+        raise TamisError(
+            f"spmm: got a {what} that was not used before in the capture of a CUDA graph, wanted one that "
+            "is ready; call prepack_(model), or the layer twice with as many tokens, before capturing."
+        )
+
+
+def lasting(device: torch.device, make: Callable[[], T]) -> T:
+    """What ``make`` returns: memory that outlives the call, made on the current stream by another thread.
+
+    While torch.compile warms up or records its CUDA graphs (``mode="reduce-overhead"``, and generate
+    with a static cache) it lends the calling thread a pool of memory, and later sets that back to
+    what its graphs know of: whatever else was made there is overwritten. Another thread gets none of it.
+    """
+    if device.type != "cuda":
+        return make()
+    stream = torch.cuda.current_stream(device)
+    made: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with torch.cuda.device(device), torch.cuda.stream(stream):
+                made.append(make())
+        except BaseException as err:  # raised where it was asked for
+            failed.append(err)
+
+    thread = threading.Thread(target=run, name="tamis-memory")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]
 
 
 def with_workspace(device: int, run: Callable[[int, int, int], int]) -> int:

@@ -18,7 +18,13 @@ from tamis import _C
 from tamis.layout import Layout
 from tamis.ops import cuda, cuda_cost, cuda_spmm_grad
 from tamis.ops.cuda_cost import calls_pay, few_tokens, form_and_tokens, packed_form
-from tamis.ops.cuda_memory import current_device, raw_stream, workspace
+from tamis.ops.cuda_memory import (
+    current_device,
+    lasting,
+    raw_stream,
+    refuse_in_capture,
+    workspace,
+)
 from tamis.ops.handle import make_matrix
 from tamis.ops.tensors import DTYPE_NAME, REST, Rest, as_numpy
 
@@ -91,17 +97,24 @@ class Packed:
 
     def _pack(self, values: Tensor, on: torch.device) -> None:
         layout, scales = self.layout, self.rest[3]
+        refuse_in_capture(f"weight of {layout.label}")
         tensors = {"values": values, **dict(zip(REST, self.rest, strict=True))}
         arrays = {n: as_numpy(t.cpu()) for n, t in tensors.items() if t is not None}
         tiles = _C.pack_for_cuda(make_matrix(layout, arrays), self.form)
-        self.records = torch.from_numpy(tiles["records"]).to(on)
-        if "offsets" in tiles:
-            self.offsets = torch.from_numpy(tiles["offsets"].view("int32")).to(on)
-        if scales is not None and layout.dtype == "i8":
-            self.scales = scales.to(on)
+
+        def copied() -> tuple[Tensor, Tensor | None, Tensor | None]:
+            offsets = tiles.get("offsets")
+            return (
+                torch.from_numpy(tiles["records"]).to(on),
+                None if offsets is None else torch.from_numpy(offsets.view("int32")).to(on),
+                scales.to(on) if scales is not None and layout.dtype == "i8" else None,
+            )
+
+        records, self.offsets, self.scales = lasting(on, copied)
+        self.records = records
         self.matrix = _C.CudaMatrix(
-            self.records.data_ptr(),
-            self.records.numel(),
+            records.data_ptr(),
+            records.numel(),
             tiles["max_record_bytes"],
             0 if self.offsets is None else self.offsets.data_ptr(),
             layout.rows,
@@ -276,6 +289,9 @@ def spmm(
     want several. A prompt, x [..., s, cols] with s > 1, is one call among many of single tokens, so it
     reads what there is, and makes no second form beside the first. A short one is some calls of the
     form for few where that is expected to be faster than writing the weight out.
+
+    Raises:
+        TamisError: A CUDA graph is captured that would need the weight packed first.
     """
     if not takes(x.dtype, layout, values.dtype):
         return None

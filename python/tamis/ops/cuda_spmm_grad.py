@@ -16,7 +16,7 @@ from tamis import _C
 from tamis.layout import Layout
 from tamis.ops import cuda
 from tamis.ops.cuda_activation import aligned
-from tamis.ops.cuda_memory import raw_stream
+from tamis.ops.cuda_memory import raw_stream, refuse_in_capture
 from tamis.ops.handle import NUMPY_VALUES, core_errors, make_matrix
 from tamis.ops.tensors import as_numpy
 
@@ -94,6 +94,8 @@ def _check_structure(
             and found[2] == facts
         ):
             return
+    if mask.is_cuda:
+        refuse_in_capture(f"mask of {layout.label}")
     arrays = {"mask": as_numpy(mask.cpu())}
     if row_offsets is not None:
         arrays["row_offsets"] = as_numpy(row_offsets.cpu())
