@@ -279,3 +279,18 @@ def test_sliding_layers_stay_transformers_own():
         assert [layer.is_sliding for layer in cache.layers] == [True, False] * 2
         assert torch.equal(generate(hybrid, ids, cache, max_new_tokens=16), wanted)
         assert cache.report()["bytes"]["other layers"] > 0
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not recipe_of(m).needs_plan])
+def test_stored_and_reserved_bytes_are_all_that_is_allocated(attached, method):
+    """By the storages of the tensors themselves, after a prompt, steps and a second turn."""
+    cache = kv.Cache(attached.config, method, budget=budget_of(method, 48), fallback=False)
+    with torch.no_grad():
+        for n in (90, 1, 1, 40, 1):
+            attached(prompt(n, b=2), cache=cache)
+            held = [rows for store in cache.stores for rows in store._all_rows()]
+            storages = [rows.buffer.untyped_storage() for rows in held]
+            allocated = sum({x.data_ptr(): x.nbytes() for x in storages}.values())
+            assert cache.nbytes() + cache.reserved_nbytes() == allocated
+    if method in ("full", "kivi4", "quest"):
+        assert cache.reserved_nbytes() > 0
