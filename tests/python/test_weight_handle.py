@@ -68,7 +68,7 @@ def test_what_would_change_a_copy_alone_is_refused(init):
     refuses(lambda: init(layer.weight), TamisTypeError, "SparseLinear.weight: got", init.__name__)
     assert torch.equal(layer.weight_values, values)
     dense = torch.empty(64, 64)
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="copy_"):
         dense.copy_(layer.weight)  # reads
     assert torch.equal(dense, layer.weight.to_dense())
 
