@@ -279,8 +279,9 @@ def convert(a: Namespace) -> None:
         )
     _check_out("convert: DST", a.out, force=a.force)
     quiet()
-    tamis.convert(source, a.out, format=a.format, overwrite=a.force)
-    print(f"wrote {a.out}")
+    report = tamis.convert(source, a.out, format=a.format, overwrite=a.force)
+    left = report.metrics.get("left_dense")
+    print(f"wrote {a.out}" + (f"; left dense: {left}" if left else ""))
 
 
 def _show(report: Report, a: Namespace) -> None:

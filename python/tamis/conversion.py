@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from tamis.checkpoint import Checkpoint, file_error, read_json
 from tamis.errors import TamisUnsupported, TamisValueError
 from tamis.experts import is_expert
 from tamis.layout import FORMATS, Layout
+from tamis.ops.tensors import DTYPE_NAME
+from tamis.report import LayerReport, Report, host_facts
 from tamis.tensor.compress import compress
 from tamis.tensor.matrix import SparseMatrix
 from tamis.transposed import is_conv1d, is_linear
@@ -36,7 +40,7 @@ def convert(
     *,
     format: str = "auto",
     overwrite: bool = False,
-) -> None:
+) -> Report:
     """Rewrites the transformers checkpoint ``src`` as ``dst``, one shard in memory at a time.
 
     Reads tamis checkpoints, stock dense ones (zeros in their linear layers become sparsity; the
@@ -51,6 +55,10 @@ def convert(
             without tamis. "bitmap", "csr", "csr8", "nm" (2:4), "block" (16x16) or "groupq" (4-bit
             codes in groups of 16 inputs) force that one.
         overwrite: Replace a model that is already there.
+
+    Returns:
+        A row for each linear layer. ``metrics["left_dense"]`` names the other matrices but embeddings
+        and the output layer, such as experts, which ``sparsify_`` takes and this does not.
 
     Raises:
         TamisValueError: ``format`` is not one of these, or a weight does not fit it.
@@ -71,17 +79,23 @@ def convert(
     with replaced_folder(dst, overwrite=overwrite, caller=_CALLER) as folder:
         layouts: dict[str, Layout] = {}
         weight_map: dict[str, str] = {}
-        size = 0
+        size, report = 0, Report(f"converted to {format}", host=host_facts())
+        left: dict[str, int] = {}
         for file in source.checkpoint.files:
             tensors: dict[str, torch.Tensor] = {}
             for name, weight in source.weights(file):
-                tensors |= _encode(name, weight, format, source, layouts)
+                made = _encode(name, weight, format, source, layouts)
+                _describe(name, weight, made, source, layouts, report, left)
+                tensors |= made
             size += sum(t.numel() * t.element_size() for t in tensors.values())
             weight_map |= dict.fromkeys(tensors, file.name)
             writing.write_shard(folder / file.name, tensors, marked=format != "dense")
         if len(source.checkpoint.files) > 1:
             writing.write_index(folder, weight_map, size)
         _write_rest(source, folder, layouts, format)
+    if left:
+        report.metrics |= {"left_dense": ", ".join(left), "left_dense_bytes": sum(left.values())}
+    return report
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,7 @@ class _Source:
     transposed: frozenset[str]  # those whose dense weight is [in, out]
     experts: frozenset[str]  # those that are one expert of a stack
     convs: dict[str, torch.Size]  # shapes of convolutions' weights, as the model names them
+    apart: frozenset[str]  # embeddings and the output layer
 
     @classmethod
     def open(cls, folder: Path) -> _Source:
@@ -114,12 +129,13 @@ class _Source:
         linears, transposed = _linears(model)
         convs = {n: m.weight.shape for n, m in model.named_modules() if type(m) is torch.nn.Conv2d}
         experts = frozenset(filter(is_expert, layouts.keys() - linears))
+        apart = _apart(model)
         names = _renamed(model, checkpoint, layouts)
         filed = {name: file for file, name in names.items()}
         layouts = {filed.get(name, name): layout for name, layout in layouts.items()}
         linears |= layouts.keys()
         return cls(
-            folder, config, checkpoint, layouts, names, linears, transposed, experts, convs
+            folder, config, checkpoint, layouts, names, linears, transposed, experts, convs, apart
         )  # fmt: skip
 
     def weights(self, file: Path) -> Iterator[tuple[str, Weight]]:
@@ -159,6 +175,16 @@ def _linears(model: Any) -> tuple[frozenset[str], frozenset[str]]:
     transposed = frozenset(name for name, module in modules if is_conv1d(module))
     linears = frozenset(name for name, module in modules if is_linear(module))
     return linears | transposed, transposed
+
+
+def _apart(model: Any) -> frozenset[str]:
+    """Names of the embeddings and of the output layer."""
+    output = model.get_output_embeddings()
+    return frozenset(
+        name
+        for name, module in model.named_modules()
+        if module is output or isinstance(module, torch.nn.Embedding)
+    )
 
 
 def model_class(config: Mapping[str, Any], folder: Path, caller: str) -> Any:
@@ -226,6 +252,37 @@ def _encode(
         return {name: dense.t().contiguous() if turned else dense}
     layouts[source.names.get(module, module)] = made.layout
     return {f"{module}.weight_{key}": array for key, array in made.arrays.items()}
+
+
+def _describe(
+    name: str,
+    weight: Weight,
+    made: Mapping[str, torch.Tensor],
+    source: _Source,
+    layouts: Mapping[str, Layout],
+    report: Report,
+    left: dict[str, int],
+) -> None:
+    """Adds a linear layer's row to the report, or the bytes of another matrix to ``left``."""
+    module = name.removesuffix(".weight")
+    if len(weight.shape) < 2 or module in source.apart:
+        return
+    nbytes = sum(x.numel() * x.element_size() for x in made.values())
+    if module == name or module not in source.linears:
+        alike = re.sub(r"\.\d+(?=\.|$)", ".*", module)
+        left[alike] = left.get(alike, 0) + nbytes
+        return
+    rows, cols = weight.shape[0], math.prod(weight.shape[1:])
+    layout = layouts.get(source.names.get(module, module))
+    if isinstance(weight, SparseMatrix):
+        nnz = weight.nnz
+    else:
+        nnz = int(weight.count_nonzero())
+    dense = next(iter(made.values()))
+    label = layout.label if layout else f"dense {DTYPE_NAME.get(dense.dtype, dense.dtype)}"
+    dense_nbytes = layout.dense_nbytes if layout else nbytes
+    sparsity = 1 - nnz / (rows * cols)
+    report.layers.append(LayerReport(module, (rows, cols), sparsity, label, nbytes, dense_nbytes))
 
 
 def _compressed(name: str, weight: Weight, format: str) -> SparseMatrix | None:

@@ -242,8 +242,10 @@ def swap(model: nn.Module, layers: Mapping[str, tuple[nn.Module, nn.Module]]) ->
     """Replaces (old, new) wherever the model holds old; all of them or, on an exception, none."""
     pairs = [(old, transposed.in_place_of(old, new)) for old, new in layers.values()]
     new_of = {id(old): new for old, new in pairs}
-    for old, new in pairs:
+    for name, (old, new) in zip(layers, pairs, strict=True):
         take_hooks(old, new)
+        if isinstance(new, SparseLinear):
+            new.place = name
     places = places_of(model, [old for old, _ in pairs])
     try:
         for parent, key, child in places:

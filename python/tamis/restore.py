@@ -87,6 +87,7 @@ def _put(
     for name, module in sparse.items():
         take_hooks(model.get_submodule(name), module)
         in_place_of(model.get_submodule(name), module)
+        module.place = name
         model.set_submodule(name, module)
     _assign(model, tensors)
     stored.follow(model)

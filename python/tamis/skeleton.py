@@ -56,6 +56,7 @@ def swap(
         sparse = SparseLinear(layout, nnz, linear.bias is not None, "meta", linear.weight.dtype)
         if window is not None:
             sparse = SparseConv2d.from_layer(sparse, window)
+        sparse.place = name
         model.set_submodule(name, in_place_of(model.get_submodule(name), sparse))
     _check_shapes(model, checkpoint)
 

@@ -298,3 +298,33 @@ def test_routers_that_are_more_than_linear_stay_dense(tmp_path):
     ids = torch.arange(12)[None]
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_report_says_what_was_stored_and_what_stays_dense(tmp_path):
+    """Experts lie in one parameter of the model, which convert leaves as it is; sparsify_ takes them."""
+    config = transformers.MixtralConfig(
+        **SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    )
+    torch.manual_seed(0)
+    model = mask_weights(transformers.MixtralForCausalLM(config), "sparse-bitmask")
+    model.save_pretrained(tmp_path / "dense")
+    report = tamis.convert(tmp_path / "dense", tmp_path / "sparse")
+    rows = {row.name: row for row in report.layers}
+    q = rows["model.layers.0.self_attn.q_proj"]
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    assert q.shape == tuple(weight.shape)
+    assert q.sparsity == pytest.approx(float((weight == 0).float().mean()))
+    stored = load_file(tmp_path / "sparse" / "model.safetensors")
+    ours = [x for name, x in stored.items() if name.startswith(f"{q.name}.weight_")]
+    assert q.nbytes == sum(x.numel() * x.element_size() for x in ours)
+    left = report.metrics["left_dense"].split(", ")
+    assert any("experts.*" in name for name in left)
+    assert not any("embed" in name or "lm_head" in name for name in left)
+    experts = [x for name, x in stored.items() if ".experts." in name]
+    assert experts
+    assert report.metrics["left_dense_bytes"] >= sum(x.numel() * x.element_size() for x in experts)
+    plain = tiny()
+    plain.save_pretrained(tmp_path / "plain")
+    report = tamis.convert(tmp_path / "plain", tmp_path / "out", format="dense")
+    assert "left_dense" not in report.metrics
+    assert {row.format for row in report.layers} == {"dense f32"}

@@ -297,3 +297,18 @@ def test_a_mask_is_asked_once_for_its_padding_until_it_is_written():
         assert padding(mask).tolist() == [2, 3]
         mask[:, ..., :4] = False
         assert padding(mask).tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not recipe_of(m).needs_plan])
+def test_stored_and_reserved_bytes_are_all_that_is_allocated(attached, method):
+    """By the storages of the tensors themselves, after a prompt, steps and a second turn."""
+    cache = kv.Cache(attached.config, method, budget=budget_of(method, 48), fallback=False)
+    with torch.no_grad():
+        for n in (90, 1, 1, 40, 1):
+            attached(prompt(n, b=2), cache=cache)
+            held = [rows for store in cache.stores for rows in store._all_rows()]
+            storages = [rows.buffer.untyped_storage() for rows in held]
+            allocated = sum({x.data_ptr(): x.nbytes() for x in storages}.values())
+            assert cache.nbytes() + cache.reserved_nbytes() == allocated
+    if method in ("full", "kivi4", "quest"):
+        assert cache.reserved_nbytes() > 0

@@ -115,8 +115,19 @@ class Cache(DynamicCache):
         return [layer for layer in self.layers if isinstance(layer, StoreLayer)]
 
     def nbytes(self) -> int:
-        """Bytes in memory for all tokens, in stores and in the layers that stay transformers' own."""
+        """Bytes in memory for all tokens, in stores and in the layers that stay transformers' own.
+
+        Room for tokens to come is not among them: ``reserved_nbytes``.
+        """
         return sum(self.report()["bytes"].values())
+
+    def reserved_nbytes(self) -> int:
+        """Bytes of room for tokens to come, beside ``nbytes``: about an eighth of a long context.
+
+        On the CPU no memory is taken for it before tokens are written there (but for the rest of a huge
+        page where a buffer has 4 MB or more); on a GPU it is.
+        """
+        return sum(store.reserved_nbytes() for store in self.stores)
 
     def report(self) -> dict[str, Any]:
         """What it holds: for reading, and as JSON.

@@ -101,8 +101,17 @@ class KvMemory:
         return LayoutPast(SinkWindow(tuple(alpha), tuple(beta), **sizes))
 
     def nbytes(self) -> int:
-        """Bytes of everything held in memory for the tokens."""
+        """Bytes of everything held in memory for the tokens, without room to grow."""
         return sum(self.bytes_by_part().values())
+
+    def reserved_nbytes(self) -> int:
+        """Bytes of room for tokens to come, beside ``nbytes``.
+
+        On the CPU no memory is taken for it before tokens are written there (but for the rest of a huge
+        page where a buffer has 4 MB or more); on a GPU it is.
+        """
+        rows = (rows for rows in self._all_rows() if not isinstance(rows, FileRows))
+        return sum(x.reserved_nbytes for x in rows)
 
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes of keys, values, records, and of what selection or eviction keep beside them."""

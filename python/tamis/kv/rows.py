@@ -47,6 +47,11 @@ class Rows:
         """Bytes of the rows."""
         return self.view.numel() * self.buffer.element_size()
 
+    @property
+    def reserved_nbytes(self) -> int:
+        """Bytes of the buffer past the rows."""
+        return self.buffer.numel() * self.buffer.element_size() - self.nbytes
+
     def _memory(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
         """A buffer to grow into."""
         return reserve(like, shape)

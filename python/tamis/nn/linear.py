@@ -8,113 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
+from tamis.nn.weight import SparseWeight
 from tamis.ops import cuda_spmm
-from tamis.ops.spmm import linear, unpack
+from tamis.ops.spmm import linear
 from tamis.ops.tensors import DTYPE_NAME, INDEX_DTYPE, REST, TORCH_DTYPE, Rest
 from tamis.tensor.compress import compress
 from tamis.tensor.matrix import SparseMatrix
 
 __all__ = ["SparseLinear", "SparseWeight"]
-
-
-class SparseWeight:
-    """What ``SparseLinear.weight`` returns: enough of a tensor for code that only asks about it.
-
-    A torch function that is given it gets ``to_dense()`` in its place, as a hand-written
-    ``F.linear(x, layer.weight)`` does; ``nn.TransformerEncoder`` sees by that to call its layers.
-
-    Attributes:
-        dtype: dtype of the dense weight; for int8 values the layer's float dtype.
-        device: Where products run.
-        shape: [out_features, in_features].
-    """
-
-    _is_hf_initialized = True  # so that transformers leaves random values to weights without any
-
-    def __init__(self, layer: SparseLinear) -> None:
-        self._layer = layer
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            f"SparseLinear.weight: got a use of {name!r}, wanted what this handle of a compressed weight "
-            "has; take .to_dense(), or leave the layer dense by sparsify_'s ignore=."
-        )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the dense weight, always floating point."""
-        return self._layer.float_dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where products run: the device of the arrays, or of what ``prepack_`` packed."""
-        return self._layer.packed_on or self._layer.weight_values.device
-
-    @property
-    def shape(self) -> torch.Size:
-        """[out_features, in_features]."""
-        return torch.Size((self._layer.out_features, self._layer.in_features))
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether the kept values are trained."""
-        return self._layer.weight_values.requires_grad
-
-    @property
-    def ndim(self) -> int:
-        """Two."""
-        return 2
-
-    @property
-    def is_cuda(self) -> bool:
-        """Whether products run on a CUDA device."""
-        return self.device.type == "cuda"
-
-    @property
-    def is_meta(self) -> bool:
-        """Whether the arrays have no memory yet."""
-        return self.device.type == "meta"
-
-    @property
-    def data(self) -> SparseWeight:
-        """This handle; the values themselves are ``SparseLinear.weight_values``."""
-        return self
-
-    def size(self, dim: int | None = None) -> Any:
-        """Shape, or one extent of it."""
-        return self.shape if dim is None else self.shape[dim]
-
-    def dim(self) -> int:
-        """Two."""
-        return 2
-
-    def numel(self) -> int:
-        """Weights of the dense matrix, zeros included."""
-        return self.shape.numel()
-
-    def to_dense(self) -> Tensor:
-        """Dense weight [out_features, in_features] in ``dtype``; differentiable."""
-        layer = self._layer
-        dense = unpack(layer.layout.token, layer.weight_values, layer.rest())
-        return dense.to(self.device, self.dtype)
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """The function of the dense weight."""
-        args, kwargs = tree_map_only(cls, cls.to_dense, (args, kwargs or {}))
-        return func(*args, **kwargs)
-
-    def __repr__(self) -> str:
-        return (
-            f"SparseWeight({self._layer.layout.label}, shape={list(self.shape)}, "
-            f"dtype={self.dtype}, device={self.device})"
-        )
 
 
 class SparseLinear(nn.Module):
@@ -134,6 +38,7 @@ class SparseLinear(nn.Module):
     not on the CPU expands the weight and multiplies densely.
 
     ``transposed`` says that the layer stands for transformers' Conv1D, whose dense weight is [in, out].
+    ``place`` is the name by which a model has the layer, for messages.
 
     ``packed_on`` is None, or the CUDA device that holds the weight packed and nothing else, while the
     arrays stay in host memory wherever the layer is moved (``tamis.prepack_``).
@@ -152,7 +57,7 @@ class SparseLinear(nn.Module):
         dtype: Of values and bias instead of the layout's; of the bias alone if values are int8.
 
     Raises:
-        TamisTypeError: ``dtype`` is not float32, float16 or bfloat16.
+        TamisTypeError: ``layout`` is none, or ``dtype`` not float32, float16 or bfloat16.
         TamisValueError: No matrix of this layout stores ``nnz`` values.
     """
 
@@ -160,6 +65,7 @@ class SparseLinear(nn.Module):
     bias: Tensor | None
     packed_on: torch.device | None = None
     transposed: bool = False
+    place: str = ""
 
     def __init__(
         self,
@@ -170,6 +76,11 @@ class SparseLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(layout, Layout):
+            raise TamisTypeError(
+                f"SparseLinear: layout: got {type(layout).__name__}, wanted a tamis.Layout; to compress "
+                "a layer call SparseLinear.from_linear(nn.Linear(...))."
+            )
         if dtype is not None and not layout.quantized:
             layout = replace(layout, dtype=_float_name(dtype))
         self._set_layout(layout, dtype)
@@ -307,6 +218,19 @@ class SparseLinear(nn.Module):
         """Handle with dtype, device, shape and to_dense(); not a tensor."""
         return SparseWeight(self)
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of nn.Module, which ``layer.weight = ...`` and torch.nn.utils call; there is no such one.
+
+        Raises:
+            TamisTypeError: It would replace the compressed weight.
+        """
+        if name == "weight" or isinstance(param, SparseWeight):
+            raise TamisTypeError(
+                f"SparseLinear.{name}: got a new parameter, wanted the compressed weight to stay; change "
+                "weight_values, or call tamis.dense_(model) first."
+            )
+        super().register_parameter(name, param)
+
     @property
     def matrix(self) -> SparseMatrix:
         """SparseMatrix on this layer's arrays."""
@@ -396,6 +320,12 @@ class SparseLinear(nn.Module):
     ) -> None:
         """All arrays or none: those of another mask would leave values and places that do not fit."""
         given = state_dict.get(f"{prefix}weight_values")
+        if given is None and f"{prefix}weight" in state_dict:
+            found[-1].append(
+                f"{prefix}weight: got a dense weight, wanted the arrays of a compressed one; load the "
+                "state before sparsify_, or after tamis.dense_(model)."
+            )
+            return
         if given is not None and given.shape != self.weight_values.shape:
             error_msgs: list[str] = found[-1]
             error_msgs.append(

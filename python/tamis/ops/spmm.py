@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from tamis.errors import TamisTypeError, TamisValueError
+from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.layout import Layout
 from tamis.ops import cuda_spmm, cuda_spmm_grad, spmm_grad
 from tamis.ops.dense import gather_dense, unpack_dense, unpack_traced
@@ -136,6 +136,11 @@ def _through_torch(
             f"spmm: x: got {type(x).__name__}, wanted a torch.Tensor; convert it with torch.as_tensor."
         )
     x = autocast(x)
+    if not _is_dynamo() and (_is_tracing() or _count_modes()) and torch.onnx.is_in_onnx_export():
+        raise TamisUnsupported(
+            "torch.onnx.export: model: got a compressed layer, for which ONNX has no operator, wanted dense "
+            "ones; export tamis.dense_(copy.deepcopy(model))."
+        )
     if not _is_dynamo() and transformed():
         how = Layout.from_token(layout)
         _check_x(x, values, how)
