@@ -108,13 +108,13 @@ struct Residual {
   }
 };
 
-void write_record(const MaskTile& tile, const uint16_t* values_of, uint8_t* to) {
+void write_record(const MaskTile& tile, const uint16_t* stored, uint8_t* to) {
   Header header = {};
   Residual residual;
   for (uint32_t r = 0; r < kTileRows; ++r) {
     const uint64_t word = tile.mask[r];
     if (word == 0) continue;
-    const uint16_t* value = values_of + tile.first[r];
+    const uint16_t* value = stored + tile.first[r];
     for (uint32_t four = 0; four < kFours; ++four) {
       const auto bits = static_cast<uint32_t>(word >> (4 * four) & 15);
       if (bits == 0) continue;

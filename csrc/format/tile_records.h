@@ -58,8 +58,9 @@ Status record_sizes(const char* name, const MatrixView& a, const ForTiles& for_t
   for_rows(t16::row_tiles(a.rows), a.cols * t16::kTileRows, [&](int64_t begin, int64_t end) {
     int64_t sum = 0, most = 0;
     for_tiles(begin, end, [&](int64_t, const auto& tile) {
-      sum += units(tile);
-      most = std::max(most, units(tile));
+      const int64_t length = units(tile);
+      sum += length;
+      most = std::max(most, length);
     });
     total.fetch_add(sum, std::memory_order_relaxed);
     int64_t seen = longest.load(std::memory_order_relaxed);

@@ -5,24 +5,13 @@
 #include <array>
 #include <string>
 
-#include "cuda_sim/problem.h"
+#include "cuda_sim/row_test.h"
 
 namespace tamis::test {
 namespace {
 
-class SpmmP24 : public testing::TestWithParam<SimRow> {
+class SpmmP24 : public RowTest {
  protected:
-  Case case_of(Problem p) const {
-    p.dtype = GetParam().dtype;
-    p.format = GetParam().format;
-    return Case(p);
-  }
-
-  // In how many of 8 runs a fault shows.
-  int faults_seen(Case& c, const SpmmT16Plan& plan, const sim::Faults& faults) const {
-    return noticed(GetParam(), c, plan, faults);
-  }
-
   void expect_right(Problem p, int32_t block_tiles, int32_t warps, bool cluster = false) {
     Case c = case_of(p);
     // Without and with warps that only copy x, and with sums over x and behind it.
@@ -170,7 +159,7 @@ TEST_P(SpmmP24, WrittenOutIsTheWeight) {
 TEST_P(SpmmP24, SeededBugsOfColumnsThatFollowAreNoticed) {
   Case c = case_of({.n = 40, .k = 300, .m = 16, .sparsity = 0.5, .parts = 1, .seed = 1200});
   SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 16, 2, 2, false, 6, 64);
-  const auto noticed = [&](const sim::Faults& faults) { return faults_seen(c, plan, faults); };
+  const auto noticed = [&](const sim::Faults& faults) { return RowTest::noticed(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.wait = 0}), 0) << "for the only stage";
   EXPECT_EQ(noticed({.arrival = 0}), 8) << "of the first piece";
@@ -185,7 +174,7 @@ TEST_P(SpmmP24, TwoRunsAgreeInEveryBit) {
 TEST_P(SpmmP24, SeededBugsOfClustersAreNoticed) {
   Case c = case_of({.n = 100, .k = 640, .m = 9, .sparsity = 0.5, .parts = 2, .seed = 54});
   SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 9, 2, 2, true);
-  const auto noticed = [&](const sim::Faults& faults) { return faults_seen(c, plan, faults); };
+  const auto noticed = [&](const sim::Faults& faults) { return RowTest::noticed(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   for (const int i : {0, 1, 2}) EXPECT_GT(noticed({.barrier = i}), 0) << "no barrier " << i;
   EXPECT_EQ(noticed({.cluster = 0}), 8) << "no meeting";
@@ -198,7 +187,7 @@ TEST_P(SpmmP24, SeededBugsOfClustersAreNoticed) {
 TEST_P(SpmmP24, SeededBugsOfSumsOverXAreNoticed) {
   Case c = case_of({.n = 64, .k = 2300, .m = 30, .sparsity = 0.5, .parts = 1, .seed = 55});
   const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 30, 2, 1, true, 4, 0, 2);
-  const auto noticed = [&](const sim::Faults& faults) { return faults_seen(c, plan, faults); };
+  const auto noticed = [&](const sim::Faults& faults) { return RowTest::noticed(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.cluster = 0}), 0) << "while another block reads x";
   EXPECT_EQ(noticed({.wait = 0}), 8) << "sums that others send";
@@ -337,7 +326,7 @@ TEST(PlanP24, WarpsThatOnlyCopy) {
 TEST_P(SpmmP24, SeededBugsAreNoticed) {
   Case c = case_of({.n = 40, .k = 900, .m = 6, .sparsity = 0.5, .parts = 2});
   const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 6, 2, 3);
-  const auto noticed = [&](const sim::Faults& faults) { return faults_seen(c, plan, faults); };
+  const auto noticed = [&](const sim::Faults& faults) { return RowTest::noticed(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.barrier = 0}), 0) << "after x was written";
   EXPECT_GT(noticed({.barrier = 1}), 0) << "before sums overwrite x";
@@ -346,8 +335,7 @@ TEST_P(SpmmP24, SeededBugsAreNoticed) {
   EXPECT_EQ(noticed({.fence = 0}), 8) << "between the parts and the ticket";
 }
 
-INSTANTIATE_TEST_SUITE_P(Rows, SpmmP24, testing::ValuesIn(p24_rows()),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Rows, SpmmP24, testing::ValuesIn(p24_rows()), name_of);
 
 }  // namespace
 }  // namespace tamis::test

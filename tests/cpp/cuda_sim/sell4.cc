@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda_sim/problem.h"
+#include "cuda_sim/row_test.h"
 
 namespace tamis::test {
 namespace {
@@ -103,16 +103,14 @@ TEST(Sell4, PackRefusesWhatItCannotSay) {
   EXPECT_EQ(sell4::pack_sizes(a, &sizes).code, Code::invalid_argument);
 }
 
-class SpmmSell4 : public testing::TestWithParam<SimRow> {
+class SpmmSell4 : public RowTest {
  protected:
-  void expect_right(Problem p, int32_t warps, int32_t parts = 1) {
-    p.dtype = GetParam().dtype;
-    p.format = GetParam().format;
-    Case c(p);
+  void expect_right(const Problem& p, int32_t warps, int32_t parts = 1) {
+    Case c = case_of(p);
     SpmmT16Plan plan;
     ASSERT_TRUE(plan_spmm_cuda(c.t16(), p.m, kH100, &plan).ok());
     if (warps > 0) plan = lay_out_spmm_sell4(c.t16(), p.m, warps, parts);
-    EXPECT_EQ(run(GetParam(), c, plan, p.seed), "") << label(p) << ", " << plan.warps_k << " warps";
+    RowTest::expect_right(c, plan, std::to_string(plan.warps_k) + " warps");
   }
 };
 
@@ -175,13 +173,7 @@ TEST_P(SpmmSell4, Layouts) {
 }
 
 TEST_P(SpmmSell4, TwoRunsAgreeInEveryBit) {
-  Case c({.n = 100,
-          .k = 640,
-          .m = 3,
-          .sparsity = 0.5,
-          .dtype = GetParam().dtype,
-          .format = GetParam().format,
-          .seed = 51});
+  Case c = case_of({.n = 100, .k = 640, .m = 3, .sparsity = 0.5, .seed = 51});
   EXPECT_EQ(run_twice(GetParam(), c, lay_out_spmm_sell4(c.t16(), 3, 4)), "");
 }
 
@@ -206,17 +198,9 @@ TEST_P(SpmmSell4, ScalesOfX) {
 }
 
 TEST_P(SpmmSell4, SeededBugsAreNoticed) {
-  Case c({.n = 70,
-          .k = 1536,
-          .m = 2,
-          .sparsity = 0.4,
-          .dtype = GetParam().dtype,
-          .format = GetParam().format,
-          .seed = 71});
+  Case c = case_of({.n = 70, .k = 1536, .m = 2, .sparsity = 0.4, .seed = 71});
   SpmmT16Plan plan = lay_out_spmm_sell4(c.t16(), 2, 8);
-  const auto noticed = [&](const sim::Faults& faults) {
-    return test::noticed(GetParam(), c, plan, faults);
-  };
+  const auto noticed = [&](const sim::Faults& faults) { return RowTest::noticed(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.barrier = 0}), 0) << "before x and the largest of it are read";
   EXPECT_GT(noticed({.barrier = 1}), 0) << "before sums overwrite x";
@@ -229,17 +213,9 @@ TEST_P(SpmmSell4, SeededBugsAreNoticed) {
 }
 
 TEST_P(SpmmSell4, SeededBugsOfClustersAreNoticed) {
-  Case c({.n = 70,
-          .k = 1536,
-          .m = 2,
-          .sparsity = 0.4,
-          .dtype = GetParam().dtype,
-          .format = GetParam().format,
-          .seed = 72});
+  Case c = case_of({.n = 70, .k = 1536, .m = 2, .sparsity = 0.4, .seed = 72});
   SpmmT16Plan plan = lay_out_spmm_sell4(c.t16(), 2, 4, 2);
-  const auto noticed = [&](const sim::Faults& faults) {
-    return test::noticed(GetParam(), c, plan, faults);
-  };
+  const auto noticed = [&](const sim::Faults& faults) { return RowTest::noticed(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_EQ(noticed({.cluster = 0}), 8) << "no meeting";
   EXPECT_EQ(noticed({.wait = 0}), 8) << "sums that the other block sends";
@@ -248,8 +224,7 @@ TEST_P(SpmmSell4, SeededBugsOfClustersAreNoticed) {
   EXPECT_EQ(noticed({}), 8) << "shared memory too small";
 }
 
-INSTANTIATE_TEST_SUITE_P(Rows, SpmmSell4, testing::ValuesIn(sell4_rows()),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Rows, SpmmSell4, testing::ValuesIn(sell4_rows()), name_of);
 
 TEST(PlanSell4, FitsEveryDeviceOrSaysWhyNot) {
   for (const CudaDevice& device : {kH100, kA100, kL40}) {

@@ -5,25 +5,24 @@
 #include <string>
 #include <vector>
 
-#include "cuda_sim/problem.h"
+#include "cuda_sim/row_test.h"
 
 namespace tamis::test {
 namespace {
 
-class SpmmT16 : public testing::TestWithParam<SimRow> {
+class SpmmT16 : public RowTest {
  protected:
-  void expect_right(Problem p, int32_t warps_k, int32_t splits) {
-    p.dtype = GetParam().dtype;
-    p.format = GetParam().format;
-    Case c(p);
+  void expect_right(const Problem& p, int32_t warps_k, int32_t splits) {
+    Case c = case_of(p);
     SpmmT16Plan plan;
     if (warps_k > 0) {
       plan = lay_out_spmm_t16(c.t16(), p.m, warps_k, splits);
     } else {
       ASSERT_TRUE(plan_spmm_t16(c.t16(), p.m, kH100, &plan).ok());
     }
-    EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
-        << label(p) << ", " << plan.warps_k << " warps and " << plan.splits << " blocks over k";
+    RowTest::expect_right(c, plan,
+                          std::to_string(plan.warps_k) + " warps and " +
+                              std::to_string(plan.splits) + " blocks over k");
   }
 };
 
@@ -80,27 +79,18 @@ TEST_P(SpmmT16, LongRows) {
 }
 
 TEST_P(SpmmT16, TwoRunsAgreeInEveryBit) {
-  Case c({.n = 100,
-          .k = 640,
-          .m = 9,
-          .sparsity = 0.5,
-          .dtype = GetParam().dtype,
-          .format = GetParam().format,
-          .seed = 51});
+  Case c = case_of({.n = 100, .k = 640, .m = 9, .sparsity = 0.5, .seed = 51});
   EXPECT_EQ(run_twice(GetParam(), c, lay_out_spmm_t16(c.t16(), 9, 4, 2)), "");
 }
 
-INSTANTIATE_TEST_SUITE_P(Rows, SpmmT16, testing::ValuesIn(tile_rows()),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Rows, SpmmT16, testing::ValuesIn(tile_rows()), name_of);
 
-class SpmmGap : public testing::TestWithParam<SimRow> {
+class SpmmGap : public RowTest {
  protected:
-  void expect_right(Problem p, int32_t warps) {
-    p.dtype = GetParam().dtype;
-    p.format = GetParam().format;
-    Case c(p);
-    EXPECT_EQ(run(GetParam(), c, lay_out_spmm_gap(c.t16(), p.m, warps), p.seed), "")
-        << label(p) << ", " << p.parts << " parts, " << warps << " warps";
+  void expect_right(const Problem& p, int32_t warps) {
+    Case c = case_of(p);
+    RowTest::expect_right(c, lay_out_spmm_gap(c.t16(), p.m, warps),
+                          std::to_string(p.parts) + " parts, " + std::to_string(warps) + " warps");
   }
 };
 
@@ -144,19 +134,11 @@ TEST_P(SpmmGap, Parts) {
 }
 
 TEST_P(SpmmGap, TwoRunsAgreeInEveryBit) {
-  Case c({.n = 100,
-          .k = 640,
-          .m = 4,
-          .sparsity = 0.5,
-          .dtype = GetParam().dtype,
-          .format = GetParam().format,
-          .parts = 32,
-          .seed = 52});
+  Case c = case_of({.n = 100, .k = 640, .m = 4, .sparsity = 0.5, .parts = 32, .seed = 52});
   EXPECT_EQ(run_twice(GetParam(), c, lay_out_spmm_gap(c.t16(), 4, 8)), "");
 }
 
-INSTANTIATE_TEST_SUITE_P(Rows, SpmmGap, testing::ValuesIn(gap_rows()),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Rows, SpmmGap, testing::ValuesIn(gap_rows()), name_of);
 
 TEST(ExpandT16, EqualsUnpack) {
   uint64_t seed = 400;
