@@ -260,6 +260,13 @@ TEST(ChosenAttention, TakesAsManyAsAClusterHolds) {
   expect_attended({.units = 70000, .k = 66500, .batch = 1, .kv_heads = 1, .levels = 1}, 958);
 }
 
+// Blocks tell how much they take while a slow one still looks for the step of the k-th.
+TEST(ChosenAttention, SlowBlocksHearWhatOthersTell) {
+  for (uint64_t seed = 980; seed < 982; ++seed) {
+    expect_attended({.units = 1100, .k = 400, .rows = 1, .sms = 8, .whole = false}, seed);
+  }
+}
+
 TEST(ChosenAttention, SeededBugsAreNoticed) {
   expect_attended({.units = 3000,
                    .k = 900,

@@ -119,6 +119,11 @@ TEST(Engine, Complains) {
   EXPECT_EQ(complaint([] { dev::copy_async16(0, source + 2, 16); }), "cp.async: misaligned source");
   EXPECT_EQ(complaint([] { dev::copy_async16(0, source, 16); }),
             "a thread ends with copies it never committed");
+  EXPECT_EQ(complaint([] {
+              dev::copy_async16(0, source, 16);
+              dev::commit_async();
+            }),
+            "a thread ends with copies it never waited for");
   EXPECT_EQ(complaint([] { dev::barrier_wait(0, 0); }), "mbarrier: used before barrier_init");
   EXPECT_EQ(complaint([] {  // 16 bytes expected, none copied
               if (dev::thread_index() != 0) return;

@@ -134,6 +134,9 @@ void run_cluster() {
   for (Thread& thread : g.threads) {
     keep(thread.stores);
     if (!thread.open.empty()) g.error = "a thread ends with copies it never committed";
+    for (const auto& group : thread.groups) {
+      if (!group.empty()) g.error = "a thread ends with copies it never waited for";
+    }
     if (thread.arrived) g.error = "a thread ends before its cluster has met";
     if (!thread.products.empty() || !thread.product_groups.empty()) {
       g.error = "a thread ends with products it never waited for";
