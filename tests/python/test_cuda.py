@@ -217,6 +217,17 @@ def test_a_weight_that_no_call_packed_is_refused_in_a_capture(graphs: Graphs) ->
     assert torch.equal(got, want)
 
 
+def test_values_that_may_be_trained_are_expanded_in_a_capture_with_a_word(graphs: Graphs) -> None:
+    a, x = half_kept(32, 64), torch.randn(1, 64, dtype=torch.bfloat16)
+    a.arrays["values"].requires_grad_()
+    assert call(x, a) is None  # may be written at once
+    graphs.now = 1
+    with pytest.warns(UserWarning, match="not packed yet in the capture of a CUDA graph"):
+        assert call(x, a) is None
+    graphs.now = 0
+    assert call(x, a) is not None
+
+
 def test_memory_that_lasts_is_made_by_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     streams: list[object] = []
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: ("stream of", device))

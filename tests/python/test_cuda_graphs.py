@@ -1,6 +1,8 @@
 """Graphs captured on one stream of a CUDA device, replayed beside each other and beside its calls."""
 
+import copy
 import time
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -179,3 +181,22 @@ def test_a_capture_of_an_unpacked_weight_says_what_to_do() -> None:
     graph, outs = captured(call, torch.cuda.Stream(), 2)
     graph.replay()
     assert bool((outs == want).all())
+
+
+@needs_device
+def test_compiled_graphs_of_layers_nobody_called_before() -> None:
+    """Frozen weights are packed while torch.compile warms up, trainable ones expanded with a word."""
+    torch.manual_seed(4)
+    for frozen in (True, False):
+        net = torch.nn.Sequential(torch.nn.Linear(1024, 512), torch.nn.Linear(512, 64))
+        tamis.sparsify_(net.cuda().bfloat16().requires_grad_(not frozen), "random", format="bitmap")
+        twin = tamis.dense_(copy.deepcopy(net))
+        run = torch.compile(net, mode="reduce-overhead", fullgraph=True, dynamic=False)
+        inputs = [normal(tokens, 1024) for tokens in (1, 16)]
+        with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(4):
+                for x in inputs:
+                    torch.compiler.cudagraph_mark_step_begin()
+                    torch.testing.assert_close(run(x), twin(x), rtol=2e-2, atol=2e-2)
+        assert any("not packed yet" in str(each.message) for each in said) == (not frozen)

@@ -6,6 +6,7 @@ device holds what is packed and nothing else.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Collection
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from tamis import _C
 from tamis.layout import Layout
-from tamis.ops import cuda, cuda_cost, cuda_spmm_grad
+from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_spmm_grad
 from tamis.ops.cuda_cost import calls_pay, few_tokens, form_and_tokens, packed_form
 from tamis.ops.cuda_memory import (
     current_device,
@@ -297,7 +298,7 @@ def spmm(
         return None
     packed = _held(x, values, rest, layout)
     if packed is None:
-        if _here(values, x.device) and values.requires_grad and _written_since(values):
+        if _here(values, x.device) and values.requires_grad and _stays_unpacked(values):
             return None
         try:
             packed = _pack(x, values, rest, layout)
@@ -474,6 +475,20 @@ def _form_for(
     if form in cuda_cost.IN_CALLS:  # for what it is chosen once it is there
         return form_and_tokens(layout, nnz, tokens, device, stored=stored, beside=(*beside, form))
     return packed_form(layout) if form == cuda_cost.STORED else form, above, up_to
+
+
+def _stays_unpacked(values: Tensor) -> bool:
+    """Whether values that may be trained are not packed now: just written, or a graph is captured."""
+    if _written_since(values):
+        return True
+    if not cuda_memory.capturing():
+        return False
+    warnings.warn(
+        "spmm: got a weight that is not packed yet in the capture of a CUDA graph, which expands it in each "
+        "replay, slower than a dense weight; call prepack_(model) before, or requires_grad_(False).",
+        stacklevel=2,
+    )
+    return True
 
 
 _met: dict[int, tuple[weakref.ref[Tensor], int]] = {}
