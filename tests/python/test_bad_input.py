@@ -317,3 +317,11 @@ def test_arguments_of_other_types_are_named():
         ),
     ):
         refuses(call, (TamisTypeError, TamisValueError), sentence)
+
+
+def test_what_stands_on_the_wrong_side_or_in_a_wrong_dict():
+    a = tamis.compress(W)
+    for x in (W.T, torch.from_numpy(W.T.copy())):
+        refuses(lambda x=x: x @ a, TamisTypeError, "X @ A: X: got", "(tamis.compress(W.T) @ X.T).T")
+    wanted = "calibrate: data[0]['text']: got str, wanted a tensor or numbers"
+    refuses(lambda: tamis.sparsify_(mlp(), "wanda", data=[{"text": "hi"}]), TamisTypeError, wanted)
