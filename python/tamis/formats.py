@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -206,6 +208,28 @@ def take_hooks(old: nn.Module, new: nn.Module) -> None:
         from accelerate.hooks import add_hook_to_module
 
         add_hook_to_module(new, vars(old)["_hf_hook"])
+
+
+def refresh_weight(layer: nn.Module) -> None:
+    """Has torch.nn.utils' hooks make the layer's weight now: loading a state leaves the one before."""
+    if "weight" in layer._parameters:
+        return
+    training, layer.training = layer.training, False  # spectral norm's would else iterate
+    for hook in list(layer._forward_pre_hooks.values()):
+        if type(hook).__module__.startswith("torch.nn.utils."):
+            hook(layer, ())
+    layer.training = training
+
+
+def holding_weight(layer: Any) -> nn.Module:
+    """A copy of a layer whose weight a hook makes, with that weight as its own parameter."""
+    twin: Any = copy.copy(layer)
+    del twin.__dict__["weight"]
+    trained = any(p.requires_grad for p in layer.parameters())
+    twin._parameters = {"weight": nn.Parameter(layer.weight.detach().clone(), trained)}
+    twin._parameters["bias"] = layer._parameters.get("bias")
+    twin._buffers, twin._forward_pre_hooks = {}, OrderedDict()
+    return twin  # type: ignore[no-any-return]
 
 
 def places_of(

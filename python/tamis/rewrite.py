@@ -23,7 +23,16 @@ from tamis import calibrate, method
 from tamis.convolution import as_matrix, choose_conv
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.experts import restack, unstacked
-from tamis.formats import as_dense, compressed, counted_layouts, device_of, standing_in, swap
+from tamis.formats import (
+    as_dense,
+    compressed,
+    counted_layouts,
+    device_of,
+    holding_weight,
+    refresh_weight,
+    standing_in,
+    swap,
+)
 from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
 from tamis.nn.conv import window_of
@@ -127,6 +136,8 @@ def sparsify_(  # noqa: PLR0913
     check_model("sparsify_", model)
     with unstacked(model):
         layers = find_linears(model, targets, ignore, filter_fn)
+        for layer in layers.values():
+            refresh_weight(layer)
         linears = {name: as_matrix(layer) for name, layer in layers.items()}
         shares = allocate_shares(linears, shape, sparsity, allocate, recipe)
         convs = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
@@ -409,11 +420,14 @@ def _grouped(linear: nn.Linear, job: _Job) -> Layout:
 
 def _commit(model: nn.Module, layers: Mapping[str, nn.Module], job: _Job) -> None:
     """Puts all pruned layers in place: the only step that changes the model."""
-    sparse = {n: (layers[n], item.module) for n, item in job.pending.items() if item.module}
-    swap(model, sparse)
+    new: dict[str, nn.Module] = {n: item.module for n, item in job.pending.items() if item.module}
+    for name in job.pending.keys() - new.keys():
+        if "weight" not in layers[name]._parameters:  # a hook would make it anew, unpruned
+            new[name] = holding_weight(layers[name])
+    swap(model, {name: (layers[name], module) for name, module in new.items()})
     for name, item in job.pending.items():
         if item.module is None and item.weight is not None and item.keep is not None:
-            layer: Any = layers[name]
+            layer: Any = new.get(name, layers[name])
             layer.weight.data = as_own(layer, item.weight)
             if item.nnz < item.weight.numel():
                 layer.register_buffer(KEEP, as_own(layer, item.keep), persistent=False)

@@ -78,7 +78,13 @@ def _sample(item: Any, index: int, tokenizer: Any, length: int, device: Any) -> 
         encoded = tokenizer(item, truncation=True, max_length=length, return_tensors="pt")
         return _from_inputs({"input_ids": encoded["input_ids"].long()}, where, length, device)
     if isinstance(item, Mapping):
-        inputs = {key: _tensor(item[key], where) for key in item if key != "labels"}
+        inputs = {
+            key: _tensor(
+                item[key], f"{where}[{key!r}]", "a tensor or numbers for the model's forward"
+            )
+            for key in item
+            if key != "labels"
+        }
         return _from_inputs(inputs, where, length, device)
     ids = _tensor(item, where)
     if ids.dim() == 0:
@@ -113,15 +119,17 @@ def _from_inputs(inputs: dict[str, Any], where: str, length: int, device: Any) -
     return Sample(moved, real.to(device).bool())
 
 
-def _tensor(value: Any, where: str) -> Any:
+def _tensor(
+    value: Any, where: str, wanted: str = "a string, token ids or a dict of model inputs"
+) -> Any:
     if isinstance(value, torch.Tensor):
         return value
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TamisTypeError(
-            f"{where}: got {type(value).__name__}, wanted a string, token ids or a dict of model "
-            "inputs; convert it first."
+            f"{where}: got {type(value).__name__}, wanted {wanted}; convert it first, texts are strings "
+            "outside of a dict."
         ) from error
 
 

@@ -167,6 +167,39 @@ def test_weights_that_torch_prunes_are_what_is_stored():
     torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("format", ["bitmap", "dense"])
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm, None])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_that_hooks_make_are_those_of_the_loaded_state(norm, format):
+    """A state was loaded and no forward followed; what is pruned stays so in the next ones."""
+
+    def made():
+        model = nn.Sequential(nn.Linear(64, 64)).eval()
+        if norm is None:
+            prune.l1_unstructured(model[0], "weight", 0.3)
+        else:
+            norm(model[0])
+        return model
+
+    source, model, x = made(), made(), torch.randn(3, 64)
+    name = "weight_g" if norm is nn.utils.weight_norm else "weight_orig"
+    getattr(source[0], name).data.mul_(3)
+    wanted = source(x)
+    weight = source[0].weight.detach()
+    keep = weight.abs() > weight.abs().flatten().kthvalue(64 * 32).values
+    model.load_state_dict(source.state_dict())
+    tamis.sparsify_(model, "magnitude_layer", sparsity=0.5, format=format)
+    pruned = nn.functional.linear(x, weight * keep, source[0].bias)
+    assert not torch.allclose(pruned, wanted, atol=1e-2)
+    for _ in range(2):
+        torch.testing.assert_close(model(x), pruned, rtol=1e-4, atol=1e-4)
+    if format == "dense":
+        assert type(model[0]) is nn.Linear
+        assert isinstance(model[0].weight, nn.Parameter)
+        model(x).sum().backward()
+        assert model[0].weight.grad is not None
+
+
 def test_weights_of_other_dtypes_are_refused():
     linear = nn.Linear(64, 64).requires_grad_(False)
     linear.weight = nn.Parameter(linear.weight.to(torch.float8_e4m3fn), requires_grad=False)
@@ -317,3 +350,11 @@ def test_arguments_of_other_types_are_named():
         ),
     ):
         refuses(call, (TamisTypeError, TamisValueError), sentence)
+
+
+def test_what_stands_on_the_wrong_side_or_in_a_wrong_dict():
+    a = tamis.compress(W)
+    for x in (W.T, torch.from_numpy(W.T.copy())):
+        refuses(lambda x=x: x @ a, TamisTypeError, "X @ A: X: got", "(tamis.compress(W.T) @ X.T).T")
+    wanted = "calibrate: data[0]['text']: got str, wanted a tensor or numbers"
+    refuses(lambda: tamis.sparsify_(mlp(), "wanda", data=[{"text": "hi"}]), TamisTypeError, wanted)

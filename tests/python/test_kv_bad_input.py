@@ -73,3 +73,30 @@ def test_caches_plans_and_activations(tmp_path, tiny_model):
     refuses(lambda: made.save(missing), TamisFileError, "activation.Plan.save: path")
     refuses(lambda: activation.attach(model, None), TamisTypeError, "activation.attach")
     refuses(lambda: activation.attach(None, made), TamisTypeError, "activation.attach")
+
+
+def test_float64_is_refused_before_anything_is_held(tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    k, v, _ = keys_and_values()
+    refuses(lambda: kv.store("full", k.double(), v.double()), TamisTypeError, "kv.store: k, v: got")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).double()
+    cache = kv.Cache(model.config, "full")
+    with kv.attach(model):
+        refuses(
+            lambda: model(torch.tensor([[1, 2, 3]]), cache=cache),
+            TamisTypeError,
+            "got torch.float64, wanted float32, float16 or bfloat16",
+        )
+    assert cache.get_seq_length() == 0
+
+
+def test_budgets_of_numpy_and_methods_that_are_none(tmp_path, tiny_model):
+    import numpy as np
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(tiny_model)
+    cache = kv.Cache(config, "h2o", budget=np.int64(64))
+    assert type(cache.budget) is type(cache.stores[0].budget) is int
+    cache.save(tmp_path / "cache")
+    refuses(lambda: kv.Cache("kivi4", config), TamisValueError, "got LlamaConfig, wanted one of")

@@ -423,15 +423,14 @@ def with_nan(value: float, dtype: str = "f32") -> Any:
             ValueError,
             r"layout: got 'coo', wanted one of",
         ),
-        (lambda: W.T @ tamis.compress(W), TypeError, r"unsupported operand"),
+        (lambda: W.T @ tamis.compress(W), TypeError, r"X @ A: X: got ndarray on the left"),
     ],
 )
 def test_bad_input_is_one_sentence(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
         call()
-    if "unsupported operand" not in message:
-        assert isinstance(caught.value, tamis.TamisError)
-        assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, tamis.TamisError)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("inside", ["numpy", "torch"])

@@ -71,7 +71,7 @@ class Cache(DynamicCache):
         fallback: bool = True,
     ) -> None:
         recipe, text = recipe_of(method), text_config("kv.Cache", config)
-        check_budget(recipe, budget)
+        budget = check_budget(recipe, budget)
         for name, given, kind in (("plan", plan, Plan), ("tiers", tiers, Tiers)):
             if given is not None and not isinstance(given, kind):
                 raise TamisValueError(

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from tamis.errors import TamisUnsupported, TamisValueError
+from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.kv import eviction, packed, reading
 from tamis.kv.limits import Limits
 from tamis.kv.memory import KvMemory
@@ -16,6 +16,7 @@ from tamis.kv.past import Past, Tail
 from tamis.kv.plan import LayerPlan
 from tamis.kv.rows import Rows
 from tamis.kv.tiers import Tier
+from tamis.ops.tensors import DTYPE_NAME
 from tamis.policy.kv_recipe import KvRecipe
 
 
@@ -38,6 +39,7 @@ def store(
 
     Raises:
         TamisValueError: Unknown method, or a budget or plan that does not fit it or exceeds s.
+        TamisTypeError: k and v are not float32, float16 or bfloat16.
     """
     made = KvStore(method, budget=budget, plan=plan)
     _check_pair("kv.store", k, v)
@@ -127,6 +129,7 @@ class KvStore(KvMemory):
 
         Raises:
             TamisValueError: They do not belong together, or not to the tokens held.
+            TamisTypeError: Their dtype is none that kernels read.
         """
         _check_pair("KvStore.append", k, v)
         if self.rows:
@@ -306,6 +309,11 @@ def _check_pair(where: str, k: Tensor, v: Tensor) -> None:
         raise TamisValueError(
             f"{where}: k, v: got {_kind(k)} and {_kind(v)}, wanted two tensors [b, g, n, d] of the "
             "same tokens, dtype and device."
+        )
+    if k.dtype not in DTYPE_NAME:
+        raise TamisTypeError(
+            f"{where}: k, v: got {k.dtype}, wanted float32, float16 or bfloat16; convert them, or the "
+            "model by model.to(torch.bfloat16)."
         )
 
 

@@ -41,7 +41,7 @@ class KvMemory:
         frequencies: Tensor | None,
         tier: Tier | None,
     ) -> None:
-        check_budget(recipe, budget)
+        budget = check_budget(recipe, budget)
         check_plan(recipe, plan)
         self.recipe, self.budget, self.layer, self.plan = recipe, budget, layer, plan
         self.frequencies = frequencies

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from operator import index
+from typing import SupportsIndex
+
 from tamis import method as methods
 from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.kv.plan import LayerPlan, Plan
@@ -48,8 +51,8 @@ def check_plan(recipe: KvRecipe, plan: LayerPlan | None) -> None:
         )
 
 
-def check_budget(recipe: KvRecipe, budget: int | None) -> None:
-    """Refuses budgets that a recipe cannot keep.
+def check_budget(recipe: KvRecipe, budget: SupportsIndex | None) -> int | None:
+    """The budget as an int; refuses those that a recipe cannot keep.
 
     Raises:
         TamisValueError: Missing, below 1, below sink + recent, no multiple of the page, or given
@@ -57,7 +60,7 @@ def check_budget(recipe: KvRecipe, budget: int | None) -> None:
         TamisUnsupported: The recipe combines quantization with eviction or selection.
     """
     chooser = recipe.evict or recipe.select
-    _check_whole(budget)
+    budget = _whole(budget)
     _check_lowrank(recipe, budget)
     if recipe.quantize is not None and chooser is not None:
         raise TamisUnsupported(
@@ -69,10 +72,10 @@ def check_budget(recipe: KvRecipe, budget: int | None) -> None:
             raise TamisValueError(
                 "kv: budget: got none, wanted the tokens per KV head that may stay; pass budget=."
             )
-        return
+        return None
     if chooser is None:
         if recipe.lowrank is not None:
-            return
+            return budget
         why = (
             "keeps and reads every token"
             if recipe.pattern is None
@@ -90,13 +93,18 @@ def check_budget(recipe: KvRecipe, budget: int | None) -> None:
         raise TamisValueError(
             f"kv: budget: got {budget}, wanted a multiple of {page}: this method reads whole pages."
         )
+    return budget
 
 
-def _check_whole(budget: object) -> None:
-    if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool)):
+def _whole(budget: SupportsIndex | None) -> int | None:
+    """NumPy's integers too."""
+    if budget is None:
+        return None
+    if not isinstance(budget, SupportsIndex) or isinstance(budget, bool):
         raise TamisValueError(
             f"kv: budget: got {budget!r}, wanted a whole number of tokens; pass an int."
         )
+    return index(budget)
 
 
 def _check_lowrank(recipe: KvRecipe, budget: int | None) -> None:

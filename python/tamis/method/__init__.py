@@ -43,8 +43,9 @@ def recipe_of(method: str | Recipe, kind: str, made_of: type[Recipe], where: str
         return method
     known = names(kind)
     if method not in known:
+        got = repr(method) if isinstance(method, str) else type(method).__name__
         raise TamisValueError(
-            f"{where}: got {method!r}, wanted one of {', '.join(known)}; correct the name or pass a "
+            f"{where}: got {got}, wanted one of {', '.join(known)}; correct the name or pass a "
             f"{made_of.__name__} of your own."
         )
     recipe: Recipe = import_module(f"{__name__}.{kind}.{method}").RECIPE

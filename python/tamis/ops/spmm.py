@@ -136,7 +136,7 @@ def _through_torch(
             f"spmm: x: got {type(x).__name__}, wanted a torch.Tensor; convert it with torch.as_tensor."
         )
     x = autocast(x)
-    if not _is_dynamo() and (_is_tracing() or _count_modes()) and torch.onnx.is_in_onnx_export():
+    if (_is_dynamo() or _is_tracing() or _count_modes()) and torch.onnx.is_in_onnx_export():
         raise TamisUnsupported(
             "torch.onnx.export: model: got a compressed layer, for which ONNX has no operator, wanted dense "
             "ones; export tamis.dense_(copy.deepcopy(model))."

@@ -124,6 +124,17 @@ class SparseMatrix:
             y = spmm_numpy(self._handle(), x[None, :] if x.ndim == 1 else x.T)
         return y[0] if x.ndim == 1 else y.T
 
+    def __rmatmul__(self, x: Any) -> Any:
+        """Refused: the matrix stands on the left.
+
+        Raises:
+            TamisTypeError: Always.
+        """
+        raise TamisTypeError(
+            f"X @ A: X: got {type(x).__name__} on the left, wanted A @ X; for X @ W write "
+            "(tamis.compress(W.T) @ X.T).T."
+        )
+
     def _times(self, other: SparseMatrix) -> SparseMatrix:
         for name, a in (("A", self), ("B", other)):
             if a.layout.format != "csr" or a.layout.dtype != "f32":
