@@ -40,7 +40,7 @@ MODELS = {
     "llama f16": {"dtype": torch.float16},
     "qwen2 with biases": {"family": "qwen2", "tie_word_embeddings": True},
     "qwen3 bf16": {"family": "qwen3", "dtype": torch.bfloat16},
-    "2:4": {"dtype": torch.bfloat16, "pattern": "2:4"},
+    "2:4": {"dtype": torch.bfloat16, "pattern": "2:4", "format": "nm"},
     "block": {"pattern": "block:16x16"},
     "csr": {"sparsity": 0.95, "format": "csr"},
     "csr8": {"sparsity": 0.9, "format": "csr8", "dtype": torch.bfloat16},

