@@ -16,7 +16,7 @@ BUILD = ROOT / "build"
 TESTED = (
     *(
         f"cuda{what}"
-        for what in ("", "_spmm", "_cost", "_activation", "_prefill", "_grad", "_graphs")
+        for what in ("", "_spmm", "_cost", "_activation", "_prefill", "_grad", "_graphs", "_models")
     ),
     *(f"cuda_kv{what}" for what in ("", "_select", "_edit", "_store")),
     "prepack",

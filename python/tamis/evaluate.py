@@ -55,10 +55,10 @@ def perplexity(
             f"perplexity: text: got {ids.numel()} tokens, wanted at least one window of {window}; "
             "pass a longer text or a smaller window."
         )
-    total = 0.0
+    total, device = 0.0, next(model.parameters()).device
     with torch.inference_mode(), _evaluating(model):
         for i in range(count):
-            row = ids[i * window : (i + 1) * window].unsqueeze(0)
+            row = ids[i * window : (i + 1) * window].unsqueeze(0).to(device)
             logits = model(input_ids=row, use_cache=False).logits[0, :-1].float()
             total += torch.nn.functional.cross_entropy(logits, row[0, 1:]).item()
             if progress is not None:
@@ -151,7 +151,7 @@ class _Decoder:
         self.model, self.argument = model, cache_argument(model)
         self.times: list[float] = []
         self.ids: list[int] = []
-        self.next = torch.tensor([list(prompt)])
+        self.next = torch.tensor([list(prompt)], device=next(model.parameters()).device)
         self.cache: Any = None
         self.step(timed=False)
 
@@ -179,7 +179,8 @@ def generate_text(model: torch.nn.Module, tokenizer: Any, prompt: str, new_token
     """What the model writes after `prompt`, greedy; the prompt itself is left out."""
     import torch
 
-    batch = tokenizer(prompt, return_tensors="pt")
+    device = next(model.parameters()).device
+    batch = {k: x.to(device) for k, x in tokenizer(prompt, return_tensors="pt").items()}
     with torch.inference_mode(), _evaluating(model):
         ids = model.generate(  # type: ignore[operator]
             **batch, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id

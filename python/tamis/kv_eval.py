@@ -157,7 +157,7 @@ def evaluate(
     done = 0
     with attach(model):
         for session in sessions:
-            ids = _ids(tokenizer, session.context, first=True)
+            ids = _ids(model, tokenizer, session.context, first=True)
             _check_length(model, ids.shape[1])
             for attention in attentions:
                 context = _Context(model, ids, attention)
@@ -185,7 +185,7 @@ def _ask(
     for mode in modes:
         _restore(caches, starts)
         for number, turn in enumerate(session.turns, 1):
-            asked = _ids(tokenizer, turn.question), _ids(tokenizer, turn.answer)
+            asked = [_ids(model, tokenizer, text) for text in (turn.question, turn.answer)]
             hits = [row for group in groups for row in _answer(model, group, *asked)]
             found += [
                 Score(
@@ -231,9 +231,9 @@ def _answer(
     return [list(row) for row in zip(*hits, strict=True)] if hits else [[] for _ in caches]
 
 
-def _ids(tokenizer: Any, text: str, *, first: bool = False) -> Tensor:
+def _ids(model: Any, tokenizer: Any, text: str, *, first: bool = False) -> Tensor:
     ids: Tensor = tokenizer(text, return_tensors="pt", add_special_tokens=first)["input_ids"]
-    return ids
+    return ids.to(next(model.parameters()).device)
 
 
 def _check_length(model: Any, tokens: int) -> None:

@@ -63,7 +63,8 @@ def calibrate(
             f"kv.calibrate: options: got {', '.join(unknown)} for {kind!r}, wanted "
             f"{', '.join(sorted(_OPTIONS[kind])) or 'none'}; leave it out."
         )
-    ids = token_ids(texts, tokenizer, max_length)
+    device = next(model.parameters()).device
+    ids = [x.to(device) for x in token_ids(texts, tokenizer, max_length)]
     if kind == "spans":
         return _spans(model, ids, max_length, options)
     return _channels(model, ids) if kind == "channels" else _ranks(model, ids, options)
@@ -96,7 +97,7 @@ def _ranks(model: Any, ids: list[Tensor], options: dict[str, Any]) -> Plan:
         layer = module.layer_idx
         if getattr(module, "is_sliding", False):  # stays transformers' own
             return
-        plain = rotate(k.float(), torch.arange(k.shape[2]), inverse, back=True)
+        plain = rotate(k.float(), torch.arange(k.shape[2], device=k.device), inverse, back=True)
         flat = plain.transpose(1, 2).flatten(0, 1).flatten(1).double()
         grams[layer] = grams.get(layer, torch.zeros(())) + flat.T @ flat
         marks[layer] = layer_mark(module)
@@ -148,7 +149,7 @@ def profile_influence(
 
         def backward(gradient: Tensor) -> None:
             found = influence(*held, gradient.transpose(1, 2), scale=scale, block=block)
-            found = found / len(ids)
+            found = found.cpu() / len(ids)
             total[layer] = total[layer] + found if layer in total else found
 
         out.register_hook(backward)  # type: ignore[no-untyped-call]

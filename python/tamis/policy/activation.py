@@ -36,9 +36,12 @@ def mean_up(stats: ActivationStats) -> Tensor:
 
 
 def count_magnitudes(values: Tensor) -> Tensor:
-    """How many values [...] fall into each bin of magnitude, [BINS] int64. NaN goes to the last."""
+    """How many values [...] fall into each bin of magnitude, [BINS] int64 in host memory.
+
+    NaN goes to the last.
+    """
     bits = values.detach().abs().to(torch.bfloat16).reshape(-1).view(torch.int16)
-    return torch.bincount(bits.int(), minlength=BINS)
+    return torch.bincount(bits.int(), minlength=BINS).cpu()
 
 
 def threshold(counts: Tensor, sparsity: float) -> tuple[float, float]:

@@ -40,13 +40,14 @@ def influence(
     g, m = k.shape[1], -(-n // block)
     rows, grads = (x.float().view(b, g, h // g, n, d) for x in (q, gradient))
     columns, values = (x.float().transpose(-1, -2).unsqueeze(2) for x in (k, v))
-    of_block = torch.arange(n) // block
-    total = torch.zeros(b, g, h // g, m, m)
+    place = torch.arange(n, device=q.device)
+    of_block = place // block
+    total = torch.zeros(b, g, h // g, m, m, device=q.device)
     for i in range(m):
         at = slice(i * block, min(n, (i + 1) * block))
         upto = int(at.stop)
         scores = (rows[:, :, :, at] @ columns[..., :upto]) * scale
-        future = torch.arange(upto) > torch.arange(at.start, upto).unsqueeze(1)
+        future = place[:upto] > place[at.start : upto].unsqueeze(1)
         a = scores.masked_fill(future, float("-inf")).softmax(-1)
         slope = grads[:, :, :, at] @ values[..., :upto]
         change = (a * (slope - (a * slope).sum(-1, keepdim=True)) / (1 - a + 1e-6)).abs()
