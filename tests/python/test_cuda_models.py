@@ -72,4 +72,5 @@ def test_evaluations(both):
     here, there = (evaluate.generate_text(m, Letters(), "sieve", 6) for m in both)
     assert here == there
     session = kv_tasks.Session("x", "ab cd " * 5, (kv_tasks.Turn("q1", "abc"),))
-    assert kv_eval.evaluate(both[1], Letters(), [session], [kv_eval.parse_case("full")])
+    half = copy.deepcopy(both[1]).bfloat16()
+    assert kv_eval.evaluate(half, Letters(), [session], [kv_eval.parse_case("full")])
