@@ -415,6 +415,17 @@ TEST(Cost, DenseAboveGrowsWithTheKernelAndWithSparsity) {
 #endif
 
 #if defined(__x86_64__)
+// Without AVX-512 torch multiplies 16-bit floats one by one, so prompts stay with kernels.
+TEST(Cost, WithoutAvx512PromptsOf16BitsStaySparse) {
+  const Machine& machine = reference_machine(isa::avx2);
+  EXPECT_EQ(machine.isa, isa::avx2);
+  SpmmDesc desc = desc_of(Format::bitmap, DType::bf16, DType::bf16);
+  desc.n = desc.k = 4096;
+  desc.nnz = desc.n * desc.k / 2;
+  EXPECT_EQ(spmm_dense_above(desc, isa::avx2, machine, {}, 1), INT64_MAX);
+  EXPECT_EQ(spmm_dense_above(desc, isa::avx2, machine, {}, 2), INT64_MAX);
+}
+
 // Products that take as long as torch's are not given to it: its calls between others take longer
 // than alone.
 TEST(Cost, DenseMustClearlyGain) {
