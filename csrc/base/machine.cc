@@ -51,7 +51,7 @@ constexpr Machine kZen3{
     .isa = isa::avx2,
 };
 
-// The same as of Zen 4 on an Intel Xeon (family 6, model 207) virtual machine with two cores that
+// As for Zen 4, on an Intel Xeon (family 6, model 207) virtual machine with two cores that
 // shows AMX; two threads are taken to share a dense product at 0.96.
 constexpr Machine kEmeraldRapids{
     .threads = 2,
