@@ -1,4 +1,5 @@
-// parallel_for: static, contiguous split of [0, n) over the threads of this process.
+// Threads of a call: a body that each of them runs once, told which one it is of how many. What it
+// shares out, and how, is the body's.
 #pragma once
 
 #include <cstdint>

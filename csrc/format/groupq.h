@@ -1,8 +1,7 @@
 // groupq: groups of group_size = 16 or 32 columns, kept or dropped whole; codes of 4 or 8 bits.
 //
-//   values       [groups, group_size * bits / 8]  u8: codes of each stored group, by row,
-//   ascending.
-//                                                 u4: the low half of byte j is code j, the high
+//   values       [groups, group_size * bits / 8]  codes of each stored group, ascending by row; of
+//                                                 u4 the low half of byte j is code j, the high
 //                                                 half code j + group_size/2
 //   mask         [rows, ceil(cols/group_size/64)] u64, bit j of word v = group 64v+j; others are 0
 //   row_offsets  [rows+1]                         i64, in groups

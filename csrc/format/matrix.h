@@ -65,6 +65,12 @@ constexpr int64_t mask_words(int64_t cols) {
   return ceil_div(cols, 64);
 }
 
+// Where a row's values begin, of formats but block; of row `rows` their number. nm stores no
+// offsets: every row keeps as many. Inlined into kernels of every instruction set.
+__attribute__((always_inline)) constexpr int64_t row_start(const MatrixView& w, int64_t row) {
+  return w.format == Format::nm ? row * (w.cols / w.of * w.keep) : w.row_offsets[row];
+}
+
 // i8: columns that share a scale (group_size 0 = the whole row), and such groups in a row.
 constexpr int64_t group_columns(int64_t cols, int64_t group_size) {
   return group_size == 0 ? cols : group_size;

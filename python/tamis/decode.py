@@ -25,7 +25,8 @@ def fuse_decode_(model: nn.Module) -> list[str]:
     ``tamis.save`` writes stay as they are. ``dense_`` takes it back.
 
     Args:
-        model: Of Llama's form (Llama, SmolLM2, Mistral, Qwen 2), its linears pruned. Layers with a dense linear are left.
+        model: Of Llama's form (Llama, SmolLM2, Mistral, Qwen 2), its linears pruned. Layers with a
+            dense linear are left.
 
     Raises:
         TamisTypeError: model is not a module.

@@ -87,10 +87,10 @@ def sparsify_(  # noqa: PLR0913
     """Prunes the model's linears and 1x1 convolutions in place and stores them compressed.
 
     Args:
-        model: Any torch model; of a known family (Llama, Qwen, Gemma, Mistral, OPT, GPT-2, BERT,
-            ViT) the linears in its blocks are pruned, of others all but the output layer, and the
-            nn.Conv2d of one group with 1x1 taps. Experts that transformers stacks in one parameter
-            are two linears each, named ``....experts.each.3.gate_up`` and ``.down``.
+        model: Any torch model; of a known family (Llama, Qwen, Gemma, Mistral, Mixtral, gpt-oss, OPT,
+            GPT-2, BERT, ViT) the linears in its blocks are pruned, of others all but the output layer,
+            and the nn.Conv2d of one group with 1x1 taps. Experts that transformers stacks in one
+            parameter are two linears each, named ``....experts.each.3.gate_up`` and ``.down``.
         method: Name of a method (`tamis.method.names()`) or a PruneRecipe.
         sparsity: Fraction of zeros, 0 <= sparsity < 1. An N:M pattern fixes its own.
         pattern: "unstructured", "N:M" (N kept of every M consecutive inputs), "block:RxC", or
@@ -105,11 +105,11 @@ def sparsify_(  # noqa: PLR0913
             finds larger convolutions.
         ignore: Layers to leave alone, spelled the same way.
         filter_fn: Called with (module, name); false leaves the layer alone.
-        format: None is the method's own where the pattern suits it, else "auto", which takes the one expected to be fastest for one token, the smallest of those
-            alike, dense included; "dense" keeps masked nn.Linear; "bitmap", "csr", "csr8", "nm",
-            "block" force one, as does "groupq": groups of 16 inputs (32 under "block:1x32") as
-            4-bit codes. With sparsity=0 that is plain W4, also for a head that targets name.
-            Convolutions have "csr" and "block" of one column.
+        format: None is the method's own where the pattern suits it, else "auto", which takes the one
+            expected to be fastest for one token, the smallest of those alike, dense included; "dense"
+            keeps masked nn.Linear; "bitmap", "csr", "csr8", "nm", "block" force one, as does "groupq":
+            groups of 16 inputs (32 under "block:1x32") as 4-bit codes. With sparsity=0 that is plain
+            W4, also for a head that targets name. Convolutions have "csr" and "block" of one column.
         dtype: "i8" stores the kept weights as int8 with one scale per row; None keeps their dtype.
             groupq: "u4", which None means, or "u8".
             Kernels with int8 instructions then quantize activations too, token by token, as torch's

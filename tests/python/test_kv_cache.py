@@ -61,7 +61,7 @@ def test_at_full_budget_tokens_are_the_plain_cache_s(model, method):
     assert cache.get_seq_length() == 70 + 63
     plain = 2 * 2 * 2 * 133 * 16 * 4  # layers, keys and values, heads, tokens, d, f32
     beside = sum(s.nbytes() for s in cache.stores) - plain
-    if recipe_of(method).lowrank is None:  # test_kv_past.py has the bytes of low-rank keys
+    if recipe_of(method).lowrank is None:  # test_kv_lowrank.py has the bytes of low-rank keys
         assert 0 <= beside <= plain // 8 + 4 * 2 * 2 * 133 * 2
     assert cache.nbytes() == sum(s.nbytes() for s in cache.stores)
 

@@ -71,7 +71,7 @@ def test_at_full_budget_and_16_bits_tokens_are_the_plain_cache_s(opened, ids, pl
         parts = one.report()["bytes"]
         assert one.nbytes() == sum(parts.values())
         if recipe_of(method).lowrank is not None:
-            continue  # older keys are products; test_kv_past.py has their bytes
+            continue  # older keys are products; test_kv_lowrank.py has their bytes
         for held in ("keys", "values"):  # in the tail, and in what holds older tokens
             size = sum(parts[name] for name in parts if name.endswith(held))
             assert size == layers * g * (PROMPT + NEW - 1) * d * 4, method

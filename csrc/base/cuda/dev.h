@@ -49,10 +49,6 @@ TAMIS_DEVICE void sync_warp() {
 TAMIS_DEVICE void sync_block() {
   __syncthreads();
 }
-// Orders this thread's writes to global memory before its later ones, for every block.
-TAMIS_DEVICE void fence_device() {
-  __threadfence();
-}
 
 // ---- programmatic dependent launch (sm_90; nothing before): a kernel launched so may begin while
 // the one before it still runs.
@@ -338,13 +334,13 @@ TAMIS_DEVICE void load_stream_if(bool wanted, const Word4* from, Word4& to) {
       : "l"(from), "r"(static_cast<uint32_t>(wanted)));
 }
 // For other blocks of this launch: they see it once this thread, or one that a barrier of the block
-// has let pass since, has come through fence_device and then, itself or behind another barrier,
-// atomic_add. A write like any other; the simulator holds it back until then.
+// has let pass since, has come through atomic_add_ordered. A write like any other; the simulator
+// holds it back until then.
 template <class T>
 TAMIS_DEVICE void store_volatile(T* to, T value) {
   *to = value;
 }
-// What another block wrote before a fence.
+// What another block wrote before its atomic_add_ordered, and this one sees behind its own.
 template <class T>
 TAMIS_DEVICE T load_volatile(const T* from) {
   return __ldcg(from);
@@ -370,8 +366,9 @@ TAMIS_DEVICE void prefetch_range(const void* from, uint32_t bytes) {
 TAMIS_DEVICE uint32_t atomic_add(uint32_t* to, uint32_t value) {
   return atomicAdd(to, value);
 }
-// fence_device before it and what others wrote before theirs behind it, which takes one fence of
-// less order where two of fence_device wait some 0.3 us each.
+// What this thread wrote, and what barriers have let it see, is seen by whoever adds after it; it
+// sees the same of those before. One fence of less order, where two of __threadfence, before and
+// behind, wait some 0.3 us each.
 TAMIS_DEVICE uint32_t atomic_add_ordered(uint32_t* to, uint32_t value) {
   uint32_t before;
   asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"

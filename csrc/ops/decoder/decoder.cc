@@ -326,7 +326,7 @@ Status run_layer(Call& call, const DecoderLayer& layer, const DecoderCache& cach
   return {};
 }
 
-// "" if the weight has this shape.
+// Refuses a weight of another shape than [rows, cols].
 Status check_shape(const char* name, const DecoderLinear& linear, int64_t rows, int64_t cols) {
   if (linear.w.rows == rows && linear.w.cols == cols) return {};
   return error(Code::invalid_argument, "decoder: %s: got shape [%lld, %lld], wanted [%lld, %lld]",

@@ -28,11 +28,6 @@
 namespace tamis {
 namespace {
 
-// Where a row's values begin. nm stores no offsets: every row keeps equally many.
-TAMIS_INLINE int64_t row_start(const MatrixView& w, int64_t row) {
-  return w.format == Format::nm ? row * (w.cols / w.of * w.keep) : w.row_offsets[row];
-}
-
 // The step that works everywhere: expand to f32 lanes, multiply exactly.
 template <class WType, class XType>
 struct ExpandF32 {

@@ -21,10 +21,6 @@
 namespace tamis {
 namespace {
 
-TAMIS_INLINE int64_t code_row_start(const MatrixView& w, int64_t row) {
-  return w.format == Format::nm ? row * (w.cols / w.of * w.keep) : w.row_offsets[row];
-}
-
 inline constexpr int kCodesToL2 = 2;
 inline constexpr int64_t kCodesAheadBytes = 16 * 1024;
 
@@ -215,15 +211,15 @@ void codes_pass(const SpmmArgs& a, PageWalks& walks, int64_t row, int64_t row_en
   tile.groups = groups;
   for (; row < row_end; row += tile.rows) {
     tile.rows = static_cast<int>(row_end - row < kCodesTileRows ? row_end - row : kCodesTileRows);
-    for (int r = 0; r < tile.rows; ++r) tile.values[r] = values + code_row_start(a.w, row + r);
+    for (int r = 0; r < tile.rows; ++r) tile.values[r] = values + row_start(a.w, row + r);
     for (auto& of_row : tile.total) {
       for (auto& total : of_row) total = simd::zero();
     }
     walks.before(row + ahead + kCodesTileRows);
     const int64_t next = row + ahead < a.w.rows ? row + ahead : a.w.rows;
-    tile.next_values = reinterpret_cast<const char*>(values + code_row_start(a.w, next));
+    tile.next_values = reinterpret_cast<const char*>(values + row_start(a.w, next));
     tile.next_mask = reinterpret_cast<const char*>(a.w.mask + next * words);
-    const int8_t* last = values + code_row_start(a.w, row + tile.rows);
+    const int8_t* last = values + row_start(a.w, row + tile.rows);
     tile.next_row_bytes = steps ? (last - tile.values[0]) / (steps * tile.rows) : 0;
     // Whole loads from the last row's last values on may pass the end.
     const bool whole = tile.rows % R == 0 && tile.values_end - last >= Step::kReadsPast;
@@ -277,7 +273,7 @@ void spmm_codes(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   const auto* values = static_cast<const int8_t*>(a.w.values);
   const int64_t first = row_begin + code_rows_ahead(a.w, 8);
   const int64_t fetched = first < row_end ? first : row_end;
-  fetch_codes(values + code_row_start(a.w, row_begin), values + code_row_start(a.w, fetched));
+  fetch_codes(values + row_start(a.w, row_begin), values + row_start(a.w, fetched));
   fetch_codes(a.w.mask + row_begin * mask_words(a.w.cols),
               a.w.mask + fetched * mask_words(a.w.cols));
   if (a.m <= kMax) return kPass[a.m - 1](a, walks, row_begin, row_end, 0);

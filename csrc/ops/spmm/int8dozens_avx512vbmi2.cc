@@ -283,7 +283,7 @@ void block_of_tokens(const SpmmArgs& a, const XDozens& x, DozensTile& tile, int6
     const int64_t from = row + tiles * kRows, left = row_end - from;
     tile.rows[tiles] = left < kRows ? static_cast<int>(left) : kRows;
     for (int r = 0; r < kRows; ++r) {
-      tile.values[tiles][r] = values + code_row_start(a.w, from + (r < left ? r : 0));
+      tile.values[tiles][r] = values + row_start(a.w, from + (r < left ? r : 0));
     }
   }
   for (Chunks chunk(a.w); chunk.more();) {
@@ -337,7 +337,7 @@ void spmm_dozens(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
                 blocks = ceil_div(a.m, wanted < limit ? wanted : limit);
   PageWalks walks(a.w, row_begin, row_end);
   const int64_t near = row_begin + kGroupRows < row_end ? row_begin + kGroupRows : row_end;
-  fetch_codes(values + code_row_start(a.w, row_begin), values + code_row_start(a.w, near));
+  fetch_codes(values + row_start(a.w, row_begin), values + row_start(a.w, near));
   fetch_codes(a.w.mask + row_begin * words, a.w.mask + near * words);
   DozensTile tile;
   for (int64_t block = 0; block < blocks; ++block) {
@@ -346,7 +346,7 @@ void spmm_dozens(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
       walks.before(row + 2 * kGroupRows);
       const int64_t next = row + kGroupRows < row_end ? row + kGroupRows : row_end;
       const int64_t after = next + kGroupRows < row_end ? next + kGroupRows : row_end;
-      Later later(values + code_row_start(a.w, next), values + code_row_start(a.w, after),
+      Later later(values + row_start(a.w, next), values + row_start(a.w, after),
                   reinterpret_cast<const char*>(a.w.mask + next * words),
                   reinterpret_cast<const char*>(a.w.mask + after * words),
                   (end - begin) * kGroup * words);

@@ -202,15 +202,15 @@ void spmm_quads(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
     const int rows = static_cast<int>(row_end - row < kRows ? row_end - row : kRows);
     walks.before(row + ahead + kRows);
     const int64_t next = row + ahead < a.w.rows ? row + ahead : a.w.rows;
-    const int8_t* next_values = values + code_row_start(a.w, next);
+    const int8_t* next_values = values + row_start(a.w, next);
     const uint64_t* next_mask = a.w.mask + next * words;
     const int64_t step_bytes =
-        steps ? (code_row_start(a.w, row + rows) - code_row_start(a.w, row)) / steps : 0;
+        steps ? (row_start(a.w, row + rows) - row_start(a.w, row)) / steps : 0;
     for (int64_t pass = 0; pass < passes; ++pass) {
       const int64_t first_panel = x.panels * pass / passes;
       const int64_t count = x.panels * (pass + 1) / passes - first_panel;
       std::memset(tile.total, 0, static_cast<size_t>(count) * kRows * sizeof tile.total[0]);
-      for (int r = 0; r < rows; ++r) tile.values[r] = values + code_row_start(a.w, row + r);
+      for (int r = 0; r < rows; ++r) tile.values[r] = values + row_start(a.w, row + r);
       for (Chunks chunk(a.w); chunk.more(); chunk.next()) {
         // Nothing new: what is here already.
         const char* fetch = reinterpret_cast<const char*>(tile.weights);

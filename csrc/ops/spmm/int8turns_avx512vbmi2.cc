@@ -258,7 +258,7 @@ void turns_pass(const SpmmArgs& a, const XTurns& x, int64_t row, int64_t row_end
   const int64_t ahead = code_rows_ahead(a.w, kTileRows);
   PageWalks walks(a.w, row, row_end);
   const int64_t near = row + ahead < row_end ? row + ahead : row_end;
-  fetch_codes(values + code_row_start(a.w, row), values + code_row_start(a.w, near));
+  fetch_codes(values + row_start(a.w, row), values + row_start(a.w, near));
   fetch_codes(a.w.mask + row * words, a.w.mask + near * words);
   TurnsTile tile;
   tile.values_end = values + a.w.nnz;
@@ -266,13 +266,13 @@ void turns_pass(const SpmmArgs& a, const XTurns& x, int64_t row, int64_t row_end
   tile.fours = x.fours;
   for (; row < row_end; row += kTileRows) {
     tile.rows = static_cast<int>(row_end - row < kTileRows ? row_end - row : kTileRows);
-    for (int r = 0; r < tile.rows; ++r) tile.values[r] = values + code_row_start(a.w, row + r);
+    for (int r = 0; r < tile.rows; ++r) tile.values[r] = values + row_start(a.w, row + r);
     for (auto& total : tile.total) total = simd::zero();
     walks.before(row + ahead + kTileRows);
     const int64_t next = row + ahead < a.w.rows ? row + ahead : a.w.rows;
-    tile.next_values = reinterpret_cast<const char*>(values + code_row_start(a.w, next));
+    tile.next_values = reinterpret_cast<const char*>(values + row_start(a.w, next));
     tile.next_mask = reinterpret_cast<const char*>(a.w.mask + next * words);
-    const int8_t* last = values + code_row_start(a.w, row + tile.rows);
+    const int8_t* last = values + row_start(a.w, row + tile.rows);
     // Whole loads from the last row's last values on may pass the end.
     const bool steps =
         groups == 1 && tile.rows == kTileRows && tile.values_end - last >= kReadsPast;

@@ -213,9 +213,7 @@ struct Expander {
     for (int r = 0; r < count; ++r) at[r] = row_values(row + r);
   }
 
-  TAMIS_INLINE int64_t row_values(int64_t r) const {
-    return w.format == Format::nm ? r * (w.cols / w.of * w.keep) : w.row_offsets[r];
-  }
+  TAMIS_INLINE int64_t row_values(int64_t r) const { return row_start(w, r); }
 
   // The mask of a word whose first value is values[at[r]].
   TAMIS_INLINE uint64_t bits(int r, int64_t word) const {

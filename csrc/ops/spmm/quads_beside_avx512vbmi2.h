@@ -163,11 +163,11 @@ void spmm_beside(const SpmmArgs& a, const XQuads& x, int64_t row_begin, int64_t 
   // Whether all chunks of these rows may be read a vector at a time.
   const auto at_once = [&](int64_t row) {
     return groups == 1 && whole > 0 && row + kBesideRows <= row_end &&
-           a.w.nnz - code_row_start(a.w, row + kBesideRows) >= kReadsPast;
+           a.w.nnz - row_start(a.w, row + kBesideRows) >= kReadsPast;
   };
   PageWalks walks(a.w, row_begin, row_end);
   const int64_t near = row_begin + ahead < row_end ? row_begin + ahead : row_end;
-  fetch_codes(values + code_row_start(a.w, row_begin), values + code_row_start(a.w, near));
+  fetch_codes(values + row_start(a.w, row_begin), values + row_start(a.w, near));
   fetch_codes(a.w.mask + row_begin * words, a.w.mask + near * words);
   BesideTile tile;
   std::memset(tile.weights, 0x80, sizeof tile.weights);
@@ -180,9 +180,9 @@ void spmm_beside(const SpmmArgs& a, const XQuads& x, int64_t row_begin, int64_t 
     const bool steps = at_once(row);
     walks.before(row + ahead + kBesideRows);
     const int64_t next = row + ahead < a.w.rows ? row + ahead : a.w.rows;
-    tile.next = reinterpret_cast<const char*>(values + code_row_start(a.w, next));
+    tile.next = reinterpret_cast<const char*>(values + row_start(a.w, next));
     tile.next_mask = reinterpret_cast<const char*>(a.w.mask + next * words);
-    const int64_t row_bytes = code_row_start(a.w, row + rows) - code_row_start(a.w, row);
+    const int64_t row_bytes = row_start(a.w, row + rows) - row_start(a.w, row);
     if (steps) {
       tile.next_bytes = row_bytes / (whole * kStepWords);
       tile.next_mask_bytes = kTurnRows * kStepWords * 8;
@@ -193,7 +193,7 @@ void spmm_beside(const SpmmArgs& a, const XQuads& x, int64_t row_begin, int64_t 
     for (int64_t panel = 0; panel < x.panels; ++panel) {
       Chunks chunk(a.w);
       if (!expanded) {
-        for (int r = 0; r < rows; ++r) tile.values[r] = values + code_row_start(a.w, row + r);
+        for (int r = 0; r < rows; ++r) tile.values[r] = values + row_start(a.w, row + r);
       }
       const bool last = panel + 1 == x.panels;
       // What follows is the next panel of these rows, or the next rows, or nothing: these again.
@@ -207,7 +207,7 @@ void spmm_beside(const SpmmArgs& a, const XQuads& x, int64_t row_begin, int64_t 
         }
         tile.mask = a.w.mask + row * words + kStepWords;
         for (int r = 0; r < kBesideRows; ++r) {
-          tile.after_values[r] = values + code_row_start(a.w, after + r);
+          tile.after_values[r] = values + row_start(a.w, after + r);
         }
         tile.after_mask = a.w.mask + after * words;
         tile.x = x.at(0, panel);

@@ -13,14 +13,9 @@ struct RowEntries {
   int64_t first, count;    // values [first, first + count)
 };
 
-// Place of a row's first value in a bitmap, nm or csr matrix; of row `rows`, their number.
-inline int64_t row_begin(const MatrixView& w, int64_t row) {
-  return w.format == Format::nm ? row * (w.cols / w.of * w.keep) : w.row_offsets[row];
-}
-
 // buffer: [cols], for formats that list no columns.
 inline RowEntries row_entries(const MatrixView& w, int64_t row, int32_t* buffer) {
-  const int64_t first = row_begin(w, row), count = row_begin(w, row + 1) - first;
+  const int64_t first = row_start(w, row), count = row_start(w, row + 1) - first;
   if (w.format == Format::csr) return {w.col_indices + first, first, count};
   const int64_t words = mask_words(w.cols);
   int32_t* to = buffer;

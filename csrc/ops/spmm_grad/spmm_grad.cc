@@ -123,7 +123,7 @@ int64_t split_rows(const MatrixView& w, int64_t part, int64_t parts) {
   int64_t low = 0, high = w.rows;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
-    if (row_begin(w, middle) < goal) {
+    if (row_start(w, middle) < goal) {
       low = middle + 1;
     } else {
       high = middle;
@@ -162,8 +162,8 @@ void spmm_t_tokens(const SpmmGradRow& row, const SpmmTArgs& a, int64_t first, in
 // dw of rows [begin, end).
 void sddmm_rows(const SpmmGradRow& row, const SddmmArgs& a, int64_t begin, int64_t end,
                 Pieces memory) {
-  const int64_t k = a.w.cols, first = row_begin(a.w, begin);
-  const int64_t count = row_begin(a.w, end) - first;
+  const int64_t k = a.w.cols, first = row_start(a.w, begin);
+  const int64_t count = row_start(a.w, end) - first;
   auto* x = memory.take<float>(k * kGradTokens);
   auto* dy = memory.take<float>(kRowsTurned * kGradTokens);
   auto* columns = memory.take<int32_t>(k);
@@ -237,7 +237,7 @@ Status sddmm_with(const SpmmGradRow& row, const SddmmArgs& a) {
     const int64_t begin = split_rows(a.w, thread, count);
     const int64_t end = split_rows(a.w, thread + 1, count);
     if (begin == end) return;
-    const int64_t sums = a.w.dtype == DType::f32 ? 0 : row_begin(a.w, end) - row_begin(a.w, begin);
+    const int64_t sums = a.w.dtype == DType::f32 ? 0 : row_start(a.w, end) - row_start(a.w, begin);
     Pieces memory(lines(4 * k * kGradTokens) + lines(4 * kRowsTurned * kGradTokens) + lines(4 * k) +
                   lines(4 * sums));
     if (memory) {

@@ -16,7 +16,7 @@ __all__ = ["InputSparseLinear", "SparseMLP", "by_column"]
 
 
 def by_column(weight: Tensor) -> Tensor:
-    """The same values with contiguous columns, what one input meets in one run of memory."""
+    """Weight [n, k] of the same values with contiguous columns: what an input meets is one run of memory."""
     return weight.t().contiguous().t()
 
 
@@ -64,7 +64,7 @@ class InputSparseLinear(nn.Module):
         self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The product, in x's dtype."""
+        """The product of x [..., in], [..., out] in x's dtype."""
         weights = (self.weight,) if self.bias is None else (self.weight, self.bias)
         if _decodes(x, self.in_features, *weights) and self.weight.t().is_contiguous():
             return sparse_input(x, self.weight, self.threshold, self.bias)
@@ -118,7 +118,7 @@ class SparseMLP(nn.Module):
         return gate, up, down
 
     def forward(self, x: Tensor) -> Tensor:
-        """The MLP's output, in x's dtype."""
+        """The MLP's output for x [..., k], [..., d] in x's dtype."""
         gate, up, down = self.weights()
         if _decodes(x, gate.shape[1], gate, up, down) and down.t().is_contiguous():
             return sparse_mlp(x, gate, up, down, self.threshold, self.activation)

@@ -251,7 +251,17 @@ class KvStore(KvMemory):
         softcap: float = 0.0,
         pad: Tensor | None = None,
     ) -> Tensor:
-        """Attention of q [b, h, n, d] over all tokens held, [b, h, n, d]."""
+        """Attention of q [b, h, n, d] over all tokens held, [b, h, n, d] in q's dtype.
+
+        Args:
+            q: Queries, each of which sees every token held; h a multiple of the KV heads.
+            scale: Of the scores; 1 / sqrt(d) by default.
+            softcap: c of c * tanh(score / c); 0 for none.
+            pad: Padded tokens at the start of each sequence, [b].
+
+        Raises:
+            TamisValueError: Nothing was appended yet, or q has the wrong shape.
+        """
         found = reading.attend(self, self._asked(q, scale, softcap, pad))
         self._drop()
         return found
@@ -269,7 +279,7 @@ class KvStore(KvMemory):
         softcap: float = 0.0,
         pad: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """``attend`` and the logarithm of its weights' sum [b, h, n] f32, for ``ops.attention.merge``.
+        """``attend`` and the logarithm of its weights' sum [b, h, n] f32, for ``merge_lse``.
 
         Raises:
             TamisValueError: Nothing was appended yet, or q has the wrong shape.

@@ -33,9 +33,10 @@ class SparseLinear(nn.Module):
     optimizer. ``.to(dtype)`` converts values and bias, never indices or scales.
 
     x may be float32, float16 or bfloat16 whatever the weight's dtype; y has x's dtype. CUDA kernels
-    take up to 64 tokens of 16-bit x with bitmap and nm weights of its dtype, with int8 ones (a scale
-    per row, or per group of a multiple of 128 inputs) and 4-bit groupq ones; everything else that is
-    not on the CPU expands the weight and multiplies densely.
+    take 16-bit x with bitmap and nm weights of its dtype, with int8 ones (a scale per row, or per group
+    of a multiple of 128 inputs) and 4-bit groupq ones, up to as many tokens as
+    ``tamis.ops.cuda_spmm.spmm`` says; everything else that is not on the CPU expands the weight and
+    multiplies densely.
 
     ``transposed`` says that the layer stands for transformers' Conv1D, whose dense weight is [in, out].
     ``place`` is the name by which a model has the layer, for messages.
@@ -46,8 +47,9 @@ class SparseLinear(nn.Module):
     With int8 values the AVX-512, AVX2 and CUDA kernels of bitmap and nm also quantize x, as torch's dynamic
     quantization does: 8 bits and one step per token and 256 inputs. An element then errs by at most
     1/254 of the largest of its 256; a NaN or Inf in a token makes its whole output NaN. groupq does
-    so where the CPU has VNNI, from three tokens on; for one or two x stays as it is, but for u4 on
-    AMD's (Zen 4 and later), and so does bf16 of many tokens where BF16 multiplies it faster.
+    so where the CPU has VNNI and that is expected to be faster: from three tokens on, u4 on Zen 4 and
+    Emerald Rapids mostly from one on, but not bf16 of many tokens where BF16 or AMX multiplies it.
+    Which kernel runs ``tamis.explain`` says.
 
     Args:
         layout: Format, shape and value dtype.
@@ -115,9 +117,9 @@ class SparseLinear(nn.Module):
     ) -> SparseLinear:
         """SparseLinear with the weights of ``linear`` where ``keep`` is true; see ``compress``.
 
-        ``format="auto"`` takes the smallest format even where that is not smaller than dense:
-        compare ``layer.nbytes`` with ``layer.layout.dense_nbytes``. The bias is shared and keeps its
-        dtype even if ``dtype`` is another; gradients are required where the source requires them.
+        ``format="auto"`` is a bitmap where no format is smaller than dense: compare ``layer.nbytes``
+        with ``layer.layout.dense_nbytes``. The bias is shared and keeps its dtype even if ``dtype`` is
+        another; gradients are required where the source requires them.
 
         Raises:
             TamisTypeError: ``linear`` has no 2-D float weight, or an option has an unfit type.
@@ -185,6 +187,10 @@ class SparseLinear(nn.Module):
             x: [..., in_features].
             activation: "relu", "gelu", "gelu_tanh", "silu" or None.
             multiplier: [..., out_features], such as the other half of a gated unit, or None.
+
+        Raises:
+            TamisTypeError: ``x`` has no such dtype or lies elsewhere, or ``multiplier`` differs in dtype.
+            TamisValueError: ``x`` or ``multiplier`` has the wrong shape; no such activation.
         """
         parameters, buffers = self._parameters, self._buffers  # self.weight_values is 10 x slower
         values = (parameters if "weight_values" in parameters else buffers)["weight_values"]

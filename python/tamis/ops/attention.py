@@ -1,8 +1,8 @@
 """sparse_attention: attention of a few query rows over segments of a KV cache, read as stored.
 
-A segment is memory, dense, ``kv_page`` records or keys as a product, and which of its tokens count. Several segments
-are merged exactly, by the logarithm of their sums: a quantized past and its dense tail, or two spans
-of one memory.
+A segment is memory, dense, ``kv_page`` records or keys as a product, and which of its tokens count.
+Several segments are merged exactly, by the logarithm of their sums: a quantized past and its dense
+tail, or two spans of one memory.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def attention(
     scale: float | None = None,
     softcap: float = 0.0,
 ) -> Tensor:
-    """The output of ``sparse_attention`` alone, by torch's SDPA where ``left_to_torch``."""
+    """The output [b, h, n, d] of ``sparse_attention`` alone, by torch's SDPA where ``left_to_torch``."""
     s = segments[0] if left_to_torch(q, segments, softcap) else None
     if isinstance(s, DenseSegment):
         return functional.scaled_dot_product_attention(

@@ -111,7 +111,12 @@ def make_matrix(layout: Layout, arrays: Mapping[str, Array], *, check: bool = Tr
 
 
 def check_arrays(layout: Layout, arrays: Mapping[str, Array]) -> None:
-    """Names, dtypes, shapes and contiguity; the core checks the contents."""
+    """Names, dtypes, shapes and contiguity; the core checks the contents.
+
+    Raises:
+        TamisTypeError: An array has another dtype.
+        TamisValueError: Arrays are missing or too many, of another shape, or not contiguous.
+    """
     if set(arrays) != set(layout.array_names):
         raise TamisValueError(
             f"SparseMatrix: arrays: got {sorted(arrays)}, wanted {sorted(layout.array_names)} "

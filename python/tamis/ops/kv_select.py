@@ -408,7 +408,11 @@ def append_labels(records: Tensor, keys: Tensor, channels: Tensor, first: int) -
 def units_of(
     function: str, u: Units, q: Tensor
 ) -> tuple[tuple[_C.KvUnits, Tensor], tuple[int, int, int]]:
-    """The core's view of units with the tensor that it borrows, and [b, g, units]."""
+    """The core's view of units with the tensor that it borrows, and [b, g, units].
+
+    Raises:
+        TamisValueError: Shapes or devices disagree.
+    """
     b, h, _, d = q.shape
     wanted: tuple[int, ...]
     if isinstance(u, Labels):
@@ -456,7 +460,11 @@ def units_of(
 
 
 def address_of(function: str, name: str, x: Tensor | None, size: int, device: torch.device) -> int:
-    """Address of a list that its owner keeps alive, or 0."""
+    """Address of a list that its owner keeps alive, or 0.
+
+    Raises:
+        TamisValueError: It is no contiguous int32 of that size on that device.
+    """
     if x is None:
         return 0
     if x.dtype != torch.int32 or x.device != device or x.numel() != size or not x.is_contiguous():

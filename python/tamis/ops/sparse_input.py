@@ -25,7 +25,7 @@ TOKENS: int = _C.sparse_activation_tokens
 
 
 def masked_input(x: Tensor, w: Tensor, threshold: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The same by torch: small inputs become zero, then a dense product. Differentiable."""
+    """``sparse_input`` [..., n] by torch: small inputs become zero, then a dense product. Differentiable."""
     kept = torch.where(x.abs() < threshold, x.new_zeros(()), x)
     return functional.linear(kept, w, bias)
 

@@ -28,7 +28,7 @@ _NAMES = {code: name for name, code in _CODES.items()}
 def masked_mlp(
     x: Tensor, gate: Tensor, up: Tensor, down: Tensor, threshold: Tensor, activation: str = "silu"
 ) -> Tensor:
-    """The same by torch: small activations become zero, then dense products. Differentiable."""
+    """``sparse_mlp`` [..., d] by torch: small activations become zero, then dense products. Differentiable."""
     a = ACTIVATIONS[activation](functional.linear(x, gate))
     kept = torch.where(a.abs() < threshold, a.new_zeros(()), a)
     return functional.linear(kept * functional.linear(x, up), down)

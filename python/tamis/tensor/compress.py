@@ -47,8 +47,7 @@ def compress(
             "i4" is i8 with codes from -7 to 7: a byte each, which the CUDA form of 2:4 weights halves.
             groupq has codes of 4 or 8 bits, "u4" (what None means) or "u8".
             Casts round to nearest even; a weight that overflows is an error. Products with i8 bitmap
-            and nm, and with groupq for three tokens or more, quantize x too where the CPU has int8
-            kernels: see SparseLinear.
+            and nm, and with groupq, may round x to 8 bits too: see SparseLinear.
         n_m: nm: N kept of every M columns.
         block: block: rows and columns of a block, stored where any weight of it is kept.
         group_size: i8: columns that share a scale; 0 is one scale per row. groupq: columns kept or

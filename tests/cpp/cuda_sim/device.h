@@ -40,9 +40,6 @@ inline void sync_warp() {
 inline void sync_block() {
   sim::sync_block();
 }
-inline void fence_device() {
-  sim::fence_device();
-}
 inline void fence_barrier_init() {}
 inline void wait_for_previous() {}
 inline void allow_next() {}
@@ -276,9 +273,9 @@ inline uint32_t atomic_add(uint32_t* to, uint32_t value) {
   return before;
 }
 inline uint32_t atomic_add_ordered(uint32_t* to, uint32_t value) {
-  fence_device();
+  sim::fence_device();
   const uint32_t before = atomic_add(to, value);
-  fence_device();
+  sim::fence_device();
   return before;
 }
 

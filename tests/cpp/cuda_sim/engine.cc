@@ -160,21 +160,21 @@ TEST(Engine, WritesReachOtherBlocksInOrder) {
   for (int i = 0; i < 64; ++i) all[static_cast<size_t>(i)] = i;
   own[0] = 0;
   const auto each = [] {
-    dev::fence_device();
+    sim::fence_device();
     dev::sync_block();
   };
   const auto one = [] {
     dev::sync_block();
-    if (dev::thread_index() == 0) dev::fence_device();
+    if (dev::thread_index() == 0) sim::fence_device();
   };
   std::vector<int> first_warp = none;
   std::copy(all.begin(), all.begin() + 32, first_warp.begin());
   const auto warp = [] {
-    dev::fence_device();
+    sim::fence_device();
     dev::sync_warp();
   };
   const auto exchange = [] {
-    dev::fence_device();
+    sim::fence_device();
     dev::shuffle(0, 0);
   };
   EXPECT_EQ(read_by_the_next(warp), first_warp);

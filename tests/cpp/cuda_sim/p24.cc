@@ -193,6 +193,15 @@ TEST_P(SpmmP24, SeededBugsOfSumsOverXAreNoticed) {
   EXPECT_EQ(noticed({.wait = 0}), 8) << "sums that others send";
 }
 
+// What plans look at of a weight.
+T16View planned(int64_t rows, int64_t cols, int64_t record_bytes = 0) {
+  return {.format = PackedFormat::p24,
+          .rows = rows,
+          .cols = cols,
+          .parts = p24::panels_of(rows, cols),
+          .max_record_bytes = record_bytes};
+}
+
 // Panels that only share out few row tiles are clusters, two blocks of which find room on an SM.
 TEST(PlanP24, ClustersWhereRowTilesAreFew) {
   const auto plan = [](int64_t rows, int64_t cols, int32_t panels, const CudaDevice& device) {
@@ -222,10 +231,7 @@ TEST(PlanP24, ClustersWhereRowTilesAreFew) {
 // few. Sums of warps lie over x where two blocks would not find room beside those behind it.
 TEST(PlanP24, BlocksOfClusters) {
   const auto plan = [](int64_t rows, int64_t cols, int64_t m) {
-    const T16View w{.format = PackedFormat::p24,
-                    .rows = rows,
-                    .cols = cols,
-                    .parts = p24::panels_of(rows, cols)};
+    const T16View w = planned(rows, cols);
     SpmmT16Plan p;
     EXPECT_TRUE(plan_spmm_p24(w, m, kH100, &p).ok());
     EXPECT_TRUE(p.cluster) << rows << " x " << cols << ", m " << m;
@@ -242,10 +248,7 @@ TEST(PlanP24, BlocksOfClusters) {
 // 24 tokens of 4096 columns fit, 48 of half of them, 32 of 3624; 64 of 1024.
 TEST(PlanP24, TakesAsManyTokensAsFit) {
   const auto takes = [](int64_t rows, int64_t cols, int64_t m, const CudaDevice& device) {
-    const T16View w{.format = PackedFormat::p24,
-                    .rows = rows,
-                    .cols = cols,
-                    .parts = p24::panels_of(rows, cols)};
+    const T16View w = planned(rows, cols);
     SpmmT16Plan p;
     const bool ok = plan_spmm_cuda(w, m, device, &p).ok();
     EXPECT_TRUE(!ok || (p.tokens >= m && p.shared_bytes <= device.shared_per_block));
@@ -265,10 +268,7 @@ TEST(PlanP24, TakesAsManyTokensAsFit) {
 // Blocks share a panel only where x of all of it does not fit, as clusters if it is the only one.
 TEST(PlanP24, HalvesWhereAPanelDoesNotFit) {
   const auto plan = [](int64_t rows, int64_t cols, int64_t m) {
-    const T16View w{.format = PackedFormat::p24,
-                    .rows = rows,
-                    .cols = cols,
-                    .parts = p24::panels_of(rows, cols)};
+    const T16View w = planned(rows, cols);
     SpmmT16Plan p;
     EXPECT_TRUE(plan_spmm_p24(w, m, kH100, &p).ok());
     return std::array{p.splits / w.parts, p.warps_n, p.warps_k, p.cluster ? 1 : 0};
@@ -282,10 +282,7 @@ TEST(PlanP24, HalvesWhereAPanelDoesNotFit) {
   EXPECT_EQ(plan(1024, 4096, 48), (std::array{1, 3, 5, 1}));
   for (const auto& [rows, cols] :
        {std::pair{14336, 4096}, {4096, 14336}, {1024, 4096}, {64, 100}}) {
-    const T16View w{.format = PackedFormat::p24,
-                    .rows = rows,
-                    .cols = cols,
-                    .parts = p24::panels_of(rows, cols)};
+    const T16View w = planned(rows, cols);
     const int64_t most = most_p24_tokens(rows, cols);
     SpmmT16Plan p;
     EXPECT_TRUE(plan_spmm_p24(w, most, kH100, &p).ok()) << rows << " x " << cols;
@@ -296,11 +293,7 @@ TEST(PlanP24, HalvesWhereAPanelDoesNotFit) {
 TEST(PlanP24, WarpsThatOnlyCopy) {
   const auto warps = [](int64_t rows, int64_t cols, int64_t m, const CudaDevice& device,
                         int64_t record_bytes = p24::kTripleBytes) {
-    const T16View w{.format = PackedFormat::p24,
-                    .rows = rows,
-                    .cols = cols,
-                    .parts = p24::panels_of(rows, cols),
-                    .max_record_bytes = record_bytes};
+    const T16View w = planned(rows, cols, record_bytes);
     SpmmT16Plan p;
     EXPECT_TRUE(plan_spmm_p24(w, m, device, &p).ok());
     return std::array{p.warps_n, p.warps_k, p.block_warps, p.first_cols};
