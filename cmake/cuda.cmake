@@ -26,7 +26,7 @@ message(STATUS "CUDA library: ${TAMIS_CUDA_FOUND} (TAMIS_CUDA=${TAMIS_CUDA})")
 
 # One object library per level, because a level is a set of architectures: machine code for each, and
 # PTX of compute_80 for the driver to compile on everything later. sm_89's comes from that PTX, as no
-# source tells 89 from 80: PTX of its own gives the same instructions and takes a fifth of the build.
+# source tells 89 from 80: PTX of its own gives the same instructions for a quarter more time.
 set(TAMIS_CODE_sm80 arch=compute_80,code=[compute_80,sm_80,sm_89])
 set(TAMIS_CODE_sm90 arch=compute_90a,code=[sm_90a])
 # One source for all of them: what differs is decided by the architecture it is compiled for.
