@@ -224,16 +224,34 @@ inline std::vector<double> steps_of(const Case& c, const Rows& x, int64_t token)
 
 inline void compare(const Case& c, const Problem& p, const Rows& x, const Rows* bias,
                     const Rows& y) {
+  // The weights that are not zero, row after row: x is finite, so the others add nothing.
+  struct Entry {
+    int64_t k;
+    double w;
+  };
+  std::vector<Entry> entries;
+  std::vector<size_t> ends;
+  for (int64_t n = 0; n < c.n; ++n) {
+    for (int64_t k = 0; k < c.k; ++k) {
+      const double w = get(p.dense.data(), p.dense_type, n * c.k + k);
+      if (w != 0) entries.push_back({k, w});
+    }
+    ends.push_back(entries.size());
+  }
+  const double rounds = lost_of_weight(c.row);
+  std::vector<double> token(static_cast<size_t>(c.k));
   for (int64_t t = 0; t < c.m; ++t) {
     const std::vector<double> steps = steps_of(c, x, t);
+    for (int64_t k = 0; k < c.k; ++k) token[static_cast<size_t>(k)] = x.at(t, k);
+    size_t i = 0;
     for (int64_t n = 0; n < c.n; ++n) {
       double sum = bias ? bias->at(0, n) : 0, magnitude = std::abs(sum), lost = 0;
-      for (int64_t k = 0; k < c.k; ++k) {
-        const double w = get(p.dense.data(), p.dense_type, n * c.k + k);
-        sum += w * x.at(t, k);
-        magnitude += std::abs(w * x.at(t, k));
-        lost += kHalfStep * std::abs(w) * steps[static_cast<size_t>(k)] +
-                lost_of_weight(c.row) * std::abs(w * x.at(t, k));
+      for (; i < ends[static_cast<size_t>(n)]; ++i) {
+        const auto k = static_cast<size_t>(entries[i].k);
+        const double w = entries[i].w, product = w * token[k];
+        sum += product;
+        magnitude += std::abs(product);
+        lost += kHalfStep * std::abs(w) * steps[k] + rounds * std::abs(product);
       }
       const double got = y.at(t, n);
       if (c.integers) {

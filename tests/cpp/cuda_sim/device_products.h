@@ -18,26 +18,30 @@ struct Fragment {
 };
 static_assert(sizeof(Fragment) <= sim::kSlotBytes);
 
+// The same in f32, so that a value is converted once and not by each lane that multiplies it.
+struct FloatFragment {
+  float a[8], b[4];
+};
+static_assert(sizeof(FloatFragment) <= sim::kSlotBytes);
+
 template <float (*kToF32)(uint16_t)>
 void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  const Fragment mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
-  const uint8_t* slots = sim::exchange(&mine, sizeof mine);
-  const auto fragment = [&](int lane) {
-    Fragment f;
-    std::memcpy(&f, slots + lane * sim::kSlotBytes, sizeof f);
-    return f;
-  };
   const auto half = [](uint32_t pair, int i) {
     return kToF32(static_cast<uint16_t>(pair >> (16 * i)));
   };
+  FloatFragment mine;
+  for (int i = 0; i < 8; ++i) mine.a[i] = half(a[i / 2], i % 2);
+  for (int i = 0; i < 4; ++i) mine.b[i] = half(i < 2 ? b0 : b1, i % 2);
+  const uint8_t* slots = sim::exchange(&mine, sizeof mine);
   const int lane = static_cast<int>(sim::thread_index().x % 32), group = lane / 4, t = lane % 4;
   for (int k2 = 0; k2 < 8; ++k2) {  // columns 2 * k2 and 2 * k2 + 1
-    const Fragment rows = fragment(group * 4 + k2 % 4);
-    for (int i = 0; i < 2; ++i) {
-      for (int n = 0; n < 2; ++n) {
-        const float b = half(fragment((2 * t + n) * 4 + k2 % 4).b[k2 / 4], i);
-        c[n] += half(rows.a[k2 / 4 * 2], i) * b;
-        c[2 + n] += half(rows.a[k2 / 4 * 2 + 1], i) * b;
+    const auto rows = from_lane<FloatFragment>(slots, static_cast<uint32_t>(group * 4 + k2 % 4));
+    for (int n = 0; n < 2; ++n) {
+      const auto column =
+          from_lane<FloatFragment>(slots, static_cast<uint32_t>((2 * t + n) * 4 + k2 % 4));
+      for (int i = 0; i < 2; ++i) {
+        c[n] += rows.a[k2 / 4 * 4 + i] * column.b[k2 / 4 * 2 + i];
+        c[2 + n] += rows.a[k2 / 4 * 4 + 2 + i] * column.b[k2 / 4 * 2 + i];
       }
     }
   }

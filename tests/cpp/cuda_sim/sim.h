@@ -78,7 +78,7 @@ void sync_cluster();
 
 // Deposits `bytes` <= kSlotBytes of this lane and returns lane 0's deposit once all 32 are there;
 // lane i's lies i * kSlotBytes further. Valid until the warp's next exchange.
-inline constexpr size_t kSlotBytes = 32;
+inline constexpr size_t kSlotBytes = 48;
 const uint8_t* exchange(const void* mine, size_t bytes);
 
 // cp.async: `valid` bytes from `from`, zeros up to `bytes`.
