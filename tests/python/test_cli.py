@@ -287,3 +287,15 @@ def test_demo_compares_dense_with_each_run(tiny, tmp_path):
     assert "magnitude 50 %" in (tmp_path / "out" / "report.html").read_text()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["variants"][1]["text"]
     assert sum("done in" in line for line in lines) == 5
+
+
+@pytest.mark.parametrize("folder", ["dense", "wanda-50"])
+def test_demo_leaves_folders_alone_that_hold_no_model(folder, tiny, tmp_path, capsys):
+    mine = tmp_path / folder / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("years of work")
+    status, _, err = run(capsys, "demo", str(tiny), "--out", str(tmp_path))
+    assert status == 1
+    assert "which holds no model" in err
+    assert err.count("\n") == 1
+    assert mine.read_text() == "years of work"
