@@ -4,7 +4,6 @@
 
 #include <pybind11/stl.h>
 
-#include <cmath>
 #include <cstdint>
 #include <tuple>
 #include <vector>
@@ -80,19 +79,15 @@ void select(int32_t device, uintptr_t stream, int64_t heads, int64_t units, uint
   raise_if_error(cuda_library().kv_select(args, cuda_device(device), address<void>(stream)));
 }
 
-// 1 / sqrt(d)
-float scale_of(const SelectShape& shape) {
-  return static_cast<float>(1 / std::sqrt(static_cast<double>(std::get<3>(shape))));
-}
-
 // As estimate, of units that the same call scores; -1, and nothing done, where no kernel does both.
 int64_t choose(int32_t device, uintptr_t stream, int dtype, const SelectShape& shape, uintptr_t q,
-               const KvUnits& units, bool by_row, int64_t k, uintptr_t budget, int64_t sink,
-               int64_t recent, int64_t page, uintptr_t begin, uintptr_t index, int64_t index_stride,
-               uintptr_t count, uintptr_t workspace, int64_t workspace_bytes) {
+               float scale, const KvUnits& units, bool by_row, int64_t k, uintptr_t budget,
+               int64_t sink, int64_t recent, int64_t page, uintptr_t begin, uintptr_t index,
+               int64_t index_stride, uintptr_t count, uintptr_t workspace,
+               int64_t workspace_bytes) {
   const int64_t heads = std::get<0>(shape) * std::get<1>(shape);
   const KvChooseArgs args{
-      .estimate = estimate_args(dtype, shape, q, scale_of(shape), units, !by_row, begin, 0),
+      .estimate = estimate_args(dtype, shape, q, scale, units, !by_row, begin, 0),
       .select = select_args(heads, units.units, 0, k, budget, 0.0, sink, recent, page, begin, index,
                             index_stride, count),
       .by_row = by_row};
@@ -112,7 +107,7 @@ bool attend_chosen(int32_t device, uintptr_t stream, int dtype, const SelectShap
                    int64_t sink, int64_t recent, uintptr_t begin) {
   const int64_t heads = std::get<0>(shape) * std::get<1>(shape);
   const ChosenAttentionArgs args{
-      .choose = {.estimate = estimate_args(dtype, shape, q, scale_of(shape), units, true, begin, 0),
+      .choose = {.estimate = estimate_args(dtype, shape, q, scales.first, units, true, begin, 0),
                  .select = select_args(heads, units.units, 0, k, budget, 0.0, sink, recent, 1,
                                        begin, 0, units.units, 0)},
       .attention =
@@ -190,8 +185,9 @@ void bind_cuda_kv(py::module_& m) {
         "k"_a, "budget_ptr"_a, "top_p"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a,
         "index_ptr"_a, "index_stride"_a, "count_ptr"_a);
   m.def("cuda_kv_choose", &choose, "device"_a, "stream"_a, "dtype"_a, "shape"_a, "q_ptr"_a,
-        "units"_a, "by_row"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "page"_a, "begin_ptr"_a,
-        "index_ptr"_a, "index_stride"_a, "count_ptr"_a, "workspace_ptr"_a, "workspace_bytes"_a);
+        "scale"_a, "units"_a, "by_row"_a, "k"_a, "budget_ptr"_a, "sink"_a, "recent"_a, "page"_a,
+        "begin_ptr"_a, "index_ptr"_a, "index_stride"_a, "count_ptr"_a, "workspace_ptr"_a,
+        "workspace_bytes"_a);
   m.def("cuda_chosen_attention", &attend_chosen, "device"_a, "stream"_a, "dtype"_a, "shape"_a,
         "q_ptr"_a, "out_ptr"_a, "lse_ptr"_a, "scales"_a, "segment"_a, "units"_a, "k"_a,
         "budget_ptr"_a, "sink"_a, "recent"_a, "begin_ptr"_a);

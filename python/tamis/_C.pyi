@@ -693,6 +693,7 @@ def cuda_kv_choose(
     dtype: int,
     shape: tuple[int, int, int, int],
     q_ptr: int,
+    scale: float,
     units: KvUnits,
     by_row: bool,
     k: int,

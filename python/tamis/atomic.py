@@ -38,7 +38,7 @@ def replaced_folder(
     made: list[Path] = []
     work = final.parent / f".{final.name}.{secrets.token_hex(4)}.tamis"
     try:
-        _check_target(final, overwrite, caller)
+        check_target(final, overwrite, caller)
         _make_parents(final.parent, made)
         work.mkdir()
         yield work
@@ -65,7 +65,12 @@ def check_path(path: object, caller: str) -> None:
         raise TamisTypeError(f"{caller}: dir: got {type(path).__name__}, wanted a path.")
 
 
-def _check_target(final: Path, overwrite: bool, caller: str) -> None:
+def check_target(final: Path, overwrite: bool, caller: str) -> None:
+    """Refuses, before any work, what ``replaced_folder`` would not replace.
+
+    Raises:
+        TamisFileError: A file, a folder with files in it where they are to stay, or one without a model.
+    """
     if not final.exists():
         return
     if not final.is_dir():

@@ -124,15 +124,18 @@ def prune(a: Namespace) -> None:
 
 def bench(a: Namespace) -> None:
     """Decode speed of models that take turns; the first named is the reference."""
+    from tamis.source import find_model, open_model
+
+    names = [*([a.dense] if a.dense else []), *a.models]
+    for name in names:
+        find_model(name)
+    quiet()  # before tqdm is imported, which asks only then
     import tamis
     from tamis.decode import fusion
     from tamis.errors import TamisUnsupported
     from tamis.evaluate import decode_speed
     from tamis.report import Report, Variant, host_facts
-    from tamis.source import open_model
 
-    quiet()
-    names = [*([a.dense] if a.dense else []), *a.models]
     opened = {name: open_model(name, dtype=a.dtype) for name in names}
     facts: dict[str, float | int | str] = {}
     if not a.no_fuse:
@@ -202,19 +205,20 @@ def eval(a: Namespace) -> None:
 
 def eval_kv(a: Namespace) -> None:
     """Right answers from compressed caches, and their bytes."""
-    from tamis import kv_eval, kv_scores
-    from tamis.evaluate import threads_set
-    from tamis.report_text import table
     from tamis.source import find_model, open_model
 
     find_model(a.model)
+    quiet()  # before tqdm is imported, which asks only then
+    from tamis import kv_eval, kv_scores
+    from tamis.evaluate import threads_set
+    from tamis.report_text import table
+
     cases = [kv_eval.parse_case(text) for text in a.caches]
     attentions = [kv_eval.parse_attention(text) for text in a.attention]
     if a.data:
         from tamis.kv_tasks import read_sessions
 
         sessions = read_sessions(a.data, limit=a.sessions)
-    quiet()
     opened = open_model(a.model, dtype=a.dtype)
     if not a.data:
         sessions = _kv_sessions(a, opened.tokenizer)

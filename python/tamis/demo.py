@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tamis.errors import TamisError, TamisFileError, TamisUnsupported
+from tamis.atomic import check_target, replaced_folder
+from tamis.errors import TamisError, TamisUnsupported
 from tamis.report import Report, Variant, host_facts
 
 
@@ -83,6 +83,8 @@ def demo(settings: Settings, runs: tuple[Run, ...] = RUNS) -> Report:
     steps = _Steps(settings.log, total=3 + 2 * len(runs))
     folders = {"dense": settings.out / "dense"}
     folders |= {run.name: settings.out / run.folder for run in runs}
+    for folder in folders.values():
+        check_target(folder, overwrite=True, caller="demo")
     with steps.next(f"open {settings.model} and store it dense, bf16"):
         windows, source = _prepare(settings, folders["dense"])
     parts = []
@@ -136,15 +138,9 @@ def _prepare(settings: Settings, folder: Path) -> tuple[list[list[int]], str]:
 
     source, text = default_text("calibrate", settings.calibration)
     opened = open_model(settings.model, dtype="bf16")
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        opened.model.save_pretrained(folder)  # type: ignore[operator]
-        opened.tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise TamisFileError(
-            f"demo: out: got {settings.out} ({error}), wanted a folder that can be written; "
-            "choose another."
-        ) from error
+    with replaced_folder(folder, overwrite=True, caller="demo") as work:
+        opened.model.save_pretrained(work)  # type: ignore[operator]
+        opened.tokenizer.save_pretrained(work)
     windows = token_windows(
         opened.tokenizer, text, length=settings.max_length, count=settings.samples
     )

@@ -23,7 +23,7 @@ from tamis.evaluate import cache_argument
 from tamis.kv.attention import attach
 from tamis.kv.cache import Cache, StoreLayer
 from tamis.kv.kv_store import KvStore
-from tamis.kv.methods import recipe_of
+from tamis.kv.methods import check_budget, recipe_of
 from tamis.kv.plan import Plan
 from tamis.kv.together import Together
 from tamis.kv_scores import Score
@@ -71,6 +71,7 @@ class Attention:
         return self.name
 
 
+_ANY = 1 << 20  # tokens of a context, of which any share is budget enough
 DENSE = Attention()
 
 
@@ -108,10 +109,11 @@ def parse_case(text: str) -> Case:
     """``method`` or ``method:budget`` as a command line has them.
 
     Raises:
-        TamisValueError: Unknown method, or a budget that is no number above 0.
+        TamisValueError: Unknown method, one that wants a plan, or a budget that is no number above 0,
+            missing or not the method's.
     """
     method, _, budget = text.partition(":")
-    recipe_of(method)
+    recipe = recipe_of(method)
     try:
         value = float(budget) if budget else None
     except ValueError:
@@ -121,7 +123,12 @@ def parse_case(text: str) -> Case:
             f"kv_eval: case: got {text!r}, wanted METHOD, METHOD:TOKENS or METHOD:SHARE such as "
             "snapkv:0.25."
         )
-    return Case(method, value)
+    if recipe.needs_plan or (value is None and recipe.evict is not None):
+        wanted = "none that wants a plan" if recipe.needs_plan else f"a budget, as in {method}:0.25"
+        raise TamisValueError(f"kv_eval: case: got {text!r}, wanted {wanted}.")
+    case = Case(method, value)
+    check_budget(recipe, case.tokens(_ANY))
+    return case
 
 
 @torch.no_grad()

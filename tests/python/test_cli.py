@@ -196,6 +196,8 @@ def test_wrong_usage_is_status_2(arguments, capsys):
         (["convert", "{tiny}", "{short}"], ["folder"]),
         (["convert", "{tiny}", "{tiny}"], ["DST", "not empty", "--force"]),
         (["convert", "smollm2", "y"], ["GGUF", "tamis prune"]),
+        (["bench", "{tiny}", "nowhere"], ["nowhere"]),
+        (["eval-kv", "{tiny}", "--caches", "snapkv"], ["snapkv:0.25"]),
     ],
 )
 def test_failures_are_status_1_and_one_sentence(arguments, words, tiny, tmp_path, capsys):
@@ -247,6 +249,52 @@ def test_help_and_refusals_import_nothing_heavy():
     assert run_.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(
+    "arguments", [["eval-kv", "{tiny}", "--caches", "snapkv"], ["bench", "{tiny}", "--tokens", "1"]]
+)
+def test_bars_of_libraries_stay_away_where_nobody_watches(arguments, tiny):
+    code = "import sys; from tamis import cli; cli.main(sys.argv[1:]); from tqdm.auto import tqdm"
+    code += "; sys.exit(not tqdm(range(1)).disable)"
+    arguments = [a.format(tiny=tiny) for a in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, check=False
+    )
+    assert done.returncode == 0
+
+
+def test_measuring_asks_for_its_folder_first(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tamis").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("tamis.ops.machine._measured", lambda say: pytest.fail("measured"))
+    status, _, err = run(capsys, "info", "--measure")
+    assert status == 1
+    assert "set XDG_CACHE_HOME" in err
+    assert err.count("\n") == 1
+
+
+def test_an_interrupted_measurement_changes_no_figure(tmp_path, monkeypatch, capsys):
+    from tamis import _C
+    from tamis.ops import machine
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ours = {**_C.machine(), "read_one": 3.25}
+    machine.write(machine.file(), json.dumps({"key": machine.key(), "figures": ours}))
+    machine.load.cache_clear()
+    machine.load()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(machine, "_measure_kernels", stop)
+    monkeypatch.setattr(machine, "cold_bytes", lambda: 1 << 20)
+    try:
+        assert run(capsys, "info", "--measure")[0] == 130
+        assert _C.machine()["read_one"] == 3.25
+    finally:
+        _C.set_machine(None)
+        machine.load.cache_clear()
+
+
 def test_info_lists_every_kernel_level(capsys):
     status, out, _ = run(capsys, "info", "--json")
     assert status == 0
@@ -287,3 +335,15 @@ def test_demo_compares_dense_with_each_run(tiny, tmp_path):
     assert "magnitude 50 %" in (tmp_path / "out" / "report.html").read_text()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["variants"][1]["text"]
     assert sum("done in" in line for line in lines) == 5
+
+
+@pytest.mark.parametrize("folder", ["dense", "wanda-50"])
+def test_demo_leaves_folders_alone_that_hold_no_model(folder, tiny, tmp_path, capsys):
+    mine = tmp_path / folder / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("years of work")
+    status, _, err = run(capsys, "demo", str(tiny), "--out", str(tmp_path))
+    assert status == 1
+    assert "which holds no model" in err
+    assert err.count("\n") == 1
+    assert mine.read_text() == "years of work"

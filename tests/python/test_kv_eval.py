@@ -256,6 +256,18 @@ def test_bad_cases_get_one_sentence(model):
             kv_eval.parse_case(text)
     with pytest.raises(TamisValueError, match="wanted one of"):
         kv_eval.parse_case("nothing")
+    for text, words in {
+        "snapkv": "wanted a budget, as in snapkv:0.25",
+        "moa": "wanted none that wants a plan",
+        "kivi4:64": "wanted none: this method keeps and reads every token",
+        "h2o:0.5": None,
+        "quest": None,
+    }.items():
+        if words is None:
+            kv_eval.parse_case(text)
+            continue
+        with pytest.raises(TamisValueError, match=words):
+            kv_eval.parse_case(text)
     for text in ("a_shape", "a_shape:0", "a_shape:65", "a_shape:x", "kivi4", "moa", "s2:x", ""):
         with pytest.raises(TamisValueError, match="wanted") as found:
             kv_eval.parse_attention(text)

@@ -10,6 +10,7 @@ from transformers import DynamicCache  # noqa: E402
 from tamis import kv  # noqa: E402
 from tamis.errors import TamisUnsupported  # noqa: E402
 from tamis.kv.attention import STORE, attention_forward  # noqa: E402
+from tamis.kv.identity import layer_mark  # noqa: E402
 
 COMMON = {
     "vocab_size": 257,
@@ -107,3 +108,26 @@ def test_a_bias_of_positions_is_refused():
     setattr(k, STORE, kv.KvStore("full"))
     with pytest.raises(TamisUnsupported, match="got a bias of positions in Module"):
         attention_forward(torch.nn.Module(), q, k, v, None, position_bias=torch.zeros(1, 2, 5, 5))
+
+
+def test_a_decoder_beside_an_encoder_has_a_cache_for_its_own_tokens():
+    torch.manual_seed(0)
+    each = {"layers": 2, "attention_heads": 2, "ffn_dim": 64}
+    sizes = {f"{p}_{name}": n for p in ("encoder", "decoder") for name, n in each.items()}
+    config = transformers.BartConfig(d_model=32, vocab_size=257, forced_eos_token_id=None, **sizes)
+    model = transformers.BartForConditionalGeneration(config).eval()
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    wanted = model.generate(ids(20), **options)
+    with kv.attach(model):
+        own = kv.Cache(config, "full", fallback=False)
+        cache = transformers.EncoderDecoderCache(own, DynamicCache(config=config))
+        assert torch.equal(model.generate(ids(20), cache=cache, **options), wanted)
+        assert own.report()["held"] == [12, 12]
+        with pytest.raises(TamisUnsupported, match=r"EncoderDecoderCache\(kv.Cache"):
+            model.generate(ids(20), cache=kv.Cache(config, "full"), **options)
+
+
+def test_a_mark_leaves_storages_as_they_are():
+    linear = torch.nn.Linear(4, 4)
+    assert layer_mark(linear)
+    linear.weight.untyped_storage().resize_(0)  # as FSDP does with what it gathered

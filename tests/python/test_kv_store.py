@@ -258,6 +258,26 @@ def test_selection_finds_the_needle(method):
     assert 0 < store.nbytes() - 2 * 4 * 517 * 2 * 64 <= 4 * 517 * 2 * 16
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_s_own_scale_counts_in_choices_too(method):
+    """Queries 16 times as large with a scale of 1/16, as Granite's is not 1 / sqrt(d), read the same."""
+    k, v = torch.randn(2, 1, 2, 300, 64)
+    q = torch.randn(1, 8, 310, 64)
+    more = torch.randn(2, 1, 2, 10, 64)
+    budget = 64 if recipe_of(method).budgeted else None
+    stores = [kv.KvStore(method, budget=budget, layer=2) for _ in range(2)]
+    for store, size in zip(stores, (1, 16), strict=True):
+        store.append(k, v)
+        store.settle(size * q[:, :, :300], scale=1 / (8 * size))
+    for t in range(10):
+        step, outs = slice(300 + t, 301 + t), []
+        for store, size in zip(stores, (1, 16), strict=True):
+            store.append(*more[..., t : t + 1, :])
+            outs.append(store.attend(size * q[:, :, step], scale=1 / (8 * size)))
+            store.settle(size * q[:, :, step], scale=1 / (8 * size))
+        torch.testing.assert_close(outs[0], outs[1])
+
+
 @pytest.mark.parametrize("tokens", [96, 101])
 def test_quest_reads_its_first_page_and_the_latest_token(tokens):
     """Also where other pages promise more: the sink, and a last page that is full."""

@@ -158,6 +158,25 @@ def test_removed_guard_stops():
     assert bool((up.weight[~getattr(up, KEEP)] != 0).any())
 
 
+def test_sharded_layers_train_as_whole_ones():
+    """FSDP frees the values that it gathered for a product, and gathers them again elsewhere."""
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    if not torch.distributed.is_gloo_available():
+        pytest.skip("needs gloo")
+    whole, sharded = pruned("bitmap"), pruned("bitmap")
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        for block in sharded.model.layers:
+            fsdp.fully_shard(block)
+        fsdp.fully_shard(sharded)
+        losses = [train(m, torch.optim.SGD(m.parameters(), lr=1e-2)) for m in (whole, sharded)]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_bad_arguments_get_a_sentence():
     with pytest.raises(TamisTypeError, match="MaskGuard: model: got str"):
         MaskGuard("model")

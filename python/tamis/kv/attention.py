@@ -178,6 +178,13 @@ def _belongs(store: KvStore, module: Any) -> None:
     if store.plan is not None:
         store.plan.check(mark)
     if store.length:
+        both = getattr(getattr(module, "config", None), "is_encoder_decoder", False)
+        if both and store.mark != mark:
+            raise TamisUnsupported(
+                "kv.Cache: cache: got one that a decoder's cross-attention shares, wanted one for the "
+                "decoder's own tokens; pass transformers' EncoderDecoderCache(kv.Cache(...), "
+                "DynamicCache(config=config))."
+            )
         check_mark("kv.Cache", "cache", store.mark, mark)
     store.layer_of, store.mark = weakref.ref(module), mark
 

@@ -60,6 +60,7 @@ def _mark(tensors: Iterable[Tensor]) -> str:
         if x.is_meta:
             continue
         crc = zlib.crc32(repr((tuple(x.shape), str(x.dtype))).encode(), crc)
-        first = x.detach().flatten()[:_VALUES].cpu().contiguous()
+        # a copy, as NumPy forbids a parameter's own storage to be resized, which FSDP does
+        first = x.detach().flatten()[:_VALUES].cpu().clone()
         crc = zlib.crc32(first.view(torch.uint8).numpy().tobytes(), crc)
     return f"{crc:08x}" if crc else ""

@@ -175,7 +175,7 @@ class KvStore(KvMemory):
         if self.recipe.quantize is not None:
             packed.seal(self.rows, self.recipe.quantize)
         if self.selection is not None and q is not None:
-            self.selection.observe(q, self.rows["keys"].view, self.first(pad))
+            self.selection.observe(q, self.rows["keys"].view, self.first(pad), scale)
         if self.past is not None:
             self._absorb(self.past, q, scale, pad)
         elif self.recipe.evict is not None and self.budget is not None:

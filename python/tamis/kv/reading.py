@@ -145,7 +145,7 @@ def _pays(store: KvStore, selection: Selection, q: Tensor) -> bool:
 def _segments(store: KvStore, asked: Asked) -> tuple[list[Segment], Tensor | None]:
     """What a step reads, and the first token of each sequence that is not padding."""
     first = store.first(asked.pad)
-    segments = _chosen(store, asked.q, first)
+    segments = _chosen(store, asked, first)
     if segments is None:
         segments = _all(store, first)
     if store.past is not None:
@@ -153,8 +153,9 @@ def _segments(store: KvStore, asked: Asked) -> tuple[list[Segment], Tensor | Non
     return segments, first
 
 
-def _chosen(store: KvStore, q: Tensor, first: Tensor | None) -> list[Segment] | None:
+def _chosen(store: KvStore, asked: Asked, first: Tensor | None) -> list[Segment] | None:
     """What the recipe chooses for a step; None where it reads everything."""
+    q = asked.q
     store.way = Way.ALL
     if store.selection is None or q.shape[2] != 1:
         return None
@@ -163,7 +164,9 @@ def _chosen(store: KvStore, q: Tensor, first: Tensor | None) -> list[Segment] | 
         store.way = Way.TOO_FEW
         return None
     keys, values = store.rows["keys"].view, store.rows["values"].view
-    segments = store.selection.segments(q, keys, values, first, late=store.tier is None)
+    segments = store.selection.segments(
+        q, keys, values, first, scale=asked.scale, late=store.tier is None
+    )
     store.way = Way.ALL if segments is None else Way.CHOSEN
     return segments
 

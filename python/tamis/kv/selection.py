@@ -62,7 +62,9 @@ class Selection:
         if self.window is not None:
             self.window = Window(self.window.how)
 
-    def observe(self, q: Tensor, keys: Tensor, first: Tensor | None = None) -> None:
+    def observe(
+        self, q: Tensor, keys: Tensor, first: Tensor | None = None, scale: float | None = None
+    ) -> None:
         """Adds to the window; or fixes the channels of labels: the plan's, or by a prompt's own.
 
         Raises:
@@ -71,7 +73,7 @@ class Selection:
         if self.window is not None:
             begin = None if first is None else indices(first).contiguous()
             half = self._budget(keys.shape[2]) // 2
-            self.window.observe(self.rows, q, keys, half, begin)
+            self.window.observe(self.rows, q, keys, half, begin, scale)
         if not isinstance(self.how.by, Labels) or self.channels is not None:
             return
         count = op.label_channels(keys.shape[3] // self.how.by.divisor)
@@ -95,11 +97,12 @@ class Selection:
         values: Tensor,
         first: Tensor | None,
         *,
+        scale: float | None = None,
         late: bool = False,
     ) -> list[Segment] | None:
         """What to read of keys, values [b, g, s, d] for q [b, h, 1, d]; None for everything.
 
-        late: on a CUDA device tokens may be left to choose for the call that reads them.
+        scale: of the scores. late: on a CUDA device tokens may be left to choose for the call that reads them.
         """
         budget = self._budget(keys.shape[2])
         self.pass_over()
@@ -111,7 +114,7 @@ class Selection:
         if self.window is not None:
             return self._by_window(self.window, budget, (keys, values), begin)
         labels, how = self._labels(keys, q.device), self.how
-        choice = Choice(labels, budget, how.sink, how.recent, begin)
+        choice = Choice(labels, budget, how.sink, how.recent, begin, scale)
         if late and keys.is_cuda:
             return [DenseSegment(keys, values, Lists(begin=begin, choice=choice))]
         index, count = choice.lists(q)

@@ -29,7 +29,13 @@ class Window:
         return held.view.sum(-1)
 
     def observe(
-        self, rows: dict[str, Rows], q: Tensor, keys: Tensor, window: int, begin: Tensor | None
+        self,
+        rows: dict[str, Rows],
+        q: Tensor,
+        keys: Tensor,
+        window: int,
+        begin: Tensor | None,
+        scale: float | None = None,
     ) -> None:
         """Adds the attention of queries q [b, h, n, d], the latest of keys [b, g, s, d].
 
@@ -39,6 +45,7 @@ class Window:
             keys: All keys.
             window: Steps of the whole window.
             begin: First token of each head that is not padding, [b, g] int32.
+            scale: Of the scores; 1 / sqrt(d) by default.
         """
         b, _, s, _ = keys.shape
         if "sums" not in rows:
@@ -53,19 +60,19 @@ class Window:
                 self.slot, self.steps = (self.slot + 1) % self.how.slots, 0
                 held.view[..., self.slot] = 0
             more = min(each - self.steps, n - first)
-            part = q[:, :, first : first + more]
-            self._add(
-                held.view[:, 0, :, self.slot], part, keys[:, :, : s - n + first + more], begin
-            )
+            part, upto = q[:, :, first : first + more], keys[:, :, : s - n + first + more]
+            self._add(held.view[:, 0, :, self.slot], part, upto, begin, scale)
             self.steps += more
             first += more
 
-    def _add(self, sums: Tensor, q: Tensor, keys: Tensor, begin: Tensor | None) -> None:
+    def _add(
+        self, sums: Tensor, q: Tensor, keys: Tensor, begin: Tensor | None, scale: float | None
+    ) -> None:
         if self.read is None or q.shape[2] > 1:
-            sums[:, : keys.shape[2]] += kv_mass(q, keys, begin=begin).sum(1)
+            sums[:, : keys.shape[2]] += kv_mass(q, keys, scale=scale, begin=begin).sum(1)
             return
         for i, (index, count) in enumerate(zip(*self.read, strict=True)):
             read = index[:, : int(count[0])].long().unsqueeze(0)  # alike in all heads
             wide = read.unsqueeze(-1).expand(-1, -1, -1, keys.shape[3])
-            mass = kv_mass(q[i : i + 1], keys[i : i + 1].gather(2, wide))
+            mass = kv_mass(q[i : i + 1], keys[i : i + 1].gather(2, wide), scale=scale)
             sums[i].scatter_add_(0, read[0, 0], mass[0].sum(0))

@@ -22,6 +22,7 @@ class Choice:
         sink: First tokens that are always taken.
         recent: Last tokens that are always taken.
         begin: First token that counts, [b, g] int32.
+        scale: Of the scores; 1 / sqrt(d) by default.
     """
 
     labels: op.Labels
@@ -29,11 +30,18 @@ class Choice:
     sink: int = 0
     recent: int = 0
     begin: Tensor | None = None
+    scale: float | None = None
 
     def lists(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """What ``kv_choose`` returns."""
         return op.kv_choose(
-            q, self.labels, self.k, sink=self.sink, recent=self.recent, begin=self.begin
+            q,
+            self.labels,
+            self.k,
+            scale=self.scale,
+            sink=self.sink,
+            recent=self.recent,
+            begin=self.begin,
         )
 
 

@@ -209,17 +209,17 @@ def kv_select(scores: Tensor, *rest: Any) -> None:
 
 
 def kv_choose(
-    what: tuple[int, tuple[int, int, int, int]], rows: Tensor, units: _C.KvUnits, *rest: Any
+    what: tuple[int, tuple[int, int, int, int]], rows: Tensor, scale: float, *rest: Any
 ) -> bool:
     """Lists of the tokens of the best units; False, and nothing done, where no kernel takes all.
 
-    rest as the core's ``kv_choose`` has it from by_row on.
+    rest as the core's ``cuda_kv_choose`` has it after scale, but for the workspace.
     """
     device = _place(rows)
 
     def run(stream: int, pointer: int, nbytes: int) -> int:
         return _C.cuda_kv_choose(
-            device, stream, *what, rows.data_ptr(), units, *(*rest, pointer, nbytes)
+            device, stream, *what, rows.data_ptr(), scale, *(*rest, pointer, nbytes)
         )
 
     return with_workspace(device, run) == 0

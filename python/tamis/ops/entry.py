@@ -13,7 +13,7 @@ from tamis import _C
 from tamis.errors import TamisValueError
 from tamis.layout import Layout
 from tamis.ops.handle import CODE, compute_dtype, dense_limit, make_matrix
-from tamis.ops.tensors import REST, TORCH_DTYPE, Rest, as_numpy, from_numpy
+from tamis.ops.tensors import REST, TORCH_DTYPE, Rest, as_numpy, from_numpy, values_as_numpy
 
 _NO_KERNEL = (0, -1)
 _ROW_MAJOR = {"bitmap", "csr", "csr8", "nm"}
@@ -51,7 +51,7 @@ class Entry:
     def __init__(self, token: str, values: Tensor, rest: Rest) -> None:
         layout = Layout.from_token(token)
         arrays = {n: as_numpy(t) for n, t in zip(REST, rest, strict=True) if t is not None}
-        self.matrix: _C.Matrix = make_matrix(layout, {"values": as_numpy(values), **arrays})
+        self.matrix: _C.Matrix = make_matrix(layout, {"values": values_as_numpy(values), **arrays})
         self.token, self.layout = layout.token, layout  # one string object for all who hold it
         self.rows, self.cols = layout.rows, layout.cols
         # Every element is kept, so that the values as they lie are the dense weight.

@@ -236,11 +236,12 @@ def kv_select(
     return index, count
 
 
-def kv_choose(
+def kv_choose(  # noqa: PLR0913
     q: Tensor,
     units: Units,
     k: int | Tensor,
     *,
+    scale: float | None = None,
     by_row: bool = False,
     sink: int = 0,
     recent: int = 0,
@@ -257,6 +258,7 @@ def kv_choose(
         q: As of ``kv_estimate``.
         units: What is stored of them.
         k: Units per head, forced ones included; a tensor [b, g] int32 gives each head its own.
+        scale: Of the scores; 1 / sqrt(d) by default.
         by_row: Every query row takes its own k units, and a KV head the union of its rows' (Quest,
             arXiv:2406.10774, chooses for each query head).
         sink: First units that are always taken.
@@ -271,7 +273,7 @@ def kv_choose(
         TamisValueError: Shapes disagree, or a count is below 0.
     """
     if not q.is_cpu:
-        return _choose_cuda(q, units, k, (sink, recent), begin, by_row=by_row)
+        return _choose_cuda(q, units, k, (sink, recent), begin, scale=scale, by_row=by_row)
     code = float_code("kv_choose", q)
     memory, (b, g, count) = units_of("kv_choose", units, q)
     h, n, d = q.shape[1:]
@@ -285,7 +287,7 @@ def kv_choose(
             code,
             (b, g, h // g * n, d),
             rows.data_ptr(),
-            d**-0.5,
+            d**-0.5 if scale is None else scale,
             memory[0],
             not isinstance(units, PageBounds),
             by_row,
@@ -306,6 +308,7 @@ def _choose_cuda(
     forced: tuple[int, int],
     begin: Tensor | None,
     *,
+    scale: float | None,
     by_row: bool,
 ) -> tuple[Tensor, Tensor]:
     sink, recent = forced
@@ -320,9 +323,12 @@ def _choose_cuda(
         what = code, (b, g, rows.shape[2], d)
         begins = address_of("kv_choose", "begin", begin, b * g, q.device)
         lists = begins, index.data_ptr(), index.shape[2], count.data_ptr()
-        if cuda_kv.kv_choose(what, rows, memory[0], by_row, *budget, *forced, page, *lists):
+        factor = d**-0.5 if scale is None else scale
+        if cuda_kv.kv_choose(what, rows, factor, memory[0], by_row, *budget, *forced, page, *lists):
             return index, count
-    scores = kv_estimate(q, units, log_weight=not isinstance(units, PageBounds), begin=begin)
+    scores = kv_estimate(
+        q, units, scale=scale, log_weight=not isinstance(units, PageBounds), begin=begin
+    )
     return kv_select(scores, k, sink=sink, recent=recent, page=page, begin=begin)
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -52,8 +53,21 @@ def measure(say: Callable[[str], None] = lambda _: None) -> Path:
     """Measures this machine, half a minute, and keeps the figures; returns the file.
 
     Raises:
-        OSError: The cache folder cannot be written.
+        OSError: The cache folder cannot be written; nothing was measured.
     """
+    path = file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=path.parent).close()
+    try:
+        figures = _measured(say)
+        write(path, json.dumps({"key": key(), "figures": figures}, indent=1))
+    finally:  # interrupted, the figures are again what they were
+        load.cache_clear()
+        load()
+    return path
+
+
+def _measured(say: Callable[[str], None]) -> _C.Figures:
     _C.set_machine(None)
     figures = _C.machine()
     threads = _C.num_threads()
@@ -66,11 +80,7 @@ def measure(say: Callable[[str], None] = lambda _: None) -> Path:
     _measure_kernels(figures, say)
     _measure_weights(figures, threads, say)
     _measure_torch(figures, threads, say)
-    path = file()
-    write(path, json.dumps({"key": key(), "figures": figures}, indent=1))
-    load.cache_clear()
-    load()
-    return path
+    return figures
 
 
 def key() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -25,6 +26,14 @@ INDEX_DTYPE = {
     "f16": torch.float16,
 }
 
+_TYPESTR = {
+    torch.float32: "<f4",
+    torch.float16: "<f2",
+    torch.bfloat16: "<u2",  # its bits
+    torch.int8: "|i1",
+    torch.uint8: "|u1",
+}
+
 # The arrays after ``values``, in the operators' order: mask, row_offsets, col_indices, scales.
 REST = ("mask", "row_offsets", "col_indices", "scales")
 Rest = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -34,6 +43,29 @@ def as_numpy(tensor: Tensor) -> Any:
     """CPU tensor as an array on the same memory; bf16 as its bits in uint16."""
     tensor = tensor.detach()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+class _Lent:
+    """What NumPy makes an array of that keeps a tensor's memory, as ``Tensor.numpy`` does."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": _TYPESTR[tensor.dtype],
+            "shape": tuple(tensor.shape),
+            "strides": tuple(step * tensor.element_size() for step in tensor.stride()),
+            "data": (tensor.data_ptr(), False),
+        }
+
+
+def values_as_numpy(values: Tensor) -> Any:
+    """``as_numpy`` of a weight's values, whose storage may still be resized.
+
+    ``Tensor.numpy`` forbids that for good, and FSDP frees the parameters that it gathered by it. Who
+    keeps the array compares addresses before its next use.
+    """
+    return np.asarray(_Lent(values.detach()))
 
 
 def from_numpy(array: Any, dtype: str) -> Tensor:

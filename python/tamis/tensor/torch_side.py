@@ -16,7 +16,7 @@ from tamis.ops.dense import keep_of
 from tamis.ops.handle import make_matrix
 from tamis.ops.spgemm import spgemm
 from tamis.ops.spmm import spmm, unpack
-from tamis.ops.tensors import INDEX_DTYPE, TORCH_DTYPE, Rest, as_numpy
+from tamis.ops.tensors import INDEX_DTYPE, TORCH_DTYPE, Rest, as_numpy, values_as_numpy
 
 if TYPE_CHECKING:
     from tamis.tensor.matrix import SparseMatrix
@@ -110,7 +110,7 @@ def check_tensors(layout: Layout, arrays: Mapping[str, Tensor]) -> None:
                 f"[{layout.rows}, {layout.cols}]."
             )
     if device.type == "cpu":
-        make_matrix(layout, {name: as_numpy(tensor) for name, tensor in arrays.items()})
+        make_matrix(layout, _lent(arrays))
 
 
 def matrix_of(a: SparseMatrix) -> _C.Matrix:
@@ -125,7 +125,11 @@ def matrix_of(a: SparseMatrix) -> _C.Matrix:
             f"SparseMatrix: arrays: got device {device}, wanted cpu for NumPy and scipy; call "
             '.to_tensors("cpu") first.'
         )
-    return make_matrix(a.layout, {name: as_numpy(t) for name, t in a.arrays.items()})
+    return make_matrix(a.layout, _lent(a.arrays))
+
+
+def _lent(arrays: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {n: values_as_numpy(t) if n == "values" else as_numpy(t) for n, t in arrays.items()}
 
 
 def to_dense(a: SparseMatrix) -> Tensor:
