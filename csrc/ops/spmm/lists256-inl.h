@@ -1,19 +1,19 @@
-// y[m,n] = sum_k x[m,k] * w[n,k] for few tokens on AVX2, leaving out the zeros of w.  w: bitmap, nm
-// or csr8; accumulates f32, one chain per lane and token with one token, four per output with more.
+// y[m,n] = sum_k x[m,k] * w[n,k] for few tokens on AVX2, leaving out the zeros of w.  w: csr8;
+// accumulates f32, one chain per lane and token with one token, four per output with more.
 //
 // x: f32, [passes of T tokens][blocks of 4096 / T columns][columns][T tokens], T 1, 4, 8 or 16, and
 // a column of zeros behind each block, for places of a list that hold no weight. Copies past m.
 //
 // Tile: one row, a block's columns, T tokens. Which columns the row stores of these becomes a list
-// of 16-bit numbers, one row ahead, since a mask word or count by itself would end a loop 64
-// columns apart, at a wrong guess each. Then each weight, copied to all lanes from a load of four,
+// of 16-bit numbers, one row ahead, since a word by itself would end a loop 64 columns
+// apart, at a wrong guess each. Then each weight, copied to all lanes from a load of four,
 // is multiplied by a column of x from L1; with one token eight inputs are loaded into the lanes of
 // a vector, one by one, which takes 0.80 cycles each where vgatherdps takes 1.35.
 //
 // Memory: x of a block, 16 KB, stays in L1 for a group of rows whose stored weights stay in L2; the
 // next group's lines are fetched beside the products, evenly.
 //
-// Needs: mask bits past k clear (format check).   Tail: values are never read past nnz, columns
+// Needs: columns within their word (format check).   Tail: values are never read past nnz, columns
 // that a row does not store never count.
 #pragma once
 
@@ -96,45 +96,12 @@ struct RowList {
   alignas(32) float floats[kBlockFloats / T + 16];  // unless they lie so, or T is 1
 };
 
-// For 8 mask bits: the numbers of those set.
-struct SetBits {
-  alignas(16) uint16_t of[256][8];
-  constexpr SetBits() : of() {
-    for (int bits = 0; bits < 256; ++bits) {
-      int count = 0;
-      for (int i = 0; i < 8; ++i) {
-        if (bits >> i & 1) of[bits][count++] = static_cast<uint16_t>(i);
-      }
-    }
-  }
-};
-constexpr SetBits kSetBits;
-
 TAMIS_INLINE void store_places(__m128i v, uint16_t* out) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), v);
 }
 
-// Lists `count` words of a row by their masks; returns how many places there are.
-template <int T>
-TAMIS_INLINE int64_t list_places(const uint64_t* mask, int64_t count, uint16_t* out) {
-  const uint16_t* const begin = out;
-  const __m128i step = _mm_set1_epi16(8 << kPlaceShift<T>);
-  __m128i base = _mm_setzero_si128();
-  for (int64_t i = 0; i < count; ++i) {
-    const uint64_t bits = mask[i];
-#pragma GCC unroll 8
-    for (int s = 0; s < 8; ++s) {
-      const auto mine = static_cast<uint8_t>(bits >> (8 * s));
-      const __m128i set = _mm_load_si128(reinterpret_cast<const __m128i*>(kSetBits.of[mine]));
-      store_places(_mm_add_epi16(_mm_slli_epi16(set, kPlaceShift<T>), base), out);
-      out += simd::popcount(mine);
-      base = _mm_add_epi16(base, step);
-    }
-  }
-  return out - begin;
-}
-
-// The same by how many columns are stored of each word, and which. Reads 32 bytes past them.
+// Lists `count` words of a row by how many columns are stored of each, and which; returns how many
+// places there are. Reads 32 bytes past the columns.
 // A word's first kFirst columns are listed at once: more would be stored for nothing, fewer end in
 // a wrong guess more often.
 template <int T, int kFirst>
@@ -328,15 +295,15 @@ template <class W, int T>
 struct ListGroup {
   static constexpr int kStride = T < 8 ? 8 : T;  // of sums
   const W *values, *values_end;
-  const uint8_t *columns, *columns_end;  // of csr8
-  int64_t words;                         // of a row
+  const uint8_t *columns, *columns_end;
+  int64_t words;  // of a row
   int64_t rows;
   int64_t at[kListGroupRows];  // next value of each
   alignas(32) float sums[kListGroupRows + 8][kStride];
   RowList<T> lists[2];
   uint8_t last_columns[kBlockFloats / T + 64];  // a copy, where the list would read past the last
-  // Of the next group: values, csr8's columns, each so many lines with a row and block, and how
-  // many bytes lie between a row's masks or counts and the next group's.
+  // Of the next group: values and columns, each so many lines with a row and block, and how
+  // many bytes lie between a row's counts and the next group's.
   const char *next, *next_end, *next_columns, *next_columns_end;
   int64_t lines, column_lines, to_next;
 };
@@ -346,9 +313,9 @@ TAMIS_INLINE void fetch_lines(const char*& at, const char* end, int64_t lines) {
   for (int64_t i = 0; i < lines; ++i, at += 64) __builtin_prefetch(at, 0, kFetchToL2);
 }
 
-// A block of `count` words, whose masks or counts begin at `cells`, of all rows of a group.
-template <class W, int T, class Cell, int kFirst>
-__attribute__((noinline)) void add_block(ListGroup<W, T>& g, const Cell* cells, int64_t count,
+// A block of `count` words, whose counts begin at `counts`, of all rows of a group.
+template <class W, int T, int kFirst>
+__attribute__((noinline)) void add_block(ListGroup<W, T>& g, const uint8_t* counts, int64_t count,
                                          const float* x) {
   // Lists the next row's block into `out`; how many weights, and where they are.
   struct Listed {
@@ -359,37 +326,30 @@ __attribute__((noinline)) void add_block(ListGroup<W, T>& g, const Cell* cells, 
   const auto list = [&](int64_t r, RowList<T>& out) __attribute__((always_inline)) {
     const int64_t at = g.at[r];
     Listed listed{0, g.values + at, nullptr};
-    if constexpr (sizeof(Cell) == 8) {
-      listed.n = list_places<T>(cells, count, out.places);
-    } else {
-      const uint8_t* columns = g.columns + at;
-      if (__builtin_expect(g.columns_end - columns < 64 * count + 32, 0)) {
-        __builtin_memcpy(
-            g.last_columns, columns,
-            static_cast<size_t>(g.columns_end - columns < 64 * count ? g.columns_end - columns
-                                                                     : 64 * count));
-        columns = g.last_columns;
-      }
-      listed.n = list_places<T, kFirst>(cells, count, columns, out.places);
+    const uint8_t* columns = g.columns + at;
+    if (__builtin_expect(g.columns_end - columns < 64 * count + 32, 0)) {
+      const int64_t left = g.columns_end - columns;
+      __builtin_memcpy(g.last_columns, columns,
+                       static_cast<size_t>(left < 64 * count ? left : 64 * count));
+      columns = g.last_columns;
     }
+    listed.n = list_places<T, kFirst>(counts, count, columns, out.places);
     store_places(_mm_set1_epi16(kBlockFloats / kUnitFloats<T>), out.places + listed.n);
     if constexpr (T > 1) {
       listed.floats = list_values(listed.stored, listed.n, out.floats, g.values_end);
     }
     g.at[r] = at + listed.n;
-    cells += g.words;
+    counts += g.words;
     return listed;
   };
   Listed mine = list(0, g.lists[0]);
   float* sums = g.sums[0];
   for (int64_t r = 0; r < g.rows; ++r, sums += g.kStride) {
     fetch_lines(g.next, g.next_end, g.lines);
-    if constexpr (sizeof(Cell) == 1) {
-      fetch_lines(g.next_columns, g.next_columns_end, g.column_lines);
-    }
+    fetch_lines(g.next_columns, g.next_columns_end, g.column_lines);
     Listed after = mine;
     if (r + 1 < g.rows) {
-      __builtin_prefetch(reinterpret_cast<const char*>(cells) + g.to_next, 0, kFetchToL2);
+      __builtin_prefetch(counts + g.to_next, 0, kFetchToL2);
       after = list(r + 1, g.lists[(r + 1) % 2]);
     }
     const uint16_t* places = g.lists[r % 2].places;
@@ -427,30 +387,26 @@ template <class W, class X, int T>
 void spmm_lists(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
   const MatrixView& w = a.w;
   const int64_t words = mask_words(w.cols);
-  const bool csr8 = w.format == Format::csr8;
-  const int64_t cell_bytes = csr8 ? 1 : 8;
-  const int64_t row_bytes =
-      w.nnz * (static_cast<int64_t>(sizeof(W)) + (csr8 ? 1 : 0)) / w.rows + words * cell_bytes + 1;
+  const int64_t row_bytes = w.nnz * (static_cast<int64_t>(sizeof(W)) + 1) / w.rows + words + 1;
   const int64_t fit = kListGroupBytes / row_bytes / 16 * 16;
   const int64_t group = fit < 16 ? 16 : fit < kListGroupRows ? fit : kListGroupRows;
   const int64_t per_word = w.nnz / (w.rows * words);
-  const Expander<F32Unit<W, X>, 1> starts(w);
   ListGroup<W, T> g;
   g.values = static_cast<const W*>(w.values);
   g.values_end = g.values + w.nnz;
-  g.columns = csr8 ? w.col_bytes + w.rows * words : nullptr;
-  g.columns_end = csr8 ? g.columns + w.nnz : nullptr;
+  g.columns = w.col_bytes + w.rows * words;
+  g.columns_end = g.columns + w.nnz;
   g.words = words;
   const auto place = [&](int64_t row) {
-    return reinterpret_cast<const char*>(g.values + starts.row_values(row));
+    return reinterpret_cast<const char*>(g.values + w.row_offsets[row]);
   };
   const auto columns = [&](int64_t row) {
-    return reinterpret_cast<const char*>(g.columns + starts.row_values(row));
+    return reinterpret_cast<const char*>(g.columns + w.row_offsets[row]);
   };
   PageWalks walks(w, row_begin, row_end);
   const int64_t first_end = row_begin + group < row_end ? row_begin + group : row_end;
   fetch_to_l2(place(row_begin), place(first_end) - place(row_begin));
-  if (csr8) fetch_to_l2(columns(row_begin), columns(first_end) - columns(row_begin));
+  fetch_to_l2(columns(row_begin), columns(first_end) - columns(row_begin));
   for (int64_t row = row_begin; row < row_end; row += group) {
     const int64_t end = row + group < row_end ? row + group : row_end;
     const int64_t after = end + group < row_end ? end + group : row_end;
@@ -459,28 +415,25 @@ void spmm_lists(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
     g.next = place(end);
     g.next_end = place(after);
     g.lines = ceil_div(g.next_end - g.next, step_bytes);
-    if (csr8) {
-      g.next_columns = columns(end);
-      g.next_columns_end = columns(after);
-      g.column_lines = ceil_div(g.next_columns_end - g.next_columns, step_bytes);
-    }
-    g.to_next = after > end ? group * words * cell_bytes : 0;
+    g.next_columns = columns(end);
+    g.next_columns_end = columns(after);
+    g.column_lines = ceil_div(g.next_columns_end - g.next_columns, step_bytes);
+    g.to_next = after > end ? group * words : 0;
     walks.before(after);
     const auto* x = static_cast<const float*>(a.prepared);
     for (int64_t token = 0; token < a.m; token += T) {
       __builtin_memset(g.sums, 0, sizeof g.sums);
-      for (int64_t r = row; r < end; ++r) g.at[r - row] = starts.row_values(r);
+      for (int64_t r = row; r < end; ++r) g.at[r - row] = w.row_offsets[r];
       for (int64_t word = 0; word < words; word += kBlockWords<T>, x += kBlockStride) {
         const int64_t cell = row * words + word, left = words - word;
         const int64_t count = left < kBlockWords<T> ? left : kBlockWords<T>;
-        if (!csr8) {
-          add_block<W, T, uint64_t, 0>(g, w.mask + cell, count, x);
-        } else if (per_word < 4) {
-          add_block<W, T, uint8_t, 8>(g, w.col_bytes + cell, count, x);
+        const uint8_t* counts = w.col_bytes + cell;
+        if (per_word < 4) {
+          add_block<W, T, 8>(g, counts, count, x);
         } else if (per_word < 9) {
-          add_block<W, T, uint8_t, 16>(g, w.col_bytes + cell, count, x);
+          add_block<W, T, 16>(g, counts, count, x);
         } else {
-          add_block<W, T, uint8_t, 32>(g, w.col_bytes + cell, count, x);
+          add_block<W, T, 32>(g, counts, count, x);
         }
       }
       write_sums<X>(a, g, row, token);
