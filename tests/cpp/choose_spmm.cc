@@ -46,7 +46,7 @@ constexpr Want kWanted[] = {
     {Format::csr8, DType::f32, DType::f32, "avx512bf16", "spmm_csr8_f32_f32_avx512"},
     {Format::csr8, DType::bf16, DType::bf16, "avx512bf16", "spmm_csr8_bf16_bf16_avx512bf16"},
     {Format::csr8, DType::bf16, DType::bf16, "avx512", "spmm_csr8_bf16_bf16_avx512"},
-    {Format::csr8, DType::bf16, DType::bf16, "avx2", "spmm_csr8_bf16_bf16_scalar"},
+    {Format::csr8, DType::bf16, DType::bf16, "avx2", "spmm_csr8_bf16_bf16_avx2_singles"},
     {Format::csr, DType::f16, DType::f16, "avx2", "spmm_csr_f16_f16_scalar"},
     {Format::groupq, DType::u8, DType::f32, "avx2", "spmm_groupq_u8_f32_avx2_groups"},
     {Format::block, DType::f32, DType::f32, "avx2", "spmm_block_f32_f32_avx2"},

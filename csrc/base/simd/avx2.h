@@ -138,19 +138,28 @@ TAMIS_INLINE F32 load(const T* p, int n) {
   return load(copy.element);
 }
 
-TAMIS_INLINE F32 spread(uint32_t bits, const float* p) {
-  const auto* row = reinterpret_cast<const __m256i*>(kExpand.position[bits]);
-  const __m256i position = _mm256_load_si256(row);
+// By a row of the table.
+TAMIS_INLINE F32 spread_by(const void* row, const float* p) {
+  const __m256i position = _mm256_load_si256(static_cast<const __m256i*>(row));
   const __m256 placed = _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), position);
   return _mm256_blendv_ps(_mm256_setzero_ps(), placed, _mm256_castsi256_ps(position));
 }
-TAMIS_INLINE F32 spread(uint32_t bits, const BF16* p) {
-  const auto* row = reinterpret_cast<const __m256i*>(kExpand.high_half[bits]);
+TAMIS_INLINE F32 spread_by(const void* row, const BF16* p) {
   const __m256i packed = _mm256_broadcastsi128_si256(load_halves(p));
-  return _mm256_castsi256_ps(_mm256_shuffle_epi8(packed, _mm256_load_si256(row)));
+  const __m256i bytes = _mm256_load_si256(static_cast<const __m256i*>(row));
+  return _mm256_castsi256_ps(_mm256_shuffle_epi8(packed, bytes));
+}
+TAMIS_INLINE F32 spread_by(const void* row, const F16* p) {
+  return _mm256_cvtph_ps(_mm_shuffle_epi8(load_halves(p), load_halves(row)));
+}
+TAMIS_INLINE F32 spread(uint32_t bits, const float* p) {
+  return spread_by(kExpand.position[bits], p);
+}
+TAMIS_INLINE F32 spread(uint32_t bits, const BF16* p) {
+  return spread_by(kExpand.high_half[bits], p);
 }
 TAMIS_INLINE F32 spread(uint32_t bits, const F16* p) {
-  return _mm256_cvtph_ps(_mm_shuffle_epi8(load_halves(p), load_halves(kExpand.half[bits])));
+  return spread_by(kExpand.half[bits], p);
 }
 
 // The packed values at p to the lanes whose bit is set, zero elsewhere. Reads kLanes elements; with
