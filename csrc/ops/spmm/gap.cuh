@@ -242,10 +242,12 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * kMaxGapWarps, 2) spmm_gap(const SpmmG
     }
   }
 
+  // Cold, and the last that y would wait for: on its way while sums meet.
+  const bool writes = warp < static_cast<uint32_t>(p.m) && row != UINT32_MAX;
+  const float bias = writes && p.bias ? widen<Config::kType>(dev::load_global(p.bias + row)) : 0.0f;
   float sum = reduce_gap_warps<Config>(p, warp, lane, c);
   if (p.splits > 1 && !reduce_gap_blocks<Config>(p, slice, thread, &sum)) return;
-  if (warp < static_cast<uint32_t>(p.m) && row != UINT32_MAX) {
-    const float bias = p.bias ? widen<Config::kType>(dev::load_global(p.bias + row)) : 0.0f;
+  if (writes) {
     p.y[warp * p.y_stride + row] = narrow<Config::kType>(sum + bias);
   }
 }

@@ -62,10 +62,14 @@ SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, i
 
 namespace {
 
-constexpr int32_t kMostOfTile = 10;    // warps; more are no better
-constexpr int32_t kMostInTurns = 8;    // the same where they take records in turns
-constexpr int32_t kMostOfPairs = 10;   // and these are of two of four, without clusters
-constexpr int32_t kMostOfMany = 3;     // the same of halves, or of more than 32 tokens
+constexpr int32_t kMostOfTile = 10;        // warps; more are no better
+constexpr int32_t kMostInTurns = 8;        // the same where they take records in turns
+constexpr int32_t kMostOfPairs = 10;       // and these are of two of four, without clusters
+constexpr int32_t kMostOfMany = 3;         // the same of halves, or of more than 32 tokens
+constexpr int32_t kMostOfManyTriples = 2;  // of halves, one of three, more than 32 tokens
+// Warps of a block that multiply one of three, 17 to 32 tokens: more of them only wait for shared
+// memory, where loads of x meet.
+constexpr int32_t kMultiplyingTriples = 16;
 constexpr int32_t kClusterWarps = 12;  // of a block, two of which find room on an SM
 constexpr int32_t kLongTiles = 4;      // row tiles of a block
 constexpr int64_t kLongCols = 2048;    // of a panel
@@ -78,6 +82,14 @@ constexpr bool may_follow(int64_t m) {
 }
 constexpr bool takes_turns(int64_t m) {
   return may_follow(m) || m > 32;
+}
+
+// Warps of a row tile whose panels are a cluster, timed with panels of 1024 and two of 2048
+// columns.
+constexpr int32_t most_in_cluster(int32_t panels, int64_t m, bool pairs) {
+  if (m > 32) return 4;
+  if (panels == 2) return pairs ? 6 : 4;
+  return m <= (pairs ? 24 : 16) ? 3 : 4;
 }
 
 Status no_room(const T16View& w, int32_t tokens, const CudaDevice& device) {
@@ -106,21 +118,24 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
   const bool pairs = w.max_record_bytes == p24::kPairBytes;
   const auto lay_out = [&](int64_t blocks, int32_t most, bool cluster, int64_t room) {
     const auto tiles = static_cast<int32_t>(std::clamp<int64_t>(ceil_div(units, blocks), 1, most));
-    const int32_t of_tile = shares > 1 || (m > 32 && !cluster) ? kMostOfMany
-                            : cluster                          ? kMostInTurns
+    const bool many = m > 32;
+    const int32_t of_tile = shares > 1       ? (many && !pairs ? kMostOfManyTriples : kMostOfMany)
+                            : cluster        ? most_in_cluster(w.parts, m, pairs)
+                            : many           ? kMostOfMany
                             : takes_turns(m) ? (pairs ? kMostOfPairs : kMostInTurns)
                                              : kMostOfTile;
-    return lay_out_spmm_p24(w, m, tiles, std::clamp(most / tiles, 1, of_tile), cluster, most, 0,
-                            shares, room);
+    const bool fewer = !pairs && !cluster && shares == 1 && m > 16 && !many;
+    const int32_t multiplying = fewer ? std::min(most, kMultiplyingTriples) : most;
+    return lay_out_spmm_p24(w, m, tiles, std::clamp(multiplying / tiles, 1, of_tile), cluster, most,
+                            0, shares, room);
   };
   // Where panels only share out few row tiles, they are clusters of blocks of which two find room
-  // on an SM, one of the next call's; a cluster's blocks need room side by side, so a seventh of
-  // the SMs is left, and half of them by clusters of more than two with up to 16 tokens, as more
-  // row tiles a block read x less often. Timed on an H200 (bench/results/gpu.md).
+  // on an SM, one of the next call's; blocks of a cluster of more than two need room side by side,
+  // so a seventh of the SMs is left. Timed on an H200 (bench/results/gpu.md).
   if (device.capability >= 90 && w.parts > 1 && w.parts <= kMaxCluster && shares == 1 &&
       units <= 2 * int64_t{device.sms}) {
     const bool many = m > 32;  // of which one block, by registers
-    const int64_t blocks = w.parts > 2 && m <= 16 ? device.sms / 2 : device.sms * 17 / 20;
+    const int64_t blocks = w.parts > 2 ? cluster_room(device.sms) : device.sms;
     const int64_t room = many ? device.shared_per_block : device.shared_per_sm / 2 - 1024;
     *plan = lay_out(std::max<int64_t>(1, blocks), many ? most_warps : kClusterWarps, true, room);
     if (plan->shared_bytes <= room) return {};

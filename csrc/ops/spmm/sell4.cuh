@@ -216,6 +216,9 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kMostWarps, 1)
     if (i + stride < end) record.load(next, lane);
   }
 
+  // Cold, and the last that y would wait for: on its way while sums meet.
+  const bool writes = part == 0 && warp < static_cast<uint32_t>(p.m) && row != sell4::kNoRow;
+  const float bias = writes && p.bias ? widen<Config::kType>(dev::load_global(p.bias + row)) : 0.0f;
   const auto sums_at = static_cast<uint32_t>(p.sums_at);
   if (sums_at == Config::kXAt) dev::sync_block();  // nobody reads x any more
   if (p.parts > 1) dev::wait_cluster();
@@ -249,8 +252,7 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(32 * Config::kMostWarps, 1)
       if (p.row_lanes == 4) sum += dev::shuffle_xor(sum, 2);
       if (lane % static_cast<uint32_t>(p.row_lanes) != 0) continue;
     }
-    if (row == sell4::kNoRow) continue;
-    const float bias = p.bias ? widen<Config::kType>(dev::load_global(p.bias + row)) : 0.0f;
+    if (!writes) continue;
     p.y[t * p.y_stride + row] =
         narrow<Config::kType>(dev::fma(sum, dev::float_of((exponent - 8) << 23), bias));
   }

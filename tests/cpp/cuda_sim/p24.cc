@@ -227,22 +227,30 @@ TEST(PlanP24, ClustersWhereRowTilesAreFew) {
   EXPECT_FALSE(plan(64, 16384, 16, kH100).cluster) << "more panels than blocks of a cluster";
 }
 
-// Twelve warps of a block, and more row tiles where clusters are of more than two blocks and tokens
-// few. Sums of warps lie over x where two blocks would not find room beside those behind it.
+// Up to twelve warps of a block, of one of three fewer of a row tile. Clusters of two take all SMs.
+// Sums of warps lie over x where two blocks would not find room beside those behind it.
 TEST(PlanP24, BlocksOfClusters) {
-  const auto plan = [](int64_t rows, int64_t cols, int64_t m) {
-    const T16View w = planned(rows, cols);
+  const auto plan = [](int64_t rows, int64_t cols, int64_t m, int64_t record_bytes) {
+    const T16View w = planned(rows, cols, record_bytes);
     SpmmT16Plan p;
     EXPECT_TRUE(plan_spmm_p24(w, m, kH100, &p).ok());
     EXPECT_TRUE(p.cluster) << rows << " x " << cols << ", m " << m;
-    EXPECT_LE(2 * (p.shared_bytes + 1024), kH100.shared_per_sm);
+    EXPECT_LE(m > 32 ? p.shared_bytes : 2 * (p.shared_bytes + 1024), kH100.shared_per_sm);
     return std::array{p.warps_n, p.warps_k, p.warp_sums_at > kP24XAt ? 1 : 0};
   };
-  for (const int64_t m : {1, 8, 16}) EXPECT_EQ(plan(1024, 4096, m), (std::array{4, 3, 1}));
-  for (const int64_t m : {17, 24, 32}) EXPECT_EQ(plan(1024, 4096, m), (std::array{3, 4, 1}));
-  EXPECT_EQ(plan(2048, 4096, 16), (std::array{3, 4, 1}));
-  EXPECT_EQ(plan(512, 4096, 16), (std::array{2, 6, 1}));
-  EXPECT_EQ(plan(1024, 7680, 24), (std::array{3, 4, 0}));
+  for (const bool pairs : {false, true}) {
+    const int64_t bytes = pairs ? p24::kPairBytes : p24::kTripleBytes;
+    for (const int64_t m : {1, 8, 16}) EXPECT_EQ(plan(1024, 4096, m, bytes), (std::array{3, 3, 1}));
+    EXPECT_EQ(plan(1024, 4096, 24, bytes), (std::array{3, pairs ? 3 : 4, 1}));
+    for (const int64_t m : {32, 48}) EXPECT_EQ(plan(1024, 4096, m, bytes), (std::array{3, 4, 1}));
+    for (const int64_t m : {1, 16, 24}) {
+      EXPECT_EQ(plan(2048, 4096, m, bytes)[0], 2);
+      EXPECT_EQ(plan(2048, 4096, m, bytes)[1], pairs ? 6 : 4);
+    }
+    EXPECT_EQ(plan(2048, 4096, 48, bytes), (std::array{2, 4, 1}));
+    EXPECT_EQ(plan(512, 4096, 16, bytes), (std::array{2, 3, 1}));
+    EXPECT_EQ(plan(1024, 7680, 24, bytes), (std::array{3, pairs ? 3 : 4, pairs ? 1 : 0}));
+  }
 }
 
 // 24 tokens of 4096 columns fit, 48 of half of them, 32 of 3624; 64 of 1024.
@@ -267,19 +275,24 @@ TEST(PlanP24, TakesAsManyTokensAsFit) {
 
 // Blocks share a panel only where x of all of it does not fit, as clusters if it is the only one.
 TEST(PlanP24, HalvesWhereAPanelDoesNotFit) {
-  const auto plan = [](int64_t rows, int64_t cols, int64_t m) {
-    const T16View w = planned(rows, cols);
+  const auto plan = [](int64_t rows, int64_t cols, int64_t m, int64_t record_bytes) {
+    const T16View w = planned(rows, cols, record_bytes);
     SpmmT16Plan p;
     EXPECT_TRUE(plan_spmm_p24(w, m, kH100, &p).ok());
     return std::array{p.splits / w.parts, p.warps_n, p.warps_k, p.cluster ? 1 : 0};
   };
-  EXPECT_EQ(plan(14336, 4096, 24), (std::array{1, 7, 3, 0}));
-  EXPECT_EQ(plan(14336, 4096, 25), (std::array{2, 14, 1, 1}));
-  EXPECT_EQ(plan(4096, 4096, 32), (std::array{2, 4, 3, 1}));
-  EXPECT_EQ(plan(4096, 4096, 48), (std::array{2, 4, 3, 1}));
-  EXPECT_EQ(plan(4096, 14336, 32), (std::array{1, 8, 3, 0}));
-  EXPECT_EQ(plan(4096, 14336, 33), (std::array{2, 16, 1, 0}));
-  EXPECT_EQ(plan(1024, 4096, 48), (std::array{1, 3, 5, 1}));
+  // One of three by fewer warps from 17 tokens on.
+  for (const auto& [record_bytes, fewer] :
+       {std::pair{p24::kPairBytes, 0}, {p24::kTripleBytes, 1}}) {
+    EXPECT_EQ(plan(14336, 4096, 24, record_bytes), (std::array{1, 7, 3 - fewer, 0}));
+    EXPECT_EQ(plan(4096, 4096, 24, record_bytes), (std::array{1, 2, 10 - 2 * fewer, 0}));
+    EXPECT_EQ(plan(14336, 4096, 25, record_bytes), (std::array{2, 14, 1, 1}));
+    EXPECT_EQ(plan(4096, 4096, 32, record_bytes), (std::array{2, 4, 3, 1}));
+    EXPECT_EQ(plan(4096, 4096, 48, record_bytes), (std::array{2, 4, 3 - fewer, 1}));
+    EXPECT_EQ(plan(4096, 14336, 32, record_bytes), (std::array{1, 8, 3 - fewer, 0}));
+    EXPECT_EQ(plan(4096, 14336, 33, record_bytes), (std::array{2, 16, 1, 0}));
+    EXPECT_EQ(plan(1024, 4096, 48, record_bytes), (std::array{1, 3, 4, 1}));
+  }
   for (const auto& [rows, cols] :
        {std::pair{14336, 4096}, {4096, 14336}, {1024, 4096}, {64, 100}}) {
     const T16View w = planned(rows, cols);
