@@ -101,17 +101,19 @@ int64_t choose(int32_t device, uintptr_t stream, int dtype, const SelectShape& s
 }
 
 // False, and nothing done, where no kernel does both. scales: of attention, and c of softcap.
+// new_label: the last token's is written first.
 bool attend_chosen(int32_t device, uintptr_t stream, int dtype, const SelectShape& shape,
                    uintptr_t q, uintptr_t out, uintptr_t lse, std::pair<float, float> scales,
                    const KvSegment& segment, const KvUnits& units, int64_t k, uintptr_t budget,
-                   int64_t sink, int64_t recent, uintptr_t begin) {
+                   int64_t sink, int64_t recent, uintptr_t begin, bool new_label) {
   const int64_t heads = std::get<0>(shape) * std::get<1>(shape);
   const ChosenAttentionArgs args{
       .choose = {.estimate = estimate_args(dtype, shape, q, scales.first, units, true, begin, 0),
                  .select = select_args(heads, units.units, 0, k, budget, 0.0, sink, recent, 1,
                                        begin, 0, units.units, 0)},
       .attention =
-          attention_args(dtype, shape, q, out, lse, scales.first, scales.second, {&segment, 1})};
+          attention_args(dtype, shape, q, out, lse, scales.first, scales.second, {&segment, 1}),
+      .new_label = new_label};
   const CudaDevice& facts = cuda_device(device);
   if (!cuda_library().chosen_fits(args, facts)) return false;
   raise_if_error(cuda_library().chosen_attention(args, facts, address<void>(stream)));
@@ -190,7 +192,7 @@ void bind_cuda_kv(py::module_& m) {
         "workspace_bytes"_a);
   m.def("cuda_chosen_attention", &attend_chosen, "device"_a, "stream"_a, "dtype"_a, "shape"_a,
         "q_ptr"_a, "out_ptr"_a, "lse_ptr"_a, "scales"_a, "segment"_a, "units"_a, "k"_a,
-        "budget_ptr"_a, "sink"_a, "recent"_a, "begin_ptr"_a);
+        "budget_ptr"_a, "sink"_a, "recent"_a, "begin_ptr"_a, "new_label"_a);
   m.def("cuda_kv_rebuild", &rebuild, "device"_a, "stream"_a, "shape"_a, "segment"_a, "keys_ptr"_a,
         "values_ptr"_a);
   m.def("cuda_kv_gather", &gather, "device"_a, "stream"_a, "shape"_a, "x"_a, "index"_a, "out"_a);

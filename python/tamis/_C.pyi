@@ -729,8 +729,11 @@ def cuda_chosen_attention(
     sink: int,
     recent: int,
     begin_ptr: int,
+    new_label: bool,
 ) -> bool:
     """``kv_choose`` and attention to what it lists in one launch; scales: of scores, and softcap.
+
+    new_label: The last token's is written first, from its key in the segment.
 
     False, and nothing is done, where no kernel does both.
     """

@@ -153,16 +153,18 @@ def test_chosen_are_the_best(tokens: int, b: int, heads: int) -> None:
 
 @needs_device
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("heads", [G, 3 * G, 8 * G])  # of 8 rows a KV head none chooses and reads
+@pytest.mark.parametrize(
+    ("heads", "d"), [(G, 128), (3 * G, 128), (8 * G, 128), (3 * G, 64), (7 * G, 64)]
+)
 @pytest.mark.parametrize(("tokens", "b"), [(20, B), (600, B), (5000, B), (32768, B), (70000, B), (131072, 1), (131073, 1),
                                            (32768, MANY)])  # fmt: skip
-def test_choosing_and_attention_in_one_launch(
-    tokens: int, b: int, heads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_choosing_and_attention_in_one_launch(  # noqa: PLR0913
+    tokens: int, b: int, heads: int, d: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys, values = torch.randn(2, b, G, tokens, 128, device="cuda").to(dtype)
-    q = torch.randn(b, heads, 1, 128, device="cuda").to(dtype)
-    channels = torch.randint(0, 128, (G, 32), dtype=torch.int32, device="cuda")
-    size = kv_select.label_bytes(32)
+    keys, values = torch.randn(2, b, G, tokens, d, device="cuda").to(dtype)
+    q = torch.randn(b, heads, 1, d, device="cuda").to(dtype)
+    channels = torch.randint(0, d, (G, d // 4), dtype=torch.int32, device="cuda")
+    size = kv_select.label_bytes(d // 4)
     records = torch.empty(b, G, -(-tokens // 16), size, dtype=torch.uint8, device="cuda")
     kv_select.append_labels(records, keys, channels, 0)
     labels = kv_select.Labels(records, channels, tokens)
@@ -180,8 +182,8 @@ def test_choosing_and_attention_in_one_launch(
         choice = chosen.Choice(labels, k, sink, recent, first)
         one = [DenseSegment(keys, values, Lists(begin=first, choice=choice))]
         got, again = (sparse_attention(q, one) for _ in range(2))
-        assert done[-2:] == [heads < 8 * G and tokens <= 131072] * 2
-        assert chosen.at_once(q, keys, 32) == done[-1]
+        assert done[-2:] == [tokens <= (131072 if heads <= 4 * G else 81920)] * 2
+        assert chosen.at_once(q, keys, d // 4) == done[-1]
         index, count = choice.lists(q)
         two = [DenseSegment(keys, values, Lists(index=index, count=count, begin=first))]
         want = sparse_attention(q, two)

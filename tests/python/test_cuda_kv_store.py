@@ -224,3 +224,50 @@ def test_choosing_must_leave_out_what_is_measured_of_this_device(method, monkeyp
     monkeypatch.setattr(cuda_cost, "choose_bytes", lambda _, at_once: left_out)
     store.attend(q)
     assert store.read == "chosen tokens"
+
+
+@needs_device
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("heads", [2, 8, 16])
+def test_labels_of_new_tokens_are_those_of_a_prompt(d, heads) -> None:
+    """Written by the launch that reads them, or by one of their own."""
+    budget, tokens = 64, 15 * 16 + 3
+    k, v = torch.randn(2, 2, 2, tokens + 40, d, device="cuda").bfloat16()
+    q = torch.randn(2, heads, 1, d, device="cuda").bfloat16()
+    grown = KvStore(recipe_of("double_sparsity"), budget=budget, layer=2)
+    grown.append(k[:, :, :tokens], v[:, :, :tokens])
+    grown.attend(q)
+    for t in range(tokens, tokens + 40):
+        grown.append(k[:, :, t : t + 1], v[:, :, t : t + 1])
+        if t % 7 == 0:
+            with pytest.raises(tamis.errors.TamisError):
+                grown.attend(q[..., :32])
+        if t % 11:  # else two tokens of the next step are new
+            out = grown.attend(q)
+    whole = KvStore(recipe_of("double_sparsity"), budget=budget, layer=2)
+    whole.append(k, v)
+    whole.selection.channels = grown.selection.channels
+    assert torch.equal(out, whole.attend(q))
+    assert grown.selection.labelled == whole.selection.labelled == tokens + 40
+    assert torch.equal(grown.selection.rows["labels"].view, whole.selection.rows["labels"].view)
+
+
+@needs_device
+@pytest.mark.parametrize("method", ["full", "kivi4", "streaming", "quest", "double_sparsity"])
+@pytest.mark.parametrize(
+    ("dtype", "d"), [(torch.float32, 64), (torch.float32, 128), (torch.bfloat16, 80)]
+)
+def test_stores_that_no_kernel_reads_are_read_by_torch(method, dtype, d) -> None:
+    recipe = recipe_of(method)
+    budget = 96 if recipe.evict is not None or recipe.select is not None else None
+    k, v = torch.randn(2, 2, 2, 300, d).to(dtype)
+    q = torch.randn(2, 4, 1, d).to(dtype)
+    pad = torch.tensor([0, 37])
+    outs = []
+    for device in ("cpu", "cuda"):
+        store = KvStore(recipe, budget=budget, layer=2)
+        store.append(k.to(device), v.to(device))
+        store.settle(q.to(device), pad=pad.to(device))
+        outs.append(store.attend(q.to(device), pad=pad.to(device)).cpu())
+    tolerance = 1e-3 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(*outs, rtol=tolerance, atol=tolerance)

@@ -1,9 +1,9 @@
 // kv_choose: kv_estimate of labels and kv_select in one launch, for contexts that the shared memory
 // of one cluster of blocks a head holds in eight or sixteen bytes a unit. Every block scores its
-// share of the units once, by tensor cores, and keeps the scores of four rows. Three meetings of
-// the cluster: what rows come to; counts of the steps of equal width between bounds of the scores,
-// which find the step of the k-th; candidates and how many units each block takes beside them.
-// Where four scores in f32 find room, candidates are what lies in that step, and are ranked
+// share of the units once, by tensor cores, and keeps the scores of four rows or eight. Three
+// meetings of the cluster: what rows come to; counts of the steps of equal width between bounds of
+// the scores, which find the step of the k-th; candidates and how many units each block takes
+// beside them. Where scores in f32 find room, candidates are what lies in that step, and are ranked
 // (settle_whole.cuh). Else scores have 16 bits, which are enough to say which units are among the k
 // best but for few, and those are scored again, exactly (settle.cuh). Lists are those of kv_select
 // from exact scores. Where steps do not tell units apart (many equal scores, scores beyond f16),
@@ -117,10 +117,12 @@ enum class Chosen { certain, settled, listed, all };
 // What reads chosen units as soon as they are known (ChosenReader of sparse_attention); this one
 // reads nothing.
 struct NoReader {
-  static constexpr bool kLists = true;  // chosen units go to memory
+  static constexpr bool kLists = true;               // chosen units go to memory
+  static constexpr int kChannels = kChooseChannels;  // that labels mostly have
   using Settlers = ChooseGroup<0, kChooseThreads / 32, 0>;
   TAMIS_DEVICE void begin() {}  // before a barrier
   TAMIS_DEVICE void ask_query() {}
+  TAMIS_DEVICE void write_label(const EstimatePlace&) {}  // before a barrier
   TAMIS_DEVICE void query_there() {}
   // Bits of a word of units are certain; how many of them are listed before a barrier.
   TAMIS_DEVICE uint32_t note(const EstimatePlace&, const SelectTask&, uint32_t, uint32_t) {
@@ -141,11 +143,11 @@ inline constexpr uint32_t kChooseListedAt = kChooseCandidatesAt;
 
 // Leaves a bit a unit that is certain, the candidates of the block and what their scores are held
 // to; everything is counted. False, in every block, where no step is found.
-template <class Reader>
+template <class Bounds, class Reader>
 TAMIS_DEVICE bool find_certain(const ChooseParams& p, const EstimatePlace& at,
                                const SelectTask& task, const ChooseHeld& s, const Digit& found,
-                               const ChooseBounds<false>& b, const ChooseSteps<kChooseSteps>& steps,
-                               const float (&scores)[kChooseHeld], Reader& reader) {
+                               const Bounds& b, const ChooseSteps<kChooseSteps>& steps,
+                               const float (&scores)[Bounds::kTurns], Reader& reader) {
   const uint32_t room = kChooseCandidates / static_cast<uint32_t>(p.estimate.blocks);
   if (found.digit == 0) return false;
   // The k-th exact score is within slack of the step, and so is every score that 16 bits put within
@@ -158,7 +160,7 @@ TAMIS_DEVICE bool find_certain(const ChooseParams& p, const EstimatePlace& at,
                                                    dev::bits_of(edges[2]), 0});
   }
   uint32_t mine = 0, open = 0;  // of the word that this lane holds
-  s.for_each_turn<kChooseHeld>([&](int turn) {
+  s.for_each_turn<Bounds::kTurns>([&](int turn) {
     const float x = scores[turn];
     const uint32_t sure = dev::ballot(x > high), above = dev::ballot(x >= low);
     if (at.lane == static_cast<uint32_t>(turn)) {
@@ -268,9 +270,9 @@ TAMIS_DEVICE void list_block(const ChooseParams& p, ChooseHeld s, float threshol
 }
 
 // Grid [blocks, heads] of kChooseThreads, the blocks of a head a cluster.
-template <bool kWhole, class Reader>
+template <bool kWhole, int kRows, class Reader>
 TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
-  using Bounds = ChooseBounds<kWhole>;
+  using Bounds = ChooseBounds<kWhole, kRows>;
   const EstimatePlace at(p.estimate);
   const KvUnits& labels = p.estimate.args.units;
   if (at.thread == 0) dev::prefetch(labels.channels + at.kv_head * labels.labels.channels);
@@ -303,15 +305,16 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
     reader.begin();
     dev::fence_barrier_init();  // the meeting comes where bounds are found
   }
+  reader.write_label(at);
   if constexpr (!Reader::kLists) {
     if (!chooses && out == nullptr) dev::sync_cluster_unordered();  // or here
   }
   if (chooses || out != nullptr) {
     clear_choose_counts();
     if (at.thread < 8) dev::store_shared<uint32_t>(kChooseSumsAt + 4 * at.thread, 0);
-    score_block<kWhole>(p, at, estimate_begin(p.estimate, at.head));
+    score_block<kWhole, kRows, Reader::kChannels>(p, at, estimate_begin(p.estimate, at.head));
     reader.query_there();
-    const Bounds bounds = find_bounds<kWhole>(p, at);
+    const Bounds bounds = find_bounds<kWhole, kRows>(p, at);
     if (out != nullptr) {
 #pragma unroll 1
       for (int32_t unit = at.first + static_cast<int32_t>(at.thread); unit < at.last;
@@ -346,7 +349,9 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
       return true;
     } else {
       int32_t before = 0;
-      if (!settle_candidates<typename Reader::Settlers>(p, at, task.k, &before)) return false;
+      if (!settle_candidates<kRows, typename Reader::Settlers>(p, at, task.k, &before)) {
+        return false;
+      }
       if constexpr (Reader::kLists) list_taken(at, held, before, put);
       return true;
     }

@@ -3,6 +3,7 @@
 
 #include "base/cuda/dev.h"
 #include "ops/kv_select/choose_scores.cuh"
+#include "ops/kv_select/labels.cuh"
 
 namespace tamis {
 
@@ -41,13 +42,14 @@ struct LaneStats {
     }
   }
   // Those of the lanes of a warp that have the same rows, relative to the largest score.
+  template <int kRows>
   TAMIS_DEVICE void join_lanes(uint32_t lane) {
     const auto of = [lane](uint32_t pair, uint32_t mask) {
       return static_cast<uint32_t>(
           dev::shuffle(static_cast<int32_t>(pair), static_cast<int>(lane ^ mask)));
     };
 #pragma unroll
-    for (uint32_t mask = 2; mask < 32; mask *= 2) {
+    for (uint32_t mask = kRows / 2; mask < 32; mask *= 2) {
       most = dev::max_f16x2(most, of(most, mask));
       least = dev::min_f16x2(least, of(least, mask));
     }
@@ -55,23 +57,24 @@ struct LaneStats {
     for (int r = 0; r < 2; ++r) {
       sum[r] = sum[r] == 0 ? 0.0f : sum[r] * dev::exp2(shift[r] - exponent(r));
 #pragma unroll
-      for (int mask = 2; mask < 32; mask *= 2) sum[r] += dev::shuffle_xor(sum[r], mask);
+      for (int mask = kRows / 2; mask < 32; mask *= 2) sum[r] += dev::shuffle_xor(sum[r], mask);
     }
   }
 };
 
 // A lane's part of two records of 16 labels: tokens 2g and 2g + 1 of both, word t; scales and
-// minima of the record whose sums the lane gets.
+// minima of the records whose sums the lane gets.
+template <int kRecords>
 struct LabelPart {
   dev::Word2 words[2];
-  uint32_t scales, mins;
+  uint32_t scales[kRecords], mins[kRecords];
 };
 
-// A query row's channels, one a lane. Of a row of 128 in 16 bits whole and channels are on their
-// way at once: an element behind its channel is a second journey.
+// A query row's channels, one a lane.
 TAMIS_DEVICE void load_channels(const EstimateParams& e, const EstimatePlace& at, float (&x)[1]) {
   const KvEstimateArgs& a = e.args;
-  const bool whole = a.head_dim == 128 && a.q_dtype != DType::f32 &&
+  const bool wide = a.head_dim == 128;
+  const bool whole = (wide || a.head_dim == 64) && a.q_dtype != DType::f32 &&
                      reinterpret_cast<uintptr_t>(a.q) % sizeof(dev::Word2) == 0;
   if (!whole) {
     load_query(e, at, x);
@@ -80,14 +83,9 @@ TAMIS_DEVICE void load_channels(const EstimateParams& e, const EstimatePlace& at
   const int32_t r = a.units.labels.channels, lane = static_cast<int32_t>(at.lane);
   const int32_t* ids = a.units.channels + at.kv_head * r;
   const int32_t c = lane < r ? dev::load_global(ids + lane) : 0;
-  const auto* rows = static_cast<const dev::Word2*>(a.q);
-  const dev::Word2 four =
-      dev::load_global(rows + 32 * (int64_t{at.head} * a.rows + at.warp) + lane);
-  const int32_t low = dev::shuffle(static_cast<int32_t>(four.x), c / 4);
-  const int32_t high = dev::shuffle(static_cast<int32_t>(four.y), c / 4);
-  const auto bits =
-      static_cast<uint16_t>(static_cast<uint32_t>(c % 4 < 2 ? low : high) >> (16 * (c % 2)));
-  const float value = a.q_dtype == DType::bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
+  const int64_t row = int64_t{at.head} * a.rows + at.warp;
+  const float value =
+      element_of(a.q_dtype, wide, static_cast<const uint16_t*>(a.q) + row * a.head_dim, c);
   x[0] = lane < r ? value : 0.0f;
 }
 
@@ -115,18 +113,21 @@ inline constexpr auto kLabelScale =
     static_cast<uint32_t>(KvLabelLayout{.channels = kChannels}.scale());
 
 // Scores of the block's units to shared memory, a warp two records at a time: codes times q in
-// bytes on tensor cores, one record by the first four columns, the other one by the last four, rows
-// that do not exist as the first one. kChannels: of a label, 0 where that is known only then.
+// bytes on tensor cores: of four rows one record by the first four columns, the other one by the
+// last four; of eight each record by all. Rows that do not exist as the first one. kChannels: of a
+// label, 0 where that is known only then.
 // Instructions are what bounds it: 75 issue slots for 32 tokens (bench/results/gpu.md), which is
 // why addresses are one pointer and constants, and whole numbers become floats by what sums begin
 // with: 2^23 + 2^22 in the bits of a float, to which a whole number adds units.
-template <bool kWhole, int kChannels>
+template <bool kWhole, int kRows, int kChannels>
 TAMIS_DEVICE void score_labels(const ChooseParams& p, const EstimatePlace& at, int32_t begin,
                                LaneStats& stats) {
   constexpr int kAhead = kChannels > 0 ? 2 : 1;
   constexpr auto kWarps = static_cast<int32_t>(ChooseHeld::kWarps);
   constexpr uint32_t kCodes = 0x0f0f0f0fu;
   constexpr uint32_t kUnit = kChooseUnitBytes<kWhole>;
+  constexpr bool kFew = kRows == kChooseFewRows;
+  constexpr int kRecords = kFew ? 1 : 2;  // whose sums a lane gets
   constexpr float kOffset = 12582912.0f;
   const EstimateParams& e = p.estimate;
   const EstimateShared in(e);
@@ -140,27 +141,41 @@ TAMIS_DEVICE void score_labels(const ChooseParams& p, const EstimatePlace& at, i
                                        : dev::in_register(static_cast<uint32_t>(e.label_bytes));
   const uint32_t stride = 2 * kWarps * bytes;  // from a warp's pair to its next
   const int32_t records = (at.last - at.first + kLabelTokens - 1) / kLabelTokens;
-  const auto whole = static_cast<int32_t>(dev::in_register(static_cast<uint32_t>(records / 2)));
+  // Pairs whose labels all lie there; the last one's may be new.
+  const bool writes = kWhole && p.new_label != nullptr && at.last == e.args.units.units;
+  const auto whole = static_cast<int32_t>(
+      dev::in_register(static_cast<uint32_t>((records - (writes ? 1 : 0)) / 2)));
   const auto pairs =
       static_cast<int32_t>(dev::in_register(static_cast<uint32_t>((records + 1) / 2)));
   const auto warp = static_cast<int32_t>(at.warp);
   const uint8_t* words_at = units_of(e, at) + (at.first / kLabelTokens + 2 * int64_t{warp}) * bytes;
-  const uint8_t* scales_at = words_at + scale_at + 4 * group + second * bytes;
+  const uint8_t* scales_at = words_at + scale_at + 4 * group + (kFew ? second * bytes : 0);
   words_at += 8 * (8 * (t < words ? t : 0) + group);  // no word: q 0
-  const auto ask = [&](LabelPart& part, int32_t pair, uint32_t further) {
+  const auto ask = [&](LabelPart<kRecords>& part, int32_t pair, uint32_t further) {
     if (pair < whole) {  // the same in every lane
       part.words[0] = dev::load_global(reinterpret_cast<const dev::Word2*>(words_at + further));
       part.words[1] =
           dev::load_global(reinterpret_cast<const dev::Word2*>(words_at + further + bytes));
-      const auto* scales = reinterpret_cast<const uint32_t*>(scales_at + further);
-      part.scales = dev::load_global(scales);
-      part.mins = dev::load_global(scales + kLabelTokens / 2);
-    } else if (pair < pairs) {  // a record, which stands for the one that is not there
-      part.words[0] = dev::load_global(reinterpret_cast<const dev::Word2*>(words_at + further));
-      part.words[1] = part.words[0];
-      const auto* scales = reinterpret_cast<const uint32_t*>(scales_at + further - second * bytes);
-      part.scales = dev::load_global(scales);
-      part.mins = dev::load_global(scales + kLabelTokens / 2);
+#pragma unroll
+      for (uint32_t of = 0; of < kRecords; ++of) {
+        const auto* scales = reinterpret_cast<const uint32_t*>(scales_at + further + of * bytes);
+        part.scales[of] = dev::load_global(scales);
+        part.mins[of] = dev::load_global(scales + kLabelTokens / 2);
+      }
+    } else if (pair < pairs) {
+      // Of one record, which stands for the other one too, or of two. The block may have written
+      // there, so by no load_global.
+      const uint32_t other = 2 * pair + 1 < records ? bytes : 0;
+      part.words[0] = dev::load_volatile(reinterpret_cast<const dev::Word2*>(words_at + further));
+      part.words[1] =
+          dev::load_volatile(reinterpret_cast<const dev::Word2*>(words_at + further + other));
+      const uint8_t* from = scales_at + further - (kFew ? second * (bytes - other) : 0);
+#pragma unroll
+      for (uint32_t of = 0; of < kRecords; ++of) {
+        const auto* scales = reinterpret_cast<const uint32_t*>(from + of * other);
+        part.scales[of] = dev::load_volatile(scales);
+        part.mins[of] = dev::load_volatile(scales + kLabelTokens / 2);
+      }
     }
   };
   // q is there before labels are on their way: behind them it comes 1 us later and more.
@@ -170,7 +185,7 @@ TAMIS_DEVICE void score_labels(const ChooseParams& p, const EstimatePlace& at, i
     most = largest_of_query(x);
   }
   dev::sync_block();
-  LabelPart part[kAhead] = {};
+  LabelPart<kRecords> part[kAhead] = {};
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) {
     ask(part[i], warp + kWarps * i, stride * static_cast<uint32_t>(i));
@@ -180,63 +195,81 @@ TAMIS_DEVICE void score_labels(const ChooseParams& p, const EstimatePlace& at, i
   float step[2], sum_of[2];
 #pragma unroll
   for (uint32_t r = 0; r < 2; ++r) {
-    const uint32_t row = 2 * (t % 2) + r, steps = in.steps + 8 * (row < rows ? row : 0);
+    const uint32_t row = 2 * (kFew ? t % 2 : t) + r;
+    const uint32_t steps = in.steps + 8 * (row < rows ? row : 0);
     step[r] = dev::load_shared<float>(steps);
     sum_of[r] = dev::load_shared<float>(steps + 4);
   }
   dev::Word2 q{0, 0};
   if (t < words) {
-    q = dev::load_shared<dev::Word2>(in.q + 4 * width * (group % 4 < rows ? group % 4 : 0) + 8 * t);
+    const uint32_t row = group % kRows;
+    q = dev::load_shared<dev::Word2>(in.q + 4 * width * (row < rows ? row : 0) + 8 * t);
   }
-  const bool lower = group < 4;
-  const dev::Word2 q_first{dev::in_register(lower ? q.x : 0), dev::in_register(lower ? q.y : 0)};
-  const dev::Word2 q_second{dev::in_register(lower ? 0 : q.x), dev::in_register(lower ? 0 : q.y)};
+  const bool first = !kFew || group < 4, other = !kFew || group >= 4;
+  const dev::Word2 q_first{dev::in_register(first ? q.x : 0), dev::in_register(first ? q.y : 0)};
+  const dev::Word2 q_second{dev::in_register(other ? q.x : 0), dev::in_register(other ? q.y : 0)};
   int32_t zero[4];  // as float: kOffset
 #pragma unroll
   for (int32_t& each : zero) {
     each = static_cast<int32_t>(dev::in_register(dev::bits_of(kOffset)));
   }
-  const uint32_t mine = 16 * second + 2 * group;  // the lane's first unit of a pair
+  const uint32_t mine = (kFew ? 16 * second : 0) + 2 * group;  // the lane's first unit of a pair
   // Pairs that lie in [begin, at.last) as a whole.
   const int32_t inner = begin > at.first ? (begin - at.first + 31) / 32 : 0;
   const int32_t inner_end = (at.last - at.first) / 32;
   const auto inner_pairs = static_cast<uint32_t>(inner < inner_end ? inner_end - inner : 0);
-  const auto take = [&](const LabelPart& from, int32_t pair, const uint32_t (&to)[2],
+  const auto take = [&](const LabelPart<kRecords>& from, int32_t pair, const uint32_t (&to)[2],
                         uint32_t further, const auto& ask_next) {
     const dev::Word2 a = from.words[0], b = from.words[1];
     const uint32_t codes[4] = {a.x & kCodes, a.y & kCodes, a.x >> 4 & kCodes, a.y >> 4 & kCodes};
     const uint32_t more[4] = {b.x & kCodes, b.y & kCodes, b.x >> 4 & kCodes, b.y >> 4 & kCodes};
-    const float scale[2] = {half_of_pair(from.scales, 0), half_of_pair(from.scales, 1)};
-    const float min[2] = {half_of_pair(from.mins, 0), half_of_pair(from.mins, 1)};
-    int32_t sum[4] = {zero[0], zero[1], zero[2], zero[3]};
-    dev::mma_bytes(sum, codes, q_first.x, q_first.y);
-    dev::mma_bytes(sum, more, q_second.x, q_second.y);
-    ask_next();  // into the registers of what is multiplied
-    float x[4];
+    float scale[kRecords][2], min[kRecords][2];
+    int32_t sum[kRecords][4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float codes_sum = dev::add(dev::float_of(static_cast<uint32_t>(sum[j])), -kOffset);
-      const float product = dev::mul(dev::mul(scale[j / 2], step[j % 2]), codes_sum);
-      x[j] = dev::fma(min[j / 2], sum_of[j % 2], product);
+    for (int of = 0; of < kRecords; ++of) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        scale[of][i] = half_of_pair(from.scales[of], i);
+        min[of][i] = half_of_pair(from.mins[of], i);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[of][i] = zero[i];
     }
-    const uint32_t both[2] = {dev::pack_f16(x[0], x[1]), dev::pack_f16(x[2], x[3])};
+    dev::mma_bytes(sum[0], codes, q_first.x, q_first.y);
+    dev::mma_bytes(sum[kRecords - 1], more, q_second.x, q_second.y);
+    ask_next();  // into the registers of what is multiplied
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if constexpr (kWhole) {
-        dev::store_shared_word(to[half] + further, dev::Word2{dev::bits_of(x[2 * half]),
-                                                              dev::bits_of(x[2 * half + 1])});
+    for (uint32_t of = 0; of < kRecords; ++of) {
+      float x[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float codes_sum =
+            dev::add(dev::float_of(static_cast<uint32_t>(sum[of][j])), -kOffset);
+        const float product = dev::mul(dev::mul(scale[of][j / 2], step[j % 2]), codes_sum);
+        x[j] = dev::fma(min[of][j / 2], sum_of[j % 2], product);
+      }
+      const uint32_t both[2] = {dev::pack_f16(x[0], x[1]), dev::pack_f16(x[2], x[3])};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t into = to[half] + further + kLabelTokens * kUnit * of;
+        if constexpr (kWhole) {
+          dev::store_shared_word(
+              into, dev::Word2{dev::bits_of(x[2 * half]), dev::bits_of(x[2 * half + 1])});
+        } else {
+          dev::store_shared_word(into, both[half]);
+        }
+      }
+      if (static_cast<uint32_t>(pair - inner) < inner_pairs) {
+        stats.add(x, both, both);
       } else {
-        dev::store_shared_word(to[half] + further, both[half]);
+        const auto unit = static_cast<int32_t>(mine + kLabelTokens * of);
+        add_some(stats, at.first + 32 * pair + unit, begin, at.last, x, both);
       }
     }
-    if (static_cast<uint32_t>(pair - inner) < inner_pairs) {
-      stats.add(x, both, both);
-    } else {
-      add_some(stats, at.first + 32 * pair + static_cast<int32_t>(mine), begin, at.last, x, both);
-    }
   };
-  const uint32_t scores = dev::shared_address(
-      kChooseScoresAt + 32 * kUnit * static_cast<uint32_t>(warp) + kUnit / 2 * (t % 2));
+  const uint32_t scores =
+      dev::shared_address(kChooseScoresAt + 32 * kUnit * static_cast<uint32_t>(warp) +
+                          kUnit / 2 * (t % 2) + (kFew ? 0 : second * four_rows<kWhole>(p)));
   constexpr uint32_t kNext = 32 * kUnit * ChooseHeld::kWarps;
 #pragma unroll 1
   for (bool again = false;; again = true) {
@@ -269,16 +302,17 @@ TAMIS_DEVICE void score_labels(const ChooseParams& p, const EstimatePlace& at, i
 }
 
 // The same, and what the block's rows come to, in warp r.
-template <bool kWhole>
+// kChannels: that labels mostly have.
+template <bool kWhole, int kRows, int kChannels>
 TAMIS_DEVICE void score_block(const ChooseParams& p, const EstimatePlace& at, int32_t begin) {
   LaneStats stats;
-  if (p.estimate.args.units.labels.channels == kChooseChannels) {
-    score_labels<kWhole, kChooseChannels>(p, at, begin, stats);
+  if (p.estimate.args.units.labels.channels == kChannels) {
+    score_labels<kWhole, kRows, kChannels>(p, at, begin, stats);
   } else {
-    score_labels<kWhole, 0>(p, at, begin, stats);
+    score_labels<kWhole, kRows, 0>(p, at, begin, stats);
   }
-  stats.join_lanes(at.lane);
-  if (at.lane < 2) {
+  stats.join_lanes<kRows>(at.lane);
+  if (at.lane < kRows / 2) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const RowStats row{half_of_pair(stats.most, r), stats.sum[r], half_of_pair(stats.least, r)};
@@ -287,7 +321,7 @@ TAMIS_DEVICE void score_block(const ChooseParams& p, const EstimatePlace& at, in
     }
   }
   dev::sync_block();
-  if (at.warp < kChooseRows) {
+  if (at.warp < kRows) {
     static_assert(ChooseHeld::kWarps == 32, "a lane a warp");
     RowStats all = RowStats::of(dev::load_shared<dev::Word4>(
         kChoosePartsAt + 16 * (at.warp * ChooseHeld::kWarps + at.lane)));

@@ -13,18 +13,33 @@ inline constexpr int32_t kChooseHeld = 16;                             // units 
 inline constexpr int32_t kChooseBlocks = 8;                            // of a cluster at most
 inline constexpr int32_t kChooseUnits = kChooseThreads * kChooseHeld;  // of a block
 inline constexpr int32_t kChooseMost = kChooseBlocks * kChooseUnits;   // of a head
-inline constexpr int32_t kChooseChannels = 32;  // of labels: the k of one product of bytes
-inline constexpr int32_t kChooseRows = 4;
+inline constexpr int32_t kChooseChannels = 32;      // of labels: the k of one product of bytes
+inline constexpr int32_t kChooseRows = 8;           // of q at most
+inline constexpr int32_t kChooseFewRows = 4;        // of which shared memory holds more units
 inline constexpr int32_t kChooseCandidates = 1024;  // of a cluster
-// Of units for which threads take so many turns or fewer, shared memory holds scores in f32.
-inline constexpr int32_t kChooseWholeTurns = 11;
+
+// Rows whose scores a unit keeps.
+constexpr int32_t choose_rows(int64_t rows) {
+  return rows <= kChooseFewRows ? kChooseFewRows : kChooseRows;
+}
+// Turns of a thread over units whose scores shared memory holds, in f32 or in 16 bits.
+constexpr int32_t choose_turns(int32_t rows, bool whole) {
+  if (rows == kChooseFewRows) return whole ? 11 : kChooseHeld;
+  return whole ? 5 : 10;
+}
+// Units of a head.
+constexpr int32_t choose_most(int32_t rows) {
+  return kChooseBlocks * kChooseThreads * choose_turns(rows, false);
+}
+static_assert(choose_most(kChooseFewRows) == kChooseMost, "all that any head has");
 
 // Shared memory of a block: counts of steps, then of what the block keeps (a bit a unit, then
 // places, then units of all candidates); the counts, two in a word, for the cluster; what a warp
 // counts; numbers of the block; what each row comes to; what each block of the cluster says; what a
-// row comes to in each warp; candidates by block: scores, then units; scores of all candidates;
-// eight bytes a unit or, where scores are whole, sixteen; then what estimates need. Candidates
-// whose scores are whole: pairs of a score and a unit, in place of those by block.
+// row comes to in each warp; candidates by block: scores, then units; scores of all candidates; the
+// scores of four rows, eight bytes a unit or, where scores are whole, sixteen, and as much for four
+// more; then what estimates need. Candidates whose scores are whole: pairs of a score and a unit,
+// in place of those by block.
 inline constexpr uint32_t kChooseSteps = 2 * kChooseThreads;
 inline constexpr int32_t kChooseCountsAt = 0;
 inline constexpr int32_t kChooseTakenAt = kChooseCountsAt;
@@ -67,14 +82,16 @@ struct ChooseParams {
   KvSelectArgs select;
   int32_t turns;  // of a thread over the block's units
   bool whole;     // scores are held in f32, not in 16 bits
+  // Of whole scores: units.data where the last unit's label is written first; else null.
+  void* new_label = nullptr;
 };
 
-// Scores are whole up to that many turns.
+// Scores are whole where shared memory holds them and nobody says otherwise.
 ChooseParams choose_params(const KvEstimateArgs& estimate, const KvSelectArgs& select,
                            const CudaDevice& device, const ChooseFit& fit,
-                           int32_t whole_turns = kChooseWholeTurns);
+                           bool may_be_whole = true);
 
-// Bytes of shared memory that a unit's scores take.
+// Bytes of shared memory that a unit's scores of four rows take.
 template <bool kWhole>
 inline constexpr int32_t kChooseUnitBytes = kWhole ? 16 : 8;
 

@@ -11,7 +11,8 @@ namespace tamis {
 
 // A thread's units: warp w has 32 * turns neighbours, lane l of turn j the one at
 // 32 * (turns * w + j) + l. A unit has sixteen or eight bytes of shared memory: scores of four rows
-// in f32 or f16; where they do not tell units apart, eight of them then hold its exact score.
+// in f32 or f16; where they do not tell units apart, eight of them then hold its exact score. Four
+// more rows have as much behind those of all units.
 struct ChooseHeld {
   static constexpr int kHeld = kChooseHeld;
   static constexpr uint32_t kWarps = kChooseThreads / 32;
@@ -48,12 +49,18 @@ struct ChooseHeld {
   }
 };
 
-// Where a unit's scores lie: neighbours in odd records change places, so that the warp that scores
-// two records writes to all banks.
-template <bool kWhole>
-TAMIS_DEVICE uint32_t scores_at(int32_t place) {
+// Where a unit's scores of the first four rows lie, or of the others: neighbours in odd records, or
+// of the others, change places, so that the warp that scores two records writes to all banks.
+template <bool kWhole, int kRows>
+TAMIS_DEVICE uint32_t scores_at(int32_t place, uint32_t others, uint32_t all) {
   const auto of = static_cast<uint32_t>(place);
-  return kChooseScoresAt + kChooseUnitBytes<kWhole> * (of ^ (of / kLabelTokens & 1));
+  const uint32_t turned = kRows == kChooseFewRows ? of / kLabelTokens & 1 : others;
+  return kChooseScoresAt + others * all + kChooseUnitBytes<kWhole> * (of ^ turned);
+}
+// Bytes of the first four rows' scores.
+template <bool kWhole>
+TAMIS_DEVICE uint32_t four_rows(const ChooseParams& p) {
+  return static_cast<uint32_t>(kChooseUnitBytes<kWhole> * kChooseThreads * p.turns);
 }
 
 // Numbers of the block in shared memory, zero at first.
@@ -94,24 +101,28 @@ TAMIS_DEVICE const uint8_t* units_of(const EstimateParams& p, const EstimatePlac
 
 // What rows of the whole head come to, in every thread: shifts of the rows, bounds of all scores.
 // A unit's score is max_r (e[r] - shift[r]).
-template <bool kWhole>
+template <bool kWhole, int kRows>
 struct ChooseBounds;
 
-template <>
-struct ChooseBounds<true> {
-  static constexpr int kTurns = kChooseWholeTurns;
+template <int kRows>
+struct ChooseBounds<true, kRows> {
+  static constexpr int kTurns = choose_turns(kRows, true);
   static constexpr uint32_t kSteps = kChooseSteps / 2;
-  float shift[kChooseRows];
+  float shift[kRows];
   float low, high, slack;  // slack: what bounds are off by
+  uint32_t four_rows;      // bytes of their scores
 
   // The exact score of a place.
   TAMIS_DEVICE float score(int32_t place) const {
-    const auto e = dev::load_shared<dev::Word4>(scores_at<true>(place));
-    const uint32_t of[kChooseRows] = {e.x, e.y, e.z, e.w};
     float best = kSelectNever;
 #pragma unroll
-    for (int r = 0; r < kChooseRows; ++r) {
-      best = dev::max(best, dev::add(dev::float_of(of[r]), -shift[r]));
+    for (uint32_t others = 0; 4 * others < kRows; ++others) {
+      const auto e = dev::load_shared<dev::Word4>(scores_at<true, kRows>(place, others, four_rows));
+      const uint32_t of[4] = {e.x, e.y, e.z, e.w};
+#pragma unroll
+      for (uint32_t r = 0; r < 4; ++r) {
+        best = dev::max(best, dev::add(dev::float_of(of[r]), -shift[4 * others + r]));
+      }
     }
     return best;
   }
@@ -119,36 +130,44 @@ struct ChooseBounds<true> {
 
 // In 16 bits max_r (e[r] + less[r]), less relative to the first row's shift: within `slack` of
 // score + shift.
-template <>
-struct ChooseBounds<false> {
-  static constexpr int kTurns = kChooseHeld;
+template <int kRows>
+struct ChooseBounds<false, kRows> {
+  static constexpr int kTurns = choose_turns(kRows, false);
   static constexpr uint32_t kSteps = kChooseSteps;
   static constexpr uint32_t kOne = 0x3c003c00u;
   float shift;  // of the first row
   float low, high, slack;
-  uint32_t less[2];  // pairs of f16
+  uint32_t less[kRows / 2];  // pairs of f16
+  uint32_t four_rows;        // bytes of their scores
 
   TAMIS_DEVICE float score(int32_t place) const {
-    const auto pairs = dev::load_shared<dev::Word2>(scores_at<false>(place));
-    const uint32_t best = dev::max_f16x2(dev::fma_f16x2(pairs.x, kOne, less[0]),
-                                         dev::fma_f16x2(pairs.y, kOne, less[1]));
+    uint32_t best = 0;
+#pragma unroll
+    for (uint32_t others = 0; 4 * others < kRows; ++others) {
+      const auto pairs =
+          dev::load_shared<dev::Word2>(scores_at<false, kRows>(place, others, four_rows));
+      const uint32_t better = dev::max_f16x2(dev::fma_f16x2(pairs.x, kOne, less[2 * others]),
+                                             dev::fma_f16x2(pairs.y, kOne, less[2 * others + 1]));
+      best = others == 0 ? better : dev::max_f16x2(best, better);
+    }
     return dev::max(half_of_pair(best, 0), half_of_pair(best, 1));
   }
 };
 
 // Whether steps of the scores are wider than what bounds leave open.
-template <bool kWhole>
-TAMIS_DEVICE bool spread(const ChooseBounds<kWhole>& b) {
+template <class Bounds>
+TAMIS_DEVICE bool spread(const Bounds& b) {
   const float width = dev::add(b.high, -b.low);
   return width > 16 * b.slack && width < 3e38f;
 }
 
-template <bool kWhole>
-TAMIS_DEVICE ChooseBounds<kWhole> find_bounds(const ChooseParams& p, const EstimatePlace& at) {
+template <bool kWhole, int kRows>
+TAMIS_DEVICE ChooseBounds<kWhole, kRows> find_bounds(const ChooseParams& p,
+                                                     const EstimatePlace& at) {
   constexpr float kLn2 = 0.6931471805599453f;
   dev::sync_block();
   dev::sync_cluster_unordered();
-  if (at.warp < kChooseRows) {
+  if (at.warp < kRows) {
     RowStats all;
     if (static_cast<int32_t>(at.lane) < p.estimate.blocks) {
       all = RowStats::of(dev::load_cluster4(at.lane, kChooseStatsAt + 16 * at.warp));
@@ -162,13 +181,14 @@ TAMIS_DEVICE ChooseBounds<kWhole> find_bounds(const ChooseParams& p, const Estim
     }
   }
   dev::sync_block();
-  ChooseBounds<kWhole> b;
+  ChooseBounds<kWhole, kRows> b;
+  b.four_rows = four_rows<kWhole>(p);
   // Half a unit in the last place of 11 bits, in which rows' largest and smallest scores are held.
   constexpr float kHalfUnit = 1.0f / 2048, kRounded = 1.0f / (1 << 21);
-  float largest = 0, apart = 0, less[kChooseRows], first = 0;
+  float largest = 0, apart = 0, less[kRows], first = 0;
   b.low = b.high = kEstimateNever;
 #pragma unroll
-  for (int r = 0; r < kChooseRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
     const auto row = RowStats::of(dev::load_shared<dev::Word4>(kChooseShiftsAt + 16 * r));
     if (r == 0) first = row.sum;
     less[r] = dev::add(kWhole ? 0.0f : first, -row.sum);
@@ -183,8 +203,8 @@ TAMIS_DEVICE ChooseBounds<kWhole> find_bounds(const ChooseParams& p, const Estim
     b.slack = largest * (1.001f * kHalfUnit) + (largest + apart) * kRounded + 1e-6f;
   } else {
     b.shift = first;
-    b.less[0] = dev::pack_f16(less[0], less[1]);
-    b.less[1] = dev::pack_f16(less[2], less[3]);
+#pragma unroll
+    for (int r = 0; r < kRows; r += 2) b.less[r / 2] = dev::pack_f16(less[r], less[r + 1]);
     // Of e, of less and of their sum; then what is added and rounded in f32 and what f16 holds no
     // better near 0.
     first = first < 0 ? -first : first;
@@ -196,7 +216,8 @@ TAMIS_DEVICE ChooseBounds<kWhole> find_bounds(const ChooseParams& p, const Estim
   return b;
 }
 
-// A unit's label: all loads are on their way at once.
+// A unit's label: all loads are on their way at once. The launch may have written it, so by no
+// load_global.
 struct ExactLabel {
   static constexpr int kWords = kChooseChannels / 8;
   uint32_t word[kWords];
@@ -210,11 +231,11 @@ struct ExactLabel {
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
       const auto* from = reinterpret_cast<const uint32_t*>(record) + lane;
-      word[w] = dev::load_global(from + (w < words ? w : 0) * kLabelTokens);
+      word[w] = from[(w < words ? w : 0) * kLabelTokens];
     }
     const auto* scales = reinterpret_cast<const uint16_t*>(record + e.label_scale) + lane;
-    scale = dev::f16_to_f32(dev::load_global(scales));
-    min = dev::f16_to_f32(dev::load_global(scales + kLabelTokens));
+    scale = dev::f16_to_f32(scales[0]);
+    min = dev::f16_to_f32(scales[kLabelTokens]);
   }
   // The exact score by row r, as label_scores.
   TAMIS_DEVICE float score(const ChooseParams& p, int32_t r) const {

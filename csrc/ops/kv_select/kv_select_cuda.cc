@@ -59,7 +59,11 @@ Status check_estimate_cuda(const KvEstimateArgs& a) {
   if (std::min({a.batch, a.kv_heads, a.rows}) < 0 || heads > kMaxHeads) {
     return bad("q", heads, "0 to 65535 KV heads");
   }
-  if (a.rows > kEstimateRows) return bad("rows", a.rows, "at most 8 a KV head on CUDA");
+  if (a.rows > kEstimateRows) {
+    return bad("rows", a.rows,
+               "at most 8 a KV head on CUDA; keep the cache on the CPU, or use a method that reads "
+               "all tokens");
+  }
   TAMIS_RETURN_IF_ERROR(check_float("q", a.q_dtype));
   TAMIS_RETURN_IF_ERROR(check_head_dim(a.head_dim));
   if (u.units < 0 || u.units > INT32_MAX) return bad("units", u.units, "0 to 2^31 - 1");
@@ -288,15 +292,16 @@ bool kv_choose_fits(const KvChooseArgs& args, const CudaDevice& device) {
   const auto strides = static_cast<uintptr_t>(e.units.batch_stride | e.units.head_stride);
   return device.capability == 90 && e.units.kind == KvSummary::labels && (at | strides) % 16 == 0 &&
          e.units.labels.channels <= kChooseChannels && e.rows >= 1 && e.rows <= kChooseRows &&
-         units >= 1 && units <= kChooseMost;
+         units >= 1 && units <= choose_most(choose_rows(e.rows));
 }
 
 ChooseParams choose_params(const KvEstimateArgs& e, const KvSelectArgs& select,
-                           const CudaDevice& device, const ChooseFit& fit, int32_t whole_turns) {
+                           const CudaDevice& device, const ChooseFit& fit, bool may_be_whole) {
   const int64_t heads = e.batch * e.kv_heads, units = e.units.units;
   // As few blocks of a cluster as hold all scores, and more while every thread has a unit and no
   // cluster waits for another one.
-  int64_t blocks = ceil_div(units, kChooseUnits);
+  const int32_t rows = choose_rows(e.rows);
+  int64_t blocks = ceil_div(units, kChooseThreads * choose_turns(rows, false));
   while (blocks < kChooseBlocks && blocks * kChooseThreads < units &&
          heads <= fit[static_cast<size_t>(blocks)]) {
     ++blocks;
@@ -307,11 +312,12 @@ ChooseParams choose_params(const KvEstimateArgs& e, const KvSelectArgs& select,
                  .whole = false};
   const int64_t span = 32 * ceil_div(units, 32 * blocks);
   p.turns = static_cast<int32_t>(ceil_div(span, kChooseThreads));
-  p.whole = p.turns <= whole_turns;
+  p.whole = may_be_whole && p.turns <= choose_turns(rows, true);
   p.estimate.blocks = static_cast<int32_t>(blocks);
   p.estimate.span = static_cast<int32_t>(span);
   p.estimate.stats = nullptr;
-  const int32_t unit = p.whole ? kChooseUnitBytes<true> : kChooseUnitBytes<false>;
+  const int32_t unit =
+      rows / kChooseFewRows * (p.whole ? kChooseUnitBytes<true> : kChooseUnitBytes<false>);
   p.estimate.shared_at = kChooseScoresAt + unit * kChooseThreads * p.turns;
   return p;
 }

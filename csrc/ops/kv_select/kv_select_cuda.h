@@ -25,10 +25,10 @@ Status kv_estimate_cuda(const KvEstimateArgs& args, void* workspace, int64_t wor
                         const CudaDevice& device, void* stream);
 
 // Both in one call; select.scores is not read, its heads and units are the estimate's. By head in
-// one launch, for at most 131072 labels of 32 channels and 4 rows a KV head on sm_90, records at
-// multiples of 16 bytes: scores reach memory only where estimate.out is not null. (Rows and bounds,
-// a warp a unit, take longer in the few blocks of a cluster.) By row in two: the scores of every
-// row, and the union of what each chooses.
+// one launch, for at most 131072 labels of 32 channels and 4 rows a KV head on sm_90, or 81920 and
+// 8 rows, records at multiples of 16 bytes: scores reach memory only where estimate.out is not
+// null. (Rows and bounds, a warp a unit, take longer in the few blocks of a cluster.) By row in
+// two: the scores of every row, and the union of what each chooses.
 bool kv_choose_fits(const KvChooseArgs& args, const CudaDevice& device);
 int64_t choose_workspace(const KvChooseArgs& args);  // bytes
 Status kv_choose_cuda(const KvChooseArgs& args, void* workspace, int64_t workspace_bytes,

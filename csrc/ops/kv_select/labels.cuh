@@ -5,6 +5,7 @@
 
 #include "base/cuda/dev.h"
 #include "ops/kv_quantize/kv_page.cuh"
+#include "ops/kv_select/estimate_params.h"
 #include "ops/kv_select/kv_select_cuda.h"
 
 namespace tamis {
@@ -113,6 +114,68 @@ TAMIS_DEVICE void append_labels(const LabelParams& p) {
   if ((counts || clears) && lane == 0) {
     reinterpret_cast<uint16_t*>(record + p.scale_at)[slot] = counts ? group.scale : 0;
     reinterpret_cast<uint16_t*>(record + p.min_at)[slot] = counts ? group.min : 0;
+  }
+}
+
+// Element c of a row of 128 elements of 16 bits, or of 64 where it is not wide. Lanes bring four or
+// two each, so that the row and c are on their way at once: an element behind c is a second
+// journey.
+TAMIS_DEVICE float element_of(DType type, bool wide, const void* row, int32_t c) {
+  const uint32_t lane = dev::thread_index() % 32;
+  dev::Word2 held{0, 0};
+  if (wide) {
+    held = dev::load_global(static_cast<const dev::Word2*>(row) + lane);
+  } else {
+    held.x = dev::load_global(static_cast<const uint32_t*>(row) + lane);
+  }
+  const int32_t holder = wide ? c / 4 : c / 2;
+  const int32_t low = dev::shuffle(static_cast<int32_t>(held.x), holder);
+  const int32_t high = dev::shuffle(static_cast<int32_t>(held.y), holder);
+  const auto pair = static_cast<uint32_t>(!wide || c % 4 < 2 ? low : high);
+  const auto bits = static_cast<uint16_t>(pair >> (16 * (c % 2)));
+  return type == DType::bf16 ? dev::bf16_to_f32(bits) : dev::f16_to_f32(bits);
+}
+
+// The label of one token by a warp, a lane a channel of at most 32, as append_labels writes it: for
+// a launch that reads it next. key: a row of element_of; record: the token's.
+TAMIS_DEVICE void write_label(const EstimateParams& e, DType type, bool wide, const void* key,
+                              int32_t kv_head, int32_t token, uint8_t* record) {
+  const KvUnits& units = e.args.units;
+  const auto lane = static_cast<int32_t>(dev::thread_index() % 32);
+  const int32_t r = units.labels.channels, slot = token % kLabelTokens;
+  // Lanes without a channel have the first one's.
+  const int32_t c = dev::load_global(units.channels + kv_head * r + (lane < r ? lane : 0));
+  const float x = kv_clamp(element_of(type, wide, key, c));
+  float low = x, high = x;
+#pragma unroll
+  for (int mask = 1; mask < 32; mask *= 2) {
+    const float other_low = dev::shuffle_xor(low, mask), other_high = dev::shuffle_xor(high, mask);
+    low = other_low < low ? other_low : low;
+    high = other_high > high ? other_high : high;
+  }
+  const KvGroupCodes group(low, high, 15.0f);
+  const float steps = dev::mul(dev::add(x, -group.origin), group.inverse);
+  const float rounded = dev::add(steps < 15.0f ? steps : 15.0f, 0.5f);
+  const int32_t bit = lane % 4 * 8 + lane % 8 / 4 * 4;  // code_bit
+  uint32_t word = static_cast<uint32_t>(rounded) << bit;
+#pragma unroll
+  for (int mask = 1; mask < static_cast<int>(kLabelLanes); mask *= 2) {
+    word |= static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(word), (lane ^ mask) % 32));
+  }
+  auto* words = reinterpret_cast<uint32_t*>(record);
+  auto* scales = reinterpret_cast<uint16_t*>(record + e.label_scale);
+  auto* mins = reinterpret_cast<uint16_t*>(record + e.label_min);
+  if (lane < r && lane % static_cast<int32_t>(kLabelLanes) == 0) {
+    words[lane / static_cast<int32_t>(kLabelLanes) * kLabelTokens + slot] = word;
+  }
+  if (lane == 0) {
+    scales[slot] = group.scale;
+    mins[slot] = group.min;
+  }
+  if (lane > slot && lane < kLabelTokens) {
+    for (int32_t w = 0; w < r / 8; ++w) words[w * kLabelTokens + lane] = 0;
+    scales[lane] = 0;
+    mins[lane] = 0;
   }
 }
 

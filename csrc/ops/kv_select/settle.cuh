@@ -35,7 +35,7 @@ struct ChooseGroup {
 // not tell. Where others go on meanwhile, blocks send each other what they have, so that nobody but
 // Settlers waits for it; where nobody does, they meet, which is sooner than sending and a meeting
 // before a block ends.
-template <class Settlers>
+template <int kRows, class Settlers>
 TAMIS_DEVICE bool settle_candidates(const ChooseParams& p, const EstimatePlace& at, int32_t k,
                                     int32_t* before) {
   const uint32_t thread = dev::in_register(Settlers::thread()), lane = thread % 32;
@@ -58,7 +58,7 @@ TAMIS_DEVICE bool settle_candidates(const ChooseParams& p, const EstimatePlace& 
     const auto edges = dev::load_shared<dev::Word4>(kChooseEdgesAt);
     const float low = dev::float_of(edges.x), high = dev::float_of(edges.y);
     // Lanes of a candidate: a row each, then blocks in turns.
-    constexpr uint32_t kLanes = kChooseRows;
+    constexpr uint32_t kLanes = kRows;
     const uint32_t of = lane % kLanes;
     const auto row = static_cast<int32_t>(of) < p.estimate.args.rows ? static_cast<int32_t>(of) : 0;
 #pragma unroll 1

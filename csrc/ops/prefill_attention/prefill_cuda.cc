@@ -108,10 +108,12 @@ Status check_prefill_cuda(const PrefillArgs& a) {
   TAMIS_RETURN_IF_ERROR(check_prefill_call(a));
   if (a.batch * a.heads > 65535) return bad("heads", a.batch * a.heads, "at most 65535 on CUDA");
   if (choose_prefill_cuda(a, {.capability = 80}) == nullptr) {
-    return error(Code::no_kernel,
-                 "prefill_attention: got q of %s, keys of %s and head_dim %lld, wanted f16 or bf16 "
-                 "for both and 64 or 128 on CUDA",
-                 name_of(a.q_dtype), name_of(a.kv_dtype), static_cast<long long>(a.head_dim));
+    return error(
+        Code::no_kernel,
+        "prefill_attention: got q of %s, keys of %s and head_dim %lld, wanted f16 or bf16 "
+        "for both and 64 or 128 on CUDA; convert the model to bf16, or choose a method that "
+        "leaves prompts dense",
+        name_of(a.q_dtype), name_of(a.kv_dtype), static_cast<long long>(a.head_dim));
   }
   if (!(a.scale > 0)) {
     return error(Code::no_kernel, "prefill_attention: scale: got %g, wanted above 0 on CUDA",

@@ -23,6 +23,7 @@ class ChosenReader {
 
  public:
   static constexpr bool kLists = false;
+  static constexpr int kChannels = Config::kDim / 4;  // double_sparsity's
   using Settlers = ChooseGroup<kWarps, kChooseThreads / 32 - kWarps, 2>;
 
   TAMIS_DEVICE explicit ChosenReader(const ChosenParams& params) : all_(params) {}
@@ -44,6 +45,26 @@ class ChosenReader {
     dev::copy_async16(static_cast<uint32_t>(all_.query_at) + row * Config::kPitch + 16 * chunk,
                       static_cast<const uint8_t*>(p.q) + from + 16 * chunk, exists ? 16 : 0);
     dev::commit_async();
+  }
+  // The last token's label, where it has none yet: by a warp that has nothing to do with q. Where
+  // scores have 16 bits, registers are few.
+  TAMIS_DEVICE void write_label(const EstimatePlace& block) {
+    if constexpr (Config::kWhole) {
+      const EstimateParams& e = all_.choose.estimate;
+      const KvUnits& units = e.args.units;
+      if (all_.choose.new_label == nullptr || block.warp != kLabelWarp ||
+          block.last != units.units || block.first >= block.last) {
+        return;
+      }
+      const AttentionCudaParams& p = all_.attention;
+      const int32_t token = block.last - 1;
+      const uint8_t* key =
+          p.keys + block.batch * p.key_batch + block.kv_head * p.key_head + token * p.key_token;
+      auto* record = static_cast<uint8_t*>(all_.choose.new_label) +
+                     block.batch * units.batch_stride + block.kv_head * units.head_stride +
+                     token / kLabelTokens * e.label_bytes;
+      tamis::write_label(e, Config::kType, Config::kDim == 128, key, block.kv_head, token, record);
+    }
   }
   TAMIS_DEVICE void query_there() { dev::wait_async<0>(); }
 
@@ -108,6 +129,9 @@ class ChosenReader {
  private:
   using Readers = ChooseGroup<0, kWarps, 1>;
   using Everybody = ChooseGroup<0, kChooseThreads / 32, 0>;
+  // Behind those that look at q for choosing, and not among those that bring it for attention.
+  static constexpr uint32_t kLabelWarp = 12;
+  static_assert(kLabelWarp >= kChooseRows && kLabelWarp < kChooseThreads / 64, "none of those");
   static_assert(Readers::kThreads >= kChooseUnits / 32, "a thread a word of units");
   static_assert(Config::kWhole || Settlers::kThreads >= kChooseUnits / 32,
                 "a thread a word of units");
@@ -240,7 +264,7 @@ class ChosenReader {
 template <class Config>
 TAMIS_DEVICE void attend_chosen(const ChosenParams& p) {
   ChosenReader<Config> reader(p);
-  choose_units<Config::kWhole>(p.choose, reader);
+  choose_units<Config::kWhole, Config::kRows>(p.choose, reader);
 }
 
 }  // namespace tamis

@@ -42,4 +42,23 @@ Status sparse_attention_cuda(const SparseAttentionCudaArgs& args, const CudaDevi
   return {};
 }
 
+Status chosen_attention_cuda(const ChosenAttentionArgs& args, const CudaDevice& device,
+                             void* stream) {
+  if (!chosen_attention_fits(args, device)) {
+    return error(
+        Code::no_kernel,
+        "chosen_attention: got what no kernel takes, wanted labels that kv_choose takes by "
+        "head and one dense segment of d = 64 or 128 in q's 16-bit type on sm_90; call both");
+  }
+  TAMIS_RETURN_IF_ERROR(check_estimate_cuda(args.choose.estimate));
+  const SparseAttentionArgs& a = args.attention;
+  if (a.batch * a.kv_heads == 0) return {};
+  const bool bf16 = a.q_dtype == DType::bf16;
+  const auto launch = a.head_dim == 64 ? (bf16 ? &chosen_attention_sm90<DType::bf16, 64>
+                                               : &chosen_attention_sm90<DType::f16, 64>)
+                                       : (bf16 ? &chosen_attention_sm90<DType::bf16, 128>
+                                               : &chosen_attention_sm90<DType::f16, 128>);
+  return launch(args, device, stream);
+}
+
 }  // namespace tamis

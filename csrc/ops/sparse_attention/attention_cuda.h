@@ -63,10 +63,12 @@ Status sparse_attention_cuda(const SparseAttentionCudaArgs& args, const CudaDevi
 struct ChosenAttentionArgs {
   KvChooseArgs choose;
   SparseAttentionArgs attention;  // of as many heads and rows
+  // The last token has no label yet, or one that may be written again: the launch writes it.
+  bool new_label = false;
 };
 
-// Of labels that kv_choose takes by head in one launch, and one dense segment of d = 128 in q's
-// 16-bit type whose rows start at multiples of 16 bytes. Pure.
+// Of labels that kv_choose takes by head in one launch, and one dense segment of d = 64 or 128 in
+// q's 16-bit type whose rows start at multiples of 16 bytes. Pure.
 bool chosen_attention_fits(const ChosenAttentionArgs& args, const CudaDevice& device);
 Status chosen_attention_cuda(const ChosenAttentionArgs& args, const CudaDevice& device,
                              void* stream);

@@ -74,7 +74,7 @@ Status check_segment(const SparseAttentionArgs& a, const KvSegment& s) {
         Code::no_kernel,
         "sparse_attention: no CUDA kernel takes %s of d = %lld; it has bf16 and f16 rows "
         "and pages of 32 tokens with value groups of 32 (4 bits: or one), or of 64 with one group, "
-        "in 2, 4 or 8 bits for d = 64 and 128",
+        "in 2, 4 or 8 bits for d = 64 and 128; choose another method or keep the cache on the CPU",
         name_of(s.storage), static_cast<long long>(a.head_dim));
   }
   const bool same = (s.storage == KvStorage::bf16) == (a.q_dtype == DType::bf16) &&
@@ -324,8 +324,9 @@ bool chosen_attention_fits(const ChosenAttentionArgs& args, const CudaDevice& de
   const KvSelectArgs& select = args.choose.select;
   if (std::min({select.k, select.sink, select.recent}) < 0) return false;
   const bool lists = s.index || s.count || s.begin || s.end || s.bias;
-  return type && same && !lists && a.head_dim == 128 && aligned(s) && s.keys && s.values && a.q &&
-         a.out && reinterpret_cast<uintptr_t>(a.q) % 16 == 0;
+  const bool size = a.head_dim == 64 || a.head_dim == 128;
+  return type && same && !lists && size && aligned(s) && s.keys && s.values && a.q && a.out &&
+         reinterpret_cast<uintptr_t>(a.q) % 16 == 0;
 }
 
 }  // namespace tamis

@@ -19,8 +19,7 @@ constexpr int32_t chosen_warps(bool whole) {
 inline constexpr int kChosenRegisters = 88, kChooseRegisters = 64;
 template <bool kWhole>
 inline constexpr int kOtherRegisters = kWhole ? 24 : 40;
-inline constexpr int32_t kChosenOutputs = 520;  // 4 rows, of whose parts blocks round up theirs
-inline constexpr int32_t kChosenTokens = 16;    // that a warp takes at a time: rows of a product
+inline constexpr int32_t kChosenTokens = 16;  // that a warp takes at a time: rows of a product
 
 struct ChosenParams {
   ChooseParams choose;
@@ -30,6 +29,11 @@ struct ChosenParams {
   int32_t query_at, parts_at, warps_at, sure_at, list_at;
   int32_t shared_bytes;  // of a block
 };
+
+// Outputs of which blocks round up their parts.
+constexpr int32_t chosen_outputs(int32_t rows, int32_t d) {
+  return rows * d + kChooseBlocks;
+}
 
 // A row of q and four banks.
 constexpr int32_t chosen_query_pitch(int32_t d) {
@@ -51,7 +55,8 @@ inline ChosenParams chosen_params(ChooseParams choose, const AttentionCudaParams
       std::max(choose.estimate.shared_at, ring_end + (choose.whole ? list : 0));
   const int32_t query_at = (choose_shared(choose) + 15) / 16 * 16;
   const int32_t parts_at = query_at + kRowsPerTile * chosen_query_pitch(d);
-  const int32_t warps_at = parts_at + 16 + kChooseBlocks * 8 * kChooseRows + 4 * kChosenOutputs;
+  const int32_t rows = choose_rows(attention.rows);
+  const int32_t warps_at = parts_at + 16 + kChooseBlocks * 8 * rows + 4 * chosen_outputs(rows, d);
   const int32_t sure_at = warps_at + 4 * (kChooseThreads / 32);
   const int32_t end = sure_at + kChooseUnits / 8 + 8;
   return {.choose = choose,

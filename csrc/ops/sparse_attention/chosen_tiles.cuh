@@ -12,11 +12,12 @@
 
 namespace tamis {
 
-template <DType kTypeOf, int kDimOf, bool kWholeOf>
+template <DType kTypeOf, int kDimOf, bool kWholeOf, int kRowsOf>
 struct ChosenConfig {
   static constexpr DType kType = kTypeOf;
   static constexpr int kDim = kDimOf;
   static constexpr bool kWhole = kWholeOf;  // scores
+  static constexpr int kRows = kRowsOf;     // whose scores are kept
   static constexpr int kWarps = chosen_warps(kWhole);
   static constexpr int kTiles = kDim / 16;  // of the output, and products of a score
   static constexpr uint32_t kRow = 2 * kDim;
@@ -30,8 +31,10 @@ struct ChosenConfig {
 // The tiles of the block's list, from the first of each warp on.
 template <class Config>
 class ChosenTiles {
-  static constexpr int kWarps = Config::kWarps;
-  static_assert(kChooseRows * Config::kDim <= 32 * kWarps, "a thread an output");
+  static constexpr int kWarps = Config::kWarps, kRows = Config::kRows;
+  static constexpr uint32_t kRowWarps = Config::kDim / 32;  // a thread an output, or two
+  static constexpr bool kTwice = kRows * kRowWarps > kWarps;
+  static_assert(kRows * kRowWarps <= 2 * kWarps, "twice at most");
 
  public:
   TAMIS_DEVICE ChosenTiles(const ChosenParams& params, const EstimatePlace& at)
@@ -86,7 +89,6 @@ class ChosenTiles {
     }
     leave(sums_);
     sync();
-    const Merged all = merge();
     const auto send = [&](uint32_t other, uint32_t to, uint32_t value) {
       if (alone) {
         dev::store_shared<uint32_t>(to, value);
@@ -94,21 +96,30 @@ class ChosenTiles {
         dev::send_cluster(other, to, value, parts_at());
       }
     };
-    if (all.row < static_cast<uint32_t>(p_.rows)) {
-      const uint32_t output = all.row * Config::kDim + all.channel;
-      send(output / each, value_at(block * each + output % each), dev::bits_of(all.value));
-    }
-    if (all.row < kChooseRows && at_.warp % (Config::kDim / 32) == 0 && at_.lane < blocks) {
-      const uint32_t to = stats_at(block) + 4 * all.row;
-      send(at_.lane, to, dev::bits_of(all.most));
-      send(at_.lane, to + 4 * kChooseRows, dev::bits_of(all.sum));
-    }
+    const auto put = [&](uint32_t warp) {
+      if (warp >= kRows * kRowWarps) return;  // the same in every lane
+      const Merged all = merge(warp);
+      if (all.row < static_cast<uint32_t>(p_.rows)) {
+        const uint32_t output = all.row * Config::kDim + all.channel;
+        send(output / each, value_at(block * each + output % each), dev::bits_of(all.value));
+      }
+      if (warp % kRowWarps == 0 && at_.lane < blocks) {
+        const uint32_t to = stats_at(block) + 4 * all.row;
+        send(at_.lane, to, dev::bits_of(all.most));
+        send(at_.lane, to + 4 * kRows, dev::bits_of(all.sum));
+      }
+    };
+    put(at_.warp);
+    if constexpr (kTwice) put(at_.warp + kWarps);
     if (alone) {
       sync();
     } else {
       dev::barrier_wait(parts_at(), 0);
     }
     if (thread < own) write(blocks, each, first + thread);
+    if constexpr (kTwice) {
+      if (thread + 32 * kWarps < own) write(blocks, each, first + thread + 32 * kWarps);
+    }
   }
 
  private:
@@ -122,12 +133,11 @@ class ChosenTiles {
   static TAMIS_DEVICE uint32_t stats_of(uint32_t row, uint32_t warp) {
     return kChooseRankedAt + 8 * (32 * row + warp);
   }
-  static constexpr uint32_t kPartStats = 8 * kChooseRows;
-  static_assert(8 * 32 * kChooseRows <= 4 * kChooseCandidates, "in place of the candidates");
-  static_assert(Config::kDim * kChooseRows + kChooseBlocks <= kChosenOutputs, "room for the parts");
+  static constexpr uint32_t kPartStats = 8 * kRows;
+  static_assert(8 * 32 * kRows <= 4 * kChooseCandidates, "in place of the candidates");
 
-  // What the blocks send: a barrier, largest scores and sums [blocks][2][4], values [blocks] of the
-  // outputs that this block writes.
+  // What the blocks send: a barrier, largest scores and sums [blocks][2][kRows], values [blocks] of
+  // the outputs that this block writes.
   TAMIS_DEVICE uint32_t parts_at() const { return static_cast<uint32_t>(all_.parts_at); }
   TAMIS_DEVICE uint32_t stats_at(uint32_t block) const {
     return parts_at() + 16 + kPartStats * block;
@@ -194,15 +204,16 @@ class ChosenTiles {
     }
   }
 
-  // What the warp has, over its own tile: of two rows sixteen lanes' values, four neighbours of a
-  // lane at a time, at a pitch that spreads eight lanes' over all banks; largest scores and sums.
+  // What the warp has, over its own tile: of two rows sixteen lanes' values (of eight rows all
+  // lanes'), four neighbours of a lane at a time, at a pitch that spreads eight lanes' over all
+  // banks; largest scores and sums.
   TAMIS_DEVICE void leave(WarpSums<Config::kTiles>& s) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int mask = 4; mask < 32; mask *= 2) s.sum[r] += dev::shuffle_xor(s.sum[r], mask);
     }
-    if (at_.t >= kChooseRows / 2) return;
+    if (at_.t >= kRows / 2) return;
     const uint32_t stats = dev::in_register(stats_of(2 * at_.t, at_.warp));
     const uint32_t to = dev::in_register(keys_at() + value_of(0, 8 * at_.t + at_.group, 0));
 #pragma unroll
@@ -221,17 +232,15 @@ class ChosenTiles {
     }
   }
   // A row and a channel of all warps together, relative to the row's largest score; a thread an
-  // output.
+  // output, of kRowWarps warps a row.
   struct Merged {
     uint32_t row, channel;
     float most, sum, value;
   };
-  TAMIS_DEVICE Merged merge() const {
-    constexpr uint32_t kOfRow = Config::kDim / 32;  // warps
+  TAMIS_DEVICE Merged merge(uint32_t warp) const {
     Merged all{};
-    all.row = at_.warp / kOfRow;
-    if (all.row >= kChooseRows) return all;  // the same in every lane
-    const uint32_t place = 4 * (at_.warp % kOfRow) + at_.lane % 4, group = at_.lane / 4;
+    all.row = warp / kRowWarps;
+    const uint32_t place = 4 * (warp % kRowWarps) + at_.lane % 4, group = at_.lane / 4;
     all.channel = 8 * place + group;
     dev::Word2 theirs{dev::bits_of(kNever), 0};
     if (at_.lane < kWarps) theirs = dev::load_shared<dev::Word2>(stats_of(all.row, at_.lane));
@@ -254,8 +263,9 @@ class ChosenTiles {
   // eight of each behind the lower.
   static TAMIS_DEVICE uint32_t value_of(uint32_t r, uint32_t slot, uint32_t place) {
     constexpr uint32_t kPitchOf = 4 * (2 * Config::kTiles + 4);
-    static_assert(2 * 16 * kPitchOf <= 2 * Config::kPart, "over its own tile");
-    return kPitchOf * (16 * r + slot) + 4 * place;
+    constexpr uint32_t kSlots = 4 * kRows;
+    static_assert(2 * kSlots * kPitchOf <= 2 * Config::kPart, "over its own tile");
+    return kPitchOf * (kSlots * r + slot) + 4 * place;
   }
   TAMIS_DEVICE static void sync() {
     dev::sync_warp();
@@ -274,7 +284,7 @@ class ChosenTiles {
     for (uint32_t b = 0; b < kChooseBlocks; ++b) {
       if (b >= blocks) break;
       const float share = share_of(dev::load_shared<float>(stats_at(b) + 4 * row), most);
-      sum += share * dev::load_shared<float>(stats_at(b) + 16 + 4 * row);
+      sum += share * dev::load_shared<float>(stats_at(b) + 4 * kRows + 4 * row);
       weighted += share * dev::load_shared<float>(value_at(b * each + place));
     }
     const float value = sum > 0 ? weighted / sum : 0.0f;

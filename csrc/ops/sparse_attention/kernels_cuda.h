@@ -13,4 +13,9 @@ namespace tamis {
 #include "ops/sparse_attention/kernels_cuda.def"
 #undef TAMIS_ATTENTION_PAGES
 #undef TAMIS_ATTENTION_ROWS
+// chosen_attention_cuda of one dtype and d: f16 and bf16, 64 and 128.
+template <DType kType, int kDim>
+Status chosen_attention_sm90(const ChosenAttentionArgs& args, const CudaDevice& device,
+                             void* stream);
+
 }  // namespace tamis

@@ -13,7 +13,7 @@ from tamis.kv.rows import Rows, indices
 from tamis.kv.window import Window
 from tamis.ops import kv_select as op
 from tamis.ops.attention import ALL, DenseSegment, Lists, Segment
-from tamis.ops.chosen import Choice, at_once
+from tamis.ops.chosen import Choice, Unlabelled, at_once
 from tamis.ops.kv_summary import page_bounds
 from tamis.policy.kv_estimate import heavy_channels
 from tamis.policy.kv_recipe import Labels, Pages, Select, WindowSum
@@ -29,8 +29,20 @@ class Selection:
         self.how, self.budget, self.plan = how, budget, plan
         self.rows: dict[str, Rows] = {}
         self.channels: Tensor | None = None  # of Labels, [g, r] int32
-        self.labelled = 0  # tokens that have labels
+        self._labelled = 0  # tokens that have labels
+        self._new: Unlabelled | None = None  # that get theirs where they are read
         self.window = Window(how.by) if isinstance(how.by, WindowSum) else None
+
+    @property
+    def labelled(self) -> int:
+        """Tokens that have labels."""
+        if self._new is not None and self._new.written:
+            return self._new.last
+        return self._labelled
+
+    @labelled.setter
+    def labelled(self, tokens: int) -> None:
+        self._labelled, self._new = tokens, None
 
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes of the summaries."""
@@ -114,7 +126,9 @@ class Selection:
         if self.window is not None:
             return self._by_window(self.window, budget, (keys, values), begin)
         labels, how = self._labels(keys, q.device), self.how
-        choice = Choice(labels, budget, how.sink, how.recent, begin, scale)
+        choice = Choice(
+            labels, budget, how.sink, how.recent, begin, scale, new=self._new, keys=keys
+        )
         if late and keys.is_cuda:
             return [DenseSegment(keys, values, Lists(begin=begin, choice=choice))]
         index, count = choice.lists(q)
@@ -146,7 +160,7 @@ class Selection:
         return self.budget or max(least, int(self.how.fraction * tokens), 1)
 
     def _labels(self, keys: Tensor, device: torch.device) -> op.Labels:
-        """Labels of all keys on the device of queries, made for those that have none yet."""
+        """Labels of all keys on the device of queries; of new tokens they are to be written."""
         self.observe(
             keys[:, :, -1:].to(device), keys
         )  # where no prompt was seen, by the keys alone
@@ -159,10 +173,9 @@ class Selection:
             self.rows["labels"] = Rows(torch.empty(b, g, 0, size, dtype=torch.uint8, device=device))
         held = self.rows["labels"]
         held.extend(records - held.count)
+        self.labelled = self.labelled  # with what the last step wrote
         if self.labelled < s:
-            new = keys[:, :, self.labelled :].to(device)
-            op.append_labels(held.view, new, self.channels, self.labelled)
-            self.labelled = s
+            self._new = Unlabelled(self.labelled, s)
         return op.Labels(held.view, self.channels, s)
 
     def _by_window(

@@ -18,7 +18,8 @@ from torch.nn import functional
 from tamis import _C
 from tamis.errors import TamisValueError
 from tamis.ops import chosen, cuda_kv
-from tamis.ops.kv_quantize import float_code, rows_of
+from tamis.ops.kv_quantize import float_code, kv_unpack, rows_of
+from tamis.ops.plain_attention import has_kernel, plain_attention, say_once
 from tamis.ops.tensors import by_16_bytes
 
 __all__ = [
@@ -158,7 +159,8 @@ def sparse_attention(
 
     Args:
         q: [b, h, n, d] float32, float16 or bfloat16 on the CPU or a CUDA device (see
-            ``tamis.kernels()`` for what it takes there), h a multiple of the KV heads.
+            ``tamis.kernels()`` for what it takes there: other dense dtypes and head sizes go to torch's
+            operators, with one warning), h a multiple of the KV heads.
         segments: What to read; at least one.
         scale: Of the scores; 1 / sqrt(d) by default.
         softcap: c of c * tanh(score / c); 0 for none.
@@ -201,6 +203,8 @@ def _attend(
                 return out
     listed = [_listed(s, q) for s in segments]
     dense = [_dense(s, shape, held, q) if q.is_cuda else s for s in listed]
+    if q.is_cuda and not all(_has_kernel(q, s) for s in dense):
+        return _by_torch(q, dense, scale, softcap, lse)
     parts = [_segment(s, shape, held, q.device) for s in dense]
     if q.is_cuda and lse is not None:
         cuda_kv.sparse_attention(what, rows, out, lse, scale, softcap, parts)
@@ -253,6 +257,44 @@ def merge_lse(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     weight = (lse - total).exp().nan_to_num_(0.0).unsqueeze(-1)
     outs = torch.stack([out.float() for out, _ in parts])
     return (weight * outs).sum(0).to(parts[0][0].dtype), total
+
+
+def _has_kernel(q: Tensor, s: Segment) -> bool:
+    if isinstance(s, PageSegment):
+        return s.layout.head_dim in (64, 128)
+    return not isinstance(s, DenseSegment) or has_kernel(q, s.keys)
+
+
+def _of_tokens(a: Lists, page: int) -> Lists:
+    """Lists of pages as lists of their tokens."""
+    index, count = a.index, a.count
+    if index is not None:
+        steps = torch.arange(page, dtype=torch.int32, device=index.device)
+        index = (index.unsqueeze(-1) * page + steps).flatten(-2)
+    return replace(a, index=index, count=None if count is None else count * page)
+
+
+def _by_torch(
+    q: Tensor, segments: Sequence[Segment], scale: float, softcap: float, lse: Tensor | None
+) -> Tensor:
+    """``_attend`` with what no CUDA kernel takes by torch's operators; pages are made dense for them."""
+    parts = []
+    for s in segments:
+        if _has_kernel(q, s):
+            parts.append(sparse_attention(q, [s], scale=scale, softcap=softcap))
+            continue
+        dense = s
+        if isinstance(s, PageSegment):
+            keys, values = kv_unpack(s.records, s.layout)
+            dense = DenseSegment(keys, values, _of_tokens(s.lists, s.layout.tokens))
+        if not isinstance(dense, DenseSegment):
+            raise AssertionError("keys of low rank are dense by now")
+        say_once(dense.keys.dtype, dense.keys.shape[3])
+        parts.append(plain_attention(q, dense.keys, dense.values, dense.lists, scale, softcap))
+    out, total = merge_lse(parts) if len(parts) > 1 else parts[0]
+    if lse is not None:
+        lse.copy_(total)
+    return out
 
 
 def _kv_heads(segments: Sequence[Segment]) -> int:

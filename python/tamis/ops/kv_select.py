@@ -250,9 +250,9 @@ def kv_choose(  # noqa: PLR0913
     """Tokens of the best units by their summaries: ``kv_select`` of ``kv_estimate`` in one call.
 
     By softmax weight, pages by their bounds. On the CPU scores stay in its caches. On a GPU of compute
-    capability 9.0 one launch chooses tokens by labels, up to 131072 of them, 32 channels and 4 query
-    rows a KV head. Two launches or more elsewhere. A GPU adds up rows in another order, so that units
-    whose scores differ in the last bits alone may change places.
+    capability 9.0 one launch chooses tokens by labels of up to 32 channels, up to 131072 of them and 4
+    query rows a KV head, or 81920 and 8. Two launches or more elsewhere. A GPU adds up rows in another
+    order, so that units whose scores differ in the last bits alone may change places.
 
     Args:
         q: As of ``kv_estimate``.

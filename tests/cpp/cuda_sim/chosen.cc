@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
@@ -18,39 +19,55 @@
 namespace tamis::test {
 namespace {
 
-constexpr int64_t kD = 128;
-
 struct Case {
-  int64_t units, k, rows = 4, sink = 0, recent = 0;
+  int64_t units, k, rows = 4, sink = 0, recent = 0, d = 128;
   DType dtype = DType::bf16;
   int32_t sms = 132;  // fewer: fewer blocks a cluster
   int64_t batch = 2, kv_heads = 2;
   bool begin = false, budget = false;
+  int32_t channels = 32;
   int levels = 0;  // that many different keys; 0: all differ
   float softcap = 0, amplitude = 1;
   bool whole = true;                   // scores in f32
+  bool new_label = false;              // the last token's is to be written
   std::vector<sim::Faults> bugs = {};  // that must be noticed
 };
 
-template <bool kWhole>
-void attend(DType dtype, const ChosenParams& p) {
-  if (dtype == DType::bf16) {
-    attend_chosen<ChosenConfig<DType::bf16, kD, kWhole>>(p);
+template <DType kType, int dim, int kRows>
+void attend(const ChosenParams& p) {
+  if (p.choose.whole) {
+    attend_chosen<ChosenConfig<kType, dim, true, kRows>>(p);
   } else {
-    attend_chosen<ChosenConfig<DType::f16, kD, kWhole>>(p);
+    attend_chosen<ChosenConfig<kType, dim, false, kRows>>(p);
+  }
+}
+template <DType kType>
+void attend(const ChosenParams& p, int64_t d) {
+  const bool few = p.attention.rows <= kChooseFewRows;
+  if (d == 64) {
+    few ? attend<kType, 64, kChooseFewRows>(p) : attend<kType, 64, kChooseRows>(p);
+  } else {
+    few ? attend<kType, 128, kChooseFewRows>(p) : attend<kType, 128, kChooseRows>(p);
   }
 }
 
-std::string run(const sim::Launch& launch, DType dtype, const ChosenParams& p) {
-  return sim::launch(launch,
-                     [&] { p.choose.whole ? attend<true>(dtype, p) : attend<false>(dtype, p); });
+std::string run(const sim::Launch& launch, const Case& c, const ChosenParams& p) {
+  return sim::launch(launch, [&] {
+    c.dtype == DType::bf16 ? attend<DType::bf16>(p, c.d) : attend<DType::f16>(p, c.d);
+  });
+}
+
+template <int kRows>
+void choose(const ChooseParams& p) {
+  NoReader none;
+  p.whole ? choose_units<true, kRows>(p, none) : choose_units<false, kRows>(p, none);
 }
 
 void expect_attended(const Case& c, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
   const int64_t batch = c.batch, kv_heads = c.kv_heads, heads = batch * kv_heads;
-  const int64_t stride = kD + 8;
+  const int64_t d = c.d, stride = d + 8;
   const int64_t length = heads * c.units * stride;
   Guarded<Chunk> keys(static_cast<size_t>(length / 8)), values(static_cast<size_t>(length / 8));
   auto* k = reinterpret_cast<uint16_t*>(keys.data());
@@ -59,7 +76,7 @@ void expect_attended(const Case& c, uint64_t seed) {
   std::fill_n(v, length, uint16_t{0x7fff});
   float largest = 0;
   for (int64_t t = 0; t < heads * c.units; ++t) {
-    for (int64_t i = 0; i < kD; ++i) {
+    for (int64_t i = 0; i < d; ++i) {
       const float x = c.amplitude * normal(random), y = normal(random);
       k[t * stride + i] =
           c.levels > 0 && t >= c.levels ? k[t % c.levels * stride + i] : narrowed(x, c.dtype);
@@ -67,14 +84,14 @@ void expect_attended(const Case& c, uint64_t seed) {
       largest = std::max(largest, std::fabs(y));
     }
   }
-  Guarded<Chunk> q(static_cast<size_t>(heads * c.rows * kD / 8));
-  for (int64_t i = 0; i < heads * c.rows * kD; ++i) {
+  Guarded<Chunk> q(static_cast<size_t>(heads * c.rows * d / 8));
+  for (int64_t i = 0; i < heads * c.rows * d; ++i) {
     reinterpret_cast<uint16_t*>(q.data())[i] = narrowed(normal(random), c.dtype);
   }
-  const KvLabelLayout labels{.channels = 32};
+  const KvLabelLayout labels{.channels = c.channels};
   std::vector<int32_t> channels;
   for (int64_t i = 0; i < kv_heads * labels.channels; ++i) {
-    channels.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(kD)));
+    channels.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(d)));
   }
   const int64_t bytes = ceil_div(c.units, kLabelTokens) * labels.bytes();
   Guarded<Chunk> records(static_cast<size_t>(heads * bytes / 16));
@@ -91,11 +108,11 @@ void expect_attended(const Case& c, uint64_t seed) {
   const int64_t width = std::min(c.units, std::max(c.k, c.sink + c.recent));
   Guarded<int32_t> wanted(static_cast<size_t>(heads * width));
   std::vector<int32_t> expected(static_cast<size_t>(heads), -1);
-  Guarded<uint16_t> out(static_cast<size_t>(heads * c.rows * kD));
+  Guarded<uint16_t> out(static_cast<size_t>(heads * c.rows * d));
   Guarded<float> lse(static_cast<size_t>(heads * c.rows));
   std::fill(out.span().begin(), out.span().end(), uint16_t{0x7fff});
   std::fill(lse.span().begin(), lse.span().end(), std::nanf(""));
-  const float scale = 1.0f / std::sqrt(static_cast<float>(kD));
+  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   KvSegment segment{.storage = c.dtype == DType::bf16 ? KvStorage::bf16 : KvStorage::f16,
                     .tokens = c.units,
                     .keys = k,
@@ -117,7 +134,7 @@ void expect_attended(const Case& c, uint64_t seed) {
                                                    .batch = batch,
                                                    .kv_heads = kv_heads,
                                                    .rows = c.rows,
-                                                   .head_dim = kD,
+                                                   .head_dim = d,
                                                    .q = q.data(),
                                                    .scale = scale,
                                                    .units = units,
@@ -135,22 +152,41 @@ void expect_attended(const Case& c, uint64_t seed) {
                                          .batch = batch,
                                          .kv_heads = kv_heads,
                                          .rows = c.rows,
-                                         .head_dim = kD,
+                                         .head_dim = d,
                                          .q = q.data(),
                                          .out = out.data(),
                                          .lse = lse.data(),
                                          .scale = scale,
                                          .softcap = c.softcap,
                                          .segments = {&segment, 1}}};
+  args.new_label = c.new_label;
+  const std::vector<Chunk> labelled(records.data(), records.data() + records.size());
+  // NaN in place of the last token's label and of what follows it.
+  const auto forget_label = [&] {
+    if (!c.new_label) return;
+    const int64_t slot = (c.units - 1) % kLabelTokens;
+    for (int64_t h = 0; h < heads; ++h) {
+      auto* record =
+          reinterpret_cast<uint16_t*>(records.data()) + (h + 1) * bytes / 2 - labels.bytes() / 2;
+      for (int64_t w = 0; w < labels.channels / 8; ++w) {
+        std::fill_n(record + 2 * (w * kLabelTokens + slot), 2 * (kLabelTokens - slot), 0xffffu);
+      }
+      for (const int64_t at : {labels.scale(), labels.min()}) {
+        std::fill_n(record + at / 2 + slot, kLabelTokens - slot, 0x7fffu);
+      }
+    }
+  };
   const CudaDevice device{.capability = 90, .sms = c.sms};
   ASSERT_TRUE(chosen_attention_fits(args, device));
   ChooseFit fit;
   for (int32_t i = 0; i < kChooseBlocks; ++i) fit[static_cast<size_t>(i)] = c.sms / (i + 1);
-  ChooseParams choose = choose_params(args.choose.estimate, args.choose.select, device, fit,
-                                      c.whole ? kChooseWholeTurns : 0);
+  ChooseParams choose =
+      choose_params(args.choose.estimate, args.choose.select, device, fit, c.whole);
   ASSERT_EQ(choose.whole, c.whole);
+  choose.new_label = c.new_label ? records.data() : nullptr;
   const ChosenParams p =
-      chosen_params(choose, attention_params({.attention = args.attention}, {.splits = 1}, 1), kD);
+      chosen_params(choose, attention_params({.attention = args.attention}, {.splits = 1}, 1),
+                    static_cast<int32_t>(d));
   sim::Launch launch{
       .grid = {static_cast<uint32_t>(choose.estimate.blocks), static_cast<uint32_t>(heads)},
       .block = {kChooseThreads},
@@ -158,15 +194,16 @@ void expect_attended(const Case& c, uint64_t seed) {
       .seed = seed,
       .cluster = static_cast<uint32_t>(choose.estimate.blocks)};
   ASSERT_LE(launch.shared_bytes, 232448u);
-  ASSERT_EQ(run(launch, c.dtype, p), "");
+  forget_label();
+  ASSERT_EQ(run(launch, c, p), "");
+  ASSERT_EQ(std::memcmp(labelled.data(), records.data(), labelled.size() * sizeof(Chunk)), 0);
   choose.select.index = wanted.data();
   choose.select.count = expected.data();
   launch.shared_bytes = static_cast<size_t>(choose_shared(choose));
   ASSERT_EQ(sim::launch(launch,
                         [&] {
-                          NoReader none;
-                          c.whole ? choose_units<true>(choose, none)
-                                  : choose_units<false>(choose, none);
+                          c.rows <= kChooseFewRows ? test::choose<kChooseFewRows>(choose)
+                                                   : test::choose<kChooseRows>(choose);
                         }),
             "");
   segment.index = wanted.data();
@@ -193,14 +230,16 @@ void expect_attended(const Case& c, uint64_t seed) {
   std::vector<uint16_t> first(out.data(), out.data() + out.size());
   launch.shared_bytes = static_cast<size_t>(p.shared_bytes);
   launch.seed = seed + 1000;
-  ASSERT_EQ(run(launch, c.dtype, p), "");
+  forget_label();
+  ASSERT_EQ(run(launch, c, p), "");
+  ASSERT_EQ(std::memcmp(labelled.data(), records.data(), labelled.size() * sizeof(Chunk)), 0);
   ASSERT_EQ(first, std::vector<uint16_t>(out.data(), out.data() + out.size())) << "seed " << seed;
   for (size_t bug = 0; bug < c.bugs.size(); ++bug) {
     int noticed = 0;
     for (int i = 0; i < 4; ++i) {
       launch.seed = seed + 2000 + static_cast<uint64_t>(i);
       launch.faults = c.bugs[bug];
-      const bool fails = !run(launch, c.dtype, p).empty();
+      const bool fails = !run(launch, c, p).empty();
       noticed +=
           fails || first != std::vector<uint16_t>(out.data(), out.data() + out.size()) ? 1 : 0;
     }
@@ -232,6 +271,67 @@ TEST(ChosenAttention, AttendsToWhatItChooses) {
     expect_attended(
         {.units = 5000, .k = 2500, .sms = 4, .softcap = 5, .amplitude = 3, .whole = whole}, ++seed);
   }
+}
+
+// The record of the last token is read by the warp that scores it, or by those that settle.
+TEST(ChosenAttention, WritesTheLastLabel) {
+  uint64_t seed = 1100;
+  for (const int64_t units : {1, 16, 17, 33, 1040, 1535, 2049}) {
+    expect_attended({.units = units,
+                     .k = std::max<int64_t>(1, units / 3),
+                     .rows = units % 2 == 0 ? 4 : 8,
+                     .recent = units % 3,
+                     .d = units % 5 == 0 ? 64 : 128,
+                     .dtype = units % 4 == 0 ? DType::f16 : DType::bf16,
+                     .sms = 16,
+                     .kv_heads = 1,
+                     .begin = units == 1040,
+                     .channels = units % 5 == 0 ? 16 : 32,
+                     .new_label = true},
+                    ++seed);
+  }
+  // Everything is read, nothing scored; scores that are all made anew.
+  expect_attended({.units = 700, .k = 700, .kv_heads = 1, .new_label = true}, ++seed);
+  expect_attended({.units = 1300, .k = 400, .kv_heads = 1, .levels = 1, .new_label = true}, ++seed);
+}
+
+TEST(ChosenAttention, TakesEightRowsAndHeadsOf64) {
+  uint64_t seed = 1000;
+  for (const bool whole : {true, false}) {
+    for (const auto& [rows, d] : {std::pair{3, 64}, {5, 64}, {8, 128}}) {
+      expect_attended({.units = 1200,
+                       .k = 300,
+                       .rows = rows,
+                       .sink = 4,
+                       .recent = 70,
+                       .d = d,
+                       .dtype = rows == 5 ? DType::bf16 : DType::f16,
+                       .sms = 8,
+                       .begin = true,
+                       .budget = true,
+                       .channels = rows == 3 ? 16 : 32,
+                       .whole = whole},
+                      ++seed);
+    }
+    expect_attended({.units = 2300,
+                     .k = 700,
+                     .rows = 7,
+                     .sms = 2,
+                     .batch = 1,
+                     .softcap = 5,
+                     .amplitude = 60,
+                     .whole = whole},
+                    ++seed);
+    expect_attended({.units = 17, .k = 5, .rows = 8, .batch = 1, .whole = whole}, ++seed);
+    expect_attended({.units = 600, .k = 600, .rows = 8, .batch = 1, .whole = whole}, ++seed);
+    expect_attended({.units = 1300, .k = 400, .rows = 8, .batch = 1, .levels = 9, .whole = whole},
+                    ++seed);
+  }
+  // As many units a block as find room, whole and not.
+  expect_attended({.units = 5120, .k = 400, .rows = 8, .sms = 1, .batch = 1, .kv_heads = 1}, 1050);
+  expect_attended(
+      {.units = 10240, .k = 400, .rows = 8, .sms = 1, .batch = 1, .kv_heads = 1, .whole = false},
+      1051);
 }
 
 // Exponentials of scores beyond 69 are added up once more, relative to the largest.

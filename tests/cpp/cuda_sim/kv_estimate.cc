@@ -42,6 +42,12 @@ void expect_near(std::span<const float> got, std::span<const double> wanted) {
   }
 }
 
+template <int kRows>
+void choose_units(const ChooseParams& p) {
+  NoReader none;
+  p.whole ? tamis::choose_units<true, kRows>(p, none) : tamis::choose_units<false, kRows>(p, none);
+}
+
 // In one launch, with scores and without: scores of the reference, lists of those scores.
 void expect_chosen(const KvEstimateArgs& e, std::span<const double> scores, uint64_t seed) {
   std::mt19937_64 random(seed);
@@ -80,8 +86,7 @@ void expect_chosen(const KvEstimateArgs& e, std::span<const double> scores, uint
     ChooseFit fit;
     for (int32_t i = 0; i < kChooseBlocks; ++i) fit[static_cast<size_t>(i)] = device.sms / (i + 1);
     const bool whole = seed % 5 != 0;
-    const ChooseParams p =
-        choose_params(estimate, args, device, fit, whole ? kChooseWholeTurns : 0);
+    const ChooseParams p = choose_params(estimate, args, device, fit, whole);
     const sim::Launch launch{
         .grid = {static_cast<uint32_t>(p.estimate.blocks), static_cast<uint32_t>(heads)},
         .block = {kChooseThreads},
@@ -90,8 +95,8 @@ void expect_chosen(const KvEstimateArgs& e, std::span<const double> scores, uint
         .cluster = static_cast<uint32_t>(p.estimate.blocks)};
     ASSERT_EQ(sim::launch(launch,
                           [&] {
-                            NoReader none;
-                            p.whole ? choose_units<true>(p, none) : choose_units<false>(p, none);
+                            e.rows <= kChooseFewRows ? choose_units<kChooseFewRows>(p)
+                                                     : choose_units<kChooseRows>(p);
                           }),
               "");
     if (keeps) expect_near(out.span(), scores);
@@ -293,9 +298,7 @@ void expect_estimate(const Estimate& e, uint64_t seed) {
   std::vector<double> wanted(out.size());
   ASSERT_TRUE(kv_estimate_reference(args, wanted.data()).ok());
   expect_near(out.span(), wanted);
-  if (e.kind == KvSummary::labels && e.rows <= kChooseRows) {
-    expect_chosen(args, wanted, seed);
-  }
+  if (e.kind == KvSummary::labels) expect_chosen(args, wanted, seed);
   Guarded<float> one(static_cast<size_t>(heads * e.d));
   const int64_t row_bytes = e.d * (e.q_dtype == DType::f32 ? 4 : 2);
   const auto row_of = [&](int64_t r) {
@@ -327,6 +330,9 @@ TEST(KvEstimate, ScoresEverySummary) {
       expect_estimate({kind, DType::bf16, DType::bf16, reduce, 5, 700, 128, false, 9}, ++seed);
     }
     expect_estimate({KvSummary::labels, DType::bf16, DType::bf16, reduce, 3, 2100}, ++seed);
+    expect_estimate({KvSummary::labels, DType::bf16, DType::bf16, reduce, 7, 2100}, ++seed);
+    expect_estimate({KvSummary::labels, DType::f16, DType::f16, reduce, 8, 5300, 128, true},
+                    ++seed);
     for (const int levels : {1, 2, 9}) {
       expect_estimate(
           {KvSummary::labels, DType::bf16, DType::bf16, reduce, 2, 1300, 64, true, levels}, ++seed);
