@@ -80,7 +80,7 @@ def conformance() -> dict[str, Any]:
 
 
 # What each run of a sanitizer gets of gpu_small.py: racecheck part by part, as one may end it.
-PARTS = ("few", "p24", "r24", "tiles", "m24", "codes", "kv", "rest", "spgemm")
+PARTS = ("few", "f32", "p24", "r24", "tiles", "m24", "codes", "kv", "rest", "spgemm")
 SANITIZED = {
     "memcheck control": ("control",),
     "memcheck": PARTS,

@@ -43,29 +43,31 @@ BF16 = torch.bfloat16
 GROUPS = 128
 
 
-def randn(*shape: int) -> Tensor:
+def randn(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
     """Made on the host."""
-    return torch.randn(shape).to(BF16).cuda()
+    return torch.randn(shape).to(dtype).cuda()
 
 
 def two_of_four(n: int, k: int) -> Tensor:
     return torch.rand(n, k // 4, 4).argsort(-1).lt(2).view(n, k)
 
 
-def products(a: tamis.SparseMatrix, form: str, tokens: tuple[int, ...]) -> Packed:
+def products(
+    a: tamis.SparseMatrix, form: str, tokens: tuple[int, ...], dtype: torch.dtype = BF16
+) -> Packed:
     """Calls of one form, some with a bias or x in unaligned rows, and the weight written out."""
     arrays = {name: t.cuda() for name, t in a.arrays.items()}
     rest = tuple(arrays.get(name) for name in REST)
-    packed = Packed(a.layout, arrays["values"], rest, BF16, form, arrays["values"].device)
+    packed = Packed(a.layout, arrays["values"], rest, dtype, form, arrays["values"].device)
     if not packed.matrix.kernel.startswith(f"spmm_{form}_"):
         raise SystemExit(f"gpu_small: got {packed.matrix.kernel!r}, wanted a kernel of {form}")
-    bias = randn(a.layout.rows)
+    bias = randn(a.layout.rows, dtype=dtype)
     for m in tokens:
         if m <= packed.matrix.most_tokens:
-            packed.run(randn(m, a.layout.cols + 3)[:, 3:], bias if m % 2 else None)
-            packed.run(randn(m, a.layout.cols), bias)
-    x = randn(1, a.layout.cols)
-    if form != STORED or packed.mask is not None:
+            packed.run(randn(m, a.layout.cols + 3, dtype=dtype)[:, 3:], bias if m % 2 else None)
+            packed.run(randn(m, a.layout.cols, dtype=dtype), bias)
+    x = randn(1, a.layout.cols, dtype=dtype)
+    if form != STORED or packed.mask is not None or dtype == torch.float32:
         _expand(packed, x, arrays["values"], a.layout)
     if form != STORED and packed.mask is not None:  # and from records, as where no mask is here
         packed.mask = None
@@ -94,6 +96,14 @@ def few() -> None:
         w.view(n, -1, 16)[torch.rand(n, k // 16) < 0.5] = 0
         a = tamis.compress(w, format="groupq", dtype="u4", group_size=16)
         products(a, "sell4", (1, 2, 4, 7))
+
+
+def f32() -> None:
+    """bitmap as stored in 32 bits: rows that end within a word and a block, and one longer than warps."""
+    for n, k, kept in (*SLICES, (9, 20000, 0.5)):
+        keep = torch.rand(n, k) < kept
+        wide = tamis.compress(torch.randn(n, k), keep=keep, format="bitmap")
+        products(wide, "bitmap", (1, 2, 3, 7, 16), torch.float32)
 
 
 def p24() -> None:
@@ -242,7 +252,7 @@ def control() -> None:
     matrix.spmm(2, x.data_ptr(), 192, 0, y.data_ptr(), far, room.data_ptr(), room.numel(), stream)
 
 
-PARTS = {f.__name__: f for f in (few, p24, r24, tiles, m24, codes, kv, rest, spgemm, control)}
+PARTS = {f.__name__: f for f in (few, f32, p24, r24, tiles, m24, codes, kv, rest, spgemm, control)}
 
 
 def main() -> int:

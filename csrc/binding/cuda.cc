@@ -27,6 +27,7 @@
 #include "format/t16i8.h"
 #include "ops/kv_rebuild/rebuild_params.h"
 #include "ops/kv_select/row_tiles.h"
+#include "ops/spmm/bitmap_f32_params.h"
 #include "ops/spmm/bitmap_wgmma_params.h"
 #include "ops/spmm/gap_params.h"
 #include "ops/spmm/m24_many_params.h"
@@ -96,6 +97,7 @@ py::list kernels(int32_t capability) {
   py::list rows;
   for (const SpmmCudaRow& row : library.spmm_kernels()) {
     const bool gap = row.format == PackedFormat::gap, sell4 = row.format == PackedFormat::sell4;
+    const bool f32 = row.w_dtype == DType::f32;
     const bool p24 = row.format == PackedFormat::p24, r24 = row.format == PackedFormat::r24;
     rows.append(
         dict_of({.name = row.name,
@@ -104,12 +106,14 @@ py::list kernels(int32_t capability) {
                  .w_dtype = name_of(row.w_dtype),
                  .x_dtype = name_of(row.x_dtype),
                  .isa = "sm" + std::to_string(row.capability),
-                 .tile_m = gap     ? kMaxGapTokens
+                 .tile_m = f32     ? kMaxBitmapF32Tokens
+                           : gap   ? kMaxGapTokens
                            : p24   ? kMaxP24Tokens
                            : r24   ? kMaxR24Tokens
                            : sell4 ? kSell4Tokens
                                    : kMaxTokens,
-                 .tile_n = gap     ? gap::kLanes
+                 .tile_n = f32     ? bitmap_f32_rows(1)
+                           : gap   ? gap::kLanes
                            : sell4 ? sell4::kLanes
                                    : t16::kTileRows,
                  .runs_here = library.choose_spmm(row.format, row.x_dtype, capability) == &row}));
@@ -284,10 +288,8 @@ class CudaMatrix {
            .row_offsets = reinterpret_cast<const int64_t*>(row_offsets),
            .row_values = row_values,
            .record_bytes = record_bytes,
-           .max_record_bytes = max_record_bytes} {
-    char name[256];
-    raise_if_error(cuda_library().describe(device, &device_, name, sizeof name));
-  }
+           .max_record_bytes = max_record_bytes},
+        device_(cuda_device(device)) {}
 
   const SpmmT16Plan& plan(int64_t m) {
     const auto known = plans_.find(m);
@@ -301,6 +303,11 @@ class CudaMatrix {
   bool lay_out(int64_t m, int32_t warps_k, int32_t splits) {
     const SpmmT16Plan& known = plan(m);  // checks m; others have one plan
     if (known.layout >= 0 || known.many_layout >= 0) return false;
+    if (w_.format == PackedFormat::bitmap) {  // in 32 bits
+      if (warps_k < 4 || warps_k > kBitmapF32Warps || splits < 1) return false;
+      plans_[m] = lay_out_bitmap_f32(w_, m, warps_k, int64_t{splits} * device_.sms);
+      return true;
+    }
     if (w_.format == PackedFormat::gap || w_.format == PackedFormat::p24 ||
         w_.format == PackedFormat::sell4) {
       return false;

@@ -39,8 +39,8 @@ def prepack_(
     tokens on: 1.65 of dense memory with half of the weights kept, and prompts that take what
     dense ones do, until a weight is written (``load_state_dict``).
 
-    Layers that no packed form takes (csr, blocks, 32-bit values) stay as they are, and their row says
-    so. Packing half of the weights kept takes some 20 s a billion weights on 16 cores.
+    32-bit bitmap and nm weights stay as they are without ``keep_dense``, as kernels read them so, and their
+    row says it. Packing half of the weights kept takes some 20 s a billion weights on 16 cores.
 
     Args:
         model: With SparseLinear layers.
@@ -64,12 +64,13 @@ def prepack_(
         if progress:
             progress(name)
         home = homes[name]
-        takes = cuda_spmm.takes(layer.float_dtype, layer.layout, layer.weight_values.dtype)
-        if home.type == "cuda" and takes:
+        in_place = cuda_spmm.reads_in_place(layer.float_dtype, layer.layout)
+        if home.type == "cuda" and (keep_dense or not in_place):
             _pack(layer, home, tokens, keep_dense)
         row = describe(name, layer, reason=no_choice(layer), tokens=tokens)
         if layer.packed_on is None:
             why = "no CUDA kernel takes" if home.type == "cuda" else f"it lies on {home}:"
+            why = "kernels read" if home.type == "cuda" and in_place else why
             row = replace(row, reason=f"left as it is: {why} {layer.layout.label}")
         rows.append(row)
     if device is not None:

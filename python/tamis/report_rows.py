@@ -169,7 +169,7 @@ def tokens_of(layout: Layout, nnz: int, device: int, *, stored: bool = True) -> 
 
 
 def _ms(ns: float | None) -> float | None:
-    return None if ns is None or ns == cuda_cost.NEVER else ns * 1e-6
+    return None if ns is None else ns * 1e-6
 
 
 def _dense_ms(linear: nn.Linear, tokens: int) -> float | None:

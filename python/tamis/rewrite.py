@@ -37,7 +37,7 @@ from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
 from tamis.nn.conv import window_of
 from tamis.nn.decoder import unfused
-from tamis.ops import cost, cuda_cost
+from tamis.ops import cost
 from tamis.optimize import explain, optimize_
 from tamis.policy import quantize, select
 from tamis.prunable import check_prunable, group_size, in_groups
@@ -401,8 +401,6 @@ def _cheapest(
     n, k = linear.weight.shape
     sparse_ns = cost.sparse_ns(layout, count, device=device)
     dense_ns = cost.dense_ns(own, n, k, device=device)
-    if sparse_ns == cuda_cost.NEVER:
-        return None, f"no CUDA kernel takes {layout.label}"
     if sparse_ns is not None and dense_ns is not None and sparse_ns > dense_ns:
         return None, f"dense is expected to be {sparse_ns / dense_ns:.2f} x as fast"
     taken = f"{bytes_of[layout] / dense:.2f} of the dense bytes"

@@ -49,6 +49,7 @@ MAX_P24 = {
     False: {1: 28, 2: 32, 3: 36, 4: 41, 5: 47, 6: 55, 8: 69},
     True: {1: 60, 2: 66, 3: 78, 4: 90, 5: 104, 6: 118, 8: 156},
 }
+MAX_F32 = {1: 245, 2: 295, 4: 390, 8: 660, 16: 980}  # sm_90, 1024 weights in 32 bits, by tokens
 MAX_R24 = 80  # sm_90a, a stage of r24 as warpgroups multiply it, records that others expand
 # The same of 16 x 64 of a bitmap, with all that is rarely taken; registers of its blocks alone on an SM.
 MAX_GROUP, MAX_GROUP_REGISTERS = 600, 255
@@ -156,12 +157,20 @@ def sell4_tokens(name: str) -> int:
     return int(match[1]) if match else 0
 
 
+def f32_tokens(name: str) -> int:
+    """Tokens of a product of 32-bit weights; 0 of other kernels."""
+    match = re.search(r"BitmapF32ConfigILi(\d+)E", name)
+    return int(match[1]) if match else 0
+
+
 def product_of(name: str) -> str:
     """What a kernel's main loop multiplies with."""
     if "M24GroupConfig" in name or "M24ManyConfig" in name:
         return "HGMMA.SP"
     if any(config in name for config in (*PREFILL_GROUPS, "BitmapGroupConfig", "R24Config")):
         return "HGMMA"
+    if f32_tokens(name):
+        return "FFMA"
     return "IDP" if gap_tokens(name) else "HFMA2" if sell4_tokens(name) else "HMMA"
 
 
@@ -182,8 +191,10 @@ def product_label(name: str) -> str:
         return f"spmm_p24 {dtype} {8 * kind[0]} tokens {'triples' if kind[1] else 'pairs'}"
     if match := re.search(r"R24ConfigI\w*?DTypeE\dELi(\d)ELi(\d)E", name):
         return f"spmm_r24 {dtype} {64 * int(match[2])} tokens {16 * int(match[1])} rows"
-    if tokens := gap_tokens(name) or sell4_tokens(name):
-        return f"spmm_{'gap' if gap_tokens(name) else 'sell4'} {dtype} {tokens} tokens"
+    if tokens := gap_tokens(name) or sell4_tokens(name) or f32_tokens(name):
+        kind = {"IDP": "gap " + dtype, "HFMA2": "sell4 " + dtype, "FFMA": "bitmap f32"}
+        single = ", single columns" if f32_tokens(name) and "ELb0E" in name else ""
+        return f"spmm_{kind[product_of(name)]} {tokens} tokens{single}"
     return ""
 
 
@@ -226,7 +237,7 @@ def label(arch: str, name: str) -> str:
     ):
         parts = f" x{match[3]}" if match[3] else ""
         return f"{match[1]} {'f16' if match[2] == '1' else 'bf16'}{parts} {arch}"
-    known = ("quantize_x", "expand_t16i8", "expand_m24i8", "expand_m24i4", "expand_t16", "expand_sell4", "expand_m24", "expand_r24", "expand_g4", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select_rows", "kv_select", "kv_mass_merge",
+    known = ("quantize_x", "expand_t16i8", "expand_m24i8", "expand_m24i4", "expand_t16", "expand_sell4", "expand_m24", "expand_r24", "expand_g4", "expand_bitmap_f32", "kv_quantize", "kv_estimate", "kv_select_share", "kv_select_rows", "kv_select", "kv_mass_merge",
              "kv_merge_scales", "kv_merge_join", "kv_rebuild", "prefill_attention_pack",
              "kv_choose", "chosen_attention", "kv_append_labels", "kv_fetch_maps", "kv_fetch_units", "unpack_mask", "gather_mask", "spgemm_start", "spgemm_bound",
              "spgemm_warps", "spgemm_blocks", "spgemm_dense")  # fmt: skip
@@ -275,6 +286,8 @@ def budget(arch: str, name: str) -> int | None:
 def product_budget(arch: str, name: str) -> int | None:
     if tokens := gap_tokens(name):
         return MAX_GAP[tokens] if arch == "sm_90" else None
+    if tokens := f32_tokens(name):
+        return MAX_F32[tokens] if arch == "sm_90" and "ELb1E" in name else None
     if tokens := sell4_tokens(name):
         return MAX_SELL4[tokens] if arch == "sm_90" else None
     if kind := p24_kind(name):
@@ -286,7 +299,9 @@ def product_budget(arch: str, name: str) -> int | None:
 
 
 def record_products(name: str) -> int:
-    """Products that a record takes, where loops take several; at 8 tokens but for p24."""
+    """Products that a record takes, where loops take several; at 8 tokens but for p24 and f32."""
+    if tokens := f32_tokens(name):
+        return 32 * tokens
     if kind := p24_kind(name):
         return kind[0] * (4 if kind[1] else 2)
     products = {"m24": 2, "g4": 4, "m24i8": 1, "m24i4": 1, "t16i8": 2}
@@ -304,7 +319,7 @@ def loop_problems(arch: str, name: str, loop: Counter[str]) -> list[str]:
     if tokens := sell4_tokens(name):  # of one of the loop's steps
         size = size * 2 * tokens // max(loop["LDS"], 1)
     if products := record_products(name):  # of one of the loop's records
-        size = size * products // max(loop["HMMA"] + loop["IMMA"], products)
+        size = size * products // max(loop["HMMA"] + loop["IMMA"] + loop["FFMA"], products)
     if activation(name):  # of 1024 weights: two products for each with factors in two parts
         size = size * (8 if "sparse_mlp_down" in name else 4) // max(loop["HMMA"], 1)
     if most is not None and size > most:
@@ -356,6 +371,7 @@ def problems(arch: str, name: str, code: list[tuple[int, str]], used: int) -> li
     most = MAX_MANY_REGISTERS if trade else most
     # Of 128 tokens and more a block an SM.
     most = MAX_GROUP_REGISTERS if re.search(r"BitmapGroup.*ELi(128|256)E", name) else most
+    most = MAX_GROUP_REGISTERS if f32_tokens(name) == 16 else most  # a block an SM too
     sparse = any("IMMA.SP" in text for _, text in code)
     if format_of(name) in ("m24i8", "m24i4") and not sparse:
         wrong.append("no sparse tensor core instruction")
@@ -390,14 +406,17 @@ def main() -> int:
         return SKIPPED
     used = registers(run(tool, "--dump-resource-usage", library))
     found = functions(run(tool, "--dump-sass", library))
-    # On three architectures: six formats with four token tiles in two dtypes, three of
+    # On three architectures: bitmap in 32 bits with five numbers of tokens, of pairs or single columns,
+    # and its expansion, six formats with four token tiles in two dtypes, three of
     # them with scales for groups as well, two roundings of x and three expansions of codes, gap with three numbers of
     # tokens in two and its expansion, p24 with seven in two and its expansion, of two kinds of groups, sell4 with four, eighteen attentions and six with a tail, eighteen for the rest of a KV cache, two passes of five
     # for kv_mass and what joins them, seven of kv_merge, rows moved in five pieces in two ways, keys rebuilt in two dtypes and sizes, eight of activations in two dtypes, eight of prompts,
     # the ways to and from dense of gradients, eight of spgemm; the expansions on two, the choice of
     # tokens on one, alone and with attention in two dtypes and sizes, of two numbers of rows by
     # scores of two kinds.
-    wanted = 3 * (48 + 24 + 5 + 7 + 30 + 9 + 24 + 18 + 11 + 17 + 4 + 16 + 8 + 2 + 8) + 3 * 2 + 20
+    wanted = (
+        3 * (11 + 48 + 24 + 5 + 7 + 30 + 9 + 24 + 18 + 11 + 17 + 4 + 16 + 8 + 2 + 8) + 3 * 2 + 20
+    )
     wanted += 2 * (
         5 + 5 + 4
     )  # by warpgroups on sm_90a, in two dtypes: m24 for few, for many, bitmap

@@ -190,9 +190,15 @@ class Played:
         form = self.form = rest[2]
         Played.made.append(form)
         self.most_tokens = {"gap": 4, "p24": 24, "sell4": 8, "r24": 128}.get(form, 64)
+        self.dtype: type = np.uint16  # of bits of bf16
         if form == "bitmap":
             words = at_address(mask_ptr, (rows, 8 * -(-cols // 64)), np.uint8)
             kept = np.unpackbits(words, axis=1, bitorder="little")[:, :cols].astype(bool)
+            if rest[0] == "f32":
+                self.dtype, self.most_tokens = np.float32, 16
+                self.bits = np.zeros((rows, cols), np.float32)
+                self.bits[kept] = at_address(records, (nbytes // 4,), np.float32)
+                return
             self.bits = np.zeros((rows, cols), np.uint16)
             self.bits[kept] = at_address(records, (nbytes // 2,), np.uint16)
             self.most_tokens = 1 << 20
@@ -237,18 +243,22 @@ class Played:
         assert nbytes >= self.workspace(m)
         assert m <= self.most_tokens
         rows, cols = self.bits.shape
-        tokens = floats(at_address(x, ((m - 1) * stride + cols,), np.uint16))
+        tokens = self.read(at_address(x, ((m - 1) * stride + cols,), self.dtype))
         tokens = torch.stack([tokens[i * stride : i * stride + cols] for i in range(m)])
-        out = tokens @ floats(self.bits).T
+        out = tokens @ self.read(self.bits).T
         if bias:
-            out += floats(at_address(bias, (rows,), np.uint16))
+            out += self.read(at_address(bias, (rows,), self.dtype))
         assert y_stride == rows
-        at_address(y, (m, rows), np.uint16)[:] = out.bfloat16().view(torch.uint16).numpy()
+        narrow = out if self.dtype is np.float32 else out.bfloat16().view(torch.uint16)
+        at_address(y, (m, rows), self.dtype)[:] = narrow.numpy()
+
+    def read(self, numbers: np.ndarray) -> Tensor:
+        return torch.from_numpy(numbers.copy()) if self.dtype is np.float32 else floats(numbers)
 
     def unpack(self, out: int, stride: int, _: int) -> None:
         Played.expanded.append(self.form)
         assert stride == self.bits.shape[1]
-        at_address(out, self.bits.shape, np.uint16)[:] = self.bits
+        at_address(out, self.bits.shape, self.dtype)[:] = self.bits
 
 
 def play_unpack(mask: cuda_spmm_grad.Mask, values: Tensor) -> Tensor:

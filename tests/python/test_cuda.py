@@ -565,14 +565,77 @@ def test_known_operands_go_straight_to_the_kernel(
     assert played.made == ["p24", "gap"]
 
 
-@pytest.mark.usefixtures("played")
-def test_leaves_the_rest_to_plain_torch() -> None:
-    w = torch.randn(8, 64)
-    for dtype, x_dtype in ((torch.float32, torch.float32), (torch.bfloat16, torch.float16)):
-        a = tamis.compress(w.to(dtype), format="bitmap")
-        assert call(torch.ones(1, 64, dtype=x_dtype), a) is None
-    csr = tamis.compress(w.bfloat16(), format="csr")
-    assert call(torch.ones(1, 64, dtype=torch.bfloat16), csr) is None
+def expect_close(y: Tensor | None, x: Tensor, a: tamis.SparseMatrix, step: float) -> None:
+    assert y is not None
+    assert y.dtype == x.dtype
+    dense = a.to_dense().to(x.dtype).float()
+    torch.testing.assert_close(y.float(), x.float() @ dense.T, rtol=step, atol=20 * step)
+
+
+@pytest.mark.parametrize("format", ["bitmap", "nm"])
+def test_32_bit_values_are_multiplied_as_they_are_stored(played: type[Played], format: str) -> None:
+    """Any number of tokens, written out beyond what a call takes, and trained without a copy."""
+    keep = torch.rand(40, 16, 4).argsort(-1).lt(2).view(40, 64)
+    a = tamis.compress(torch.randn(40, 64), keep=keep, format=format)
+    values = a.arrays["values"].requires_grad_()
+    for shape in ((1, 64), (16, 64), (4, 1, 64), (17, 64), (1, 20, 64), (300, 64)):
+        x = torch.randn(shape)
+        expect_close(call(x, a), x, a, 1e-5)
+    assert played.made == ["bitmap"]
+    assert played.expanded == ["bitmap"] * 3
+    with torch.no_grad():
+        values.mul_(2)
+    x = torch.randn(3, 64)
+    expect_close(call(x, a), x, a, 1e-5)
+    assert cuda_spmm.packed_nbytes(values, 0) == 0
+
+
+def test_a_mask_of_32_bit_values_is_looked_at_before_a_kernel_follows_it(
+    played: type[Played],
+) -> None:
+    a = tamis.compress(torch.randn(8, 64), keep=torch.rand(8, 64) < 0.5, format="bitmap")
+    a.arrays["mask"][0] ^= 3
+    a.arrays["mask"][3] ^= 1
+    with pytest.raises(tamis.TamisValueError, match="mask"):
+        call(torch.ones(1, 64), a)
+    assert played.made == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("format", ["csr", "csr8", "block", "u8", "u4", "i8", "f32", "bf16"])
+def test_what_no_kernel_reads_is_made_a_bitmap_of_once(
+    played: type[Played], graphs: Graphs, format: str, dtype: torch.dtype
+) -> None:
+    """Formats without a kernel, and other dtypes than x's: by x's dtype, not in a capture."""
+    w = torch.randn(32, 64)
+    w.view(32, 4, 16)[:, ::2] = 0  # blocks, and groups
+    options = {
+        "u8": {"format": "groupq", "dtype": "u8", "group_size": 16},
+        "u4": {"format": "groupq", "dtype": "u4", "group_size": 16},
+        "i8": {"format": "csr", "dtype": "i8"},
+        "f32": {"format": "bitmap"},
+        "bf16": {"format": "bitmap"},
+    }.get(format, {"format": format})
+    source = w.to(dtype) if "dtype" not in options else w
+    if format in ("f32", "bf16"):
+        source = w.to(torch.bfloat16 if dtype == torch.float32 else torch.float32)
+    a = tamis.compress(source, **options)
+    x = torch.randn(3, 64, dtype=dtype)
+    graphs.now = 1
+    if format != "u4" or dtype == torch.float32:
+        with pytest.raises(tamis.TamisError, match=r"weight of .* call prepack_\(model\), or"):
+            call(x, a)
+    graphs.now = 0
+    for tokens in (x, x[:1], torch.randn(2, 20, 64, dtype=dtype)):
+        expect_close(call(tokens, a), tokens, a, 1e-5 if dtype == torch.float32 else 1e-2)
+    made = "bitmap" if dtype == torch.float32 else "gap"
+    assert played.made == (["sell4"] if made == "gap" and format == "u4" else [made])
+    assert cuda_spmm.packed_nbytes(a.arrays["values"], 0) > 0
+    graphs.now = 1
+    expect_close(call(x, a), x, a, 1e-5 if dtype == torch.float32 else 1e-2)
+    a.arrays["values"].add_(0)
+    with pytest.raises(tamis.TamisError, match="weight of"):
+        call(x, a)
 
 
 def test_four_bit_codes_are_int8_ones_that_pack_in_half() -> None:

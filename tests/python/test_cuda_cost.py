@@ -182,13 +182,43 @@ def test_short_prompts_are_some_calls_of_the_form_for_few() -> None:
 def test_only_what_a_kernel_takes_is_chosen_on_a_device() -> None:
     few = N * K // 20
     csr8, bitmap = Layout("csr8", N, K, "bf16"), Layout("bitmap", N, K, "bf16")
-    assert cost.sparse_ns(csr8, few, device=0) == cuda_cost.NEVER
+    # As a bitmap that is made of it, whose mask lies nowhere.
+    assert cost.sparse_ns(csr8, few, device=0) == cuda_cost.sparse_ns(
+        bitmap, few, 1, 0, stored=False
+    )
     assert cost.fastest([(csr8, few), (bitmap, few)], device=0) == (bitmap, few)
     assert cost.fastest([(csr8, few)], device=0) == (csr8, few)
     assert cost.sparse_ns(bitmap, few, device=1) is None  # an unmeasured device
     assert tokens_of(bitmap, HALF, 0) == "; on CUDA no slower than dense up to 64 tokens"
-    assert tokens_of(csr8, few, 0) == "; on CUDA slower"
+    assert tokens_of(csr8, few, 0) == "; on CUDA no slower than dense up to 64 tokens"
     assert tokens_of(bitmap, HALF, 1) == ""
+
+
+@pytest.mark.usefixtures("h200")
+def test_32_bit_values_are_multiplied_as_they_are_stored() -> None:
+    """By an H200's us of gate, up, half kept, and torch's in f32."""
+    wide = Layout("bitmap", N, K, "f32")
+    assert [cuda_cost.form_for(wide, HALF, m, 0) for m in (1, 16, 17, 300)] == ["bitmap"] * 4
+    measured = {1: (43.9, 63.6), 2: (47.4, 83.6), 4: (54.5, 87.7), 8: (78.5, 121.2)}
+    for m, (ours, dense) in measured.items():
+        assert cost.sparse_ns(wide, HALF, m, device=0) == pytest.approx(1e3 * ours, rel=0.05)
+        assert cost.dense_ns("f32", N, K, m, device=0) == pytest.approx(1e3 * dense, rel=0.1)
+    times = [cost.sparse_ns(wide, HALF, m, device=0) for m in (1, 2, 4, 8, 16, 17, 32, 64, 300)]
+    assert times == sorted(times)
+    assert cuda_cost.most_tokens(wide, HALF, 0) == 16
+    # Of small and of dense weights one token loses (0.95, 0.95), before others that gain.
+    small, full = Layout("bitmap", 1024, K, "f32"), N * K
+    assert cuda_cost.most_tokens(small, 7 * 1024 * K // 10, 0) == 0
+    assert cost.sparse_ns(wide, full, device=0) > cost.dense_ns("f32", N, K, device=0)
+    pays = [cuda_cost.calls_pay(wide, HALF, "bitmap", m, 0) for m in (17, 32, 33, 64)]
+    assert pays == [True, True, False, False]  # 32: two calls 236, written out 300
+    assert cost.sparse_ns(wide, HALF, 1, device=1) is None  # an unmeasured device
+    # Other formats are read as a bitmap of x's dtype, without a mask that lies on the device.
+    assert cuda_cost.read_as(wide) is wide
+    assert cuda_cost.read_as(wide, "bf16") == Layout("bitmap", N, K, "bf16")
+    for other in (Layout("csr", N, K, "f32"), Layout("block", N, K, "f32", block=(16, 16))):
+        assert cuda_cost.read_as(other) == wide
+        assert cost.sparse_ns(other, HALF, device=0) == cost.sparse_ns(wide, HALF, device=0)
 
 
 @pytest.mark.usefixtures("h200")

@@ -30,7 +30,7 @@ def expect_product(y: Tensor, x: Tensor, w: Tensor, bias: Tensor | None) -> None
     scale = x.double().abs() @ w.double().abs().T
     if bias is not None:
         wanted += bias.double()
-    eps = 2.0**-8 if x.dtype == torch.bfloat16 else 2.0**-11
+    eps = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}[x.dtype]
     allowed = eps * wanted.abs() + 32 * 2.0**-23 * scale
     assert bool(((y.double() - wanted).abs() <= allowed).all())
 
@@ -270,6 +270,61 @@ def test_weights_as_they_are_stored(n: int, k: int, dtype: torch.dtype) -> None:
                     allowed = eps * wanted.abs() + 32 * 2.0**-23 * scale + least
                     assert bool(((y.double() - wanted).abs() <= allowed).all())
                     assert torch.equal(y, packed.run(x, None))
+
+
+@needs_device
+@pytest.mark.parametrize("density", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 8190), (2100, 4100), (5, 40000)])
+def test_32_bit_values(shape: tuple[int, int], density: float) -> None:
+    """Within f32 of what float64 says, in calls of up to 16 tokens and written out beyond."""
+    w, a = make(*shape, density, torch.float32)
+    bias = torch.randn(shape[0], device="cuda")
+    for m in (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 65, 200):
+        for padding in (0, 1):
+            x = torch.randn(m, shape[1] + padding, device="cuda")[:, padding:]
+            y = tamis.ops.spmm.spmm(x, a, bias if m % 2 else None)
+            assert torch.equal(y, tamis.ops.spmm.spmm(x, a, bias if m % 2 else None))
+            expect_product(y, x, w, bias if m % 2 else None)
+    rest = tuple(a.arrays.get(name) for name in REST)
+    assert torch.equal(cuda_spmm.unpack(a.arrays["values"], rest, a.layout), w)
+    assert cuda_spmm.packed_nbytes(a.arrays["values"], 0) == 0
+
+
+@needs_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("format", ["csr", "csr8", "block", "u8", "u4", "nm"])
+def test_layers_of_any_format_replay_in_a_graph(format: str, dtype: torch.dtype) -> None:
+    """What no kernel reads is a bitmap beside it; a capture that comes before that is refused."""
+    linear = torch.nn.Linear(512, 256)
+    linear.weight.data.view(16, 16, 32, 16)[:, :, ::2] = 0
+    keep = None
+    if format == "nm":
+        keep = torch.rand(256, 128, 4).argsort(-1).lt(2).view(256, 512)
+    options = {"format": "groupq", "dtype": format, "group_size": 16} if format[0] == "u" else {}
+    layer = tamis.nn.SparseLinear.from_linear(
+        linear, keep=keep, **{"format": format, **options}
+    ).to("cuda", dtype)
+    w, bias = layer.weight.to_dense(), layer.bias
+    x = torch.randn(3, 512, device="cuda", dtype=dtype)
+    with torch.no_grad():
+        torch.nn.functional.linear(x, w)  # loads cuBLAS
+        torch.cuda.synchronize()
+        if format != "nm":  # whose mask to_dense looked at
+            graph = torch.cuda.CUDAGraph()
+            refused = pytest.raises(tamis.TamisError, match=r"call prepack_\(model\)")
+            with refused, torch.cuda.graph(graph):
+                layer(x)
+        for _ in range(2):
+            layer(x)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = layer(x)
+        x.normal_()
+        graph.replay()
+        eps = 1e-5 if dtype == torch.float32 else 2e-2
+        wanted = torch.nn.functional.linear(x.double(), w.double(), bias.double())
+        torch.testing.assert_close(y.double(), wanted, rtol=eps, atol=eps)
 
 
 @needs_device

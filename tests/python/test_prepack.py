@@ -93,8 +93,16 @@ def test_says_which_layers_stay() -> None:
     with pytest.raises(tamis.TamisValueError, match="device: got cpu, wanted a CUDA device"):
         tamis.prepack_(model, device="cpu")
     report = tamis.prepack_(model, device="cuda")
-    assert report.layers[0].reason == "left as it is: no CUDA kernel takes bitmap f32"
+    assert report.layers[0].reason == "left as it is: kernels read bitmap f32"
     assert model[0].weight_values.is_cuda
+    w = model[0].weight.to_dense().double()
+    report = tamis.prepack_(model, keep_dense=True)
+    assert model[0].packed_on == torch.device("cuda", 0)
+    assert report.layers[0].nbytes >= model[0].nbytes + 4 * w.numel()
+    for tokens in (1, 16, 40):
+        x = torch.randn(tokens, 64, device="cuda")
+        wanted = x.double() @ w.T + model[0].bias.double()
+        torch.testing.assert_close(model(x).double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 @needs_device

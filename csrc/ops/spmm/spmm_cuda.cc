@@ -35,12 +35,17 @@ Status check(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
       (has_byte_codes(a.w.format) && a.w.scales == nullptr)) {
     return error(Code::invalid_argument, "spmm: x, y, w: got null, wanted arrays on the device");
   }
+  const bool wide = a.w.dtype == DType::f32;  // values are read one by one
   if (a.w.format == PackedFormat::bitmap &&
-      (a.w.mask == nullptr || reinterpret_cast<uintptr_t>(a.w.records) % 16 != 0)) {
+      (a.w.mask == nullptr || (!wide && reinterpret_cast<uintptr_t>(a.w.records) % 16 != 0))) {
     return error(Code::invalid_argument,
                  "spmm: w: got no mask, or values off 16 bytes, wanted both for bitmap weights");
   }
-  if (a.w.format == PackedFormat::bitmap && (a.w.rows % 8 != 0 || a.w.cols % 8 != 0)) {
+  if (wide && a.w.record_bytes / 4 > UINT32_MAX) {
+    return error(Code::invalid_argument, "spmm: w: got %lld values, wanted fewer than 2^32 on CUDA",
+                 static_cast<long long>(a.w.record_bytes / 4));
+  }
+  if (a.w.format == PackedFormat::bitmap && !wide && (a.w.rows % 8 != 0 || a.w.cols % 8 != 0)) {
     return error(Code::invalid_argument,
                  "spmm: w: got bitmap weights of %lld x %lld, wanted multiples of 8 on CUDA",
                  static_cast<long long>(a.w.rows), static_cast<long long>(a.w.cols));
@@ -101,6 +106,7 @@ Status expand_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDe
     case PackedFormat::r24:
       return expand_r24_cuda(w, out, out_stride, stream);
     case PackedFormat::bitmap:
+      if (w.dtype == DType::f32) return expand_bitmap_f32_cuda(w, out, out_stride, device, stream);
       return error(Code::no_kernel, "unpack: w: got %s weights, wanted the mask that they have",
                    name_of(w.format));
     case PackedFormat::m24i8:

@@ -36,8 +36,8 @@ inline bool rows_aligned(const void* matrix, int64_t rows, int64_t stride) {
 inline constexpr int64_t kMaxTokens = 64;
 
 // Tokens that one call takes where shared memory holds them: 4 of gap, 8 of sell4, 128 of r24, any
-// of bitmap, 65536 where warpgroups do the work (m24 on sm_90, but for small weights), kMaxTokens
-// of the others.
+// of bitmap, but 16 in 32 bits, 65536 where warpgroups do the work (m24 on sm_90, but for small
+// weights), kMaxTokens of the others.
 int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device);
 
 // How one call is laid out over the device; see plan_spmm_cuda. gap, sell4: slices are the row
@@ -73,6 +73,8 @@ Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, Sp
 Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_r24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
 Status plan_spmm_gap(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
+Status plan_spmm_bitmap_f32(const T16View& w, int64_t m, const CudaDevice& device,
+                            SpmmT16Plan* plan);
 
 // Launches one row's kernel on a stream (cudaStream_t).
 using SpmmCudaKernel = Status (*)(const SpmmCudaArgs&, const SpmmT16Plan&, const CudaDevice&,
@@ -98,10 +100,12 @@ const SpmmCudaRow* choose_spmm_cuda(PackedFormat format, DType dtype, int32_t ca
 Status spmm_cuda(const SpmmCudaArgs& args, const SpmmT16Plan& plan, const CudaDevice& device,
                  void* stream);
 
-// Writes w densely, out [rows, cols], on the device, which is current. Not bitmap, of which
-// unpack_mask_cuda does so; faster than gap and p24 are written out.
+// Writes w densely, out [rows, cols], on the device, which is current. Not bitmap in 16 bits, of
+// which unpack_mask_cuda does so; faster than gap and p24 are written out.
 Status expand_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
                    void* stream);
+Status expand_bitmap_f32_cuda(const T16View& w, void* out, int64_t out_stride,
+                              const CudaDevice& device, void* stream);
 Status expand_gap_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
 Status expand_p24_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
                        void* stream);

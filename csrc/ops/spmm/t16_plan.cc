@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/spmm/bitmap_f32_params.h"
 #include "ops/spmm/bitmap_wgmma_params.h"
 #include "ops/spmm/gap_params.h"
 #include "ops/spmm/m24_many_params.h"
@@ -194,8 +195,9 @@ int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device) {
          : w.format == PackedFormat::p24    ? kMaxP24Tokens
          : w.format == PackedFormat::r24    ? kMaxR24Tokens
          : w.format == PackedFormat::sell4  ? kSell4Tokens
-         : w.format == PackedFormat::bitmap ? kMaxBitmapTokens
-                                            : std::max(most_group_tokens(w, device), kMaxTokens);
+         : w.format != PackedFormat::bitmap ? std::max(most_group_tokens(w, device), kMaxTokens)
+         : w.dtype == DType::f32            ? kMaxBitmapF32Tokens
+                                            : kMaxBitmapTokens;
 }
 
 Status columns_do_not_fit(const T16View& w, int32_t tokens, const CudaDevice& device) {
@@ -210,6 +212,9 @@ Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, Spm
   if (w.format == PackedFormat::p24) return plan_spmm_p24(w, m, device, plan);
   if (w.format == PackedFormat::r24) return plan_spmm_r24(w, m, device, plan);
   if (w.format == PackedFormat::sell4) return plan_spmm_sell4(w, m, device, plan);
+  if (w.format == PackedFormat::bitmap && w.dtype == DType::f32) {
+    return plan_spmm_bitmap_f32(w, m, device, plan);
+  }
   if (w.format == PackedFormat::bitmap) return plan_spmm_bitmap(w, m, device, plan);
   const int64_t most = most_group_tokens(w, device);
   if (most == 0) return plan_spmm_t16(w, m, device, plan);

@@ -33,10 +33,11 @@ class SparseLinear(nn.Module):
     optimizer. ``.to(dtype)`` converts values and bias, never indices or scales.
 
     x may be float32, float16 or bfloat16 whatever the weight's dtype; y has x's dtype. CUDA kernels
-    take 16-bit x with bitmap and nm weights of its dtype, with int8 ones (a scale per row, or per group
-    of a multiple of 128 inputs) and 4-bit groupq ones, up to as many tokens as
-    ``tamis.ops.cuda_spmm.spmm`` says; everything else that is not on the CPU expands the weight and
-    multiplies densely.
+    take bitmap and nm weights of x's dtype, 16-bit x with int8 ones (a scale per row, or per group of a
+    multiple of 128 inputs) and 4-bit groupq ones too, up to as many tokens as
+    ``tamis.ops.cuda_spmm.spmm`` says; all other formats are read there as a bitmap in x's dtype, which
+    is made once and lies beside them. More tokens, and all on other devices, expand the weight and
+    multiply densely.
 
     ``transposed`` says that the layer stands for transformers' Conv1D, whose dense weight is [in, out].
     ``place`` is the name by which a model has the layer, for messages.

@@ -62,8 +62,7 @@ def dense_ns(
 ) -> float | None:
     """Expected ns of the same product with a dense weight, by torch; None where it is unknown."""
     if device is not None:
-        known = dtype in ("f16", "bf16")
-        return cuda_cost.dense_ns(rows, cols, tokens, device) if known else None
+        return cuda_cost.dense_ns(rows, cols, tokens, device, dtype)
     machine.load()
     return _C.predict_dense(dtype, tokens, rows, cols, threads or _C.num_threads())
 

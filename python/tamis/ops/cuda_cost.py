@@ -138,20 +138,55 @@ FEW24, MANY24 = 4096, 1 << 16
 STORED_TOKENS = (32, 64, 128, 256)
 STORED_MORE, STORED_RECORD = (3600.0, 4100.0, 7000.0, 8200.0), (0.81, 0.89, 1.05, 1.22)
 STORED_SHARED, STORED_FEW_ROWS = (1.1, 1.15, 1.1, 1.3), 132 // 2 * 128
+# 32-bit values, which are multiplied as they are stored: tokens of a call; ns of it beyond those of each
+# record of 16 x 64, half kept, and that times so much where nothing is.
+TOKENS32 = (1, 2, 4, 8, 16)
+START32 = (4100.0, 4000.0, 4300.0, 4000.0, 4500.0)
+RECORD32, EMPTY32 = (0.695, 0.765, 0.88, 1.306, 1.987), 0.9
+READ32 = (0.34, 0.68)  # and at least so much of a record, and as much more as it is kept
+# The same by torch up to so many tokens, beyond by its rate; written out, and its share of the device's.
+DENSE32_TOKENS = (1, 2, 4, 8, 16, 32)
+DENSE32_START = (3200.0, 4000.0, 5000.0, 12000.0, 21000.0, 12000.0)
+DENSE32_RECORD = (0.98, 1.38, 1.45, 1.88, 1.753, 2.2)
+DENSE32_FLOPS_A_NS = 50e3
+WRITTEN32 = (4000.0, 0.8)
 _DENSE_FLOPS_A_NS = 650e3  # of large products in 16 bits, Hopper
 
 
 def packed_form(layout: Layout) -> str:
-    """The packed form that CUDA kernels read: tiles of any zeros, of 2:4, of codes; "" for none."""
+    """The packed form that CUDA kernels read: tiles of any zeros, of 2:4, of codes; "" for none.
+
+    Of 32-bit values the canonical arrays themselves, whatever the number of tokens.
+    """
     if layout.format == "groupq":
         return "g4" if layout.dtype == "u4" else ""
-    if layout.format not in ("bitmap", "nm") or layout.dtype == "f32":
+    if layout.format not in ("bitmap", "nm"):
         return ""
+    if layout.dtype == "f32":
+        return STORED
     sparse24 = layout.format == "nm" and layout.of == 4 and layout.keep <= 2
     if layout.dtype == "i8":  # sums end with groups
         fits = layout.group_size % 128 == 0 or layout.group_size == layout.cols
         return ("m24i8" if sparse24 else "t16i8") if fits else ""
     return "m24" if sparse24 else "t16"
+
+
+def read_as(layout: Layout, dtype: str = "") -> Layout:
+    """The layout as which kernels read a weight with x of that dtype, its own if none is given.
+
+    Where no packed form takes its own, or x has another dtype than its values, that is a bitmap of
+    what it unpacks to.
+    """
+    dtype = dtype or ("bf16" if layout.quantized else layout.dtype)
+    own = dtype != "f32" if layout.quantized else dtype == layout.dtype
+    if own and packed_form(layout):
+        return layout
+    return _bitmap(layout.rows, layout.cols, dtype)
+
+
+@cache
+def _bitmap(rows: int, cols: int, dtype: str) -> Layout:
+    return Layout("bitmap", rows, cols, dtype)
 
 
 def form_for(  # noqa: PLR0913
@@ -169,6 +204,8 @@ def form_for(  # noqa: PLR0913
     is packed as already.
     """
     form, rates = packed_form(layout), _rates(device)
+    if form == STORED:
+        return form
     # More than 16 tokens were timed with half of the weights and fewer.
     fewer = form == "g4" or nnz <= _FEW_DENSITY * layout.rows * layout.cols
     forms: list[str] = []
@@ -280,7 +317,7 @@ def _records(layout: Layout, nnz: int, form: str) -> float:
     if form == "p24":
         return _groups(density)[0] * -(-layout.rows // 16) * layout.cols / 64
     if form != "gap":
-        return -(-layout.rows // 16) * -(-layout.cols // 64)
+        return _tiles(layout.rows, layout.cols)
     entries = nnz / (1 - (1 - density) ** 15) if density else 0.0
     return entries / 256 + 1.5 * -(-layout.rows // 32)
 
@@ -302,7 +339,7 @@ def _stored(rates: Rates, layout: Layout, nnz: int, tokens: int) -> float:
     step = next((i for i, most in enumerate(STORED_TOKENS) if tokens <= most), None)
     if step is None:
         return NEVER
-    records = -(-layout.rows // 16) * -(-layout.cols // 64)
+    records = _tiles(layout.rows, layout.cols)
     record = STORED_RECORD[step] * (0.75 + 0.5 * nnz / max(1, layout.rows * layout.cols))
     if layout.rows <= STORED_FEW_ROWS:
         record *= STORED_SHARED[step]
@@ -361,9 +398,12 @@ def sparse_ns(
     rates = _rates(device)
     if rates is None:
         return None
-    if not packed_form(layout):
-        return NEVER
+    how = read_as(layout)
+    layout, stored = how, stored and how is layout
     form = form_for(layout, nnz, tokens, device, stored=stored)
+    if layout.dtype == "f32":
+        in_calls = _calls32(rates, layout, nnz, tokens)
+        return min(in_calls, _written32(rates, layout, nnz, tokens))
     records = _records(layout, nnz, form)
     if TOKENS[-1] < tokens <= MANY24 and form == "m24" and records >= FEW24:
         tile = 128 if tokens <= 128 else 256
@@ -397,6 +437,9 @@ def calls_pay(  # noqa: PLR0913
     packing it in another form.
     """
     rates = _rates(device)
+    if rates is not None and layout.dtype == "f32":
+        in_calls = _calls32(rates, layout, nnz, tokens)
+        return in_calls <= _written32(rates, layout, nnz, tokens)
     if rates is None or not any(form in few for few in FEW.values()):
         return False
     most = tokens_of_call(layout, nnz, form, device)
@@ -411,16 +454,22 @@ def calls_pay(  # noqa: PLR0913
     return calls * call <= other
 
 
-def dense_ns(rows: int, cols: int, tokens: int, device: int) -> float | None:
-    """Expected ns of the same product by torch in 16 bits; None where it is unknown."""
+def dense_ns(rows: int, cols: int, tokens: int, device: int, dtype: str = "bf16") -> float | None:
+    """Expected ns of the same product by torch; None where it is unknown.
+
+    Of f32 as torch multiplies unless it is told to take TF32.
+    """
     rates = _rates(device)
-    return None if rates is None else _dense(rates, rows, cols, tokens)
+    if rates is None:
+        return None
+    return (_dense32 if dtype == "f32" else _dense)(rates, rows, cols, tokens)
 
 
 def estimated(layout: Layout, nnz: int, device: int) -> bool:
     """Whether what is expected there rests on another device's times of the forms it would take."""
-    rates = _rates(device)
-    forms = {form_for(layout, nnz, tokens, device) for tokens in TOKENS} - {""}
+    rates, how = _rates(device), read_as(layout)
+    stored = how is layout
+    forms = {form_for(how, nnz, tokens, device, stored=stored) for tokens in TOKENS}
     return rates is not None and not forms <= {*rates.timed}
 
 
@@ -429,7 +478,7 @@ def most_tokens(layout: Layout, nnz: int, device: int, *, stored: bool = True) -
     found = 0
     for tokens in (*TOKENS, *MANY_TOKENS):
         ours = sparse_ns(layout, nnz, tokens, device, stored=stored)
-        dense = dense_ns(layout.rows, layout.cols, tokens, device)
+        dense = dense_ns(layout.rows, layout.cols, tokens, device, layout.dtype)
         if ours is None or dense is None:
             return None
         if ours > dense:
@@ -479,6 +528,36 @@ def _written(  # noqa: PLR0913
 def _dense(rates: Rates, rows: int, cols: int, tokens: int) -> float:
     flops = 2.0 * rows * cols * tokens
     return rates.dense_start + max(2.0 * rows * cols / rates.read, flops / _DENSE_FLOPS_A_NS)
+
+
+def _calls32(rates: Rates, layout: Layout, nnz: int, tokens: int) -> float:
+    """Ns of 32-bit values multiplied as they are stored, in equal calls."""
+    calls = -(-tokens // TOKENS32[-1])
+    step = next(i for i, most in enumerate(TOKENS32) if -(-tokens // calls) <= most)
+    density = nnz / max(1, layout.rows * layout.cols)
+    record = RECORD32[step] * (EMPTY32 + 2 * (1 - EMPTY32) * density)
+    record = max(record, READ32[0] + READ32[1] * density)
+    return calls * (START32[step] + record * _tiles(layout.rows, layout.cols))
+
+
+def _written32(rates: Rates, layout: Layout, nnz: int, tokens: int) -> float:
+    """Ns of writing 32-bit values out and of a dense call."""
+    start, share = WRITTEN32
+    nbytes = 4.0 * (nnz + layout.rows * layout.cols) + layout.cols / 8 * layout.rows
+    dense = _dense32(rates, layout.rows, layout.cols, tokens)
+    return start + nbytes / (share * rates.read) + dense
+
+
+def _dense32(rates: Rates, rows: int, cols: int, tokens: int) -> float:
+    step = next((i for i, most in enumerate(DENSE32_TOKENS) if tokens <= most), None)
+    if step is None:
+        flops = 2.0 * rows * cols * tokens / DENSE32_FLOPS_A_NS
+        return DENSE32_START[-1] + max(flops, DENSE32_RECORD[-1] * _tiles(rows, cols))
+    return DENSE32_START[step] + DENSE32_RECORD[step] * _tiles(rows, cols)
+
+
+def _tiles(rows: int, cols: int) -> int:
+    return int(-(-rows // 16) * -(-cols // 64))
 
 
 def _rates(device: int) -> Rates | None:

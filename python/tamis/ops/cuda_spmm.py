@@ -18,7 +18,7 @@ from torch.nn import functional
 from tamis import _C
 from tamis.layout import Layout
 from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_spmm_grad
-from tamis.ops.cuda_cost import calls_pay, few_tokens, form_and_tokens, packed_form
+from tamis.ops.cuda_cost import calls_pay, few_tokens, form_and_tokens, packed_form, read_as
 from tamis.ops.cuda_memory import (
     current_device,
     lasting,
@@ -26,7 +26,8 @@ from tamis.ops.cuda_memory import (
     refuse_in_capture,
     workspace,
 )
-from tamis.ops.handle import make_matrix
+from tamis.ops.dense import unpack_dense
+from tamis.ops.handle import make_matrix, pack
 from tamis.ops.tensors import DTYPE_NAME, REST, Rest, as_numpy
 
 MAX_TOKENS = cuda_cost.TOKENS[-1]  # of one call of a form for any number of them
@@ -44,6 +45,7 @@ class Packed:
         "form",
         "layout",
         "least",
+        "made",
         "mask",
         "matrix",
         "most",
@@ -68,8 +70,11 @@ class Packed:
         form: str,
         on: torch.device,
     ) -> None:
+        how = read_as(layout, DTYPE_NAME[dtype])
+        here = all(t is None or (_here(t, on) and t.is_contiguous()) for t in (values, *rest))
         form = _halved(form, values)
         self.device = on.index or 0
+        self.made: tuple[Tensor, ...] = ()  # canonical arrays that are not the weight's own
         self.records: Tensor | None = None
         self.offsets: Tensor | None = None
         self.scales: Tensor | None = None
@@ -77,16 +82,19 @@ class Packed:
         self.token, self.layout, self.form = layout.token, layout, form
         self.rows, self.cols, self.dtype = layout.rows, layout.cols, dtype
         self.rest = rest
-        if form == cuda_cost.STORED:
+        if form != cuda_cost.STORED:
+            self._pack(how, values, on)
+        elif how is layout and here and rest[0] is not None:
+            if layout.dtype == "f32":  # others are looked at below
+                cuda_spmm_grad.check_structure(layout, values, rest[0], rest[1])
             self.matrix = _as_stored(layout, values, rest, dtype)
         else:
-            self._pack(values, on)
+            self._store(how, values, on)
         # Elements of x that it takes: more than `least`, up to `most`.
         self.least, self.most = -1, self.matrix.most_tokens * layout.cols
         # Checked now, so that a prompt in a graph need not wait: gap and p24 are written out from
         # the mask, which is a part of weights as they are stored, where it is on the device.
         self.mask: cuda_spmm_grad.Mask | None = None
-        here = all(t is None or _here(t, on) for t in (values, *rest))
         if form in cuda_cost.BY_MASK and here:
             self.mask = cuda_spmm_grad.mask_of(layout, values, rest[0], rest[1], dtype)
         self.owner = weakref.ref(values, _forgetter(id(values)))
@@ -96,19 +104,34 @@ class Packed:
         self.workspaces: dict[int, int] = {}
         self.bias: Tensor | None = None
 
-    def _pack(self, values: Tensor, on: torch.device) -> None:
-        layout, scales = self.layout, self.rest[3]
+    def _arrays(self, how: Layout, values: Tensor) -> dict[str, Any]:
+        """The weight's arrays on the host, in the layout as which kernels read it."""
+        layout = self.layout
         refuse_in_capture(f"weight of {layout.label}")
+        if how is not layout:
+            dense = unpack_dense(values.detach(), layout, *self.rest).to(self.dtype).cpu()
+            return pack(how, as_numpy(dense), how.dtype, None)
         tensors = {"values": values, **dict(zip(REST, self.rest, strict=True))}
-        arrays = {n: as_numpy(t.cpu()) for n, t in tensors.items() if t is not None}
-        tiles = _C.pack_for_cuda(make_matrix(layout, arrays), self.form)
+        return {n: as_numpy(t.cpu()) for n, t in tensors.items() if t is not None}
+
+    def _store(self, how: Layout, values: Tensor, on: torch.device) -> None:
+        """Canonical arrays of its own, on the device."""
+        arrays = self._arrays(how, values)
+        made = lasting(on, lambda: {n: torch.from_numpy(a).to(on) for n, a in arrays.items()})
+        self.made = tuple(made.values())
+        rest = made.get("mask"), made.get("row_offsets"), None, None
+        self.matrix = _as_stored(how, made["values"], rest, self.dtype)
+
+    def _pack(self, how: Layout, values: Tensor, on: torch.device) -> None:
+        layout, scales = self.layout, self.rest[3]
+        tiles = _C.pack_for_cuda(make_matrix(how, self._arrays(how, values)), self.form)
 
         def copied() -> tuple[Tensor, Tensor | None, Tensor | None]:
             offsets = tiles.get("offsets")
             return (
                 torch.from_numpy(tiles["records"]).to(on),
                 None if offsets is None else torch.from_numpy(offsets.view("int32")).to(on),
-                scales.to(on) if scales is not None and layout.dtype == "i8" else None,
+                scales.to(on) if scales is not None and how.dtype == "i8" else None,
             )
 
         records, self.offsets, self.scales = lasting(on, copied)
@@ -124,7 +147,7 @@ class Packed:
             self.device,
             self.form,
             0 if self.scales is None else self.scales.data_ptr(),
-            layout.group_size if layout.dtype == "i8" else 0,
+            layout.group_size if how.dtype == "i8" else 0,
         )
 
     def serves(self, x: Tensor) -> bool:
@@ -209,6 +232,20 @@ def _as_stored(layout: Layout, values: Tensor, rest: Rest, dtype: torch.dtype) -
     )
 
 
+def unpack(values: Tensor, rest: Rest, layout: Layout) -> Tensor | None:
+    """Dense w of 32-bit values where their mask lies on their device; None where no kernel does that."""
+    arrays = (values, rest[0], rest[1])
+    here = all(t is None or (_here(t, values.device) and t.is_contiguous()) for t in arrays)
+    if packed_form(layout) != cuda_cost.STORED or not here or rest[0] is None or cuda.why_off():
+        return None
+    cuda_spmm_grad.check_structure(layout, values, rest[0], rest[1])
+    with torch.cuda.device(values.device):
+        dense = values.new_empty(layout.rows, layout.cols)
+        stream = raw_stream(values.device.index or 0)
+        _as_stored(layout, values, rest, values.dtype).unpack(dense.data_ptr(), layout.cols, stream)
+    return dense
+
+
 def _here(array: Tensor, device: torch.device) -> bool:
     """Whether an array of a weight lies on the device that multiplies it, not in host memory."""
     return array.device == device
@@ -223,6 +260,8 @@ def _stays(
     there are.
     """
     tokens, nnz, device = x.numel() // layout.cols, values.numel(), x.device.index or 0
+    if _how(x, layout) is not layout:
+        return False
     if _wide(x, layout, nnz, beside):
         pays = cuda_cost.STORED_ABOVE < tokens <= cuda_cost.stored_tokens(layout, nnz, device)
     else:
@@ -238,6 +277,15 @@ def _stays(
         )
         and values.data_ptr() % 16 == 0
     )
+
+
+def _how(x: Tensor, layout: Layout) -> Layout:
+    return read_as(layout, DTYPE_NAME[x.dtype])
+
+
+def _stored(x: Tensor, values: Tensor, layout: Layout) -> bool:
+    """Whether the arrays that kernels may read as they are lie on the device."""
+    return _how(x, layout) is layout and _here(values, x.device)
 
 
 # What weights are packed as, by the identity of their values: forms for few tokens first.
@@ -277,12 +325,13 @@ def spmm(
 ) -> Tensor | None:
     """Product y [..., rows] by a CUDA kernel, or None where none takes these operands.
 
-    Takes bitmap and nm weights in f16 or bf16 with x of that dtype, int8 ones (x is rounded to 8 bits,
-    as on the CPU) and groupq ones of 4 bits with x of either, and any number of tokens; where that
-    is more than a kernel takes (64, 2:4 in 16 bits on Hopper: 65536) the weight is expanded on the device
-    and multiplied densely. The first call packs the weight, through the host, and so do the calls after
-    its values were written; values that may be trained are packed once a second call meets them as they
-    were, so not at every step.
+    Takes bitmap and nm weights with x of their dtype, int8 ones (x is rounded to 8 bits, as on the CPU)
+    and groupq ones of 4 bits with 16-bit x, and any number of tokens; where that is more than a kernel
+    takes (64, 2:4 in 16 bits on Hopper: 65536, 32 bits: 16) the weight is expanded on the device
+    and multiplied densely. All other weights are read as a bitmap in x's dtype of what they unpack to,
+    which lies on the device beside them. The first call packs the weight, through the host, and so do
+    the calls after its values were written; values that may be trained are packed once a second call
+    meets them as they were, so not at every step. What is read as it is stored is never packed.
 
     A weight of any zeros is packed as ``gap`` for up to 4 tokens, ``p24`` for up to 48 or 64, ``r24``
     for 33 to 128, ``t16`` for up to 64, one of 4-bit groups as ``sell4`` for up to 8 and ``g4`` for up
@@ -294,11 +343,12 @@ def spmm(
     Raises:
         TamisError: A CUDA graph is captured that would need the weight packed first.
     """
-    if not takes(x.dtype, layout, values.dtype):
+    if not takes(x.dtype, layout):
         return None
     packed = _held(x, values, rest, layout)
     if packed is None:
-        if _here(values, x.device) and values.requires_grad and _stays_unpacked(values):
+        trained = _here(values, x.device) and values.requires_grad
+        if trained and not reads_in_place(x.dtype, layout) and _stays_unpacked(values, layout):
             return None
         try:
             packed = _pack(x, values, rest, layout)
@@ -318,9 +368,9 @@ def spmm(
 
 def _in_calls(packed: Packed, x: Tensor, values: Tensor, layout: Layout) -> bool:
     """Whether several calls of what is held are expected to take least time."""
-    tokens, nnz = x.numel() // packed.cols, _nnz(values, layout)
-    packs, stored = not _wide(x, layout, nnz, (packed.form,)), _here(values, x.device)
-    return calls_pay(layout, nnz, packed.form, tokens, packed.device, packs=packs, stored=stored)
+    tokens, nnz, how = x.numel() // packed.cols, _nnz(values, layout), _how(x, layout)
+    packs, stored = not _wide(x, how, nnz, (packed.form,)), _stored(x, values, layout)
+    return calls_pay(how, nnz, packed.form, tokens, packed.device, packs=packs, stored=stored)
 
 
 def _wide(x: Tensor, layout: Layout, nnz: int, beside: Collection[str] = ()) -> bool:
@@ -345,8 +395,9 @@ def kernel(  # noqa: PLR0913
     layout: Layout, values: Tensor, nnz: int, tokens: int, device: int, *, stored: bool = True
 ) -> str:
     """Name of the kernel that a product of so many tokens runs there; empty if none does."""
-    form = cuda_cost.form_for(layout, nnz, tokens, device, stored=stored)
-    return cuda_cost.kernel(layout, _halved(form, values), device)
+    how = read_as(layout)
+    form = cuda_cost.form_for(how, nnz, tokens, device, stored=stored and how is layout)
+    return cuda_cost.kernel(how, _halved(form, values), device)
 
 
 def prepack(  # noqa: PLR0913
@@ -364,7 +415,7 @@ def prepack(  # noqa: PLR0913
     ``keep_dense``: and writes it out, once, for as many tokens as a dense product is expected to take
     less time for, if there are any. Nothing is packed, and 0 returned, where no kernel takes it.
     """
-    if not takes(dtype, layout, values.dtype):
+    if not takes(dtype, layout):
         return 0
     x = torch.empty(1, layout.cols, dtype=dtype, device=device).expand(tokens, -1)
     try:
@@ -392,7 +443,7 @@ def forget(values: Tensor) -> None:
 def packed_nbytes(values: Tensor, device: int) -> int:
     """Bytes on the device of what a weight was packed as; 0: not yet."""
     found = (p for p in _packed.get(id(values), ()) if p.device == device)
-    tensors = (t for p in found for t in (p.records, p.offsets, p.scales, p.dense))
+    tensors = (t for p in found for t in (p.records, p.offsets, p.scales, p.dense, *p.made))
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
@@ -424,8 +475,10 @@ def _held(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed | Non
     calls = next((packed for packed in found if _in_calls(packed, x, values, layout)), None)
     if calls is not None:
         return calls
-    forms = [packed.form for packed in found]
-    wide = _wide(x, layout, _nnz(values, layout), forms)
+    forms, how = [packed.form for packed in found], _how(x, layout)
+    if packed_form(how) == cuda_cost.STORED:
+        return found[0]  # any number of tokens
+    wide = _wide(x, how, _nnz(values, layout), forms)
     stored = next((packed for packed in found if packed.form == cuda_cost.STORED), None)
     stays = stored is None and _stays(x, values, rest, layout, forms)
     return (stored or found[0]) if wide and not stays else None
@@ -450,11 +503,11 @@ def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
             packed.most = min(packed.most, up_to * layout.cols)
         if packed.most > 0:
             held.append(packed)
-    base, most, nnz = packed_form(layout), packed.matrix.most_tokens, _nnz(values, layout)
-    wide, tokens = _wide(x, layout, nnz, forms), x.numel() // layout.cols
+    how, most, nnz = _how(x, layout), packed.matrix.most_tokens, _nnz(values, layout)
+    base, wide, tokens = packed_form(how), _wide(x, how, nnz, forms), x.numel() // layout.cols
     if form != base and not (most if wide or form in cuda_cost.IN_CALLS else tokens <= most):
         device = x.device.index or 0
-        above = max(most, few_tokens(layout, nnz, device) if wide else above)
+        above = max(most, few_tokens(how, nnz, device) if wide else above)
         packed = Packed(layout, values, rest, x.dtype, base, x.device)
         packed.least = above * layout.cols if above else -1
         held.append(packed)
@@ -466,9 +519,12 @@ def _form_for(
     x: Tensor, values: Tensor, rest: Rest, layout: Layout, beside: Collection[str]
 ) -> tuple[str, int, int | None]:
     """The form to pack for x beside those, and for which tokens: more than, up to."""
-    nnz, device, stored = _nnz(values, layout), x.device.index or 0, _here(values, x.device)
+    nnz, device, stored = _nnz(values, layout), x.device.index or 0, _stored(x, values, layout)
+    layout = _how(x, layout)
     tokens = 1 if _wide(x, layout, nnz, beside) else x.numel() // layout.cols
-    if _stays(x, values, rest, layout, beside):
+    if packed_form(layout) == cuda_cost.STORED:
+        return cuda_cost.STORED, 0, None
+    if stored and _stays(x, values, rest, layout, beside):
         most = cuda_cost.stored_tokens(layout, nnz, device)
         return cuda_cost.STORED, cuda_cost.STORED_ABOVE, most
     form, above, up_to = form_and_tokens(layout, nnz, tokens, device, stored=stored, beside=beside)
@@ -477,8 +533,19 @@ def _form_for(
     return packed_form(layout) if form == cuda_cost.STORED else form, above, up_to
 
 
-def _stays_unpacked(values: Tensor) -> bool:
-    """Whether values that may be trained are not packed now: just written, or a graph is captured."""
+def reads_in_place(x_dtype: torch.dtype, layout: Layout) -> bool:
+    """Whether kernels read all such weights as they are stored, whatever was written to them."""
+    return x_dtype == torch.float32 and packed_form(layout) == cuda_cost.STORED
+
+
+def _stays_unpacked(values: Tensor, layout: Layout) -> bool:
+    """Whether values that may be trained are not packed now: just written, or a graph is captured.
+
+    Raises:
+        TamisError: A graph is captured, which cannot expand a weight of this layout.
+    """
+    if not packed_form(layout):
+        refuse_in_capture(f"weight of {layout.label}")
     if _written_since(values):
         return True
     if not cuda_memory.capturing():
@@ -505,11 +572,9 @@ def _written_since(values: Tensor) -> bool:
     return True
 
 
-def takes(x_dtype: torch.dtype, layout: Layout, values_dtype: torch.dtype) -> bool:
+def takes(x_dtype: torch.dtype, layout: Layout) -> bool:
     """Whether a kernel takes such operands, were they on a device; not yet whether it is fast."""
-    fits = bool(packed_form(layout)) and x_dtype in (torch.float16, torch.bfloat16)
-    fits = fits and (layout.quantized or x_dtype == values_dtype)
-    return fits and layout.cols > 0 and not cuda.why_off()
+    return x_dtype in DTYPE_NAME and layout.cols > 0 and not cuda.why_off()
 
 
 def _expand(packed: Packed, x: Tensor, values: Tensor, layout: Layout) -> Tensor:

@@ -67,7 +67,7 @@ def mask_of(
         or cuda.why_off()
     ):
         return None
-    _check_structure(layout, values, mask, row_offsets)
+    check_structure(layout, values, mask, row_offsets)
     offsets = 0 if row_offsets is None else row_offsets.data_ptr()
     shape = layout.rows, layout.cols, values.numel()
     groups = layout.keep, layout.of
@@ -78,9 +78,14 @@ _Seen = tuple["weakref.ref[Tensor]", "weakref.ref[Tensor] | None", tuple[int, ..
 _seen: dict[int, _Seen] = {}
 
 
-def _check_structure(
+def check_structure(
     layout: Layout, values: Tensor, mask: Tensor, row_offsets: Tensor | None
 ) -> None:
+    """Looks at a mask on the host, once as long as nobody writes it.
+
+    Raises:
+        TamisValueError: The mask disagrees with its offsets or with the number of values.
+    """
     offsets = [] if row_offsets is None else [row_offsets]
     countable = not any(t.is_inference() for t in (mask, *offsets))
     facts: tuple[int, ...] = (values.numel(), hash(layout.token))

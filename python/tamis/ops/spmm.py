@@ -215,7 +215,7 @@ def _check_x(x: Tensor, values: Tensor, layout: Layout) -> None:
 
 def _packed_from_host(x: Tensor, values: Tensor, layout: Layout) -> bool:
     """Whether x's device reads a packed copy of arrays that lie in host memory."""
-    return x.is_cuda and values.is_cpu and cuda_spmm.takes(x.dtype, layout, values.dtype)
+    return x.is_cuda and values.is_cpu and cuda_spmm.takes(x.dtype, layout)
 
 
 # The operators. CPU and CUDA run the core; every other device runs plain torch.
@@ -277,9 +277,10 @@ def _unpack_cuda(values: Tensor, *rest_layout: Any) -> Tensor:
     *rest, token = rest_layout
     layout = Layout.from_token(token)
     mask = cuda_spmm_grad.mask_of(layout, values, rest[0], rest[1], values.dtype)
-    return (
-        _unpack_any(values, *rest_layout) if mask is None else cuda_spmm_grad.unpack(mask, values)
-    )
+    if mask is not None:
+        return cuda_spmm_grad.unpack(mask, values)
+    dense = cuda_spmm.unpack(values, (rest[0], rest[1], rest[2], rest[3]), layout)
+    return _unpack_any(values, *rest_layout) if dense is None else dense
 
 
 def _unpack_fake(values: Tensor, *rest_layout: Any) -> Tensor:

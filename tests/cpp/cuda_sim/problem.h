@@ -281,6 +281,7 @@ inline const std::vector<SimRow>& sim_rows() {
    &simulate<PackedFormat::format, DType::x, (capability >= 90)>},
 #define TAMIS_SPMM_CUDA_I8(format, w, x, capability, exact)    // in spmm_i8.cc
 #define TAMIS_SPMM_CUDA_MANY(format, w, x, capability, exact)  // in bitmap_wgmma.cc
+#define TAMIS_SPMM_CUDA_F32(format, w, x, capability, exact)   // in bitmap_f32.cc
 #include "ops/spmm/kernels_cuda.def"
 #undef TAMIS_SPMM_CUDA
   };
