@@ -232,9 +232,11 @@ TAMIS_DEVICE void count_shared(uint32_t at) {
 
 // ---- clusters (sm_90): the blocks that share block_index_y reach each other's shared memory
 
-// Until every block of the cluster is here; what they wrote to shared memory is seen.
+// Until every block of the cluster is here; what they wrote to shared memory is seen. A warp that
+// is not together would arrive more than once.
 TAMIS_DEVICE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
+  __syncwarp();
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }

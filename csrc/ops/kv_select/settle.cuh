@@ -100,7 +100,6 @@ TAMIS_DEVICE bool settle_candidates(const ChooseParams& p, const EstimatePlace& 
          kChooseTellingAt);
   }
   if constexpr (Settlers::kAll) {
-    dev::sync_warp();
     dev::sync_cluster();  // the last one: nobody reaches for another block after it
   } else if (sends_to_others) {
     dev::barrier_wait(kChooseTellingAt, 0);  // by now nobody reads another block's counts

@@ -107,7 +107,6 @@ TAMIS_DEVICE bool settle_whole(const ChooseParams& p, const EstimatePlace& at,
       dev::store_cluster(at.thread, kChooseBesideAt + 4 * block,
                          dev::load_shared<uint32_t>(kSureAt));
     }
-    dev::sync_warp();
     dev::sync_cluster();  // the last one: nobody reaches for another block after it
 #pragma unroll 1
     for (uint32_t i = at.warp; i < candidates.all; i += ChooseHeld::kWarps) {
