@@ -314,6 +314,7 @@ def test_layers_of_any_format_replay_in_a_graph(format: str, dtype: torch.dtype)
             refused = pytest.raises(tamis.TamisError, match=r"call prepack_\(model\)")
             with refused, torch.cuda.graph(graph):
                 layer(x)
+            torch.cuda.manual_seed(0)  # takes the generator out of the capture that failed
         for _ in range(2):
             layer(x)
         torch.cuda.synchronize()

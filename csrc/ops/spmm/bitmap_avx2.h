@@ -10,6 +10,8 @@
 // this 1.7 and 2.2, with two rows for four 1.8 and 2.5.
 #pragma once
 
+#include <bit>
+
 #include "base/simd/avx2.h"
 #include "ops/spmm/bitmap-inl.h"
 
@@ -46,7 +48,7 @@ struct ExpandAt : ExpandF32<WType, XType> {
   static TAMIS_INLINE simd::F32 expand_at(uint64_t bits, int s, const Starts& word,
                                           const WType* values) {
     constexpr int kRow = kDType<WType> == DType::f16 ? 4 : 5;  // log2 of bytes
-    const uint64_t at = _lrotr(bits, (8 * s - kRow) & 63) & uint64_t{0xff} << kRow;
+    const uint64_t at = std::rotr(bits, 8 * s - kRow) & uint64_t{0xff} << kRow;
     const WType* first = values + (s ? simd::popcount(bits << (64 - 8 * s)) : 0);
     return simd::spread_by(word.table + at, first);
   }
