@@ -114,19 +114,29 @@ class ChosenReader {
       dev::take_registers<kChosenRegisters>();
       settled = read_listed(block, task, from);
       if constexpr (!Config::kWhole) {
-        if (!settled) dev::keep_registers<kChooseRegisters>();
+        if (!settled) {
+          dev::keep_registers<kChooseRegisters>();
+          all_give_back();
+        }
       }
     } else {
       dev::keep_registers<kOtherRegisters<Config::kWhole>>();
       if constexpr (!Config::kWhole) {
         if (from == Chosen::certain) settled = settle_rest(settle);
-        if (!settled) dev::take_registers<kChooseRegisters>();
+        if (!settled) {
+          all_give_back();
+          dev::take_registers<kChooseRegisters>();
+        }
       }
     }
     return settled;
   }
 
  private:
+  // The readers have taken theirs and given them back: others that took some before a slow one did
+  // would leave too few.
+  TAMIS_DEVICE static void all_give_back() { dev::sync_warps<3, kChooseThreads>(); }
+
   using Readers = ChooseGroup<0, kWarps, 1>;
   using Everybody = ChooseGroup<0, kChooseThreads / 32, 0>;
   // Behind those that look at q for choosing, and not among those that bring it for attention.

@@ -236,9 +236,13 @@ inline void copy_records(uint32_t to, const TensorMap& map, int32_t col, int32_t
 }
 inline void prefetch_map(const TensorMap&) {}
 template <int kRegisters>
-void take_registers() {}
+void take_registers() {
+  sim::take_registers(kRegisters);
+}
 template <int kRegisters>
-void keep_registers() {}
+void keep_registers() {
+  sim::keep_registers(kRegisters);
+}
 
 template <class T>
 T load_global(const T* from) {

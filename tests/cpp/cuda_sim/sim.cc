@@ -40,6 +40,7 @@ void start_cluster() {
     block.arrived = 0;
     block.barriers = {};
     block.copies = 0;
+    block.registers = 0;
     block.stores = {};
   }
   g.barriers.clear();
@@ -47,9 +48,12 @@ void start_cluster() {
   g.sends = 0;
   g.arrived = 0;
   g.meetings = 0;
-  for (Warp& warp : g.warps) warp = {};
   const Dim3 size = g.launch.block;
   const auto count = static_cast<uint32_t>(g.threads.size() / g.blocks.size());
+  for (Warp& warp : g.warps) {
+    warp = {};
+    warp.registers = std::min(65536 / count, 255U) / 8 * 8;
+  }
   const uint32_t warps = (count + kLanes - 1) / kLanes;
   for (uint32_t all = 0; all < g.threads.size(); ++all) {
     Thread& thread = g.threads[all];
@@ -238,6 +242,34 @@ void arrive_warps(uint32_t barrier, uint32_t threads) {
     ++g.progress;
   }
   linger();
+}
+
+void take_registers(uint32_t registers) {
+  linger();
+  Warp& warp = g.warps[me().warp];
+  Block& block = g.blocks[me().block];
+  if (me().lane > 0) {
+    while (warp.registers != registers) yield();
+    return;
+  }
+  if (registers < warp.registers) fail("take_registers: has more");
+  const uint32_t more = registers - warp.registers;
+  while (block.registers < more) yield();
+  block.registers -= more;
+  warp.registers = registers;
+  ++g.progress;
+}
+
+void keep_registers(uint32_t registers) {
+  Warp& warp = g.warps[me().warp];
+  if (me().lane > 0) {
+    while (warp.registers != registers) yield();
+    return;
+  }
+  if (registers > warp.registers) fail("keep_registers: has fewer");
+  g.blocks[me().block].registers += warp.registers - registers;
+  warp.registers = registers;
+  ++g.progress;
 }
 
 void store_later(void* to, const void* from, size_t bytes) {

@@ -61,6 +61,11 @@ void sync_warps(uint32_t barrier, uint32_t threads);
 // Counts among those threads and goes on.
 void arrive_warps(uint32_t barrier, uint32_t threads);
 
+// As many registers of a thread from here on, more of what other warps of the block gave away, once
+// there are enough, or fewer. Before, all that a kernel of so many threads can have.
+void take_registers(uint32_t registers);
+void keep_registers(uint32_t registers);
+
 // A write to global memory that others may see only behind a fence of this thread, or of one that
 // a barrier has let pass since, and then an atomic operation, of the fence's thread or again behind
 // a barrier: publish() comes before every atomic operation. What is never published lands when the

@@ -62,7 +62,8 @@ struct Thread {
 // Deposits alternate between two sets, so one meeting of the warp per exchange is enough.
 struct Warp {
   uint32_t arrived = 0, lanes = 0;
-  uint32_t asleep = 0;  // rounds to come in which it does not run
+  uint32_t asleep = 0;     // rounds to come in which it does not run
+  uint32_t registers = 0;  // of a thread
   uint64_t meetings = 0;
   std::array<uint64_t, kLanes> exchanges = {};
   alignas(16) uint8_t slots[2][kLanes][kSlotBytes];
@@ -91,7 +92,8 @@ struct Block {
   uint32_t arrived = 0;
   uint64_t meetings = 0;
   int copies = 0;
-  Stores stores;  // of threads that have met since
+  uint32_t registers = 0;  // of a thread, all that warps have given away
+  Stores stores;           // of threads that have met since
 };
 
 struct Cluster {
