@@ -42,6 +42,7 @@ struct PickLanes {
 };
 
 using F32ByF32 = PickLanes<float, float>;
+using F16ByF32 = PickLanes<F16, float>;
 using F16ByF16 = PickLanes<F16, F16>;
 using Bf16ByF32 = PickLanes<BF16, float>;
 using Bf16ByBf16 = PickLanes<BF16, BF16>;
@@ -49,6 +50,7 @@ using Bf16ByBf16 = PickLanes<BF16, BF16>;
 }  // namespace
 
 TAMIS_CSR8_KERNEL(f32, f32, neon, F32ByF32)
+TAMIS_CSR8_KERNEL(f16, f32, neon, F16ByF32)
 TAMIS_CSR8_KERNEL(f16, f16, neon, F16ByF16)
 TAMIS_CSR8_KERNEL(bf16, f32, neon, Bf16ByF32)
 TAMIS_CSR8_KERNEL(bf16, bf16, neon, Bf16ByBf16)
