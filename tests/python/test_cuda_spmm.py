@@ -6,7 +6,7 @@ from torch import Tensor
 
 import tamis
 from tamis.layout import Layout
-from tamis.ops import cuda, cuda_cost, cuda_spmm
+from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_spmm
 from tamis.ops.tensors import REST
 
 needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
