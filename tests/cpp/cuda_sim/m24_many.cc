@@ -42,7 +42,8 @@ std::string run(const Row& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
         .shared_bytes = static_cast<size_t>(plan.shared_bytes),
         .seed = seed,
         .faults = faults,
-        .cluster = cluster};
+        .cluster = cluster,
+        .resident = static_cast<uint32_t>(kM24ManyLayouts[plan.many_layout].blocks)};
     return row.simulate(launch, p);
   });
 }

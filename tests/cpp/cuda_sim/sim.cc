@@ -52,7 +52,7 @@ void start_cluster() {
   const auto count = static_cast<uint32_t>(g.threads.size() / g.blocks.size());
   for (Warp& warp : g.warps) {
     warp = {};
-    warp.registers = std::min(65536 / count, 255U) / 8 * 8;
+    warp.registers = std::min(65536 / (count * g.launch.resident), 255U) / 8 * 8;
   }
   const uint32_t warps = (count + kLanes - 1) / kLanes;
   for (uint32_t all = 0; all < g.threads.size(); ++all) {

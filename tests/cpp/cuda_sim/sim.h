@@ -38,7 +38,8 @@ struct Launch {
   size_t shared_bytes = 0;
   uint64_t seed = 1;  // of the order in which warps and lanes run
   Faults faults = {};
-  uint32_t cluster = 1;  // neighbours in x that run together
+  uint32_t cluster = 1;   // neighbours in x that run together
+  uint32_t resident = 1;  // blocks that share the registers of an SM
 };
 
 // Calls `kernel` once per thread. Returns what went wrong, empty if nothing.
