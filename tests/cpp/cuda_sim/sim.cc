@@ -5,11 +5,19 @@
 #include <utility>
 #include <vector>
 
+#include "base/numeric.h"
 #include "cuda_sim/sim_state.h"
 
 namespace tamis::sim {
 
 Cluster g;
+Here here;
+
+const std::array<float, 0x10000> f16_values = [] {
+  std::array<float, 0x10000> all;
+  for (uint32_t h = 0; h < all.size(); ++h) all[h] = f32_from_f16(static_cast<uint16_t>(h));
+  return all;
+}();
 
 namespace {
 
@@ -40,6 +48,7 @@ void start_cluster() {
     block.arrived = 0;
     block.barriers = {};
     block.copies = 0;
+    block.hiding = 0;
     block.registers = 0;
     block.stores = {};
   }
@@ -87,8 +96,14 @@ uint32_t step_warp(size_t warp) {
   for (uint32_t i = 0; i < g.warps[warp].lanes; ++i) {
     g.current = warp * kLanes + (first + i) % g.warps[warp].lanes;
     if (me().done) continue;
-    me().until_slow = until_slow;
-    me().fiber.enter();
+    Thread& thread = me();
+    thread.until_slow = until_slow;
+    std::vector<uint8_t>& memory = g.blocks[thread.block].shared;
+    here = {.thread = thread.index,
+            .block = {g.index.x + thread.block, g.index.y, g.index.z},
+            .shared = memory.data(),
+            .shared_bytes = memory.size()};
+    thread.fiber.enter();
     if (!g.error.empty()) return 0;
     left += me().done ? 0 : 1;
   }
@@ -177,25 +192,18 @@ void fail(const std::string& what) {
   throw std::runtime_error(what);
 }
 
-Dim3 thread_index() {
-  return me().index;
-}
-Dim3 block_index() {
-  return {g.index.x + me().block, g.index.y, g.index.z};
-}
-
-uint8_t* shared(uint32_t at, size_t bytes, size_t alignment, const char* what) {
-  return shared_of(me().block, at, bytes, alignment, what);
+void check_shared(uint32_t at, size_t bytes, size_t alignment, size_t all, const char* what) {
+  if (at + bytes > all) {
+    fail(std::string(what) + ": bytes " + std::to_string(at) + " to " + std::to_string(at + bytes) +
+         " of " + std::to_string(all) + " in shared memory");
+  }
+  if (at % alignment != 0) fail(std::string(what) + ": misaligned shared memory");
 }
 
 uint8_t* shared_of(uint32_t block, uint32_t at, size_t bytes, size_t alignment, const char* what) {
   if (block >= g.blocks.size()) fail(std::string(what) + ": no such block in the cluster");
   std::vector<uint8_t>& memory = g.blocks[block].shared;
-  if (at + bytes > memory.size()) {
-    fail(std::string(what) + ": bytes " + std::to_string(at) + " to " + std::to_string(at + bytes) +
-         " of " + std::to_string(memory.size()) + " in shared memory");
-  }
-  if (at % alignment != 0) fail(std::string(what) + ": misaligned shared memory");
+  check_shared(at, bytes, alignment, memory.size(), what);
   return memory.data() + at;
 }
 

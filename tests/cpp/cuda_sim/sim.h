@@ -8,6 +8,7 @@
 // timing, bank conflicts, other races in global memory between blocks, or how tensor cores round.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -47,12 +48,33 @@ std::string launch(const Launch& launch, const std::function<void()>& kernel);
 
 // What follows is for the device side, called from inside a kernel.
 
+extern const std::array<float, 0x10000> f16_values;  // of every f16
+
 [[noreturn]] void fail(const std::string& what);
-Dim3 thread_index();
-Dim3 block_index();
+
+// Of the running thread, set at each switch: kernels ask for little else so often.
+struct Here {
+  Dim3 thread, block;
+  uint8_t* shared = nullptr;
+  size_t shared_bytes = 0;
+};
+extern Here here;
+
+inline Dim3 thread_index() {
+  return here.thread;
+}
+inline Dim3 block_index() {
+  return here.block;
+}
 
 // Shared memory at byte offset `at`, checked for bounds and alignment.
-uint8_t* shared(uint32_t at, size_t bytes, size_t alignment, const char* what);
+void check_shared(uint32_t at, size_t bytes, size_t alignment, size_t all, const char* what);
+inline uint8_t* shared(uint32_t at, size_t bytes, size_t alignment, const char* what) {
+  if (at + bytes > here.shared_bytes || at % alignment != 0) {
+    check_shared(at, bytes, alignment, here.shared_bytes, what);
+  }
+  return here.shared + at;
+}
 
 void sync_block();
 void sync_warp();

@@ -36,6 +36,17 @@ Barrier& barrier(uint32_t at) {
   return barrier_of(me().block, at);
 }
 
+// A copy that its barrier waits for.
+void add_copy(Barrier& b, const Copy& copy) {
+  b.copies.push_back(copy);
+  b.coming += copy.bytes;
+}
+
+// Whether this thread has written what products do not see yet.
+void hide(bool hidden) {
+  if (std::exchange(me().hidden, hidden) != hidden) g.blocks[me().block].hiding += hidden ? 1 : -1;
+}
+
 }  // namespace
 
 void copy_async(uint32_t to, const void* from, uint32_t bytes, uint32_t valid) {
@@ -55,7 +66,7 @@ void wait_async(int groups_left) {
   while (groups.size() > static_cast<size_t>(groups_left)) {
     for (const Copy& copy : groups.front()) perform(copy);
     groups.pop_front();
-    me().hidden = true;
+    hide(true);
   }
 }
 
@@ -65,9 +76,7 @@ void fence_products() {
 
 void queue_product(std::function<void()> product) {
   if (!me().fenced) fail("product: no fence between its registers' writes and it");
-  for (const Thread& thread : g.threads) {
-    if (thread.block == me().block && thread.hidden) fail("product: a copy without a fence");
-  }
+  if (g.blocks[me().block].hiding > 0) fail("product: a copy without a fence");
   if (me().unseen) fail("product: no fence behind the wait for copies");
   me().products.push_back(std::move(product));
 }
@@ -95,7 +104,8 @@ void wait_products(int groups_left) {
 }
 
 void fence_shared_products() {
-  me().hidden = me().unseen = false;
+  hide(false);
+  me().unseen = false;
 }
 
 void barrier_init(uint32_t at, uint32_t arrivals) {
@@ -115,11 +125,10 @@ void arrive(Barrier& b) {
 // Ends the phase if all have arrived and all bytes are there. Copies land when somebody first asks
 // for them: no kernel may count on their being early.
 bool end_phase(Barrier& b) {
-  int64_t bytes = 0;
-  for (const Copy& copy : b.copies) bytes += copy.bytes;
-  if (b.missing > 0 || bytes != b.expected) return false;
+  if (b.missing > 0 || b.coming != b.expected) return false;
   for (const Copy& copy : b.copies) perform(copy);
   b.copies.clear();
+  b.coming = 0;
   b.missing = b.arrivals;
   b.expected = 0;
   ++b.phase;
@@ -152,9 +161,11 @@ void barrier_arrive(uint32_t at) {
 void barrier_arrive_copied(uint32_t at) {
   Barrier& b = barrier(at);
   const auto take = [&](std::vector<Copy>& copies) {
-    for (const Copy& copy : copies) b.expected += copy.bytes;
     b.copied = b.copied || !copies.empty();
-    b.copies.insert(b.copies.end(), copies.begin(), copies.end());
+    for (const Copy& copy : copies) {
+      b.expected += copy.bytes;
+      add_copy(b, copy);
+    }
     copies.clear();
   };
   for (std::vector<Copy>& group : me().groups) take(group);
@@ -171,7 +182,7 @@ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t valid, ui
   Barrier& b = barrier(at);
   if (g.blocks[me().block].copies++ == g.launch.faults.copy) return;
   poison(to, bytes, "bulk copy");
-  b.copies.push_back({me().block, to, bytes, valid, from});
+  add_copy(b, {me().block, to, bytes, valid, from});
 }
 
 void send(uint32_t block, uint32_t to, const void* from, uint32_t bytes, uint32_t at) {
@@ -181,7 +192,7 @@ void send(uint32_t block, uint32_t to, const void* from, uint32_t bytes, uint32_
   if (block != me().block && me().seen <= b.made) fail("send: no meeting since barrier_init");
   if (g.sends++ == g.launch.faults.send) return;
   std::memcpy(g.sent.emplace_back().data(), from, bytes);
-  b.copies.push_back({block, to, bytes, bytes, g.sent.back().data()});
+  add_copy(b, {block, to, bytes, bytes, g.sent.back().data()});
   ++g.progress;
 }
 

@@ -78,6 +78,7 @@ struct Barrier {
   bool copied = false;  // its phase has copies whose threads have not fenced,
   bool hidden = false;  // the one before had, so products do not see what they brought
   std::vector<Copy> copies;
+  int64_t coming = 0;  // bytes of those copies
 };
 
 // A barrier of some of a block's warps.
@@ -92,6 +93,7 @@ struct Block {
   uint32_t arrived = 0;
   uint64_t meetings = 0;
   int copies = 0;
+  uint32_t hiding = 0;     // threads that are `hidden`
   uint32_t registers = 0;  // of a thread, all that warps have given away
   Stores stores;           // of threads that have met since
 };
