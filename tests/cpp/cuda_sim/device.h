@@ -9,7 +9,7 @@
 #include "base/cuda/tensor_map.h"
 #include "cuda_sim/sim.h"
 
-#define TAMIS_GLOBAL
+#define TAMIS_GLOBAL inline
 #define TAMIS_DEVICE inline
 #define TAMIS_LAUNCH_BOUNDS(threads, blocks)
 #define TAMIS_GRID_CONSTANT
