@@ -16,6 +16,7 @@
 #include "base/numeric.h"
 #include "format/format.h"
 #include "guarded.h"
+#include "normal.h"
 #include "ops/spmm/spmm.h"
 #include "packing.h"
 
@@ -133,7 +134,6 @@ struct Problem {
     const PackSpec spec = spec_for(c);
     std::vector<float> w(static_cast<size_t>(c.n * c.k));
     std::vector<uint8_t> keep(w.size());
-    std::normal_distribution<float> normal;
     for (size_t i = 0; i < w.size(); ++i) {
       w[i] = c.integers ? static_cast<float>(static_cast<int>(random() % 9) - 4) : normal(random);
       keep[i] = static_cast<double>(random() % 1000) >= c.sparsity * 1000;
@@ -194,7 +194,6 @@ inline double lost_of_weight(const SpmmRow& row) {
 
 // `steps`: what a form that quantizes x keeps exactly, in place of the integers from -4 to 4.
 inline void fill(Rows& rows, std::mt19937_64& random, bool integers, bool steps = false) {
-  std::normal_distribution<float> normal;
   const int limit = steps ? 127 : 4;
   for (int64_t r = 0; r < rows.count; ++r) {
     for (int64_t i = 0; i < rows.width; ++i) {
@@ -239,29 +238,51 @@ inline void compare(const Case& c, const Problem& p, const Rows& x, const Rows* 
     ends.push_back(entries.size());
   }
   const double rounds = lost_of_weight(c.row);
-  std::vector<double> token(static_cast<size_t>(c.k));
-  for (int64_t t = 0; t < c.m; ++t) {
-    const std::vector<double> steps = steps_of(c, x, t);
-    for (int64_t k = 0; k < c.k; ++k) token[static_cast<size_t>(k)] = x.at(t, k);
+  constexpr int64_t kTokens = 4;  // at a time, as the terms of one sum wait for each other
+  struct Column {
+    double x[kTokens], step[kTokens];
+  };
+  std::vector<Column> columns(static_cast<size_t>(c.k));
+  for (int64_t first = 0; first < c.m; first += kTokens) {
+    const int64_t tokens = std::min(kTokens, c.m - first);
+    for (int64_t j = 0; j < tokens; ++j) {
+      const std::vector<double> steps = steps_of(c, x, first + j);
+      for (int64_t k = 0; k < c.k; ++k) {
+        Column& column = columns[static_cast<size_t>(k)];
+        column.x[j] = x.at(first + j, k);
+        column.step[j] = steps[static_cast<size_t>(k)];
+      }
+    }
     size_t i = 0;
     for (int64_t n = 0; n < c.n; ++n) {
-      double sum = bias ? bias->at(0, n) : 0, magnitude = std::abs(sum), lost = 0;
+      const double start = bias ? bias->at(0, n) : 0;
+      double sums[kTokens], magnitudes[kTokens], losses[kTokens] = {};
+      std::fill_n(sums, kTokens, start);
+      std::fill_n(magnitudes, kTokens, std::abs(start));
       for (; i < ends[static_cast<size_t>(n)]; ++i) {
-        const auto k = static_cast<size_t>(entries[i].k);
-        const double w = entries[i].w, product = w * token[k];
-        sum += product;
-        magnitude += std::abs(product);
-        lost += kHalfStep * std::abs(w) * steps[k] + rounds * std::abs(product);
+        const Column& column = columns[static_cast<size_t>(entries[i].k)];
+        const double w = entries[i].w, half_step = kHalfStep * std::abs(w);
+        for (int64_t j = 0; j < kTokens; ++j) {
+          const double product = w * column.x[j];
+          sums[j] += product;
+          magnitudes[j] += std::abs(product);
+          losses[j] += half_step * column.step[j] + rounds * std::abs(product);
+        }
       }
-      const double got = y.at(t, n);
-      if (c.integers) {
-        uint32_t rounded = 0;
-        put(&rounded, y.type, 0, static_cast<float>(sum));
-        ASSERT_EQ(got, get(&rounded, y.type, 0)) << c.text() << " token " << t << " row " << n;
-      } else {
-        ASSERT_LE(std::abs(got - sum),
-                  tolerance(magnitude + lost) + lost + half_unit(y.type, std::abs(sum) + lost))
-            << c.text() << " token " << t << " row " << n << " got " << got << " wanted " << sum;
+      for (int64_t j = 0; j < tokens; ++j) {
+        const double sum = sums[j], lost = losses[j];
+        const double got = y.at(first + j, n);
+        if (c.integers) {
+          uint32_t rounded = 0;
+          put(&rounded, y.type, 0, static_cast<float>(sum));
+          ASSERT_EQ(got, get(&rounded, y.type, 0))
+              << c.text() << " token " << first + j << " row " << n;
+        } else {
+          ASSERT_LE(std::abs(got - sum), tolerance(magnitudes[j] + lost) + lost +
+                                             half_unit(y.type, std::abs(sum) + lost))
+              << c.text() << " token " << first + j << " row " << n << " got " << got << " wanted "
+              << sum;
+        }
       }
     }
   }

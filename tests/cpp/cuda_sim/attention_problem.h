@@ -15,6 +15,7 @@
 #include "cuda_sim/devices.h"
 #include "format/matrix.h"
 #include "guarded.h"
+#include "normal.h"
 #include "ops/kv_quantize/kv_quantize.h"
 #include "ops/sparse_attention/attend.cuh"
 #include "ops/sparse_attention/attend_pages.cuh"
@@ -163,7 +164,7 @@ class AttentionCase {
   std::vector<float> out() const { return {out_->data(), out_->data() + out_->size()}; }
 
  private:
-  float number() { return p_.amplitude * std::normal_distribution<float>()(random_); }
+  float number() { return p_.amplitude * normal(random_); }
 
   SparseAttentionArgs arguments() {
     return {.q_dtype = p_.q_dtype,
