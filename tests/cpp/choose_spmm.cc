@@ -306,7 +306,42 @@ TEST(ChooseSpmm, Zen4ListsColumnsForSeveralTokens) {
         << c.tokens << " tokens, " << c.kept << " % kept";
     for (const IsaBits others : {isa::avx512, isa::avx512vbmi2, isa::avx512fp16, isa::amx}) {
       const std::string name = choose_spmm(desc, others)->name;
-      EXPECT_FALSE(name.ends_with("lists") || name.ends_with("avx512bf16_octets")) << name;
+      const bool lists = name.ends_with("lists") && name.find("avx512vbmi2") != name.npos;
+      EXPECT_FALSE(lists || name.ends_with("avx512bf16_octets")) << name;
+    }
+  }
+}
+
+// Without AVX-512 lists take what AVX2 would expand for a few tokens each: of masks as of csr8.
+TEST(ChooseSpmm, Avx2ListsColumnsForSeveralTokens) {
+  struct Chosen {
+    DType dtype;
+    int64_t tokens, kept;  // of a hundred
+    const char* kernel;
+  };
+  constexpr DType f32 = DType::f32, bf16 = DType::bf16;
+  for (const Format format : {Format::bitmap, Format::nm}) {
+    for (const Chosen& c : {Chosen{f32, 1, 5, "f32_f32_avx2"},
+                            {f32, 2, 5, "f32_f32_avx2"},
+                            {f32, 4, 10, "f32_f32_avx2_quadlists"},
+                            {f32, 8, 10, "f32_f32_avx2_octetlists"},
+                            {f32, 16, 10, "f32_f32_avx2_lists"},
+                            {f32, 16, 50, "f32_f32_avx2_lists"},
+                            {f32, 256, 50, "f32_f32_avx2_panels"},
+                            {bf16, 1, 50, "bf16_bf16_avx2"},
+                            {bf16, 4, 50, "bf16_bf16_avx2"},
+                            {bf16, 8, 10, "bf16_bf16_avx2_octetlists"},
+                            {bf16, 16, 10, "bf16_bf16_avx2_lists"},
+                            {bf16, 256, 50, "bf16_bf16_avx2_panels"}}) {
+      SpmmDesc desc = desc_of(format, c.dtype, c.dtype);
+      desc.m = c.tokens;
+      desc.n = desc.k = 4096;
+      desc.nnz = desc.n * desc.k / 100 * c.kept;
+      EXPECT_EQ(choose_spmm(desc, isa::avx2)->name,
+                std::string("spmm_") + name_of(format) + "_" + c.kernel)
+          << c.tokens << " tokens, " << c.kept << " % kept";
+      const std::string intel = choose_spmm(desc, isa::avx512vbmi2)->name;  // not timed there
+      EXPECT_EQ(intel.find("avx2"), intel.npos) << intel;
     }
   }
 }

@@ -1,8 +1,8 @@
 // bitmap, nm and csr8 for 3 to 32 tokens with VBMI2: zeros left out by lists of columns, products
 // in f32.
-#include "base/simd/avx512.h"
+#include "ops/spmm/lists_avx512vbmi2.h"
+
 #include "ops/spmm/kernels.h"
-#include "ops/spmm/lists-inl.h"
 
 namespace tamis {
 

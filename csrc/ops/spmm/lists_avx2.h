@@ -1,32 +1,25 @@
-// y[m,n] = sum_k x[m,k] * w[n,k] for few tokens on AVX2, leaving out the zeros of w.  w: csr8;
-// accumulates f32, one chain per lane and token with one token, four per output with more.
+// Lists of columns on AVX2, 1 to 16 tokens: 16-bit places.
 //
-// x: f32, [passes of T tokens][blocks of 4096 / T columns][columns][T tokens], T 1, 4, 8 or 16, and
-// a column of zeros behind each block, for places of a list that hold no weight. Copies past m.
+// x: T tokens of a column are 1, 4, 8 or 16 floats. A block is 4096 / T columns, 16 KB, and behind
+// it a column of zeros, for places of a list that hold no weight.
 //
-// Tile: one row, a block's columns, T tokens. Which columns the row stores of these becomes a list
-// of 16-bit numbers, one row ahead, since a word by itself would end a loop 64 columns
-// apart, at a wrong guess each. Then each weight, copied to all lanes from a load of four,
-// is multiplied by a column of x from L1; with one token eight inputs are loaded into the lanes of
-// a vector, one by one, which takes 0.80 cycles each where vgatherdps takes 1.35.
-//
-// Memory: x of a block, 16 KB, stays in L1 for a group of rows whose stored weights stay in L2; the
-// next group's lines are fetched beside the products, evenly.
-//
-// Needs: columns within their word (format check).   Tail: values are never read past nnz, columns
-// that a row does not store never count.
+// Each weight, copied to all lanes from a load of four, is multiplied by a column, in four chains
+// per output; with one token eight inputs are loaded into the lanes of a vector, one by one, which
+// takes 0.80 cycles each where vgatherdps takes 1.35.
 #pragma once
 
-#include "ops/spmm/pages.h"
-#include "ops/spmm/panels-inl.h"
+#include <bit>
+#include <type_traits>
+
+#include "base/simd/avx2.h"
+#include "base/with_constant.h"
+#include "ops/spmm/lists-inl.h"
 
 namespace tamis {
 namespace {
 
 inline constexpr int64_t kBlockFloats = 4096;  // of x
 inline constexpr int64_t kBlockStride = kBlockFloats + 16;
-inline constexpr int64_t kListGroupBytes = 128 * 1024;
-inline constexpr int64_t kListGroupRows = 192;  // at most
 
 template <int T>
 inline constexpr int64_t kBlockWords = kBlockFloats / T / 64;
@@ -89,11 +82,15 @@ void prepare_lists(const SpmmArgs& a, void* prepared, int part, int parts) {
 
 // ---- lists
 
-// Places of a row's weights in a block, then zeros' places; and its weights as f32.
-template <int T>
+// Places of a row's weights in a block, then zeros' places; and its weights, as f32 unless T is 1.
+template <class W, int T>
 struct RowList {
+  using Values = std::conditional_t<T == 1, W, float>;
+  int64_t n;
+  const Values* values;
   uint16_t places[kBlockFloats / T + 32];
-  alignas(32) float floats[kBlockFloats / T + 16];  // unless they lie so, or T is 1
+  alignas(32) float floats[kBlockFloats / T + 16];  // unless they lie so
+  uint8_t last_columns[kBlockFloats / T + 64];  // a copy, where the list would read past the last
 };
 
 TAMIS_INLINE void store_places(__m128i v, uint16_t* out) {
@@ -157,6 +154,47 @@ TAMIS_INLINE int64_t list_places(const uint8_t* counts, int64_t count, const uin
     next(counts[i]);
   }
   return at;
+}
+
+// For each byte of mask bits the places of its columns, then zeros.
+template <int T>
+struct BytePlaces {
+  alignas(16) uint16_t of[256][8];
+
+  constexpr BytePlaces() : of() {
+    for (int bits = 0; bits < 256; ++bits) {
+      int n = 0;
+      for (int column = 0; column < 8; ++column) {
+        if (bits >> column & 1) {
+          of[bits][n++] = static_cast<uint16_t>(column << kPlaceShift<T>);
+        }
+      }
+    }
+  }
+};
+template <int T>
+constexpr BytePlaces<T> kBytePlaces;
+
+// The same by masks.
+template <int T>
+TAMIS_INLINE int64_t list_places(const uint64_t* masks, int64_t count, uint16_t* out) {
+  const auto* table = reinterpret_cast<const char*>(kBytePlaces<T>.of);
+  asm("" : "+r"(table));  // else GCC adds where the table begins to every offset
+  const __m128i step = _mm_set1_epi16(8 << kPlaceShift<T>);
+  __m128i base = _mm_setzero_si128();
+  uint16_t* at = out;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t bits = masks[i];
+#pragma GCC unroll 8
+    for (int s = 0; s < 8; ++s) {
+      const uint64_t row = std::rotr(bits, 8 * s - 4) & uint64_t{0xff} << 4;
+      const __m128i mine = _mm_load_si128(reinterpret_cast<const __m128i*>(table + row));
+      store_places(_mm_add_epi16(mine, base), at + (s ? simd::popcount(bits << (64 - 8 * s)) : 0));
+      base = _mm_add_epi16(base, step);
+    }
+    at += simd::popcount(bits);
+  }
+  return at - out;
 }
 
 // n weights as f32, where they lie or copied to `floats`, zeros after them.
@@ -288,158 +326,88 @@ TAMIS_INLINE void add_columns(const uint16_t* place, const float* value, int64_t
   }
 }
 
-// ---- groups
+// ---- lists-inl.h's L
 
-// Rows that take turns over the blocks of x, and what to fetch meanwhile.
-template <class W, int T>
-struct ListGroup {
-  static constexpr int kStride = T < 8 ? 8 : T;  // of sums
-  const W *values, *values_end;
-  const uint8_t *columns, *columns_end;
-  int64_t words;  // of a row
-  int64_t rows;
-  int64_t at[kListGroupRows];  // next value of each
-  alignas(32) float sums[kListGroupRows + 8][kStride];
-  RowList<T> lists[2];
-  uint8_t last_columns[kBlockFloats / T + 64];  // a copy, where the list would read past the last
-  // Of the next group: values and columns, each so many lines with a row and block, and how
-  // many bytes lie between a row's counts and the next group's.
-  const char *next, *next_end, *next_columns, *next_columns_end;
-  int64_t lines, column_lines, to_next;
-};
-
-TAMIS_INLINE void fetch_lines(const char*& at, const char* end, int64_t lines) {
-  if (at >= end) return;
-  for (int64_t i = 0; i < lines; ++i, at += 64) __builtin_prefetch(at, 0, kFetchToL2);
-}
-
-// A block of `count` words, whose counts begin at `counts`, of all rows of a group.
-template <class W, int T, int kFirst>
-__attribute__((noinline)) void add_block(ListGroup<W, T>& g, const uint8_t* counts, int64_t count,
-                                         const float* x) {
-  // Lists the next row's block into `out`; how many weights, and where they are.
-  struct Listed {
-    int64_t n;
-    const W* stored;
-    const float* floats;
-  };
-  const auto list = [&](int64_t r, RowList<T>& out) __attribute__((always_inline)) {
-    const int64_t at = g.at[r];
-    Listed listed{0, g.values + at, nullptr};
-    const uint8_t* columns = g.columns + at;
-    if (__builtin_expect(g.columns_end - columns < 64 * count + 32, 0)) {
-      const int64_t left = g.columns_end - columns;
-      __builtin_memcpy(g.last_columns, columns,
-                       static_cast<size_t>(left < 64 * count ? left : 64 * count));
-      columns = g.last_columns;
-    }
-    listed.n = list_places<T, kFirst>(counts, count, columns, out.places);
-    store_places(_mm_set1_epi16(kBlockFloats / kUnitFloats<T>), out.places + listed.n);
-    if constexpr (T > 1) {
-      listed.floats = list_values(listed.stored, listed.n, out.floats, g.values_end);
-    }
-    g.at[r] = at + listed.n;
-    counts += g.words;
-    return listed;
-  };
-  Listed mine = list(0, g.lists[0]);
-  float* sums = g.sums[0];
-  for (int64_t r = 0; r < g.rows; ++r, sums += g.kStride) {
-    fetch_lines(g.next, g.next_end, g.lines);
-    fetch_lines(g.next_columns, g.next_columns_end, g.column_lines);
-    Listed after = mine;
-    if (r + 1 < g.rows) {
-      __builtin_prefetch(counts + g.to_next, 0, kFetchToL2);
-      after = list(r + 1, g.lists[(r + 1) % 2]);
-    }
-    const uint16_t* places = g.lists[r % 2].places;
-    if constexpr (T == 1) {
-      add_inputs(places, mine.stored, mine.n, g.values_end, x, sums);
-    } else {
-      add_columns<T>(places, mine.floats, mine.n, x, sums);
-    }
-    mine = after;
+template <class WType, int T>
+struct Lists {
+  using W = WType;
+  using Row = RowList<W, T>;
+  static constexpr int64_t kTokens = T;
+  static constexpr int64_t kWords = kBlockWords<T>;
+  static constexpr int64_t kStride = T < 8 ? 8 : T;
+  static constexpr int64_t kGroupBytes = 128 * 1024;
+  static constexpr int64_t kBlockStep = kBlockStride;
+  static constexpr int64_t pass_floats(int64_t words) {
+    return ceil_div(words, kWords) * kBlockStride;
   }
-}
 
-// Sums of a group's rows to y.
-template <class X, class W, int T>
-void write_sums(const SpmmArgs& a, const ListGroup<W, T>& g, int64_t row, int64_t token) {
-  for (int64_t r = 0; r < g.rows; r += T == 1 ? 8 : kSquare) {
+  // A way for each number of a word's columns to list at once, where these are stored.
+  template <class Cell, class Fn>
+  static TAMIS_INLINE void with_ways(int64_t per_word, int64_t, const Fn& fn) {
+    if constexpr (sizeof(Cell) == 1) {
+      with_constant<8, 16, 32>(per_word < 4 ? 8 : per_word < 9 ? 16 : 32, fn);
+    } else {
+      with_constant<8>(8, fn);
+    }
+  }
+  template <int>
+  static TAMIS_INLINE void list(const uint64_t* masks, int64_t count, Row& row) {
+    row.n = list_places<T>(masks, count, row.places);
+    end_list(row);
+  }
+  template <int kFirst>
+  static TAMIS_INLINE void list(const uint8_t* counts, int64_t count, const uint8_t* columns,
+                                const uint8_t* end, Row& row) {
+    if (__builtin_expect(end - columns < 64 * count + 32, 0)) {
+      const int64_t left = end - columns;
+      __builtin_memcpy(row.last_columns, columns,
+                       static_cast<size_t>(left < 64 * count ? left : 64 * count));
+      columns = row.last_columns;
+    }
+    row.n = list_places<T, kFirst>(counts, count, columns, row.places);
+    end_list(row);
+  }
+  static TAMIS_INLINE void end_list(Row& row) {
+    store_places(_mm_set1_epi16(kBlockFloats / kUnitFloats<T>), row.places + row.n);
+  }
+  static TAMIS_INLINE void take(const W* p, const W* end, Row& row) {
     if constexpr (T == 1) {
+      row.values = p;
+    } else {
+      row.values = list_values(p, row.n, row.floats, end);
+    }
+  }
+  static TAMIS_INLINE void add(const Row& row, const W* end, const float* x, float* sums) {
+    if constexpr (T == 1) {
+      add_inputs(row.places, row.values, row.n, end, x, sums);
+    } else {
+      add_columns<T>(row.places, row.values, row.n, x, sums);
+    }
+  }
+  template <class X>
+  static void write(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows,
+                    int64_t token) {
+    if constexpr (T == 1) {
+      write_lanes<X>(a, sums, row, rows, token);
+    } else {
+      write_squares<Lists, X>(a, sums, row, rows, token);
+    }
+  }
+  // One token: the sum of a row's lanes.
+  template <class X>
+  static void write_lanes(const SpmmArgs& a, const float* sums, int64_t row, int64_t rows,
+                          int64_t token) {
+    for (int64_t r = 0; r < rows; r += 8) {
       simd::F32 v[8];
-      for (int i = 0; i < 8; ++i) v[i] = _mm256_load_ps(g.sums[r + i]);
-      const int there = static_cast<int>(g.rows - r < 8 ? g.rows - r : 8);
+      for (int i = 0; i < 8; ++i) v[i] = _mm256_load_ps(sums + (r + i) * kStride);
+      const int there = static_cast<int>(rows - r < 8 ? rows - r : 8);
       const auto* bias = static_cast<const X*>(a.bias);
       const simd::F32 start = bias ? simd::load(bias + row + r, there) : simd::zero();
       simd::store(simd::add(simd::sums(v), start),
                   static_cast<X*>(a.y) + token * a.y_stride + row + r, there);
-    } else {
-      for (int64_t t = 0; t < T && token + t < a.m; t += kSquare) {
-        write_square<X>(a, g.sums[r] + t, g.kStride, row + r, g.rows - r, token + t,
-                        a.m - token - t);
-      }
     }
   }
-}
-
-template <class W, class X, int T>
-void spmm_lists(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
-  const MatrixView& w = a.w;
-  const int64_t words = mask_words(w.cols);
-  const int64_t row_bytes = w.nnz * (static_cast<int64_t>(sizeof(W)) + 1) / w.rows + words + 1;
-  const int64_t fit = kListGroupBytes / row_bytes / 16 * 16;
-  const int64_t group = fit < 16 ? 16 : fit < kListGroupRows ? fit : kListGroupRows;
-  const int64_t per_word = w.nnz / (w.rows * words);
-  ListGroup<W, T> g;
-  g.values = static_cast<const W*>(w.values);
-  g.values_end = g.values + w.nnz;
-  g.columns = w.col_bytes + w.rows * words;
-  g.columns_end = g.columns + w.nnz;
-  g.words = words;
-  const auto place = [&](int64_t row) {
-    return reinterpret_cast<const char*>(g.values + w.row_offsets[row]);
-  };
-  const auto columns = [&](int64_t row) {
-    return reinterpret_cast<const char*>(g.columns + w.row_offsets[row]);
-  };
-  PageWalks walks(w, row_begin, row_end);
-  const int64_t first_end = row_begin + group < row_end ? row_begin + group : row_end;
-  fetch_to_l2(place(row_begin), place(first_end) - place(row_begin));
-  fetch_to_l2(columns(row_begin), columns(first_end) - columns(row_begin));
-  for (int64_t row = row_begin; row < row_end; row += group) {
-    const int64_t end = row + group < row_end ? row + group : row_end;
-    const int64_t after = end + group < row_end ? end + group : row_end;
-    const int64_t step_bytes = (end - row) * ceil_div(words, kBlockWords<T>) * 64;
-    g.rows = end - row;
-    g.next = place(end);
-    g.next_end = place(after);
-    g.lines = ceil_div(g.next_end - g.next, step_bytes);
-    g.next_columns = columns(end);
-    g.next_columns_end = columns(after);
-    g.column_lines = ceil_div(g.next_columns_end - g.next_columns, step_bytes);
-    g.to_next = after > end ? group * words : 0;
-    walks.before(after);
-    const auto* x = static_cast<const float*>(a.prepared);
-    for (int64_t token = 0; token < a.m; token += T) {
-      __builtin_memset(g.sums, 0, sizeof g.sums);
-      for (int64_t r = row; r < end; ++r) g.at[r - row] = w.row_offsets[r];
-      for (int64_t word = 0; word < words; word += kBlockWords<T>, x += kBlockStride) {
-        const int64_t cell = row * words + word, left = words - word;
-        const int64_t count = left < kBlockWords<T> ? left : kBlockWords<T>;
-        const uint8_t* counts = w.col_bytes + cell;
-        if (per_word < 4) {
-          add_block<W, T, 8>(g, counts, count, x);
-        } else if (per_word < 9) {
-          add_block<W, T, 16>(g, counts, count, x);
-        } else {
-          add_block<W, T, 32>(g, counts, count, x);
-        }
-      }
-      write_sums<X>(a, g, row, token);
-    }
-  }
-}
+};
 
 }  // namespace
 }  // namespace tamis
@@ -452,13 +420,9 @@ void spmm_lists(const SpmmArgs& a, int64_t row_begin, int64_t row_end) {
       .bytes = lists_bytes<8>, .prepare = prepare_lists<X, 8>, .lanes = 8};        \
   const SpmmXForm spmm_lists_##x##_avx2 = {                                        \
       .bytes = lists_bytes<16>, .prepare = prepare_lists<X, 16>, .lanes = 16};
-#define TAMIS_LISTS_KERNEL(format, w, x, form, W, X, T)                              \
-  void spmm_##format##_##w##_##x##_avx2_##form(const SpmmArgs& a, int64_t row_begin, \
-                                               int64_t row_end) {                    \
-    spmm_lists<W, X, T>(a, row_begin, row_end);                                      \
-  }
-#define TAMIS_LISTS_KERNELS(format, w, x, W, X)         \
-  TAMIS_LISTS_KERNEL(format, w, x, singles, W, X, 1)    \
-  TAMIS_LISTS_KERNEL(format, w, x, quadlists, W, X, 4)  \
-  TAMIS_LISTS_KERNEL(format, w, x, octetlists, W, X, 8) \
-  TAMIS_LISTS_KERNEL(format, w, x, lists, W, X, 16)
+// One token of a mask is as fast without a list.
+#define TAMIS_LISTS_KERNELS(w, x, W, X)                  \
+  TAMIS_LISTS_KERNEL(csr8, w, x, avx2, singles, W, X, 1) \
+  TAMIS_LISTS_FORMATS(w, x, avx2, quadlists, W, X, 4)    \
+  TAMIS_LISTS_FORMATS(w, x, avx2, octetlists, W, X, 8)   \
+  TAMIS_LISTS_FORMATS(w, x, avx2, lists, W, X, 16)
