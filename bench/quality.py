@@ -1,4 +1,4 @@
-"""Perplexity of SmolLM2-135M pruned six ways, fp32, and the relations between them that must hold.
+"""Perplexity of SmolLM2-135M pruned by several methods, fp32, and the relations between them that must hold.
 
 `python bench/quality.py --data validation.txt --text test.txt` calibrates on the first 8 x 512
 tokens of one text, measures 6 x 512 of the other, and also compares the logits of each compressed
@@ -37,10 +37,16 @@ CASES = (
     Case("magnitude"),
     Case("wanda"),
     Case("sparsegpt"),
+    Case("alps"),
     Case("wanda", 0.6),
     Case("sparsegpt", 0.6),
+    Case("alps", 0.6),
+    Case("wanda", 0.7),
+    Case("sparsegpt", 0.7),
+    Case("alps", 0.7),
     Case("wanda", pattern="2:4"),
     Case("sparsegpt", pattern="2:4"),
+    Case("alps", pattern="2:4"),
 )
 
 

@@ -79,6 +79,50 @@ def sparsegpt(weight, x, case, keep=None):
     return w, chosen
 
 
+def alps(weight, x, case):
+    """Sections 3.1 and 3.2: ADMM with a growing penalty, then conjugate gradients on the support."""
+    n, k = weight.shape
+    hessian = x.astype(np.float64).T @ x.astype(np.float64) / len(x)
+    norm = np.sqrt(np.diag(hessian))
+    dead = np.diag(hessian) == 0
+    hessian[np.diag_indices(k)] += dead
+    hessian += 0.01 * np.mean(np.diag(hessian)) * np.eye(k)
+    scale = np.sqrt(np.diag(hessian))
+    hessian = hessian / np.outer(scale, scale)
+    values, vectors = np.linalg.eigh(hessian)
+    dense = np.where(dead, 0, weight * scale)
+    keep = select(np.abs(weight.astype(np.float64)) * norm, case, "layer")
+    d, v, rho = dense * keep, np.zeros((n, k)), 0.1
+    for _ in range(30):
+        before = keep
+        for _ in range(3):
+            inverse = vectors @ np.diag(1 / (values + rho)) @ vectors.T
+            w = (dense @ hessian - v + rho * d) @ inverse
+            keep = select((w + v / rho) ** 2, case, "layer")
+            d = np.where(keep, w + v / rho, 0)
+            v = v + rho * (w - d)
+        moved = np.sum(keep != before) / np.sum(keep)
+        if moved <= 0.005:
+            break
+        rho *= 1.3 if moved > 0.1 else 1.2
+    for i in range(n):
+        on = np.flatnonzero(keep[i])
+        d[i, on] = conjugate_gradient(hessian[np.ix_(on, on)], hessian[on] @ dense[i], d[i, on])
+    return d / scale, keep
+
+
+def conjugate_gradient(a, b, x, steps=10):
+    """Ten steps toward a x = b, as in any textbook."""
+    r = b - a @ x
+    p = r
+    for _ in range(steps):
+        alpha = (r @ r) / (p @ a @ p)
+        x, last = x + alpha * p, r
+        r = r - alpha * a @ p
+        p = r + (r @ r) / (last @ last) * p
+    return x
+
+
 def gqsa(weight, x, sparsity, size=16):
     """Sections 3.1 and 3.2: group saliency, then the sweep, then min-max codes of 4 bits."""
     n, k = weight.shape
@@ -148,6 +192,11 @@ def main():
         repaired, arrays[f"{label}_keep"] = sparsegpt(weight, x, case)
         arrays[f"{label}_weight"] = repaired.astype(np.float32)
     write("sparsegpt", arrays)
+    arrays = {"weight": weight, "x": x}
+    for label, case in CASES.items():
+        found, arrays[f"{label}_keep"] = alps(weight, x, case)
+        arrays[f"{label}_weight"] = found.astype(np.float32)
+    write("alps", arrays)
     arrays = {"weight": weight, "x": x}
     for label in ("u50", "u30"):
         swept, keep, stored = gqsa(weight, x, CASES[label][0])

@@ -76,7 +76,7 @@ def experts_of(model):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "gqsa"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "alps", "gqsa"])
 def test_experts_are_pruned_one_by_one(kind, method, tmp_path):
     dense, model = make(kind), make(kind)
     stacks = [m for m in dense.modules() if SparseExperts.takes(m)]

@@ -151,10 +151,38 @@ def test_given_mask_is_repaired_not_changed():
     assert error(weight) < 0.9 * error(dense)
 
 
-def test_block_pattern_under_the_sweep_drops_whole_blocks():
-    golden = golden_of("sparsegpt")
+def output_error(golden, weight, keep):
+    """Of the layer's output on the golden inputs, over the output's own square."""
+    x, dense = torch.from_numpy(golden["x"]), torch.from_numpy(golden["weight"])
+    wanted = x @ dense.t()
+    return float((x @ (weight * keep).t() - wanted).square().sum() / wanted.square().sum())
+
+
+@pytest.mark.parametrize("label", GOALS)
+def test_admm_loses_less_than_the_sweep(label):
+    golden = golden_of("alps")
+    found = (
+        apply(tamis.method.load(n), context(golden), GOALS[label]) for n in ("alps", "sparsegpt")
+    )
+    alps, sparsegpt = (output_error(golden, *pair) for pair in found)
+    assert alps < 0.9 * sparsegpt
+
+
+def test_admm_leaves_what_is_pruned_already():
+    """It is its own best mask, with the best weights."""
+    golden = golden_of("alps")
+    golden["weight"] = golden["weight"] * golden_of("wanda")["u50_keep"]
+    golden["weight"][:, 7] = 0  # no input
+    weight, keep = apply(tamis.method.load("alps"), context(golden), GOALS["u50"])
+    assert int((~keep).sum()) == keep.numel() // 2
+    np.testing.assert_allclose((weight * keep).numpy(), golden["weight"], 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["sparsegpt", "alps"])
+def test_block_pattern_under_a_repair_drops_whole_blocks(name):
+    golden = golden_of(name)
     goal = Goal(Pattern("block", rows=4, cols=16), 0.5)
-    weight, keep = apply(tamis.method.load("sparsegpt"), context(golden), goal)
+    weight, keep = apply(tamis.method.load(name), context(golden), goal)
     blocks = keep.reshape(3, 4, 10, 16).sum((1, 3))
     assert set(blocks.flatten().tolist()) == {0, 64}
     assert int((blocks == 0).sum()) == 15
