@@ -59,12 +59,13 @@ def inverse_plus(matrix: Tensor, ridge: float, name: str) -> Tensor:
 
 
 def _cholesky(matrix: Tensor, name: str, caller: str) -> Tensor:
-    lower, failed = torch.linalg.cholesky_ex(matrix)
-    if failed:
+    factored = torch.linalg.cholesky_ex(matrix)
+    if factored.info:
         raise TamisValueError(
             f"solve.{caller}: {name}: got a Hessian that is not positive definite, "
             "wanted one with finite, varied inputs; pass more calibration data."
         )
+    lower: Tensor = factored.L
     return lower
 
 
