@@ -58,6 +58,7 @@ def relations(ppl: dict[str, float]) -> dict[str, bool]:
         f"|SparseGPT / Wanda - 1| < 10 % at 50 % ({near:+.1%})": abs(near) < 0.1,
         "SparseGPT < 0.9 x Wanda at 60 %": ppl["sparsegpt 60%"] < 0.9 * ppl["wanda 60%"],
         "ALPS < 0.85 x SparseGPT at 60 %": ppl["alps 60%"] < 0.85 * ppl["sparsegpt 60%"],
+        "ALPS < 0.7 x SparseGPT at 70 %": ppl["alps 70%"] < 0.7 * ppl["sparsegpt 70%"],
         "SparseGPT < 0.6 x Wanda at 2:4": ppl["sparsegpt 2:4"] < 0.6 * ppl["wanda 2:4"],
     }
 
