@@ -17,6 +17,7 @@ from tamis.errors import TamisFileError, TamisTypeError
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _KEPT = "what was on disk is unchanged."
 
 
@@ -43,7 +44,7 @@ def replaced_folder(
         work.mkdir()
         yield work
         _flush(work)
-        _move(work, final)
+        _move(work, final, overwrite)
     except BaseException as err:
         shutil.rmtree(work, ignore_errors=True)
         for folder in reversed(made):
@@ -118,9 +119,9 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def _move(work: Path, final: Path) -> None:
-    if not final.exists():
-        work.rename(final)
+def _move(work: Path, final: Path, overwrite: bool) -> None:
+    if not (overwrite and final.exists()):
+        work.rename(final)  # fails where somebody else has put files there meanwhile
     elif _exchange(work, final):
         shutil.rmtree(work, ignore_errors=True)
     else:
@@ -167,4 +168,8 @@ def _sentence(err: BaseException, final: Path, caller: str) -> str | None:
         return f"{start} wanted enough free space; free some or pass another path; {_KEPT}"
     if code in _DENIED:
         return f"{start} wanted a writable folder; pass another path; {_KEPT}"
+    if code in _TAKEN:
+        return (
+            f"{start} wanted it to stay new or empty; pass another path or overwrite=True; {_KEPT}"
+        )
     return f"{start} wanted to write it; pass another path; {_KEPT}"

@@ -275,6 +275,22 @@ def test_a_failure_at_any_step_changes_nothing(stop, where, tmp_path, monkeypatc
     assert all(torch.equal(state[k], v) for k, v in net.state_dict().items())
 
 
+def test_a_model_that_somebody_else_saves_meanwhile_is_kept(tmp_path, monkeypatch):
+    write = writing.write_manifest
+
+    def slow(*args, **kwargs):
+        monkeypatch.setattr(writing, "write_manifest", write)
+        tamis.save(sparse_net(torch.bfloat16), tmp_path / "a")
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(writing, "write_manifest", slow)
+    with pytest.raises(tamis.TamisFileError, match="Directory not empty.*new or empty.*overwrite"):
+        tamis.save(sparse_net(), tmp_path / "a")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    kept = tamis.load(tmp_path / "a", model=Net())
+    assert {p.dtype for p in kept.parameters()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_failed_swap_restores_the_old_folder(exchange, tmp_path, monkeypatch):
     tamis.save(sparse_net(), tmp_path / "a")
