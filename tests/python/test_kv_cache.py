@@ -259,6 +259,20 @@ def test_a_copy_of_the_model_goes_on_with_a_cache(attached):
         assert torch.equal(twin(prompt(3), cache=saved).logits, wanted)
 
 
+def test_a_copy_of_a_cache_knows_whether_its_model_is_attached(model):
+    """As the original does: a copy made before attaching works after it, and not once that is undone."""
+    early = copy.deepcopy(kv.Cache(model.config, "kivi8"))
+    with torch.no_grad():
+        with kv.attach(model):
+            model(prompt(40), cache=early)
+            late = copy.deepcopy(early)
+        with pytest.raises(tamis.TamisUnsupported, match="call tamis.kv.attach"):
+            model(prompt(3), cache=late)
+        both, cache = copy.deepcopy((model, early))
+        with kv.attach(both):
+            both(prompt(3), cache=cache)
+
+
 def test_sliding_layers_stay_transformers_own():
     config = transformers.Gemma3TextConfig(
         vocab_size=257,

@@ -231,6 +231,13 @@ class StoreLayer(CacheLayerMixin):
         self.config, self.store = config, store
         self.is_croppable = store.recipe.croppable
 
+    def __deepcopy__(self, memo: dict[int, object]) -> StoreLayer:
+        """A layer of its own tokens; the model's config, which says what it attends by, is shared."""
+        twin = copy.copy(self)
+        twin.config = memo.get(id(self.config), self.config)  # that of a model copied along
+        twin.store = copy.deepcopy(self.store, memo)
+        return twin
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Remembers dtype and device."""
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -250,7 +257,7 @@ class StoreLayer(CacheLayerMixin):
             raise TamisUnsupported(
                 "kv.Cache: got a model whose attention is "
                 f"{self.config._attn_implementation!r}, wanted {NAME!r}; call "
-                "tamis.kv.attach(model) first."
+                "tamis.kv.attach(model) first, and make the cache with that model's own model.config."
             )
         if not key_states.is_cpu and not on_device("kv.Cache", key_states):
             raise TamisUnsupported(
