@@ -6,6 +6,7 @@ Exit status 0: done. 1: failed, one sentence on stderr says why. 2: wrong usage.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -13,6 +14,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import TypeVar
+
+N = TypeVar("N", int, float)
 
 _PROMPT = "A sieve is a kitchen tool that"
 _TASKS = ("needle", "kv", "prefix_suffix", "variables", "many_shot", "numbers")
@@ -259,24 +263,23 @@ def methods() -> list[str]:
 
 
 def _share(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value < 1.0:
-        raise argparse.ArgumentTypeError(f"got {text}, wanted 0 up to but not 1, such as 0.5")
-    return value
+    return _number(text, float, lambda value: 0.0 <= value < 1.0, "0 up to but not 1, such as 0.5")
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, wanted at least 1")
-    return value
+    return _number(text, int, lambda value: value >= 1, "at least 1")
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"got {text}, wanted 0 or more")
-    return value
+    return _number(text, int, lambda value: value >= 0, "0 or more")
+
+
+def _number(text: str, kind: type[N], fits: Callable[[N], bool], wanted: str) -> N:
+    with contextlib.suppress(ValueError):  # argparse would name the function that was to read it
+        value = kind(text)
+        if fits(value):
+            return value
+    raise argparse.ArgumentTypeError(f"got {text}, wanted {wanted}")
 
 
 def _pattern(text: str) -> str:

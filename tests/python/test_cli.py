@@ -184,6 +184,17 @@ def test_wrong_usage_is_status_2(arguments, capsys):
 
 
 @pytest.mark.parametrize(
+    ("option", "wanted"),
+    [("--sparsity", "0 up to but not 1"), ("--samples", "at least 1"), ("--windows", "0 or more")],
+)
+def test_what_is_no_number_is_told_as_one_out_of_range(option, wanted, capsys):
+    command = "demo" if option == "--windows" else "prune"
+    with pytest.raises(SystemExit):
+        cli.main([command, option, "half"])
+    assert f"argument {option}: got half, wanted {wanted}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["prune", "nowhere", "--out", "y"], ["nowhere", "smollm2"]),
