@@ -271,11 +271,13 @@ def swap(model: nn.Module, layers: Mapping[str, tuple[nn.Module, nn.Module]]) ->
         if isinstance(new, SparseLinear):
             new.place = name
     places = places_of(model, [old for old, _ in pairs])
+    stored.follow(model)  # its import takes a second; from here on little can go wrong
     try:
         for parent, key, child in places:
             setattr(parent, key, new_of[id(child)])
+        stored.follow(model)
     except BaseException:
         for parent, key, child in places:
             parent._modules[key] = child
+        stored.follow(model)
         raise
-    stored.follow(model)

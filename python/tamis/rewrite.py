@@ -417,18 +417,39 @@ def _grouped(linear: nn.Linear, job: _Job) -> Layout:
 
 
 def _commit(model: nn.Module, layers: Mapping[str, nn.Module], job: _Job) -> None:
-    """Puts all pruned layers in place: the only step that changes the model."""
+    """Puts all pruned layers in place, or on an exception none: the only step that changes the model."""
     new: dict[str, nn.Module] = {n: item.module for n, item in job.pending.items() if item.module}
     for name in job.pending.keys() - new.keys():
         if "weight" not in layers[name]._parameters:  # a hook would make it anew, unpruned
             new[name] = holding_weight(layers[name])
-    swap(model, {name: (layers[name], module) for name, module in new.items()})
+    masked: list[tuple[Any, Tensor, Tensor | None]] = []
     for name, item in job.pending.items():
         if item.module is None and item.weight is not None and item.keep is not None:
-            layer: Any = new.get(name, layers[name])
-            layer.weight.data = as_own(layer, item.weight)
-            if item.nnz < item.weight.numel():
-                layer.register_buffer(KEEP, as_own(layer, item.keep), persistent=False)
+            layer = new.get(name, layers[name])
+            keep = as_own(layer, item.keep) if item.nnz < item.weight.numel() else None
+            masked.append((layer, as_own(layer, item.weight), keep))
+    with _held(masked):
+        swap(model, {name: (layers[name], module) for name, module in new.items()})
+
+
+@contextmanager
+def _held(masked: Iterable[tuple[Any, Tensor, Tensor | None]]) -> Iterator[None]:
+    """Gives (layer, weight, mask) to each layer; after an exception each has what it had before."""
+    before = [(layer, layer.weight.data, getattr(layer, KEEP, None)) for layer, _, _ in masked]
+    try:
+        for layer, weight, keep in masked:
+            layer.weight.data = weight
+            if keep is not None:
+                layer.register_buffer(KEEP, keep, persistent=False)
+        yield
+    except BaseException:
+        for layer, weight, keep in before:
+            layer.weight.data = weight
+            if hasattr(layer, KEEP):
+                delattr(layer, KEEP)
+            if keep is not None:
+                layer.register_buffer(KEEP, keep, persistent=False)
+        raise
 
 
 @contextmanager

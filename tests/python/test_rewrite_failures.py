@@ -5,11 +5,11 @@ import torch
 from tiny import inputs, tiny
 from torch import nn
 
-from tamis import rewrite
+from tamis import rewrite, stored
 from tamis.errors import TamisTypeError, TamisUnsupported, TamisValueError
 from tamis.nn import SparseLinear
 from tamis.policy import score, select
-from tamis.recipe import PruneRecipe
+from tamis.recipe import KEEP, PruneRecipe
 from tamis.rewrite import dense_, sparsify_
 
 
@@ -166,6 +166,31 @@ def test_a_failure_while_swapping_changes_nothing():
     with pytest.raises(RuntimeError, match="read only"):
         sparsify_(model, "magnitude", format="bitmap")
     assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    ("format", "place", "name"),
+    [("bitmap", stored, "follow"), ("dense", nn.Module, "register_buffer")],
+)
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_interrupted_swap_changes_nothing(monkeypatch, format, place, name, at):
+    """Ctrl-C while transformers is told of the sparse layers, or between two masks."""
+    model, calls, call = tiny("llama"), 0, getattr(place, name)
+    before = snapshot(model)
+
+    def interrupted(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise KeyboardInterrupt
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sparsify_(model, "magnitude", format=format)
+    assert_unchanged(model, before)
+    assert not hasattr(model, "hf_quantizer")
+    assert not any(hasattr(module, KEEP) for module in model.modules())
 
 
 def test_interrupted_forward_restores_the_block():
