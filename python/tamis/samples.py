@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,8 @@ def read_samples(
 
     Text is cut to `max_length` tokens, or the model's positions if fewer. Token ids longer than
     that are refused, not cut. Dicts are
-    passed to the model as they are, except `labels`; their `attention_mask` says which tokens
-    count.
+    passed to the model as they are, except `labels`: a decoder beside an encoder reads them shifted,
+    others do not need them. Their `attention_mask` says which tokens count.
 
     Args:
         data: Strings, lists or tensors of token ids ([s] or [b, s]), dicts of model inputs, or,
@@ -59,13 +59,33 @@ def read_samples(
             "token-id lists or dicts; wrap it in a list."
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    items = [_sample(item, i, tokenizer, length, device) for i, item in enumerate(data)]
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    items = [
+        _sample(_with_decoder_inputs(item, shift), i, tokenizer, length, device)
+        for i, item in enumerate(data)
+    ]
     if not items:
         raise TamisValueError(
             "calibrate: data: got no samples, wanted at least one; pass a few texts like those "
             "the model will see."
         )
     return items
+
+
+def _with_decoder_inputs(item: Any, shift: Callable[..., Tensor] | None) -> Any:
+    """A dict with labels and what `shift` makes of them; labels of -100 are padding, as in a loss."""
+    ours = ("decoder_input_ids", "decoder_inputs_embeds")
+    if shift is None or not isinstance(item, Mapping) or any(key in item for key in ours):
+        return item
+    labels = item.get("labels")
+    if labels is None:
+        return item
+    labels = _tensor(labels, "calibrate: data: labels", "token ids")
+    labels = labels[None] if labels.dim() == 1 else labels
+    made = {"decoder_input_ids": shift(labels=labels)}
+    if bool((labels == -100).any()):
+        made["decoder_attention_mask"] = (labels != -100).long()
+    return {**made, **item}
 
 
 def _sample(item: Any, index: int, tokenizer: Any, length: int, device: Any) -> Sample:

@@ -295,6 +295,25 @@ def test_a_decoder_s_tokens_go_by_its_own_mask():
     assert free["decoder.block.1.layer.2.DenseReluDense.wo"].tokens == 20
 
 
+def test_a_decoder_reads_the_labels_where_it_is_given_no_more():
+    """As in training; without them T5 could not run, and BART's decoder would read the encoder's text."""
+    torch.manual_seed(0)
+    model = hf.BartForConditionalGeneration(
+        hf.BartConfig(
+            **{"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 97},
+            **{"encoder_layers": 1, "decoder_layers": 1},
+            **{"encoder_attention_heads": 4, "decoder_attention_heads": 4},
+        )
+    ).eval()
+    ids, labels = torch.randint(3, 97, (2, 2, 10), generator=torch.Generator().manual_seed(1))
+    read = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    stats = collect(model, [{"input_ids": ids, "labels": labels}])
+    check(stats, whole_pass(model, [{"input_ids": ids, "decoder_input_ids": read}], stats))
+    labels[0, 6:] = -100
+    padded = collect(model, [{"input_ids": ids.tolist(), "labels": labels.tolist()}])
+    assert padded["model.decoder.layers.0.fc1"].tokens == 16
+
+
 def test_images_beside_a_padded_text_count_in_full():
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     text = {**sizes, "num_attention_heads": 4, "vocab_size": 97, "max_position_embeddings": 64}
