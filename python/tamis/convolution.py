@@ -32,7 +32,7 @@ def as_matrix(layer: nn.Module) -> nn.Linear:
     return flat.train(layer.training)
 
 
-def check_conv(  # noqa: PLR0913
+def check_conv(
     name: str,
     conv: nn.Conv2d,
     pattern: Pattern,

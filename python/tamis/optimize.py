@@ -35,7 +35,7 @@ from tamis.timing import Bench
 __all__ = ["explain", "optimize_"]
 
 
-def optimize_(  # noqa: PLR0913
+def optimize_(
     model: nn.Module,
     objective: str = "latency",
     *,

@@ -108,7 +108,7 @@ class Report:
 
     def print(self, file: TextIO | None = None, *, full: bool = False) -> None:
         """Writes the table; layers alike but for their index share a row unless `full`."""
-        print(self.text(full=full), file=file or sys.stdout)  # noqa: T201
+        print(self.text(full=full), file=file or sys.stdout)
 
     def __str__(self) -> str:
         return self.text()

@@ -172,10 +172,10 @@ class Played:
     """CudaMatrix over host memory."""
 
     kernel = "played"
-    made: list[str] = []  # noqa: RUF012
-    expanded: list[str] = []  # noqa: RUF012
+    made: list[str] = []
+    expanded: list[str] = []
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         records: int,
         nbytes: int,

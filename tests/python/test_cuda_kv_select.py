@@ -158,7 +158,7 @@ def test_chosen_are_the_best(tokens: int, b: int, heads: int) -> None:
 )
 @pytest.mark.parametrize(("tokens", "b"), [(20, B), (600, B), (5000, B), (32768, B), (70000, B), (131072, 1), (131073, 1),
                                            (32768, MANY)])  # fmt: skip
-def test_choosing_and_attention_in_one_launch(  # noqa: PLR0913
+def test_choosing_and_attention_in_one_launch(
     tokens: int, b: int, heads: int, d: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys, values = torch.randn(2, b, G, tokens, d, device="cuda").to(dtype)

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from tamis import corpus, kv_eval, kv_tasks, source  # noqa: E402
+from tamis import corpus, kv_eval, kv_tasks, source
 
 pytestmark = pytest.mark.slow
 

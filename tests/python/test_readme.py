@@ -24,7 +24,7 @@ def test_python_blocks_run_in_order(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "readme"}
     for number, block in enumerate(blocks("python")):
-        exec(compile(block, f"README.md, python block {number}", "exec"), names)  # noqa: S102
+        exec(compile(block, f"README.md, python block {number}", "exec"), names)
     assert len(blocks("python")) >= 8
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "my-dense-model" / "config.json").is_file()

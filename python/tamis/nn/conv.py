@@ -43,7 +43,7 @@ class SparseConv2d(SparseLinear):
     window: Window
     bounds: tuple[float, float]
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         layout: Layout,
         nnz: int,

@@ -14,7 +14,7 @@ ALIKE = 1.05
 LARGER = 1.25
 
 
-def sparse_ns(  # noqa: PLR0913
+def sparse_ns(
     layout: Layout,
     nnz: int,
     tokens: int = 1,

@@ -189,7 +189,7 @@ def _bitmap(rows: int, cols: int, dtype: str) -> Layout:
     return Layout("bitmap", rows, cols, dtype)
 
 
-def form_for(  # noqa: PLR0913
+def form_for(
     layout: Layout,
     nnz: int,
     tokens: int,
@@ -266,7 +266,7 @@ def stored_tokens(layout: Layout, nnz: int, device: int) -> int:
     return max((m for m, does in zip(STORED_TOKENS, pays, strict=True) if does), default=0)
 
 
-def form_and_tokens(  # noqa: PLR0913
+def form_and_tokens(
     layout: Layout,
     nnz: int,
     tokens: int,
@@ -368,7 +368,7 @@ def _product(rates: Rates, layout: Layout, nnz: int, tokens: int, form: str) -> 
     return start + max(decode, packed_nbytes(layout, nnz, form) / rates.read)
 
 
-def _expected(  # noqa: PLR0913
+def _expected(
     rates: Rates,
     layout: Layout,
     nnz: int,
@@ -421,7 +421,7 @@ def tokens_of_call(layout: Layout, nnz: int, form: str, device: int) -> int:
     return min(most, max(chosen, default=most))
 
 
-def calls_pay(  # noqa: PLR0913
+def calls_pay(
     layout: Layout,
     nnz: int,
     form: str,
@@ -512,7 +512,7 @@ def choose_bytes(device: int, *, at_once: bool) -> int:
     return rates.choose_bytes[at_once] if rates else 0
 
 
-def _written(  # noqa: PLR0913
+def _written(
     rates: Rates, layout: Layout, nnz: int, tokens: int, form: str, *, stored: bool = True
 ) -> float:
     """Ns of writing the weight out and of a dense call."""

@@ -61,7 +61,7 @@ class Packed:
         "workspaces",
     )
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         layout: Layout,
         values: Tensor,
@@ -391,7 +391,7 @@ def _nnz(values: Tensor, layout: Layout) -> int:
     return values.numel() * (2 if layout.dtype == "u4" else 1)
 
 
-def kernel(  # noqa: PLR0913
+def kernel(
     layout: Layout, values: Tensor, nnz: int, tokens: int, device: int, *, stored: bool = True
 ) -> str:
     """Name of the kernel that a product of so many tokens runs there; empty if none does."""
@@ -400,7 +400,7 @@ def kernel(  # noqa: PLR0913
     return cuda_cost.kernel(how, _halved(form, values), device)
 
 
-def prepack(  # noqa: PLR0913
+def prepack(
     layout: Layout,
     values: Tensor,
     rest: Rest,

@@ -54,7 +54,7 @@ def say_once(dtype: torch.dtype, d: int) -> None:
     )
 
 
-def plain_attention(  # noqa: PLR0913
+def plain_attention(
     q: Tensor, keys: Tensor, values: Tensor, lists: DenseLists, scale: float, softcap: float
 ) -> tuple[Tensor, Tensor]:
     """Output [b, h, n, d] and the logarithm of its weights' sum [b, h, n] f32, as ``sparse_attention``."""
