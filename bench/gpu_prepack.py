@@ -22,7 +22,7 @@ from torch import nn
 
 import tamis
 from tamis.ops import cuda, cuda_spmm_grad
-from tamis.ops.cuda_spmm import Packed
+from tamis.ops.cuda_packed import Packed
 
 BEYOND_L2 = 200_000_000  # bytes of a side's dense weights at least
 WRITTEN = 8  # times in a turn

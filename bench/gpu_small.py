@@ -32,7 +32,7 @@ from tamis.ops.attention import (
 )
 from tamis.ops.chosen import Choice
 from tamis.ops.cuda_cost import STORED
-from tamis.ops.cuda_spmm import Packed, _expand
+from tamis.ops.cuda_packed import Packed
 from tamis.ops.cuda_spmm_grad import gather, mask_of, unpack
 from tamis.ops.kv_edit import Similar, Tokens, compact_, gather_rows, merge_tokens
 from tamis.ops.kv_fetch import Pool, kv_fetch
@@ -68,10 +68,10 @@ def products(
             packed.run(randn(m, a.layout.cols, dtype=dtype), bias)
     x = randn(1, a.layout.cols, dtype=dtype)
     if form != STORED or packed.mask is not None or dtype == torch.float32:
-        _expand(packed, x, arrays["values"], a.layout)
+        packed.to_dense(arrays["values"], x)
     if form != STORED and packed.mask is not None:  # and from records, as where no mask is here
         packed.mask = None
-        _expand(packed, x, arrays["values"], a.layout)
+        packed.to_dense(arrays["values"], x)
     torch.cuda.synchronize()
     return packed
 

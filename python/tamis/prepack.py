@@ -11,7 +11,7 @@ from torch import nn
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.formats import linear_layers
 from tamis.nn import SparseLinear
-from tamis.ops import cuda, cuda_spmm
+from tamis.ops import cuda, cuda_packed, cuda_spmm
 from tamis.report import LayerReport, Report, host_facts
 from tamis.report_rows import describe, no_choice
 
@@ -88,7 +88,7 @@ def prepack_(
 def keep_packed(old: nn.Module, new: nn.Module, tokens: int) -> None:
     """Leaves `new`, which takes the place of `old`, as ``prepack_`` left that; else does nothing."""
     if isinstance(old, SparseLinear) and isinstance(new, SparseLinear) and old.packed_on:
-        also_dense = cuda_spmm.keeps_dense(old.weight_values, old.packed_on)
+        also_dense = cuda_packed.keeps_dense(old.weight_values, old.packed_on)
         _pack(new, old.packed_on, tokens, also_dense)
 
 

@@ -14,7 +14,7 @@ from tamis.activation import InputSparseLinear, SparseMLP
 from tamis.formats import as_linear, device_of, mask_of
 from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
-from tamis.ops import cost, cuda_cost, cuda_spmm, machine
+from tamis.ops import cost, cuda_cost, cuda_packed, cuda_spmm, machine
 from tamis.ops.tensors import DTYPE_NAME
 from tamis.report import LayerReport
 
@@ -35,7 +35,7 @@ def describe(
         matrix, layout, device = layer.matrix, layer.layout, device_of(layer)
         packed = 0
         if layer.packed_on is not None and device is not None:
-            packed = cuda_spmm.packed_nbytes(layer.weight_values, device)
+            packed = cuda_packed.nbytes(layer.weight_values, device)
         return LayerReport(
             name=name,
             shape=(layout.rows, layout.cols),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tamis
 from tamis import _C
-from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_spmm, cuda_spmm_grad
+from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_packed, cuda_spmm, cuda_spmm_grad
 from tamis.ops.handle import make_matrix
 
 
@@ -136,12 +136,12 @@ def test_pairs_in_place_and_a_residual_hold_the_weights(density: float) -> None:
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     monkeypatch.setattr(cuda, "why_off", lambda: "")
-    monkeypatch.setattr(cuda_spmm._C, "CudaMatrix", Played)
+    monkeypatch.setattr(cuda_packed._C, "CudaMatrix", Played)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(cuda_spmm, "current_device", lambda: 0)
-    monkeypatch.setattr(cuda_spmm, "raw_stream", lambda _: 7)
+    monkeypatch.setattr(cuda_packed, "raw_stream", lambda _: 7)
     monkeypatch.setattr(cuda_memory, "_device", lambda _: torch.device("cpu"))
-    monkeypatch.setattr(cuda_spmm, "_packed", {})
+    cuda_packed.forms_held.clear()
     monkeypatch.setattr(cuda_cost, "_devices", lambda: [("Unmeasured", 80)])
     monkeypatch.setattr(cuda_memory, "capturing", lambda: False)
     monkeypatch.setattr(cuda_memory, "workspaces", {})
@@ -320,10 +320,10 @@ def test_packs_again_only_after_a_write(played: type[Played]) -> None:
     assert bool((y == 128).all())
     assert set(played.made) == {"t16"}  # all is kept
     key = id(a.arrays["values"])
-    assert key in cuda_spmm._packed
+    assert key in cuda_packed.forms_held
     del a
     gc.collect()
-    assert key not in cuda_spmm._packed
+    assert key not in cuda_packed.forms_held
 
 
 def half_kept(n: int, k: int) -> tamis.SparseMatrix:
@@ -469,7 +469,7 @@ def test_weights_in_host_memory_are_read_packed_alone(
 ) -> None:
     """Nothing is multiplied as it is stored, and prompts are written out from what is packed."""
     monkeypatch.setattr(cuda_cost, "_devices", lambda: [("NVIDIA H200", 90)])
-    monkeypatch.setattr(cuda_spmm, "_here", lambda *_: False)
+    monkeypatch.setattr(cuda_packed, "lies_on", lambda *_: False)
     a = half_kept(40, 64)
     w = a.to_dense().float()
     for shape in ((1, 64), (1, 20, 64), (1, 90, 64), (17, 64), (48, 64), (300, 64)):
@@ -479,11 +479,11 @@ def test_weights_in_host_memory_are_read_packed_alone(
         torch.testing.assert_close(y.float(), x.float() @ w.T, rtol=1e-2, atol=0.1)
     assert played.made == ["gap", "t16"]
     assert set(played.expanded) == {"gap"}
-    nbytes = cuda_spmm.packed_nbytes(a.arrays["values"], 0)
+    nbytes = cuda_packed.nbytes(a.arrays["values"], 0)
     assert nbytes > 0
     assert nbytes == sum(
         t.numel() * t.element_size()
-        for p in cuda_spmm._packed[id(a.arrays["values"])]
+        for p in cuda_packed.forms_held[id(a.arrays["values"])]
         for t in (p.records, p.offsets)
         if t is not None
     )
@@ -493,7 +493,7 @@ def test_more_tokens_than_gain_take_a_dense_copy_that_was_kept(
     played: type[Played], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda_cost, "_devices", lambda: [("NVIDIA H200", 90)])
-    monkeypatch.setattr(cuda_spmm, "_here", lambda *_: False)
+    monkeypatch.setattr(cuda_packed, "lies_on", lambda *_: False)
     monkeypatch.setattr(cuda_cost, "most_tokens", lambda *_, **__: 4)
     a = half_kept(40, 64)
     w = a.to_dense()
@@ -518,14 +518,14 @@ def test_all_forms_are_forgotten(played: type[Played]) -> None:
     a = half_kept(40, 64)
     for m in (64, 1, 16):
         call(torch.ones(m, 64, dtype=torch.bfloat16), a)
-    held = cuda_spmm._packed[id(a.arrays["values"])]
+    held = cuda_packed.forms_held[id(a.arrays["values"])]
     assert [(p.least // 64, p.most // 64) for p in held] == [(-1, 4), (4, 16), (16, 64)]
     a.arrays["values"].mul_(2)
     call(torch.ones(1, 64, dtype=torch.bfloat16), a)
-    assert len(cuda_spmm._packed[id(a.arrays["values"])]) == 1  # none of the values before
+    assert len(cuda_packed.forms_held[id(a.arrays["values"])]) == 1  # none of the values before
     del a, held
     gc.collect()
-    assert cuda_spmm._packed == {}
+    assert cuda_packed.forms_held == {}
 
 
 def test_known_operands_go_straight_to_the_kernel(
@@ -541,7 +541,7 @@ def test_known_operands_go_straight_to_the_kernel(
     wanted = call(x, a, bias)
     assert wanted is not None
     assert call(x[:2, 0], a) is not None
-    for packed in cuda_spmm._packed[id(values)]:
+    for packed in cuda_packed.forms_held[id(values)]:
         packed.device = -1  # that of x here
     monkeypatch.setattr(cuda_spmm, "current_device", lambda: -1)
     y = cuda_spmm.direct(x, token, values, rest, bias)
@@ -587,7 +587,7 @@ def test_32_bit_values_are_multiplied_as_they_are_stored(played: type[Played], f
         values.mul_(2)
     x = torch.randn(3, 64)
     expect_close(call(x, a), x, a, 1e-5)
-    assert cuda_spmm.packed_nbytes(values, 0) == 0
+    assert cuda_packed.nbytes(values, 0) == 0
 
 
 def test_a_mask_of_32_bit_values_is_looked_at_before_a_kernel_follows_it(
@@ -630,7 +630,7 @@ def test_what_no_kernel_reads_is_made_a_bitmap_of_once(
         expect_close(call(tokens, a), tokens, a, 1e-5 if dtype == torch.float32 else 1e-2)
     made = "bitmap" if dtype == torch.float32 else "gap"
     assert played.made == (["sell4"] if made == "gap" and format == "u4" else [made])
-    assert cuda_spmm.packed_nbytes(a.arrays["values"], 0) > 0
+    assert cuda_packed.nbytes(a.arrays["values"], 0) > 0
     graphs.now = 1
     expect_close(call(x, a), x, a, 1e-5 if dtype == torch.float32 else 1e-2)
     a.arrays["values"].add_(0)

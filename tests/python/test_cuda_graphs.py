@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import tamis
-from tamis.ops import cuda, cuda_memory, cuda_spmm
+from tamis.ops import cuda, cuda_memory, cuda_packed
 from tamis.ops.prefill import prefill_attention
 from tamis.ops.sparse_mlp import sparse_mlp
 
@@ -162,7 +162,7 @@ def test_nothing_that_lasts_lies_in_a_pool_lent_to_the_thread(tokens: int) -> No
     spans = [(s["address"], s["address"] + s["total_size"]) for s in pool.snapshot()]
     assert any(first <= want.data_ptr() < last for first, last in spans)
     lasting = [cuda_memory.workspaces[key].pointer for key in set(cuda_memory.workspaces) - before]
-    for packed in [packed for held in cuda_spmm._packed.values() for packed in held]:
+    for packed in [packed for held in cuda_packed.forms_held.values() for packed in held]:
         parts = packed.records, packed.offsets, packed.scales
         lasting += [part.data_ptr() for part in parts if part is not None]
     assert lasting

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import tamis
 from tamis.layout import Layout
-from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_spmm
+from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_packed, cuda_spmm
 from tamis.ops.tensors import REST
 
 needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
@@ -38,7 +38,7 @@ def expect_product(y: Tensor, x: Tensor, w: Tensor, bias: Tensor | None) -> None
 def check(x: Tensor, w: Tensor, a: tamis.SparseMatrix, bias: Tensor | None) -> None:
     y = tamis.ops.spmm.spmm(x, a, bias)
     assert torch.equal(y, tamis.ops.spmm.spmm(x, a, bias)), "two runs differ"
-    held = cuda_spmm._packed.get(id(a.arrays["values"]), ())
+    held = cuda_packed.forms_held.get(id(a.arrays["values"]), ())
     most = max((packed.most for packed in held), default=cuda_spmm.MAX_TOKENS * x.shape[-1])
     calls = any(cuda_spmm._in_calls(p, x, a.arrays["values"], a.layout) for p in held)
     if x.numel() > most and not calls:
@@ -73,7 +73,7 @@ def test_pairs_in_place_and_a_residual(
     w, a = make(*shape, density, dtype)
     rest = tuple(a.arrays.get(name) for name in REST)
     values = a.arrays["values"]
-    packed = cuda_spmm.Packed(a.layout, values, rest, dtype, "r24", values.device)
+    packed = cuda_packed.Packed(a.layout, values, rest, dtype, "r24", values.device)
     assert packed.matrix.most_tokens == 128
     bias = torch.randn(shape[0], dtype=dtype, device="cuda")
     for m in (1, 33, 48, 63, 64, 65, 100, 128):
@@ -221,7 +221,7 @@ def test_groups_of_codes_take_any_x_and_follow_prompts() -> None:
         wanted, scale = x.double() @ w.T + bias.double(), x.double().abs() @ w.abs().T
         allowed = 2.0**-7 * wanted.abs() + 2.0**-7 * scale
         assert bool(((y.double() - wanted).abs() <= allowed).all())
-    forms = [packed.form for packed in cuda_spmm._packed[id(a.arrays["values"])]]
+    forms = [packed.form for packed in cuda_packed.forms_held[id(a.arrays["values"])]]
     assert forms == ["sell4", "g4"]  # up to 4 tokens, and 12
 
 
@@ -237,7 +237,7 @@ def test_gap_products_by_tokens_that_follow_prompts(rows: int) -> None:
             assert torch.equal(y, torch.nn.functional.linear(x, w))
         else:
             check(x, w, a, None)
-    forms = [packed.form for packed in cuda_spmm._packed[id(a.arrays["values"])]]
+    forms = [packed.form for packed in cuda_packed.forms_held[id(a.arrays["values"])]]
     stored = ["bitmap"] if cuda_cost.stored_tokens(a.layout, a.nnz, 0) >= 20 else []
     assert forms == ["gap", *stored]
 
@@ -254,7 +254,7 @@ def test_weights_as_they_are_stored(n: int, k: int, dtype: torch.dtype) -> None:
         w, a = make(n, k, density, dtype)
         rest = tuple(a.arrays.get(name) for name in REST)
         values = a.arrays["values"]
-        packed = cuda_spmm.Packed(a.layout, values, rest, dtype, cuda_cost.STORED, values.device)
+        packed = cuda_packed.Packed(a.layout, values, rest, dtype, cuda_cost.STORED, values.device)
         for m in (1, 20, 33, 64, 100, 300):
             x = torch.randn(m, k, dtype=dtype, device="cuda")
             wanted, scale = x.double() @ w.double().T, x.double().abs() @ w.double().abs().T
@@ -287,7 +287,7 @@ def test_32_bit_values(shape: tuple[int, int], density: float) -> None:
             expect_product(y, x, w, bias if m % 2 else None)
     rest = tuple(a.arrays.get(name) for name in REST)
     assert torch.equal(cuda_spmm.unpack(a.arrays["values"], rest, a.layout), w)
-    assert cuda_spmm.packed_nbytes(a.arrays["values"], 0) == 0
+    assert cuda_packed.nbytes(a.arrays["values"], 0) == 0
 
 
 @needs_device

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tamis
-from tamis.ops import cuda, cuda_spmm
+from tamis.ops import cuda, cuda_packed, cuda_spmm
 
 needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 PROMPTS = ((1, 7), (1, 20), (1, 70), (1, 300))
@@ -44,11 +44,12 @@ def test_what_is_packed_goes_when_the_layer_leaves_its_device(
 ) -> None:
     made = layer(24, 64, 0.5, torch.bfloat16, format="bitmap")
     made.keep_packed(torch.device("cpu"))
-    monkeypatch.setattr(cuda_spmm, "_packed", {id(made.weight_values): []})
+    key = id(made.weight_values)
+    monkeypatch.setitem(cuda_packed.forms_held, key, [])
     made.to("cpu")
-    assert cuda_spmm._packed
+    assert key in cuda_packed.forms_held
     made.to("meta")
-    assert not cuda_spmm._packed
+    assert key not in cuda_packed.forms_held
 
 
 @pytest.mark.parametrize("also_dense", [False, True])
@@ -65,7 +66,7 @@ def test_another_format_is_left_packed_alone_too(
     made, other = (layer(24, 64, 0.05, torch.bfloat16, format="bitmap") for _ in range(2))
     made.keep_packed(home)
     monkeypatch.setattr(cuda_spmm, "prepack", pack)
-    monkeypatch.setattr(cuda_spmm, "keeps_dense", lambda values, device: also_dense)
+    monkeypatch.setattr(cuda_packed, "keeps_dense", lambda values, device: also_dense)
     model = nn.Sequential(made, other)
     tamis.optimize_(model, "bytes", tokens=3)
     assert calls == [("csr8", (home, 3), also_dense)]
@@ -133,7 +134,7 @@ def test_gives_what_saved_weights_give(
         near = bool(((y.double() - wanted).abs() <= 4 * eps * wanted.abs() + 2e-5 * scale).all())
         # Written out and given to torch, whose products round more than once.
         assert near or torch.equal(y, nn.functional.linear(x, dense, made.bias))
-    for packed in cuda_spmm._packed[id(made.weight_values)]:
+    for packed in cuda_packed.forms_held[id(made.weight_values)]:
         out = torch.full((n, k), float("nan"), device="cuda", dtype=dtype)
         packed.matrix.unpack(out.data_ptr(), k, torch.cuda.current_stream().cuda_stream)
         assert torch.equal(out, dense), packed.form
@@ -189,7 +190,7 @@ def test_optimizing_keeps_weights_packed_alone() -> None:
         assert now.layout.format == "nm"
         assert now.packed_on == torch.device("cuda", 0)
         assert now.weight_values.is_cpu
-        assert report.layers[0].nbytes == cuda_spmm.packed_nbytes(now.weight_values, 0)
+        assert report.layers[0].nbytes == cuda_packed.nbytes(now.weight_values, 0)
         x = torch.randn(1, 4096, device="cuda", dtype=torch.bfloat16)
         wanted = nn.functional.linear(x.float(), now.weight.to_dense().float(), now.bias.float())
         assert torch.allclose(model(x).float(), wanted, atol=2e-2)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
 from tamis.nn.weight import SparseWeight
-from tamis.ops import cuda_spmm
+from tamis.ops import cuda_packed
 from tamis.ops.spmm import linear
 from tamis.ops.tensors import DTYPE_NAME, INDEX_DTYPE, REST, TORCH_DTYPE, Rest
 from tamis.tensor.compress import compress
@@ -317,7 +317,7 @@ class SparseLinear(nn.Module):
         if scales is not None and moved is not None and moved.dtype != scales.dtype:
             self._buffers["weight_scales"] = scales.to(moved.device)
         if self.weight.device != device:
-            cuda_spmm.forget(self.weight_values)
+            cuda_packed.forget(self.weight_values)
         layout = self._layout
         self._set_layout(layout if layout.quantized else replace(layout, dtype=name), float_dtype)
         return self
