@@ -42,7 +42,7 @@ class Sparse:
         import tamis
         from tamis import _C
         from tamis.ops import cuda
-        from tamis.ops.cuda_cost import packed_form
+        from tamis.ops.cuda_forms import packed_form
         from tamis.ops.handle import make_matrix
         from tamis.ops.tensors import as_numpy
 

@@ -31,7 +31,7 @@ from tamis.ops.attention import (
     sparse_attention,
 )
 from tamis.ops.chosen import Choice
-from tamis.ops.cuda_cost import STORED
+from tamis.ops.cuda_forms import STORED
 from tamis.ops.cuda_packed import Packed
 from tamis.ops.cuda_spmm_grad import gather, mask_of, unpack
 from tamis.ops.kv_edit import Similar, Tokens, compact_, gather_rows, merge_tokens

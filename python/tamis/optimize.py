@@ -24,7 +24,7 @@ from tamis.formats import (
     tied,
 )
 from tamis.nn import SparseConv2d, SparseLinear
-from tamis.ops import cuda_cost
+from tamis.ops import cuda_forms
 from tamis.policy.allocate import matches
 from tamis.prepack import keep_packed
 from tamis.report import LayerReport, Report, host_facts
@@ -181,7 +181,7 @@ def _candidates(layer: nn.Module) -> dict[str, nn.Module]:
         return candidates
     on_device = device_of(linear) is not None
     for name, (layout, nbytes) in holding_layouts(linear.weight, keep).items():
-        if on_device and not cuda_cost.packed_form(layout):
+        if on_device and not cuda_forms.packed_form(layout):
             continue
         if name not in candidates and nbytes < dense_bytes(linear):
             candidates[name] = compressed(linear, linear.weight.detach(), keep, layout)

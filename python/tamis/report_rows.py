@@ -14,7 +14,7 @@ from tamis.activation import InputSparseLinear, SparseMLP
 from tamis.formats import as_linear, device_of, mask_of
 from tamis.layout import Layout
 from tamis.nn import SparseConv2d, SparseLinear
-from tamis.ops import cost, cuda_cost, cuda_packed, cuda_spmm, machine
+from tamis.ops import cost, cuda_choice, cuda_packed, cuda_spmm, machine
 from tamis.ops.tensors import DTYPE_NAME
 from tamis.report import LayerReport
 
@@ -156,13 +156,13 @@ def _kernel(layer: SparseLinear, tokens: int) -> str:
 
 def tokens_of(layout: Layout, nnz: int, device: int, *, stored: bool = True) -> str:
     """What a report adds on a CUDA device: up to how many tokens it pays."""
-    most = cuda_cost.most_tokens(layout, nnz, device, stored=stored)
+    most = cuda_choice.most_tokens(layout, nnz, device, stored=stored)
     if most is None:
         return ""
     found = f"no slower than dense up to {most} tokens" if most else "slower"
     guess = (
         ", estimated from another device's times"
-        if cuda_cost.estimated(layout, nnz, device)
+        if cuda_choice.estimated(layout, nnz, device)
         else ""
     )
     return f"; on CUDA {found}{guess}"

@@ -15,7 +15,7 @@ from torch import nn
 
 from tamis.formats import as_linear, mask_of, nbytes_of
 from tamis.nn import SparseLinear
-from tamis.ops import cuda_cost
+from tamis.ops import cuda_forms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +104,9 @@ def _device_seconds(modules: list[nn.Module], x: Tensor) -> float:
             module(x)
         stream.synchronize()
         begin, end = events
-        if all(not isinstance(m, SparseLinear) or cuda_cost.packed_form(m.layout) for m in modules):
+        if all(
+            not isinstance(m, SparseLinear) or cuda_forms.packed_form(m.layout) for m in modules
+        ):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=stream):
                 for module in modules:

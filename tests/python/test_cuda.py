@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,16 @@ from torch import Tensor
 
 import tamis
 from tamis import _C
-from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_packed, cuda_spmm, cuda_spmm_grad
+from tamis.ops import (
+    cuda,
+    cuda_choice,
+    cuda_cost,
+    cuda_forms,
+    cuda_memory,
+    cuda_packed,
+    cuda_spmm,
+    cuda_spmm_grad,
+)
 from tamis.ops.handle import make_matrix
 
 
@@ -142,7 +152,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     monkeypatch.setattr(cuda_packed, "raw_stream", lambda _: 7)
     monkeypatch.setattr(cuda_memory, "_device", lambda _: torch.device("cpu"))
     cuda_packed.forms_held.clear()
-    monkeypatch.setattr(cuda_cost, "_devices", lambda: [("Unmeasured", 80)])
+    monkeypatch.setattr(cuda_forms, "devices", lambda: [("Unmeasured", 80)])
     monkeypatch.setattr(cuda_memory, "capturing", lambda: False)
     monkeypatch.setattr(cuda_memory, "workspaces", {})
     monkeypatch.setattr(cuda_spmm_grad, "unpack", play_unpack)
@@ -374,14 +384,17 @@ def test_more_tokens_take_one_form_in_calls(
     calls: int,
 ) -> None:
     """On a device where a call of r24 takes half as long again as one of p24, and the rest far longer."""
-    monkeypatch.setattr(cuda_cost, "_devices", lambda: [("NVIDIA H200", 90)])
-    monkeypatch.setattr(cuda_cost._C, "p24_most_tokens", lambda *_: 24)
-    monkeypatch.setitem(cuda_cost.MORE, "p24", (0.0,) * 7)
-    monkeypatch.setitem(cuda_cost.MORE, "r24", (100.0,) * 2)
-    monkeypatch.setitem(cuda_cost.SHARED, "p24", (-2000.0,) * 7)
+    monkeypatch.setattr(cuda_forms, "devices", lambda: [("NVIDIA H200", 90)])
+    monkeypatch.setattr(cuda_forms._C, "p24_most_tokens", lambda *_: 24)
+    costs = {
+        "p24": {"more": (0.0,) * 7},
+        "r24": {"more": (100.0,) * 2},
+        "t16": {"decode": (99.0,) * 4},
+    }
+    for form, changed in costs.items():
+        monkeypatch.setitem(cuda_cost.COSTS, form, replace(cuda_cost.COSTS[form], **changed))
+    monkeypatch.setattr(cuda_cost, "P24_ALONE", -2000.0)
     monkeypatch.setattr(cuda_cost, "STORED_MORE", (9e4,) * 4)
-    monkeypatch.setattr(cuda_cost, "_ALONE", -2000.0)
-    monkeypatch.setitem(cuda_cost.DECODE, "t16", (99.0,) * 4)
     counted: list[int] = []
     spmm = played.spmm
     monkeypatch.setattr(
@@ -427,7 +440,7 @@ def test_prompts_by_gap_are_written_out_from_the_mask_where_it_has_a_kernel(
 def test_short_prompts_by_gap_are_some_calls(
     played: type[Played], monkeypatch: pytest.MonkeyPatch, tokens: int, expanded: list[str]
 ) -> None:
-    monkeypatch.setattr(cuda_cost, "_devices", lambda: [("NVIDIA H200", 90)])
+    monkeypatch.setattr(cuda_forms, "devices", lambda: [("NVIDIA H200", 90)])
     a = half_kept(40, 64)
     bias = torch.randn(40, dtype=torch.bfloat16)
     for x in (torch.randn(1, tokens, 64), torch.randn(1, tokens, 70)[..., 3:67]):
@@ -445,7 +458,7 @@ def test_many_tokens_read_the_weight_as_it_is_stored(
     played: type[Played], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On sm_90, prompts and batches; nothing is packed for them, and the most are written out."""
-    monkeypatch.setattr(cuda_cost, "_devices", lambda: [("Unmeasured", 90)])
+    monkeypatch.setattr(cuda_forms, "devices", lambda: [("Unmeasured", 90)])
     a = half_kept(40, 64)
     w = a.to_dense().float()
     for shape in ((1, 20, 64), (17, 64), (1, 64), (4, 1, 64), (1, 90, 64), (300, 64)):
@@ -468,7 +481,7 @@ def test_weights_in_host_memory_are_read_packed_alone(
     played: type[Played], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is multiplied as it is stored, and prompts are written out from what is packed."""
-    monkeypatch.setattr(cuda_cost, "_devices", lambda: [("NVIDIA H200", 90)])
+    monkeypatch.setattr(cuda_forms, "devices", lambda: [("NVIDIA H200", 90)])
     monkeypatch.setattr(cuda_packed, "lies_on", lambda *_: False)
     a = half_kept(40, 64)
     w = a.to_dense().float()
@@ -492,9 +505,9 @@ def test_weights_in_host_memory_are_read_packed_alone(
 def test_more_tokens_than_gain_take_a_dense_copy_that_was_kept(
     played: type[Played], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_cost, "_devices", lambda: [("NVIDIA H200", 90)])
+    monkeypatch.setattr(cuda_forms, "devices", lambda: [("NVIDIA H200", 90)])
     monkeypatch.setattr(cuda_packed, "lies_on", lambda *_: False)
-    monkeypatch.setattr(cuda_cost, "most_tokens", lambda *_, **__: 4)
+    monkeypatch.setattr(cuda_choice, "most_tokens", lambda *_, **__: 4)
     a = half_kept(40, 64)
     w = a.to_dense()
     get, on = a.arrays.get, torch.device("cpu")

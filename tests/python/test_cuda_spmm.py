@@ -6,7 +6,7 @@ from torch import Tensor
 
 import tamis
 from tamis.layout import Layout
-from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_packed, cuda_spmm
+from tamis.ops import cuda, cuda_choice, cuda_forms, cuda_memory, cuda_packed, cuda_spmm
 from tamis.ops.tensors import REST
 
 needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
@@ -62,7 +62,7 @@ def test_products(shape: tuple[int, int], density: float, dtype: torch.dtype) ->
 
 
 @needs_device
-@pytest.mark.skipif(not cuda.why_off() and cuda_cost._sm(0) != 90, reason="r24 is for sm_90")
+@pytest.mark.skipif(not cuda.why_off() and cuda_forms.sm(0) != 90, reason="r24 is for sm_90")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("density", [0.0, 0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("shape", [*SHAPES, (4096, 4096), (14336, 256), (300, 20000)])
@@ -231,14 +231,14 @@ def test_gap_products_by_tokens_that_follow_prompts(rows: int) -> None:
     w, a = make(rows, 600, 0.4, torch.bfloat16)
     for shape in ((1, 20, 600), (1, 1, 600), (3, 1, 600), (1, 90, 600), (4, 1, 600)):
         x = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
-        stays = shape[1] <= cuda_cost.stored_tokens(a.layout, a.nnz, 0)
+        stays = shape[1] <= cuda_choice.stored_tokens(a.layout, a.nnz, 0)
         if shape[1] > 1 and not stays:  # written out and given to torch
             y = tamis.ops.spmm.spmm(x, a)
             assert torch.equal(y, torch.nn.functional.linear(x, w))
         else:
             check(x, w, a, None)
     forms = [packed.form for packed in cuda_packed.forms_held[id(a.arrays["values"])]]
-    stored = ["bitmap"] if cuda_cost.stored_tokens(a.layout, a.nnz, 0) >= 20 else []
+    stored = ["bitmap"] if cuda_choice.stored_tokens(a.layout, a.nnz, 0) >= 20 else []
     assert forms == ["gap", *stored]
 
 
@@ -248,13 +248,13 @@ def test_gap_products_by_tokens_that_follow_prompts(rows: int) -> None:
 def test_weights_as_they_are_stored(n: int, k: int, dtype: torch.dtype) -> None:
     """Every layout, whatever is expected to be fastest, in whole output tiles and shares of them."""
     layout = Layout("bitmap", n, k, "bf16" if dtype == torch.bfloat16 else "f16")
-    if not cuda_cost.taken_as_stored(layout, 0):
+    if not cuda_forms.taken_as_stored(layout, 0):
         pytest.skip("no kernel takes bitmap here")
     for density in (0.3, 1.0):
         w, a = make(n, k, density, dtype)
         rest = tuple(a.arrays.get(name) for name in REST)
         values = a.arrays["values"]
-        packed = cuda_packed.Packed(a.layout, values, rest, dtype, cuda_cost.STORED, values.device)
+        packed = cuda_packed.Packed(a.layout, values, rest, dtype, cuda_forms.STORED, values.device)
         for m in (1, 20, 33, 64, 100, 300):
             x = torch.randn(m, k, dtype=dtype, device="cuda")
             wanted, scale = x.double() @ w.double().T, x.double().abs() @ w.double().abs().T

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from tamis import _C
 from tamis.layout import Layout
-from tamis.ops import cuda_cost, machine
+from tamis.ops import cuda_choice, cuda_cost, cuda_forms, machine
 
 # Times closer than this are alike to the model; bytes then decide.
 ALIKE = 1.05
@@ -34,7 +34,7 @@ def sparse_ns(
         stored: Whether the arrays lie on that device too, not only what is packed.
     """
     if device is not None:
-        return cuda_cost.sparse_ns(layout, nnz, tokens, device, stored=stored)
+        return cuda_choice.sparse_ns(layout, nnz, tokens, device, stored=stored)
     machine.load()
     own = "f32" if layout.quantized else layout.dtype
     threads = threads or _C.num_threads()
@@ -78,7 +78,7 @@ def fastest(
     """
     held = sorted(candidates, key=lambda item: item[0].nbytes(item[1]))
     if device is not None:
-        held = [item for item in held if cuda_cost.packed_form(item[0])] or held
+        held = [item for item in held if cuda_forms.packed_form(item[0])] or held
     held = [
         item for item in held if item[0].nbytes(item[1]) <= LARGER * held[0][0].nbytes(held[0][1])
     ]

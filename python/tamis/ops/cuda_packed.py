@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tamis import _C
 from tamis.layout import Layout
-from tamis.ops import cuda_cost, cuda_spmm_grad
-from tamis.ops.cuda_cost import read_as
+from tamis.ops import cuda_spmm_grad
+from tamis.ops.cuda_forms import BY_MASK, STORED, read_as
 from tamis.ops.cuda_memory import lasting, raw_stream, refuse_in_capture, workspace
 from tamis.ops.dense import unpack_dense
 from tamis.ops.handle import make_matrix, pack
@@ -76,7 +76,7 @@ class Packed:
         self.offsets: Tensor | None = None
         self.scales: Tensor | None = None
         self.dense: Tensor | None = None  # the same weight, for more tokens
-        if form != cuda_cost.STORED:
+        if form != STORED:
             self._pack(how, values, on)
         elif how is layout and here and rest[0] is not None:
             if layout.dtype == "f32":  # mask_of looks at others, below
@@ -89,7 +89,7 @@ class Packed:
         # Checked now, so that a prompt in a graph need not wait: gap and p24 are written out from
         # the mask, which is a part of weights as they are stored, where it is on the device.
         self.mask: cuda_spmm_grad.Mask | None = None
-        if form in cuda_cost.BY_MASK and here:
+        if form in BY_MASK and here:
             self.mask = cuda_spmm_grad.mask_of(layout, values, rest[0], rest[1], dtype)
         # Bytes of workspace by number of tokens, and the last bias that was found to fit.
         self.workspaces: dict[int, int] = {}
@@ -231,7 +231,7 @@ def as_stored(layout: Layout, values: Tensor, rest: Rest, dtype: torch.dtype) ->
         layout.cols,
         DTYPE_NAME[dtype],
         values.device.index or 0,
-        cuda_cost.STORED,
+        STORED,
         mask_ptr=0 if mask is None else mask.data_ptr(),
         row_offsets_ptr=0 if row_offsets is None else row_offsets.data_ptr(),
         row_values=layout.cols // layout.of * layout.keep if layout.format == "nm" else 0,

@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from tamis.layout import Layout
-from tamis.ops import cuda, cuda_cost, cuda_memory, cuda_packed, cuda_spmm_grad
-from tamis.ops.cuda_cost import calls_pay, few_tokens, form_and_tokens, packed_form, read_as
+from tamis.ops import cuda, cuda_choice, cuda_forms, cuda_memory, cuda_packed, cuda_spmm_grad
+from tamis.ops.cuda_choice import calls_pay, few_tokens, form_and_tokens, form_for, stored_tokens
+from tamis.ops.cuda_forms import STORED, STORED_ABOVE, packed_form, read_as
 from tamis.ops.cuda_memory import current_device, raw_stream, refuse_in_capture
 from tamis.ops.cuda_packed import Packed, as_stored, forms_held, narrowed, versions
 from tamis.ops.tensors import DTYPE_NAME, Rest
 
-MAX_TOKENS = cuda_cost.TOKENS[-1]  # of one call of a form for any number of them
+MAX_TOKENS = cuda_forms.TOKENS[-1]  # of one call of a form for any number of them
 
 
 def spmm(
@@ -97,7 +98,7 @@ def direct(x: Tensor, token: str, values: Tensor, rest: Rest, bias: Tensor | Non
 def unpack(values: Tensor, rest: Rest, layout: Layout) -> Tensor | None:
     """Dense w of 32-bit values where their mask lies on their device; None where no kernel does that."""
     here = cuda_packed.lie_ready((values, rest[0], rest[1]), values.device)
-    if packed_form(layout) != cuda_cost.STORED or not here or rest[0] is None or cuda.why_off():
+    if packed_form(layout) != STORED or not here or rest[0] is None or cuda.why_off():
         return None
     cuda_spmm_grad.check_structure(layout, values, rest[0], rest[1])
     with torch.cuda.device(values.device):
@@ -133,8 +134,8 @@ def prepack(
         return 0
     if keep_dense and packed.dense is None:
         nnz = _nnz(values, layout)
-        most = cuda_cost.most_tokens(layout, nnz, packed.device, stored=False)
-        if most is None or most < cuda_cost.MANY_TOKENS[-1]:
+        most = cuda_choice.most_tokens(layout, nnz, packed.device, stored=False)
+        if most is None or most < cuda_forms.MANY_TOKENS[-1]:
             with torch.cuda.device(device):
                 packed.dense = packed.to_dense(values, x)
             if most is not None:
@@ -147,8 +148,8 @@ def kernel(
 ) -> str:
     """Name of the kernel that a product of so many tokens runs there; empty if none does."""
     how = read_as(layout)
-    form = cuda_cost.form_for(how, nnz, tokens, device, stored=stored and how is layout)
-    return cuda_cost.kernel(how, narrowed(form, values), device)
+    form = form_for(how, nnz, tokens, device, stored=stored and how is layout)
+    return cuda_forms.kernel(how, narrowed(form, values), device)
 
 
 def takes(x_dtype: torch.dtype, layout: Layout) -> bool:
@@ -158,7 +159,7 @@ def takes(x_dtype: torch.dtype, layout: Layout) -> bool:
 
 def reads_in_place(x_dtype: torch.dtype, layout: Layout) -> bool:
     """Whether kernels read all such weights as they are stored, whatever was written to them."""
-    return x_dtype == torch.float32 and packed_form(layout) == cuda_cost.STORED
+    return x_dtype == torch.float32 and packed_form(layout) == STORED
 
 
 # ---- which form a call reads, of those that there are
@@ -177,10 +178,10 @@ def _held(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed | Non
     if calls is not None:
         return calls
     forms, how = [packed.form for packed in found], _how(x, layout)
-    if packed_form(how) == cuda_cost.STORED:
+    if packed_form(how) == STORED:
         return found[0]  # any number of tokens
     wide = _wide(x, how, _nnz(values, layout), forms)
-    stored = next((packed for packed in found if packed.form == cuda_cost.STORED), None)
+    stored = next((packed for packed in found if packed.form == STORED), None)
     stays = stored is None and _stays(x, values, rest, layout, forms)
     return (stored or found[0]) if wide and not stays else None
 
@@ -223,7 +224,7 @@ def _pack(x: Tensor, values: Tensor, rest: Rest, layout: Layout) -> Packed:
     how, most, nnz = _how(x, layout), packed.matrix.most_tokens, _nnz(values, layout)
     base, wide, tokens = packed_form(how), _wide(x, how, nnz, forms), x.numel() // layout.cols
     # No kernel of that form here, or none for so many tokens: the form for any number of them too.
-    if form != base and not (most if wide or form in cuda_cost.IN_CALLS else tokens <= most):
+    if form != base and not (most if wide or form in cuda_forms.IN_CALLS else tokens <= most):
         device = x.device.index or 0
         above = max(most, few_tokens(how, nnz, device) if wide else above)
         packed = Packed(layout, values, rest, x.dtype, base, x.device)
@@ -240,15 +241,15 @@ def _form_for(
     nnz, device, stored = _nnz(values, layout), x.device.index or 0, _stored(x, values, layout)
     layout = _how(x, layout)
     tokens = 1 if _wide(x, layout, nnz, beside) else x.numel() // layout.cols
-    if packed_form(layout) == cuda_cost.STORED:
-        return cuda_cost.STORED, 0, None
+    if packed_form(layout) == STORED:
+        return STORED, 0, None
     if stored and _stays(x, values, rest, layout, beside):
-        most = cuda_cost.stored_tokens(layout, nnz, device)
-        return cuda_cost.STORED, cuda_cost.STORED_ABOVE, most
+        most = stored_tokens(layout, nnz, device)
+        return STORED, STORED_ABOVE, most
     form, above, up_to = form_and_tokens(layout, nnz, tokens, device, stored=stored, beside=beside)
-    if form in cuda_cost.IN_CALLS:  # for what it is chosen once it is there
+    if form in cuda_forms.IN_CALLS:  # for what it is chosen once it is there
         return form_and_tokens(layout, nnz, tokens, device, stored=stored, beside=(*beside, form))
-    return packed_form(layout) if form == cuda_cost.STORED else form, above, up_to
+    return packed_form(layout) if form == STORED else form, above, up_to
 
 
 def _stays(x: Tensor, values: Tensor, rest: Rest, layout: Layout, beside: Collection[str]) -> bool:
@@ -261,10 +262,10 @@ def _stays(x: Tensor, values: Tensor, rest: Rest, layout: Layout, beside: Collec
     if _how(x, layout) is not layout:
         return False
     if _wide(x, layout, nnz, beside):
-        pays = cuda_cost.STORED_ABOVE < tokens <= cuda_cost.stored_tokens(layout, nnz, device)
+        pays = STORED_ABOVE < tokens <= stored_tokens(layout, nnz, device)
     else:
-        form = cuda_cost.form_for(layout, nnz, tokens, device, beside=beside)
-        pays = form == cuda_cost.STORED
+        form = form_for(layout, nnz, tokens, device, beside=beside)
+        pays = form == STORED
     return (
         pays
         and nnz > 0
@@ -280,12 +281,12 @@ def _wide(x: Tensor, layout: Layout, nnz: int, beside: Collection[str]) -> bool:
     Take in one call, or in as many as are expected to be fastest.
     """
     tokens = x.numel() // layout.cols
-    if tokens > cuda_cost.CALLED_TOKENS or (x.dim() > 2 and x.shape[-2] > 1):
+    if tokens > cuda_forms.CALLED_TOKENS or (x.dim() > 2 and x.shape[-2] > 1):
         return True
     if tokens <= MAX_TOKENS:
         return False
-    form = cuda_cost.form_for(layout, nnz, tokens, x.device.index or 0, beside=beside)
-    return form not in cuda_cost.IN_CALLS
+    form = form_for(layout, nnz, tokens, x.device.index or 0, beside=beside)
+    return form not in cuda_forms.IN_CALLS
 
 
 def _how(x: Tensor, layout: Layout) -> Layout:
