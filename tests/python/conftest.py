@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything loads an OpenMP runtime
 
@@ -62,3 +63,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>"
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A CUDA device that NumPy plays: the class that stands for ``CudaMatrix``."""
+    import played_device
+
+    return played_device.play(monkeypatch)
+
+
+@pytest.fixture
+def graphs(played: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Captures on that device."""
+    import played_device
+
+    return played_device.Graphs().play(monkeypatch)
