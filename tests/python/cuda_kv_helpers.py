@@ -1,10 +1,8 @@
 """What the tests of KV caches on a CUDA device share."""
 
-import pytest
 import torch
 from torch import Tensor
 
-from tamis.ops import cuda
 from tamis.ops.attention import (
     DenseSegment,
     Lists,
@@ -14,7 +12,6 @@ from tamis.ops.attention import (
 )
 from tamis.ops.kv_quantize import kv_quantize, page_layout
 
-needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 B, G = 2, 4
 
 

@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from host import needs_device
 from torch import Tensor
 
 from tamis.activation.layers import InputSparseLinear, SparseMLP, by_column
@@ -11,7 +12,6 @@ from tamis.ops import cuda, cuda_activation
 from tamis.ops.sparse_input import masked_input, sparse_input
 from tamis.ops.sparse_mlp import masked_mlp, sparse_mlp
 
-needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 HALVES = (torch.bfloat16, torch.float16)
 
 

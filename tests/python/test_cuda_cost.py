@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from host import needs_device
 
 import tamis
 from tamis.layout import Layout
@@ -9,7 +10,6 @@ from tamis.ops import cost, cuda, cuda_choice, cuda_cost, cuda_forms, cuda_spmm
 from tamis.ops.attention import ALL, DenseSegment, Lists, attention, sparse_attention
 from tamis.report_rows import tokens_of
 
-needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 N, K = 14336, 4096
 HALF = N * K // 2
 

@@ -4,12 +4,12 @@ from itertools import product
 
 import pytest
 import torch
+from host import needs_device
 
 import tamis
 from tamis.ops import cuda, cuda_spmm, cuda_spmm_grad
 from tamis.ops.spmm_grad import sddmm, spmm_t
 
-needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 HALVES = (torch.bfloat16, torch.float16)
 ARRAYS = ("values", "mask", "row_offsets", "col_indices", "scales")
 

@@ -7,14 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from host import needs_device
 from torch import Tensor
 
 import tamis
-from tamis.ops import cuda, cuda_memory, cuda_packed
+from tamis.ops import cuda_memory, cuda_packed
 from tamis.ops.prefill import prefill_attention
 from tamis.ops.sparse_mlp import sparse_mlp
-
-needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 
 Call = Callable[[], Tensor]
 

@@ -5,7 +5,8 @@ from itertools import product
 
 import pytest
 import torch
-from cuda_kv_helpers import B, G, needs_device, on_cuda, pages
+from cuda_kv_helpers import B, G, on_cuda, pages
+from host import needs_device
 from torch import Tensor
 
 from tamis.errors import TamisUnsupported

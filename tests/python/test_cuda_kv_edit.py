@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from cuda_kv_helpers import B, G, cuda_, moved, needs_device
+from cuda_kv_helpers import B, G, cuda_, moved
+from host import needs_device
 
 from tamis.ops import kv_select
 from tamis.ops.attention import (

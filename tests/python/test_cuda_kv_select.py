@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from cuda_kv_helpers import B, G, needs_device
+from cuda_kv_helpers import B, G
+from host import needs_device
 from torch import Tensor
 
 from tamis.ops import chosen, kv_select

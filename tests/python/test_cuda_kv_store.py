@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cuda_kv_helpers import needs_device
+from host import needs_device
 from torch import Tensor
 
 import tamis

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
-from cuda_kv_helpers import needs_device
+from host import needs_device
 
 from tamis import activation, evaluate, kv, kv_eval, kv_tasks
 

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
+from host import needs_device
 from torch import Tensor
 
 from tamis.errors import TamisUnsupported, TamisValueError
-from tamis.ops import cuda, cuda_memory
+from tamis.ops import cuda_memory
 from tamis.ops.prefill import CAUSAL, Blocks, Pattern, Spans, Subset, prefill_attention
 
 TICKETS = 65536  # bytes at the start of a workspace that every call leaves zero
-
-needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 
 
 def moved(x: object) -> object:

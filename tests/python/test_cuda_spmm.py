@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from host import needs_device
 from torch import Tensor
 
 import tamis
@@ -9,7 +10,6 @@ from tamis.layout import Layout
 from tamis.ops import cuda, cuda_choice, cuda_forms, cuda_memory, cuda_packed, cuda_spmm
 from tamis.ops.tensors import REST
 
-needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 SHAPES = [
     *((16, 64), (1, 8), (17, 65), (50, 200), (130, 321), (136, 200), (264, 1096)),
     *((1024, 4096), (4096, 1024)),

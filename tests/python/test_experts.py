@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import transformers as hf
+from host import needs_device
 from tiny import COMMON, WITH_HEADS
 from torch import nn
 
@@ -15,7 +16,6 @@ from tamis.calibrate import Collector
 from tamis.errors import TamisFileError, TamisUnsupported, TamisValueError
 from tamis.nn import SparseExperts, SparseLinear
 from tamis.nn import experts as experts_module
-from tamis.ops import cuda
 from tamis.train import MaskGuard
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
@@ -140,7 +140,7 @@ def test_a_captured_layer_asks_nothing_and_gives_the_same(kind, monkeypatch):
     torch.testing.assert_close(out[[0, 2]], layer(x[[0, 2]], index[[0, 2]], weights[[0, 2]]))
 
 
-@pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
+@needs_device
 def test_layers_replay_in_cuda_graphs():
     model = make("mixtral").bfloat16()
     tamis.sparsify_(model, "magnitude", format="bitmap")

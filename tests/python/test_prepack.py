@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from host import needs_device
 from torch import nn
 
 import tamis
 from tamis.ops import cuda, cuda_packed, cuda_spmm
 
-needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 PROMPTS = ((1, 7), (1, 20), (1, 70), (1, 300))
 
 

@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from host import needs_device
 
 import tamis
 from tamis.errors import TamisTypeError, TamisValueError
 from tamis.layout import Layout
-from tamis.ops import cuda
 from tamis.ops.spgemm import spgemm
-
-needs_device = pytest.mark.skipif(bool(cuda.why_off()), reason=f"CUDA is off: {cuda.why_off()}")
 
 
 def matrix(kind: str, rows: int, cols: int, seed: int) -> sp.csr_array:
