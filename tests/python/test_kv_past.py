@@ -11,7 +11,7 @@ from tamis.errors import TamisUnsupported
 from tamis.kv.methods import recipe_of
 from tamis.ops.kv_quantize import page_layout
 from tamis.policy import kv_budget, kv_edit, kv_layout, kv_score
-from tamis.policy.kv_layout import AShape, LocalStride, SinkWindow, VerticalSlash
+from tamis.policy.kv_layout import AShape, LocalStride, SinkWindow
 from tamis.policy.kv_recipe import (
     Classes,
     Evict,
@@ -239,7 +239,6 @@ LAYOUTS = {
     "window": SinkWindow(alpha=(16.0, 48.0), beta=(0.25, 0.0), block=16),
     "a_shape": AShape(sink=1, local=2, block=16),
     "tri_shape": AShape(sink=1, local=2, block=16, last=2),
-    "slash": VerticalSlash(vertical=((0,), (1, 2)), slash=((0, 3), (0, 1)), block=16),
 }
 
 

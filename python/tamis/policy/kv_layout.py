@@ -111,30 +111,6 @@ class AShape:
         return seen.expand(heads, -1, -1)
 
 
-@dataclass(frozen=True)
-class VerticalSlash:
-    """Chosen columns and chosen diagonals of each head (MInference's pattern, arXiv:2407.02490).
-
-    Attributes:
-        vertical: Key blocks that every row sees, per head.
-        slash: Distances of query block and key block, per head.
-        block: Tokens of a block.
-    """
-
-    vertical: tuple[tuple[int, ...], ...]
-    slash: tuple[tuple[int, ...], ...]
-    block: int = 64
-
-    def blocks(self, heads: int, rows: Tensor, cols: Tensor) -> Tensor:
-        """[heads, m, n] bool."""
-        apart = rows.view(-1, 1) - cols.view(1, -1)
-        made = []
-        for columns, diagonals in zip(self.vertical, self.slash, strict=True):
-            seen = torch.isin(cols, torch.tensor(columns)).view(1, -1)
-            made.append(seen | torch.isin(apart, torch.tensor(diagonals)))
-        return torch.stack(made).expand(heads, -1, -1)
-
-
 def prompt_blocks(layout: Layout, heads: int, tokens: int) -> Tensor:
     """The whole pattern of a prompt, [heads, m, m] bool, causal by block."""
     at = torch.arange(-(-tokens // layout.block))
