@@ -250,14 +250,7 @@ TEST(BitmapF32, AMissingBarrierIsNoticed) {
 }
 
 TEST(PlanBitmapF32, FitsAndSharesEverything) {
-  for (const auto& [n, k] : {std::pair{1, 1},
-                             {16, 131072},
-                             {1024, 4096},
-                             {4096, 4096},
-                             {14336, 4096},
-                             {4096, 14336},
-                             {128256, 4096},
-                             {1 << 20, 64}}) {
+  for (const auto& [n, k] : plan_shapes(1, 1)) {
     for (const int64_t m : {1, 2, 3, 8, 16}) {
       const T16View w{.format = PackedFormat::bitmap, .rows = n, .cols = k, .dtype = DType::f32};
       for (const CudaDevice& device : {kA100, kH100}) {

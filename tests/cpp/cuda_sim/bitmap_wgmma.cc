@@ -51,14 +51,7 @@ TEST_P(BitmapGroup, FaultsAreNoticed) {
 INSTANTIATE_TEST_SUITE_P(Layouts, BitmapGroup, testing::ValuesIn(rows()), name_of<BitmapKind>);
 
 TEST(PlanBitmapGroup, FitsAndSharesEverything) {
-  for (const auto& [n, k] : {std::pair{8, 8},
-                             {16, 131072},
-                             {1024, 4096},
-                             {4096, 4096},
-                             {14336, 4096},
-                             {4096, 14336},
-                             {128256, 4096},
-                             {1 << 20, 64}}) {
+  for (const auto& [n, k] : plan_shapes(8, 8)) {
     for (const int64_t m : {1, 17, 32, 64, 65, 128, 1000, 8192}) {
       const T16View w{.format = PackedFormat::bitmap, .rows = n, .cols = k, .record_bytes = n * k};
       SpmmT16Plan p;

@@ -149,14 +149,7 @@ TEST(PlanM24Many, ShortParts) {
 }
 
 TEST(PlanM24Many, FitsAndTakesEveryTile) {
-  for (const auto& [n, k] : {std::pair{1, 4},
-                             {16, 131072},
-                             {1024, 4096},
-                             {4096, 4096},
-                             {14336, 4096},
-                             {4096, 14336},
-                             {128256, 4096},
-                             {1 << 20, 64}}) {
+  for (const auto& [n, k] : plan_shapes(1, 4)) {
     for (const int64_t m : {1, 65, 128, 512, 1000, 8192}) {
       const T16View w{.format = PackedFormat::m24,
                       .rows = n,

@@ -50,14 +50,7 @@ TEST_P(M24Group, FaultsAreNoticed) {
 INSTANTIATE_TEST_SUITE_P(Layouts, M24Group, testing::ValuesIn(rows()), name_of<M24Kind>);
 
 TEST(PlanM24Group, FitsAndSharesEverything) {
-  for (const auto& [n, k] : {std::pair{1, 4},
-                             {16, 131072},
-                             {1024, 4096},
-                             {4096, 4096},
-                             {14336, 4096},
-                             {4096, 14336},
-                             {128256, 4096},
-                             {1 << 20, 64}}) {
+  for (const auto& [n, k] : plan_shapes(1, 4)) {
     for (const int64_t m : {1, 8, 9, 16, 32, 64, 65, 128, 1000, 8192}) {
       const T16View w{.format = PackedFormat::m24,
                       .rows = n,
