@@ -134,39 +134,43 @@ Status out_of_memory() {
   return error(Code::out_of_memory, "spmm: no memory for a copy of x");
 }
 
-// All rows by every thread, each for tokens of its own.
-Status share_tokens(const SpmmRow& row, const SpmmArgs& a, int threads) {
+// What one thread computes.
+struct Share {
+  SpmmArgs args;
+  SpmmRows rows;
+};
+
+// Threads that wait for nobody: each prepares the x of its share for itself.
+template <class ShareOf>
+Status run_apart(const SpmmRow& row, int threads, const ShareOf& share_of) {
   std::atomic<bool> failed = false;
   parallel(threads, [&](int thread, int count) {
-    SpmmArgs part = tokens_of(a, a.m * thread / count, a.m * (thread + 1) / count);
-    void* prepared = scratch(row.x_form->bytes(part));
+    Share share = share_of(thread, count);
+    void* prepared = scratch(row.x_form->bytes(share.args));
     if (!prepared) {
       failed = true;
       return;
     }
-    row.x_form->prepare(part, prepared, 0, 1);
-    part.prepared = prepared;
-    spmm_part(row, part, {0, part.w.rows});
+    row.x_form->prepare(share.args, prepared, 0, 1);
+    share.args.prepared = prepared;
+    spmm_part(row, share.args, share.rows);
   });
   return failed ? out_of_memory() : Status{};
 }
 
-// Rows of their own by threads that each make all of the prepared x: a copy takes a third of what
-// it takes to fetch what another core wrote, and nobody waits for the others in between.
-Status share_rows_alone(const SpmmRow& row, const SpmmArgs& a, int threads) {
-  std::atomic<bool> failed = false;
-  parallel(threads, [&](int thread, int count) {
-    SpmmArgs part = a;
-    void* prepared = scratch(row.x_form->bytes(part));
-    if (!prepared) {
-      failed = true;
-      return;
-    }
-    row.x_form->prepare(part, prepared, 0, 1);
-    part.prepared = prepared;
-    spmm_part(row, part, spmm_rows(row, part.w, thread, count));
+// All rows, for tokens of a thread's own.
+Status run_apart_by_tokens(const SpmmRow& row, const SpmmArgs& a, int threads) {
+  return run_apart(row, threads, [&](int thread, int count) {
+    return Share{tokens_of(a, a.m * thread / count, a.m * (thread + 1) / count), {0, a.w.rows}};
   });
-  return failed ? out_of_memory() : Status{};
+}
+
+// Rows of a thread's own, for all tokens: preparing x takes a third of what it takes to fetch what
+// another core prepared.
+Status run_apart_by_rows(const SpmmRow& row, const SpmmArgs& a, int threads) {
+  return run_apart(row, threads, [&](int thread, int count) {
+    return Share{a, spmm_rows(row, a.w, thread, count)};
+  });
 }
 
 // What is left of a product without columns, which no kernel is asked for.
@@ -275,7 +279,7 @@ Status spmm_with(const SpmmRow& row, const SpmmArgs& args) {
   if (args.m == 0 || args.w.rows == 0) return {};
   SpmmArgs a = args;
   if (const int64_t shares = token_shares(row, a); shares > 1) {
-    return share_tokens(row, a, static_cast<int>(shares));
+    return run_apart_by_tokens(row, a, static_cast<int>(shares));
   }
   const int64_t step = row_step(row, a.w);
   const int64_t work = bytes_before(a.w, a.w.rows) * a.m;
@@ -283,7 +287,7 @@ Status spmm_with(const SpmmRow& row, const SpmmArgs& args) {
   const int threads = static_cast<int>(std::min<int64_t>(num_threads(), useful));
   void* prepared = nullptr;
   if (row.x_form && a.w.cols > 0) {
-    if (row.x_form->own && threads > 1) return share_rows_alone(row, a, threads);
+    if (row.x_form->own && threads > 1) return run_apart_by_rows(row, a, threads);
     a.prepared = prepared = scratch(row.x_form->bytes(a));
     if (!prepared) return out_of_memory();
   }
