@@ -1,4 +1,4 @@
-// Binds the CUDA library: loading it, and weights on a device.
+// Binds the CUDA library: loading it, and what it has.
 #pragma once
 
 #include <pybind11/pybind11.h>

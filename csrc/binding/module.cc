@@ -16,6 +16,7 @@
 #include "binding/cuda.h"
 #include "binding/cuda_activation.h"
 #include "binding/cuda_kv.h"
+#include "binding/cuda_matrix.h"
 #include "binding/decoder.h"
 #include "binding/kv.h"
 #include "binding/kv_edit.h"
@@ -76,6 +77,7 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   binding::bind_cuda(m);
   binding::bind_cuda_activation(m);
   binding::bind_cuda_kv(m);
+  binding::bind_cuda_matrix(m);
   binding::bind_decoder(m);
   binding::bind_kv(m);
   binding::bind_kv_edit(m);
