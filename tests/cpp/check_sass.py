@@ -418,7 +418,7 @@ def main() -> int:
         3 * (11 + 48 + 24 + 5 + 7 + 30 + 9 + 24 + 18 + 11 + 17 + 4 + 16 + 8 + 2 + 8) + 3 * 2 + 20
     )
     wanted += 2 * (
-        5 + 5 + 4
+        5 + 4 + 4
     )  # by warpgroups on sm_90a, in two dtypes: m24 for few, for many, bitmap
     # Prompts by warpgroups, in two dtypes and sizes, one by two and three, and what packs for them; short
     # ones, of one size by one and two tiles.

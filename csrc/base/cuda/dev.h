@@ -267,6 +267,17 @@ TAMIS_DEVICE Word4 load_cluster4(uint32_t block, uint32_t at) {
 #endif
   return v;
 }
+// The same where `wanted`, without a branch.
+TAMIS_DEVICE void load_cluster4_if(bool wanted, uint32_t block, uint32_t at, Word4& to) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .pred wanted;\nsetp.ne.u32 wanted, %5, 0;\n"
+      "@wanted ld.shared::cluster.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+      : "+r"(to.x), "+r"(to.y), "+r"(to.z), "+r"(to.w)
+      : "r"(cluster_address(block, at)), "r"(static_cast<uint32_t>(wanted))
+      : "memory");
+#endif
+}
 TAMIS_DEVICE void store_cluster(uint32_t block, uint32_t at, uint32_t value) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(cluster_address(block, at)), "r"(value)

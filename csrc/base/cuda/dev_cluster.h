@@ -138,6 +138,24 @@ TAMIS_DEVICE void copy_records(uint32_t to, const TensorMap& map, int32_t col, i
       : "memory");
 #endif
 }
+// The other way: what lies at `from` as copy_box leaves it to that box, but for what is beyond the
+// matrix. Behind it, whoever wrote that has come through fence_shared_products and a barrier; until
+// wait_boxes_read it is still read.
+TAMIS_DEVICE void store_box(const TensorMap& map, int32_t col, int32_t row, uint32_t from) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n"
+      "cp.async.bulk.commit_group;" ::"l"(&map),
+      "r"(col), "r"(row), "r"(shared_address(from))
+      : "memory");
+#endif
+}
+// Until all of this thread's boxes have been read; before the block ends too.
+TAMIS_DEVICE void wait_boxes_read() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+#endif
+}
 // Soon to be used.
 TAMIS_DEVICE void prefetch_map(const TensorMap& map) {
 #if __CUDA_ARCH__ >= 900

@@ -9,7 +9,8 @@
 // memory, in the order of k. Launched so that it may begin before the kernel before it ends, it
 // needs weights which that kernel did not write. Tail: columns of x beyond the last are zero,
 // records there too, and rows beyond the last tile, which are not written. Tried: blocks of a
-// cluster that send each other x or records, 4 to 50 % slower (bench/results/gpu.md).
+// cluster that send each other x or records, 4 to 50 % slower; no loading warps, so that 192 rows
+// have registers; tiles that blocks share through memory (bench/results/gpu.md).
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -37,7 +38,9 @@ struct M24ManyConfig {
   static constexpr uint32_t kXBytes = kTokens * 2 * kBoxCols;
   static constexpr uint32_t kRecordBytes = static_cast<uint32_t>(m24::kRecordBytes);
   static constexpr uint32_t kFilledBytes = kXBytes + kWarps * kRecordBytes;  // of a stage
-  // Shared memory: stages, y of each warp, the barriers of stages that are there and that are free.
+  static constexpr int kYTokens = kLayout.y_tokens();
+  // Shared memory: stages, y of each warp or warpgroup, the barriers of stages that are there and
+  // that are free.
   static constexpr uint32_t kYAt = kStages * kStageBytes;
   static constexpr uint32_t kThereAt = kYAt + static_cast<uint32_t>(kLayout.y_bytes());
   static constexpr uint32_t kFreeAt = kThereAt + 8 * kStages;
@@ -85,6 +88,7 @@ template <class Config>
 struct StageCursor {
   uint32_t stage = 0, parity = 0;
 
+  TAMIS_DEVICE uint32_t used() const { return parity * Config::kStages + stage; }  // for two rounds
   TAMIS_DEVICE uint32_t at() const { return stage * Config::kStageBytes; }
   TAMIS_DEVICE uint32_t there() const { return Config::kThereAt + 8 * stage; }
   TAMIS_DEVICE uint32_t free() const { return Config::kFreeAt + 8 * stage; }
@@ -133,18 +137,21 @@ TAMIS_DEVICE void request_x(const PanelCursor<Config>& panel, const StageCursor<
   }
 }
 
-// The warp that asks for all stages. Weights do not depend on the kernel before: those of as many
-// stages as there are are on their way while it ends.
+// The warp that asks for all stages. Weights do not depend on the kernel before: those of some are
+// on their way while it ends. Where several blocks read the same, of two stages, for x of the first
+// would wait for more.
 template <class Config>
 TAMIS_DEVICE void request_stages(const M24ManyParams& p, uint32_t lane) {
+  const uint32_t early = p.token_tiles > 1 ? 2 : Config::kStages;
   StageCursor<Config> ahead, stage;
-  for (PanelCursor<Config> panel(p); ahead.parity == 0 && panel.reads(); panel.advance()) {
+  for (PanelCursor<Config> panel(p); ahead.used() < early && panel.reads(); panel.advance()) {
     request_records(panel, ahead, lane);
     ahead.advance();
   }
   dev::wait_for_previous();
   PanelCursor<Config> panel(p);
-  for (; stage.parity == 0 && panel.reads(); panel.advance()) {
+  for (; stage.used() < Config::kStages && panel.reads(); panel.advance()) {
+    if (stage.used() >= early) request_records(panel, stage, lane);
     request_x(panel, stage, lane);
     stage.advance();
   }
@@ -156,19 +163,36 @@ TAMIS_DEVICE void request_stages(const M24ManyParams& p, uint32_t lane) {
   }
 }
 
-// Rounds and writes 32 tokens of a warp's 16 rows. at: y_bytes of the warp.
+// What a lane adds to sums of its two rows of a warp's 16.
 template <class Config>
-TAMIS_DEVICE void write_tokens(const M24ManyParams& p, int32_t first_row, int32_t first_token,
-                               uint32_t at, uint32_t lane, const float (&c)[4][4]) {
-  if (first_row >= p.rows || first_token >= p.m) return;  // the same in every lane
-  float bias[2] = {};
+struct Bias {
+  float of[2] = {};
+
+  TAMIS_DEVICE Bias(const M24ManyParams& p, int32_t first_row, uint32_t lane) {
+    if (p.bias == nullptr) return;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int32_t row = first_row + static_cast<int32_t>(lane / 4) + 8 * half;
-    if (p.bias != nullptr && row < p.rows) {
-      bias[half] = widen<Config::kType>(dev::load_global(p.bias + row));
+    for (int half = 0; half < 2; ++half) {
+      const int32_t row = first_row + static_cast<int32_t>(lane / 4) + 8 * half;
+      if (row < p.rows) of[half] = widen<Config::kType>(dev::load_global(p.bias + row));
     }
   }
+  // Matrices for store_matrices_transposed: two tiles of 8 tokens, the rows of each in two halves.
+  TAMIS_DEVICE dev::Word4 rounded(const float (&a)[4], const float (&b)[4]) const {
+    return {pack<Config::kType>(a[0] + of[0], a[1] + of[0]),
+            pack<Config::kType>(a[2] + of[1], a[3] + of[1]),
+            pack<Config::kType>(b[0] + of[0], b[1] + of[0]),
+            pack<Config::kType>(b[2] + of[1], b[3] + of[1])};
+  }
+};
+
+// Rounds and writes up to 32 tokens of a warp's 16 rows. at: 1024 bytes of the warp's.
+template <class Config>
+TAMIS_DEVICE void write_tokens(const M24ManyParams& p, int32_t first_row, int32_t first_token,
+                               int32_t end_token, uint32_t at, uint32_t lane,
+                               const float (&c)[4][4]) {
+  if (end_token > p.m) end_token = p.m;
+  if (first_row >= p.rows || first_token >= end_token) return;  // the same in every lane
+  const Bias<Config> bias(p, first_row, lane);
   // A token's 16 rows are two pieces of 16 bytes, which change places every four tokens: eight
   // tokens of one matrix then meet in no bank.
   const auto piece_at = [at](uint32_t token, uint32_t half) {
@@ -178,12 +202,7 @@ TAMIS_DEVICE void write_tokens(const M24ManyParams& p, int32_t first_row, int32_
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
     const uint32_t token = 8 * (i + lane / 16) + lane % 8;
-    dev::store_matrices_transposed(
-        piece_at(token, lane / 8 % 2),
-        {pack<Config::kType>(c[i][0] + bias[0], c[i][1] + bias[0]),
-         pack<Config::kType>(c[i][2] + bias[1], c[i][3] + bias[1]),
-         pack<Config::kType>(c[i + 1][0] + bias[0], c[i + 1][1] + bias[0]),
-         pack<Config::kType>(c[i + 1][2] + bias[1], c[i + 1][3] + bias[1])});
+    dev::store_matrices_transposed(piece_at(token, lane / 8 % 2), bias.rounded(c[i], c[i + 1]));
   }
   dev::sync_warp();
 #pragma unroll
@@ -192,7 +211,7 @@ TAMIS_DEVICE void write_tokens(const M24ManyParams& p, int32_t first_row, int32_
     const auto rows = dev::load_shared<dev::Word4>(piece_at(token, half));
     const int32_t row = first_row + 8 * static_cast<int32_t>(half);
     const int32_t of_y = first_token + static_cast<int32_t>(token);
-    if (of_y >= p.m || row >= p.rows) continue;
+    if (of_y >= end_token || row >= p.rows) continue;
     uint16_t* y = p.y + of_y * p.y_stride + row;
     if (p.y_aligned && row + 8 <= p.rows) {
       *reinterpret_cast<dev::Word4*>(y) = rows;
@@ -206,41 +225,96 @@ TAMIS_DEVICE void write_tokens(const M24ManyParams& p, int32_t first_row, int32_
   }
 }
 
-// Adds up and writes the sums of a tile whose columns blocks of the cluster share: each a part. Of
-// all warps that multiply.
+// Rounds and writes a tile, in boxes of a warpgroup's 64 rows.
+template <class Config>
+TAMIS_DEVICE void write_boxes(const M24ManyParams& p, int32_t first_row, int32_t first_token,
+                              uint32_t thread, const float (&c)[Config::kTiles][4]) {
+  const uint32_t group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
+  const uint32_t at = Config::kYAt + group * (Config::kYTokens * 128);
+  first_row += 64 * static_cast<int32_t>(group);
+  const Bias<Config> bias(p, first_row + 16 * static_cast<int32_t>(warp), lane);
+#pragma unroll
+  for (int first = 0; first < Config::kTokens; first += Config::kYTokens) {
+    if (thread % 128 == 0) dev::wait_boxes_read();  // what was there
+    dev::sync_warps<128>(2 + group);
+#pragma unroll
+    for (int i = 0; i < Config::kYTokens / 8; i += 2) {
+      const uint32_t token = 8 * (i + lane / 16) + lane % 8, half = lane / 8 % 2;
+      dev::store_matrices_transposed(at + 128 * token + 16 * ((2 * warp + half) ^ token % 8),
+                                     bias.rounded(c[first / 8 + i], c[first / 8 + i + 1]));
+    }
+    dev::fence_shared_products();
+    dev::sync_warps<128>(2 + group);
+    if (thread % 128 == 0) dev::store_box(p.y_boxes, first_row, first_token + first, at);
+  }
+}
+
+// Writes the sums of a tile that the block has alone.
+template <class Config>
+TAMIS_DEVICE void write_tile(const M24ManyParams& p, const PanelCursor<Config>& tile,
+                             uint32_t thread, const float (&c)[Config::kTiles][4]) {
+  if constexpr (Config::kYTokens > 0) {
+    if (p.y_aligned) {
+      write_boxes<Config>(p, tile.first_row, tile.first_token, thread, c);
+      return;
+    }
+  }
+  const uint32_t lane = thread % 32, warp = thread / 32;
+#pragma unroll
+  for (int i = 0; i < Config::kTiles; i += 4) {
+    const float (&sums)[4][4] = *reinterpret_cast<const float (*)[4][4]>(&c[i]);
+    write_tokens<Config>(p, tile.first_row + 16 * static_cast<int32_t>(warp),
+                         tile.first_token + 8 * i, p.m, Config::kYAt + 1024 * warp, lane, sums);
+  }
+}
+
+// Adds up and writes the sums of a tile whose columns blocks of the cluster share: each a part of
+// the tokens. Of all warps that multiply.
 template <class Config>
 TAMIS_DEVICE void add_parts(const M24ManyParams& p, const PanelCursor<Config>& tile,
                             uint32_t thread, const float (&c)[Config::kTiles][4]) {
+  constexpr uint32_t kAtOnce = 4;  // parts, and tiles of 8 tokens, that are asked for together
   const uint32_t lane = thread % 32, warp = thread / 32;
-  const auto of_part = [&](int i) { return 16 * (i * Config::kConsumers + thread); };
+  const auto place_of = [thread](uint32_t i) { return 16 * (i * Config::kConsumers + thread); };
   dev::sync_warps<1, Config::kConsumers>();  // nobody reads stages any more
 #pragma unroll
   for (int i = 0; i < Config::kTiles; ++i) {
-    dev::store_shared<dev::Word4>(of_part(i), {dev::bits_of(c[i][0]), dev::bits_of(c[i][1]),
-                                               dev::bits_of(c[i][2]), dev::bits_of(c[i][3])});
+    dev::store_shared<dev::Word4>(place_of(i), {dev::bits_of(c[i][0]), dev::bits_of(c[i][1]),
+                                                dev::bits_of(c[i][2]), dev::bits_of(c[i][3])});
   }
   dev::sync_warps<1, Config::kConsumers>();
   dev::sync_cluster_unordered();
   const auto parts = static_cast<uint32_t>(p.parts);
-  // A warp of the parts after another takes 32 tokens of a warp's rows.
-  for (uint32_t i = tile.part * Config::kWarps + warp; i < Config::kTiles / 4 * Config::kWarps;
-       i += parts * Config::kWarps) {
-    const uint32_t of_warp = i % Config::kWarps, tokens = i / Config::kWarps;
-    float sum[4][4] = {};
-#pragma unroll 2
-    for (uint32_t part = 0; part < parts; ++part) {
+  const uint32_t end = (tile.part + 1) * Config::kTiles / parts;
+#pragma unroll 1
+  for (uint32_t first = tile.part * Config::kTiles / parts; first < end; first += kAtOnce) {
+    float sum[kAtOnce][4] = {};
+#pragma unroll 1
+    for (uint32_t part = 0; part < parts; part += kAtOnce) {
+      dev::Word4 v[kAtOnce][kAtOnce] = {};
 #pragma unroll
-      for (uint32_t j = 0; j < 4; ++j) {
-        const dev::Word4 v = dev::load_cluster4(
-            part, 16 * ((4 * tokens + j) * Config::kConsumers + 32 * of_warp + lane));
-        sum[j][0] += dev::float_of(v.x);
-        sum[j][1] += dev::float_of(v.y);
-        sum[j][2] += dev::float_of(v.z);
-        sum[j][3] += dev::float_of(v.w);
+      for (uint32_t i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+        for (uint32_t j = 0; j < kAtOnce; ++j) {
+          const bool is_part = part + i < parts;
+          dev::load_cluster4_if(is_part && first + j < end, is_part ? part + i : part,
+                                place_of(first + j), v[i][j]);
+        }
+      }
+#pragma unroll
+      for (uint32_t i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+        for (uint32_t j = 0; j < kAtOnce; ++j) {
+          sum[j][0] += dev::float_of(v[i][j].x);
+          sum[j][1] += dev::float_of(v[i][j].y);
+          sum[j][2] += dev::float_of(v[i][j].z);
+          sum[j][3] += dev::float_of(v[i][j].w);
+        }
       }
     }
-    write_tokens<Config>(p, tile.first_row + 16 * static_cast<int32_t>(of_warp),
-                         tile.first_token + 32 * static_cast<int32_t>(tokens),
+    write_tokens<Config>(p, tile.first_row + 16 * static_cast<int32_t>(warp),
+                         tile.first_token + 8 * static_cast<int32_t>(first),
+                         tile.first_token + 8 * static_cast<int32_t>(end),
                          Config::kYAt + 1024 * warp, lane, sum);
   }
 }
@@ -336,13 +410,9 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, Config::kMinBlocks)
         add_parts<Config>(p, tile, thread, products.c);
         break;
       }
-#pragma unroll
-      for (int i = 0; i < Config::kTiles; i += 4) {
-        const float (&sums)[4][4] = *reinterpret_cast<const float (*)[4][4]>(&products.c[i]);
-        write_tokens<Config>(p, tile.first_row + 16 * static_cast<int32_t>(warp),
-                             tile.first_token + 8 * i, Config::kYAt + 1024 * warp, lane, sums);
-      }
+      write_tile<Config>(p, tile, thread, products.c);
     }
+    if (Config::kYTokens > 0 && thread % 128 == 0) dev::wait_boxes_read();
   }
   if (p.parts > 1) dev::sync_cluster_unordered();  // until then others read this block's sums
 }

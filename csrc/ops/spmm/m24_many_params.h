@@ -13,6 +13,7 @@ namespace tamis {
 
 struct M24ManyParams : ProductParams {
   TensorMap x_boxes = {}, record_boxes = {};  // of a stage
+  TensorMap y_boxes = {};                     // where it is aligned and the layout has boxes of y
   int32_t col_tiles = 0;                      // records
   int32_t tiles = 0, token_tiles = 0;         // of the output; token_tiles of them share their rows
   int32_t clusters = 0;                       // that take tiles in turns
@@ -38,8 +39,9 @@ struct M24ManyLayout {
     const int32_t records = 4 * groups * static_cast<int32_t>(m24::kRecordBytes);
     return (tokens * 2 * kBoxCols + records + 1023) / 1024 * 1024;
   }
-  // For what a warp writes of y at a time, 32 tokens of 16 rows.
-  constexpr int32_t y_bytes() const { return 4 * groups * 32 * 16 * 2; }
+  // Of a box of y, 64 rows of a warpgroup; 0: warps write 32 tokens of 16 rows at a time.
+  constexpr int32_t y_tokens() const { return tokens == 256 ? 128 : 0; }
+  constexpr int32_t y_bytes() const { return groups * std::max(y_tokens(), 32) * 64 * 2; }
   constexpr int32_t stages() const {
     const int32_t shared = 228 * 1024 / blocks - 1024;  // of sm_90
     return std::min((shared - y_bytes()) / (stage_bytes() + 16), 10);
@@ -65,6 +67,7 @@ Status plan_m24_many(const T16View& w, int64_t m, const CudaDevice& device, Spmm
 // The boxes are the caller's to fill in, of x where its rows are aligned.
 M24ManyParams m24_many_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
 MatrixBoxes m24_many_x(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+MatrixBoxes m24_many_y(const SpmmCudaArgs& args, const SpmmT16Plan& plan);  // no rows: none
 RecordBoxes m24_many_records(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
 
 }  // namespace tamis

@@ -22,12 +22,12 @@ int64_t room_of(const M24ManyLayout& l, int32_t parts, const CudaDevice& device)
 
 // Expected ns of a call: rounds of tiles, whose stages take what shared memory needs to read x for
 // every warpgroup, to write it once, and for records; or the bytes of the weights, as fast as so
-// many blocks ask for them. By 99 times of four shapes on an H200 (bench/results/gpu.md); what is
-// chosen takes 2 % more than the best on average.
+// many blocks ask for them. By 20 products of four shapes on an H200 (bench/results/gpu.md); what
+// is chosen takes 1 % more than the best on average.
 double expected_ns(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevice& device) {
-  constexpr double kProduct = 0.243, kToken = 0.538, kRecords = 50, kStage = 110;
+  constexpr double kProduct = 0.243, kToken = 0.538, kRecords = 50, kStage = 95;
   constexpr double kDram = 3800, kDramOfBlock = 29;  // bytes a ns
-  constexpr double kStart = 3000, kTileEnd = 1560, kMeet = 375, kPart = 150;
+  constexpr double kStart = 3000, kTileEnd = 1560, kMeet = 375, kPart = 300;
   const M24ManyLayout& l = kM24ManyLayouts[p.many_layout];
   const auto tiles = static_cast<double>(output_tiles(w, m, l));
   const auto room = static_cast<double>(room_of(l, p.splits, device));
@@ -35,18 +35,14 @@ double expected_ns(const T16View& w, int64_t m, const SpmmT16Plan& p, const Cuda
   const double blocks = std::min(std::ceil(tiles / rounds), room) * p.splits;
   const double on_sm = std::max(1.0, blocks / device.sms);
   const auto panels = static_cast<double>(ceil_div(t16::col_tiles(w.cols), p.splits));
-  double stage =
+  const double stage =
       on_sm * (kProduct * l.groups * l.tokens + kToken * l.tokens + kRecords * l.groups + kStage);
-  // Many rounds went faster with one slot (2048 tokens: 237 us and 253), few with two (63 and 66).
-  if (l.tokens == 256 && (l.slots == 1) != (rounds > 4)) stage *= 1.05;
   const double read = static_cast<double>(w.record_bytes) / std::min(kDram, blocks * kDramOfBlock);
   const double outputs = l.tokens * l.groups / 512.0;
-  const double meet = kMeet * outputs + kPart * p.splits / (l.blocks * l.blocks);
+  const double meet = kMeet * outputs + kPart * outputs * p.splits / l.blocks;
   return kStart + std::max(rounds * panels * stage, read) + rounds * outputs * kTileEnd * on_sm +
          (p.splits > 1 ? meet : 0);
 }
-
-constexpr int64_t kLongPart = 16;  // panels
 
 }  // namespace
 
@@ -72,12 +68,11 @@ Status plan_m24_many(const T16View& w, int64_t m, const CudaDevice& device, Spmm
   for (int32_t layout = 0; layout < static_cast<int32_t>(std::size(kM24ManyLayouts)); ++layout) {
     const M24ManyLayout& l = kM24ManyLayouts[layout];
     if (l.tokens < std::min<int64_t>(m, 128)) continue;
-    // Seven blocks that fill an SM each find no room side by side.
-    const int64_t most = std::min<int64_t>(l.blocks > 1 ? kMaxCluster : 6, t16::col_tiles(w.cols));
+    // Of seven or eight blocks that fill an SM each only 15 find room side by side.
+    const bool fits = l.blocks > 1 || output_tiles(w, m, l) <= 14;
+    const int64_t most = std::min<int64_t>(fits ? kMaxCluster : 6, t16::col_tiles(w.cols));
     for (int32_t parts = 1; parts <= most; ++parts) {
       if (parts > 1 && output_tiles(w, m, l) > room_of(l, parts, device)) break;
-      // More than four that fill an SM each only pay for long parts (k, v, 256 and 512 tokens).
-      if (parts > 4 && l.blocks == 1 && t16::col_tiles(w.cols) < kLongPart * parts) break;
       const SpmmT16Plan p = lay_out_m24_many(w, m, layout, parts, device);
       const double time = expected_ns(w, m, p, device);
       if (plan->many_layout >= 0 && time >= best) continue;
@@ -106,6 +101,16 @@ MatrixBoxes m24_many_x(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
           .cols = a.w.cols,
           .stride = a.m > 1 ? a.x_stride : t16::col_tiles(a.w.cols) * kBoxCols,
           .box_rows = kM24ManyLayouts[plan.many_layout].tokens};
+}
+
+MatrixBoxes m24_many_y(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+  const int32_t tokens = kM24ManyLayouts[plan.many_layout].y_tokens();
+  if (tokens == 0 || plan.splits > 1 || !rows_aligned(a.y, a.m, a.y_stride)) return {};
+  return {.data = a.y,
+          .rows = a.m,
+          .cols = a.w.rows,
+          .stride = a.m > 1 ? a.y_stride : ceil_div(a.w.rows, 8) * 8,
+          .box_rows = tokens};
 }
 
 RecordBoxes m24_many_records(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {

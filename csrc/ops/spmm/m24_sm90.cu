@@ -25,6 +25,9 @@ Status launch_many(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDev
   if (params.x_aligned) {
     TAMIS_RETURN_IF_ERROR(make_tensor_map("spmm", m24_many_x(a, plan), &params.x_boxes));
   }
+  if (const MatrixBoxes y = m24_many_y(a, plan); y.rows > 0) {
+    TAMIS_RETURN_IF_ERROR(make_tensor_map("spmm", y, &params.y_boxes));
+  }
   return launch_blocks<Config, &spmm_m24_many<Config>>(
       a, plan, device, stream, params.clusters * params.parts, params.parts, params);
 }

@@ -89,6 +89,9 @@ inline Word4 load_cluster4(uint32_t block, uint32_t at) {
   std::memcpy(&value, sim::shared_of(block, at, 16, 16, "load"), 16);
   return value;
 }
+inline void load_cluster4_if(bool wanted, uint32_t block, uint32_t at, Word4& to) {
+  if (wanted) to = load_cluster4(block, at);
+}
 inline void store_cluster(uint32_t block, uint32_t at, uint32_t value) {
   std::memcpy(sim::shared_of(block, at, 4, 4, "store"), &value, 4);
 }
@@ -233,6 +236,23 @@ inline void copy_records(uint32_t to, const TensorMap& map, int32_t col, int32_t
     sim::bulk_copy(to + static_cast<uint32_t>(i) * bytes, inside ? from : nullptr, bytes,
                    inside ? bytes : 0, barrier);
   }
+}
+inline void store_box(const TensorMap& map, int32_t col, int32_t row, uint32_t from) {
+  MatrixBoxes boxes;
+  std::memcpy(&boxes, map.words, sizeof boxes);
+  if (from % 1024 != 0) sim::fail("box: misaligned shared memory");
+  sim::queue_box([=] {
+    for (int32_t i = 0; i < boxes.box_rows && row + i < boxes.rows; ++i) {
+      for (int32_t j = 0; j < kBoxCols && col + j < boxes.cols; ++j) {
+        const auto at = static_cast<uint32_t>(128 * i + 16 * (j / 8 ^ i % 8) + 2 * (j % 8));
+        auto* to = static_cast<uint16_t*>(const_cast<void*>(boxes.data));
+        to[(row + i) * boxes.stride + col + j] = load_shared<uint16_t>(from + at);
+      }
+    }
+  });
+}
+inline void wait_boxes_read() {
+  sim::wait_boxes_read();
 }
 inline void prefetch_map(const TensorMap&) {}
 template <int kRegisters>

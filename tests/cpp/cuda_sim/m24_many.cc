@@ -34,6 +34,7 @@ std::string run(const Row& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
   return run_case(c, plan, [&](const SpmmCudaArgs& args) {
     M24ManyParams p = m24_many_params(args, plan);
     p.x_boxes = dev::tensor_map(m24_many_x(args, plan));
+    p.y_boxes = dev::tensor_map(m24_many_y(args, plan));
     p.record_boxes = dev::tensor_map(m24_many_records(args, plan));
     const auto cluster = static_cast<uint32_t>(p.parts);
     const sim::Launch launch{
@@ -119,6 +120,12 @@ TEST_P(M24Many, FaultsAreNoticed) {
   for (const int i : {0, 3}) EXPECT_EQ(noticed(1, {.arrival = i}), 2) << "no arrival " << i;
   for (const int i : {0, 40}) EXPECT_EQ(noticed(1, {.copy = i}), 2) << "no copy " << i;
   EXPECT_EQ(noticed(2, {.barrier = 1}), 2) << "sums over stages that are read";
+  if (layout().y_tokens() > 0) {
+    EXPECT_EQ(noticed(1, {.wait = 21}), 2) << "y over a box that is read";
+    EXPECT_EQ(noticed(1, {.wait = 22}), 2) << "boxes that are read when the block ends";
+    EXPECT_GT(noticed(1, {.barrier = 2}), 0) << "a box that is not all there";
+    EXPECT_GT(noticed(1, {.barrier = 3}), 0) << "the next one before the wait for this one";
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, M24Many, testing::ValuesIn(rows()), [](const auto& info) {
@@ -128,8 +135,8 @@ INSTANTIATE_TEST_SUITE_P(Layouts, M24Many, testing::ValuesIn(rows()), [](const a
          name_of(info.param.dtype);
 });
 
-// Where parts are short, tiles of 128 x 128 in few parts.
-TEST(PlanM24Many, ShortParts) {
+// Few tiles in many parts, each as few stages as the meeting of parts costs.
+TEST(PlanM24Many, Parts) {
   const auto plan = [](int64_t n, int64_t k, int64_t m) {
     const T16View w{.format = PackedFormat::m24,
                     .rows = n,
@@ -141,11 +148,13 @@ TEST(PlanM24Many, ShortParts) {
     const M24ManyLayout& l = kM24ManyLayouts[p.many_layout];
     return std::array{l.tokens, l.rows(), p.splits};
   };
-  EXPECT_EQ(plan(1024, 4096, 256), (std::array{128, 128, 4}));
+  EXPECT_EQ(plan(1024, 4096, 128), (std::array{128, 128, 8}));
+  EXPECT_EQ(plan(1024, 4096, 256), (std::array{128, 128, 6}));
   EXPECT_EQ(plan(1024, 4096, 512), (std::array{128, 128, 3}));
   EXPECT_EQ(plan(1024, 4096, 1024), (std::array{128, 128, 2}));
   EXPECT_EQ(plan(4096, 4096, 512), (std::array{256, 128, 2}));
-  EXPECT_EQ(plan(4096, 14336, 128), (std::array{128, 256, 6}));
+  EXPECT_EQ(plan(4096, 14336, 128), (std::array{128, 128, 3}));
+  EXPECT_EQ(plan(14336, 4096, 2048), (std::array{256, 128, 1}));
 }
 
 TEST(PlanM24Many, FitsAndTakesEveryTile) {

@@ -77,6 +77,7 @@ void start_cluster() {
     thread.stores = {};
     thread.open.clear();
     thread.groups.clear();
+    thread.boxes.clear();
     thread.products.clear();
     thread.product_groups.clear();
     thread.sums.clear();
@@ -153,6 +154,7 @@ void run_cluster() {
   for (Thread& thread : g.threads) {
     keep(thread.stores);
     if (!thread.open.empty()) g.error = "a thread ends with copies it never committed";
+    if (!thread.boxes.empty()) g.error = "a thread ends with boxes that may still be read";
     for (const auto& group : thread.groups) {
       if (!group.empty()) g.error = "a thread ends with copies it never waited for";
     }

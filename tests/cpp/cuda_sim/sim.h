@@ -128,6 +128,11 @@ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t valid, ui
 // does.
 void send(uint32_t block, uint32_t to, const void* from, uint32_t bytes, uint32_t barrier);
 
+// A copy out of shared memory, which is read when this thread waits for all of its own; it does so
+// before it ends.
+void queue_box(std::function<void()> copy);
+void wait_boxes_read();
+
 // Products of a warpgroup: queued with what they need, done when their group is waited for.
 void fence_products();
 void queue_product(std::function<void()> product);

@@ -70,6 +70,15 @@ void wait_async(int groups_left) {
   }
 }
 
+void queue_box(std::function<void()> copy) {
+  me().boxes.push_back(std::move(copy));
+}
+
+void wait_boxes_read() {
+  if (me().waits++ == g.launch.faults.wait) return;
+  for (const auto& copy : std::exchange(me().boxes, {})) copy();
+}
+
 void fence_products() {
   me().fenced = true;
 }

@@ -48,6 +48,7 @@ struct Thread {
   Stores stores;
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
+  std::vector<std::function<void()>> boxes;     // on their way out of shared memory
   std::vector<std::function<void()>> products;  // not committed
   std::deque<std::vector<std::function<void()>>> product_groups;
   std::map<const void*, std::shared_ptr<void>> sums;
