@@ -449,6 +449,10 @@ TAMIS_DEVICE uint32_t ballot(bool mine) {
 TAMIS_DEVICE uint32_t warp_max(uint32_t mine) {
   return __reduce_max_sync(0xffffffffu, mine);
 }
+// The sum of what the lanes say.
+TAMIS_DEVICE uint32_t warp_sum(uint32_t mine) {
+  return __reduce_add_sync(0xffffffffu, mine);
+}
 // The larger of each two of 16 bits, unsigned.
 TAMIS_DEVICE uint32_t max_halves(uint32_t a, uint32_t b) {
   return __vmaxu2(a, b);

@@ -1,14 +1,14 @@
 // kv_choose: kv_estimate of labels and kv_select in one launch, for contexts that the shared memory
 // of one cluster of blocks a head holds in eight or sixteen bytes a unit. Every block scores its
 // share of the units once, by tensor cores, and keeps the scores of four rows or eight. Three
-// meetings of the cluster: what rows come to; counts of the steps of equal width between bounds of
-// the scores, which find the step of the k-th; candidates and how many units each block takes
-// beside them. Where scores in f32 find room, candidates are what lies in that step, and are ranked
-// (settle_whole.cuh). Else scores have 16 bits, which are enough to say which units are among the k
-// best but for few, and those are scored again, exactly (settle.cuh). Lists are those of kv_select
-// from exact scores. Where steps do not tell units apart (many equal scores, scores beyond f16),
-// every unit is scored again and a radix finds the k-th. NaN stands for units that are not to
-// choose from.
+// meetings of the cluster: what rows come to (sent, without a meeting, to readers of whole scores);
+// counts of the steps of equal width between bounds of the scores, which find the step of the k-th;
+// candidates and how many units each block takes beside them. Where scores in f32 find room,
+// candidates are what lies in that step, and are ranked (settle_whole.cuh). Else scores have 16
+// bits, which are enough to say which units are among the k best but for few, and those are scored
+// again, exactly (settle.cuh). Lists are those of kv_select from exact scores. Where steps do not
+// tell units apart (many equal scores, scores beyond f16), every unit is scored again and a radix
+// finds the k-th. NaN stands for units that are not to choose from.
 #pragma once
 
 #include "base/cuda/dev.h"
@@ -43,6 +43,7 @@ TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
   dev::sync_block();
   dev::sync_cluster_unordered();
   uint32_t theirs[kChooseBlocks] = {};
+  uint32_t first = 0, second = 0, through = 0;  // the larger digit first
   if (counts) {
 #pragma unroll
     for (uint32_t block = 0; block < kChooseBlocks; ++block) {
@@ -50,22 +51,22 @@ TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
         theirs[block] = dev::load_cluster(block, pair_at);
       }
     }
-  }
-  uint32_t first = 0, second = 0;  // the larger digit first
 #pragma unroll
-  for (uint32_t block = 0; block < kChooseBlocks; ++block) {
-    first += theirs[block] >> 16;
-    second += theirs[block] & 0xffffu;
+    for (uint32_t block = 0; block < kChooseBlocks; ++block) {
+      first += theirs[block] >> 16;
+      second += theirs[block] & 0xffffu;
+    }
+    through = first + second;
+    for (int distance = 1; distance < 32; distance *= 2) {
+      through = dev::prefix_step(through, distance);
+    }
+    if (lane == 31) dev::store_shared<uint32_t>(kChooseWarpsAt + 4 * warp, through);
   }
-  uint32_t through = first + second;
-  for (int distance = 1; distance < 32; distance *= 2) {
-    through = dev::prefix_step(through, distance);
-  }
-  if (lane == 31) dev::store_shared<uint32_t>(kChooseWarpsAt + 4 * warp, through);
   dev::sync_block();
-  uint32_t before = lane < warp ? dev::load_shared<uint32_t>(kChooseWarpsAt + 4 * lane) : 0;
-  for (int distance = 1; distance < 32; distance *= 2) before = dev::prefix_step(before, distance);
-  through += static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(before), 31));
+  if (counts) {
+    through +=
+        dev::warp_sum(lane < warp ? dev::load_shared<uint32_t>(kChooseWarpsAt + 4 * lane) : 0);
+  }
   const uint32_t above = through - first - second, wanted = static_cast<uint32_t>(k);
   if (counts && above < wanted && wanted <= through) {
     const bool one = wanted <= above + first;
@@ -85,30 +86,6 @@ TAMIS_DEVICE Digit find_cluster_digit(const ChooseParams& p, int32_t k) {
   const auto found = dev::load_shared<dev::Word4>(kChooseStateAt);
   return {found.x, found.y, found.z};
 }
-
-// Steps of equal width, in place of digits: 1 to kDigits - 7 between the bounds.
-template <uint32_t kDigits>
-struct ChooseSteps {
-  static constexpr float kSteps = static_cast<float>(kDigits) - 8;
-  static constexpr float kFirst = 8388608.0f;  // 2^23, above which floats are whole numbers
-  float scale, width, origin;                  // steps below the first bound, a whole number
-
-  template <class Bounds>
-  TAMIS_DEVICE explicit ChooseSteps(const Bounds& b)
-      : scale(dev::divide(kSteps, b.high - b.low)),
-        width(dev::mul(b.high - b.low, 1 / kSteps)),
-        origin(static_cast<float>(dev::round_to_int(dev::mul(b.low, scale)) - 1)) {}
-
-  // Rounded once, so that larger scores have no smaller steps. 0: not to choose from, or below
-  // everything.
-  TAMIS_DEVICE uint32_t of(float x) const {
-    return dev::bits_of(dev::max(dev::fma(x, scale, kFirst - origin), kFirst)) - 0x4b000000u;
-  }
-  // What lies half a step below the middle of a step, or above it.
-  TAMIS_DEVICE float edge(uint32_t step, float half) const {
-    return dev::mul(origin + static_cast<float>(step) + half, width);
-  }
-};
 
 // Where the units lie that a head chooses: those that are certain, and then what is settled; a
 // list; all bits that list_unit set; everything.
@@ -273,9 +250,24 @@ TAMIS_DEVICE void list_block(const ChooseParams& p, ChooseHeld s, float threshol
 template <bool kWhole, int kRows, class Reader>
 TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
   using Bounds = ChooseBounds<kWhole, kRows>;
+  // What rows come to is sent; the meeting, for barriers alone, then begins at the start and ends
+  // before the first send. Beside scores of 16 bits registers do not suffice, nor, of eight rows,
+  // for barriers that are made before the wait.
+  constexpr bool kSends = kWhole && !Reader::kLists;
+  constexpr bool kEarly = kWhole || kRows == kChooseFewRows;
   const EstimatePlace at(p.estimate);
   const KvUnits& labels = p.estimate.args.units;
   if (at.thread == 0) dev::prefetch(labels.channels + at.kv_head * labels.labels.channels);
+  const auto make_barriers = [&] {
+    if (at.thread == kChooseThreads - 1) {  // whose warp has nothing to do with q
+      dev::barrier_init(kChooseTellingAt);
+      dev::barrier_init(kChooseSendingAt);
+      reader.begin();
+      dev::fence_barrier_init();  // the meeting comes where rows or bounds are found
+    }
+  };
+  if constexpr (kEarly) make_barriers();
+  if constexpr (kSends) dev::arrive_cluster_unordered();
   dev::wait_for_previous();
   dev::allow_next();
   reader.ask_query();
@@ -299,22 +291,21 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
   const auto choose_from = [&](int32_t place) {
     return at.first + place >= first && at.first + place < end;
   };
-  if (at.thread == kChooseThreads - 1) {  // whose warp has nothing to do with q
-    dev::barrier_init(kChooseTellingAt);
-    dev::barrier_init(kChooseSendingAt);
-    reader.begin();
-    dev::fence_barrier_init();  // the meeting comes where bounds are found
-  }
+  if constexpr (!kEarly) make_barriers();
   reader.write_label(at);
   if constexpr (!Reader::kLists) {
-    if (!chooses && out == nullptr) dev::sync_cluster_unordered();  // or here
+    if (!chooses && out == nullptr) {  // or here
+      kSends ? dev::wait_cluster() : dev::sync_cluster_unordered();
+    }
   }
   if (chooses || out != nullptr) {
     clear_choose_counts();
     if (at.thread < 8) dev::store_shared<uint32_t>(kChooseSumsAt + 4 * at.thread, 0);
-    score_block<kWhole, kRows, Reader::kChannels>(p, at, estimate_begin(p.estimate, at.head));
+    score_block<kWhole, kRows, Reader::kChannels, kSends>(p, at,
+                                                          estimate_begin(p.estimate, at.head));
     reader.query_there();
-    const Bounds bounds = find_bounds<kWhole, kRows>(p, at);
+    find_bounds<kWhole, kRows, kSends>(p, at);
+    const Bounds bounds(p);
     if (out != nullptr) {
 #pragma unroll 1
       for (int32_t unit = at.first + static_cast<int32_t>(at.thread); unit < at.last;
@@ -324,12 +315,15 @@ TAMIS_DEVICE void choose_units(const ChooseParams& p, Reader& reader) {
     }
     if (!chooses) dev::sync_cluster();  // nobody reads what rows come to any more
     if (chooses && spread(bounds)) {
-      const ChooseSteps<Bounds::kSteps> steps(bounds);
+      const ChooseSteps<Bounds::kSteps> steps(dev::load_shared<dev::Word4>(kStepsAt));
       float x[Bounds::kTurns];
+      // One address for all turns; of eight rows, one each, as registers do not suffice.
+      const ScoresAt<kWhole, kRows> scores(held.place(0), bounds.four_rows);
       held.for_each_turn<Bounds::kTurns>([&](int turn) {
-        const int32_t place = held.place(turn);
-        const float best = bounds.score(place);
-        x[turn] = choose_from(place) ? best : __builtin_nanf("");
+        const float best = kRows == kChooseFewRows
+                               ? bounds.score(scores, turn)
+                               : bounds.score({held.place(turn), bounds.four_rows}, 0);
+        x[turn] = choose_from(held.place(turn)) ? best : __builtin_nanf("");
         dev::count_shared(kChooseCountsAt + 4 * steps.of(x[turn]));
       });
       const Digit found = find_cluster_digit<Bounds::kSteps, kWhole>(p, task.k);

@@ -179,10 +179,10 @@ TAMIS_DEVICE void score_labels(const ChooseParams& p, const EstimatePlace& at, i
     }
   };
   // q is there before labels are on their way: behind them it comes 1 us later and more.
-  float x[1] = {0}, most = 0;
   if (warp < e.args.rows) {
+    float x[1] = {0};
     load_channels(e, at, x);
-    most = largest_of_query(x);
+    round_query(e, at, x, largest_of_query(x));
   }
   dev::sync_block();
   LabelPart<kRecords> part[kAhead] = {};
@@ -190,8 +190,6 @@ TAMIS_DEVICE void score_labels(const ChooseParams& p, const EstimatePlace& at, i
   for (int i = 0; i < kAhead; ++i) {
     ask(part[i], warp + kWarps * i, stride * static_cast<uint32_t>(i));
   }
-  if (warp < e.args.rows) round_query(e, at, x, most);
-  dev::sync_block();
   float step[2], sum_of[2];
 #pragma unroll
   for (uint32_t r = 0; r < 2; ++r) {
@@ -301,9 +299,9 @@ TAMIS_DEVICE void score_labels(const ChooseParams& p, const EstimatePlace& at, i
   }
 }
 
-// The same, and what the block's rows come to, in warp r.
-// kChannels: that labels mostly have.
-template <bool kWhole, int kRows, int kChannels>
+// The same, and what the block's rows come to, in warp r: for all blocks of the cluster, where
+// kSends, else in this one's memory. kChannels: that labels mostly have.
+template <bool kWhole, int kRows, int kChannels, bool kSends>
 TAMIS_DEVICE void score_block(const ChooseParams& p, const EstimatePlace& at, int32_t begin) {
   LaneStats stats;
   if (p.estimate.args.units.labels.channels == kChannels) {
@@ -320,13 +318,28 @@ TAMIS_DEVICE void score_block(const ChooseParams& p, const EstimatePlace& at, in
       row.put(kChoosePartsAt + 16 * (of * ChooseHeld::kWarps + at.warp));
     }
   }
+  const auto blocks = static_cast<uint32_t>(p.estimate.blocks);
+  const bool sends = kSends && blocks > 1;  // where there is a cluster
+  if constexpr (kSends) {
+    if (at.thread == 0 && sends) dev::barrier_expect(kChooseTellingAt, 16 * kRows * blocks);
+    dev::wait_cluster();  // barriers are there
+  }
   dev::sync_block();
   if (at.warp < kRows) {
     static_assert(ChooseHeld::kWarps == 32, "a lane a warp");
     RowStats all = RowStats::of(dev::load_shared<dev::Word4>(
         kChoosePartsAt + 16 * (at.warp * ChooseHeld::kWarps + at.lane)));
     all.join_lanes();
-    if (at.lane == 0) all.put(kChooseStatsAt + 16 * at.warp);
+    if constexpr (kSends) {
+      const uint32_t to = stats_from(at.warp, dev::block_index_x());
+      if (sends && at.lane < blocks) {
+        dev::send_cluster(at.lane, to, all.words(), kChooseTellingAt);
+      } else if (at.lane == 0) {
+        all.put(to);
+      }
+    } else if (at.lane == 0) {
+      all.put(kChooseStatsAt + 16 * at.warp);
+    }
   }
 }
 

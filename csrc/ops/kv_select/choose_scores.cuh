@@ -62,6 +62,23 @@ template <bool kWhole>
 TAMIS_DEVICE uint32_t four_rows(const ChooseParams& p) {
   return static_cast<uint32_t>(kChooseUnitBytes<kWhole> * kChooseThreads * p.turns);
 }
+// Where a thread's scores lie: those of its next turn 32 units on, so that one address and
+// constants are all that turns need.
+template <bool kWhole, int kRows>
+struct ScoresAt {
+  uint32_t four[kRows / 4];
+
+  TAMIS_DEVICE ScoresAt(int32_t place, uint32_t four_rows) {
+#pragma unroll
+    for (uint32_t i = 0; i < kRows / 4; ++i) {
+      four[i] = scores_at<kWhole, kRows>(place, i, four_rows);
+      if (kRows == kChooseFewRows) four[i] = dev::in_register(four[i]);
+    }
+  }
+  TAMIS_DEVICE uint32_t of(uint32_t others, int turn) const {
+    return four[others] + 32 * kChooseUnitBytes<kWhole> * static_cast<uint32_t>(turn);
+  }
+};
 
 // Numbers of the block in shared memory, zero at first.
 inline constexpr uint32_t kKeptAt = kChooseSumsAt, kSentAt = kKeptAt + 4, kSureAt = kSentAt + 4,
@@ -80,14 +97,33 @@ struct RowStats {
     for (int mask = 16; mask > 0; mask /= 2) sum += dev::shuffle_xor(sum, mask);
     most = all;
   }
-  TAMIS_DEVICE void put(uint32_t at) const {
-    dev::store_shared<dev::Word4>(at,
-                                  {dev::bits_of(most), dev::bits_of(sum), dev::bits_of(least), 0});
+  // Those of neighbouring lanes, one a block.
+  TAMIS_DEVICE void join_blocks() {
+    float all = most;
+#pragma unroll
+    for (int mask = kChooseBlocks / 2; mask > 0; mask /= 2) {
+      all = dev::max(all, dev::shuffle_xor(all, mask));
+      least = -dev::max(-least, -dev::shuffle_xor(least, mask));
+    }
+    sum = most == kEstimateNever ? 0.0f : sum * exp_of(most - all);
+#pragma unroll
+    for (int mask = kChooseBlocks / 2; mask > 0; mask /= 2) sum += dev::shuffle_xor(sum, mask);
+    most = all;
   }
+  TAMIS_DEVICE dev::Word4 words() const {
+    return {dev::bits_of(most), dev::bits_of(sum), dev::bits_of(least), 0};
+  }
+  TAMIS_DEVICE void put(uint32_t at) const { dev::store_shared<dev::Word4>(at, words()); }
   TAMIS_DEVICE static RowStats of(const dev::Word4& v) {
     return {dev::float_of(v.x), dev::float_of(v.y), dev::float_of(v.z)};
   }
 };
+
+// Where a block tells this one what a row comes to in it: where candidates are ranked later.
+TAMIS_DEVICE uint32_t stats_from(uint32_t row, uint32_t block) {
+  return kChooseRankedAt + 16 * (kChooseBlocks * row + block);
+}
+static_assert(16 * kChooseBlocks * kChooseRows <= 4 * kChooseCandidates, "in place of candidates");
 
 TAMIS_DEVICE float half_of_pair(uint32_t pair, int i) {
   return dev::f16_to_f32(static_cast<uint16_t>(pair >> (16 * i)));
@@ -98,6 +134,41 @@ TAMIS_DEVICE const uint8_t* units_of(const EstimateParams& p, const EstimatePlac
   return static_cast<const uint8_t*>(units.data) + at.batch * units.batch_stride +
          at.kv_head * units.head_stride;
 }
+
+// Steps of equal width, in place of digits: 1 to kDigits - 7 between the bounds.
+template <uint32_t kDigits>
+struct ChooseSteps {
+  static constexpr float kSteps = static_cast<float>(kDigits) - 8;
+  static constexpr float kFirst = 8388608.0f;  // 2^23, above which floats are whole numbers
+  float scale, width, origin;                  // steps below the first bound, a whole number
+
+  TAMIS_DEVICE ChooseSteps(float low, float high)
+      : scale(dev::divide(kSteps, high - low)),
+        width(dev::mul(high - low, 1 / kSteps)),
+        origin(static_cast<float>(dev::round_to_int(dev::mul(low, scale)) - 1)) {}
+  TAMIS_DEVICE explicit ChooseSteps(const dev::Word4& words)
+      : scale(dev::float_of(words.x)),
+        width(dev::float_of(words.y)),
+        origin(dev::float_of(words.z)) {}
+  TAMIS_DEVICE dev::Word4 words() const {
+    return {dev::bits_of(scale), dev::bits_of(width), dev::bits_of(origin), 0};
+  }
+
+  // Rounded once, so that larger scores have no smaller steps. 0: not to choose from, or below
+  // everything.
+  TAMIS_DEVICE uint32_t of(float x) const {
+    return dev::bits_of(dev::max(dev::fma(x, scale, kFirst - origin), kFirst)) - 0x4b000000u;
+  }
+  // What lies half a step below the middle of a step, or above it.
+  TAMIS_DEVICE float edge(uint32_t step, float half) const {
+    return dev::mul(origin + static_cast<float>(step) + half, width);
+  }
+};
+
+// What the first warp finds, where rows' parts lay: bounds of all scores, what they are off by and
+// the first row's shift; steps; what rows are less than their scores.
+inline constexpr uint32_t kBoundsAt = kChoosePartsAt, kStepsAt = kBoundsAt + 16,
+                          kLessAt = kStepsAt + 16;
 
 // What rows of the whole head come to, in every thread: shifts of the rows, bounds of all scores.
 // A unit's score is max_r (e[r] - shift[r]).
@@ -112,12 +183,29 @@ struct ChooseBounds<true, kRows> {
   float low, high, slack;  // slack: what bounds are off by
   uint32_t four_rows;      // bytes of their scores
 
-  // The exact score of a place.
+  TAMIS_DEVICE explicit ChooseBounds(const ChooseParams& p) : four_rows(tamis::four_rows<true>(p)) {
+    const auto all = dev::load_shared<dev::Word4>(kBoundsAt);
+    low = dev::float_of(all.x);
+    high = dev::float_of(all.y);
+    slack = dev::float_of(all.z);
+#pragma unroll
+    for (int r = 0; r < kRows; r += 4) {
+      const auto four = dev::load_shared<dev::Word4>(kLessAt + 4 * r);
+      shift[r] = -dev::float_of(four.x);
+      shift[r + 1] = -dev::float_of(four.y);
+      shift[r + 2] = -dev::float_of(four.z);
+      shift[r + 3] = -dev::float_of(four.w);
+    }
+  }
+  // The exact score of a place, or so many turns behind it.
   TAMIS_DEVICE float score(int32_t place) const {
+    return score(ScoresAt<true, kRows>(place, four_rows), 0);
+  }
+  TAMIS_DEVICE float score(const ScoresAt<true, kRows>& at, int turn) const {
     float best = kSelectNever;
 #pragma unroll
     for (uint32_t others = 0; 4 * others < kRows; ++others) {
-      const auto e = dev::load_shared<dev::Word4>(scores_at<true, kRows>(place, others, four_rows));
+      const auto e = dev::load_shared<dev::Word4>(at.of(others, turn));
       const uint32_t of[4] = {e.x, e.y, e.z, e.w};
 #pragma unroll
       for (uint32_t r = 0; r < 4; ++r) {
@@ -140,12 +228,25 @@ struct ChooseBounds<false, kRows> {
   uint32_t less[kRows / 2];  // pairs of f16
   uint32_t four_rows;        // bytes of their scores
 
-  TAMIS_DEVICE float score(int32_t place) const {
+  TAMIS_DEVICE explicit ChooseBounds(const ChooseParams& p)
+      : four_rows(tamis::four_rows<false>(p)) {
+    const auto all = dev::load_shared<dev::Word4>(kBoundsAt);
+    low = dev::float_of(all.x);
+    high = dev::float_of(all.y);
+    slack = dev::float_of(all.z);
+    shift = dev::float_of(all.w);
+#pragma unroll
+    for (int r = 0; r < kRows; r += 4) {
+      const auto four = dev::load_shared<dev::Word4>(kLessAt + 4 * r);
+      less[r / 2] = dev::pack_f16(dev::float_of(four.x), dev::float_of(four.y));
+      less[r / 2 + 1] = dev::pack_f16(dev::float_of(four.z), dev::float_of(four.w));
+    }
+  }
+  TAMIS_DEVICE float score(const ScoresAt<false, kRows>& at, int turn) const {
     uint32_t best = 0;
 #pragma unroll
     for (uint32_t others = 0; 4 * others < kRows; ++others) {
-      const auto pairs =
-          dev::load_shared<dev::Word2>(scores_at<false, kRows>(place, others, four_rows));
+      const auto pairs = dev::load_shared<dev::Word2>(at.of(others, turn));
       const uint32_t better = dev::max_f16x2(dev::fma_f16x2(pairs.x, kOne, less[2 * others]),
                                              dev::fma_f16x2(pairs.y, kOne, less[2 * others + 1]));
       best = others == 0 ? better : dev::max_f16x2(best, better);
@@ -161,59 +262,72 @@ TAMIS_DEVICE bool spread(const Bounds& b) {
   return width > 16 * b.slack && width < 3e38f;
 }
 
-template <bool kWhole, int kRows>
-TAMIS_DEVICE ChooseBounds<kWhole, kRows> find_bounds(const ChooseParams& p,
-                                                     const EstimatePlace& at) {
+// Finds them in the first warp, eight lanes a row: what one does once, all warps would do one after
+// the other. kSends: blocks have sent what rows come to, else it lies in each one's memory.
+template <bool kWhole, int kRows, bool kSends>
+TAMIS_DEVICE void find_bounds(const ChooseParams& p, const EstimatePlace& at) {
   constexpr float kLn2 = 0.6931471805599453f;
-  dev::sync_block();
-  dev::sync_cluster_unordered();
-  if (at.warp < kRows) {
-    RowStats all;
-    if (static_cast<int32_t>(at.lane) < p.estimate.blocks) {
-      all = RowStats::of(dev::load_cluster4(at.lane, kChooseStatsAt + 16 * at.warp));
-    }
-    all.join_lanes();
-    if (at.lane == 0) {
+  // Half a unit in the last place of 11 bits, in which rows' largest and smallest scores are held.
+  constexpr float kHalfUnit = 1.0f / 2048, kRounded = 1.0f / (1 << 21);
+  const auto blocks = static_cast<uint32_t>(p.estimate.blocks);
+  const bool sent = kSends && blocks > 1;
+  if (!sent) dev::sync_block();
+  if constexpr (!kSends) dev::sync_cluster_unordered();
+  if (at.warp == 0) {
+    if (sent) dev::barrier_wait(kChooseTellingAt, 0);
+    const uint32_t block = at.lane % kChooseBlocks;
+    float low = kEstimateNever, high = kEstimateNever, largest = 0, apart = 0, first = 0;
+#pragma unroll
+    for (uint32_t four = 0; four < kRows; four += 4) {
+      const uint32_t row = four + at.lane / kChooseBlocks;
+      RowStats all;
+      if (block < blocks) {
+        all = RowStats::of(kSends ? dev::load_shared<dev::Word4>(stats_from(row, block))
+                                  : dev::load_cluster4(block, kChooseStatsAt + 16 * row));
+      }
+      all.join_blocks();
       all.sum = !p.estimate.weighted         ? 0.0f
                 : all.most == kEstimateNever ? -kEstimateNever
                                              : all.most + dev::log2(all.sum) * kLn2;
-      all.put(kChooseShiftsAt + 16 * at.warp);
+      if (!kWhole && four == 0) {
+        first = dev::float_of(
+            static_cast<uint32_t>(dev::shuffle(static_cast<int32_t>(dev::bits_of(all.sum)), 0)));
+      }
+      const float less = dev::add(first, -all.sum);
+      if (block == 0) {
+        all.put(kChooseShiftsAt + 16 * row);
+        dev::store_shared<float>(kLessAt + 4 * row, less);
+      }
+      low = dev::max(low, dev::add(all.least, less));
+      high = dev::max(high, dev::add(all.most, less));
+      largest = dev::max(largest, dev::max(all.most, -all.least));
+      largest = dev::max(largest, dev::max(-all.most, all.least));
+      apart = dev::max(apart, dev::max(less, -less));
+    }
+#pragma unroll
+    for (int mask = kChooseBlocks; mask < 32; mask *= 2) {
+      low = dev::max(low, dev::shuffle_xor(low, mask));
+      high = dev::max(high, dev::shuffle_xor(high, mask));
+      largest = dev::max(largest, dev::shuffle_xor(largest, mask));
+      apart = dev::max(apart, dev::shuffle_xor(apart, mask));
+    }
+    // Of whole scores that; of those of 16 bits e, less and their sum are off, then what is added
+    // and rounded in f32 and what f16 holds no better near 0.
+    const float size = first < 0 ? -first : first;
+    const float slack = kWhole
+                            ? largest * (1.001f * kHalfUnit) + (largest + apart) * kRounded + 1e-6f
+                            : (largest + apart) * (2.002f * kHalfUnit) +
+                                  (largest + apart + size) * kRounded + 1e-6f;
+    low -= slack;
+    high += slack;
+    if (at.lane == 0) {
+      dev::store_shared<dev::Word4>(kBoundsAt, {dev::bits_of(low), dev::bits_of(high),
+                                                dev::bits_of(slack), dev::bits_of(first)});
+      dev::store_shared<dev::Word4>(
+          kStepsAt, ChooseSteps<ChooseBounds<kWhole, kRows>::kSteps>(low, high).words());
     }
   }
   dev::sync_block();
-  ChooseBounds<kWhole, kRows> b;
-  b.four_rows = four_rows<kWhole>(p);
-  // Half a unit in the last place of 11 bits, in which rows' largest and smallest scores are held.
-  constexpr float kHalfUnit = 1.0f / 2048, kRounded = 1.0f / (1 << 21);
-  float largest = 0, apart = 0, less[kRows], first = 0;
-  b.low = b.high = kEstimateNever;
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const auto row = RowStats::of(dev::load_shared<dev::Word4>(kChooseShiftsAt + 16 * r));
-    if (r == 0) first = row.sum;
-    less[r] = dev::add(kWhole ? 0.0f : first, -row.sum);
-    if constexpr (kWhole) b.shift[r] = row.sum;
-    b.low = dev::max(b.low, dev::add(row.least, less[r]));
-    b.high = dev::max(b.high, dev::add(row.most, less[r]));
-    largest = dev::max(largest, dev::max(row.most, -row.least));
-    largest = dev::max(largest, dev::max(-row.most, row.least));
-    apart = dev::max(apart, dev::max(less[r], -less[r]));
-  }
-  if constexpr (kWhole) {
-    b.slack = largest * (1.001f * kHalfUnit) + (largest + apart) * kRounded + 1e-6f;
-  } else {
-    b.shift = first;
-#pragma unroll
-    for (int r = 0; r < kRows; r += 2) b.less[r / 2] = dev::pack_f16(less[r], less[r + 1]);
-    // Of e, of less and of their sum; then what is added and rounded in f32 and what f16 holds no
-    // better near 0.
-    first = first < 0 ? -first : first;
-    b.slack =
-        (largest + apart) * (2.002f * kHalfUnit) + (largest + apart + first) * kRounded + 1e-6f;
-  }
-  b.low -= b.slack;
-  b.high += b.slack;
-  return b;
 }
 
 // A unit's label: all loads are on their way at once. The launch may have written it, so by no

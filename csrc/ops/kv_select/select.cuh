@@ -417,7 +417,8 @@ struct SelectTask {
     recent = a.recent < all - sink ? static_cast<int32_t>(a.recent) : all - sink;
     n = all - sink - recent;
     const int64_t budget = a.budget ? int64_t{dev::load_volatile(a.budget + head)} : a.k;
-    const int64_t room = a.index_stride / a.page;  // never written beyond
+    // Never written beyond. Every warp waits for a division.
+    const int64_t room = a.page == 1 ? a.index_stride : a.index_stride / a.page;
     int64_t wanted = (budget < room ? budget : room) - sink - recent;
     wanted = wanted < 0 ? 0 : wanted < n ? wanted : n;
     k = static_cast<int32_t>(wanted);

@@ -217,6 +217,8 @@ class ChosenReader {
   TAMIS_DEVICE static uint32_t forced(const EstimatePlace& block, const SelectTask& task,
                                       uint32_t word, bool all) {
     const int32_t first = block.first + 32 * static_cast<int32_t>(word);
+    const int32_t others = task.begin + task.sink;
+    if (!all && first >= others && first + 32 <= others + task.n) return 0;  // nearly all words
     const auto between = [&](int32_t from, int32_t count) {
       return bits_between(from - first, from + count - first);
     };
@@ -248,11 +250,8 @@ class ChosenReader {
     const auto mine = static_cast<uint32_t>(dev::popcount(bits));
     Group::sync();
     const uint32_t theirs = lane < kGroupWarps ? dev::load_shared<uint32_t>(sums_at + 4 * lane) : 0;
-    uint32_t warps = theirs;
-    for (int distance = 1; distance < 32; distance *= 2) warps = dev::prefix_step(warps, distance);
-    const int32_t earlier =
-        dev::shuffle(static_cast<int32_t>(warps - theirs), static_cast<int>(thread / 32));
-    const int32_t count = dev::shuffle(static_cast<int32_t>(warps), 31);
+    const auto earlier = static_cast<int32_t>(dev::warp_sum(lane < thread / 32 ? theirs : 0));
+    const auto count = static_cast<int32_t>(dev::warp_sum(theirs));
     const int32_t first = from + earlier + static_cast<int32_t>(through - mine);
     auto to = static_cast<uint32_t>(all_.list_at + 2 * first);
     const int32_t unit = 32 * static_cast<int32_t>(word);

@@ -325,7 +325,10 @@ bool chosen_attention_fits(const ChosenAttentionArgs& args, const CudaDevice& de
   if (std::min({select.k, select.sink, select.recent}) < 0) return false;
   const bool lists = s.index || s.count || s.begin || s.end || s.bias;
   const bool size = a.head_dim == 64 || a.head_dim == 128;
-  return type && same && !lists && size && aligned(s) && s.keys && s.values && a.q && a.out &&
+  // Bytes from a token to the next are multiplied in 32 bits.
+  const auto near = [](int64_t stride) { return stride >= 0 && stride <= INT32_MAX; };
+  return type && same && !lists && size && near(s.key_token_stride) && near(s.value_token_stride) &&
+         aligned(s) && s.keys && s.values && a.q && a.out &&
          reinterpret_cast<uintptr_t>(a.q) % 16 == 0;
 }
 

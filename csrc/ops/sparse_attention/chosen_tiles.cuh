@@ -161,18 +161,19 @@ class ChosenTiles {
           dev::load_shared<uint16_t>(static_cast<uint32_t>(all_.list_at + 2 * entry));
       const uint32_t chunk = at_.lane % Config::kChunks, in_turn = at_.lane / Config::kChunks;
       const uint8_t* from =
-          kValues ? p_.values + at_.batch * p_.value_batch + at_.kv_head * p_.value_head
-                  : p_.keys + at_.batch * p_.key_batch + at_.kv_head * p_.key_head;
-      const int64_t stride = kValues ? p_.value_token : p_.key_token;
+          (kValues ? p_.values + at_.batch * p_.value_batch + at_.kv_head * p_.value_head
+                   : p_.keys + at_.batch * p_.key_batch + at_.kv_head * p_.key_head) +
+          16 * chunk;
+      const auto stride = static_cast<uint32_t>(kValues ? p_.value_token : p_.key_token);
       const uint32_t to =
           dev::in_register((kValues ? values_at() : keys_at()) + in_turn * Config::kRow);
       const uint32_t turned = dev::in_register(16 * (chunk ^ in_turn));
 #pragma unroll
       for (uint32_t i = 0; i < kChosenTokens / Config::kRowsAtOnce; ++i) {
         const uint32_t row = i * Config::kRowsAtOnce;
-        const int64_t id = dev::shuffle(token, static_cast<int>(row + in_turn));
+        const auto id = static_cast<uint32_t>(dev::shuffle(token, static_cast<int>(row + in_turn)));
         dev::copy_async16(to + row * Config::kRow + (turned ^ 16 * (row % 8)),
-                          from + id * stride + 16 * chunk, 16);
+                          from + uint64_t{id} * stride, 16);
       }
     }
     dev::commit_async();

@@ -371,10 +371,12 @@ TEST(ChosenAttention, SeededBugsAreNoticed) {
   expect_attended({.units = 3000,
                    .k = 900,
                    .sms = 8,
-                   .bugs = {{.cluster = 0},  // before bounds
+                   .bugs = {{.cluster = 0},  // before what rows come to is sent
                             {.cluster = 1},  // before counts of other blocks are added up
-                            {.send = 0},     // a candidate or a part
-                            {.wait = 0},     // for candidates, or for parts
+                            {.send = 0},     // what a row comes to, a candidate or a part
+                            {.send = 1},     // a candidate or a part
+                            {.wait = 0},     // for what rows come to, candidates or parts
+                            {.wait = 1},     // for candidates, or for parts
                             {.copy = 0}}},   // of a row
                   960);
   expect_attended({.units = 3000,

@@ -358,6 +358,12 @@ inline uint32_t ballot(bool mine) {
   for (uint32_t lane = 0; lane < 32; ++lane) bits |= from_lane<uint32_t>(slots, lane) << lane;
   return bits;
 }
+inline uint32_t warp_sum(uint32_t mine) {
+  const uint8_t* slots = sim::exchange(&mine, sizeof mine);
+  uint32_t sum = 0;
+  for (uint32_t lane = 0; lane < 32; ++lane) sum += from_lane<uint32_t>(slots, lane);
+  return sum;
+}
 inline uint32_t warp_max(uint32_t mine) {
   const uint8_t* slots = sim::exchange(&mine, sizeof mine);
   uint32_t most = 0;
