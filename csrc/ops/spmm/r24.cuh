@@ -5,7 +5,7 @@
 // have x as the first operand and the weights as the second, so that what a product reads most is
 // read once for 64 tokens, and rows of an output tile are any multiple of 16. Records come to slots
 // of the warp that expands them by bulk copies, a few ahead. Reduction: parts of k are the blocks
-// of a cluster, which each add up a share of their f32 sums through shared memory; or they leave
+// of a cluster, which send their f32 sums to the one that adds those rows up; or they leave
 // them in the workspace, and the last block to arrive adds them, all its warps. Both add in the
 // order of k, so results repeat bit for bit. Needs: tickets zero before the first call; every call
 // leaves them zero. Launched so that it may begin before the kernel before it ends, it needs
@@ -41,8 +41,10 @@ struct R24Config {
   static constexpr uint32_t kSlotsAt = kLayout.slots_at(), kSlotBytes = kLayout.slot_bytes();
   static constexpr uint32_t kSlotEntries = kLayout.slot_entries();
   static constexpr uint32_t kBarriersAt = kLayout.barriers_at(), kFlagAt = kLayout.flag_at();
+  static constexpr uint32_t kBarriers = kLayout.barriers(), kSumsThere = kLayout.sums_there();
   static_assert(kSlotEntries % 32 == 0, "a lane has as many as its neighbours");
   static_assert(kExpanders / kRowTiles < kStages, "a warp's next record may be as far ahead");
+  static_assert((kTiles + kMaxCluster - 1) * 16 * kConsumers <= kLayout.slots_at(), "sums fit");
 
   // Barriers of stages and slots: whether they are there, or may be written.
   static TAMIS_DEVICE uint32_t stage_there(uint32_t stage) { return kBarriersAt + 16 * stage; }
@@ -58,11 +60,10 @@ struct R24Part {
   int32_t begin, end;  // column tiles
 
   TAMIS_DEVICE explicit R24Part(const SpmmR24Params& p) {
-    const auto block = static_cast<int32_t>(dev::block_index_x());
-    tile = block / p.parts;
-    part = block - tile * p.parts;
-    begin = static_cast<int32_t>(int64_t{part} * p.col_tiles / p.parts);
-    end = static_cast<int32_t>((int64_t{part} + 1) * p.col_tiles / p.parts);
+    part = static_cast<int32_t>(dev::block_index_x());
+    tile = static_cast<int32_t>(dev::block_index_y());
+    begin = part * p.panels + (part < p.longer ? part : p.longer);
+    end = begin + p.panels + (part < p.longer ? 1 : 0);
   }
 };
 
@@ -79,6 +80,22 @@ struct R24Ring {
     }
   }
 };
+
+// Asks for x of a panel. One arrival either way; rows of x that begin anywhere those who multiply
+// copy themselves.
+template <class Config>
+TAMIS_DEVICE void request_r24_x(const SpmmR24Params& p, const R24Part& at, uint32_t panel,
+                                uint32_t stage) {
+  const uint32_t there = Config::stage_there(stage);
+  dev::barrier_expect(there, p.x_aligned ? Config::kGroups * Config::kXBytes : 0);
+  if (!p.x_aligned) return;
+  const uint32_t x = stage * Config::kStageBytes + Config::kXAt;
+  const int32_t col = 64 * (at.begin + static_cast<int32_t>(panel));
+#pragma unroll
+  for (uint32_t g = 0; g < Config::kGroups; ++g) {
+    dev::copy_box(x + g * Config::kXBytes, p.x_boxes, col, static_cast<int32_t>(64 * g), there);
+  }
+}
 
 // A warp that expands. Records of a block go by row tile, then by column tile; a warp has every
 // kExpanders-th.
@@ -162,7 +179,7 @@ struct R24Expander {
       parity ^= 1;
     }
   }
-  // Whoever has a stage's first row tile asks for x, too.
+  // Whoever has a stage's first row tile asks for x, too, but for the first stages'.
   TAMIS_DEVICE void expand(uint32_t slot, uint32_t parity, const R24Ring<Config::kStages>& ring,
                            uint32_t tile, uint32_t panel) {
     constexpr auto kCodeBytes = static_cast<uint32_t>(r24::kCodeBytes);
@@ -189,7 +206,9 @@ struct R24Expander {
     const uint32_t to_tile = stage + tile * static_cast<uint32_t>(r24::kTileBytes);
     const uint32_t there = Config::stage_there(ring.stage);
     dev::barrier_wait(Config::stage_free(ring.stage), ring.parity ^ 1);
-    if (tile == 0 && lane == 0) request_x(panel, stage + Config::kXAt, there);
+    if (tile == 0 && panel >= Config::kStages && lane == 0) {
+      request_r24_x<Config>(p, at, panel, ring.stage);
+    }
     columns.write(to_tile, lane);
     dev::sync_warp();
 #pragma unroll
@@ -201,17 +220,6 @@ struct R24Expander {
     }
     dev::sync_warp();
     if (lane == 0) dev::barrier_arrive(there);
-  }
-  // One arrival either way; rows of x that begin anywhere those who multiply copy themselves.
-  TAMIS_DEVICE void request_x(uint32_t panel, uint32_t to_x, uint32_t barrier) const {
-    dev::barrier_expect(barrier, p.x_aligned ? Config::kGroups * Config::kXBytes : 0);
-    if (!p.x_aligned) return;
-#pragma unroll
-    for (uint32_t g = 0; g < Config::kGroups; ++g) {
-      dev::copy_box(to_x + g * Config::kXBytes, p.x_boxes,
-                    64 * (at.begin + static_cast<int32_t>(panel)), static_cast<int32_t>(64 * g),
-                    barrier);
-    }
   }
 };
 
@@ -302,25 +310,51 @@ TAMIS_DEVICE void add_r24(const dev::Word4& v, float (&sum)[4]) {
   sum[3] += dev::float_of(v.w);
 }
 
-// Adds up and writes an output tile whose blocks are a cluster: a warp of all of them after another
-// takes the sums of 8 rows and 16 tokens, which lie over stages that nobody reads any more.
+// Where a block of a cluster gets the sums of 8 rows that it adds up from part `of`: those of
+// `share`, of every `parts` after another. They lie over stages that nobody reads any more.
+template <class Config>
+TAMIS_DEVICE uint32_t r24_sums_at(const SpmmR24Params& p, uint32_t share, uint32_t of) {
+  return 16 * Config::kConsumers * (share * static_cast<uint32_t>(p.parts) + of);
+}
+
+// Sums of 8 rows that a block of a cluster adds up.
+template <class Config>
+TAMIS_DEVICE uint32_t r24_shares(const SpmmR24Params& p, const R24Part& at) {
+  const auto parts = static_cast<uint32_t>(p.parts);
+  return (Config::kTiles + parts - 1 - static_cast<uint32_t>(at.part)) / parts;
+}
+
+// Sends a thread's sums to those who add them up.
+template <class Config>
+TAMIS_DEVICE void send_r24(const SpmmR24Params& p, const R24Part& at, uint32_t thread,
+                           const float (&c)[Config::kTiles][4]) {
+  const auto part = static_cast<uint32_t>(at.part);
+  uint32_t owner = 0, share = 0;
+#pragma unroll
+  for (uint32_t i = 0; i < Config::kTiles; ++i) {
+    dev::send_cluster(owner, r24_sums_at<Config>(p, share, part) + 16 * thread, r24_words(c[i]),
+                      Config::kSumsThere);
+    if (++owner == static_cast<uint32_t>(p.parts)) owner = 0, ++share;
+  }
+}
+
+// Adds up and writes a block's share of an output tile whose blocks are a cluster.
 template <class Config>
 TAMIS_DEVICE void meet_r24_cluster(const SpmmR24Params& p, const R24Part& at, uint32_t thread) {
   constexpr uint32_t kOf8 = Config::kConsumers / 32, kWarps = Config::kThreads / 32;
-  const auto parts = static_cast<uint32_t>(p.parts);
-  dev::sync_cluster();
+  const auto parts = static_cast<uint32_t>(p.parts), part = static_cast<uint32_t>(at.part);
+  dev::barrier_wait(Config::kSumsThere, 0);
 #pragma unroll 1
-  for (uint32_t i = static_cast<uint32_t>(at.part) * kWarps + thread / 32;
-       i < Config::kTiles * kOf8; i += parts * kWarps) {
+  for (uint32_t i = thread / 32; i < r24_shares<Config>(p, at) * kOf8; i += kWarps) {
+    const uint32_t share = i / kOf8, of = 32 * (i % kOf8) + thread % 32;
     float sum[4] = {};
 #pragma unroll 4
-    for (uint32_t of = 0; of < parts; ++of) {
-      add_r24(dev::load_cluster4(of, 16 * (32 * i + thread % 32)), sum);
+    for (uint32_t from = 0; from < parts; ++from) {
+      add_r24(dev::load_shared<dev::Word4>(r24_sums_at<Config>(p, share, from) + 16 * of), sum);
     }
-    write_r24_sums<Config>(p, at.tile * Config::kRows + static_cast<int32_t>(8 * (i / kOf8)),
-                           32 * (i % kOf8) + thread % 32, sum);
+    write_r24_sums<Config>(
+        p, at.tile * Config::kRows + static_cast<int32_t>(8 * (share * parts + part)), of, sum);
   }
-  dev::sync_cluster_unordered();  // until then others read this block's sums
 }
 
 // Where a part of an output tile leaves its sums for the others.
@@ -355,11 +389,8 @@ template <class Config>
 TAMIS_DEVICE void leave_r24(const SpmmR24Params& p, const R24Part& at, uint32_t thread,
                             const float (&c)[Config::kTiles][4]) {
   if (p.cluster) {
-    dev::sync_warps<3, Config::kConsumers>();  // nobody reads stages any more
-#pragma unroll
-    for (uint32_t i = 0; i < Config::kTiles; ++i) {
-      dev::store_shared<dev::Word4>(16 * (i * Config::kConsumers + thread), r24_words(c[i]));
-    }
+    dev::sync_cluster_unordered();  // nobody reads stages any more
+    send_r24<Config>(p, at, thread, c);
   } else if (p.parts > 1) {
     dev::Word4* mine = r24_sums<Config>(p, at.tile, at.part) + thread;
 #pragma unroll
@@ -375,34 +406,52 @@ TAMIS_DEVICE void leave_r24(const SpmmR24Params& p, const R24Part& at, uint32_t 
   }
 }
 
-// Grid [output tiles * parts] of kThreads, every `parts` of them a cluster or not.
+// Makes the barriers of a block, each warp some of them: one after another they take some 80 clocks
+// each, 1.8 us of a call in all.
+template <class Config>
+TAMIS_DEVICE void begin_r24(const SpmmR24Params& p, const R24Part& at, uint32_t thread) {
+  constexpr uint32_t kWarps = Config::kThreads / 32, kLast = Config::kBarriers - 1;
+  static_assert(Config::kSumsThere == Config::kBarriersAt + 8 * kLast);
+  if (thread % 32 != 0) return;
+  for (uint32_t i = thread / 32; i < Config::kBarriers; i += kWarps) {
+    const uint32_t of_stage = i % 2 == 0 ? Config::kRowTiles + 1 : 4 * Config::kGroups;
+    dev::barrier_init(Config::kBarriersAt + 8 * i, i < 2 * Config::kStages ? of_stage : 1);
+  }
+  dev::fence_barrier_init();
+  if (thread / 32 == kLast % kWarps && p.cluster) {
+    dev::barrier_expect(Config::kSumsThere, 16 * Config::kConsumers * r24_shares<Config>(p, at) *
+                                                static_cast<uint32_t>(p.parts));
+  }
+  // By a warp that does not ask for x: it waits for that.
+  if (thread == 32 && p.x_aligned) dev::prefetch_map(p.x_boxes);
+}
+
+// Grid [parts, output tiles] of kThreads, the parts of an output tile a cluster or not.
 template <class Config>
 TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, 1)
     spmm_r24(const TAMIS_GRID_CONSTANT SpmmR24Params p) {
   const uint32_t thread = dev::thread_index();
-  if (thread == 0) {
-    for (uint32_t i = 0; i < Config::kStages; ++i) {
-      dev::barrier_init(Config::stage_there(i), Config::kRowTiles + 1);
-      dev::barrier_init(Config::stage_free(i), 4 * Config::kGroups);
-    }
-    for (uint32_t i = 0; i < Config::kExpanders * Config::kSlots; ++i) {
-      dev::barrier_init(Config::slot_there(i));
-    }
-    dev::fence_barrier_init();
-    if (p.x_aligned) dev::prefetch_map(p.x_boxes);
-  }
-  dev::sync_block();
+  const R24Part at(p);
+  begin_r24<Config>(p, at, thread);  // before loads are on their way, which its fence waits for
+  dev::sync_warp();
   if (thread >= Config::kConsumers) {
     R24Expander<Config> expander(p, thread - Config::kConsumers);
-    // Weights do not depend on the kernel before: the first ones are on their way while it ends.
+    dev::sync_warps<4, Config::kThreads>();  // barriers are there
+    // Weights do not depend on the kernel before: stages fill while it ends.
     expander.start();
-    dev::wait_for_previous();
-    dev::allow_next();
     expander.run();
+    if (p.cluster) dev::sync_cluster_unordered();
   } else {
+    dev::sync_warps<4, Config::kThreads>();
     dev::wait_for_previous();
     dev::allow_next();
-    const R24Part at(p);
+    if (thread == 0) {
+      const auto panels = static_cast<uint32_t>(at.end - at.begin);
+      for (uint32_t i = 0; i < Config::kStages && i < panels; ++i) {
+        request_r24_x<Config>(p, at, i, i);
+      }
+    }
+    dev::sync_warp();
     float c[Config::kTiles][4] = {};
     if (p.x_aligned) {
       multiply_r24<Config, true>(p, at, thread, c);
@@ -413,9 +462,9 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, 1)
   }
   if (p.parts == 1) return;
   if (p.cluster) {
-    meet_r24_cluster<Config>(p, R24Part(p), thread);
+    meet_r24_cluster<Config>(p, at, thread);
   } else {
-    meet_r24_blocks<Config>(p, R24Part(p), thread);
+    meet_r24_blocks<Config>(p, at, thread);
   }
 }
 

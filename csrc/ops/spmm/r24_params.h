@@ -17,6 +17,7 @@ struct SpmmR24Params : ProductParams {
   TensorMap x_boxes = {};
   int32_t row_tiles = 0, col_tiles = 0;  // records
   int32_t parts = 1;                     // of k, the blocks of an output tile
+  int32_t panels = 0, longer = 0;        // column tiles of a part, and how many have one more
   bool cluster = false;                  // which are a cluster
   bool y_paired = false;                 // even rows of y are at multiples of four bytes
 };
@@ -42,7 +43,10 @@ struct R24Layout {
   }
   constexpr int32_t slots_at() const { return stages * stage_bytes(); }
   constexpr int32_t barriers_at() const { return slots_at() + expanders * slots * slot_bytes(); }
-  constexpr int32_t flag_at() const { return barriers_at() + 8 * (2 * stages + expanders * slots); }
+  // Two of each stage, one of each slot, and that of a cluster's sums.
+  constexpr int32_t barriers() const { return 2 * stages + expanders * slots + 1; }
+  constexpr int32_t sums_there() const { return barriers_at() + 8 * (barriers() - 1); }
+  constexpr int32_t flag_at() const { return barriers_at() + 8 * barriers(); }
   constexpr int32_t shared_bytes() const { return flag_at() + 16; }
 };
 

@@ -84,6 +84,8 @@ SpmmR24Params spmm_r24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   p.row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows));
   p.col_tiles = static_cast<int32_t>(t16::col_tiles(a.w.cols));
   p.parts = plan.splits;
+  p.panels = p.col_tiles / p.parts;
+  p.longer = p.col_tiles % p.parts;
   p.cluster = plan.cluster;
   p.y_paired = reinterpret_cast<uintptr_t>(a.y) % 4 == 0 && (a.m == 1 || a.y_stride % 2 == 0);
   return p;

@@ -2,7 +2,6 @@
 #include "base/cuda/launch.h"
 #include "base/cuda/tensor_map_host.h"
 #include "ops/spmm/kernels_cuda.h"
-#include "ops/spmm/layout_launch.cuh"
 #include "ops/spmm/r24.cuh"
 
 namespace tamis {
@@ -15,8 +14,16 @@ Status launch_layout(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaD
   if (params.x_aligned) {
     TAMIS_RETURN_IF_ERROR(make_tensor_map("spmm", spmm_r24_x(a), &params.x_boxes));
   }
-  return launch_blocks<Config, &spmm_r24<Config>>(
-      a, plan, device, stream, plan.blocks_n * plan.splits, plan.cluster ? plan.splits : 1, params);
+  const dim3 blocks(static_cast<uint32_t>(plan.splits), static_cast<uint32_t>(plan.blocks_n));
+  return launch_wide<&spmm_r24<Config>>(
+      "spmm", device, Config::kLayout.shared_bytes(),
+      {.grid = blocks,
+       .threads = Config::kThreads,
+       .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+       .early = a.w.settled,
+       .stream = stream,
+       .cluster = plan.cluster ? static_cast<uint32_t>(plan.splits) : 1},
+      params);
 }
 
 template <DType kType>
