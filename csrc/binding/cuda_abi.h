@@ -32,8 +32,9 @@ struct CudaLibrary {
   Status (*graph_workspace)(int32_t device, void* stream, int64_t bytes, void** data, int64_t* got);
   std::span<const SpmmCudaRow> (*spmm_kernels)();
   const SpmmCudaRow* (*choose_spmm)(PackedFormat format, DType dtype, int32_t capability);
-  Status (*spmm)(const SpmmCudaArgs&, const SpmmT16Plan&, const CudaDevice&, void* stream);
-  Status (*expand)(const T16View&, void* out, int64_t out_stride, const CudaDevice&, void* stream);
+  Status (*spmm)(const SpmmCudaArgs&, const SpmmCudaPlan&, const CudaDevice&, void* stream);
+  Status (*expand)(const PackedView&, void* out, int64_t out_stride, const CudaDevice&,
+                   void* stream);
   Status (*kv_quantize)(const KvQuantizeArgs&, const CudaDevice&, void* stream);
   Status (*kv_gather)(const KvGatherArgs&, const CudaDevice&, void* stream);
   std::span<const MergeCudaRow> (*merge_kernels)();

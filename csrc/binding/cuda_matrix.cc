@@ -169,17 +169,17 @@ class CudaMatrix {
            .max_record_bytes = max_record_bytes},
         device_(cuda_device(device)) {}
 
-  const SpmmT16Plan& plan(int64_t m) {
+  const SpmmCudaPlan& plan(int64_t m) {
     const auto known = plans_.find(m);
     if (known != plans_.end()) return known->second;
-    SpmmT16Plan found;
+    SpmmCudaPlan found;
     raise_if_error(plan_spmm_cuda(w_, m, device_, &found));
     return plans_.insert({m, found}).first->second;
   }
 
   // Replaces the plan for m by another layout; false if the device cannot hold it.
   bool lay_out(int64_t m, int32_t warps_k, int32_t splits) {
-    const SpmmT16Plan& known = plan(m);  // checks m; others have one plan
+    const SpmmCudaPlan& known = plan(m);  // checks m; others have one plan
     if (known.layout >= 0 || known.many_layout >= 0) return false;
     if (w_.format == PackedFormat::bitmap) {  // in 32 bits
       if (warps_k < 4 || warps_k > kBitmapF32Warps || splits < 1) return false;
@@ -191,7 +191,7 @@ class CudaMatrix {
       return false;
     }
     if (kBlockWarps % warps_k != 0 || splits < 1 || splits > t16::col_tiles(w_.cols)) return false;
-    const SpmmT16Plan wanted = lay_out_spmm_t16(w_, m, warps_k, splits);
+    const SpmmCudaPlan wanted = lay_out_spmm_t16(w_, m, warps_k, splits);
     if (wanted.shared_bytes > device_.shared_per_block) return false;
     if (splits > 1 && wanted.blocks_n > kWorkspaceTickets) return false;
     plans_[m] = wanted;
@@ -227,7 +227,7 @@ class CudaMatrix {
     for (const int64_t m :
          {most_tokens_cuda(w_, device_), kMaxTokens, int64_t{48}, int64_t{40}, int64_t{32},
           int64_t{24}, int64_t{16}, int64_t{kSell4Tokens}, kMaxGapTokens, int64_t{2}, int64_t{1}}) {
-      SpmmT16Plan ignored;
+      SpmmCudaPlan ignored;
       if (plan_spmm_cuda(w_, m, device_, &ignored).ok()) return m;
     }
     return 0;
@@ -260,9 +260,9 @@ class CudaMatrix {
   }
 
  private:
-  T16View w_;
+  PackedView w_;
   CudaDevice device_;
-  std::unordered_map<int64_t, SpmmT16Plan> plans_;
+  std::unordered_map<int64_t, SpmmCudaPlan> plans_;
 };
 
 }  // namespace
@@ -285,7 +285,7 @@ void bind_cuda_matrix(py::module_& m) {
       .def(
           "plan",
           [](CudaMatrix& w, int64_t m) {
-            const SpmmT16Plan& p = w.plan(m);
+            const SpmmCudaPlan& p = w.plan(m);
             return py::dict("layout"_a = p.layout, "many_layout"_a = p.many_layout,
                             "warps_k"_a = p.warps_k, "splits"_a = p.splits,
                             "blocks"_a = int64_t{p.blocks_n} * p.splits,

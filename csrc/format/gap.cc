@@ -113,10 +113,10 @@ struct Lane {
   }
 };
 
-const uint8_t* slice_of(const T16View& a, int64_t slice) {
+const uint8_t* slice_of(const PackedView& a, int64_t slice) {
   return static_cast<const uint8_t*>(a.records) + int64_t{a.offsets[slice]} * kUnit;
 }
-int64_t steps_of(const T16View& a, int64_t slice) {
+int64_t steps_of(const PackedView& a, int64_t slice) {
   const int64_t bytes = (int64_t{a.offsets[slice + 1]} - a.offsets[slice]) * kUnit;
   return (bytes - header_bytes(a.parts)) / kStepBytes;
 }
@@ -192,7 +192,7 @@ Status pack(const MatrixView& a, int32_t parts, uint32_t* offsets, void* records
   return {};
 }
 
-void unpack(const T16View& a, uint16_t* out, int64_t out_stride) {
+void unpack(const PackedView& a, uint16_t* out, int64_t out_stride) {
   for (int64_t r = 0; r < a.rows; ++r) {
     std::memset(out + r * out_stride, 0, 2 * static_cast<size_t>(a.cols));
   }
@@ -214,7 +214,7 @@ void unpack(const T16View& a, uint16_t* out, int64_t out_stride) {
 namespace {
 
 // Whether a lane's parts begin where they should, and its columns stay below `cols`.
-bool check_lane(const T16View& a, const uint8_t* slice, int64_t steps, int64_t lane) {
+bool check_lane(const PackedView& a, const uint8_t* slice, int64_t steps, int64_t lane) {
   int64_t column = first_of(slice, 0, lane), part = 0;
   bool right = true;
   const auto starts = [&](int64_t entry) {
@@ -232,7 +232,7 @@ bool check_lane(const T16View& a, const uint8_t* slice, int64_t steps, int64_t l
 
 }  // namespace
 
-Status check(const T16View& a) {
+Status check(const PackedView& a) {
   std::vector<bool> seen(static_cast<size_t>(a.rows));
   for (int64_t s = 0; s < slices(a.rows); ++s) {
     const int64_t begin = int64_t{a.offsets[s]} * kUnit, end = int64_t{a.offsets[s + 1]} * kUnit;

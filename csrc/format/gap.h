@@ -61,10 +61,10 @@ Status pack_sizes(const MatrixView& a, int32_t parts, t16::Sizes* sizes);
 Status pack(const MatrixView& a, int32_t parts, uint32_t* offsets, void* records);
 
 // Writes all rows * cols elements of `out`, zeros included: the inverse of pack.
-void unpack(const T16View& a, uint16_t* out, int64_t out_stride);
+void unpack(const PackedView& a, uint16_t* out, int64_t out_stride);
 
 // Everything a kernel relies on: offsets rise, rows are each there once, columns are
 // inside and parts begin where the part before ends.
-Status check(const T16View& a);
+Status check(const PackedView& a);
 
 }  // namespace tamis::gap

@@ -271,7 +271,7 @@ std::vector<uint16_t> columns_of(const PairRecord& record) {
 }
 
 template <class Record>
-Record record_at(const T16View& a, uint32_t i) {
+Record record_at(const PackedView& a, uint32_t i) {
   Record record;
   std::memcpy(&record, static_cast<const uint8_t*>(a.records) + int64_t{i} * sizeof record,
               sizeof record);
@@ -279,7 +279,7 @@ Record record_at(const T16View& a, uint32_t i) {
 }
 
 template <class Record>
-void unpack_records(const T16View& a, uint16_t* out, int64_t out_stride) {
+void unpack_records(const PackedView& a, uint16_t* out, int64_t out_stride) {
   const int64_t width = panel_cols(a.cols, a.parts), halves = halves_of(width);
   for (int64_t u = 0; u < t16::row_tiles(a.rows) * a.parts; ++u) {
     uint16_t* to = out + u / a.parts * kTileRows * out_stride + u % a.parts * width;
@@ -292,7 +292,7 @@ void unpack_records(const T16View& a, uint16_t* out, int64_t out_stride) {
 }
 
 template <class Record>
-Status check_records(const T16View& a) {
+Status check_records(const PackedView& a) {
   const int64_t width = panel_cols(a.cols, a.parts), n = a.record_bytes / a.max_record_bytes;
   const int64_t halves = halves_of(width);
   int32_t before = 0;
@@ -337,7 +337,7 @@ Status check_records(const T16View& a) {
 
 }  // namespace
 
-void unpack(const T16View& a, uint16_t* out, int64_t out_stride) {
+void unpack(const PackedView& a, uint16_t* out, int64_t out_stride) {
   for (int64_t r = 0; r < a.rows; ++r) {
     std::memset(out + r * out_stride, 0, 2 * static_cast<size_t>(a.cols));
   }
@@ -348,7 +348,7 @@ void unpack(const T16View& a, uint16_t* out, int64_t out_stride) {
   }
 }
 
-Status check(const T16View& a) {
+Status check(const PackedView& a) {
   return a.max_record_bytes == kTripleBytes ? check_records<TripleRecord>(a)
                                             : check_records<PairRecord>(a);
 }

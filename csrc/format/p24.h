@@ -95,10 +95,10 @@ struct Packed {
 Status pack(const MatrixView& a, int32_t panels, Packed* packed);
 
 // Writes all rows * cols elements of `out`, zeros included: the inverse of pack.
-void unpack(const T16View& a, uint16_t* out, int64_t out_stride);
+void unpack(const PackedView& a, uint16_t* out, int64_t out_stride);
 
 // Everything a kernel relies on: offsets and places rise, columns are inside their panel and not
 // after what their record says.
-Status check(const T16View& a);
+Status check(const PackedView& a);
 
 }  // namespace tamis::p24

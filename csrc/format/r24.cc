@@ -164,7 +164,7 @@ void for_values(const uint8_t* record, int64_t bytes, const Fn& fn) {
   }
 }
 
-const uint8_t* record_at(const T16View& a, uint32_t offset) {
+const uint8_t* record_at(const PackedView& a, uint32_t offset) {
   return static_cast<const uint8_t*>(a.records) + int64_t{offset} * kUnit;
 }
 
@@ -200,7 +200,7 @@ Status pack(const MatrixView& a, uint32_t* offsets, void* records) {
   return {};
 }
 
-void unpack(const T16View& a, uint16_t* out, int64_t out_stride) {
+void unpack(const PackedView& a, uint16_t* out, int64_t out_stride) {
   for (int64_t r = 0; r < a.rows; ++r) {
     std::memset(out + r * out_stride, 0, 2 * static_cast<size_t>(a.cols));
   }
@@ -215,7 +215,7 @@ void unpack(const T16View& a, uint16_t* out, int64_t out_stride) {
   }
 }
 
-Status check(const T16View& a) {
+Status check(const PackedView& a) {
   const int64_t across = t16::col_tiles(a.cols), units = a.record_bytes / kUnit;
   for (int64_t tile = 0; tile < t16::row_tiles(a.rows) * across; ++tile) {
     const uint32_t begin = a.offsets[tile], end = a.offsets[tile + 1];

@@ -54,10 +54,10 @@ Status pack_sizes(const MatrixView& a, t16::Sizes* sizes);
 Status pack(const MatrixView& a, uint32_t* offsets, void* records);
 
 // Writes all rows * cols elements of `out`, zeros included: the inverse of pack.
-void unpack(const T16View& a, uint16_t* out, int64_t out_stride);
+void unpack(const PackedView& a, uint16_t* out, int64_t out_stride);
 
 // Everything a kernel relies on: offsets rise, records are as long as a header and whole entries,
 // codes are pairs, entries lie in their tile, and nothing beyond the matrix has a value.
-Status check(const T16View& a);
+Status check(const PackedView& a);
 
 }  // namespace tamis::r24

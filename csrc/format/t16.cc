@@ -63,7 +63,7 @@ Status pack(const MatrixView& a, uint32_t* offsets, void* records) {
   return {};
 }
 
-void unpack(const T16View& a, uint16_t* out, int64_t out_stride) {
+void unpack(const PackedView& a, uint16_t* out, int64_t out_stride) {
   const int64_t across = col_tiles(a.cols);
   for (int64_t r = 0; r < a.rows; ++r) {
     std::memset(out + r * out_stride, 0, 2 * static_cast<size_t>(a.cols));
@@ -87,7 +87,7 @@ void unpack(const T16View& a, uint16_t* out, int64_t out_stride) {
   }
 }
 
-Status check(const T16View& a) {
+Status check(const PackedView& a) {
   const int64_t across = col_tiles(a.cols), tiles = row_tiles(a.rows) * across;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t begin = a.offsets[tile] * kUnit, end = a.offsets[tile + 1] * kUnit;

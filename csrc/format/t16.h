@@ -82,7 +82,8 @@ constexpr bool has_offsets(PackedFormat f) {
          f == PackedFormat::t16i8;
 }
 
-struct T16View {
+// A weight in one of these forms, on a device or, for the packers and their checks, in host memory.
+struct PackedView {
   PackedFormat format = PackedFormat::t16;
   int64_t rows = 0, cols = 0;
   DType dtype = DType::bf16;  // or f16; where weights are codes, what x has
@@ -131,10 +132,10 @@ Status pack_sizes(const MatrixView& a, Sizes* sizes);
 Status pack(const MatrixView& a, uint32_t* offsets, void* records);
 
 // Writes all rows * cols elements of `out`, zeros included: the inverse of pack.
-void unpack(const T16View& a, uint16_t* out, int64_t out_stride);
+void unpack(const PackedView& a, uint16_t* out, int64_t out_stride);
 
 // Everything a kernel relies on: offsets rise, and every record is as long as its bits say.
-Status check(const T16View& a);
+Status check(const PackedView& a);
 
 }  // namespace t16
 }  // namespace tamis

@@ -70,7 +70,7 @@ Status pack(const MatrixView& a, uint32_t* offsets, void* records) {
   return {};
 }
 
-void unpack(const T16View& a, int8_t* out, int64_t out_stride) {
+void unpack(const PackedView& a, int8_t* out, int64_t out_stride) {
   const int64_t across = t16::col_tiles(a.cols);
   for (int64_t r = 0; r < a.rows; ++r) {
     std::memset(out + r * out_stride, 0, static_cast<size_t>(a.cols));

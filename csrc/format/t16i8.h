@@ -39,6 +39,6 @@ Status pack_sizes(const MatrixView& a, t16::Sizes* sizes);
 Status pack(const MatrixView& a, uint32_t* offsets, void* records);
 
 // Writes all rows * cols codes, zeros included: the inverse of pack.
-void unpack(const T16View& a, int8_t* out, int64_t out_stride);
+void unpack(const PackedView& a, int8_t* out, int64_t out_stride);
 
 }  // namespace tamis::t16i8

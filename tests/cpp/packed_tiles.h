@@ -33,7 +33,7 @@ struct PackedTiles {
   t16::Sizes sizes;
   std::unique_ptr<Guarded<Unit>> records;
   std::unique_ptr<Guarded<uint32_t>> offsets;
-  T16View view;
+  PackedView view;
 
   // parts: of gap; of p24 panels.
   PackedTiles(PackedFormat format, const MatrixView& a, int32_t parts = 0) {

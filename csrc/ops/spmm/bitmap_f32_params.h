@@ -47,14 +47,14 @@ struct BitmapF32Params {
 };
 
 // The plan with that many warps a block, 4 to kBitmapF32Warps, and up to so many blocks.
-SpmmT16Plan lay_out_bitmap_f32(const T16View& w, int64_t m, int32_t warps, int64_t blocks);
+SpmmCudaPlan lay_out_bitmap_f32(const PackedView& w, int64_t m, int32_t warps, int64_t blocks);
 
-Status plan_spmm_bitmap_f32(const T16View& w, int64_t m, const CudaDevice& device,
-                            SpmmT16Plan* plan);
+Status plan_spmm_bitmap_f32(const PackedView& w, int64_t m, const CudaDevice& device,
+                            SpmmCudaPlan* plan);
 
-BitmapF32Params bitmap_f32_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+BitmapF32Params bitmap_f32_params(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);
 // Written out as a call of one token would take the rows.
-BitmapF32Params expand_bitmap_f32_params(const T16View& w, const SpmmT16Plan& plan, void* out,
+BitmapF32Params expand_bitmap_f32_params(const PackedView& w, const SpmmCudaPlan& plan, void* out,
                                          int64_t out_stride);
 
 }  // namespace tamis

@@ -6,17 +6,17 @@
 namespace tamis {
 namespace {
 
-int64_t words(const T16View& w) {
+int64_t words(const PackedView& w) {
   return ceil_div(w.cols, 64);
 }
 
 // Of a row that a warp has at a time: whole multiples of those on their way.
-int32_t warp_words(const T16View& w, int32_t warps) {
+int32_t warp_words(const PackedView& w, int32_t warps) {
   const int64_t all = std::min<int64_t>(ceil_div(words(w), warps), kBitmapF32Words);
   return static_cast<int32_t>(ceil_div(all, kBitmapF32Unit) * kBitmapF32Unit);
 }
 
-BitmapF32Params weight_params(const T16View& w, const SpmmT16Plan& plan) {
+BitmapF32Params weight_params(const PackedView& w, const SpmmCudaPlan& plan) {
   BitmapF32Params p{.mask = w.mask,
                     .values = static_cast<const float*>(w.records),
                     .row_offsets = w.row_offsets,
@@ -39,22 +39,22 @@ bool has_pairs(const void* matrix, int64_t rows, int64_t cols, int64_t stride) {
 
 }  // namespace
 
-SpmmT16Plan lay_out_bitmap_f32(const T16View& w, int64_t m, int32_t warps, int64_t blocks) {
-  SpmmT16Plan p{.tokens = m <= 1   ? 1
-                          : m <= 2 ? 2
-                          : m <= 4 ? 4
-                          : m <= 8 ? 8
-                                   : static_cast<int32_t>(kMaxBitmapF32Tokens),
-                .warps_k = warps,
-                .splits = 1};
+SpmmCudaPlan lay_out_bitmap_f32(const PackedView& w, int64_t m, int32_t warps, int64_t blocks) {
+  SpmmCudaPlan p{.tokens = m <= 1   ? 1
+                           : m <= 2 ? 2
+                           : m <= 4 ? 4
+                           : m <= 8 ? 8
+                                    : static_cast<int32_t>(kMaxBitmapF32Tokens),
+                 .warps_k = warps,
+                 .splits = 1};
   const int32_t rows = bitmap_f32_rows(p.tokens);
   p.blocks_n = static_cast<int32_t>(std::min(ceil_div(w.rows, rows), blocks));
   p.shared_bytes = bitmap_f32_shared(rows, warps, warp_words(w, warps));
   return p;
 }
 
-Status plan_spmm_bitmap_f32(const T16View& w, int64_t m, const CudaDevice& device,
-                            SpmmT16Plan* plan) {
+Status plan_spmm_bitmap_f32(const PackedView& w, int64_t m, const CudaDevice& device,
+                            SpmmCudaPlan* plan) {
   if (m < 1 || m > kMaxBitmapF32Tokens) {
     return error(Code::invalid_argument,
                  "spmm: m: got %lld, wanted 1 to %lld for f32 bitmap weights on CUDA",
@@ -72,7 +72,7 @@ Status plan_spmm_bitmap_f32(const T16View& w, int64_t m, const CudaDevice& devic
   return {};
 }
 
-BitmapF32Params bitmap_f32_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+BitmapF32Params bitmap_f32_params(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   BitmapF32Params p = weight_params(a.w, plan);
   p.x = static_cast<const float*>(a.x);
   p.bias = static_cast<const float*>(a.bias);
@@ -84,7 +84,7 @@ BitmapF32Params bitmap_f32_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan
   return p;
 }
 
-BitmapF32Params expand_bitmap_f32_params(const T16View& w, const SpmmT16Plan& plan, void* out,
+BitmapF32Params expand_bitmap_f32_params(const PackedView& w, const SpmmCudaPlan& plan, void* out,
                                          int64_t out_stride) {
   BitmapF32Params p = weight_params(w, plan);
   p.y = static_cast<float*>(out);

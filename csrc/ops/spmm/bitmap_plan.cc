@@ -7,22 +7,22 @@
 namespace tamis {
 namespace {
 
-int64_t words(const T16View& w) {
+int64_t words(const PackedView& w) {
   return ceil_div(w.cols, 64);
 }
-PanelGrid panel_grid(const T16View& w, int64_t m, const BitmapLayout& l) {
+PanelGrid panel_grid(const PackedView& w, int64_t m, const BitmapLayout& l) {
   return {.tiles = output_tiles(w, m, l), .col_panels = words(w)};
 }
 
 }  // namespace
 
-SpmmT16Plan lay_out_bitmap(const T16View& w, int64_t m, int32_t layout, int64_t blocks,
-                           bool clusters) {
+SpmmCudaPlan lay_out_bitmap(const PackedView& w, int64_t m, int32_t layout, int64_t blocks,
+                            bool clusters) {
   const BitmapLayout& l = kBitmapLayouts[layout];
   return share_panels(panel_grid(w, m, l), m, l, layout, blocks, clusters);
 }
 
-BitmapGroupParams bitmap_group_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+BitmapGroupParams bitmap_group_params(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   const BitmapLayout& l = kBitmapLayouts[plan.layout];
   BitmapGroupParams p{panel_params(panel_grid(a.w, a.m, l), a, plan, l)};
   p.mask = a.w.mask;
@@ -34,7 +34,8 @@ BitmapGroupParams bitmap_group_params(const SpmmCudaArgs& a, const SpmmT16Plan& 
   return p;
 }
 
-Status plan_spmm_bitmap(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+Status plan_spmm_bitmap(const PackedView& w, int64_t m, const CudaDevice& device,
+                        SpmmCudaPlan* plan) {
   if (m < 1 || m > kMaxBitmapTokens || device.capability != 90) {
     return error(Code::invalid_argument,
                  "spmm: m: got %lld on sm_%d, wanted 1 to %lld on sm_90 for bitmap weights",

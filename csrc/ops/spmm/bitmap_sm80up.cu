@@ -6,7 +6,7 @@
 
 namespace tamis {
 
-Status spmm_bitmap_f32_f32_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_bitmap_f32_f32_sm80(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                                 const CudaDevice& device, void* stream) {
   const BitmapF32Params p = bitmap_f32_params(a, plan);
   const auto start = [&]<class Config>(Config) {
@@ -26,10 +26,10 @@ Status spmm_bitmap_f32_f32_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
                                        });
 }
 
-Status expand_bitmap_f32_cuda(const T16View& w, void* out, int64_t out_stride,
+Status expand_bitmap_f32_cuda(const PackedView& w, void* out, int64_t out_stride,
                               const CudaDevice& device, void* stream) {
   if (w.rows == 0 || w.cols == 0) return {};
-  SpmmT16Plan plan;
+  SpmmCudaPlan plan;
   TAMIS_RETURN_IF_ERROR(plan_spmm_bitmap_f32(w, 1, device, &plan));
   return launch_wide<&expand_bitmap_f32>("unpack", device, device.shared_per_block,
                                          {.grid = dim3(plan.blocks_n),

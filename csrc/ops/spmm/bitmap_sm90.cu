@@ -7,7 +7,7 @@ namespace tamis {
 namespace {
 
 template <class Config>
-Status launch_layout(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_layout(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                      void* stream) {
   return launch_blocks<Config, &spmm_bitmap_group<Config>>(a, plan, device, stream,
                                                            plan.blocks_n * plan.splits, plan.splits,
@@ -15,9 +15,9 @@ Status launch_layout(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaD
 }
 
 template <DType kType>
-Status launch_bitmap(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_bitmap(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                      void* stream) {
-  using Launch = Status (*)(const SpmmCudaArgs&, const SpmmT16Plan&, const CudaDevice&, void*);
+  using Launch = Status (*)(const SpmmCudaArgs&, const SpmmCudaPlan&, const CudaDevice&, void*);
   static constexpr Launch kLaunches[] = {
 #define TAMIS_BITMAP_LAYOUT(...) &launch_layout<BitmapGroupConfig<kType, __VA_ARGS__>>,
 #include "ops/spmm/bitmap_layouts.def"
@@ -28,12 +28,12 @@ Status launch_bitmap(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaD
 
 }  // namespace
 
-Status spmm_bitmap_bf16_bf16_sm90(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_bitmap_bf16_bf16_sm90(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                                   const CudaDevice& device, void* stream) {
   return launch_bitmap<DType::bf16>(a, plan, device, stream);
 }
 
-Status spmm_bitmap_f16_f16_sm90(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_bitmap_f16_f16_sm90(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                                 const CudaDevice& device, void* stream) {
   return launch_bitmap<DType::f16>(a, plan, device, stream);
 }

@@ -48,12 +48,13 @@ inline constexpr int64_t kMaxBitmapTokens = 1 << 20;
 
 // The plan with that layout (an index) and up to that many blocks, at least 1. clusters: of them
 // where they are up to kMaxCluster for each output tile.
-SpmmT16Plan lay_out_bitmap(const T16View& w, int64_t m, int32_t layout, int64_t blocks,
-                           bool clusters = true);
+SpmmCudaPlan lay_out_bitmap(const PackedView& w, int64_t m, int32_t layout, int64_t blocks,
+                            bool clusters = true);
 
 // Pure: the layout that is expected to take least time.
-Status plan_spmm_bitmap(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
+Status plan_spmm_bitmap(const PackedView& w, int64_t m, const CudaDevice& device,
+                        SpmmCudaPlan* plan);
 
-BitmapGroupParams bitmap_group_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+BitmapGroupParams bitmap_group_params(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);
 
 }  // namespace tamis

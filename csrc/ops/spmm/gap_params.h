@@ -28,9 +28,9 @@ struct SpmmGapParams : ProductParams {
 };
 
 // The plan with that many warps a block, a divisor of the parts.
-SpmmT16Plan lay_out_spmm_gap(const T16View& w, int64_t m, int32_t warps);
+SpmmCudaPlan lay_out_spmm_gap(const PackedView& w, int64_t m, int32_t warps);
 
-SpmmGapParams spmm_gap_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+SpmmGapParams spmm_gap_params(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);
 
 inline constexpr int32_t kGapExpandWarps = 8;  // of a block
 
@@ -44,6 +44,6 @@ struct ExpandGapParams {
   bool out_aligned;  // its rows, to 16 bytes
 };
 
-ExpandGapParams expand_gap_params(const T16View& w, void* out, int64_t out_stride);
+ExpandGapParams expand_gap_params(const PackedView& w, void* out, int64_t out_stride);
 
 }  // namespace tamis

@@ -5,13 +5,13 @@
 #include "ops/spmm/gap_params.h"
 
 namespace tamis {
-SpmmT16Plan lay_out_spmm_gap(const T16View& w, int64_t m, int32_t warps) {
-  SpmmT16Plan p{.tokens = m <= 1   ? 1
-                          : m <= 2 ? 2
-                                   : static_cast<int32_t>(kMaxGapTokens),
-                .warps_k = warps,
-                .blocks_n = static_cast<int32_t>(gap::slices(w.rows)),
-                .splits = w.parts / warps};
+SpmmCudaPlan lay_out_spmm_gap(const PackedView& w, int64_t m, int32_t warps) {
+  SpmmCudaPlan p{.tokens = m <= 1   ? 1
+                           : m <= 2 ? 2
+                                    : static_cast<int32_t>(kMaxGapTokens),
+                 .warps_k = warps,
+                 .blocks_n = static_cast<int32_t>(gap::slices(w.rows)),
+                 .splits = w.parts / warps};
   p.shared_bytes =
       gap_x_at(warps, p.tokens) + ceil_div(w.cols, 8) * 8 * 2 * static_cast<int64_t>(p.tokens);
   if (p.splits > 1) {
@@ -21,7 +21,7 @@ SpmmT16Plan lay_out_spmm_gap(const T16View& w, int64_t m, int32_t warps) {
   return p;
 }
 
-Status plan_spmm_gap(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+Status plan_spmm_gap(const PackedView& w, int64_t m, const CudaDevice& device, SpmmCudaPlan* plan) {
   if (m < 1 || m > kMaxGapTokens) {
     return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %lld for gap weights",
                  static_cast<long long>(m), static_cast<long long>(kMaxGapTokens));
@@ -33,7 +33,7 @@ Status plan_spmm_gap(const T16View& w, int64_t m, const CudaDevice& device, Spmm
   return {};
 }
 
-SpmmGapParams spmm_gap_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+SpmmGapParams spmm_gap_params(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   SpmmGapParams p{product_params(a)};
   p.slices = plan.blocks_n;
   p.parts_log2 = std::countr_zero(static_cast<uint32_t>(a.w.parts));
@@ -44,7 +44,7 @@ SpmmGapParams spmm_gap_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   return p;
 }
 
-ExpandGapParams expand_gap_params(const T16View& w, void* out, int64_t out_stride) {
+ExpandGapParams expand_gap_params(const PackedView& w, void* out, int64_t out_stride) {
   return {.records = static_cast<const uint8_t*>(w.records),
           .offsets = w.offsets,
           .out = static_cast<uint16_t*>(out),

@@ -9,7 +9,7 @@ namespace tamis {
 namespace {
 
 template <DType kType>
-Status launch_gap(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_gap(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                   void* stream) {
   const auto start = [&]<int kTokens>(std::integral_constant<int, kTokens>) {
     return launch_wide<&spmm_gap<GapConfig<kType, kTokens>>>(
@@ -26,17 +26,17 @@ Status launch_gap(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevi
 
 }  // namespace
 
-Status spmm_gap_bf16_bf16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_gap_bf16_bf16_sm80(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                                const CudaDevice& device, void* stream) {
   return launch_gap<DType::bf16>(a, plan, device, stream);
 }
 
-Status spmm_gap_f16_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_gap_f16_f16_sm80(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                              const CudaDevice& device, void* stream) {
   return launch_gap<DType::f16>(a, plan, device, stream);
 }
 
-Status expand_gap_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
+Status expand_gap_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream) {
   if (w.rows == 0 || w.cols == 0) return {};
   auto* on = static_cast<cudaStream_t>(stream);
   TAMIS_RETURN_IF_ERROR(fill_zeros("unpack", out, w.rows, w.cols, out_stride, stream));

@@ -8,7 +8,7 @@ namespace tamis {
 
 // Launches a layout's kernel in as many blocks, every `cluster` neighbours a cluster.
 template <class Config, auto* kKernel, class Params>
-Status launch_blocks(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_blocks(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                      void* stream, int32_t blocks, int32_t cluster, const Params& params) {
   return launch_wide<kKernel>("spmm", device, Config::kLayout.shared_bytes(),
                               {.grid = dim3(static_cast<uint32_t>(blocks)),

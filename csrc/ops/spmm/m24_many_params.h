@@ -58,16 +58,16 @@ inline constexpr M24ManyLayout kM24ManyLayouts[] = {
 };
 
 // The plan with that layout (an index) and as many parts of k, of one tile each, a cluster.
-SpmmT16Plan lay_out_m24_many(const T16View& w, int64_t m, int32_t layout, int32_t parts,
-                             const CudaDevice& device);
+SpmmCudaPlan lay_out_m24_many(const PackedView& w, int64_t m, int32_t layout, int32_t parts,
+                              const CudaDevice& device);
 
 // Pure: the layout and parts that are expected to take least time, for more than 32 tokens.
-Status plan_m24_many(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
+Status plan_m24_many(const PackedView& w, int64_t m, const CudaDevice& device, SpmmCudaPlan* plan);
 
 // The boxes are the caller's to fill in, of x where its rows are aligned.
-M24ManyParams m24_many_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
-MatrixBoxes m24_many_x(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
-MatrixBoxes m24_many_y(const SpmmCudaArgs& args, const SpmmT16Plan& plan);  // no rows: none
-RecordBoxes m24_many_records(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+M24ManyParams m24_many_params(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);
+MatrixBoxes m24_many_x(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);
+MatrixBoxes m24_many_y(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);  // no rows: none
+RecordBoxes m24_many_records(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);
 
 }  // namespace tamis

@@ -10,7 +10,7 @@ namespace {
 int64_t token_tiles(const M24ManyLayout& l, int64_t m) {
   return ceil_div(m, l.tokens);
 }
-int64_t output_tiles(const T16View& w, int64_t m, const M24ManyLayout& l) {
+int64_t output_tiles(const PackedView& w, int64_t m, const M24ManyLayout& l) {
   return ceil_div(w.rows, l.rows()) * token_tiles(l, m);
 }
 
@@ -24,7 +24,8 @@ int64_t room_of(const M24ManyLayout& l, int32_t parts, const CudaDevice& device)
 // every warpgroup, to write it once, and for records; or the bytes of the weights, as fast as so
 // many blocks ask for them. By 20 products of four shapes on an H200 (bench/results/gpu.md); what
 // is chosen takes 1 % more than the best on average.
-double expected_ns(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevice& device) {
+double expected_ns(const PackedView& w, int64_t m, const SpmmCudaPlan& p,
+                   const CudaDevice& device) {
   constexpr double kProduct = 0.243, kToken = 0.538, kRecords = 50, kStage = 95;
   constexpr double kDram = 3800, kDramOfBlock = 29;  // bytes a ns
   constexpr double kStart = 3000, kTileEnd = 1560, kMeet = 375, kPart = 300;
@@ -46,8 +47,8 @@ double expected_ns(const T16View& w, int64_t m, const SpmmT16Plan& p, const Cuda
 
 }  // namespace
 
-SpmmT16Plan lay_out_m24_many(const T16View& w, int64_t m, int32_t layout, int32_t parts,
-                             const CudaDevice& device) {
+SpmmCudaPlan lay_out_m24_many(const PackedView& w, int64_t m, int32_t layout, int32_t parts,
+                              const CudaDevice& device) {
   const M24ManyLayout& l = kM24ManyLayouts[layout];
   const int64_t tiles = output_tiles(w, m, l), room = room_of(l, parts, device);
   // As many as end together; parts meet in one tile.
@@ -62,7 +63,7 @@ SpmmT16Plan lay_out_m24_many(const T16View& w, int64_t m, int32_t layout, int32_
           .shared_bytes = l.shared_bytes()};
 }
 
-Status plan_m24_many(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+Status plan_m24_many(const PackedView& w, int64_t m, const CudaDevice& device, SpmmCudaPlan* plan) {
   double best = 0;
   *plan = {};
   for (int32_t layout = 0; layout < static_cast<int32_t>(std::size(kM24ManyLayouts)); ++layout) {
@@ -73,7 +74,7 @@ Status plan_m24_many(const T16View& w, int64_t m, const CudaDevice& device, Spmm
     const int64_t most = std::min<int64_t>(fits ? kMaxCluster : 6, t16::col_tiles(w.cols));
     for (int32_t parts = 1; parts <= most; ++parts) {
       if (parts > 1 && output_tiles(w, m, l) > room_of(l, parts, device)) break;
-      const SpmmT16Plan p = lay_out_m24_many(w, m, layout, parts, device);
+      const SpmmCudaPlan p = lay_out_m24_many(w, m, layout, parts, device);
       const double time = expected_ns(w, m, p, device);
       if (plan->many_layout >= 0 && time >= best) continue;
       best = time;
@@ -83,7 +84,7 @@ Status plan_m24_many(const T16View& w, int64_t m, const CudaDevice& device, Spmm
   return {};
 }
 
-M24ManyParams m24_many_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+M24ManyParams m24_many_params(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   const M24ManyLayout& l = kM24ManyLayouts[plan.many_layout];
   M24ManyParams p{product_params(a)};
   p.col_tiles = static_cast<int32_t>(t16::col_tiles(a.w.cols));
@@ -95,7 +96,7 @@ M24ManyParams m24_many_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   return p;
 }
 
-MatrixBoxes m24_many_x(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+MatrixBoxes m24_many_x(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   return {.data = a.x,
           .rows = a.m,
           .cols = a.w.cols,
@@ -103,7 +104,7 @@ MatrixBoxes m24_many_x(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
           .box_rows = kM24ManyLayouts[plan.many_layout].tokens};
 }
 
-MatrixBoxes m24_many_y(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+MatrixBoxes m24_many_y(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   const int32_t tokens = kM24ManyLayouts[plan.many_layout].y_tokens();
   if (tokens == 0 || plan.splits > 1 || !rows_aligned(a.y, a.m, a.y_stride)) return {};
   return {.data = a.y,
@@ -113,7 +114,7 @@ MatrixBoxes m24_many_y(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
           .box_rows = tokens};
 }
 
-RecordBoxes m24_many_records(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+RecordBoxes m24_many_records(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   return {.data = a.w.records,
           .rows = t16::row_tiles(a.w.rows),
           .cols = t16::col_tiles(a.w.cols),

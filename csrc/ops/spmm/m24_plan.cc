@@ -7,22 +7,22 @@
 namespace tamis {
 namespace {
 
-int64_t col_panels(const T16View& w, const M24Layout& l) {
+int64_t col_panels(const PackedView& w, const M24Layout& l) {
   return ceil_div(t16::col_tiles(w.cols), l.depth);
 }
-PanelGrid panel_grid(const T16View& w, int64_t m, const M24Layout& l) {
+PanelGrid panel_grid(const PackedView& w, int64_t m, const M24Layout& l) {
   return {.tiles = output_tiles(w, m, l), .col_panels = col_panels(w, l)};
 }
 
 }  // namespace
 
-SpmmT16Plan lay_out_m24_group(const T16View& w, int64_t m, int32_t layout, int64_t blocks,
-                              bool clusters) {
+SpmmCudaPlan lay_out_m24_group(const PackedView& w, int64_t m, int32_t layout, int64_t blocks,
+                               bool clusters) {
   const M24Layout& l = kM24Layouts[layout];
   return share_panels(panel_grid(w, m, l), m, l, layout, blocks, clusters);
 }
 
-M24GroupParams m24_group_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+M24GroupParams m24_group_params(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   const M24Layout& l = kM24Layouts[plan.layout];
   M24GroupParams p = panel_params(panel_grid(a.w, a.m, l), a, plan, l);
   p.row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows));
@@ -35,8 +35,8 @@ namespace {
 constexpr int64_t kShortPart = 8;  // panels
 
 // The plan of a layout, or of the one after it.
-Status plan_layout(const T16View& w, int64_t m, const CudaDevice& device, int32_t layout,
-                   SpmmT16Plan* plan) {
+Status plan_layout(const PackedView& w, int64_t m, const CudaDevice& device, int32_t layout,
+                   SpmmCudaPlan* plan) {
   const M24Layout& l = kM24Layouts[layout];
   const int64_t tiles = output_tiles(w, m, l);
   const int64_t most = std::max<int64_t>(col_panels(w, l) / 2, 1);  // two panels a part at least
@@ -71,7 +71,8 @@ Status plan_layout(const T16View& w, int64_t m, const CudaDevice& device, int32_
 
 }  // namespace
 
-Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+Status plan_m24_group(const PackedView& w, int64_t m, const CudaDevice& device,
+                      SpmmCudaPlan* plan) {
   const auto count = static_cast<int32_t>(std::size(kM24Layouts));
   int32_t layout = 0;
   while (layout + 1 < count && kM24Layouts[layout].tokens < m) ++layout;

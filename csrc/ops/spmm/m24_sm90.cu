@@ -11,14 +11,14 @@ namespace tamis {
 namespace {
 
 template <class Config>
-Status launch_layout(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_layout(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                      void* stream) {
   return launch_blocks<Config, &spmm_m24_group<Config>>(
       a, plan, device, stream, plan.blocks_n * plan.splits, plan.splits, m24_group_params(a, plan));
 }
 
 template <class Config>
-Status launch_many(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_many(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                    void* stream) {
   M24ManyParams params = m24_many_params(a, plan);
   TAMIS_RETURN_IF_ERROR(make_tensor_map("spmm", m24_many_records(a, plan), &params.record_boxes));
@@ -33,9 +33,9 @@ Status launch_many(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDev
 }
 
 template <DType kType>
-Status launch_m24(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_m24(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                   void* stream) {
-  using Launch = Status (*)(const SpmmCudaArgs&, const SpmmT16Plan&, const CudaDevice&, void*);
+  using Launch = Status (*)(const SpmmCudaArgs&, const SpmmCudaPlan&, const CudaDevice&, void*);
   static constexpr Launch kLaunches[] = {
 #define TAMIS_M24_LAYOUT(...) &launch_layout<M24GroupConfig<kType, __VA_ARGS__>>,
 #include "ops/spmm/m24_layouts.def"
@@ -53,12 +53,12 @@ Status launch_m24(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevi
 
 }  // namespace
 
-Status spmm_m24_bf16_bf16_sm90(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_m24_bf16_bf16_sm90(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                                const CudaDevice& device, void* stream) {
   return launch_m24<DType::bf16>(a, plan, device, stream);
 }
 
-Status spmm_m24_f16_f16_sm90(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_m24_f16_f16_sm90(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                              const CudaDevice& device, void* stream) {
   return launch_m24<DType::f16>(a, plan, device, stream);
 }

@@ -44,12 +44,12 @@ inline constexpr M24Layout kM24Layouts[] = {
 
 // The plan with that layout (an index) and up to that many blocks, at least 1. clusters: of them
 // where they are up to kMaxCluster for each output tile.
-SpmmT16Plan lay_out_m24_group(const T16View& w, int64_t m, int32_t layout, int64_t blocks,
-                              bool clusters = true);
+SpmmCudaPlan lay_out_m24_group(const PackedView& w, int64_t m, int32_t layout, int64_t blocks,
+                               bool clusters = true);
 
 // Pure: the layout that is expected to take least time, for any number of tokens.
-Status plan_m24_group(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
+Status plan_m24_group(const PackedView& w, int64_t m, const CudaDevice& device, SpmmCudaPlan* plan);
 
-M24GroupParams m24_group_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+M24GroupParams m24_group_params(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);
 
 }  // namespace tamis

@@ -66,11 +66,11 @@ constexpr int64_t most_p24_tokens(int64_t rows, int64_t cols) {
 // chunks, and 9 to 16 tokens most_warps of a block: those that do not multiply copy the columns
 // after them meanwhile. shares: blocks of a panel, one or its halves. room: shared memory of a
 // block, for sums that need not wait until nobody reads x.
-SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps,
-                             bool cluster = false, int32_t most_warps = 1, int32_t first_cols = 0,
-                             int32_t shares = 1, int64_t room = 0);
+SpmmCudaPlan lay_out_spmm_p24(const PackedView& w, int64_t m, int32_t block_tiles, int32_t warps,
+                              bool cluster = false, int32_t most_warps = 1, int32_t first_cols = 0,
+                              int32_t shares = 1, int64_t room = 0);
 
-SpmmP24Params spmm_p24_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+SpmmP24Params spmm_p24_params(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);
 
 // Writing it out: warps of a block, and what it has of 8 rows in shared memory.
 inline constexpr int32_t kP24ExpandWarps = 16;
@@ -89,6 +89,6 @@ struct ExpandP24Params {
   bool out_aligned;    // its rows, to 16 bytes
 };
 
-ExpandP24Params expand_p24_params(const T16View& w, void* out, int64_t out_stride);
+ExpandP24Params expand_p24_params(const PackedView& w, void* out, int64_t out_stride);
 
 }  // namespace tamis

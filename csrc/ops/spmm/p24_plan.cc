@@ -7,29 +7,29 @@ namespace tamis {
 namespace {
 
 // Shared memory for what a block of a cluster adds up, from byte `at` on.
-void add_sums_of_cluster(int64_t at, SpmmT16Plan* p) {
+void add_sums_of_cluster(int64_t at, SpmmCudaPlan* p) {
   const int64_t sums = ceil_div(p->warps_n * p->token_tiles, p->splits);
   p->stage_bytes = static_cast<int32_t>(at);  // where they lie
   p->shared_bytes = std::max(p->shared_bytes, at + 512 * p->splits * sums);
 }
 
 // Columns of x of a share of a panel.
-int64_t part_cols(const T16View& w, int32_t shares) {
+int64_t part_cols(const PackedView& w, int32_t shares) {
   const int64_t cols = p24::panel_cols(w.cols, w.parts);
   return shares > 1 ? p24::half_end(cols) : cols;
 }
 
 }  // namespace
 
-SpmmT16Plan lay_out_spmm_p24(const T16View& w, int64_t m, int32_t block_tiles, int32_t warps,
-                             bool cluster, int32_t most_warps, int32_t first_cols, int32_t shares,
-                             int64_t room) {
+SpmmCudaPlan lay_out_spmm_p24(const PackedView& w, int64_t m, int32_t block_tiles, int32_t warps,
+                              bool cluster, int32_t most_warps, int32_t first_cols, int32_t shares,
+                              int64_t room) {
   const int64_t row_tiles = t16::row_tiles(w.rows);
-  SpmmT16Plan p{.token_tiles = p24_token_tiles(m),
-                .warps_n = block_tiles,
-                .warps_k = warps,
-                .blocks_n = static_cast<int32_t>(ceil_div(row_tiles, block_tiles)),
-                .splits = w.parts * shares};
+  SpmmCudaPlan p{.token_tiles = p24_token_tiles(m),
+                 .warps_n = block_tiles,
+                 .warps_k = warps,
+                 .blocks_n = static_cast<int32_t>(ceil_div(row_tiles, block_tiles)),
+                 .splits = w.parts * shares};
   p.tokens = 8 * p.token_tiles;
   const int64_t sums = int64_t{512} * p.token_tiles;  // bytes of a warp's
   const int64_t x = part_cols(w, shares) * p24::kColumnBytes * p.token_tiles;
@@ -92,7 +92,7 @@ constexpr int32_t most_in_cluster(int32_t panels, int64_t m, bool pairs) {
   return m <= (pairs ? 24 : 16) ? 3 : 4;
 }
 
-Status no_room(const T16View& w, int32_t tokens, const CudaDevice& device) {
+Status no_room(const PackedView& w, int32_t tokens, const CudaDevice& device) {
   return error(Code::no_kernel,
                "spmm: w: got panels of %lld columns, of which %d tokens do not fit in %d bytes of "
                "shared memory",
@@ -102,7 +102,7 @@ Status no_room(const T16View& w, int32_t tokens, const CudaDevice& device) {
 
 }  // namespace
 
-Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+Status plan_spmm_p24(const PackedView& w, int64_t m, const CudaDevice& device, SpmmCudaPlan* plan) {
   if (m < 1 || m > kMaxP24Tokens) {
     return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %lld for p24 weights",
                  static_cast<long long>(m), static_cast<long long>(kMaxP24Tokens));
@@ -158,7 +158,7 @@ Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
   return plan->shared_bytes > device.shared_per_block ? no_room(w, plan->tokens, device) : Status{};
 }
 
-SpmmP24Params spmm_p24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+SpmmP24Params spmm_p24_params(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   SpmmP24Params p{product_params(a)};
   p.row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows));
   p.panel_cols = static_cast<int32_t>(p24::panel_cols(a.w.cols, a.w.parts));
@@ -179,7 +179,7 @@ SpmmP24Params spmm_p24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   return p;
 }
 
-ExpandP24Params expand_p24_params(const T16View& w, void* out, int64_t out_stride) {
+ExpandP24Params expand_p24_params(const PackedView& w, void* out, int64_t out_stride) {
   const int64_t width = p24::panel_cols(w.cols, w.parts);
   return {.records = static_cast<const uint8_t*>(w.records),
           .offsets = w.offsets,

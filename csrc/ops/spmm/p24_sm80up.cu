@@ -9,7 +9,7 @@ namespace tamis {
 namespace {
 
 template <auto kKernel>
-Status launch_kernel(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_kernel(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                      void* stream) {
   return launch_wide<kKernel>(
       "spmm", device, device.shared_per_block,
@@ -23,7 +23,7 @@ Status launch_kernel(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaD
 }
 
 template <DType kType>
-Status launch_p24(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_p24(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                   void* stream) {
   const bool triples = a.w.max_record_bytes == p24::kTripleBytes;
   return with_constant<1, 2, 3, 4, 5, 6, 8>(
@@ -37,17 +37,17 @@ Status launch_p24(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevi
 
 }  // namespace
 
-Status spmm_p24_bf16_bf16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_p24_bf16_bf16_sm80(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                                const CudaDevice& device, void* stream) {
   return launch_p24<DType::bf16>(a, plan, device, stream);
 }
 
-Status spmm_p24_f16_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_p24_f16_f16_sm80(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                              const CudaDevice& device, void* stream) {
   return launch_p24<DType::f16>(a, plan, device, stream);
 }
 
-Status expand_p24_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
+Status expand_p24_cuda(const PackedView& w, void* out, int64_t out_stride, const CudaDevice& device,
                        void* stream) {
   if (w.rows == 0 || w.cols == 0) return {};
   const ExpandP24Params p = expand_p24_params(w, out, out_stride);

@@ -17,23 +17,23 @@ struct PanelGrid {
 };
 
 template <class Layout>
-int64_t output_tiles(const T16View& w, int64_t m, const Layout& l) {
+int64_t output_tiles(const PackedView& w, int64_t m, const Layout& l) {
   return ceil_div(w.rows, l.rows()) * ceil_div(m, l.tokens);
 }
 
 // The plan for m tokens of layout l, which is kLayouts[layout], with up to that many blocks, at
 // least 1. clusters: of them where they are up to kMaxCluster for each output tile.
 template <class Layout>
-SpmmT16Plan share_panels(const PanelGrid& grid, int64_t m, const Layout& l, int32_t layout,
-                         int64_t blocks, bool clusters) {
-  SpmmT16Plan p{.layout = layout,
-                .tokens = static_cast<int32_t>(m),
-                .token_tiles = l.tokens / 8,
-                .warps_n = 4 * l.groups,
-                .warps_k = 1,
-                .blocks_n = static_cast<int32_t>(std::min(blocks, grid.panels())),
-                .splits = 1,
-                .shared_bytes = l.shared_bytes()};
+SpmmCudaPlan share_panels(const PanelGrid& grid, int64_t m, const Layout& l, int32_t layout,
+                          int64_t blocks, bool clusters) {
+  SpmmCudaPlan p{.layout = layout,
+                 .tokens = static_cast<int32_t>(m),
+                 .token_tiles = l.tokens / 8,
+                 .warps_n = 4 * l.groups,
+                 .warps_k = 1,
+                 .blocks_n = static_cast<int32_t>(std::min(blocks, grid.panels())),
+                 .splits = 1,
+                 .shared_bytes = l.shared_bytes()};
   const int64_t parts = p.blocks_n / grid.tiles;
   if (clusters && parts >= 1 && p.blocks_n % grid.tiles == 0 && parts <= kMaxCluster) {
     p.blocks_n = static_cast<int32_t>(grid.tiles);
@@ -45,7 +45,7 @@ SpmmT16Plan share_panels(const PanelGrid& grid, int64_t m, const Layout& l, int3
 }
 
 template <class Layout>
-M24GroupParams panel_params(const PanelGrid& grid, const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+M24GroupParams panel_params(const PanelGrid& grid, const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                             const Layout& l) {
   M24GroupParams p{product_params(a)};
   p.col_panels = static_cast<int32_t>(grid.col_panels);

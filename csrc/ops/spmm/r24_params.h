@@ -59,10 +59,10 @@ inline constexpr R24Layout kR24Layouts[] = {
 
 // The plan with that layout (an index) and as many parts of k, at least one column tile each.
 // cluster: they are one where that is possible.
-SpmmT16Plan lay_out_spmm_r24(const T16View& w, int32_t layout, int32_t parts, bool cluster);
+SpmmCudaPlan lay_out_spmm_r24(const PackedView& w, int32_t layout, int32_t parts, bool cluster);
 
 // The boxes are the caller's to fill in, where rows of x are aligned.
-SpmmR24Params spmm_r24_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+SpmmR24Params spmm_r24_params(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);
 MatrixBoxes spmm_r24_x(const SpmmCudaArgs& args);
 
 // Writing it out: warps of a block, each a record.
@@ -78,6 +78,6 @@ struct ExpandR24Params {
   bool out_aligned;  // its rows, to 16 bytes
 };
 
-ExpandR24Params expand_r24_params(const T16View& w, void* out, int64_t out_stride);
+ExpandR24Params expand_r24_params(const PackedView& w, void* out, int64_t out_stride);
 
 }  // namespace tamis

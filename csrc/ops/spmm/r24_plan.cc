@@ -6,13 +6,13 @@
 namespace tamis {
 namespace {
 
-int64_t output_tiles(const T16View& w, const R24Layout& l) {
+int64_t output_tiles(const PackedView& w, const R24Layout& l) {
   return ceil_div(t16::row_tiles(w.rows), l.row_tiles);
 }
 
 // Us that a layout is expected to take beyond what all take, fitted to an H200's times of four
 // shapes (bench/results/gpu.md): each wave of blocks, stages of a block, and sums that meet.
-double cost(const T16View& w, const R24Layout& l, int32_t parts, bool cluster,
+double cost(const PackedView& w, const R24Layout& l, int32_t parts, bool cluster,
             const CudaDevice& device) {
   const double stage = l.groups == 1 ? 0.1 + 0.041 * l.row_tiles : 0.11 + 0.06 * l.row_tiles;
   const double sums = 0.3 + 0.125 * l.row_tiles * l.groups * parts;
@@ -32,26 +32,26 @@ bool finds_room(int64_t clusters, int32_t parts, const CudaDevice& device) {
 
 }  // namespace
 
-SpmmT16Plan lay_out_spmm_r24(const T16View& w, int32_t layout, int32_t parts, bool cluster) {
+SpmmCudaPlan lay_out_spmm_r24(const PackedView& w, int32_t layout, int32_t parts, bool cluster) {
   const R24Layout& l = kR24Layouts[layout];
   const int64_t tiles = output_tiles(w, l);
-  SpmmT16Plan p{.layout = layout,
-                .tokens = l.tokens(),
-                .token_tiles = l.tokens() / 8,
-                .warps_n = l.row_tiles,
-                .warps_k = 1,
-                .block_warps = l.threads() / 32,
-                .blocks_n = static_cast<int32_t>(tiles),
-                .splits = parts,
-                .cluster = cluster && parts > 1 && parts <= kMaxCluster,
-                .shared_bytes = l.shared_bytes()};
+  SpmmCudaPlan p{.layout = layout,
+                 .tokens = l.tokens(),
+                 .token_tiles = l.tokens() / 8,
+                 .warps_n = l.row_tiles,
+                 .warps_k = 1,
+                 .block_warps = l.threads() / 32,
+                 .blocks_n = static_cast<int32_t>(tiles),
+                 .splits = parts,
+                 .cluster = cluster && parts > 1 && parts <= kMaxCluster,
+                 .shared_bytes = l.shared_bytes()};
   if (parts > 1 && !p.cluster) {
     p.workspace_bytes = kWorkspaceTicketBytes + tiles * parts * l.rows() * l.tokens() * 4;
   }
   return p;
 }
 
-Status plan_spmm_r24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+Status plan_spmm_r24(const PackedView& w, int64_t m, const CudaDevice& device, SpmmCudaPlan* plan) {
   if (m < 1 || m > kMaxR24Tokens || device.capability != 90) {
     return error(Code::invalid_argument,
                  "spmm: m: got %lld on sm_%d, wanted 1 to %lld on sm_90 for r24 weights",
@@ -79,7 +79,7 @@ Status plan_spmm_r24(const T16View& w, int64_t m, const CudaDevice& device, Spmm
   return {};
 }
 
-SpmmR24Params spmm_r24_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+SpmmR24Params spmm_r24_params(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   SpmmR24Params p{product_params(a)};
   p.row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows));
   p.col_tiles = static_cast<int32_t>(t16::col_tiles(a.w.cols));
@@ -97,7 +97,7 @@ MatrixBoxes spmm_r24_x(const SpmmCudaArgs& a) {
   return {.data = a.x, .rows = a.m, .cols = a.w.cols, .stride = stride, .box_rows = 64};
 }
 
-ExpandR24Params expand_r24_params(const T16View& w, void* out, int64_t out_stride) {
+ExpandR24Params expand_r24_params(const PackedView& w, void* out, int64_t out_stride) {
   const int64_t across = t16::col_tiles(w.cols);
   return {.records = static_cast<const uint8_t*>(w.records),
           .offsets = w.offsets,

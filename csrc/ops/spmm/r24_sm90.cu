@@ -8,7 +8,7 @@ namespace tamis {
 namespace {
 
 template <class Config>
-Status launch_layout(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_layout(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                      void* stream) {
   SpmmR24Params params = spmm_r24_params(a, plan);
   if (params.x_aligned) {
@@ -27,9 +27,9 @@ Status launch_layout(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaD
 }
 
 template <DType kType>
-Status launch_r24(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_r24(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                   void* stream) {
-  using Launch = Status (*)(const SpmmCudaArgs&, const SpmmT16Plan&, const CudaDevice&, void*);
+  using Launch = Status (*)(const SpmmCudaArgs&, const SpmmCudaPlan&, const CudaDevice&, void*);
   static constexpr Launch kLaunches[] = {
 #define TAMIS_R24_LAYOUT(...) &launch_layout<R24Config<kType, __VA_ARGS__>>,
 #include "ops/spmm/r24_layouts.def"
@@ -40,17 +40,17 @@ Status launch_r24(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevi
 
 }  // namespace
 
-Status spmm_r24_bf16_bf16_sm90(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_r24_bf16_bf16_sm90(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                                const CudaDevice& device, void* stream) {
   return launch_r24<DType::bf16>(a, plan, device, stream);
 }
 
-Status spmm_r24_f16_f16_sm90(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_r24_f16_f16_sm90(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                              const CudaDevice& device, void* stream) {
   return launch_r24<DType::f16>(a, plan, device, stream);
 }
 
-Status expand_r24_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
+Status expand_r24_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream) {
   if (w.rows == 0 || w.cols == 0) return {};
   const ExpandR24Params p = expand_r24_params(w, out, out_stride);
   return launch("unpack",

@@ -41,9 +41,9 @@ struct SpmmSell4Params : ProductParams {
 };
 
 // The plan with that many warps a block.
-SpmmT16Plan lay_out_spmm_sell4(const T16View& w, int64_t m, int32_t warps, int32_t parts = 1);
+SpmmCudaPlan lay_out_spmm_sell4(const PackedView& w, int64_t m, int32_t warps, int32_t parts = 1);
 
-SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);
 
 struct ExpandSell4Params {
   const uint8_t* records;
@@ -55,6 +55,6 @@ struct ExpandSell4Params {
   bool out_aligned;  // rows of out start at multiples of 16 bytes
 };
 
-ExpandSell4Params expand_sell4_params(const T16View& w, void* out, int64_t out_stride);
+ExpandSell4Params expand_sell4_params(const PackedView& w, void* out, int64_t out_stride);
 
 }  // namespace tamis

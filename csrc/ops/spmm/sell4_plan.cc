@@ -11,12 +11,12 @@ constexpr int32_t kFewRowsWarps = 16;  // of a block
 
 }  // namespace
 
-SpmmT16Plan lay_out_spmm_sell4(const T16View& w, int64_t m, int32_t warps, int32_t parts) {
-  SpmmT16Plan p{.tokens = sell4_tokens(m),
-                .warps_n = 1,
-                .warps_k = warps,
-                .blocks_n = static_cast<int32_t>(sell4::slices(w.rows)),
-                .splits = parts};
+SpmmCudaPlan lay_out_spmm_sell4(const PackedView& w, int64_t m, int32_t warps, int32_t parts) {
+  SpmmCudaPlan p{.tokens = sell4_tokens(m),
+                 .warps_n = 1,
+                 .warps_k = warps,
+                 .blocks_n = static_cast<int32_t>(sell4::slices(w.rows)),
+                 .splits = parts};
   // With the barrier of those that come from other blocks.
   const int64_t sums = int64_t{128} * p.tokens * warps * parts + (parts > 1 ? 16 : 0);
   const int64_t x = sell4_x_bytes(w.cols, p.tokens);
@@ -25,7 +25,8 @@ SpmmT16Plan lay_out_spmm_sell4(const T16View& w, int64_t m, int32_t warps, int32
   return p;
 }
 
-Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+Status plan_spmm_sell4(const PackedView& w, int64_t m, const CudaDevice& device,
+                       SpmmCudaPlan* plan) {
   if (m < 1 || m > kSell4Tokens) {
     return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %d for sell4 weights",
                  static_cast<long long>(m), kSell4Tokens);
@@ -62,7 +63,7 @@ Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, Sp
   return columns_do_not_fit(w, plan->tokens, device);
 }
 
-SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   const int64_t records = a.w.record_bytes / sell4::kRecordBytes;
   const int64_t warps = int64_t{plan.blocks_n} * plan.splits * plan.warps_k;
   SpmmSell4Params p{product_params(a)};
@@ -75,7 +76,7 @@ SpmmSell4Params spmm_sell4_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan
   return p;
 }
 
-ExpandSell4Params expand_sell4_params(const T16View& w, void* out, int64_t out_stride) {
+ExpandSell4Params expand_sell4_params(const PackedView& w, void* out, int64_t out_stride) {
   return {.records = static_cast<const uint8_t*>(w.records),
           .offsets = w.offsets,
           .row_of = w.offsets + sell4::slices(w.rows) + 1,

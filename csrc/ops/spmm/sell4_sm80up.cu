@@ -8,7 +8,7 @@ namespace tamis {
 namespace {
 
 template <DType kType>
-Status launch_spmm_sell4(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_spmm_sell4(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                          void* stream) {
   const auto start = [&]<int kTokens>(std::integral_constant<int, kTokens>) {
     return launch_wide<&spmm_sell4<Sell4Config<kType, kTokens>>>(
@@ -26,17 +26,17 @@ Status launch_spmm_sell4(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const C
 
 }  // namespace
 
-Status spmm_sell4_u4_bf16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_sell4_u4_bf16_sm80(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                                const CudaDevice& device, void* stream) {
   return launch_spmm_sell4<DType::bf16>(a, plan, device, stream);
 }
 
-Status spmm_sell4_u4_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_sell4_u4_f16_sm80(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                               const CudaDevice& device, void* stream) {
   return launch_spmm_sell4<DType::f16>(a, plan, device, stream);
 }
 
-Status expand_sell4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
+Status expand_sell4_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream) {
   if (w.rows == 0 || w.cols == 0) return {};
   auto* on = static_cast<cudaStream_t>(stream);
   TAMIS_RETURN_IF_ERROR(fill_zeros("unpack", out, w.rows, w.cols, out_stride, stream));

@@ -19,7 +19,7 @@ constexpr SpmmCudaRow kKernels[] = {
 #undef TAMIS_SPMM_CUDA
 };
 
-Status check(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+Status check(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   if (plan.splits < 1 || a.m > plan.tokens || a.m < 1) {
     return error(Code::invalid_argument, "spmm: plan: got one for up to %d tokens, wanted %lld",
                  plan.tokens, static_cast<long long>(a.m));
@@ -79,7 +79,7 @@ const SpmmCudaRow* choose_spmm_cuda(PackedFormat format, DType dtype, int32_t ca
   return nullptr;
 }
 
-Status spmm_cuda(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status spmm_cuda(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                  void* stream) {
   TAMIS_RETURN_IF_ERROR(check(a, plan));
   const SpmmCudaRow* row = choose_spmm_cuda(a.w.format, a.w.dtype, device.capability);
@@ -90,7 +90,7 @@ Status spmm_cuda(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevic
   return row->run(a, plan, device, stream);
 }
 
-Status expand_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
+Status expand_cuda(const PackedView& w, void* out, int64_t out_stride, const CudaDevice& device,
                    void* stream) {
   switch (w.format) {
     case PackedFormat::m24:

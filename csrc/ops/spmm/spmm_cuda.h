@@ -15,7 +15,7 @@ namespace tamis {
 // x, bias and y have w's dtype and lie on the device, as everything does that w points to. y must
 // not overlap x. Strides in elements.
 struct SpmmCudaArgs {
-  T16View w;
+  PackedView w;
   int64_t m = 0;  // 1 to most_tokens_cuda
   const void* x = nullptr;
   int64_t x_stride = 0;
@@ -38,11 +38,11 @@ inline constexpr int64_t kMaxTokens = 64;
 // Tokens that one call takes where shared memory holds them: 4 of gap, 8 of sell4, 128 of r24, any
 // of bitmap, but 16 in 32 bits, 65536 where warpgroups do the work (m24 on sm_90, but for small
 // weights), kMaxTokens of the others.
-int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device);
+int64_t most_tokens_cuda(const PackedView& w, const CudaDevice& device);
 
 // How one call is laid out over the device; see plan_spmm_cuda. gap, sell4: slices are the row
 // tiles, and splits of sell4 the blocks of one, a cluster; p24: panels are the splits.
-struct SpmmT16Plan {
+struct SpmmCudaPlan {
   int32_t layout = -1;       // of m24_layouts.def, bitmap_ or r24_layouts.def; -1: other kernels
   int32_t many_layout = -1;  // of m24_many_layouts.def; splits are then a cluster
   int32_t tokens = 0;        // most that a call may have
@@ -61,23 +61,24 @@ struct SpmmT16Plan {
 };
 
 // What plans of gap and sell4 say where a block cannot hold x.
-Status columns_do_not_fit(const T16View& w, int32_t tokens, const CudaDevice& device);
+Status columns_do_not_fit(const PackedView& w, int32_t tokens, const CudaDevice& device);
 
 // Pure: which kernel and layout is expected to take least time. Fails when none fits the device,
 // and for more tokens than most_tokens_cuda.
-Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
+Status plan_spmm_cuda(const PackedView& w, int64_t m, const CudaDevice& device, SpmmCudaPlan* plan);
 
 // The same among the layouts of one kernel.
-Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
-Status plan_spmm_sell4(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
-Status plan_spmm_p24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
-Status plan_spmm_r24(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
-Status plan_spmm_gap(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan);
-Status plan_spmm_bitmap_f32(const T16View& w, int64_t m, const CudaDevice& device,
-                            SpmmT16Plan* plan);
+Status plan_spmm_t16(const PackedView& w, int64_t m, const CudaDevice& device, SpmmCudaPlan* plan);
+Status plan_spmm_sell4(const PackedView& w, int64_t m, const CudaDevice& device,
+                       SpmmCudaPlan* plan);
+Status plan_spmm_p24(const PackedView& w, int64_t m, const CudaDevice& device, SpmmCudaPlan* plan);
+Status plan_spmm_r24(const PackedView& w, int64_t m, const CudaDevice& device, SpmmCudaPlan* plan);
+Status plan_spmm_gap(const PackedView& w, int64_t m, const CudaDevice& device, SpmmCudaPlan* plan);
+Status plan_spmm_bitmap_f32(const PackedView& w, int64_t m, const CudaDevice& device,
+                            SpmmCudaPlan* plan);
 
 // Launches one row's kernel on a stream (cudaStream_t).
-using SpmmCudaKernel = Status (*)(const SpmmCudaArgs&, const SpmmT16Plan&, const CudaDevice&,
+using SpmmCudaKernel = Status (*)(const SpmmCudaArgs&, const SpmmCudaPlan&, const CudaDevice&,
                                   void* stream);
 
 // One line of kernels_cuda.def.
@@ -97,25 +98,25 @@ const SpmmCudaRow* choose_spmm_cuda(PackedFormat format, DType dtype, int32_t ca
 
 // Checks the arguments and launches as planned for this m and device, which is current. Does not
 // wait and allocates nothing.
-Status spmm_cuda(const SpmmCudaArgs& args, const SpmmT16Plan& plan, const CudaDevice& device,
+Status spmm_cuda(const SpmmCudaArgs& args, const SpmmCudaPlan& plan, const CudaDevice& device,
                  void* stream);
 
 // Writes w densely, out [rows, cols], on the device, which is current. Not bitmap in 16 bits, of
 // which unpack_mask_cuda does so; faster than gap and p24 are written out.
-Status expand_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
+Status expand_cuda(const PackedView& w, void* out, int64_t out_stride, const CudaDevice& device,
                    void* stream);
-Status expand_bitmap_f32_cuda(const T16View& w, void* out, int64_t out_stride,
+Status expand_bitmap_f32_cuda(const PackedView& w, void* out, int64_t out_stride,
                               const CudaDevice& device, void* stream);
-Status expand_gap_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
-Status expand_p24_cuda(const T16View& w, void* out, int64_t out_stride, const CudaDevice& device,
+Status expand_gap_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream);
+Status expand_p24_cuda(const PackedView& w, void* out, int64_t out_stride, const CudaDevice& device,
                        void* stream);
-Status expand_r24_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
-Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
-Status expand_g4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
-Status expand_sell4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
-Status expand_t16i8_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
-Status expand_m24i4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
-Status expand_m24i8_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
-Status expand_m24_cuda(const T16View& w, void* out, int64_t out_stride, void* stream);
+Status expand_r24_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream);
+Status expand_t16_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream);
+Status expand_g4_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream);
+Status expand_sell4_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream);
+Status expand_t16i8_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream);
+Status expand_m24i4_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream);
+Status expand_m24i8_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream);
+Status expand_m24_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream);
 
 }  // namespace tamis

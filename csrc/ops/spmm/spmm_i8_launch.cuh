@@ -8,7 +8,7 @@
 namespace tamis {
 
 template <class Config>
-Status launch_byte_config(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_byte_config(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                           void* stream) {
   const bool early = device.capability == 90 && a.w.settled;  // PTX of sm_80 does not wait
   const SpmmI8Params p = spmm_i8_params(a, plan);
@@ -33,7 +33,7 @@ Status launch_byte_config(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const 
 }
 
 template <PackedFormat kFormat, DType kType, bool kGrouped>
-Status launch_bytes(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_bytes(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                     void* stream) {
   const auto start = [&]<int kTiles>(std::integral_constant<int, kTiles>) {
     return launch_byte_config<ByteConfig<kFormat, kType, kTiles, kGrouped>>(a, plan, device,
@@ -43,7 +43,7 @@ Status launch_bytes(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDe
 }
 
 template <PackedFormat kFormat, DType kType>
-Status launch_spmm_i8(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_spmm_i8(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                       void* stream) {
   return a.w.group_size == 0 ? launch_bytes<kFormat, kType, false>(a, plan, device, stream)
                              : launch_bytes<kFormat, kType, true>(a, plan, device, stream);

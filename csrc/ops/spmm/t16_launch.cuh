@@ -8,7 +8,7 @@
 namespace tamis {
 
 template <PackedFormat kFormat, DType kType, bool kBulk>
-Status launch_spmm_t16(const SpmmCudaArgs& a, const SpmmT16Plan& plan, const CudaDevice& device,
+Status launch_spmm_t16(const SpmmCudaArgs& a, const SpmmCudaPlan& plan, const CudaDevice& device,
                        void* stream) {
   const auto start = [&]<int kTiles>(std::integral_constant<int, kTiles>) {
     return launch_wide<&spmm_t16<T16Config<kFormat, kType, kTiles, kBulk>>>(

@@ -33,9 +33,9 @@ struct SpmmT16Params : ProductParams {
 };
 
 // The plan with that layout: 1, 2, 4 or 8 warps of a block and 1 to column tiles blocks over k.
-SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32_t splits);
+SpmmCudaPlan lay_out_spmm_t16(const PackedView& w, int64_t m, int32_t warps_k, int32_t splits);
 
-SpmmT16Params spmm_t16_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+SpmmT16Params spmm_t16_params(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);
 
 // Products of codes: tiles of kStepColumns columns that share a step of x, which parts of k keep
 // together. Up to kCodesHere tokens each block rounds its own x; more are rounded once, by a kernel
@@ -62,8 +62,8 @@ struct QuantizeXParams {
   float* steps;
 };
 
-SpmmI8Params spmm_i8_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
-QuantizeXParams quantize_x_params(const SpmmCudaArgs& args, const SpmmT16Plan& plan);
+SpmmI8Params spmm_i8_params(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);
+QuantizeXParams quantize_x_params(const SpmmCudaArgs& args, const SpmmCudaPlan& plan);
 
 struct ExpandT16Params {
   const uint8_t* records;
@@ -79,6 +79,6 @@ struct ExpandT16Params {
   bool out_aligned;     // rows of out start at multiples of 16 bytes
 };
 
-ExpandT16Params expand_t16_params(const T16View& w, void* out, int64_t out_stride);
+ExpandT16Params expand_t16_params(const PackedView& w, void* out, int64_t out_stride);
 
 }  // namespace tamis

@@ -35,7 +35,7 @@ constexpr double kCallClocks = 6500;  // what no layout changes
 // Tokens up to which warpgroups take it: machine code for that capability alone. On an H200 warps
 // take 4.7 us for 1024 x 4096 and 8 tokens, groups 4.3, 7.4 and 5.2 for 32; fewer rows than that
 // were not timed.
-int64_t most_group_tokens(const T16View& w, const CudaDevice& device) {
+int64_t most_group_tokens(const PackedView& w, const CudaDevice& device) {
   constexpr int64_t kFewRecords = 4096, kMost = 1 << 16;
   const int64_t records = t16::row_tiles(w.rows) * t16::col_tiles(w.cols);
   const bool takes = w.format == PackedFormat::m24 && device.capability == 90;
@@ -111,7 +111,7 @@ int64_t sm_warps(PackedFormat format, int32_t token_tiles) {
 
 // Expected SM clocks of a call among others: the next one begins where SMs are free, so a last
 // round that fills half of them costs half as much again as one whose blocks were shared out.
-double clocks(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevice& device) {
+double clocks(const PackedView& w, int64_t m, const SpmmCudaPlan& p, const CudaDevice& device) {
   const Costs cost = costs_of(w.format);
   const int64_t col_tiles = t16::col_tiles(w.cols);
   // m24i4 takes the layouts of m24i8: those that its own bytes would rank first took up to 1.4
@@ -148,26 +148,26 @@ double clocks(const T16View& w, int64_t m, const SpmmT16Plan& p, const CudaDevic
 }
 
 // Where the steps of x lie in a block's shared memory, and codes of x in the workspace.
-int64_t step_bytes_at(const SpmmT16Plan& p, int64_t m) {
+int64_t step_bytes_at(const SpmmCudaPlan& p, int64_t m) {
   return kXAt + m * p.x_pitch_bytes + int64_t{kBlockWarps} * kStages * p.stage_bytes;
 }
-int64_t codes_at(const SpmmT16Plan& p, int64_t row_tiles) {
+int64_t codes_at(const SpmmCudaPlan& p, int64_t row_tiles) {
   const int64_t partial = int64_t{512} * p.token_tiles * p.splits * row_tiles;
   return kWorkspaceTicketBytes + (p.splits > 1 ? partial : 0);
 }
 
 }  // namespace
 
-SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32_t splits) {
+SpmmCudaPlan lay_out_spmm_t16(const PackedView& w, int64_t m, int32_t warps_k, int32_t splits) {
   const int64_t row_tiles = t16::row_tiles(w.rows);
-  SpmmT16Plan p{.token_tiles = m <= 8    ? 1
-                               : m <= 16 ? 2
-                               : m <= 32 ? 4
-                                         : 8,
-                .warps_n = kBlockWarps / warps_k,
-                .warps_k = warps_k,
-                .splits = splits,
-                .stage_bytes = has_ring(w.format) ? static_cast<int32_t>(w.max_record_bytes) : 0};
+  SpmmCudaPlan p{.token_tiles = m <= 8    ? 1
+                                : m <= 16 ? 2
+                                : m <= 32 ? 4
+                                          : 8,
+                 .warps_n = kBlockWarps / warps_k,
+                 .warps_k = warps_k,
+                 .splits = splits,
+                 .stage_bytes = has_ring(w.format) ? static_cast<int32_t>(w.max_record_bytes) : 0};
   if (w.format == PackedFormat::t16i8) p.stage_bytes *= 2;  // two stages of four records
   p.tokens = 8 * p.token_tiles;
   p.blocks_n = static_cast<int32_t>(ceil_div(row_tiles, p.warps_n));
@@ -190,7 +190,7 @@ SpmmT16Plan lay_out_spmm_t16(const T16View& w, int64_t m, int32_t warps_k, int32
   return p;
 }
 
-int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device) {
+int64_t most_tokens_cuda(const PackedView& w, const CudaDevice& device) {
   return w.format == PackedFormat::gap      ? kMaxGapTokens
          : w.format == PackedFormat::p24    ? kMaxP24Tokens
          : w.format == PackedFormat::r24    ? kMaxR24Tokens
@@ -200,14 +200,15 @@ int64_t most_tokens_cuda(const T16View& w, const CudaDevice& device) {
                                             : kMaxBitmapTokens;
 }
 
-Status columns_do_not_fit(const T16View& w, int32_t tokens, const CudaDevice& device) {
+Status columns_do_not_fit(const PackedView& w, int32_t tokens, const CudaDevice& device) {
   return error(Code::no_kernel,
                "spmm: w: got %lld columns, of which %d tokens do not fit in %d bytes of shared "
                "memory",
                static_cast<long long>(w.cols), tokens, device.shared_per_block);
 }
 
-Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+Status plan_spmm_cuda(const PackedView& w, int64_t m, const CudaDevice& device,
+                      SpmmCudaPlan* plan) {
   if (w.format == PackedFormat::gap) return plan_spmm_gap(w, m, device, plan);
   if (w.format == PackedFormat::p24) return plan_spmm_p24(w, m, device, plan);
   if (w.format == PackedFormat::r24) return plan_spmm_r24(w, m, device, plan);
@@ -228,7 +229,7 @@ Status plan_spmm_cuda(const T16View& w, int64_t m, const CudaDevice& device, Spm
                               : plan_m24_group(w, m, device, plan);
 }
 
-Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, SpmmT16Plan* plan) {
+Status plan_spmm_t16(const PackedView& w, int64_t m, const CudaDevice& device, SpmmCudaPlan* plan) {
   if (m < 1 || m > kMaxTokens) {
     return error(Code::invalid_argument, "spmm: m: got %lld, wanted 1 to %lld on CUDA",
                  static_cast<long long>(m), static_cast<long long>(kMaxTokens));
@@ -240,7 +241,7 @@ Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, Spmm
     // 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, ...: those of the data, and more for wider x.
     for (int32_t splits = 1, step = 1; splits <= most_splits; splits += step) {
       if (splits >= 6 && splits == 4 * step + 2 * step) step *= 2;
-      const SpmmT16Plan candidate = lay_out_spmm_t16(w, m, warps_k, splits);
+      const SpmmCudaPlan candidate = lay_out_spmm_t16(w, m, warps_k, splits);
       if (candidate.shared_bytes > device.shared_per_block) continue;
       if (splits > 1 && candidate.blocks_n > kWorkspaceTickets) continue;
       const double time = clocks(w, m, candidate, device);
@@ -257,7 +258,7 @@ Status plan_spmm_t16(const T16View& w, int64_t m, const CudaDevice& device, Spmm
                static_cast<long long>(w.cols), device.shared_per_block);
 }
 
-SpmmT16Params spmm_t16_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+SpmmT16Params spmm_t16_params(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   SpmmT16Params p{product_params(a)};
   p.row_tiles = static_cast<int32_t>(t16::row_tiles(a.w.rows));
   p.col_tiles = static_cast<int32_t>(t16::col_tiles(a.w.cols));
@@ -268,7 +269,7 @@ SpmmT16Params spmm_t16_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   return p;
 }
 
-SpmmI8Params spmm_i8_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+SpmmI8Params spmm_i8_params(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   SpmmI8Params p{.base = spmm_t16_params(a, plan),
                  .scales = a.w.scales,
                  .groups = static_cast<int32_t>(scale_groups(a.w.cols, a.w.group_size)),
@@ -284,7 +285,7 @@ SpmmI8Params spmm_i8_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
   return p;
 }
 
-QuantizeXParams quantize_x_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan) {
+QuantizeXParams quantize_x_params(const SpmmCudaArgs& a, const SpmmCudaPlan& plan) {
   const SpmmT16Params base = spmm_t16_params(a, plan);
   const int64_t chunks = ceil_div(a.w.cols, kStepColumns);
   auto* codes = static_cast<int8_t*>(a.workspace) + codes_at(plan, base.row_tiles);
@@ -298,7 +299,7 @@ QuantizeXParams quantize_x_params(const SpmmCudaArgs& a, const SpmmT16Plan& plan
           .steps = reinterpret_cast<float*>(codes + a.m * chunks * kStepColumns)};
 }
 
-ExpandT16Params expand_t16_params(const T16View& w, void* out, int64_t out_stride) {
+ExpandT16Params expand_t16_params(const PackedView& w, void* out, int64_t out_stride) {
   return {.records = static_cast<const uint8_t*>(w.records),
           .offsets = w.offsets,
           .out = static_cast<uint16_t*>(out),

@@ -5,17 +5,17 @@
 
 namespace tamis {
 
-Status spmm_t16_bf16_bf16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_t16_bf16_bf16_sm80(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                                const CudaDevice& device, void* stream) {
   return launch_spmm_t16<PackedFormat::t16, DType::bf16, false>(a, plan, device, stream);
 }
 
-Status spmm_t16_f16_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_t16_f16_f16_sm80(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                              const CudaDevice& device, void* stream) {
   return launch_spmm_t16<PackedFormat::t16, DType::f16, false>(a, plan, device, stream);
 }
 
-Status expand_g4_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
+Status expand_g4_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream) {
   const ExpandT16Params p = expand_t16_params(w, out, out_stride);
   const int64_t tiles = int64_t{p.row_tiles} * p.col_tiles;
   if (tiles == 0) return {};
@@ -24,7 +24,7 @@ Status expand_g4_cuda(const T16View& w, void* out, int64_t out_stride, void* str
   return cuda_status("unpack", cudaGetLastError());
 }
 
-Status expand_t16_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
+Status expand_t16_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream) {
   const ExpandT16Params p = expand_t16_params(w, out, out_stride);
   const int64_t tiles = int64_t{p.row_tiles} * p.col_tiles;
   if (tiles == 0) return {};

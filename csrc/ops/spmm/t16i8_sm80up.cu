@@ -5,17 +5,17 @@
 
 namespace tamis {
 
-Status spmm_t16i8_i8_bf16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_t16i8_i8_bf16_sm80(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                                const CudaDevice& device, void* stream) {
   return launch_spmm_i8<PackedFormat::t16i8, DType::bf16>(a, plan, device, stream);
 }
 
-Status spmm_t16i8_i8_f16_sm80(const SpmmCudaArgs& a, const SpmmT16Plan& plan,
+Status spmm_t16i8_i8_f16_sm80(const SpmmCudaArgs& a, const SpmmCudaPlan& plan,
                               const CudaDevice& device, void* stream) {
   return launch_spmm_i8<PackedFormat::t16i8, DType::f16>(a, plan, device, stream);
 }
 
-Status expand_t16i8_cuda(const T16View& w, void* out, int64_t out_stride, void* stream) {
+Status expand_t16i8_cuda(const PackedView& w, void* out, int64_t out_stride, void* stream) {
   const ExpandT16Params p = expand_t16_params(w, out, out_stride);
   const int64_t tiles = int64_t{p.row_tiles} * p.col_tiles;
   if (tiles == 0) return {};

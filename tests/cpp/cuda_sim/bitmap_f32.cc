@@ -82,7 +82,7 @@ class Case {
   std::string multiply(int32_t warps, uint64_t seed, int64_t blocks = 3,
                        const sim::Faults& faults = {}) {
     std::fill(y_.span().begin(), y_.span().end(), kNaN);
-    const SpmmT16Plan plan = lay_out_bitmap_f32(args().w, p_.m, warps, blocks);
+    const SpmmCudaPlan plan = lay_out_bitmap_f32(args().w, p_.m, warps, blocks);
     const BitmapF32Params p = bitmap_f32_params(args(), plan);
     const sim::Launch launch{.grid = {static_cast<uint32_t>(plan.blocks_n)},
                              .block = {static_cast<uint32_t>(32 * plan.warps_k)},
@@ -104,7 +104,7 @@ class Case {
     const int64_t stride = p_.k + p_.y_padding;
     Guarded<float> out(static_cast<size_t>((p_.n - 1) * stride + p_.k));
     std::fill(out.span().begin(), out.span().end(), kNaN);
-    const SpmmT16Plan plan = lay_out_bitmap_f32(args().w, 1, 8, 3);
+    const SpmmCudaPlan plan = lay_out_bitmap_f32(args().w, 1, 8, 3);
     const BitmapF32Params p = expand_bitmap_f32_params(args().w, plan, out.data(), stride);
     const sim::Launch launch{.grid = {static_cast<uint32_t>(plan.blocks_n)},
                              .block = {static_cast<uint32_t>(32 * plan.warps_k)},
@@ -252,9 +252,9 @@ TEST(BitmapF32, AMissingBarrierIsNoticed) {
 TEST(PlanBitmapF32, FitsAndSharesEverything) {
   for (const auto& [n, k] : plan_shapes(1, 1)) {
     for (const int64_t m : {1, 2, 3, 8, 16}) {
-      const T16View w{.format = PackedFormat::bitmap, .rows = n, .cols = k, .dtype = DType::f32};
+      const PackedView w{.format = PackedFormat::bitmap, .rows = n, .cols = k, .dtype = DType::f32};
       for (const CudaDevice& device : {kA100, kH100}) {
-        SpmmT16Plan p;
+        SpmmCudaPlan p;
         ASSERT_TRUE(plan_spmm_cuda(w, m, device, &p).ok());
         EXPECT_GE(p.tokens, m);
         EXPECT_GE(p.blocks_n, 1);
@@ -266,8 +266,8 @@ TEST(PlanBitmapF32, FitsAndSharesEverything) {
       }
     }
   }
-  const T16View w{.format = PackedFormat::bitmap, .rows = 16, .cols = 64, .dtype = DType::f32};
-  SpmmT16Plan p;
+  const PackedView w{.format = PackedFormat::bitmap, .rows = 16, .cols = 64, .dtype = DType::f32};
+  SpmmCudaPlan p;
   EXPECT_EQ(plan_spmm_cuda(w, 0, kH100, &p).code, Code::invalid_argument);
   EXPECT_EQ(plan_spmm_cuda(w, 17, kH100, &p).code, Code::invalid_argument);
   EXPECT_EQ(most_tokens_cuda(w, kH100), 16);

@@ -53,14 +53,15 @@ INSTANTIATE_TEST_SUITE_P(Layouts, BitmapGroup, testing::ValuesIn(rows()), name_o
 TEST(PlanBitmapGroup, FitsAndSharesEverything) {
   for (const auto& [n, k] : plan_shapes(8, 8)) {
     for (const int64_t m : {1, 17, 32, 64, 65, 128, 1000, 8192}) {
-      const T16View w{.format = PackedFormat::bitmap, .rows = n, .cols = k, .record_bytes = n * k};
-      SpmmT16Plan p;
+      const PackedView w{
+          .format = PackedFormat::bitmap, .rows = n, .cols = k, .record_bytes = n * k};
+      SpmmCudaPlan p;
       ASSERT_TRUE(plan_spmm_cuda(w, m, kH100, &p).ok());
       expect_plan_fits<BitmapKind>(w, m, p);
     }
   }
-  const T16View w{.format = PackedFormat::bitmap, .rows = 16, .cols = 64};
-  SpmmT16Plan p;
+  const PackedView w{.format = PackedFormat::bitmap, .rows = 16, .cols = 64};
+  SpmmCudaPlan p;
   EXPECT_EQ(plan_spmm_cuda(w, 0, kH100, &p).code, Code::invalid_argument);
   EXPECT_EQ(plan_spmm_cuda(w, 32, kA100, &p).code, Code::invalid_argument);
 }

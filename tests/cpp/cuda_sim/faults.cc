@@ -20,12 +20,12 @@ class Faults : public testing::TestWithParam<SimRow> {
 
   // How many of eight orders of the warps notice.
   int noticed(const sim::Faults& faults) { return noticed(faults, plan_); }
-  int noticed(const sim::Faults& faults, const SpmmT16Plan& plan) {
+  int noticed(const sim::Faults& faults, const SpmmCudaPlan& plan) {
     return test::noticed(GetParam(), case_, plan, faults);
   }
 
   Case case_;
-  SpmmT16Plan plan_;
+  SpmmCudaPlan plan_;
 };
 
 TEST_P(Faults, NoneIsRight) {
@@ -40,7 +40,7 @@ TEST_P(Faults, MissingBarrier) {
 
 // Two blocks share a tile: the last to arrive adds up what both left.
 TEST_P(Faults, MissingOrderBetweenBlocks) {
-  const SpmmT16Plan plan = lay_out_spmm_t16(case_.t16(), 6, 2, 2);
+  const SpmmCudaPlan plan = lay_out_spmm_t16(case_.t16(), 6, 2, 2);
   EXPECT_EQ(noticed({}, plan), 0);
   EXPECT_EQ(noticed({.fence = 0}, plan), 8);
   EXPECT_EQ(noticed({.barrier = 3}, plan), 8) << "before the ticket";
@@ -67,14 +67,14 @@ TEST_P(Faults, StaleBuffer) {
 }
 
 TEST_P(RingFaults, RecordLongerThanItsStage) {
-  SpmmT16Plan small = plan_;
+  SpmmCudaPlan small = plan_;
   small.stage_bytes -= 128;
   small.shared_bytes -= 128 * kBlockWarps * kStages;
   EXPECT_EQ(noticed({}, small), 8);
 }
 
 TEST_P(RingFaults, SharedMemoryTooSmall) {
-  SpmmT16Plan small = plan_;
+  SpmmCudaPlan small = plan_;
   small.shared_bytes -= plan_.stage_bytes / 2;
   EXPECT_EQ(noticed({}, small), 8);
 }
@@ -83,7 +83,7 @@ TEST_P(RingFaults, SharedMemoryTooSmall) {
 TEST(GapFaults, MissingBarrier) {
   for (const SimRow& row : gap_rows()) {
     Case c({.n = 70, .k = 600, .m = 3, .sparsity = 0.4, .dtype = row.dtype, .format = row.format});
-    const SpmmT16Plan plan = lay_out_spmm_gap(c.t16(), 3, 8);
+    const SpmmCudaPlan plan = lay_out_spmm_gap(c.t16(), 3, 8);
     for (const int barrier : {-1, 0, 1}) {
       int noticed = 0;
       for (uint64_t seed = 1; seed <= 8; ++seed) {
@@ -97,7 +97,7 @@ TEST(GapFaults, MissingBarrier) {
 TEST(GapFaults, MissingOrderBetweenBlocks) {
   for (const SimRow& row : gap_rows()) {
     Case c({.n = 70, .k = 600, .m = 3, .sparsity = 0.4, .dtype = row.dtype, .format = row.format});
-    const SpmmT16Plan plan = lay_out_spmm_gap(c.t16(), 3, 4);
+    const SpmmCudaPlan plan = lay_out_spmm_gap(c.t16(), 3, 4);
     ASSERT_EQ(plan.splits, 2);
     EXPECT_EQ(run(row, c, plan, 1), "");
     EXPECT_NE(run(row, c, plan, 1, {.fence = 0}), "") << row.name;
@@ -108,7 +108,7 @@ TEST(GapFaults, MissingOrderBetweenBlocks) {
 TEST(GapFaults, SharedMemoryTooSmall) {
   for (const SimRow& row : gap_rows()) {
     Case c({.n = 70, .k = 600, .m = 1, .sparsity = 0.4, .dtype = row.dtype, .format = row.format});
-    SpmmT16Plan small = lay_out_spmm_gap(c.t16(), 1, 8);
+    SpmmCudaPlan small = lay_out_spmm_gap(c.t16(), 1, 8);
     small.shared_bytes -= 16;
     EXPECT_NE(run(row, c, small, 1), "");
   }

@@ -29,7 +29,7 @@ std::vector<Row> rows() {
 constexpr CudaDevice kSmall{
     .capability = 90, .sms = 4, .shared_per_sm = 233472, .shared_per_block = 232448};
 
-std::string run(const Row& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
+std::string run(const Row& row, Case& c, const SpmmCudaPlan& plan, uint64_t seed,
                 sim::Faults faults = {}) {
   return run_case(c, plan, [&](const SpmmCudaArgs& args) {
     M24ManyParams p = m24_many_params(args, plan);
@@ -56,7 +56,7 @@ class M24Many : public testing::TestWithParam<Row> {
     p.dtype = GetParam().dtype;
     p.format = PackedFormat::m24;
     Case c(p);
-    const SpmmT16Plan plan = lay_out_m24_many(c.t16(), p.m, GetParam().layout, parts, kSmall);
+    const SpmmCudaPlan plan = lay_out_m24_many(c.t16(), p.m, GetParam().layout, parts, kSmall);
     EXPECT_EQ(run(GetParam(), c, plan, p.seed), "") << label(p) << ", " << parts << " parts";
   }
 };
@@ -96,7 +96,7 @@ TEST_P(M24Many, Parts) {
 
 TEST_P(M24Many, TwoRunsAgreeInEveryBit) {
   Case c({.n = 140, .k = 320, .m = 9, .dtype = GetParam().dtype, .format = PackedFormat::m24});
-  const SpmmT16Plan plan = lay_out_m24_many(c.t16(), 9, GetParam().layout, 3, kSmall);
+  const SpmmCudaPlan plan = lay_out_m24_many(c.t16(), 9, GetParam().layout, 3, kSmall);
   EXPECT_EQ(run_twice(GetParam(), c, plan), "");
 }
 
@@ -107,7 +107,7 @@ TEST_P(M24Many, FaultsAreNoticed) {
           .dtype = GetParam().dtype,
           .format = PackedFormat::m24});
   const auto noticed = [&](int32_t parts, sim::Faults faults) {
-    const SpmmT16Plan plan = lay_out_m24_many(c.t16(), 6, GetParam().layout, parts, kSmall);
+    const SpmmCudaPlan plan = lay_out_m24_many(c.t16(), 6, GetParam().layout, parts, kSmall);
     return test::noticed(GetParam(), c, plan, faults, 2);
   };
   EXPECT_EQ(noticed(1, {}), 0);
@@ -138,12 +138,12 @@ INSTANTIATE_TEST_SUITE_P(Layouts, M24Many, testing::ValuesIn(rows()), [](const a
 // Few tiles in many parts, each as few stages as the meeting of parts costs.
 TEST(PlanM24Many, Parts) {
   const auto plan = [](int64_t n, int64_t k, int64_t m) {
-    const T16View w{.format = PackedFormat::m24,
-                    .rows = n,
-                    .cols = k,
-                    .record_bytes = m24::record_bytes(n, k),
-                    .max_record_bytes = m24::kRecordBytes};
-    SpmmT16Plan p;
+    const PackedView w{.format = PackedFormat::m24,
+                       .rows = n,
+                       .cols = k,
+                       .record_bytes = m24::record_bytes(n, k),
+                       .max_record_bytes = m24::kRecordBytes};
+    SpmmCudaPlan p;
     EXPECT_TRUE(plan_m24_many(w, m, kH100, &p).ok());
     const M24ManyLayout& l = kM24ManyLayouts[p.many_layout];
     return std::array{l.tokens, l.rows(), p.splits};
@@ -160,12 +160,12 @@ TEST(PlanM24Many, Parts) {
 TEST(PlanM24Many, FitsAndTakesEveryTile) {
   for (const auto& [n, k] : plan_shapes(1, 4)) {
     for (const int64_t m : {1, 65, 128, 512, 1000, 8192}) {
-      const T16View w{.format = PackedFormat::m24,
-                      .rows = n,
-                      .cols = k,
-                      .record_bytes = m24::record_bytes(n, k),
-                      .max_record_bytes = m24::kRecordBytes};
-      SpmmT16Plan p;
+      const PackedView w{.format = PackedFormat::m24,
+                         .rows = n,
+                         .cols = k,
+                         .record_bytes = m24::record_bytes(n, k),
+                         .max_record_bytes = m24::kRecordBytes};
+      SpmmCudaPlan p;
       ASSERT_TRUE(plan_m24_many(w, m, kH100, &p).ok());
       ASSERT_GE(p.many_layout, 0);
       const M24ManyLayout& l = kM24ManyLayouts[p.many_layout];

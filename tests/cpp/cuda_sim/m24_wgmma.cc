@@ -52,12 +52,12 @@ INSTANTIATE_TEST_SUITE_P(Layouts, M24Group, testing::ValuesIn(rows()), name_of<M
 TEST(PlanM24Group, FitsAndSharesEverything) {
   for (const auto& [n, k] : plan_shapes(1, 4)) {
     for (const int64_t m : {1, 8, 9, 16, 32, 64, 65, 128, 1000, 8192}) {
-      const T16View w{.format = PackedFormat::m24,
-                      .rows = n,
-                      .cols = k,
-                      .record_bytes = m24::record_bytes(n, k),
-                      .max_record_bytes = m24::kRecordBytes};
-      SpmmT16Plan p;
+      const PackedView w{.format = PackedFormat::m24,
+                         .rows = n,
+                         .cols = k,
+                         .record_bytes = m24::record_bytes(n, k),
+                         .max_record_bytes = m24::kRecordBytes};
+      SpmmCudaPlan p;
       const bool many = w.record_bytes >= 4096 * m24::kRecordBytes;
       EXPECT_EQ(most_tokens_cuda(w, kH100) > kMaxTokens, many);
       const bool planned = plan_spmm_cuda(w, m, kH100, &p).ok();
@@ -71,7 +71,7 @@ TEST(PlanM24Group, FitsAndSharesEverything) {
   }
   // Parts of a tile as a cluster: short ones of 64 rows, long ones of 128, which fill the device.
   const auto plan = [](int64_t n, int64_t k) {
-    SpmmT16Plan p;
+    SpmmCudaPlan p;
     EXPECT_TRUE(
         plan_m24_group({.format = PackedFormat::m24, .rows = n, .cols = k}, 16, kH100, &p).ok());
     return std::array{kM24Layouts[p.layout].rows(), p.splits};
@@ -83,7 +83,7 @@ TEST(PlanM24Group, FitsAndSharesEverything) {
   EXPECT_EQ(plan(2048, 2048), (std::array{64, 4}));
   EXPECT_EQ(plan(5120, 5120), (std::array{128, 5}));
   EXPECT_EQ(plan(8192, 8192), (std::array{64, 2}));
-  SpmmT16Plan p;
+  SpmmCudaPlan p;
   EXPECT_EQ(
       plan_spmm_cuda({.format = PackedFormat::m24, .rows = 16, .cols = 64}, 0, kH100, &p).code,
       Code::invalid_argument);

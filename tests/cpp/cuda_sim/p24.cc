@@ -16,7 +16,7 @@ class SpmmP24 : public RowTest {
     Case c = case_of(p);
     // Without and with warps that only copy x, and with sums over x and behind it.
     for (const auto& [most, room] : {std::pair{1, 0}, {kMaxP24Warps, kH100.shared_per_block}}) {
-      const SpmmT16Plan plan =
+      const SpmmCudaPlan plan =
           lay_out_spmm_p24(c.t16(), p.m, block_tiles, warps, cluster, most, 0, 1, room);
       EXPECT_EQ(plan.warp_sums_at > kP24XAt, room > 0);
       EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
@@ -86,8 +86,8 @@ TEST_P(SpmmP24, ColumnsThatFollow) {
         for (const auto& [first, warps] : {std::pair{64, 1}, {512, 3}}) {
           Case c = case_of(
               {.n = 50, .k = k, .m = m, .sparsity = sparsity, .parts = panels, .seed = ++seed});
-          const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), m, 2, warps, false, 2 * warps + 3,
-                                                    first, 1, m > 9 ? kH100.shared_per_block : 0);
+          const SpmmCudaPlan plan = lay_out_spmm_p24(c.t16(), m, 2, warps, false, 2 * warps + 3,
+                                                     first, 1, m > 9 ? kH100.shared_per_block : 0);
           EXPECT_EQ(run(GetParam(), c, plan, seed), "")
               << "k " << k << ", m " << m << ", sparsity " << sparsity << ", first " << first;
         }
@@ -113,7 +113,7 @@ TEST_P(SpmmP24, ManyTokens) {
                           .seed = ++seed});
         for (const auto& [tiles, warps, cluster] :
              {std::tuple{3, 2, shares == 1}, {2, 1, true}, {3, 1, true}}) {
-          const SpmmT16Plan plan =
+          const SpmmCudaPlan plan =
               lay_out_spmm_p24(c.t16(), m, tiles, warps, cluster, 7, 0, shares);
           EXPECT_EQ(run(GetParam(), c, plan, seed), "")
               << "k " << k << ", m " << m << ", sparsity " << sparsity << ", " << tiles << " tiles"
@@ -158,7 +158,7 @@ TEST_P(SpmmP24, WrittenOutIsTheWeight) {
 
 TEST_P(SpmmP24, SeededBugsOfColumnsThatFollowAreNoticed) {
   Case c = case_of({.n = 40, .k = 300, .m = 16, .sparsity = 0.5, .parts = 1, .seed = 1200});
-  SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 16, 2, 2, false, 6, 64);
+  SpmmCudaPlan plan = lay_out_spmm_p24(c.t16(), 16, 2, 2, false, 6, 64);
   const auto noticed = [&](const sim::Faults& faults) { return RowTest::noticed(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.wait = 0}), 0) << "for the only stage";
@@ -173,7 +173,7 @@ TEST_P(SpmmP24, TwoRunsAgreeInEveryBit) {
 
 TEST_P(SpmmP24, SeededBugsOfClustersAreNoticed) {
   Case c = case_of({.n = 100, .k = 640, .m = 9, .sparsity = 0.5, .parts = 2, .seed = 54});
-  SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 9, 2, 2, true);
+  SpmmCudaPlan plan = lay_out_spmm_p24(c.t16(), 9, 2, 2, true);
   const auto noticed = [&](const sim::Faults& faults) { return RowTest::noticed(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   for (const int i : {0, 1, 2}) EXPECT_GT(noticed({.barrier = i}), 0) << "no barrier " << i;
@@ -186,7 +186,7 @@ TEST_P(SpmmP24, SeededBugsOfClustersAreNoticed) {
 
 TEST_P(SpmmP24, SeededBugsOfSumsOverXAreNoticed) {
   Case c = case_of({.n = 64, .k = 2300, .m = 30, .sparsity = 0.5, .parts = 1, .seed = 55});
-  const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 30, 2, 1, true, 4, 0, 2);
+  const SpmmCudaPlan plan = lay_out_spmm_p24(c.t16(), 30, 2, 1, true, 4, 0, 2);
   const auto noticed = [&](const sim::Faults& faults) { return RowTest::noticed(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.cluster = 0}), 0) << "while another block reads x";
@@ -194,7 +194,7 @@ TEST_P(SpmmP24, SeededBugsOfSumsOverXAreNoticed) {
 }
 
 // What plans look at of a weight.
-T16View planned(int64_t rows, int64_t cols, int64_t record_bytes = 0) {
+PackedView planned(int64_t rows, int64_t cols, int64_t record_bytes = 0) {
   return {.format = PackedFormat::p24,
           .rows = rows,
           .cols = cols,
@@ -205,14 +205,14 @@ T16View planned(int64_t rows, int64_t cols, int64_t record_bytes = 0) {
 // Panels that only share out few row tiles are clusters, two blocks of which find room on an SM.
 TEST(PlanP24, ClustersWhereRowTilesAreFew) {
   const auto plan = [](int64_t rows, int64_t cols, int32_t panels, const CudaDevice& device) {
-    const T16View w{.format = PackedFormat::p24, .rows = rows, .cols = cols, .parts = panels};
-    SpmmT16Plan p;
+    const PackedView w{.format = PackedFormat::p24, .rows = rows, .cols = cols, .parts = panels};
+    SpmmCudaPlan p;
     EXPECT_TRUE(plan_spmm_cuda(w, 16, device, &p).ok()) << rows << " x " << cols;
     return p;
   };
   for (const auto& [rows, cols] : {std::pair{1024, 4096}, {512, 4096}, {2048, 4096}, {64, 8192}}) {
     const int32_t panels = p24::panels_of(rows, cols);
-    const SpmmT16Plan p = plan(rows, cols, panels, kH100);
+    const SpmmCudaPlan p = plan(rows, cols, panels, kH100);
     EXPECT_TRUE(p.cluster) << rows << " x " << cols;
     EXPECT_EQ(p.workspace_bytes, 0);
     EXPECT_GE(p.blocks_n * p.warps_n, t16::row_tiles(rows));
@@ -231,8 +231,8 @@ TEST(PlanP24, ClustersWhereRowTilesAreFew) {
 // Sums of warps lie over x where two blocks would not find room beside those behind it.
 TEST(PlanP24, BlocksOfClusters) {
   const auto plan = [](int64_t rows, int64_t cols, int64_t m, int64_t record_bytes) {
-    const T16View w = planned(rows, cols, record_bytes);
-    SpmmT16Plan p;
+    const PackedView w = planned(rows, cols, record_bytes);
+    SpmmCudaPlan p;
     EXPECT_TRUE(plan_spmm_p24(w, m, kH100, &p).ok());
     EXPECT_TRUE(p.cluster) << rows << " x " << cols << ", m " << m;
     EXPECT_LE(m > 32 ? p.shared_bytes : 2 * (p.shared_bytes + 1024), kH100.shared_per_sm);
@@ -256,8 +256,8 @@ TEST(PlanP24, BlocksOfClusters) {
 // 24 tokens of 4096 columns fit, 48 of half of them, 32 of 3624; 64 of 1024.
 TEST(PlanP24, TakesAsManyTokensAsFit) {
   const auto takes = [](int64_t rows, int64_t cols, int64_t m, const CudaDevice& device) {
-    const T16View w = planned(rows, cols);
-    SpmmT16Plan p;
+    const PackedView w = planned(rows, cols);
+    SpmmCudaPlan p;
     const bool ok = plan_spmm_cuda(w, m, device, &p).ok();
     EXPECT_TRUE(!ok || (p.tokens >= m && p.shared_bytes <= device.shared_per_block));
     return ok;
@@ -276,8 +276,8 @@ TEST(PlanP24, TakesAsManyTokensAsFit) {
 // Blocks share a panel only where x of all of it does not fit, as clusters if it is the only one.
 TEST(PlanP24, HalvesWhereAPanelDoesNotFit) {
   const auto plan = [](int64_t rows, int64_t cols, int64_t m, int64_t record_bytes) {
-    const T16View w = planned(rows, cols, record_bytes);
-    SpmmT16Plan p;
+    const PackedView w = planned(rows, cols, record_bytes);
+    SpmmCudaPlan p;
     EXPECT_TRUE(plan_spmm_p24(w, m, kH100, &p).ok());
     return std::array{p.splits / w.parts, p.warps_n, p.warps_k, p.cluster ? 1 : 0};
   };
@@ -295,9 +295,9 @@ TEST(PlanP24, HalvesWhereAPanelDoesNotFit) {
   }
   for (const auto& [rows, cols] :
        {std::pair{14336, 4096}, {4096, 14336}, {1024, 4096}, {64, 100}}) {
-    const T16View w = planned(rows, cols);
+    const PackedView w = planned(rows, cols);
     const int64_t most = most_p24_tokens(rows, cols);
-    SpmmT16Plan p;
+    SpmmCudaPlan p;
     EXPECT_TRUE(plan_spmm_p24(w, most, kH100, &p).ok()) << rows << " x " << cols;
     EXPECT_FALSE(plan_spmm_p24(w, most + 1, kH100, &p).ok()) << rows << " x " << cols;
   }
@@ -306,8 +306,8 @@ TEST(PlanP24, HalvesWhereAPanelDoesNotFit) {
 TEST(PlanP24, WarpsThatOnlyCopy) {
   const auto warps = [](int64_t rows, int64_t cols, int64_t m, const CudaDevice& device,
                         int64_t record_bytes = p24::kTripleBytes) {
-    const T16View w = planned(rows, cols, record_bytes);
-    SpmmT16Plan p;
+    const PackedView w = planned(rows, cols, record_bytes);
+    SpmmCudaPlan p;
     EXPECT_TRUE(plan_spmm_p24(w, m, device, &p).ok());
     return std::array{p.warps_n, p.warps_k, p.block_warps, p.first_cols};
   };
@@ -331,7 +331,7 @@ TEST(PlanP24, WarpsThatOnlyCopy) {
 
 TEST_P(SpmmP24, SeededBugsAreNoticed) {
   Case c = case_of({.n = 40, .k = 900, .m = 6, .sparsity = 0.5, .parts = 2});
-  const SpmmT16Plan plan = lay_out_spmm_p24(c.t16(), 6, 2, 3);
+  const SpmmCudaPlan plan = lay_out_spmm_p24(c.t16(), 6, 2, 3);
   const auto noticed = [&](const sim::Faults& faults) { return RowTest::noticed(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.barrier = 0}), 0) << "after x was written";

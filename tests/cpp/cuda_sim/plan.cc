@@ -7,7 +7,7 @@ namespace tamis::test {
 namespace {
 
 // A weight of that shape and density, without its records.
-T16View shape(int64_t rows, int64_t cols, double density) {
+PackedView shape(int64_t rows, int64_t cols, double density) {
   const int64_t record = t16::kHeaderBytes + static_cast<int64_t>(2048 * density);
   return {.rows = rows,
           .cols = cols,
@@ -20,8 +20,8 @@ TEST(PlanT16, FitsEveryDevice) {
     for (const auto& [n, k] : plan_shapes(1, 1)) {
       for (const double density : {0.1, 0.5, 1.0}) {
         for (const int64_t m : {1, 8, 9, 16, 32, 64}) {
-          const T16View w = shape(n, k, density);
-          SpmmT16Plan p;
+          const PackedView w = shape(n, k, density);
+          SpmmCudaPlan p;
           const Status planned = plan_spmm_t16(w, m, device, &p);
           ASSERT_TRUE(planned.ok()) << planned.text << ", " << n << " x " << k << ", m " << m;
           EXPECT_LE(p.shared_bytes, device.shared_per_block);
@@ -40,8 +40,8 @@ TEST(PlanT16, FitsEveryDevice) {
 TEST(PlanT16, KeepsEverySmBusyAndCopiesFewX) {
   for (const auto& [n, k] : {std::pair{4096, 4096}, {14336, 4096}, {4096, 14336}}) {
     for (const int64_t m : {1, 8, 16}) {
-      const T16View w = shape(n, k, 0.5);
-      SpmmT16Plan p;
+      const PackedView w = shape(n, k, 0.5);
+      SpmmCudaPlan p;
       ASSERT_TRUE(plan_spmm_t16(w, m, kH100, &p).ok());
       EXPECT_GE(p.blocks_n * p.splits, kH100.sms * 9 / 10) << n << " x " << k << ", m " << m;
       const int64_t x_bytes = int64_t{p.blocks_n} * m * k * 2;
@@ -51,7 +51,7 @@ TEST(PlanT16, KeepsEverySmBusyAndCopiesFewX) {
 }
 
 TEST(PlanT16, RefusesOtherTokenCounts) {
-  SpmmT16Plan p;
+  SpmmCudaPlan p;
   for (const int64_t m : {0, 65}) {
     EXPECT_EQ(plan_spmm_t16(shape(16, 64, 0.5), m, kH100, &p).code, Code::invalid_argument);
   }

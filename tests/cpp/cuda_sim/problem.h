@@ -52,7 +52,7 @@ class Case {
   }
 
   const Problem& problem() const { return p_; }
-  const T16View& t16() const { return tiles_->view; }  // of the problem's form
+  const PackedView& t16() const { return tiles_->view; }  // of the problem's form
   SpmmCudaArgs args() {
     return {.w = tiles_->view,
             .m = p_.m,
@@ -227,7 +227,7 @@ struct SimRow {
   const char* name;
   PackedFormat format;
   DType dtype;
-  std::string (*run)(sim::Launch, const SpmmCudaArgs&, const SpmmT16Plan&);
+  std::string (*run)(sim::Launch, const SpmmCudaArgs&, const SpmmCudaPlan&);
 };
 
 const std::vector<SimRow>& sim_rows();  // in sim_rows.cc, which compiles them once
@@ -271,7 +271,7 @@ inline void expect_dense(const Case& c, std::span<const uint16_t> out, int64_t s
 }
 
 // Of a plan: tickets are zero, partial sums start as NaN.
-inline std::vector<uint64_t> workspace_of(const SpmmT16Plan& plan) {
+inline std::vector<uint64_t> workspace_of(const SpmmCudaPlan& plan) {
   std::vector<uint64_t> workspace(static_cast<size_t>(ceil_div(plan.workspace_bytes, 8)), 0);
   std::fill(workspace.begin() + (workspace.empty() ? 0 : kWorkspaceTicketBytes / 8),
             workspace.end(), ~uint64_t{0});
@@ -281,7 +281,7 @@ inline std::vector<uint64_t> workspace_of(const SpmmT16Plan& plan) {
 // Calls launch(args) with the plan's workspace; its complaint, or what is wrong with y or the
 // tickets.
 template <class Launch>
-std::string run_case(Case& c, const SpmmT16Plan& plan, const Launch& launch) {
+std::string run_case(Case& c, const SpmmCudaPlan& plan, const Launch& launch) {
   std::vector<uint64_t> workspace = workspace_of(plan);
   SpmmCudaArgs args = c.args();
   args.workspace = workspace.data();
@@ -295,7 +295,7 @@ std::string run_case(Case& c, const SpmmT16Plan& plan, const Launch& launch) {
   return c.compare();
 }
 
-inline std::string run(const SimRow& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
+inline std::string run(const SimRow& row, Case& c, const SpmmCudaPlan& plan, uint64_t seed,
                        sim::Faults faults = {}) {
   const sim::Launch launch{
       .grid = {static_cast<uint32_t>(plan.blocks_n), static_cast<uint32_t>(plan.splits)},
@@ -307,7 +307,7 @@ inline std::string run(const SimRow& row, Case& c, const SpmmT16Plan& plan, uint
 
 // What differs between runs with two orders of threads; empty if nothing.
 template <class Row>
-std::string run_twice(const Row& row, Case& c, const SpmmT16Plan& plan) {
+std::string run_twice(const Row& row, Case& c, const SpmmCudaPlan& plan) {
   std::string wrong = run(row, c, plan, 1);
   const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
   if (wrong.empty()) wrong = run(row, c, plan, 2);
@@ -317,7 +317,7 @@ std::string run_twice(const Row& row, Case& c, const SpmmT16Plan& plan) {
 
 // How many of `seeds` orders of threads notice bugs put in on purpose.
 template <class Row>
-int noticed(const Row& row, Case& c, const SpmmT16Plan& plan, const sim::Faults& faults,
+int noticed(const Row& row, Case& c, const SpmmCudaPlan& plan, const sim::Faults& faults,
             uint64_t seeds = 8) {
   int count = 0;
   for (uint64_t seed = 1; seed <= seeds; ++seed) {

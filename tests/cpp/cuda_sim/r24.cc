@@ -25,7 +25,7 @@ std::vector<Row> rows() {
   });
 }
 
-std::string run(const Row& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
+std::string run(const Row& row, Case& c, const SpmmCudaPlan& plan, uint64_t seed,
                 sim::Faults faults = {}) {
   const sim::Launch launch{
       .grid = {static_cast<uint32_t>(plan.splits), static_cast<uint32_t>(plan.blocks_n)},
@@ -49,7 +49,7 @@ class SpmmR24 : public testing::TestWithParam<Row> {
     p.format = PackedFormat::r24;
     return Case(p);
   }
-  SpmmT16Plan lay_out(const Case& c, int32_t parts, bool cluster) const {
+  SpmmCudaPlan lay_out(const Case& c, int32_t parts, bool cluster) const {
     return lay_out_spmm_r24(c.t16(), GetParam().layout, parts, cluster);
   }
   void expect_right(const Problem& p, int32_t parts, bool cluster) const {
@@ -131,7 +131,7 @@ TEST_P(SpmmR24, FaultsAreNoticed) {
   EXPECT_EQ(noticed(2, true, {.cluster = 0}), 2) << "before sums of others are read";
   EXPECT_EQ(noticed(2, false, {.fence = 0}), 2) << "between the sums and the ticket";
   EXPECT_GT(noticed(2, false, {.barrier = 1}), 0) << "before the ticket";
-  SpmmT16Plan small = lay_out(c, 1, false);
+  SpmmCudaPlan small = lay_out(c, 1, false);
   small.shared_bytes -= 32;
   EXPECT_NE(run(GetParam(), c, small, 1), "") << "shared memory too small";
 }
@@ -171,8 +171,8 @@ TEST(ExpandR24, WrittenOutIsTheWeight) {
 TEST(PlanR24, FitsAndTakesEveryTile) {
   for (const auto& [n, k] : plan_shapes(1, 1)) {
     for (const int64_t m : {1, 33, 64, 65, 128}) {
-      const T16View w{.format = PackedFormat::r24, .rows = n, .cols = k};
-      SpmmT16Plan p;
+      const PackedView w{.format = PackedFormat::r24, .rows = n, .cols = k};
+      SpmmCudaPlan p;
       ASSERT_TRUE(plan_spmm_cuda(w, m, kH100, &p).ok());
       const R24Layout& l = kR24Layouts[p.layout];
       EXPECT_LE(p.shared_bytes, kH100.shared_per_block);
@@ -186,8 +186,8 @@ TEST(PlanR24, FitsAndTakesEveryTile) {
       EXPECT_TRUE(p.splits == 1 || p.blocks_n <= kWorkspaceTickets);
     }
   }
-  const T16View w{.format = PackedFormat::r24, .rows = 64, .cols = 64};
-  SpmmT16Plan p;
+  const PackedView w{.format = PackedFormat::r24, .rows = 64, .cols = 64};
+  SpmmCudaPlan p;
   EXPECT_EQ(std::string(plan_spmm_cuda(w, 129, kH100, &p).text),
             "spmm: m: got 129 on sm_90, wanted 1 to 128 on sm_90 for r24 weights");
   EXPECT_FALSE(plan_spmm_cuda(w, 0, kH100, &p).ok());

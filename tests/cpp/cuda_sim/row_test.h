@@ -18,11 +18,11 @@ class RowTest : public testing::TestWithParam<SimRow> {
     return Case(p);
   }
   // A run by the case's own seed.
-  static void expect_right(Case& c, const SpmmT16Plan& plan, const std::string& what) {
+  static void expect_right(Case& c, const SpmmCudaPlan& plan, const std::string& what) {
     EXPECT_EQ(run(GetParam(), c, plan, c.problem().seed), "") << label(c.problem()) << ", " << what;
   }
   // In how many of 8 runs a fault shows.
-  static int noticed(Case& c, const SpmmT16Plan& plan, const sim::Faults& faults) {
+  static int noticed(Case& c, const SpmmCudaPlan& plan, const sim::Faults& faults) {
     return test::noticed(GetParam(), c, plan, faults);
   }
 };

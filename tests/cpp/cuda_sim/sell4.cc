@@ -13,7 +13,7 @@ namespace tamis::test {
 namespace {
 
 // The weights by the layout comment of sell4.h alone; -1 where none is stored.
-std::vector<float> decoded(const T16View& w) {
+std::vector<float> decoded(const PackedView& w) {
   std::vector<float> dense(static_cast<size_t>(w.rows * w.cols), 0);
   const int64_t slices = sell4::slices(w.rows);
   const uint32_t* rows = w.offsets + slices + 1;
@@ -59,7 +59,7 @@ TEST(Sell4, HoldsEveryGroupOnce) {
 // Wavefronts of 16 byte reads of x by eight lanes a step, against the calculated best of 1.
 double waves_a_read(int64_t n, int64_t k) {
   Case c({.n = n, .k = k, .m = 1, .sparsity = 0.5, .format = PackedFormat::sell4, .seed = 3});
-  const T16View& w = c.t16();
+  const PackedView& w = c.t16();
   int64_t waves = 0, reads = 0;
   for (int64_t r = 0; r < w.record_bytes / sell4::kRecordBytes; ++r) {
     const auto* units = static_cast<const uint32_t*>(w.records) + 384 * r + 256;
@@ -107,7 +107,7 @@ class SpmmSell4 : public RowTest {
  protected:
   void expect_right(const Problem& p, int32_t warps, int32_t parts = 1) {
     Case c = case_of(p);
-    SpmmT16Plan plan;
+    SpmmCudaPlan plan;
     ASSERT_TRUE(plan_spmm_cuda(c.t16(), p.m, kH100, &plan).ok());
     if (warps > 0) plan = lay_out_spmm_sell4(c.t16(), p.m, warps, parts);
     RowTest::expect_right(c, plan, std::to_string(plan.warps_k) + " warps");
@@ -192,14 +192,14 @@ TEST_P(SpmmSell4, ScalesOfX) {
             .bias = false,
             .seed = 61});
     c.scale_x(scale);
-    const SpmmT16Plan plan = lay_out_spmm_sell4(c.t16(), 2, 4);
+    const SpmmCudaPlan plan = lay_out_spmm_sell4(c.t16(), 2, 4);
     EXPECT_EQ(run(GetParam(), c, plan, 1), "") << scale;
   }
 }
 
 TEST_P(SpmmSell4, SeededBugsAreNoticed) {
   Case c = case_of({.n = 70, .k = 1536, .m = 2, .sparsity = 0.4, .seed = 71});
-  SpmmT16Plan plan = lay_out_spmm_sell4(c.t16(), 2, 8);
+  SpmmCudaPlan plan = lay_out_spmm_sell4(c.t16(), 2, 8);
   const auto noticed = [&](const sim::Faults& faults) { return RowTest::noticed(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_GT(noticed({.barrier = 0}), 0) << "before x and the largest of it are read";
@@ -214,7 +214,7 @@ TEST_P(SpmmSell4, SeededBugsAreNoticed) {
 
 TEST_P(SpmmSell4, SeededBugsOfClustersAreNoticed) {
   Case c = case_of({.n = 70, .k = 1536, .m = 2, .sparsity = 0.4, .seed = 72});
-  SpmmT16Plan plan = lay_out_spmm_sell4(c.t16(), 2, 4, 2);
+  SpmmCudaPlan plan = lay_out_spmm_sell4(c.t16(), 2, 4, 2);
   const auto noticed = [&](const sim::Faults& faults) { return RowTest::noticed(c, plan, faults); };
   EXPECT_EQ(noticed({}), 0);
   EXPECT_EQ(noticed({.cluster = 0}), 8) << "no meeting";
@@ -235,12 +235,12 @@ TEST(PlanSell4, FitsEveryDeviceOrSaysWhyNot) {
                                {4096, 14336},
                                {128256, 4096}}) {
       const int64_t records = sell4::slices(n) * ceil_div(k, 128);
-      const T16View w{.format = PackedFormat::sell4,
-                      .rows = n,
-                      .cols = k,
-                      .record_bytes = records * sell4::kRecordBytes};
+      const PackedView w{.format = PackedFormat::sell4,
+                         .rows = n,
+                         .cols = k,
+                         .record_bytes = records * sell4::kRecordBytes};
       for (const int64_t m : {1, 2, 4, 8}) {
-        SpmmT16Plan p;
+        SpmmCudaPlan p;
         const Status planned = plan_spmm_cuda(w, m, device, &p);
         EXPECT_EQ(planned.ok(), p.shared_bytes <= device.shared_per_block) << n << " x " << k;
         EXPECT_EQ(p.blocks_n, sell4::slices(n));
@@ -249,7 +249,7 @@ TEST(PlanSell4, FitsEveryDeviceOrSaysWhyNot) {
         EXPECT_GE(p.tokens, m);
         EXPECT_LE(p.warps_k, sell4_most_warps(p.tokens));
       }
-      SpmmT16Plan p;
+      SpmmCudaPlan p;
       EXPECT_EQ(plan_spmm_cuda(w, 9, device, &p).code, Code::invalid_argument);
     }
   }
@@ -258,11 +258,11 @@ TEST(PlanSell4, FitsEveryDeviceOrSaysWhyNot) {
 // Half of the groups of q, o: two turns of 17 warps, and a fifth more; more rows fill the device.
 TEST(PlanSell4, NoMoreWarpsThanTurnsNeed) {
   const auto warps = [](int64_t n, int64_t records_of_slice, int64_t m) {
-    const T16View w{.format = PackedFormat::sell4,
-                    .rows = n,
-                    .cols = 4096,
-                    .record_bytes = sell4::slices(n) * records_of_slice * sell4::kRecordBytes};
-    SpmmT16Plan p;
+    const PackedView w{.format = PackedFormat::sell4,
+                       .rows = n,
+                       .cols = 4096,
+                       .record_bytes = sell4::slices(n) * records_of_slice * sell4::kRecordBytes};
+    SpmmCudaPlan p;
     EXPECT_TRUE(plan_spmm_sell4(w, m, kH100, &p).ok());
     return p.warps_k;
   };

@@ -9,7 +9,7 @@ namespace tamis::test {
 namespace {
 
 template <PackedFormat kFormat, DType kType, bool kBulk>
-std::string simulate(sim::Launch launch, const SpmmCudaArgs& args, const SpmmT16Plan& plan) {
+std::string simulate(sim::Launch launch, const SpmmCudaArgs& args, const SpmmCudaPlan& plan) {
   if constexpr (kFormat == PackedFormat::gap) {
     launch.block = {static_cast<uint32_t>(32 * plan.warps_k)};
     const SpmmGapParams p = spmm_gap_params(args, plan);

@@ -14,7 +14,7 @@ class SpmmT16 : public RowTest {
  protected:
   void expect_right(const Problem& p, int32_t warps_k, int32_t splits) {
     Case c = case_of(p);
-    SpmmT16Plan plan;
+    SpmmCudaPlan plan;
     if (warps_k > 0) {
       plan = lay_out_spmm_t16(c.t16(), p.m, warps_k, splits);
     } else {

@@ -105,7 +105,7 @@ class ByteCase {
     make_vectors();
   }
 
-  const T16View& view() const { return tiles_->view; }
+  const PackedView& view() const { return tiles_->view; }
   const std::vector<int8_t>& codes() const { return codes_; }  // dense
   float scale(int64_t row, int64_t col) const {
     const int64_t groups = scale_groups(p_.k, p_.group_size);
@@ -115,7 +115,7 @@ class ByteCase {
   const Guarded<uint16_t>& y() const { return *y_; }
   int64_t k() const { return p_.k; }
 
-  std::string run(const SpmmT16Plan& plan, uint64_t seed) {
+  std::string run(const SpmmCudaPlan& plan, uint64_t seed) {
     std::vector<uint64_t> workspace(static_cast<size_t>(ceil_div(plan.workspace_bytes, 16)) * 2, 0);
     std::fill(workspace.begin() + (workspace.empty() ? 0 : kWorkspaceTicketBytes / 8),
               workspace.end(), ~uint64_t{0});
@@ -209,7 +209,7 @@ class ByteCase {
       if (keep[j]) codes_[j] = values[i++];
     }
     tiles_ = std::make_unique<PackedTiles>(row_.format, canonical_.view);
-    T16View& view = tiles_->view;
+    PackedView& view = tiles_->view;
     view.dtype = row_.dtype;
     view.scales = canonical_.scales->data();
     view.group_size = p_.group_size;
@@ -278,7 +278,7 @@ class SpmmI8 : public testing::TestWithParam<ByteRow> {
  protected:
   void expect_right(const ByteProblem& p, int32_t warps_k, int32_t splits) {
     ByteCase c(p, GetParam());
-    SpmmT16Plan plan;
+    SpmmCudaPlan plan;
     if (warps_k > 0) {
       plan = lay_out_spmm_t16(c.view(), p.m, warps_k, splits);
     } else {
@@ -343,7 +343,7 @@ TEST_P(SpmmI8, GroupsOfColumns) {
 TEST_P(SpmmI8, TwoRunsAgreeInEveryBit) {
   for (const int64_t m : {3, 9}) {
     ByteCase c({.n = 100, .k = 1300, .m = m, .seed = 51}, GetParam());
-    const SpmmT16Plan plan = lay_out_spmm_t16(c.view(), m, 2, 3);
+    const SpmmCudaPlan plan = lay_out_spmm_t16(c.view(), m, 2, 3);
     ASSERT_EQ(c.run(plan, 1), "");
     const std::vector<uint16_t> first(c.y().data(), c.y().data() + c.y().size());
     ASSERT_EQ(c.run(plan, 2), "");
@@ -362,7 +362,7 @@ TEST_P(SpmmI8, ExtremeInputs) {
     c.x(2)[599] = narrowed(std::nanf(""), dtype);
     std::fill_n(c.x(3), c.k(), uint16_t{0});
     std::fill_n(c.x(4), 256, uint16_t{1});
-    SpmmT16Plan plan;
+    SpmmCudaPlan plan;
     ASSERT_TRUE(plan_spmm_t16(c.view(), m, kH100, &plan).ok());
     EXPECT_EQ(c.run(plan, 7), "");
     for (int64_t r = 0; r < 20; ++r) {

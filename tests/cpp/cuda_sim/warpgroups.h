@@ -18,7 +18,7 @@ template <class Kind>
 struct GroupRow : LayoutRow<typename Kind::Params> {};
 
 template <class Kind>
-std::string run(const GroupRow<Kind>& row, Case& c, const SpmmT16Plan& plan, uint64_t seed,
+std::string run(const GroupRow<Kind>& row, Case& c, const SpmmCudaPlan& plan, uint64_t seed,
                 sim::Faults faults = {}) {
   const sim::Launch launch{.grid = {static_cast<uint32_t>(plan.blocks_n * plan.splits)},
                            .block = {static_cast<uint32_t>(Kind::kLayouts[plan.layout].threads())},
@@ -44,13 +44,13 @@ class GroupTest : public testing::TestWithParam<GroupRow<Kind>> {
     return Case(p);
   }
 
-  SpmmT16Plan lay_out(Case& c, int64_t m, int64_t blocks, bool cluster = true) const {
+  SpmmCudaPlan lay_out(Case& c, int64_t m, int64_t blocks, bool cluster = true) const {
     return Kind::kLayOut(c.t16(), m, GetParam().layout, blocks, cluster);
   }
 
   void expect_right(const Problem& p, int64_t blocks) const {
     Case c = case_of(p);
-    const SpmmT16Plan plan = lay_out(c, p.m, blocks);
+    const SpmmCudaPlan plan = lay_out(c, p.m, blocks);
     EXPECT_EQ(run(GetParam(), c, plan, p.seed), "")
         << label(p) << ", " << plan.blocks_n << " blocks";
   }
@@ -95,7 +95,7 @@ class GroupTest : public testing::TestWithParam<GroupRow<Kind>> {
   // tokens of 1000 columns.
   void faults_are_noticed(Case& c, const std::vector<sim::Faults>& always,
                           const std::vector<sim::Faults>& sometimes) const {
-    const SpmmT16Plan plan = lay_out(c, 6, 2);
+    const SpmmCudaPlan plan = lay_out(c, 6, 2);
     const auto noticed = [&](sim::Faults faults) {
       return test::noticed(GetParam(), c, plan, faults, 2);
     };
@@ -106,12 +106,12 @@ class GroupTest : public testing::TestWithParam<GroupRow<Kind>> {
     }
     for (const int i : {0, 1}) EXPECT_EQ(noticed({.wait = i}), 2) << "no wait for panel " << i;
     for (const int i : {0, 40, 200}) EXPECT_EQ(noticed({.copy = i}), 2) << "no copy " << i;
-    SpmmT16Plan small = plan;
+    SpmmCudaPlan small = plan;
     small.shared_bytes /= 2;
     EXPECT_NE(run(GetParam(), c, small, 1), "") << "shared memory too small";
     // Both blocks have half of a tile's panels, with a barrier each, and leave their sums in
     // memory.
-    const SpmmT16Plan apart = lay_out(c, 6, 2, false);
+    const SpmmCudaPlan apart = lay_out(c, 6, 2, false);
     const int32_t panels = Kind::kParams(c.args(), apart).panels;
     EXPECT_EQ(run(GetParam(), c, apart, 1), "");
     EXPECT_NE(run(GetParam(), c, apart, 1, {.fence = 0}), "") << "between the sums and the ticket";
@@ -129,7 +129,7 @@ std::string name_of(const testing::TestParamInfo<GroupRow<Kind>>& info) {
 
 // A plan for m tokens fits an H100 and shares out everything.
 template <class Kind>
-void expect_plan_fits(const T16View& w, int64_t m, const SpmmT16Plan& p) {
+void expect_plan_fits(const PackedView& w, int64_t m, const SpmmCudaPlan& p) {
   EXPECT_LE(p.shared_bytes, kH100.shared_per_block);
   EXPECT_GE(p.tokens, m);
   const typename Kind::Params q = Kind::kParams({.w = w, .m = m}, p);
