@@ -110,8 +110,9 @@ struct R24Expander {
   uint32_t from[2] = {}, to[2] = {};                // offsets: of this batch and the next
   uint32_t begins[kSlots] = {}, ends[kSlots] = {};  // of records in slots
 
-  TAMIS_DEVICE R24Expander(const SpmmR24Params& params, uint32_t thread)
-      : p(params), at(params), warp(thread / 32), lane(thread % 32) {
+  // Of a thread that expands; another one's has no records.
+  TAMIS_DEVICE R24Expander(const SpmmR24Params& params, const R24Part& part, uint32_t thread)
+      : p(params), at(part), warp((thread - Config::kConsumers) / 32), lane(thread % 32) {
     const uint32_t all = kRowTiles * static_cast<uint32_t>(at.end - at.begin);
     count = warp < all ? (all - warp + kStep - 1) / kStep : 0;
     find(0, 0);
@@ -434,15 +435,14 @@ TAMIS_GLOBAL void TAMIS_LAUNCH_BOUNDS(Config::kThreads, 1)
   const R24Part at(p);
   begin_r24<Config>(p, at, thread);  // before loads are on their way, which its fence waits for
   dev::sync_warp();
+  R24Expander<Config> expander(p, at, thread);
+  dev::sync_block();
   if (thread >= Config::kConsumers) {
-    R24Expander<Config> expander(p, thread - Config::kConsumers);
-    dev::sync_warps<4, Config::kThreads>();  // barriers are there
     // Weights do not depend on the kernel before: stages fill while it ends.
     expander.start();
     expander.run();
     if (p.cluster) dev::sync_cluster_unordered();
   } else {
-    dev::sync_warps<4, Config::kThreads>();
     dev::wait_for_previous();
     dev::allow_next();
     if (thread == 0) {
