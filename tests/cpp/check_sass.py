@@ -25,8 +25,8 @@ MAX_ALONE_REGISTERS = 176  # one
 MAX_PAGE_REGISTERS = 192  # of 4 bits, one, beside which nothing begins
 # Words that the warps which load for three warpgroups, with 32 registers, keep behind tiles on their way.
 MAX_PREFILL_SPILLED = 46
-# Loads and stores of what chooses by eight rows: 36 with scores of 16 bits, 6 elsewhere.
-MAX_EIGHT_SPILLED = 40
+# Loads and stores of what chooses by eight rows: 35 with scores of 16 bits, 6 elsewhere.
+MAX_EIGHT_SPILLED = 35
 # Instructions for a record of the product at 8 tokens, where the loop takes several on average, and the
 # level that they are pinned on.
 MAX_RECORD = {

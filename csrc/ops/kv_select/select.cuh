@@ -417,8 +417,10 @@ struct SelectTask {
     recent = a.recent < all - sink ? static_cast<int32_t>(a.recent) : all - sink;
     n = all - sink - recent;
     const int64_t budget = a.budget ? int64_t{dev::load_volatile(a.budget + head)} : a.k;
-    // Never written beyond. Every warp waits for a division.
-    const int64_t room = a.page == 1 ? a.index_stride : a.index_stride / a.page;
+    // Never written beyond; ids have 32 bits. Every warp waits for a division, longer for 64 bits.
+    const auto stride =
+        static_cast<uint32_t>(a.index_stride < INT32_MAX ? a.index_stride : INT32_MAX);
+    const uint32_t room = a.page == 1 ? stride : stride / static_cast<uint32_t>(a.page);
     int64_t wanted = (budget < room ? budget : room) - sink - recent;
     wanted = wanted < 0 ? 0 : wanted < n ? wanted : n;
     k = static_cast<int32_t>(wanted);
