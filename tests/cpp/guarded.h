@@ -14,8 +14,8 @@
 
 namespace tamis::test {
 
-// Mappings of so many pages between their guards that this thread may use again: to make one takes
-// the system longer than most kernels run.
+// Mappings of so many pages between their guards that this thread may use again, closed meanwhile:
+// to make one takes the system longer than most kernels run.
 inline constexpr size_t kSparePages = 16;
 inline std::vector<uint8_t*>& spare_mappings(size_t pages) {
   thread_local std::array<std::vector<uint8_t*>, kSparePages + 1> spare;
@@ -36,10 +36,11 @@ class Guarded {
       base_ = static_cast<uint8_t*>(
           mmap(nullptr, bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
       if (base_ == MAP_FAILED) std::abort();
-      if (body > 0 && mprotect(base_ + page, body, PROT_READ | PROT_WRITE) != 0) std::abort();
+      allow(PROT_READ | PROT_WRITE);
     } else {
       base_ = spare_mappings(pages_).back();
       spare_mappings(pages_).pop_back();
+      allow(PROT_READ | PROT_WRITE);
       std::memset(base_ + page, 0, body);
     }
     data_ = front ? reinterpret_cast<T*>(base_ + page)
@@ -54,6 +55,7 @@ class Guarded {
     if (pages_ > kSparePages) {
       munmap(base_, bytes_);
     } else {
+      allow(PROT_NONE);
       spare_mappings(pages_).push_back(base_);
     }
   }
@@ -66,6 +68,11 @@ class Guarded {
   const T& operator[](size_t i) const { return data_[i]; }
 
  private:
+  void allow(int protection) {
+    const size_t page = bytes_ / (pages_ + 2);
+    if (pages_ > 0 && mprotect(base_ + page, pages_ * page, protection) != 0) std::abort();
+  }
+
   size_t count_, bytes_, pages_;
   uint8_t* base_;
   T* data_;
