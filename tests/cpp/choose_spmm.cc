@@ -279,14 +279,24 @@ TEST(ChooseSpmm, EmeraldRapidsTakesColumnsInF32) {
   EXPECT_STREQ(choose_spmm(desc, isa::avx512vbmi2)->name, "spmm_bitmap_f32_f32_avx512vbmi2_skip");
 }
 
+// A weight of 4096 x 4096, and the end of the name of the kernel that is to be chosen for it.
+struct Chosen {
+  DType dtype;
+  int64_t tokens, kept;  // of a hundred
+  const char* kernel;
+
+  SpmmDesc desc(Format format) const {
+    SpmmDesc made = desc_of(format, dtype, dtype);
+    made.m = tokens;
+    made.n = made.k = 4096;
+    made.nnz = made.n * made.k / 100 * kept;
+    return made;
+  }
+};
+
 // Zen 4 lists the columns that a row stores where that leaves out enough, else it expands the next
 // weights beside products. Neither was timed on other hosts.
 TEST(ChooseSpmm, Zen4ListsColumnsForSeveralTokens) {
-  struct Chosen {
-    DType dtype;
-    int64_t tokens, kept;  // of a hundred
-    const char* kernel;
-  };
   constexpr DType f32 = DType::f32, bf16 = DType::bf16;
   for (const Chosen& c : {Chosen{f32, 8, 50, "f32_f32_avx512bf16_octets"},
                           {f32, 8, 20, "f32_f32_avx512vbmi2_octetlists"},
@@ -298,10 +308,7 @@ TEST(ChooseSpmm, Zen4ListsColumnsForSeveralTokens) {
                           {bf16, 8, 10, "bf16_bf16_avx512bf16_octets"},
                           {bf16, 16, 50, "bf16_bf16_avx512bf16_columns"},
                           {bf16, 16, 10, "bf16_bf16_avx512vbmi2_lists"}}) {
-    SpmmDesc desc = desc_of(Format::bitmap, c.dtype, c.dtype);
-    desc.m = c.tokens;
-    desc.n = desc.k = 4096;
-    desc.nnz = desc.n * desc.k / 100 * c.kept;
+    const SpmmDesc desc = c.desc(Format::bitmap);
     EXPECT_EQ(choose_spmm(desc, isa::avx512bf16)->name, std::string("spmm_bitmap_") + c.kernel)
         << c.tokens << " tokens, " << c.kept << " % kept";
     for (const IsaBits others : {isa::avx512, isa::avx512vbmi2, isa::avx512fp16, isa::amx}) {
@@ -314,11 +321,6 @@ TEST(ChooseSpmm, Zen4ListsColumnsForSeveralTokens) {
 
 // Without AVX-512 lists take what AVX2 would expand for a few tokens each: of masks as of csr8.
 TEST(ChooseSpmm, Avx2ListsColumnsForSeveralTokens) {
-  struct Chosen {
-    DType dtype;
-    int64_t tokens, kept;  // of a hundred
-    const char* kernel;
-  };
   constexpr DType f32 = DType::f32, bf16 = DType::bf16;
   for (const Format format : {Format::bitmap, Format::nm}) {
     for (const Chosen& c : {Chosen{f32, 1, 5, "f32_f32_avx2"},
@@ -333,10 +335,7 @@ TEST(ChooseSpmm, Avx2ListsColumnsForSeveralTokens) {
                             {bf16, 8, 10, "bf16_bf16_avx2_octetlists"},
                             {bf16, 16, 10, "bf16_bf16_avx2_lists"},
                             {bf16, 256, 50, "bf16_bf16_avx2_panels"}}) {
-      SpmmDesc desc = desc_of(format, c.dtype, c.dtype);
-      desc.m = c.tokens;
-      desc.n = desc.k = 4096;
-      desc.nnz = desc.n * desc.k / 100 * c.kept;
+      const SpmmDesc desc = c.desc(format);
       EXPECT_EQ(choose_spmm(desc, isa::avx2)->name,
                 std::string("spmm_") + name_of(format) + "_" + c.kernel)
           << c.tokens << " tokens, " << c.kept << " % kept";

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda_sim/problem.h"
+#include "format/m24.h"
 
 namespace tamis::test {
 
@@ -37,6 +38,15 @@ std::vector<Row> layout_rows(
     ++layout;
   }
   return rows;
+}
+
+// A 2:4 weight as plans see it: without its bytes.
+inline PackedView m24_weight(int64_t n, int64_t k) {
+  return {.format = PackedFormat::m24,
+          .rows = n,
+          .cols = k,
+          .record_bytes = m24::record_bytes(n, k),
+          .max_record_bytes = m24::kRecordBytes};
 }
 
 }  // namespace tamis::test

@@ -138,11 +138,7 @@ INSTANTIATE_TEST_SUITE_P(Layouts, M24Many, testing::ValuesIn(rows()), [](const a
 // Few tiles in many parts, each as few stages as the meeting of parts costs.
 TEST(PlanM24Many, Parts) {
   const auto plan = [](int64_t n, int64_t k, int64_t m) {
-    const PackedView w{.format = PackedFormat::m24,
-                       .rows = n,
-                       .cols = k,
-                       .record_bytes = m24::record_bytes(n, k),
-                       .max_record_bytes = m24::kRecordBytes};
+    const PackedView w = m24_weight(n, k);
     SpmmCudaPlan p;
     EXPECT_TRUE(plan_m24_many(w, m, kH100, &p).ok());
     const M24ManyLayout& l = kM24ManyLayouts[p.many_layout];
@@ -160,11 +156,7 @@ TEST(PlanM24Many, Parts) {
 TEST(PlanM24Many, FitsAndTakesEveryTile) {
   for (const auto& [n, k] : plan_shapes(1, 4)) {
     for (const int64_t m : {1, 65, 128, 512, 1000, 8192}) {
-      const PackedView w{.format = PackedFormat::m24,
-                         .rows = n,
-                         .cols = k,
-                         .record_bytes = m24::record_bytes(n, k),
-                         .max_record_bytes = m24::kRecordBytes};
+      const PackedView w = m24_weight(n, k);
       SpmmCudaPlan p;
       ASSERT_TRUE(plan_m24_many(w, m, kH100, &p).ok());
       ASSERT_GE(p.many_layout, 0);

@@ -52,11 +52,7 @@ INSTANTIATE_TEST_SUITE_P(Layouts, M24Group, testing::ValuesIn(rows()), name_of<M
 TEST(PlanM24Group, FitsAndSharesEverything) {
   for (const auto& [n, k] : plan_shapes(1, 4)) {
     for (const int64_t m : {1, 8, 9, 16, 32, 64, 65, 128, 1000, 8192}) {
-      const PackedView w{.format = PackedFormat::m24,
-                         .rows = n,
-                         .cols = k,
-                         .record_bytes = m24::record_bytes(n, k),
-                         .max_record_bytes = m24::kRecordBytes};
+      const PackedView w = m24_weight(n, k);
       SpmmCudaPlan p;
       const bool many = w.record_bytes >= 4096 * m24::kRecordBytes;
       EXPECT_EQ(most_tokens_cuda(w, kH100) > kMaxTokens, many);
